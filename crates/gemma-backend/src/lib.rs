@@ -1,0 +1,1 @@
+//! The one place where a backend feature becomes a device.

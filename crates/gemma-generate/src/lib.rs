@@ -1,0 +1,1 @@
+//! The decoding loop: sampler, stop conditions, batches of sequences, text streams.

@@ -1,0 +1,1 @@
+//! Text to tokens and back for the Gemma family: control tokens, chat template, incremental decoding.

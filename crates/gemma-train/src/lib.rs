@@ -1,0 +1,1 @@
+//! Training for the Gemma family: losses, packed batches, the optimizer loop.

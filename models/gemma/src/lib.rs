@@ -1,0 +1,1 @@
+//! Gemma 1, 1.1 and 2: text generation on Burn.

@@ -1,0 +1,1 @@
+//! Makes the embedded demo models: generated text, a small tokenizer, training from scratch.
