@@ -1,2 +1,72 @@
-//! x
-fn main(){}
+//! The chores of this repository: `cargo xtask check | tidy | goldens | demo | bench`.
+//!
+//! One file per chore. Nothing here depends on Burn, so a chore starts at once; what needs a model runs the
+//! program that has it (`gemma-cli`, `gemma-demo`, `gemma-tests`) as a child.
+
+mod bandwidth;
+mod bench;
+mod cargo;
+mod check;
+mod demo;
+mod goldens;
+mod machine;
+mod tidy;
+
+use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Chores of this repository.
+
+Usage: cargo xtask <CHORE> [OPTIONS]
+
+Chores:
+  check [--fast] [--wgpu]   fmt, tidy, clippy, tests and docs, each with its time
+                            --fast: no tests; --wgpu: tests with the wgpu and flex backends too
+  tidy                      the rules of docs/architecture.md, read from manifests, sources and documents
+  goldens [--python PATH]   compute the expected values in tests/goldens again (needs a Python with torch)
+  demo gemma [ARGS]         train the demo model into models/gemma/demo (ARGS go to gemma-demo)
+  bench [OPTIONS]           measure the speed at a released shape and write docs/performance.md
+                            --shape NAME (gemma-2b), --precisions LIST (bf16,q8_0,q4_0), --repeat N (3),
+                            --quick: fewer tokens, nothing written
+  bandwidth                 print how fast this machine reads memory, in bytes per second
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (chore, rest) = match arguments.split_first() {
+        Some((chore, rest)) => (chore.as_str(), rest),
+        None => ("help", &[][..]),
+    };
+    match run(chore, rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {chore}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: &str, arguments: &[String]) -> Result<()> {
+    let root = root();
+    match chore {
+        "check" => check::run(&root, arguments),
+        "tidy" => tidy::run(&root, arguments),
+        "goldens" => goldens::run(&root, arguments),
+        "demo" => demo::run(&root, arguments),
+        "bench" => bench::run(&root, arguments),
+        "bandwidth" => bandwidth::run(arguments),
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        unknown => bail!("there is no such chore; `cargo xtask help` lists them (got {unknown:?})"),
+    }
+}
+
+/// The workspace's root: the folder above this package.
+fn root() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().expect("xtask lies in the workspace").to_path_buf()
+}

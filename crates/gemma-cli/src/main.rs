@@ -1,2 +1,60 @@
-//! cli
-fn main(){}
+//! The `gemma` program: nothing but arguments, printing and progress.
+//!
+//! [`args`] says what can be typed, a file per verb under [`commands`] does it with the library, [`session`] opens
+//! models, and [`output`] prints. This file maps every ending to an exit code: 0 done (a closed pipe included),
+//! 2 a mistake in what was asked (one line on standard error), 130 interrupted.
+
+mod args;
+mod commands;
+mod conversation;
+mod interrupt;
+mod logits_file;
+mod machine;
+mod new_file;
+mod output;
+mod panics;
+mod progress;
+mod session;
+mod text;
+mod tokens_file;
+
+use std::process::ExitCode;
+
+use clap::{Parser, error::ErrorKind};
+
+use crate::{args::Arguments, commands::Ending};
+
+/// Exit code of everything that went wrong.
+const FAILURE: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
+    let result = panics::caught(|| {
+        interrupt::install()?;
+        commands::run(arguments.verb)
+    });
+    match result {
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
+        Err(error) if error.is::<output::Closed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", output::one_line(&error));
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+/// Prints help where it was asked for, and a mistake in the arguments as one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if asked_for || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Help that cannot be printed has no reader to be told.
+        let _ = error.print();
+        return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) };
+    }
+    eprintln!("{}", args::one_line(error));
+    ExitCode::from(FAILURE)
+}

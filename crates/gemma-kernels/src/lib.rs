@@ -1,1 +1,40 @@
-//! The operations Burn lacks, as Burn backend extensions: packed weights and attention over a cache.
+//! The operations Burn lacks, as Burn backend extensions: products with packed weights, and attention over a cache.
+//!
+//! This is the engine room. A weight matrix stays as it lies in its file ([`PackedWeight`]: bf16 rows or
+//! GGML blocks, borrowed from a memory map where there is one), and three operations compute with it or with a
+//! cache in place:
+//!
+//! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
+//! - [`packed_rows`]: an embedding look-up;
+//! - [`attend`]: softmax attention of a segment's queries over a cache and over the segment itself.
+//!
+//! Each exists once for the CPU (`cpu/`: slices in, slices out, shared by the ndarray and flex backends; the
+//! instruction set is chosen at run time) and once for CubeCL runtimes such as wgpu (`cube/`). Each has a plain
+//! twin made of Burn's own operations ([`plain`]), which the tests compare with and which training
+//! differentiates.
+//!
+//! This is also the only crate of the workspace that contains `unsafe`: for SIMD and for mapping files.
+
+#![allow(
+    unsafe_code,
+    reason = "SIMD kernels and memory maps live here, and only here"
+)]
+
+mod cpu;
+#[cfg(feature = "wgpu")]
+mod cube;
+mod error;
+mod format;
+mod map;
+mod ops;
+mod packed;
+mod visibility;
+pub mod plain;
+
+pub use cpu::{Level, cpu_level};
+pub use error::KernelError;
+pub use format::{Format, ParseFormatError};
+pub use map::map_file;
+pub use ops::{KernelOps, attend, packed_linear, packed_rows};
+pub use packed::PackedWeight;
+pub use visibility::AttendParams;

@@ -1,1 +1,46 @@
 //! Checkpoints on disk: safetensors folders and shards, the Hugging Face cache, quantizing, saving.
+//!
+//! The archive of the house. A model's name becomes a folder ([`resolve`]); the folder is opened and every header
+//! checked, without reading a weight ([`Checkpoint`]); its tensors are compared with what the configuration asks for
+//! ([`Checkpoint::check`]); and layers are built from it ([`Loader`], a [`gemma_nn::Source`]), borrowing the file's bytes
+//! where they are stored as wanted and quantizing them where not. [`save_folder`] goes the other way. Which models
+//! exist is said by the [`catalogue`].
+//!
+//! The configuration itself (`config.json`) belongs to the model families; this crate hands out its bytes
+//! ([`Checkpoint::file`]).
+//!
+//! ```no_run
+//! use gemma_weights::{Checkpoint, HubOptions, resolve};
+//!
+//! let folder = resolve("google/gemma-2-2b-it", &HubOptions::from_env())?;
+//! let checkpoint = Checkpoint::open(&folder)?;
+//! for (name, tensor) in checkpoint.tensors() {
+//!     println!("{name} {:?} {}", tensor.shape, tensor.dtype);
+//! }
+//! # Ok::<(), gemma_weights::Error>(())
+//! ```
+
+pub mod catalogue;
+mod check;
+mod checkpoint;
+mod convert;
+mod dtype;
+mod error;
+mod files;
+mod generation_config;
+mod hub;
+mod json;
+mod loader;
+mod safetensors;
+mod save;
+mod shard;
+
+pub use check::TensorSpec;
+pub use checkpoint::Checkpoint;
+pub use dtype::{Dtype, Precision};
+pub use error::{Error, SafetensorsFault};
+pub use generation_config::GenerationConfig;
+pub use hub::{Download, HubId, HubOptions, OnDownload, cached, pull, resolve, resolve_with};
+pub use loader::{Loader, OnProgress};
+pub use safetensors::{StoredTensor, parse_safetensors, read_safetensors};
+pub use save::{SaveOptions, SavedTensor, save_folder, save_folder_with};

@@ -1,1 +1,43 @@
 //! Gemma 1, 1.1 and 2: text generation on Burn.
+//!
+//! ```
+//! use gemma::{GenerateOptions, default_device};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // the demo model is part of the library; `Gemma::load("google/gemma-2-2b-it", &device)` opens a real one
+//! let gemma = gemma::demo(&default_device()?)?;
+//! let answer = gemma.chat("What is 2 plus 3?", &GenerateOptions::greedy(16))?;
+//! println!("{answer}");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Gemma`] is the front door: a tokenizer, a network and what belongs to them; everything a user can get wrong is
+//! checked there. Behind it, [`DecoderConfig`] says what a `config.json` means, [`Decoder`] is the network, and the
+//! loop that turns logits into text is [`gemma_generate`].
+//!
+//! # Features
+//!
+//! `ndarray` (default, CPU), `flex` (CPU), `wgpu` (GPU; `vulkan` and `metal` add their shader compilers), `hub`
+//! (default: download from the Hugging Face hub). Backends can be combined and are chosen at run time.
+
+mod config;
+mod decoder;
+mod demo;
+mod error;
+mod front;
+mod layer;
+mod save;
+
+pub use config::{DecoderConfig, LayerSpec, Norms};
+pub use decoder::{Decoder, Memory};
+pub use demo::{demo, demo_checkpoint, demo_tokenizer};
+pub use error::Error;
+pub use front::{Gemma, LoadOptions, OnLoad};
+pub use layer::DecoderLayer;
+
+pub use gemma_backend::{Backend, Device, default_device};
+pub use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generated, TextStream};
+pub use gemma_nn::RandomWeights;
+pub use gemma_tokenizer::{TokenId, Tokenizer, Turn};
+pub use gemma_weights::Precision;

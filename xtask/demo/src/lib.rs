@@ -1,1 +1,35 @@
 //! Makes the embedded demo models: generated text, a small tokenizer, training from scratch.
+//!
+//! Real weights are gated and gigabytes large, so the repository carries a tiny model of the same architecture,
+//! trained by this package on text that this package writes:
+//!
+//! - [`corpus`] writes stories and conversations from a seed, and keeps a tenth of all questions for the test;
+//! - [`bpe`] learns word pieces from them, [`tokenizer_files`] stores these as Gemma's tokenizers are stored;
+//! - [`random`] is the source of all chance, so that the same seed gives the same model.
+//!
+//! ```
+//! use gemma_demo::{Document, held_out_questions, training_text};
+//!
+//! let stories = training_text(0).filter(|document| matches!(document, Document::Story(_)));
+//! assert_eq!(stories.take(3).count(), 3);
+//!
+//! let question = &held_out_questions(1, 0)[0];
+//! assert!(question.is_right(&question.answer));
+//! ```
+
+pub mod bpe;
+pub mod corpus;
+pub mod random;
+pub mod tokenizer_files;
+pub mod train_gemma;
+
+pub use corpus::{Document, Kind, Question, held_out_questions, training_text};
+
+/// How many pieces the demo tokenizer has: nearly every word of a story is one piece. With 640 pieces the stories
+/// have a third more tokens.
+pub const VOCABULARY_SIZE: usize = 896;
+
+/// The documents that the demo tokenizer is learned from: enough that every word of the grammar is among them.
+pub fn vocabulary_text(seed: u64) -> Vec<Document> {
+    training_text(seed).take(20_000).collect()
+}

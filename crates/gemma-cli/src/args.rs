@@ -1,0 +1,560 @@
+//! What can be typed after `gemma`: the verbs, their flags and the help that teaches them.
+//!
+//! Defaults of sampling flags are the library's own (`GenerateOptions::default()`), so they cannot drift apart.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use gemma_backend::Backend;
+use gemma_generate::GenerateOptions;
+use gemma_tokenizer::Family;
+use gemma_weights::Precision;
+
+/// Gemma language models on your own machine.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gemma",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "\
+Without --model, every verb uses a tiny model that is built into the program: no download, no files.
+
+Start here:
+  gemma generate \"Once upon a time\"             continue a text
+  gemma chat                                    talk
+  gemma models                                  what there is to download, and what fits this machine
+  gemma pull google/gemma-2-2b-it               download it (after accepting its licence on the hub)
+  gemma chat --model google/gemma-2-2b-it       talk to it
+
+`gemma VERB --help` explains a verb and gives examples."
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Generate(Generate),
+    Chat(Chat),
+    Tokenize(Tokenize),
+    Logits(Logits),
+    Score(Score),
+    Inspect(Inspect),
+    Models(Models),
+    Pull(Pull),
+    Bench(Bench),
+}
+
+/// Which model, and where and how it computes.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct Model {
+    /// A folder with a checkpoint, or a hub id such as google/gemma-2-2b-it (@REVISION may follow).
+    ///
+    /// Without it, the built-in demo model is used.
+    #[arg(short, long, value_name = "FOLDER|ID")]
+    pub(crate) model: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+
+    /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// Where and how it is computed.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct Compute {
+    /// How weights are kept in memory: f32, bf16, f16, q8_0 (about 8 bits per weight) or q4_0 (about 4 bits).
+    ///
+    /// Smaller is faster and a little less exact. Without it, weights stay as they are in the file.
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) precision: Option<Precision>,
+
+    /// What computes: ndarray or flex (processor), wgpu, vulkan or metal (graphics).
+    ///
+    /// Without it, the environment variable GEMMA_BACKEND decides, and without that the best one that is compiled
+    /// in and has hardware.
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) backend: Option<Backend>,
+
+    /// Processor threads to use; all cores without it.
+    #[arg(short, long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+/// How the next token is chosen, and when to stop.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct Sampling {
+    /// Stop after this many new tokens.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens)]
+    pub(crate) max_tokens: usize,
+
+    /// 0 always takes the likeliest token; 1 follows the model's odds; more is wilder.
+    #[arg(long, value_name = "T", default_value_t = GenerateOptions::default().temperature, allow_negative_numbers = true)]
+    pub(crate) temperature: f32,
+
+    /// Choose among the K likeliest tokens only; 0 switches this off.
+    #[arg(long, value_name = "K", default_value_t = GenerateOptions::default().top_k.unwrap_or(0))]
+    pub(crate) top_k: usize,
+
+    /// Choose among the fewest tokens whose odds add up to P; 1 switches this off.
+    #[arg(long, value_name = "P", default_value_t = GenerateOptions::default().top_p.unwrap_or(1.0), allow_negative_numbers = true)]
+    pub(crate) top_p: f32,
+
+    /// Leave out tokens less likely than P times the likeliest one; off without it.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) min_p: Option<f32>,
+
+    /// Make tokens that occurred already less likely; 1 is off, which suits Gemma best.
+    #[arg(long, value_name = "R", default_value_t = GenerateOptions::default().repetition_penalty, allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: f32,
+
+    /// The same seed and the same prompt give the same text; without it every run differs.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+
+    /// Stop before this text would appear; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+
+    /// Go on past the tokens that end an answer.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+impl Sampling {
+    /// The library's options for these flags.
+    pub(crate) fn options(&self) -> GenerateOptions {
+        GenerateOptions {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_k: (self.top_k > 0).then_some(self.top_k),
+            top_p: (self.top_p != 1.0).then_some(self.top_p),
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            ..GenerateOptions::default()
+        }
+    }
+}
+
+/// Where the text to read comes from: exactly one of the three.
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("source").required(true).args(["prompt", "prompt_file", "tokens_file"]))]
+pub(crate) struct Source {
+    /// The text itself; `-` reads standard input.
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompt: Option<String>,
+
+    /// Read the text from this file; `-` is standard input.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<PathBuf>,
+
+    /// Read token ids from this file, a JSON array of numbers, exactly as given: nothing is put in front.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens_file: Option<PathBuf>,
+}
+
+/// Continue a text.
+///
+/// The text is continued as it stands, by instruction-tuned models too; --chat puts it as a question instead.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma generate \"Once upon a time\"
+  gemma generate --max-tokens 40 --temperature 0 \"The capital of France is\"
+  gemma generate --model google/gemma-2-2b-it --chat \"Why is the sky blue?\"
+  git diff | gemma generate --model google/gemma-2-9b-it --precision q8_0 --chat -f -
+  gemma generate --tokens-file ids.json --temperature 0 --ignore-eos --json
+
+--json prints one object when done: tokens (the new ids), text, finish_reason (stop, stop_text, length,
+context_full or cancelled), prompt_tokens, seed-independent timings in seconds and tokens per second.
+Ctrl-C ends the text early with exit code 130.")]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    /// Put the text as one question in the model's chat format and print its answer.
+    #[arg(long, conflicts_with = "tokens_file")]
+    pub(crate) chat: bool,
+
+    /// Print one JSON object at the end instead of the text as it appears.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) model: Model,
+
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+}
+
+/// Talk with a model that remembers the conversation.
+///
+/// Every turn reads only what is new. Ctrl-C stops an answer, Ctrl-D leaves. When standard input is not a terminal,
+/// each of its lines is a turn.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma chat
+  gemma chat --model google/gemma-2-2b-it --temperature 0.7
+  printf 'What is 2 plus 3?\\nAnd plus 1?\\n' | gemma chat --temperature 0
+
+In the conversation, /help lists the commands: /reset, /undo, /save FILE, /stats, /exit.")]
+pub(crate) struct Chat {
+    #[command(flatten)]
+    pub(crate) model: Model,
+
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+}
+
+/// Show how a text is cut into tokens.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma tokenize \"Hello, world\"
+  gemma tokenize --model google/gemma-2-2b --json --no-bos \"Hello, world\"
+  gemma tokenize --specials \"<start_of_turn>user\"
+  gemma tokenize --model DIR --json -f story.txt > ids.json
+
+--json prints {\"tokens\": [ids], \"pieces\": [texts]}. --model may also name a tokenizer.json or tokenizer.model.")]
+pub(crate) struct Tokenize {
+    /// The text; `-` reads standard input.
+    #[arg(required_unless_present = "prompt_file", conflicts_with = "prompt_file", allow_hyphen_values = true)]
+    pub(crate) text: Option<String>,
+
+    /// Read the text from this file; `-` is standard input.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<PathBuf>,
+
+    /// Leave out the beginning-of-sequence token.
+    #[arg(long)]
+    pub(crate) no_bos: bool,
+
+    /// Let texts such as <start_of_turn> become the control tokens they name.
+    #[arg(long)]
+    pub(crate) specials: bool,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Whose control tokens these are: gemma, codegemma, paligemma or recurrentgemma.
+    ///
+    /// Without it, config.json or the name tells. It matters only for tokenizer files that leave the names out.
+    #[arg(long, value_name = "NAME", value_parser = family)]
+    pub(crate) family: Option<Family>,
+
+    /// A folder with a tokenizer, or a hub id; the demo's tokenizer without it.
+    #[arg(short, long, value_name = "FOLDER|ID")]
+    pub(crate) model: Option<String>,
+
+    /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// Write the logits after every token to a safetensors file.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The tokens file holds a JSON array of token ids, read exactly as given, or an array of such arrays, read together
+as one batch. The output holds `logits`, f32 [tokens, vocab], or `logits.0`, `logits.1`, ... for a batch.
+
+Examples:
+  echo '[2, 10, 20, 30]' > ids.json
+  gemma logits --tokens-file ids.json --out logits.safetensors
+  gemma logits --model DIR --tokens-file ids.json --out logits.safetensors --chunk 64 --backend wgpu")]
+pub(crate) struct Logits {
+    /// JSON array of token ids, or array of arrays.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens_file: PathBuf,
+
+    /// Where to write; the file appears complete or not at all.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+
+    /// Read N tokens of each row at a time through the cache; all at once without it.
+    #[arg(long, value_name = "N")]
+    pub(crate) chunk: Option<NonZeroUsize>,
+
+    #[command(flatten)]
+    pub(crate) model: Model,
+}
+
+/// How well does the model predict a text: log-probability of every token, and perplexity.
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("text").required(true).args(["file", "tokens_file"]),
+    after_help = "\
+Examples:
+  gemma score story.txt
+  gemma score --model google/gemma-2-2b --precision q8_0 story.txt
+  gemma score --model DIR --json - < story.txt
+
+A text longer than the context is read in windows of that length, each begun anew with <bos> and the --overlap tokens
+before it. The first token has nothing before it and so no log-probability (null in --json). Logarithms are natural.
+
+--json prints tokens, pieces, log_probs, total_log_prob and perplexity."
+)]
+pub(crate) struct Score {
+    /// The text; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Score token ids from this file, a JSON array of numbers, exactly as given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens_file: Option<PathBuf>,
+
+    /// Longest window, in tokens; the model's context length without it.
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<NonZeroUsize>,
+
+    /// Tokens of each window that the one before has scored already and that only serve as context.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) overlap: usize,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) model: Model,
+}
+
+/// What a checkpoint is: family, shapes, memory it needs, and what is missing.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma inspect
+  gemma inspect google/gemma-2-2b-it
+  gemma inspect ./my-model --json
+
+Nothing is downloaded and no weight is read, only the headers. An incomplete folder is reported and ends with exit
+code 2.")]
+pub(crate) struct Inspect {
+    /// A folder or a hub id; the demo without it.
+    #[arg(value_name = "FOLDER|ID", conflicts_with = "model")]
+    pub(crate) path: Option<String>,
+
+    /// The same, as the other verbs take it.
+    #[arg(short, long, value_name = "FOLDER|ID")]
+    pub(crate) model: Option<String>,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// List the released checkpoints, what is downloaded, and what fits this machine.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma models
+  gemma models gemma-2             only ids that contain this
+  gemma models --all               with checkpoints tuned for one task or benchmark
+  gemma models --json | jq '.models[] | select(.fits.q4_0) | .id'")]
+pub(crate) struct Models {
+    /// Only checkpoints whose id contains this text.
+    pub(crate) filter: Option<String>,
+
+    /// Also list checkpoints that are tuned for one task.
+    #[arg(short, long)]
+    pub(crate) all: bool,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Download a checkpoint from the hub into the cache that other Hugging Face programs use too.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma pull google/gemma-2-2b-it
+  gemma pull google/gemma-2b@main
+  HF_TOKEN=hf_... gemma pull google/gemma-2-9b-it
+
+Gemma is gated: accept the licence on the model's page once and give a token, by HF_TOKEN or `hf auth login`.
+An interrupted download goes on where it stopped. HF_HOME and HF_HUB_CACHE say where the cache is.")]
+pub(crate) struct Pull {
+    /// Hub id, ORGANISATION/NAME or ORGANISATION/NAME@REVISION.
+    pub(crate) id: String,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Measure how fast a model loads, reads and writes on this machine.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma bench
+  gemma bench --model google/gemma-2-2b-it --precision q8_0
+  gemma bench --shape gemma-2b --precision q4_0 --prompt 512 --decode 32
+  gemma bench --shape gemma-2b --precision bf16 --depth 2048 --threads 2 --json
+
+--shape measures random weights of a released shape, so nothing need be downloaded (`gemma models` lists checkpoints;
+shapes are named like gemma-2b, gemma-7b, gemma-2-2b, gemma-2-9b, gemma-2-27b). Numbers are medians with the smallest
+and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
+_min and _max, peak_rss_bytes, weight_bytes.")]
+pub(crate) struct Bench {
+    /// A folder or hub id; the demo without it.
+    #[arg(short, long, value_name = "FOLDER|ID", conflicts_with = "shape")]
+    pub(crate) model: Option<String>,
+
+    /// Random weights of a released shape.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) shape: Option<String>,
+
+    /// Tokens to read at once; 512 without it, or what the context holds.
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt: Option<usize>,
+
+    /// Tokens to write one by one.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) decode: usize,
+
+    /// Tokens that are in the cache already before either is measured.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) depth: usize,
+
+    /// How often to measure.
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub(crate) repeat: NonZeroUsize,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+
+    /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// A family by its name.
+fn family(name: &str) -> Result<Family, String> {
+    match name {
+        "gemma" => Ok(Family::Gemma),
+        "codegemma" => Ok(Family::CodeGemma),
+        "paligemma" => Ok(Family::PaliGemma),
+        "recurrentgemma" => Ok(Family::RecurrentGemma),
+        _ => Err("use gemma, codegemma, paligemma or recurrentgemma".to_owned()),
+    }
+}
+
+/// A mistake in the arguments in one line: what clap says first, then its tips.
+pub(crate) fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n");
+    let words = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut line = words(paragraphs.next().unwrap_or_default());
+    for tip in paragraphs.map(words).filter(|paragraph| paragraph.starts_with("tip:")) {
+        line = format!("{line} ({tip})");
+    }
+    format!("{line}; `gemma --help` and `gemma VERB --help` show what can be given")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parsed(line: &str) -> Verb {
+        Arguments::try_parse_from(line.split(' ')).expect(line).verb
+    }
+
+    fn refusal(line: &str) -> String {
+        one_line(&Arguments::try_parse_from(line.split(' ')).expect_err(line))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_examples_and_every_flag_an_explanation() {
+        for verb in Arguments::command().get_subcommands() {
+            let name = verb.get_name();
+            let examples = verb.get_after_help().expect(name).to_string();
+            assert!(examples.contains(&format!("gemma {name}")), "{name} shows no example of itself");
+            assert!(verb.get_about().is_some(), "{name}");
+            for flag in verb.get_arguments() {
+                assert!(flag.get_help().is_some(), "{name} {}", flag.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn flags_that_are_not_given_are_the_library_defaults() {
+        let Verb::Generate(args) = parsed("gemma generate x") else { panic!("another verb") };
+        assert_eq!(args.sampling.options(), GenerateOptions::default());
+    }
+
+    #[test]
+    fn sampling_flags_arrive() {
+        let line = "gemma generate x -n 3 --temperature 0 --top-k 0 --top-p 1 --min-p 0.1 --seed 7 --stop a --stop b \
+                    --ignore-eos --repetition-penalty 1.1";
+        let Verb::Generate(args) = parsed(line) else { panic!("another verb") };
+        let expected = GenerateOptions {
+            max_tokens: 3,
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            min_p: Some(0.1),
+            repetition_penalty: 1.1,
+            seed: Some(7),
+            stop: vec!["a".into(), "b".into()],
+            ignore_eos: true,
+            ..GenerateOptions::default()
+        };
+        assert_eq!(args.sampling.options(), expected);
+    }
+
+    #[test]
+    fn numbers_that_mean_nothing_are_left_for_the_library_to_refuse() {
+        let Verb::Generate(args) = parsed("gemma generate x --temperature NaN") else { panic!("another verb") };
+        assert!(args.sampling.options().check().is_err());
+        let Verb::Generate(args) = parsed("gemma generate x --temperature -1") else { panic!("another verb") };
+        assert!(args.sampling.options().check().is_err());
+    }
+
+    #[test]
+    fn exactly_one_source_of_text() {
+        assert!(refusal("gemma generate").contains("required"));
+        assert!(refusal("gemma generate x --tokens-file y").contains("cannot be used with"));
+        assert!(refusal("gemma generate --prompt-file x --tokens-file y").contains("cannot be used with"));
+        assert!(refusal("gemma score").contains("required"));
+    }
+
+    #[test]
+    fn mistakes_are_one_line_with_a_tip() {
+        let line = refusal("gemma generate x --max-token 3");
+        assert!(line.starts_with("error: ") && line.contains("--max-tokens") && !line.contains('\n'), "{line}");
+        assert!(!refusal("gemma logits").contains('\n'));
+        assert!(refusal("gemma generate x --precision int3").contains("int3"));
+        assert!(refusal("gemma generate x --backend abacus").contains("abacus"));
+        assert!(refusal("gemma generate x --threads 0").contains("--threads"));
+        assert!(refusal("gemma bench --model a --shape b").contains("cannot be used with"));
+    }
+
+    #[test]
+    fn a_text_to_tokenize_may_begin_with_a_hyphen() {
+        let Verb::Tokenize(args) = parsed("gemma tokenize --json -x") else { panic!("another verb") };
+        assert_eq!((args.text.as_deref(), args.json), (Some("-x"), true));
+    }
+}

@@ -1,0 +1,247 @@
+//! `gemma bench`: how fast this machine is with a model.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use gemma::Decoder;
+use gemma_generate::{CausalModel, GenerateOptions};
+use gemma_nn::Segment;
+use gemma_tokenizer::TokenId;
+use serde::Serialize;
+
+use crate::{args, commands::Ending, interrupt, machine, output, session};
+
+/// The middle of some measurements, and the smallest and largest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Spread {
+    /// `None` without measurements.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let median = (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0;
+        Some(Self { median, min, max })
+    }
+}
+
+/// What was measured; the JSON object.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    backend: String,
+    precision: Option<&'static str>,
+    threads: usize,
+    prompt_tokens: usize,
+    decode_tokens: usize,
+    depth_tokens: usize,
+    repeat: usize,
+    load_seconds: Option<f64>,
+    load_seconds_min: Option<f64>,
+    load_seconds_max: Option<f64>,
+    prefill_tokens_per_second: Option<f64>,
+    prefill_tokens_per_second_min: Option<f64>,
+    prefill_tokens_per_second_max: Option<f64>,
+    decode_tokens_per_second: Option<f64>,
+    decode_tokens_per_second_min: Option<f64>,
+    decode_tokens_per_second_max: Option<f64>,
+    peak_rss_bytes: Option<u64>,
+    weight_bytes: u64,
+}
+
+/// What is measured, in tokens.
+#[derive(Clone, Copy)]
+struct Lengths {
+    prompt: usize,
+    decode: usize,
+    depth: usize,
+}
+
+/// Every single measurement.
+#[derive(Default)]
+struct Measured {
+    load: Vec<f64>,
+    prefill: Vec<f64>,
+    decode: Vec<f64>,
+}
+
+pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
+    let device = session::device(&args.compute)?;
+    let open = || match &args.shape {
+        Some(shape) => session::random(shape, &args.compute, &device),
+        None => session::load(args.model.as_deref(), args.offline, &args.compute, &device, Decoder::open_with),
+    };
+    let watch = interrupt::watch();
+    let mut measured = Measured::default();
+    let mut opened = open()?;
+    let lengths = lengths(args, &opened.model)?;
+    for round in 0..args.repeat.get() {
+        if round > 0 {
+            drop(opened.model); // two copies at once would show in the peak
+            opened = open()?;
+        }
+        measured.load.push(opened.seconds);
+        one_round(&opened.model, lengths, &mut measured);
+        if watch.pressed() {
+            return Ok(Ending::Interrupted);
+        }
+    }
+    let report = report(args, &opened.model, gemma_backend::describe(&device), lengths, measured);
+    if args.json {
+        output::json(&report)?
+    } else {
+        output::line(told(&report))?
+    }
+    Ok(Ending::Done)
+}
+
+/// The lengths asked for, if they fit; a prompt that was not asked for takes what room there is.
+fn lengths(args: &args::Bench, decoder: &impl CausalModel) -> Result<Lengths> {
+    let limit = decoder.context_length().unwrap_or(usize::MAX);
+    let prompt = args.prompt.unwrap_or_else(|| 512.min(limit.saturating_sub(args.depth)));
+    let lengths = Lengths { prompt, decode: args.decode, depth: args.depth };
+    let longest = args.depth.saturating_add(prompt.max(args.decode.saturating_add(1)));
+    if longest > limit {
+        bail!("{longest} tokens are more than the model's context of {limit}; lower --depth, --prompt or --decode");
+    }
+    Ok(lengths)
+}
+
+/// Reads a prompt and writes some tokens, both after `depth` tokens, and both once untimed before.
+fn one_round(decoder: &impl CausalModel, lengths: Lengths, measured: &mut Measured) {
+    let after_depth = || {
+        let mut memory = decoder.new_memory();
+        read(decoder, &mut memory, 0, lengths.depth);
+        memory
+    };
+    if lengths.prompt > 0 {
+        read(decoder, &mut decoder.new_memory(), 0, lengths.prompt);
+        let mut memory = after_depth();
+        let start = Instant::now();
+        read(decoder, &mut memory, lengths.depth, lengths.prompt);
+        measured.prefill.push(lengths.prompt as f64 / start.elapsed().as_secs_f64());
+    }
+    if lengths.decode > 0 {
+        let mut memory = after_depth();
+        read(decoder, &mut memory, lengths.depth, 1);
+        let start = Instant::now();
+        for place in 1..=lengths.decode {
+            read(decoder, &mut memory, lengths.depth + place, 1);
+        }
+        measured.decode.push(lengths.decode as f64 / start.elapsed().as_secs_f64());
+    }
+}
+
+/// Reads tokens as a generation does, in its chunks, and waits for the logits.
+fn read<M: CausalModel>(decoder: &M, memory: &mut M::Memory, start: usize, count: usize) {
+    let chunk = GenerateOptions::default().prefill_chunk;
+    for begin in (start..start + count).step_by(chunk) {
+        let len = chunk.min(start + count - begin);
+        let tokens: Vec<TokenId> = (begin..begin + len).map(|place| token(place, decoder.vocab())).collect();
+        session::values(decoder.read(&tokens, &[Segment::causal(begin, len)], &mut [memory]));
+    }
+}
+
+/// Some token for each place, spread over the vocabulary.
+fn token(place: usize, vocab: usize) -> TokenId {
+    (place.wrapping_mul(2_654_435_761) % vocab) as TokenId
+}
+
+fn report(args: &args::Bench, decoder: &Decoder, backend: String, lengths: Lengths, measured: Measured) -> Report {
+    let [load, prefill, decode] = [measured.load, measured.prefill, measured.decode].map(Spread::of);
+    let model = match (&args.shape, &args.model) {
+        (Some(shape), _) => format!("{shape} with random weights"),
+        (None, Some(model)) => model.clone(),
+        (None, None) => "the built-in demo".to_owned(),
+    };
+    Report {
+        model,
+        backend,
+        precision: args.compute.precision.map(|precision| precision.name()),
+        threads: rayon::current_num_threads(),
+        prompt_tokens: lengths.prompt,
+        decode_tokens: lengths.decode,
+        depth_tokens: lengths.depth,
+        repeat: args.repeat.get(),
+        load_seconds: load.map(|spread| spread.median),
+        load_seconds_min: load.map(|spread| spread.min),
+        load_seconds_max: load.map(|spread| spread.max),
+        prefill_tokens_per_second: prefill.map(|spread| spread.median),
+        prefill_tokens_per_second_min: prefill.map(|spread| spread.min),
+        prefill_tokens_per_second_max: prefill.map(|spread| spread.max),
+        decode_tokens_per_second: decode.map(|spread| spread.median),
+        decode_tokens_per_second_min: decode.map(|spread| spread.min),
+        decode_tokens_per_second_max: decode.map(|spread| spread.max),
+        peak_rss_bytes: machine::peak_memory(),
+        weight_bytes: decoder.weight_bytes() as u64,
+    }
+}
+
+fn told(report: &Report) -> String {
+    let precision = report.precision.unwrap_or("as stored");
+    let Report { model, backend, threads, repeat, prompt_tokens, decode_tokens, depth_tokens, .. } = report;
+    let mut table = output::Table::new(["", "median", "least", "most", ""]);
+    let mut row = |what: &str, [median, min, max]: [Option<f64>; 3], unit: String| {
+        if let (Some(median), Some(min), Some(max)) = (median, min, max) {
+            let numbers = [median, min, max].map(significant);
+            table.row(std::iter::once(what.to_owned()).chain(numbers).chain([unit]));
+        }
+    };
+    row("load", [report.load_seconds, report.load_seconds_min, report.load_seconds_max], "s".to_owned());
+    row(
+        "read",
+        [report.prefill_tokens_per_second, report.prefill_tokens_per_second_min, report.prefill_tokens_per_second_max],
+        format!("tokens/s ({prompt_tokens} tokens)"),
+    );
+    row(
+        "write",
+        [report.decode_tokens_per_second, report.decode_tokens_per_second_min, report.decode_tokens_per_second_max],
+        format!("tokens/s ({decode_tokens} tokens)"),
+    );
+    let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), output::bytes);
+    format!(
+        "{model}, {precision}\n{backend}, {threads} threads, after {depth_tokens} tokens, {repeat} times\n\n{table}\n\n\
+         weights {}, most memory {peak}",
+        output::bytes(report.weight_bytes)
+    )
+}
+
+/// Three significant digits.
+fn significant(value: f64) -> String {
+    let decimals = match value {
+        100.0.. => 0,
+        10.0.. => 1,
+        1.0.. => 2,
+        _ => 3,
+    };
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_the_middle_two() {
+        assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Spread::of(vec![4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
+        assert_eq!(Spread::of(vec![]), None);
+    }
+
+    #[test]
+    fn three_digits_are_shown() {
+        assert_eq!(
+            [1234.5, 123.45, 12.345, 1.2345, 0.012345].map(significant),
+            ["1234", "123", "12.3", "1.23", "0.012"]
+        );
+    }
+
+    #[test]
+    fn tokens_stay_in_the_vocabulary() {
+        assert!((0..10_000).all(|place| (token(place, 300) as usize) < 300));
+    }
+}

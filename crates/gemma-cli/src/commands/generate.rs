@@ -1,0 +1,176 @@
+//! `gemma generate`: continue a text.
+
+use anyhow::{Context, Result, bail};
+use gemma::Gemma;
+use gemma_generate::{CausalModel, FinishReason, Generation, TextStream, Timings, TokenId};
+use gemma_tokenizer::Turn;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use crate::{args, commands::Ending, interrupt, output, progress, session, text, tokens_file::TokenRows};
+
+/// The JSON object.
+#[derive(Serialize)]
+struct Report {
+    tokens: Vec<TokenId>,
+    /// Null for a checkpoint without a tokenizer.
+    text: Option<String>,
+    finish_reason: FinishReason,
+    prompt_tokens: usize,
+    seed: u64,
+    timings: Seconds,
+}
+
+/// How long it took, and how fast that is.
+#[derive(Serialize)]
+struct Seconds {
+    load_seconds: f64,
+    prompt_seconds: f64,
+    decode_seconds: f64,
+    prompt_tokens_per_second: Option<f64>,
+    decode_tokens_per_second: Option<f64>,
+}
+
+/// What there is to read: words to be cut, or tokens as they are.
+enum Given {
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
+
+pub(crate) fn run(args: &args::Generate) -> Result<Ending> {
+    let options = args.sampling.options();
+    options.check()?;
+    let given = given(&args.source)?;
+    let opened = session::open(&args.model)?;
+    let (gemma, watch) = (&opened.model, interrupt::watch());
+    let prompt = tokens(given, args.chat, gemma)?;
+    let bar = progress::tokens("reading", prompt.len());
+    let shown = bar.clone();
+    let generation = Generation::new(gemma.decoder(), &prompt, &options, gemma.stop_tokens())?
+        .with_cancel(watch.flag())
+        .with_progress(move |done, _| shown.set_position(done as u64));
+    let (ended, text) = match gemma.tokenizer() {
+        Ok(tokenizer) => with_text(TextStream::new(generation, tokenizer.stream()), &bar, args.json)?,
+        // A checkpoint without a tokenizer can be asked for numbers; words and stop texts need one.
+        Err(_) if args.json && options.stop.is_empty() => (without_text(generation)?, None),
+        Err(error) => return Err(error.into()),
+    };
+    bar.finish_and_clear();
+    let Ended { tokens, finish_reason, seed, timings } = ended;
+    if args.json {
+        let (prompt_tokens, timings) = (prompt.len(), seconds(opened.seconds, timings));
+        output::json(&Report { tokens, text, finish_reason, prompt_tokens, seed, timings })?;
+    } else {
+        output::line("")?;
+        output::remark(told(timings, finish_reason));
+    }
+    Ok(if finish_reason == FinishReason::Cancelled { Ending::Interrupted } else { Ending::Done })
+}
+
+/// What a generation leaves besides its text.
+struct Ended {
+    tokens: Vec<TokenId>,
+    finish_reason: FinishReason,
+    seed: u64,
+    timings: Timings,
+}
+
+impl Ended {
+    fn of<M: CausalModel>(generation: &Generation<'_, M>) -> Result<Self> {
+        Ok(Self {
+            tokens: generation.picks().iter().map(|pick| pick.token).collect(),
+            finish_reason: generation.finish_reason().context("the text ended without a reason")?,
+            seed: generation.seed(),
+            timings: generation.timings(),
+        })
+    }
+}
+
+/// Runs a generation to its end, printing the text as it comes or, when `quiet`, returning it.
+fn with_text<M: CausalModel>(
+    mut stream: TextStream<'_, '_, M>,
+    bar: &ProgressBar,
+    quiet: bool,
+) -> Result<(Ended, Option<String>)> {
+    let mut text = String::new();
+    for piece in &mut stream {
+        bar.finish_and_clear();
+        if quiet { text += &piece? } else { output::piece(&piece?)? }
+    }
+    Ok((Ended::of(stream.generation())?, Some(text)))
+}
+
+/// Runs a generation to its end.
+fn without_text<M: CausalModel>(mut generation: Generation<'_, M>) -> Result<Ended> {
+    generation.try_for_each(|pick| pick.map(drop))?;
+    Ended::of(&generation)
+}
+
+fn given(source: &args::Source) -> Result<Given> {
+    if let Some(path) = &source.tokens_file {
+        return Ok(Given::Tokens(TokenRows::read(path)?.into_one()?));
+    }
+    let text = text::given(source.prompt.as_deref(), source.prompt_file.as_deref())?;
+    if text.is_empty() {
+        bail!("the prompt is empty; give some text to continue");
+    }
+    Ok(Given::Text(text))
+}
+
+/// The prompt in tokens: as given, as plain text behind `<bos>`, or as one question.
+fn tokens(given: Given, chat: bool, gemma: &Gemma) -> Result<Vec<TokenId>> {
+    Ok(match given {
+        Given::Tokens(tokens) => tokens,
+        Given::Text(text) if chat => gemma.tokenizer()?.chat(gemma.chat_template(), &[Turn::user(text)], true)?,
+        Given::Text(text) => gemma.tokenizer()?.encode(&text),
+    })
+}
+
+fn seconds(load_seconds: f64, timings: Timings) -> Seconds {
+    Seconds {
+        load_seconds,
+        prompt_seconds: timings.prompt_seconds,
+        decode_seconds: timings.decode_seconds,
+        prompt_tokens_per_second: timings.prompt_tokens_per_second(),
+        decode_tokens_per_second: timings.decode_tokens_per_second(),
+    }
+}
+
+/// A line about speed and ending, for a person.
+pub(super) fn told(timings: Timings, reason: FinishReason) -> String {
+    let speed = |rate: Option<f64>| rate.map(|rate| format!(" at {rate:.1}/s")).unwrap_or_default();
+    let ending = match reason {
+        FinishReason::Stop | FinishReason::StopText => "",
+        FinishReason::Length => "; stopped at --max-tokens",
+        FinishReason::ContextFull => "; the context is full",
+        FinishReason::Cancelled => "; stopped by Ctrl-C",
+    };
+    format!(
+        "[read {} tokens{}, wrote {}{}{ending}]",
+        timings.prompt_tokens,
+        speed(timings.prompt_tokens_per_second()),
+        timings.generated_tokens,
+        speed(timings.decode_tokens_per_second()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_remark_says_how_much_how_fast_and_why_it_ended() {
+        let timings = Timings {
+            prompt_tokens: 5,
+            prompt_seconds: 0.5,
+            generated_tokens: 3,
+            decode_steps: 2,
+            decode_seconds: 1.0,
+        };
+        assert_eq!(
+            told(timings, FinishReason::Length),
+            "[read 5 tokens at 10.0/s, wrote 3 at 2.0/s; stopped at --max-tokens]"
+        );
+        assert!(told(Timings::default(), FinishReason::Stop).ends_with("wrote 0]"));
+    }
+}

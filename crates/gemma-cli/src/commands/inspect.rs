@@ -1,0 +1,267 @@
+//! `gemma inspect`: what a checkpoint is, what it needs, and what it lacks.
+
+use std::{collections::BTreeMap, fs};
+
+use anyhow::{Context, Result, bail};
+use gemma::{DecoderConfig, Norms};
+use gemma_weights::{
+    Checkpoint, HubId, Precision, TensorSpec,
+    catalogue::{self, Release, SHAPES, Shape},
+};
+use serde::{Serialize, Serializer};
+
+use crate::{args, commands::Ending, output, session};
+
+/// The JSON object.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    folder: Option<String>,
+    family: &'static str,
+    /// The released shape with these numbers, if there is one.
+    shape: Option<&'static str>,
+    vocab: usize,
+    width: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    hidden: usize,
+    /// Keys a windowed layer sees, and how many layers are windowed.
+    window: Option<usize>,
+    windowed_layers: usize,
+    context: usize,
+    dtype: String,
+    parameters: u64,
+    stored_bytes: u64,
+    /// Bytes of weights in memory per `--precision`.
+    #[serde(serialize_with = "as_object")]
+    memory_bytes: Vec<(&'static str, u64)>,
+    files: Vec<FileRow>,
+    /// The tokenizer's file; without one the checkpoint can read and write numbers only.
+    tokenizer: Option<&'static str>,
+    missing: Vec<String>,
+    unexpected: Vec<String>,
+    misshapen: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct FileRow {
+    name: String,
+    bytes: u64,
+}
+
+fn as_object<S: Serializer>(memory: &[(&'static str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(memory.iter().copied())
+}
+
+pub(crate) fn run(args: &args::Inspect) -> Result<Ending> {
+    let name = args.path.as_deref().or(args.model.as_deref());
+    if let Some(release) = name.and_then(released).filter(|release| session::cached(release.id).folder.is_none()) {
+        return not_downloaded(release, args.json);
+    }
+    let checkpoint = match name {
+        Some(name) => Checkpoint::open(&session::folder(name, true)?)?,
+        None => gemma::demo_checkpoint()?,
+    };
+    let report = report(name.unwrap_or("the built-in demo"), &checkpoint)?;
+    if args.json {
+        output::json(&report)?
+    } else {
+        output::line(told(&report))?
+    }
+    let faults = faults(&report);
+    if !faults.is_empty() {
+        bail!("{} cannot be used as it is: {}", report.model, faults.join("; "));
+    }
+    Ok(Ending::Done)
+}
+
+/// The release that a name means, if the name is not a folder.
+fn released(name: &str) -> Option<&'static Release> {
+    let id = HubId::parse(name).ok().filter(|_| !std::path::Path::new(name).exists())?;
+    catalogue::release(&id.repository())
+}
+
+/// What is known of a released checkpoint without its files.
+fn not_downloaded(release: &Release, json: bool) -> Result<Ending> {
+    let shape = release.shape();
+    let memory: Vec<_> = Precision::ALL.map(|precision| (precision.name(), shape.bytes(precision))).to_vec();
+    if json {
+        output::json(&serde_json::json!({
+            "model": release.id,
+            "folder": null,
+            "family": release.family.name(),
+            "shape": shape.name,
+            "parameters": shape.parameters(),
+            "context": shape.context,
+            "memory_bytes": memory.into_iter().collect::<BTreeMap<_, _>>(),
+            "missing": ["everything: it is not downloaded"],
+        }))?;
+    } else {
+        output::line(format_args!(
+            "{}\n\n{}, {} parameters, released {}, {}\n\n{}\n\nnot downloaded: gemma pull {}",
+            release.id,
+            release.family.name(),
+            output::grouped(shape.parameters()),
+            release.month,
+            release.licence().name,
+            memory_table(&memory),
+            release.id,
+        ))?;
+    }
+    Ok(Ending::Done)
+}
+
+fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
+    let Some(config_file) = checkpoint.file("config.json")? else {
+        bail!("{model} holds no config.json; take it from the model's repository");
+    };
+    let config = DecoderConfig::from_json(&config_file)?;
+    let expected = config.tensors(&gemma_backend::default_device()?);
+    let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &is_ignored) {
+        Err(gemma_weights::Error::Tensors { missing, unexpected, misshapen }) => (missing, unexpected, misshapen),
+        other => other.map(|()| Default::default())?,
+    };
+    let tokenizers = ["tokenizer.json", "tokenizer.model"];
+    let tokenizer = tokenizers.into_iter().find(|file| checkpoint.file(file).is_ok_and(|file| file.is_some()));
+    let windows = || config.layers.iter().filter_map(|layer| layer.attention.span);
+    let first = config.layers.first().context("config.json describes no layer")?;
+    Ok(Report {
+        model: model.to_owned(),
+        folder: checkpoint.path().map(|path| path.display().to_string()),
+        family: if first.norms == Norms::Before { "Gemma 1" } else { "Gemma 2" },
+        shape: SHAPES.iter().find(|shape| is_shape(&config, shape)).map(|shape| shape.name),
+        vocab: config.vocab,
+        width: config.width,
+        layers: config.layers.len(),
+        heads: first.attention.heads,
+        kv_heads: first.attention.kv_heads,
+        head_dim: first.attention.head_dim,
+        hidden: first.hidden,
+        window: windows().next(),
+        windowed_layers: windows().count(),
+        context: config.context,
+        dtype: checkpoint.dtype().to_string(),
+        parameters: expected.iter().map(values).sum(),
+        stored_bytes: checkpoint.bytes_len(),
+        memory_bytes: Precision::ALL.map(|precision| (precision.name(), weight_bytes(&expected, precision))).to_vec(),
+        files: files(checkpoint),
+        tokenizer,
+        missing,
+        unexpected,
+        misshapen,
+    })
+}
+
+/// Tensors that some files repeat and that nothing reads: the tied output head and the rotary frequencies.
+fn is_ignored(name: &str) -> bool {
+    name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// Whether a released shape has these numbers.
+fn is_shape(config: &DecoderConfig, shape: &Shape) -> bool {
+    let same = |other: DecoderConfig| DecoderConfig { eos: config.eos.clone(), ..other } == *config;
+    shape.vision.is_none() && DecoderConfig::from_shape(shape).is_some_and(same)
+}
+
+fn values(tensor: &TensorSpec) -> u64 {
+    tensor.shape.iter().map(|&length| length as u64).product()
+}
+
+/// Bytes in memory: matrices in `precision` where their rows are whole blocks (else as bf16), the rest in f32.
+fn weight_bytes(tensors: &[TensorSpec], precision: Precision) -> u64 {
+    let bytes = |tensor: &TensorSpec| match tensor.shape[..] {
+        [rows, columns] => {
+            let row = precision.format().row_bytes(columns).unwrap_or(2 * columns);
+            rows as u64 * row as u64
+        }
+        _ => 4 * values(tensor),
+    };
+    tensors.iter().map(bytes).sum()
+}
+
+/// The ordinary files of the folder, by name.
+fn files(checkpoint: &Checkpoint) -> Vec<FileRow> {
+    let entries = checkpoint.path().and_then(|folder| fs::read_dir(folder).ok());
+    let row = |entry: fs::DirEntry| {
+        let bytes = fs::metadata(entry.path()).ok().filter(fs::Metadata::is_file)?.len();
+        Some(FileRow { name: entry.file_name().to_string_lossy().into_owned(), bytes })
+    };
+    let mut files: Vec<FileRow> = entries.into_iter().flatten().flatten().filter_map(row).collect();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    files
+}
+
+/// What keeps the checkpoint from being used, a phrase each.
+fn faults(report: &Report) -> Vec<String> {
+    let lists = [("missing", &report.missing), ("unexpected", &report.unexpected), ("misshapen", &report.misshapen)];
+    let told = lists.into_iter().filter(|(_, names)| !names.is_empty());
+    told.map(|(what, names)| format!("{} {what} ({})", names.len(), shortened(names))).collect()
+}
+
+/// The first few names.
+fn shortened(names: &[String]) -> String {
+    let shown = names[..names.len().min(4)].join(", ");
+    if names.len() > 4 { shown + ", ..." } else { shown }
+}
+
+fn told(report: &Report) -> String {
+    let mut table = output::Table::new(["", ""]);
+    let mut row = |what: &str, value: String| table.row([what.to_owned(), value]);
+    row("folder", report.folder.clone().unwrap_or_else(|| "part of the program".to_owned()));
+    row("family", report.family.to_owned() + &report.shape.map(|name| format!(", {name}")).unwrap_or_default());
+    row("parameters", format!("{} as {}", output::grouped(report.parameters), report.dtype));
+    row("vocabulary", output::grouped(report.vocab as u64));
+    row("layers", format!("{} of width {}, inner width {}", report.layers, report.width, report.hidden));
+    row("heads", format!("{} of {}, {} for keys and values", report.heads, report.head_dim, report.kv_heads));
+    let window = report.window.map(|span| format!("; {} layers see {span}", report.windowed_layers));
+    row("context", format!("{} tokens{}", report.context, window.unwrap_or_default()));
+    for file in &report.files {
+        row("file", format!("{}, {}", file.name, output::bytes(file.bytes)));
+    }
+    row("tokenizer", report.tokenizer.unwrap_or("missing: token numbers can be used, texts cannot").to_owned());
+    for fault in faults(report) {
+        row("fault", fault);
+    }
+    format!("{}{table}\n\n{}", report.model, memory_table(&report.memory_bytes))
+}
+
+fn memory_table(memory: &[(&'static str, u64)]) -> String {
+    let mut table = output::Table::new(["--precision", "memory for weights"]);
+    for &(name, bytes) in memory {
+        table.row([name.to_owned(), output::bytes(bytes)]);
+    }
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn released_shapes_are_recognised() {
+        for shape in SHAPES.iter().filter(|shape| shape.vision.is_none()) {
+            let Some(config) = DecoderConfig::from_shape(shape) else { continue };
+            let other = DecoderConfig { eos: vec![1, 107], ..config };
+            let found = SHAPES.iter().find(|shape| is_shape(&other, shape));
+            assert_eq!(found.map(|shape| shape.name), Some(shape.name));
+            assert!(!is_shape(&DecoderConfig { width: 8, ..other }, shape));
+        }
+    }
+
+    #[test]
+    fn memory_counts_blocks_and_leaves_vectors_f32() {
+        let tensors = [TensorSpec::new("a", [4, 64]), TensorSpec::new("b", [3, 10]), TensorSpec::new("c", [5])];
+        assert_eq!(weight_bytes(&tensors, Precision::F32), 4 * (256 + 30 + 5));
+        assert_eq!(weight_bytes(&tensors, Precision::Bf16), 2 * (256 + 30) + 20);
+        assert_eq!(weight_bytes(&tensors, Precision::Q8_0), 4 * 2 * 34 + 60 + 20);
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let names: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec();
+        assert_eq!(shortened(&names), "a, b, c, d, ...");
+        assert_eq!(shortened(&names[..2]), "a, b");
+    }
+}

@@ -1,0 +1,39 @@
+//! A file per verb.
+
+mod bench;
+mod chat;
+mod generate;
+mod inspect;
+mod logits;
+mod models;
+mod pull;
+mod score;
+mod tokenize;
+
+use anyhow::Result;
+
+use crate::args::Verb;
+
+/// How a verb that did not fail ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It did all it was asked to.
+    Done,
+    /// Ctrl-C cut it short.
+    Interrupted,
+}
+
+/// Does what was asked.
+pub(crate) fn run(verb: Verb) -> Result<Ending> {
+    match verb {
+        Verb::Generate(args) => generate::run(&args),
+        Verb::Chat(args) => chat::run(&args),
+        Verb::Tokenize(args) => tokenize::run(&args),
+        Verb::Logits(args) => logits::run(&args),
+        Verb::Score(args) => score::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
+        Verb::Models(args) => models::run(&args),
+        Verb::Pull(args) => pull::run(&args),
+        Verb::Bench(args) => bench::run(&args),
+    }
+}

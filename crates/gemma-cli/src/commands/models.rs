@@ -1,0 +1,229 @@
+//! `gemma models`: what was released, what is downloaded, what fits this machine.
+
+use anyhow::{Result, bail};
+use gemma_weights::{
+    Precision,
+    catalogue::{LICENCE, RELEASES, Release, Variant},
+};
+use serde::Serialize;
+
+use crate::{
+    args,
+    commands::Ending,
+    machine, output,
+    session::{self, Cached},
+};
+
+/// Tokens of conversation that count when asking whether a model fits.
+const CONVERSATION: usize = 2_048;
+
+/// What the program needs besides weights and cache: code, tokenizer, activations, in bytes.
+const OVERHEAD: u64 = 300_000_000;
+
+/// From most exact to smallest; what a person would choose from (f16 has the size of bf16 and less range).
+const PRECISIONS: [Precision; 4] = [Precision::F32, Precision::Bf16, Precision::Q8_0, Precision::Q4_0];
+
+/// One entry of the JSON listing.
+#[derive(Serialize)]
+struct Row {
+    id: &'static str,
+    family: &'static str,
+    shape: &'static str,
+    variant: &'static str,
+    parameters: u64,
+    released: String,
+    licence: &'static str,
+    licence_url: &'static str,
+    context: usize,
+    /// Bytes of weights.
+    weight_bytes: PerPrecision<u64>,
+    /// Bytes needed to run it with a conversation of [`CONVERSATION`] tokens.
+    memory_bytes: PerPrecision<u64>,
+    /// Whether that is available; null where the machine does not say.
+    fits: PerPrecision<Option<bool>>,
+    cached: Cached,
+    arena: Option<ArenaRow>,
+}
+
+#[derive(Serialize)]
+struct PerPrecision<T> {
+    f32: T,
+    bf16: T,
+    q8_0: T,
+    q4_0: T,
+}
+
+impl<T> PerPrecision<T> {
+    fn of(value: impl Fn(Precision) -> T) -> Self {
+        let [f32, bf16, q8_0, q4_0] = PRECISIONS.map(value);
+        Self { f32, bf16, q8_0, q4_0 }
+    }
+}
+
+#[derive(Serialize)]
+struct ArenaRow {
+    date: &'static str,
+    score: u16,
+    plus_minus: u16,
+    votes: u32,
+    rank: u16,
+}
+
+#[derive(Serialize)]
+struct Listing {
+    available_memory_bytes: Option<u64>,
+    conversation_tokens: usize,
+    models: Vec<Row>,
+}
+
+pub(crate) fn run(args: &args::Models) -> Result<Ending> {
+    let chosen = chosen(args.filter.as_deref(), args.all)?;
+    let available = machine::available_memory();
+    if args.json {
+        let models = chosen.iter().map(|release| row(release, available)).collect();
+        output::json(&Listing { available_memory_bytes: available, conversation_tokens: CONVERSATION, models })?;
+    } else {
+        output::line(table(&chosen, available))?;
+        output::line(footer(&chosen, args, available))?;
+    }
+    Ok(Ending::Done)
+}
+
+/// The releases to list. Those tuned for one task are many and rarely wanted, so they must be asked for.
+fn chosen(filter: Option<&str>, all: bool) -> Result<Vec<&'static Release>> {
+    let wanted = filter.map(str::to_lowercase);
+    let matching: Vec<_> =
+        RELEASES.iter().filter(|release| wanted.as_ref().is_none_or(|text| release.id.contains(text))).collect();
+    if matching.is_empty() {
+        bail!("no released checkpoint has `{}` in its id; `gemma models --all` lists them", filter.unwrap_or_default());
+    }
+    let usual: Vec<_> = matching.iter().copied().filter(|release| release.variant != Variant::FineTuned).collect();
+    Ok(if all || usual.is_empty() { matching } else { usual })
+}
+
+/// Bytes that running a release takes.
+fn needed(release: &Release, precision: Precision) -> u64 {
+    let shape = release.shape();
+    shape.bytes(precision) + shape.memory_bytes(CONVERSATION) + OVERHEAD
+}
+
+fn row(release: &Release, available: Option<u64>) -> Row {
+    let (shape, licence) = (release.shape(), release.licence());
+    Row {
+        id: release.id,
+        family: release.family.name(),
+        shape: release.shape,
+        variant: release.variant.name(),
+        parameters: shape.parameters(),
+        released: release.month.to_string(),
+        licence: licence.id,
+        licence_url: licence.url,
+        context: shape.context,
+        weight_bytes: PerPrecision::of(|precision| shape.bytes(precision)),
+        memory_bytes: PerPrecision::of(|precision| needed(release, precision)),
+        fits: PerPrecision::of(|precision| available.map(|bytes| needed(release, precision) <= bytes)),
+        cached: session::cached(release.id),
+        arena: release.arena.map(|arena| ArenaRow {
+            date: "2024-08-13",
+            score: arena.score,
+            plus_minus: arena.plus_minus,
+            votes: arena.votes,
+            rank: arena.rank,
+        }),
+    }
+}
+
+fn table(releases: &[&Release], available: Option<u64>) -> output::Table {
+    let heading = ["id", "size", "kind", "released", "context", "bf16", "q8_0", "q4_0", "fits", "here", "arena"];
+    let mut table = output::Table::new(heading);
+    for release in releases {
+        let shape = release.shape();
+        let bytes = |precision| output::bytes(needed(release, precision));
+        table.row([
+            release.id.to_owned(),
+            format!("{:.1} B", shape.parameters() as f64 / 1e9),
+            release.variant.name().to_owned(),
+            release.month.to_string(),
+            shape.context.to_string(),
+            bytes(Precision::Bf16),
+            bytes(Precision::Q8_0),
+            bytes(Precision::Q4_0),
+            fits(release, available).to_owned(),
+            session::cached(release.id).word().to_owned(),
+            release.arena.map(|arena| format!("{} ±{}", arena.score, arena.plus_minus)).unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+/// The most exact precision that fits, `no`, or `?`.
+fn fits(release: &Release, available: Option<u64>) -> &'static str {
+    let Some(available) = available else { return "?" };
+    let fitting = PRECISIONS[1..].iter().find(|precision| needed(release, **precision) <= available);
+    fitting.map_or("no", |precision| precision.name())
+}
+
+fn footer(releases: &[&Release], args: &args::Models, available: Option<u64>) -> String {
+    let memory =
+        available.map_or("an unknown amount of memory".to_owned(), |bytes| output::bytes(bytes) + " of memory");
+    let mut text = format!(
+        "\nbf16, q8_0, q4_0: memory needed with that --precision and a conversation of {CONVERSATION} tokens. fits: the \
+         most exact one\nthat fits now ({memory} free). here: whether it is downloaded. arena: LMSYS Chatbot Arena \
+         score, 13 August 2024."
+    );
+    let listed = |variant| releases.iter().any(|release| release.variant == variant);
+    text += "\nkind: pt continues text, it follows instructions";
+    text += if listed(Variant::Mix) { ", mix does many picture tasks" } else { "" };
+    text += if listed(Variant::FineTuned) { ", ft is tuned for one task." } else { "." };
+    text += &format!(" Licence: {} ({}).", LICENCE.name, LICENCE.url);
+    if !args.all && args.filter.is_none() {
+        text += "\n`gemma models --all` adds checkpoints tuned for one task; `gemma pull ID` downloads one.";
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn release(id: &str) -> &'static Release {
+        gemma_weights::catalogue::release(id).expect(id)
+    }
+
+    #[test]
+    fn tuned_checkpoints_are_listed_when_asked_for() {
+        let usual = chosen(None, false).expect("some");
+        assert!(usual.iter().all(|release| release.variant != Variant::FineTuned));
+        assert_eq!(chosen(None, true).expect("all").len(), RELEASES.len());
+        assert_eq!(chosen(Some("ShieldGemma"), false).expect("by name").len(), 3);
+        assert!(chosen(Some("llama"), true).expect_err("none").to_string().contains("`llama`"));
+    }
+
+    #[test]
+    fn what_fits_is_the_most_exact_that_does() {
+        let small = release("google/gemma-2b");
+        let need = |precision| needed(small, precision);
+        assert_eq!(fits(small, Some(need(Precision::Bf16))), "bf16");
+        assert_eq!(fits(small, Some(need(Precision::Bf16) - 1)), "q8_0");
+        assert_eq!(fits(small, Some(need(Precision::Q4_0))), "q4_0");
+        assert_eq!(fits(small, Some(1_000_000)), "no");
+        assert_eq!(fits(small, None), "?");
+    }
+
+    #[test]
+    fn the_json_row_tells_what_the_issue_asks_for() {
+        let row = serde_json::to_value(row(release("google/gemma-2-27b-it"), Some(20_000_000_000))).expect("JSON");
+        assert_eq!(row["parameters"], 27_227_128_320_u64);
+        assert_eq!(row["arena"]["score"], 1217);
+        assert_eq!((row["fits"]["bf16"].clone(), row["fits"]["q4_0"].clone()), (false.into(), true.into()));
+        assert_eq!((row["released"].as_str(), row["licence"].as_str()), (Some("2024-06"), Some("gemma")));
+    }
+
+    #[test]
+    fn the_table_shows_scores_and_fit() {
+        let text = table(&[release("google/gemma-2b-it")], Some(4_000_000_000)).to_string();
+        for part in ["google/gemma-2b-it", "2.5 B", "2024-02", "8192", "q8_0", "990 ±9"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! `gemma pull`: a checkpoint from the hub into the cache.
+
+use anyhow::Result;
+use gemma_weights::{catalogue, pull};
+use serde::Serialize;
+
+use crate::{args, commands::Ending, output, progress, session};
+
+#[derive(Serialize)]
+struct Pulled<'a> {
+    id: &'a str,
+    folder: String,
+}
+
+pub(crate) fn run(args: &args::Pull) -> Result<Ending> {
+    let bar = progress::bytes("pulling");
+    let folder = pull(&args.id, &session::hub(false), &mut |download| progress::show(&bar, download));
+    bar.finish_and_clear();
+    let folder = folder?.display().to_string();
+    if args.json {
+        output::json(&Pulled { id: &args.id, folder })?;
+    } else {
+        output::line(&folder)?;
+        remark_on(&args.id);
+    }
+    Ok(Ending::Done)
+}
+
+/// Says how to go on, for checkpoints that are known.
+fn remark_on(id: &str) {
+    let repository = id.split('@').next().unwrap_or(id);
+    match catalogue::release(repository).map(|release| release.variant) {
+        Some(catalogue::Variant::Instruct) => output::remark(format!("now: gemma chat --model {id}")),
+        Some(_) => output::remark(format!("now: gemma generate --model {id} \"Once upon a time\"")),
+        None => {}
+    }
+}

@@ -1,0 +1,98 @@
+//! `gemma score`: how well a model predicts a text.
+
+use anyhow::Result;
+use burn::tensor::Tensor;
+use gemma_generate::{CausalModel, SCORE_CHUNK, Segment, TokenId, score_windows};
+use gemma_tokenizer::Tokenizer;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use crate::{args, commands::Ending, output, progress, session, text, tokens_file::TokenRows};
+
+/// The JSON object.
+#[derive(Serialize)]
+struct Report<'a> {
+    tokens: &'a [TokenId],
+    pieces: Vec<&'a str>,
+    /// One per token; null for the first, which nothing precedes.
+    log_probs: Vec<Option<f64>>,
+    total_log_prob: f64,
+    perplexity: f64,
+}
+
+pub(crate) fn run(args: &args::Score) -> Result<Ending> {
+    let given = match (&args.tokens_file, &args.file) {
+        (Some(path), _) => Err(TokenRows::read(path)?.into_one()?),
+        (None, path) => Ok(text::given(None, path.as_deref())?),
+    };
+    let opened = session::open(&args.model)?;
+    let (tokenizer, decoder) = (opened.model.tokenizer()?, opened.model.decoder());
+    let tokens = given.map_or_else(|tokens| tokens, |text| tokenizer.encode(&text));
+    let window = args.context.map(|window| window.get()).or(decoder.context_length()).unwrap_or(tokens.len().max(2));
+    let model = Counted { model: decoder, bar: progress::tokens("scoring", tokens.len().saturating_sub(1)) };
+    let score = score_windows(&model, &tokens, window, args.overlap, SCORE_CHUNK);
+    model.bar.finish_and_clear();
+    let score = score?;
+    let report = Report {
+        pieces: tokens.iter().map(|id| tokenizer.piece(*id).unwrap_or_default()).collect(),
+        log_probs: std::iter::once(None).chain(score.log_probs.iter().copied().map(Some)).collect(),
+        total_log_prob: score.total(),
+        perplexity: score.perplexity(),
+        tokens: &tokens,
+    };
+    if args.json {
+        output::json(&report)?
+    } else {
+        output::line(told(&report, tokenizer))?
+    }
+    Ok(Ending::Done)
+}
+
+/// A line per token, then the sum.
+fn told(report: &Report<'_>, tokenizer: &Tokenizer) -> String {
+    let mut text = String::from("log prob     prob  token\n");
+    for (&id, log_prob) in report.tokens.iter().zip(&report.log_probs) {
+        let numbers = match log_prob {
+            Some(log_prob) => format!("{log_prob:8.3}  {:6.2}%", 100.0 * log_prob.exp()),
+            None => " ".repeat(17),
+        };
+        text += &format!("{numbers}  {}\n", output::visible(tokenizer.piece(id).unwrap_or_default()));
+    }
+    let scored = report.tokens.len() - 1;
+    text + &format!(
+        "\n{scored} tokens, {:.3} each in the mean, perplexity {:.3}",
+        report.total_log_prob / scored as f64,
+        report.perplexity
+    )
+}
+
+/// A model that shows on a bar how much it has read.
+struct Counted<'a, M> {
+    model: &'a M,
+    bar: ProgressBar,
+}
+
+impl<M: CausalModel> CausalModel for Counted<'_, M> {
+    type Memory = M::Memory;
+
+    fn new_memory(&self) -> M::Memory {
+        self.model.new_memory()
+    }
+
+    fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut M::Memory]) -> Tensor<2> {
+        self.model.read(tokens, segments, memories)
+    }
+
+    fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut M::Memory]) -> Tensor<2> {
+        self.bar.inc(tokens.len() as u64);
+        self.model.read_all(tokens, segments, memories)
+    }
+
+    fn context_length(&self) -> Option<usize> {
+        self.model.context_length()
+    }
+
+    fn vocab(&self) -> usize {
+        self.model.vocab()
+    }
+}

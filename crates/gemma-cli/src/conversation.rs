@@ -1,0 +1,167 @@
+//! A conversation that remembers: each turn reads only what is new.
+//!
+//! What the model has read stays in its memory, answers included, exactly as it wrote them. A new turn therefore
+//! continues from there, with the part of the chat format that closes the last answer and holds the new question.
+//! Only when the past changes (undo, a full context, an answer that was cut) is it read again from the start.
+
+use std::sync::{Arc, atomic::AtomicBool};
+
+use anyhow::Result;
+use gemma::{Decoder, Gemma, Memory};
+use gemma_generate::{Error, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings};
+use gemma_tokenizer::{TokenId, Turn};
+
+/// A conversation with a model.
+pub(crate) struct Conversation<'g> {
+    gemma: &'g Gemma,
+    options: GenerateOptions,
+    turns: Vec<Turn>,
+    /// What the model has read of `turns`; `None` when it has to begin anew.
+    sequence: Option<Sequence<Memory>>,
+}
+
+/// How an answer ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answered {
+    pub(crate) reason: FinishReason,
+    pub(crate) timings: Timings,
+    /// Exchanges at the beginning that were forgotten to make room.
+    pub(crate) forgotten: usize,
+}
+
+impl<'g> Conversation<'g> {
+    /// An empty conversation.
+    pub(crate) fn new(gemma: &'g Gemma, options: GenerateOptions) -> Self {
+        Self { gemma, options, turns: Vec::new(), sequence: None }
+    }
+
+    /// Says something and hands the answer to `show`, piece by piece; `cancel` ends it early.
+    ///
+    /// An answer that never began leaves the conversation as it was.
+    ///
+    /// # Errors
+    /// When the model cannot answer, or `show` fails.
+    pub(crate) fn say(
+        &mut self,
+        text: &str,
+        cancel: Arc<AtomicBool>,
+        mut show: impl FnMut(&str) -> Result<()>,
+    ) -> Result<Answered> {
+        self.turns.push(Turn::user(text));
+        let begun = self.begin();
+        let (generation, forgotten) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.turns.pop();
+                return Err(error);
+            }
+        };
+        let tokenizer = self.gemma.tokenizer()?;
+        let mut stream = TextStream::new(generation.with_cancel(cancel), tokenizer.stream());
+        let mut answer = String::new();
+        let shown: Result<()> = stream.try_for_each(|piece| {
+            let piece = piece?;
+            answer += &piece;
+            show(&piece)
+        });
+        let (reason, timings) = (stream.finish_reason(), stream.timings());
+        let answered = shown.map(|()| Answered { reason: reason.unwrap_or(FinishReason::Stop), timings, forgotten });
+        if answer.trim().is_empty() && reason != Some(FinishReason::Stop) {
+            self.turns.pop();
+        } else {
+            self.turns.push(Turn::model(answer));
+            // A cut text leaves tokens in the memory that are no part of the answer.
+            let whole = answered.is_ok() && reason != Some(FinishReason::StopText);
+            self.sequence = whole.then(|| stream.into_sequence());
+        }
+        answered
+    }
+
+    /// A generation that has the newest turn to read. Forgets the oldest exchanges where the context is too small.
+    fn begin(&mut self) -> Result<(Generation<'g, Decoder>, usize)> {
+        let (model, stop) = (self.gemma.decoder(), self.gemma.stop_tokens());
+        let mut forgotten = 0;
+        loop {
+            let tokenizer = self.gemma.tokenizer()?;
+            let whole = tokenizer.chat(self.gemma.chat_template(), &self.turns, true)?;
+            let begun = match self.sequence.take() {
+                Some(sequence) => {
+                    let end = tokenizer.end_of_turn();
+                    match end.and_then(|end| unread(&whole, sequence.tokens(), self.turns.len() - 1, end)) {
+                        Some(new) => Generation::follow(model, sequence, new, &self.options, stop),
+                        None => Generation::new(model, &whole, &self.options, stop),
+                    }
+                }
+                None => Generation::new(model, &whole, &self.options, stop),
+            };
+            match begun {
+                Err(Error::PromptTooLong { .. }) if self.turns.len() > 2 => {
+                    self.turns.drain(..2);
+                    forgotten += 1;
+                }
+                begun => return Ok((begun?, forgotten)),
+            }
+        }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn reset(&mut self) {
+        self.turns.clear();
+        self.sequence = None;
+    }
+
+    /// Forgets the last question and its answer; `false` if there is none.
+    pub(crate) fn undo(&mut self) -> bool {
+        self.turns.pop();
+        self.sequence = None;
+        self.turns.pop().is_some()
+    }
+
+    /// What was said.
+    pub(crate) fn turns(&self) -> &[Turn] {
+        &self.turns
+    }
+
+    /// Tokens that the model remembers, and the bytes they take.
+    pub(crate) fn remembered(&self) -> (usize, usize) {
+        self.sequence.as_ref().map_or((0, 0), |sequence| (sequence.len(), sequence.memory().bytes_len()))
+    }
+}
+
+/// The part of `whole` (the conversation in tokens, newest question included) that comes after the last answer, when
+/// the model has read (`read`) everything before; `turns` turns precede the question, each closed by one `end`.
+///
+/// The answer is not looked for by its tokens: a model may spell a text in other tokens than the tokenizer would, and
+/// the chat format trims spaces. `None` when the format does not close every turn with `end`.
+fn unread<'w>(whole: &'w [TokenId], read: &[TokenId], turns: usize, end: TokenId) -> Option<&'w [TokenId]> {
+    let ends: Vec<usize> = (0..whole.len()).filter(|&place| whole[place] == end).collect();
+    if turns == 0 || ends.len() != turns + 1 {
+        return None;
+    }
+    let closing = ends[turns - 1];
+    // The model has usually closed its answer itself.
+    let closed = read.last() == Some(&end);
+    Some(&whole[closing + usize::from(closed)..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `<bos> ( user hi ) \n ( model hello ) \n ( user bye ) \n ( model`, where 9 closes a turn.
+    const WHOLE: [TokenId; 15] = [2, 8, 20, 30, 9, 10, 8, 21, 31, 9, 10, 8, 20, 32, 9];
+
+    #[test]
+    fn only_what_follows_the_last_answer_is_read() {
+        let read_and_closed = [2, 8, 20, 30, 9, 10, 8, 21, 99, 98, 9];
+        assert_eq!(unread(&WHOLE, &read_and_closed, 2, 9), Some(&[10, 8, 20, 32, 9][..]));
+        let cut_short = [2, 8, 20, 30, 9, 10, 8, 21, 99];
+        assert_eq!(unread(&WHOLE, &cut_short, 2, 9), Some(&[9, 10, 8, 20, 32, 9][..]));
+    }
+
+    #[test]
+    fn a_format_that_closes_turns_otherwise_is_read_anew() {
+        assert_eq!(unread(&WHOLE, &[2], 4, 9), None);
+        assert_eq!(unread(&WHOLE, &[2], 0, 9), None);
+    }
+}

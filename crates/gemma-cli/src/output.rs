@@ -1,0 +1,211 @@
+//! Printing: results on standard output, everything else on standard error.
+//!
+//! A reader that goes away (`gemma models | head`) is no mistake: it comes back as [`Closed`], which ends the
+//! program quietly.
+
+use std::{
+    borrow::Cow,
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+};
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// Nobody reads standard output any more.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+impl Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("standard output was closed")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// Prints text as it is and lets it be seen at once.
+pub(crate) fn piece(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    let visible = if stdout.is_terminal() { harmless(text) } else { text.into() };
+    written(stdout.write_all(visible.as_bytes()).and_then(|()| stdout.flush()))
+}
+
+/// Prints one line.
+pub(crate) fn line(text: impl Display) -> Result<()> {
+    piece(&format!("{text}\n"))
+}
+
+/// Prints one JSON object in one line.
+pub(crate) fn json(object: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string(object)?;
+    text.push('\n');
+    written(io::stdout().write_all(text.as_bytes()))
+}
+
+/// Prints a remark beside the results, when a person is watching.
+pub(crate) fn remark(text: impl Display) {
+    if io::stderr().is_terminal() {
+        // There is nowhere left to say that standard error cannot be written.
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+}
+
+fn written(result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Closed.into()),
+        Err(error) => Err(anyhow::Error::new(error).context("cannot write to standard output")),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// What a terminal may be shown: a model can write any byte, escape sequences that move the cursor or rename the
+/// window included, so control characters other than line breaks and tabs become a replacement character.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let harmful = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if text.contains(harmful) { text.replace(harmful, "\u{fffd}").into() } else { text.into() }
+}
+
+/// A token's piece on one line: line breaks, tabs and other control characters as their escapes.
+pub(crate) fn visible(piece: &str) -> String {
+    piece.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// An error and its causes in one line.
+///
+/// A cause is left out where the message above it tells it already.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    let words: Vec<&str> = text.split_whitespace().collect();
+    harmless(&words.join(" ")).into_owned()
+}
+
+/// A number of bytes as people read it: `5.01 GB` (1 GB is 10^9 bytes).
+pub(crate) fn bytes(count: u64) -> String {
+    match count {
+        0..1_000 => format!("{count} B"),
+        1_000..1_000_000 => format!("{:.0} kB", count as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.0} MB", count as f64 / 1e6),
+        1_000_000_000..10_000_000_000 => format!("{:.2} GB", count as f64 / 1e9),
+        _ => format!("{:.1} GB", count as f64 / 1e9),
+    }
+}
+
+/// A number with its digits in groups of three: `2 506 172 416`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.char_indices() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Rows of words in columns, the first row being the heading; columns of numbers lean right.
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with this heading; `right` marks the columns that lean right.
+    pub(crate) fn new<const N: usize>(heading: [&str; N]) -> Self {
+        Self { rows: vec![heading.map(str::to_owned).to_vec()] }
+    }
+
+    /// Adds a row; missing cells stay empty.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let columns = self.rows[0].len();
+        let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
+        let width = |column| self.rows.iter().map(|row| cell(row, column).chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+        let leans_right = |column: usize| {
+            self.rows[1..].iter().all(|row| {
+                let cell = cell(row, column);
+                cell.is_empty() || cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit())
+            })
+        };
+        let right: Vec<bool> = (0..columns).map(leans_right).collect();
+        for (index, row) in self.rows.iter().enumerate() {
+            let mut line = String::new();
+            for column in 0..columns {
+                let (text, width) = (cell(row, column), widths[column]);
+                let padded = if right[column] { format!("{text:>width$}") } else { format!("{text:<width$}") };
+                line.push_str(&padded);
+                line.push_str("  ");
+            }
+            let end = if index + 1 < self.rows.len() { "\n" } else { "" };
+            write!(f, "{}{end}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_in_decimal_units() {
+        let shown: Vec<String> = [0, 999, 12_345, 5_012_344_832, 54_454_256_640].map(bytes).into();
+        assert_eq!(shown, ["0 B", "999 B", "12 kB", "5.01 GB", "54.5 GB"]);
+    }
+
+    #[test]
+    fn digits_come_in_threes() {
+        assert_eq!(grouped(7), "7");
+        assert_eq!(grouped(123), "123");
+        assert_eq!(grouped(2_506_172_416), "2 506 172 416");
+    }
+
+    #[test]
+    fn tables_align_numbers_to_the_right() {
+        let mut table = Table::new(["name", "size"]);
+        table.row(["a".into(), "10 B".into()]);
+        table.row(["longer".into(), "9 B".into()]);
+        table.row(["none".into(), "-".into()]);
+        assert_eq!(table.to_string(), "name    size\na       10 B\nlonger   9 B\nnone       -");
+    }
+
+    #[test]
+    fn an_error_is_one_line_and_says_nothing_twice() {
+        let source = io::Error::other("disk on\nfire");
+        let error = anyhow::Error::new(source).context("cannot read x: disk on\nfire").context("loading");
+        assert_eq!(one_line(&error), "loading: cannot read x: disk on fire");
+    }
+
+    #[test]
+    fn escape_sequences_do_not_reach_a_terminal() {
+        assert_eq!(harmless("a\u{1b}[2Jb\tc\n"), "a\u{fffd}[2Jb\tc\n");
+        assert_eq!(harmless("plain ä\n"), "plain ä\n");
+    }
+
+    #[test]
+    fn a_piece_stays_on_its_line() {
+        assert_eq!(visible("a\n\t▁ä"), "a\\n\\t▁ä");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_told_from_other_failures() {
+        let closed = written(Err(io::ErrorKind::BrokenPipe.into())).expect_err("closed");
+        assert!(closed.is::<Closed>());
+        let full = written(Err(io::ErrorKind::StorageFull.into())).expect_err("full");
+        assert!(!full.is::<Closed>());
+    }
+}

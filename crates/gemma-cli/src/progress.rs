@@ -1,0 +1,33 @@
+//! Progress bars on standard error, seen only when it is a terminal.
+
+use gemma_weights::Download;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar that counts bytes, for loading and downloading.
+pub(crate) fn bytes(what: &'static str) -> ProgressBar {
+    bar(what, "{decimal_bytes}/{decimal_total_bytes} ({decimal_bytes_per_sec})")
+}
+
+/// A bar that counts tokens, for reading and scoring.
+pub(crate) fn tokens(what: &'static str, total: usize) -> ProgressBar {
+    let bar = bar(what, "{pos}/{len} tokens ({per_sec})");
+    bar.set_length(total as u64);
+    bar
+}
+
+/// Shows how far a download is.
+pub(crate) fn show(bar: &ProgressBar, download: Download<'_>) {
+    set(bar, download.all_done, download.all_total);
+}
+
+/// Shows how much of how much is done.
+pub(crate) fn set(bar: &ProgressBar, done: u64, total: u64) {
+    bar.set_length(total);
+    bar.set_position(done);
+}
+
+fn bar(what: &'static str, numbers: &str) -> ProgressBar {
+    let template = format!("{{prefix:>9}} [{{bar:30}}] {numbers}");
+    let style = ProgressStyle::with_template(&template).expect("the template is ours and well formed");
+    ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(what)
+}

@@ -1,0 +1,201 @@
+//! The way to the library: which device, which model, which tokenizer the flags mean.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::Tensor;
+use gemma::{Decoder, DecoderConfig, Device, Gemma, LoadOptions, OnLoad, RandomWeights};
+use gemma_generate::CausalModel;
+use gemma_tokenizer::{Family, TokenId, Tokenizer};
+use gemma_weights::{Checkpoint, HubId, HubOptions, Precision, catalogue::SHAPES};
+use serde::Serialize;
+
+use crate::{
+    args::{Compute, Model},
+    progress,
+};
+
+/// The hub's settings: the environment's, and what was typed.
+pub(crate) fn hub(offline: bool) -> HubOptions {
+    let options = HubOptions::from_env();
+    HubOptions { offline: offline || options.offline, ..options }
+}
+
+/// The device that computes, after setting how many threads it may use.
+pub(crate) fn device(args: &Compute) -> Result<Device> {
+    if let Some(threads) = args.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
+        pool.context("cannot set the number of threads")?;
+    }
+    Ok(match args.backend {
+        Some(backend) => backend.device()?,
+        None => gemma_backend::default_device()?,
+    })
+}
+
+/// Something that was loaded, and how long that took.
+pub(crate) struct Opened<T> {
+    pub(crate) model: T,
+    pub(crate) seconds: f64,
+}
+
+/// Opens the model that the flags name, downloading it where that is needed and allowed.
+pub(crate) fn open(args: &Model) -> Result<Opened<Gemma>> {
+    let device = device(&args.compute)?;
+    load(args.model.as_deref(), args.offline, &args.compute, &device, Gemma::from_checkpoint_with)
+}
+
+/// Opens only the network of the model that the flags name, which needs no tokenizer.
+pub(crate) fn open_decoder(args: &Model) -> Result<Opened<Decoder>> {
+    let device = device(&args.compute)?;
+    load(args.model.as_deref(), args.offline, &args.compute, &device, Decoder::open_with)
+}
+
+/// What makes a model of a checkpoint.
+type Build<T> = fn(&Checkpoint, &LoadOptions, &Device, OnLoad<'_>) -> Result<T, gemma::Error>;
+
+/// Opens a model by its name, or the demo.
+pub(crate) fn load<T>(
+    model: Option<&str>,
+    offline: bool,
+    compute: &Compute,
+    device: &Device,
+    build: Build<T>,
+) -> Result<Opened<T>> {
+    let folder = model.map(|model| folder(model, offline)).transpose()?;
+    let start = Instant::now();
+    let checkpoint = match &folder {
+        Some(folder) => Checkpoint::open(folder)?,
+        None => gemma::demo_checkpoint()?,
+    };
+    let bar = progress::bytes("loading");
+    let options = LoadOptions { precision: compute.precision, offline };
+    let model = build(&checkpoint, &options, device, &mut |done, total| progress::set(&bar, done, total));
+    bar.finish_and_clear();
+    Ok(Opened { model: model?, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// Makes a network of a released shape with random weights.
+pub(crate) fn random(shape: &str, compute: &Compute, device: &Device) -> Result<Opened<Decoder>> {
+    let Some(config) = DecoderConfig::preset(shape) else {
+        let known = SHAPES.iter().filter(|shape| shape.vision.is_none() && DecoderConfig::from_shape(shape).is_some());
+        let names: Vec<&str> = known.map(|shape| shape.name).collect();
+        bail!("there is no text shape {shape}; use one of {}", names.join(", "));
+    };
+    let precision = compute.precision.unwrap_or(Precision::Bf16);
+    let start = Instant::now();
+    let model = Decoder::random(&config, RandomWeights::Packed(precision.format()), 0, device);
+    Ok(Opened { model, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// The folder that a name stands for, downloaded where that is needed and allowed.
+pub(crate) fn folder(model: &str, offline: bool) -> Result<PathBuf> {
+    let bar = progress::bytes("pulling");
+    let folder = gemma_weights::resolve_with(model, &hub(offline), &mut |download| progress::show(&bar, download));
+    bar.finish_and_clear();
+    Ok(folder?)
+}
+
+/// The tokenizer of a model: its files are enough, no weights are needed.
+///
+/// `model` may also be a tokenizer file itself.
+pub(crate) fn tokenizer(model: Option<&str>, family: Option<Family>, offline: bool) -> Result<Tokenizer> {
+    let Some(model) = model else {
+        return Ok(gemma::demo_tokenizer()?);
+    };
+    let named = Path::new(model);
+    let (folder, files) = match named.file_name().and_then(|name| name.to_str()) {
+        Some(name) if named.is_file() => (named.with_file_name(""), vec![name.to_owned()]),
+        _ => (self::folder(model, offline)?, ["tokenizer.json", "tokenizer.model"].map(str::to_owned).to_vec()),
+    };
+    let family = family.unwrap_or_else(|| family_of(model, &folder));
+    let Some(file) = files.iter().map(|name| folder.join(name)).find(|file| file.is_file()) else {
+        bail!("{model} holds neither tokenizer.json nor tokenizer.model; take them from the model's repository");
+    };
+    let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let tokenizer = match file.extension().and_then(|ending| ending.to_str()) {
+        Some("json") => Tokenizer::from_json(&bytes, family),
+        Some("model") => Tokenizer::from_sentencepiece(&bytes, family),
+        _ => bail!("{} is not a tokenizer; name a tokenizer.json, a tokenizer.model or their folder", file.display()),
+    };
+    tokenizer.with_context(|| format!("cannot use {}", file.display()))
+}
+
+/// The family whose control tokens a tokenizer has: as `config.json` beside it says, or as it is called.
+///
+/// It matters only for files that leave the families' own names out, so a guess does no harm.
+fn family_of(model: &str, folder: &Path) -> Family {
+    let config = fs::read(folder.join("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    match config["model_type"].as_str() {
+        Some("paligemma") => Family::PaliGemma,
+        Some("recurrent_gemma") => Family::RecurrentGemma,
+        _ if model.to_lowercase().contains("codegemma") => Family::CodeGemma,
+        _ if model.to_lowercase().contains("paligemma") => Family::PaliGemma,
+        _ => Family::Gemma,
+    }
+}
+
+/// Refuses tokens that the model cannot read.
+///
+/// # Errors
+/// No tokens, a token beyond the vocabulary, or more tokens than the context holds.
+pub(crate) fn check_tokens(decoder: &impl CausalModel, tokens: &[TokenId]) -> Result<(), gemma_generate::Error> {
+    use gemma_generate::Error;
+    let vocab = decoder.vocab();
+    if tokens.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
+    if let Some(place) = tokens.iter().position(|token| *token as usize >= vocab) {
+        return Err(Error::TokenOutOfRange { token: tokens[place], place, vocab });
+    }
+    match decoder.context_length() {
+        Some(limit) if tokens.len() > limit => Err(Error::PromptTooLong { tokens: tokens.len(), limit }),
+        _ => Ok(()),
+    }
+}
+
+/// The numbers of a tensor, row by row.
+pub(crate) fn values(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec().expect("converted to f32")
+}
+
+/// How much of a checkpoint is on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Cached {
+    /// Whether it can be opened without a download.
+    pub(crate) complete: bool,
+    /// The folder, if it can.
+    pub(crate) folder: Option<PathBuf>,
+}
+
+impl Cached {
+    /// As the table shows it.
+    pub(crate) fn word(&self) -> &'static str {
+        if self.complete { "yes" } else { "" }
+    }
+}
+
+/// Looks for a released checkpoint in the cache.
+pub(crate) fn cached(id: &str) -> Cached {
+    let folder = HubId::parse(id).ok().and_then(|id| gemma_weights::cached(&id, &hub(true)));
+    Cached { complete: folder.is_some(), folder }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_family_is_read_or_guessed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(family_of("google/gemma-2b", folder.path()), Family::Gemma);
+        assert_eq!(family_of("google/codegemma-2b", folder.path()), Family::CodeGemma);
+        fs::write(folder.path().join("config.json"), r#"{"model_type": "paligemma"}"#).expect("written");
+        assert_eq!(family_of("x", folder.path()), Family::PaliGemma);
+    }
+}

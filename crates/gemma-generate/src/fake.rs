@@ -1,0 +1,180 @@
+//! A model without weights: the loop is tested with it.
+//!
+//! What it says next is a function of every token its memory holds, in order, so that a token lost, doubled or given to
+//! the wrong sequence changes all that follows.
+
+use std::cell::RefCell;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use gemma_nn::{Segment, total_tokens};
+use gemma_tokenizer::{Family, TokenId, Tokenizer};
+
+use crate::CausalModel;
+
+/// The pieces of [`tokenizer`] after its control tokens; the last six are the bytes of "é" and of "🦀".
+const PIECES: [&str; 18] = [
+    "a", "b", "c", "d", "ab", "aab", "bc", "abcd", "▁", "▁END", "EN", "D", "<0xC3>", "<0xA9>", "<0xF0>", "<0x9F>",
+    "<0xA6>", "<0x80>",
+];
+
+/// The end of a text, in [`tokenizer`].
+pub(crate) const EOS: TokenId = 1;
+
+/// A vocabulary of [`VOCAB`] pieces.
+pub(crate) fn tokenizer() -> Tokenizer {
+    let names = ["<pad>", "<eos>", "<bos>", "<unk>"].iter().chain(&PIECES);
+    let vocab: Vec<String> = names.enumerate().map(|(id, piece)| format!("{piece:?}:{id}")).collect();
+    let json = format!(
+        r#"{{"model":{{"type":"BPE","byte_fallback":true,"vocab":{{{}}},"merges":[]}},
+            "normalizer":{{"type":"Replace","pattern":{{"String":" "}},"content":"▁"}}}}"#,
+        vocab.join(",")
+    );
+    Tokenizer::from_json(json.as_bytes(), Family::Gemma).unwrap()
+}
+
+/// The size of the vocabulary of [`tokenizer`].
+pub(crate) const VOCAB: usize = 4 + PIECES.len();
+
+/// The numbers of pieces in [`tokenizer`].
+pub(crate) fn ids(pieces: &[&str]) -> Vec<TokenId> {
+    let tokenizer = tokenizer();
+    pieces.iter().map(|piece| tokenizer.token(piece).unwrap()).collect()
+}
+
+/// See the module.
+pub(crate) struct Fake {
+    device: Device,
+    vocab: usize,
+    context: Option<usize>,
+    /// Says these one after the other, by position, instead of what it makes up.
+    script: Vec<TokenId>,
+    /// Gives NaN once a sequence has this many tokens.
+    breaks_at: usize,
+    /// The lengths of the segments of each call so far.
+    calls: RefCell<Vec<Vec<usize>>>,
+}
+
+/// Every token read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct History(pub(crate) Vec<TokenId>);
+
+impl Fake {
+    /// Knows `vocab` tokens, and no limit.
+    pub(crate) fn new(vocab: usize) -> Self {
+        let device = gemma_backend::default_device().unwrap();
+        Self {
+            device,
+            vocab,
+            context: None,
+            script: Vec::new(),
+            breaks_at: usize::MAX,
+            calls: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// After a prompt of `prompt_len` tokens, finds the tokens of `script` the likeliest, one after the other.
+    pub(crate) fn saying(vocab: usize, prompt_len: usize, script: &[TokenId]) -> Self {
+        let script = [&vec![0; prompt_len], script].concat();
+        Self { script, ..Self::new(vocab) }
+    }
+
+    pub(crate) fn with_context(self, context: usize) -> Self {
+        Self { context: Some(context), ..self }
+    }
+
+    pub(crate) fn breaking_at(self, breaks_at: usize) -> Self {
+        Self { breaks_at, ..self }
+    }
+
+    /// The lengths of the segments of each call since this was asked last.
+    pub(crate) fn calls(&self) -> Vec<Vec<usize>> {
+        self.calls.take()
+    }
+
+    /// Logits `[vocab]` after a history.
+    pub(crate) fn logits(&self, history: &[TokenId]) -> Vec<f32> {
+        if history.len() >= self.breaks_at {
+            return vec![f32::NAN; self.vocab];
+        }
+        // FNV-1a over the tokens, then a scramble per column: different for each history, from -4 to 4.
+        let seed = history.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
+            (hash ^ u64::from(token) ^ 0x100).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let column = |column: usize| {
+            let mixed = (seed ^ column as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            (mixed >> 40) as f32 / (1_u64 << 21) as f32 - 4.0
+        };
+        let mut logits: Vec<f32> = (0..self.vocab).map(column).collect();
+        if let Some(&said) = self.script.get(history.len()) {
+            logits[said as usize] = 9.0;
+        }
+        logits
+    }
+
+    /// The greedy continuation of a prompt, by the definition.
+    pub(crate) fn greedy(&self, prompt: &[TokenId], count: usize) -> Vec<TokenId> {
+        let mut history = prompt.to_vec();
+        for _ in 0..count {
+            let logits = self.logits(&history);
+            let best = (0..self.vocab).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+            history.push(best as TokenId);
+        }
+        history.split_off(prompt.len())
+    }
+
+    pub(crate) fn tensor(&self, rows: Vec<Vec<f32>>) -> Tensor<2> {
+        let shape = [rows.len(), self.vocab];
+        Tensor::from_data(TensorData::new(rows.concat(), shape), &self.device)
+    }
+}
+
+impl CausalModel for Fake {
+    type Memory = History;
+
+    fn new_memory(&self) -> History {
+        History::default()
+    }
+
+    fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut History]) -> Tensor<2> {
+        self.calls.borrow_mut().push(segments.iter().map(|segment| segment.len).collect());
+        assert_eq!(tokens.len(), total_tokens(segments));
+        assert_eq!(segments.len(), memories.len());
+        let mut rest = tokens;
+        let mut rows = Vec::new();
+        for (segment, memory) in segments.iter().zip(memories) {
+            assert!(segment.len > 0, "an empty segment has no last token");
+            assert_eq!(segment.start, memory.0.len(), "a segment continues its memory");
+            let (own, others) = rest.split_at(segment.len);
+            memory.0.extend_from_slice(own);
+            assert!(self.context.is_none_or(|limit| memory.0.len() <= limit), "more was read than fits");
+            rows.push(self.logits(&memory.0));
+            rest = others;
+        }
+        self.tensor(rows)
+    }
+
+    fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut History]) -> Tensor<2> {
+        let mut rows = Vec::new();
+        let mut rest = tokens;
+        for (segment, memory) in segments.iter().zip(memories.iter()) {
+            let (own, others) = rest.split_at(segment.len);
+            let mut history = memory.0.clone();
+            for &token in own {
+                history.push(token);
+                rows.push(self.logits(&history));
+            }
+            rest = others;
+        }
+        self.read(tokens, segments, memories);
+        self.tensor(rows)
+    }
+
+    fn context_length(&self) -> Option<usize> {
+        self.context
+    }
+
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+}

@@ -1,0 +1,359 @@
+//! The whole loop, on a model without weights.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::fake::{Fake, History};
+
+const PROMPT: [TokenId; 7] = [2, 9, 4, 4, 7, 1, 3];
+
+fn greedy(max_tokens: usize) -> GenerateOptions {
+    GenerateOptions::greedy(max_tokens)
+}
+
+/// All tokens of a generation, and why it ended.
+fn run(generation: &mut Generation<'_, Fake>) -> (Vec<TokenId>, Option<FinishReason>) {
+    let tokens = generation.by_ref().map(|pick| pick.unwrap().token).collect();
+    (tokens, generation.finish_reason())
+}
+
+/// The error that `Generation::new` gives before the model was asked anything.
+fn refusal(model: &Fake, prompt: &[TokenId], options: &GenerateOptions) -> Error {
+    let error = Generation::new(model, prompt, options, &[]).err().expect("must be refused");
+    assert!(model.calls().is_empty(), "the model was called before: {error}");
+    error
+}
+
+#[test]
+fn the_first_step_reads_the_prompt_and_the_others_one_token() {
+    let model = Fake::new(50);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(4), &[]).unwrap();
+    assert_eq!(run(&mut generation), (model.greedy(&PROMPT, 4), Some(FinishReason::Length)));
+    assert_eq!(model.calls(), [[7], [1], [1], [1]]);
+    assert!(generation.next().is_none());
+    assert!(model.calls().is_empty(), "a generation that is over asks nothing more");
+}
+
+#[test]
+fn a_prompt_is_read_in_chunks_with_the_same_result() {
+    let model = Fake::new(50);
+    for (prefill_chunk, calls) in
+        [(1, vec![1; 9]), (3, vec![3, 3, 1, 1, 1]), (6, vec![6, 1, 1, 1]), (7, vec![7, 1, 1]), (99, vec![7, 1, 1])]
+    {
+        let options = GenerateOptions { prefill_chunk, ..greedy(3) };
+        let mut generation = Generation::new(&model, &PROMPT, &options, &[]).unwrap();
+        assert_eq!(run(&mut generation).0, model.greedy(&PROMPT, 3), "chunks of {prefill_chunk}");
+        let lengths: Vec<usize> = model.calls().concat();
+        assert_eq!(lengths, calls);
+    }
+}
+
+#[test]
+fn each_pick_carries_its_log_probability() {
+    let model = Fake::new(50);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(3), &[]).unwrap();
+    let picks: Vec<Pick> = generation.by_ref().map(Result::unwrap).collect();
+    let mut history = PROMPT.to_vec();
+    for pick in &picks {
+        let logits: Vec<f64> = model.logits(&history).into_iter().map(f64::from).collect();
+        let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+        let expected = logits[pick.token as usize] - sum.ln();
+        assert!((pick.log_prob - expected).abs() < 1e-6, "{} {expected}", pick.log_prob);
+        history.push(pick.token);
+    }
+    assert_eq!(generation.picks(), picks);
+}
+
+#[test]
+fn a_stop_token_ends_the_answer_and_is_not_part_of_it() {
+    let model = Fake::saying(50, PROMPT.len(), &[20, 21, 30, 22]);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(9), &[31, 30]).unwrap();
+    assert_eq!(run(&mut generation), (vec![20, 21], Some(FinishReason::Stop)));
+    assert_eq!(model.calls(), [[7], [1], [1]]);
+    assert_eq!(generation.sequence().unread(), [30], "it belongs to the sequence all the same");
+    assert_eq!(generation.timings().generated_tokens, 2);
+}
+
+#[test]
+fn ignore_eos_goes_on() {
+    let model = Fake::saying(50, PROMPT.len(), &[20, 30, 22]);
+    let options = GenerateOptions { ignore_eos: true, ..greedy(3) };
+    let mut generation = Generation::new(&model, &PROMPT, &options, &[30]).unwrap();
+    assert_eq!(run(&mut generation), (vec![20, 30, 22], Some(FinishReason::Length)));
+}
+
+#[test]
+fn no_tokens_wanted_reads_nothing() {
+    let model = Fake::new(50);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(0), &[]).unwrap();
+    assert_eq!(run(&mut generation), (vec![], Some(FinishReason::Length)));
+    assert!(model.calls().is_empty());
+}
+
+#[test]
+fn a_full_context_ends_the_answer_after_what_could_still_be_predicted() {
+    // Ten tokens fit: seven of the prompt and three of the answer, which predict a fourth.
+    let model = Fake::new(50).with_context(10);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(99), &[]).unwrap();
+    assert_eq!(run(&mut generation), (model.greedy(&PROMPT, 4), Some(FinishReason::ContextFull)));
+    // A prompt that fills the context exactly predicts one token.
+    let model = Fake::new(50).with_context(7);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(99), &[]).unwrap();
+    assert_eq!(run(&mut generation), (model.greedy(&PROMPT, 1), Some(FinishReason::ContextFull)));
+}
+
+#[test]
+fn bad_requests_are_refused_before_any_work() {
+    let model = Fake::new(50).with_context(6);
+    assert_eq!(refusal(&model, &[], &greedy(1)), Error::EmptyPrompt);
+    assert_eq!(refusal(&model, &PROMPT, &greedy(1)), Error::PromptTooLong { tokens: 7, limit: 6 });
+    let unknown = Error::TokenOutOfRange { token: 50, place: 1, vocab: 50 };
+    assert_eq!(refusal(&model, &[49, 50], &greedy(1)), unknown);
+    let options = GenerateOptions { temperature: f32::NAN, ..greedy(1) };
+    assert!(matches!(refusal(&model, &[1], &options), Error::InvalidOption { option: "temperature", .. }));
+}
+
+#[test]
+fn error_messages_are_one_line() {
+    let model = Fake::new(50).with_context(6);
+    for error in [
+        refusal(&model, &[], &greedy(1)),
+        refusal(&model, &PROMPT, &greedy(1)),
+        refusal(&model, &[50], &greedy(1)),
+        Error::Request { index: 3, source: Box::new(Error::EmptyPrompt) },
+        Error::NotFinite { token: 1, logit: f32::NAN },
+        Error::NoToken { vocab: 2 },
+        Error::NothingToScore { tokens: 1 },
+        Error::LogitsShape { found: [1, 2], expected: [1, 3] },
+    ] {
+        let message = error.to_string();
+        assert!(!message.contains('\n') && !message.contains("  ") && message.len() > 20, "{message:?}");
+    }
+}
+
+#[test]
+fn a_model_that_breaks_ends_the_generation_with_an_error() {
+    let model = Fake::new(50).breaking_at(9);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(9), &[]).unwrap();
+    assert!(generation.next().unwrap().is_ok());
+    assert!(generation.next().unwrap().is_ok());
+    let broken = generation.next().unwrap();
+    assert!(matches!(broken, Err(Error::NotFinite { token: 0, .. })), "{broken:?}");
+    assert!(generation.next().is_none());
+    assert_eq!(generation.finish_reason(), None);
+}
+
+#[test]
+fn cancelling_works_between_tokens() {
+    let model = Fake::new(50);
+    let flag = Arc::new(AtomicBool::new(false));
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(99), &[]).unwrap().with_cancel(Arc::clone(&flag));
+    generation.next().unwrap().unwrap();
+    generation.next().unwrap().unwrap();
+    flag.store(true, Ordering::Relaxed);
+    assert!(generation.next().is_none());
+    assert_eq!(generation.finish_reason(), Some(FinishReason::Cancelled));
+    assert_eq!(model.calls(), [[7], [1]]);
+}
+
+#[test]
+fn cancelling_works_between_the_chunks_of_a_prompt_and_the_rest_is_read_later() {
+    let model = Fake::new(50);
+    let flag = Arc::new(AtomicBool::new(false));
+    let options = GenerateOptions { prefill_chunk: 2, ..greedy(2) };
+    let raise = Arc::clone(&flag);
+    let mut generation = Generation::new(&model, &PROMPT, &options, &[])
+        .unwrap()
+        .with_cancel(flag)
+        .with_progress(move |read, _| raise.store(read >= 4, Ordering::Relaxed));
+    assert_eq!(run(&mut generation), (vec![], Some(FinishReason::Cancelled)));
+    assert_eq!(model.calls(), [[2], [2]]);
+
+    let sequence = generation.into_sequence();
+    assert_eq!(sequence.unread(), &PROMPT[4..]);
+    let mut later = Generation::follow(&model, sequence, &[5], &options, &[]).unwrap();
+    let whole = [&PROMPT[..], &[5]].concat();
+    assert_eq!(run(&mut later).0, model.greedy(&whole, 2));
+    assert_eq!(model.calls(), [[2], [2], [1]]);
+}
+
+#[test]
+fn progress_is_told_after_each_chunk_of_the_prompt_only() {
+    let model = Fake::new(50);
+    let told = Mutex::new(Vec::new());
+    let options = GenerateOptions { prefill_chunk: 3, ..greedy(3) };
+    let mut generation = Generation::new(&model, &PROMPT, &options, &[])
+        .unwrap()
+        .with_progress(|read, total| told.lock().unwrap().push((read, total)));
+    run(&mut generation);
+    drop(generation);
+    assert_eq!(told.into_inner().unwrap(), [(3, 7), (6, 7), (7, 7)]);
+}
+
+#[test]
+fn a_conversation_goes_on_with_only_the_new_tokens() {
+    let model = Fake::saying(50, PROMPT.len(), &[20, 21, 30]);
+    let mut first = Generation::new(&model, &PROMPT, &greedy(9), &[30]).unwrap();
+    run(&mut first);
+    model.calls();
+
+    let sequence = first.into_sequence();
+    assert_eq!((sequence.position(), sequence.unread()), (9, &[30][..]));
+    let mut second = Generation::follow(&model, sequence, &[11, 12], &greedy(3), &[30]).unwrap();
+    let whole = [&PROMPT[..], &[20, 21, 30, 11, 12]].concat();
+    assert_eq!(run(&mut second).0, model.greedy(&whole, 3));
+    assert_eq!(model.calls(), [[3], [1], [1]], "the stop token and the two new ones, then one by one");
+    assert_eq!(second.sequence().tokens()[..whole.len()], whole);
+    let memory = second.into_sequence().into_memory();
+    assert_eq!(memory.0[..whole.len()], whole);
+    assert_eq!(memory.0.len(), whole.len() + 2, "the last token picked was not read");
+}
+
+#[test]
+fn a_sequence_that_was_cut_off_can_simply_go_on() {
+    let model = Fake::new(50);
+    let mut first = Generation::new(&model, &PROMPT, &greedy(2), &[]).unwrap();
+    let begun = run(&mut first).0;
+    let mut second = Generation::follow(&model, first.into_sequence(), &[], &greedy(3), &[]).unwrap();
+    assert_eq!([begun, run(&mut second).0].concat(), model.greedy(&PROMPT, 5));
+}
+
+#[test]
+fn a_clone_of_a_sequence_is_a_fork() {
+    let model = Fake::new(50);
+    let mut trunk = Generation::new(&model, &PROMPT, &greedy(1), &[]).unwrap();
+    let first = run(&mut trunk).0[0];
+    let sequence = trunk.into_sequence();
+    for branch in [40, 41] {
+        let mut generation = Generation::follow(&model, sequence.clone(), &[branch], &greedy(4), &[]).unwrap();
+        let whole = [&PROMPT[..], &[first, branch]].concat();
+        assert_eq!(run(&mut generation).0, model.greedy(&whole, 4));
+    }
+}
+
+#[test]
+fn following_needs_something_to_read_and_room_for_it() {
+    let model = Fake::new(50).with_context(8);
+    let empty = Generation::follow(&model, Sequence::new(History::default()), &[], &greedy(1), &[]);
+    assert_eq!(empty.err(), Some(Error::EmptyPrompt));
+    let mut full = Generation::new(&model, &PROMPT, &greedy(1), &[]).unwrap();
+    run(&mut full);
+    let error = Generation::follow(&model, full.into_sequence(), &[1], &greedy(1), &[]).err();
+    assert_eq!(error, Some(Error::PromptTooLong { tokens: 9, limit: 8 }));
+}
+
+#[test]
+fn resuming_picks_from_the_given_logits_first() {
+    let model = Fake::new(50);
+    let memory = History(PROMPT.to_vec());
+    let logits = model.tensor(vec![model.logits(&PROMPT)]);
+    let mut generation = Generation::resume(&model, memory, PROMPT.len(), logits, &greedy(3), &[]).unwrap();
+    assert_eq!(run(&mut generation), (model.greedy(&PROMPT, 3), Some(FinishReason::Length)));
+    assert_eq!(model.calls(), [[1], [1]], "the first token costs no call");
+    assert_eq!(generation.timings().prompt_tokens, 0);
+    assert_eq!(generation.sequence().position(), PROMPT.len() + 2);
+}
+
+#[test]
+fn resuming_checks_what_it_is_given() {
+    let model = Fake::new(50).with_context(6);
+    let logits = || model.tensor(vec![vec![0.0; 50]]);
+    let resume =
+        |position, logits| Generation::resume(&model, History::default(), position, logits, &greedy(1), &[]).err();
+    assert_eq!(resume(0, logits()), Some(Error::EmptyPrompt));
+    assert_eq!(resume(7, logits()), Some(Error::PromptTooLong { tokens: 7, limit: 6 }));
+    let two_rows = model.tensor(vec![vec![0.0; 50]; 2]);
+    assert_eq!(resume(3, two_rows), Some(Error::LogitsShape { found: [2, 50], expected: [1, 50] }));
+    assert_eq!(resume(6, logits()), None);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_tokens_and_another_gives_others() {
+    let model = Fake::new(50);
+    let tokens = |seed: Option<u64>| {
+        let options = GenerateOptions { seed, max_tokens: 30, ..GenerateOptions::default() };
+        let mut generation = Generation::new(&model, &PROMPT, &options, &[]).unwrap();
+        (run(&mut generation).0, generation.seed())
+    };
+    let (first, seed) = tokens(Some(5));
+    assert_eq!(seed, 5);
+    assert_eq!(tokens(Some(5)).0, first);
+    assert_ne!(tokens(Some(6)).0, first);
+    let (fresh, seed) = tokens(None);
+    assert_eq!(tokens(Some(seed)).0, fresh);
+}
+
+#[test]
+fn the_repetition_penalty_counts_prompt_and_answer() {
+    // So strong that no token ever comes twice, nor one of the prompt.
+    let model = Fake::new(30);
+    let options = GenerateOptions { repetition_penalty: 1e6, ..greedy(20) };
+    let mut generation = Generation::new(&model, &PROMPT, &options, &[]).unwrap();
+    let tokens = run(&mut generation).0;
+    // A positive logit becomes nearly 0 and a negative one hugely negative: the other tokens with positive logits win.
+    let distinct: std::collections::HashSet<_> = tokens[..6].iter().chain(&PROMPT).collect();
+    assert_eq!(distinct.len(), 6 + 6, "{tokens:?}: the prompt has 6 distinct tokens");
+    assert_ne!(tokens, model.greedy(&PROMPT, 20));
+}
+
+#[test]
+fn timings_count_tokens_and_the_models_time() {
+    let model = Fake::saying(50, PROMPT.len(), &[20, 21, 30]);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(9), &[30]).unwrap();
+    assert_eq!(generation.timings(), Timings { prompt_tokens: 7, ..Timings::default() });
+    assert_eq!(generation.timings().prompt_tokens_per_second(), None);
+    generation.next().unwrap().unwrap();
+    let first = generation.timings();
+    assert!(first.prompt_seconds > 0.0);
+    assert_eq!((first.generated_tokens, first.decode_steps, first.decode_seconds), (1, 0, 0.0));
+    assert_eq!(first.decode_tokens_per_second(), None);
+    run(&mut generation);
+    let all = generation.timings();
+    assert_eq!((all.prompt_tokens, all.generated_tokens, all.decode_steps), (7, 2, 2));
+    assert_eq!(all.prompt_seconds, first.prompt_seconds);
+    assert_eq!(all.decode_tokens_per_second(), Some(2.0 / all.decode_seconds));
+    assert_eq!(all.prompt_tokens_per_second(), Some(7.0 / all.prompt_seconds));
+}
+
+#[test]
+fn finish_reasons_have_the_names_that_serde_writes() {
+    use serde::de::IntoDeserializer;
+    use serde::de::value::{Error, StrDeserializer};
+    for (reason, name) in [
+        (FinishReason::Stop, "stop"),
+        (FinishReason::StopText, "stop_text"),
+        (FinishReason::Length, "length"),
+        (FinishReason::ContextFull, "context_full"),
+        (FinishReason::Cancelled, "cancelled"),
+    ] {
+        assert_eq!(reason.name(), name);
+        let text: StrDeserializer<'_, Error> = name.into_deserializer();
+        assert_eq!(FinishReason::deserialize(text), Ok(reason));
+    }
+}
+
+#[test]
+fn a_generation_can_move_to_another_thread() {
+    fn is_send<T: Send>(_: &T) {}
+    struct Sendable;
+    impl CausalModel for Sendable {
+        type Memory = AtomicUsize;
+        fn new_memory(&self) -> AtomicUsize {
+            AtomicUsize::new(0)
+        }
+        fn read(&self, _: &[TokenId], _: &[gemma_nn::Segment], _: &mut [&mut AtomicUsize]) -> Tensor<2> {
+            unreachable!("never read")
+        }
+        fn read_all(&self, _: &[TokenId], _: &[gemma_nn::Segment], _: &mut [&mut AtomicUsize]) -> Tensor<2> {
+            unreachable!("never read")
+        }
+        fn context_length(&self) -> Option<usize> {
+            None
+        }
+        fn vocab(&self) -> usize {
+            5
+        }
+    }
+    is_send(&Generation::new(&Sendable, &[1], &greedy(1), &[]).unwrap());
+}

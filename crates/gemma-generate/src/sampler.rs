@@ -1,0 +1,250 @@
+//! The scales: logits in, one token out.
+//!
+//! Each cut (top-k, top-p) and the draw itself ask the same question, "which candidate is it at which the
+//! weights, added from the likeliest down, reach this much?", and [`reach`] answers it in linear time, without
+//! sorting 256 000 candidates. Weights are whole numbers, so their sums do not depend on the order of adding,
+//! and the same logits and seed give the same token on every platform.
+
+use std::collections::HashSet;
+
+use gemma_tokenizer::TokenId;
+
+use crate::random::{Xoshiro256PlusPlus, fresh_seed};
+use crate::softmax::{exp, highest, log_sum_exp};
+use crate::{Error, GenerateOptions};
+
+/// The weight of the likeliest candidate. 256 000 of these add up to less than 2⁵⁸.
+const ONE: f32 = (1_u64 << 40) as f32;
+
+/// e⁻²⁸ is below 1/[`ONE`]: a logit this far (times the temperature) below the best has weight 0.
+const REACH: f32 = 28.0;
+
+/// A token that was picked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pick {
+    /// The token.
+    pub token: TokenId,
+    /// Natural logarithm of the probability that the *model* gave it: from the logits as they came, before
+    /// repetition penalty, temperature and cuts. So it does not depend on the options, and can be compared
+    /// with [`score`](crate::score).
+    pub log_prob: f64,
+}
+
+/// Picks tokens from logits.
+///
+/// In this order, which is that of Hugging Face transformers:
+///
+/// 1. **Repetition penalty** p: the logit of each token [observed](Sampler::observe) or picked before is
+///    divided by p if positive and multiplied by p if not (Keskar et al., "CTRL", 2019, section 4.1).
+/// 2. **Temperature** 0 ends here: the highest logit wins, of equals the lowest token number. Otherwise the
+///    logits are divided by the temperature.
+/// 3. **Top-k**: only the k highest remain; of equals the lower token number.
+/// 4. **Top-p**: only the smallest number of likeliest tokens remains whose probabilities, among those that
+///    top-k left, add up to p or more; at least one (Holtzman et al., "The Curious Case of Neural Text
+///    Degeneration", 2020).
+/// 5. **Min-p**: only tokens at least p times as likely as the likeliest remain (Nguyen et al., "Turning Up
+///    the Heat", 2024).
+/// 6. **Draw** among the rest in proportion to their probabilities, with xoshiro256++.
+///
+/// A token 10¹² times less likely than the likeliest, after temperature, is never drawn.
+///
+/// After the first pick nothing is allocated, but for what the repetition penalty must remember.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    temperature: f32,
+    top_k: Option<usize>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repetition_penalty: f32,
+    seed: u64,
+    generator: Xoshiro256PlusPlus,
+    /// Tokens that the repetition penalty applies to; empty when it is off.
+    observed: HashSet<TokenId>,
+    /// Logits after the repetition penalty; unused when it is off.
+    penalised: Vec<f32>,
+    candidates: Vec<Candidate>,
+}
+
+/// A token that may be drawn.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    /// Smaller is likelier, of equals the lower token number. One number holds both, so that comparing is cheap.
+    rank: u64,
+    logit: f32,
+    /// [`ONE`] times its probability relative to the likeliest; set once the candidates are chosen.
+    weight: u64,
+}
+
+impl Candidate {
+    fn new(token: TokenId, logit: f32) -> Self {
+        // The bits of floats rise with the positive and fall with the negative; flipped like this they fall
+        // throughout. Adding 0 makes -0 an ordinary 0.
+        let bits = (logit + 0.0).to_bits();
+        let falling = if bits >> 31 == 0 { !bits & 0x7fff_ffff } else { bits };
+        Self { rank: u64::from(falling) << 32 | u64::from(token), logit, weight: 0 }
+    }
+
+    fn token(&self) -> TokenId {
+        self.rank as TokenId
+    }
+}
+
+impl Sampler {
+    /// A sampler with the seed of `options`, or a fresh one.
+    ///
+    /// # Errors
+    ///
+    /// What [`GenerateOptions::check`] finds.
+    pub fn new(options: &GenerateOptions) -> Result<Self, Error> {
+        options.check()?;
+        let seed = options.seed.unwrap_or_else(fresh_seed);
+        Ok(Self {
+            temperature: options.temperature,
+            top_k: options.top_k,
+            top_p: options.top_p,
+            min_p: options.min_p,
+            repetition_penalty: options.repetition_penalty,
+            seed,
+            generator: Xoshiro256PlusPlus::new(seed),
+            observed: HashSet::new(),
+            penalised: Vec::new(),
+            candidates: Vec::new(),
+        })
+    }
+
+    /// The seed in use: give it as [`GenerateOptions::seed`] to have the same text again.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Makes the repetition penalty apply to `tokens`, usually those of the prompt.
+    pub fn observe(&mut self, tokens: &[TokenId]) {
+        if self.repetition_penalty != 1.0 {
+            self.observed.extend(tokens);
+        }
+    }
+
+    /// Picks a token by its index in `logits` (`[vocab]`; -inf excludes a token) and observes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinite`] when a logit is NaN or +inf, [`Error::NoToken`] when there are none but -inf.
+    pub fn pick(&mut self, logits: &[f32]) -> Result<Pick, Error> {
+        let normalizer = log_sum_exp(logits)?;
+        let token = if self.repetition_penalty == 1.0 {
+            self.choose(logits)
+        } else {
+            let penalised = self.penalise(logits);
+            let token = self.choose(&penalised);
+            self.penalised = penalised;
+            token
+        };
+        self.observe(&[token]);
+        Ok(Pick { token, log_prob: f64::from(logits[token as usize]) - normalizer })
+    }
+
+    /// Step 1. Takes the buffer out of `self`, so that the next steps can borrow both.
+    fn penalise(&mut self, logits: &[f32]) -> Vec<f32> {
+        let mut penalised = std::mem::take(&mut self.penalised);
+        penalised.clear();
+        penalised.extend_from_slice(logits);
+        for &token in &self.observed {
+            if let Some(logit) = penalised.get_mut(token as usize) {
+                let penalty = self.repetition_penalty;
+                let changed = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                // A penalty near 0 turns a large logit into infinity, from which no probability follows.
+                *logit = changed.min(f32::MAX);
+            }
+        }
+        penalised
+    }
+
+    /// Steps 2 to 6. At least one logit is finite and none is NaN or +inf.
+    fn choose(&mut self, logits: &[f32]) -> TokenId {
+        let best = highest(logits);
+        if self.temperature == 0.0 {
+            let first = logits.iter().position(|&logit| logit == best);
+            return first.expect("the highest logit is one of them") as TokenId;
+        }
+        self.gather(logits, best);
+        for candidate in &mut self.candidates {
+            let power = exp((candidate.logit - best) / self.temperature);
+            candidate.weight = (power * ONE) as u64;
+        }
+        if let Some(top_p) = self.top_p.filter(|&top_p| top_p < 1.0) {
+            let wanted = (f64::from(top_p) * total(&self.candidates) as f64).ceil() as u64;
+            let kept = reach(&mut self.candidates, wanted);
+            self.candidates.truncate(kept);
+        }
+        if let Some(min_p) = self.min_p {
+            self.candidates.retain(|candidate| candidate.weight as f32 >= min_p * ONE);
+        }
+        let drawn = 1 + self.generator.below(total(&self.candidates));
+        let place = reach(&mut self.candidates, drawn) - 1;
+        self.candidates[place].token()
+    }
+
+    /// Step 3: fills `candidates` with the `top_k` likeliest of those that have a weight at all, in any order.
+    ///
+    /// One pass: whenever twice as many as needed have come together, only the better half stays, and from
+    /// then on a logit has to be above the worst of that half. Tokens come in rising order, so one that equals
+    /// the worst would rank below it.
+    fn gather(&mut self, logits: &[f32], best: f32) {
+        let top_k = self.top_k.unwrap_or(usize::MAX);
+        let full = top_k.saturating_mul(2).max(256);
+        // With a tiny temperature the subtraction changes nothing, and the best itself must still pass.
+        let mut bar = (best - REACH * self.temperature).min(best.next_down());
+        self.candidates.clear();
+        for (token, &logit) in logits.iter().enumerate() {
+            if logit > bar {
+                self.candidates.push(Candidate::new(token as TokenId, logit));
+                if self.candidates.len() == full {
+                    bar = keep_best(&mut self.candidates, top_k);
+                }
+            }
+        }
+        if self.candidates.len() > top_k {
+            keep_best(&mut self.candidates, top_k);
+        }
+    }
+}
+
+/// Keeps the `count` best-ranked of more candidates and returns the logit of the worst of these.
+fn keep_best(candidates: &mut Vec<Candidate>, count: usize) -> f32 {
+    let (_, worst, _) = candidates.select_nth_unstable_by_key(count - 1, |candidate| candidate.rank);
+    let bar = worst.logit;
+    candidates.truncate(count);
+    bar
+}
+
+/// The sum of the candidates' weights.
+fn total(candidates: &[Candidate]) -> u64 {
+    candidates.iter().map(|candidate| candidate.weight).sum()
+}
+
+/// How many of the best-ranked candidates it takes for their weights to reach `mass`; at least one.
+///
+/// Reorders the candidates so that these come first and the last of them is the one that reached it. The
+/// answer is searched for between bounds; each look costs as much as the stretch between them is long. The
+/// first looks are near the front, where the mass of a language model's distribution is, the others halve.
+fn reach(candidates: &mut [Candidate], mass: u64) -> usize {
+    let (mut low, mut high) = (0, candidates.len());
+    let mut below_low = 0;
+    let mut stride = 64;
+    // Always: low candidates weigh too little, high of them weigh enough (or are all there are).
+    while high - low > 1 {
+        let middle = low + stride.min((high - low) / 2);
+        candidates[low..high].select_nth_unstable_by_key(middle - low, |candidate| candidate.rank);
+        let below_middle = below_low + total(&candidates[low..middle]);
+        if below_middle >= mass {
+            high = middle;
+        } else {
+            (low, below_low) = (middle, below_middle);
+            stride = stride.saturating_mul(16);
+        }
+    }
+    high
+}
+
+#[cfg(test)]
+mod tests;

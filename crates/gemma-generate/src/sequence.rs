@@ -1,0 +1,120 @@
+//! One sequence on its way through a model: what was read, what is still to be read.
+
+use burn::tensor::Tensor;
+use gemma_nn::Segment;
+use gemma_tokenizer::TokenId;
+
+use crate::{CausalModel, Error};
+
+/// The tokens of one sequence and the memory of those that the model has read.
+///
+/// A [`Generation`](crate::Generation) gives its sequence back when it is over, so that a conversation goes on
+/// where it was: only what is new is read. The token picked last was not read yet; it waits in
+/// [`unread`](Self::unread) and comes first. A clone (when the memory can be cloned) is a fork of the conversation.
+#[derive(Clone, Debug)]
+pub struct Sequence<Memory> {
+    memory: Memory,
+    /// How many tokens the memory held before the first of `tokens`.
+    before: usize,
+    tokens: Vec<TokenId>,
+    /// How many of `tokens` the memory holds.
+    read: usize,
+}
+
+impl<Memory> Sequence<Memory> {
+    /// An empty sequence, with a memory that holds nothing.
+    pub fn new(memory: Memory) -> Self {
+        Self::after(memory, 0)
+    }
+
+    /// A sequence whose memory already holds `position` tokens, read by other means than this crate's: a picture,
+    /// or a saved memory.
+    pub fn after(memory: Memory, position: usize) -> Self {
+        Self { memory, before: position, tokens: Vec::new(), read: 0 }
+    }
+
+    /// Appends tokens for the model to read.
+    pub fn push(&mut self, tokens: &[TokenId]) {
+        self.tokens.extend_from_slice(tokens);
+    }
+
+    /// All tokens pushed, read or not.
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    /// The tokens that the model has yet to read.
+    pub fn unread(&self) -> &[TokenId] {
+        &self.tokens[self.read..]
+    }
+
+    /// How many tokens the memory holds; also the position of the first unread token.
+    pub fn position(&self) -> usize {
+        self.before + self.read
+    }
+
+    /// How many tokens the sequence has, read or not.
+    pub fn len(&self) -> usize {
+        self.before + self.tokens.len()
+    }
+
+    /// Whether there is nothing, read or unread.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What the model remembers.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// What the model remembers; the tokens are let go.
+    pub fn into_memory(self) -> Memory {
+        self.memory
+    }
+}
+
+/// Reads the next so many unread tokens of each sequence, all in one call of the model.
+///
+/// Returns logits `[sequences, vocab]`: what follows the last token that was read of each.
+pub(crate) fn read_next<M: CausalModel>(model: &M, due: Vec<(&mut Sequence<M::Memory>, usize)>) -> Tensor<2> {
+    let mut tokens = Vec::with_capacity(due.iter().map(|(_, count)| count).sum());
+    let mut segments = Vec::with_capacity(due.len());
+    let mut memories = Vec::with_capacity(due.len());
+    for (sequence, count) in due {
+        segments.push(Segment::causal(sequence.position(), count));
+        tokens.extend_from_slice(&sequence.unread()[..count]);
+        sequence.read += count;
+        memories.push(&mut sequence.memory);
+    }
+    model.read(&tokens, &segments, &mut memories)
+}
+
+/// Brings logits to the host: `rows` times `vocab` numbers, row after row.
+///
+/// # Errors
+///
+/// [`Error::LogitsShape`] when there are more or fewer, [`Error::Device`] when the device failed.
+pub(crate) fn to_host(logits: Tensor<2>, rows: usize, vocab: usize) -> Result<Vec<f32>, Error> {
+    let (found, expected) = (logits.dims(), [rows, vocab]);
+    if found != expected {
+        return Err(Error::LogitsShape { found, expected });
+    }
+    logits.try_into_vec_as::<f32>().map_err(|error| {
+        let report = error.to_string();
+        let reason = report.split_whitespace().collect::<Vec<_>>().join(" ");
+        Error::Device { reason }
+    })
+}
+
+/// Refuses token numbers that the model does not know.
+///
+/// # Errors
+///
+/// [`Error::TokenOutOfRange`] for the first.
+pub(crate) fn check_tokens(tokens: &[TokenId], vocab: usize) -> Result<(), Error> {
+    match tokens.iter().position(|&token| token as usize >= vocab) {
+        Some(place) => Err(Error::TokenOutOfRange { token: tokens[place], place, vocab }),
+        None => Ok(()),
+    }
+}

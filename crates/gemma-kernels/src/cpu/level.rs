@@ -1,0 +1,79 @@
+//! Which instructions this processor has: found out at run time, once.
+
+use std::sync::OnceLock;
+
+/// The instruction sets that the CPU kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Plain Rust, which the compiler vectorizes for the target's baseline (SSE2, NEON).
+    Portable,
+    /// AVX2 with FMA and F16C: 8 lanes.
+    Avx2,
+    /// AVX-512 F, BW, VL and DQ: 16 lanes.
+    Avx512,
+}
+
+impl Level {
+    /// The levels that this processor can run, slowest first.
+    pub fn available() -> Vec<Level> {
+        [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter(|level| *level <= cpu_level()).collect()
+    }
+}
+
+/// The best level of this processor.
+pub fn cpu_level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(detect)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
+    match (avx2, avx512) {
+        (true, true) => Level::Avx512,
+        (true, false) => Level::Avx2,
+        _ => Level::Portable,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Portable
+}
+
+/// Runs a kernel that is generic over [`Lanes`](super::lanes::Lanes) with the instructions of a level.
+///
+/// The kernel is an `#[inline(always)]` function; this expands to one copy of it per level, each inside a function
+/// that has the level's target features, so that the vector operations become single instructions.
+macro_rules! with_level {
+    ($level:expr, $kernel:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+        fn avx512($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: the function has the target features that these lanes need.
+            unsafe { $kernel::<$crate::cpu::lanes::Avx512>($($arg),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: the function has the target features that these lanes need.
+            unsafe { $kernel::<$crate::cpu::lanes::Avx2>($($arg),*) }
+        }
+        match $level {
+            // SAFETY: a level is chosen only when the processor was found to have its features.
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::Level::Avx2 => unsafe { avx2($($arg),*) },
+            // SAFETY: plain Rust needs no features.
+            _ => unsafe { $kernel::<$crate::cpu::lanes::Plain>($($arg),*) },
+        }
+    }};
+}
+
+pub(super) use with_level;

@@ -1,0 +1,67 @@
+//! The operations for CubeCL runtimes: wgpu above all.
+//!
+//! The kernels keep to what WGSL has everywhere: 32-bit words, no 8- or 16-bit types, no bf16, no subgroup
+//! operations, 256 units to a cube, less than 32 KiB of shared memory. Packed bytes arrive as `u32` words, each
+//! row padded to a whole word, and are taken apart with shifts ([`decode`]); every sum is in f32.
+//!
+//! - [`linear`]: `y = x Wᵀ`, one kernel for a few tokens and one for many;
+//! - [`rows`]: an embedding look-up;
+//! - [`attend`]: softmax attention over a ring of past keys and over fresh ones, where they lie.
+//!
+//! # Index arithmetic
+//!
+//! Indices in kernels are 32 bits wide and count elements (words or floats), never bytes, so a buffer may hold
+//! up to 16 GiB. What a device binds at once is less; [`PackedWeight`](crate::PackedWeight) cuts its rows into
+//! shards accordingly.
+
+mod attend;
+mod decode;
+mod linear;
+mod rows;
+
+pub(crate) use attend::attend;
+pub(crate) use linear::packed_linear;
+pub(crate) use rows::packed_rows;
+
+use crate::Format;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::{kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+/// What WebGPU guarantees for each dimension of a dispatch.
+const MOST_CUBES: usize = 65_535;
+
+/// At least `cubes` cubes, spread over two dimensions where one does not hold them. Kernels compute their place
+/// from `CUBE_POS` and let the few surplus cubes store nothing.
+fn cube_count(cubes: usize) -> CubeCount {
+    let lines = cubes.div_ceil(MOST_CUBES).max(1);
+    CubeCount::Static(cubes.div_ceil(lines) as u32, lines as u32, 1)
+}
+
+/// An f32 tensor with undefined content, beside `like`.
+fn output(like: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), DType::F32)
+}
+
+/// Whether a tensor of this shape has no element, so that there is nothing to launch.
+fn is_empty(tensor: &CubeTensor) -> bool {
+    tensor.meta.shape().num_elements() == 0
+}
+
+/// A tensor as a kernel reads it: f32, row-major.
+fn floats(tensor: CubeTensor) -> CubeTensor {
+    assert_eq!(tensor.dtype, DType::F32, "the kernels compute in f32");
+    into_contiguous(tensor)
+}
+
+/// The words of a packed matrix whose rows hold `cols` values, and `[rows, words per row]`.
+fn packed(words: CubeTensor, format: Format, cols: usize) -> (CubeTensor, [usize; 2]) {
+    assert_eq!(words.dtype, DType::U32, "packed weights are 32-bit words");
+    let shape = words.meta.shape().dims::<2>();
+    let row_words = format.row_bytes(cols).map(|bytes| bytes.div_ceil(4));
+    assert_eq!(row_words, Some(shape[1]), "a row of the weight fills its words");
+    (into_contiguous(words), shape)
+}
+
+#[cfg(test)]
+mod tests;

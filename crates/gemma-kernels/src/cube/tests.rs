@@ -1,0 +1,251 @@
+//! Each kernel against plain loops in f64, with what must not be read filled with NaN.
+//!
+//! They need an adapter; a software one such as lavapipe (mesa-vulkan-drivers) will do. Without, they say that they
+//! were skipped.
+
+use super::*;
+use crate::AttendParams;
+use burn::backend::{DispatchDevice, ops::FloatTensorOps, ops::IntTensorOps, read_sync};
+use burn::tensor::TensorData;
+use burn_cubecl::{CubeBackend, CubeDevice};
+use half::f16;
+
+/// The device, or `None` with a word about it where there is none.
+fn device() -> Option<CubeDevice> {
+    match gemma_backend::Backend::Wgpu.device() {
+        Ok(device) => match device.as_dispatch() {
+            DispatchDevice::Cube(device) => Some(device.clone()),
+            other => panic!("wgpu is a CubeCL runtime, not {other:?}"),
+        },
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+/// Numbers that look random and are the same in each run (Marsaglia's xorshift).
+struct Noise(u64);
+
+impl Noise {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.bits() >> 33) as usize % end
+    }
+
+    /// Values in -1..1.
+    fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    /// A finite half with its exponent below `exponent`: a subnormal for 1.
+    fn half(&mut self, exponent: usize) -> [u8; 2] {
+        let sign_and_fraction = self.bits() as u16 & 0x83ff;
+        (sign_and_fraction | (self.below(exponent) as u16) << 10).to_le_bytes()
+    }
+
+    /// A packed matrix: its words, rows padded with ones, and its values. Blocks hold any bytes after their scale,
+    /// halves and scales any number with an exponent below `exponent`.
+    fn matrix(&mut self, format: Format, rows: usize, cols: usize, exponent: usize) -> (Vec<u32>, Vec<f32>) {
+        let (mut words, mut values) = (Vec::new(), vec![0.0; rows * cols]);
+        for values in values.chunks_mut(cols) {
+            let mut bytes = vec![0; format.row_bytes(cols).unwrap()];
+            match format {
+                Format::F32 | Format::Bf16 => format.encode_row(&self.values(cols), &mut bytes),
+                _ => {
+                    for block in bytes.chunks_mut(format.block_bytes()) {
+                        block.fill_with(|| self.bits() as u8);
+                        block[..2].copy_from_slice(&self.half(exponent));
+                    }
+                }
+            }
+            format.decode_row(&bytes, values);
+            bytes.resize(bytes.len().next_multiple_of(4), 0xff);
+            words.extend(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)));
+        }
+        (words, values)
+    }
+}
+
+fn upload(values: &[f32], shape: &[usize], device: &CubeDevice) -> CubeTensor {
+    CubeBackend::float_from_data(TensorData::new(values.to_vec(), shape.to_vec()), device)
+}
+
+fn upload_ints<E: burn::tensor::Element>(values: Vec<E>, shape: &[usize], device: &CubeDevice) -> CubeTensor {
+    CubeBackend::int_from_data(TensorData::new(values, shape.to_vec()), device)
+}
+
+fn download(tensor: CubeTensor) -> Vec<f32> {
+    read_sync(CubeBackend::float_into_data(tensor)).unwrap().try_to_vec().unwrap()
+}
+
+#[test]
+fn cubes_are_spread_without_much_surplus() {
+    for cubes in [1, 2, 65_535, 65_536, 70_000, 131_071, 10_000_000] {
+        let CubeCount::Static(x, y, 1) = cube_count(cubes) else { panic!("static") };
+        assert!(x as usize <= MOST_CUBES && y as usize <= MOST_CUBES);
+        let launched = x as usize * y as usize;
+        assert!(launched >= cubes && launched < cubes + y as usize, "{cubes}: {x} x {y}");
+    }
+}
+
+#[test]
+fn rows_come_back_exactly_down_to_subnormal_scales() {
+    let Some(device) = device() else { return };
+    let mut noise = Noise(1);
+    for format in Format::ALL {
+        for cols in [1, 2, 3, 5, 33, 64, 160].into_iter().filter(|cols| format.row_bytes(*cols).is_some()) {
+            for exponent in [1, 20] {
+                let (words, values) = noise.matrix(format, 37, cols, exponent);
+                let row_words = words.len() / 37;
+                let ids: Vec<usize> = (0..70).map(|_| noise.below(37)).collect();
+                let expected: Vec<f32> = ids.iter().flat_map(|id| values[id * cols..][..cols].to_vec()).collect();
+                let words = upload_ints(words, &[37, row_words], &device);
+                for ids in [
+                    upload_ints(ids.iter().map(|id| *id as i32).collect(), &[70], &device),
+                    upload_ints(ids.iter().map(|id| *id as u32).collect(), &[70], &device),
+                ] {
+                    let rows = download(packed_rows(words.clone(), ids, format, cols));
+                    assert_eq!(rows, expected, "{format}, {cols} columns, exponents below {exponent}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_half_is_decoded() {
+    let Some(device) = device() else { return };
+    let words: Vec<u32> = (0..1u32 << 15).map(|i| (2 * i) | ((2 * i + 1) << 16)).collect();
+    let matrix = upload_ints(words, &[16, 2048], &device);
+    let ids = upload_ints((0..16i32).collect(), &[16], &device);
+    for (bits, value) in download(packed_rows(matrix, ids, Format::F16, 4096)).into_iter().enumerate() {
+        let expected = f16::from_bits(bits as u16).to_f32();
+        // shading languages do not promise infinities and NaNs
+        assert!(value.to_bits() == expected.to_bits() || !expected.is_finite(), "{bits:#06x}: {value} for {expected}");
+    }
+}
+
+#[test]
+fn products_match_the_loops() {
+    let Some(device) = device() else { return };
+    let mut noise = Noise(2);
+    for format in Format::ALL {
+        for cols in [1, 5, 33, 64, 160].into_iter().filter(|cols| format.row_bytes(*cols).is_some()) {
+            // a driver compiles each number of tokens up to 4 and each depth of tiles: all of them for one format
+            let few = [(7, 1), (300, 3), (7, 5), (65, 70)];
+            let all = [(1, 1), (7, 2), (300, 3), (65, 4), (7, 5), (300, 17), (1, 40), (65, 70)];
+            for &(rows, tokens) in if format == Format::Bf16 { &all[..] } else { &few } {
+                let (words, values) = noise.matrix(format, rows, cols, 16);
+                let x = noise.values(tokens * cols);
+                let words = upload_ints(words.clone(), &[rows, words.len() / rows], &device);
+                let y = download(packed_linear(upload(&x, &[tokens, cols], &device), words, format, cols));
+                assert_eq!(y.len(), tokens * rows);
+                for (i, y) in y.into_iter().enumerate() {
+                    let (x, w) = (&x[i / rows * cols..][..cols], &values[i % rows * cols..][..cols]);
+                    let terms = || x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    let (sum, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+                    assert!(
+                        (f64::from(y) - sum).abs() <= 3e-6 * size,
+                        "{format}, {tokens} tokens, {rows} x {cols}, element {i}: {y} for {sum}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// One case of attention, its ring filled with NaN where nothing was read yet.
+fn check_attention(noise: &mut Noise, device: &CubeDevice, dims: [usize; 5], params: AttendParams) {
+    let [tokens, heads, kv_heads, head_dim, capacity] = dims;
+    let (row, q_len) = (kv_heads * head_dim, tokens * heads * head_dim);
+    let q = noise.values(q_len);
+    let ring = |noise: &mut Noise| {
+        let slot = |slot| match params.position_of_slot(slot, capacity) {
+            Some(_) => noise.values(row),
+            None => vec![f32::NAN; row],
+        };
+        (0..capacity).flat_map(slot).collect::<Vec<f32>>()
+    };
+    let past = [ring(noise), ring(noise)];
+    let fresh = [noise.values(tokens * row), noise.values(tokens * row)];
+    let (past_shape, fresh_shape) = ([capacity, kv_heads, head_dim], [tokens, kv_heads, head_dim]);
+    let out = download(attend(
+        upload(&q, &[tokens, heads, head_dim], device),
+        upload(&past[0], &past_shape, device),
+        upload(&past[1], &past_shape, device),
+        upload(&fresh[0], &fresh_shape, device),
+        upload(&fresh[1], &fresh_shape, device),
+        params,
+    ));
+    for (i, out) in out.chunks(head_dim).enumerate() {
+        let (position, kv_head) = (params.start + i / heads, i % heads / (heads / kv_heads));
+        let held = (0..capacity).filter_map(|slot| Some((params.position_of_slot(slot, capacity)?, &past, slot)));
+        let seen: Vec<(f64, &[f32])> = held
+            .chain((0..tokens).map(|token| (params.start + token, &fresh, token)))
+            .filter(|(key, ..)| params.allows(position, *key))
+            .map(|(_, [keys, values], at)| {
+                let at = at * row + kv_head * head_dim;
+                let products = q[i * head_dim..].iter().zip(&keys[at..at + head_dim]);
+                let score = products.map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>() * f64::from(params.scale);
+                let score = params.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                (score.exp(), &values[at..at + head_dim])
+            })
+            .collect();
+        let total: f64 = seen.iter().map(|(weight, _)| weight).sum();
+        for (dim, out) in out.iter().enumerate() {
+            let sum: f64 = seen.iter().map(|(weight, values)| weight * f64::from(values[dim])).sum();
+            let error = (f64::from(*out) - sum / total).abs();
+            assert!(error < 1e-5, "{dims:?} {params:?}, row {i}, dimension {dim}: {out} for {}", sum / total);
+        }
+    }
+}
+
+#[test]
+fn attention_matches_the_loops() {
+    let Some(device) = device() else { return };
+    let mut noise = Noise(3);
+    let mut case = 0;
+    for (capacity, start) in [(1, 0), (8, 0), (8, 3), (8, 8), (8, 29), (70, 1000), (300, 200)] {
+        for tokens in [1, 2, 7, 35] {
+            for span in [None, Some(1), Some(5), Some(150), Some(usize::MAX)] {
+                // a part of all combinations, each value with each other
+                case += 1;
+                let head_dim = [1, 16, 33, 300][case / 2 % 4];
+                let (heads, kv_heads) = [(1, 1), (4, 2), (8, 1)][case % 3];
+                let params = AttendParams {
+                    start,
+                    prefix_len: [0, 5, 20][case / 3 % 3],
+                    span,
+                    scale: 2.0 / (head_dim as f32).sqrt(),
+                    softcap: [None, Some(3.0)][case % 2],
+                };
+                check_attention(&mut noise, &device, [tokens, heads, kv_heads, head_dim, capacity], params);
+            }
+        }
+    }
+    // more fresh keys than are scored at once
+    let params = AttendParams { start: 150, prefix_len: 160, span: None, scale: 0.3, softcap: None };
+    check_attention(&mut noise, &device, [140, 2, 1, 16, 150], params);
+}
+
+#[test]
+fn large_scores_neither_overflow_nor_vanish() {
+    let Some(device) = device() else { return };
+    let params = AttendParams { start: 0, prefix_len: 0, span: None, scale: 1.0, softcap: Some(50.0) };
+    // the first key scores +-1e6 before the cap, the second nothing
+    for sign in [1.0f32, -1.0] {
+        let ones = upload(&[1e3; 2], &[2, 1, 1], &device);
+        let keys = upload(&[sign * 1e3, 0.0], &[2, 1, 1], &device);
+        let values = upload(&[1.0, 2.0], &[2, 1, 1], &device);
+        let nothing = upload(&[f32::NAN], &[1, 1, 1], &device);
+        let out = download(attend(ones, nothing.clone(), nothing, keys, values, params));
+        assert_eq!(out, [1.0, if sign > 0.0 { 1.0 } else { 2.0 }], "exp(-50) is lost beside 1");
+    }
+}

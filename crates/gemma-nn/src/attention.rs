@@ -1,0 +1,125 @@
+//! Grouped-query attention with rotary positions, over caches that the caller lends.
+
+use crate::{KvCache, Projection, Retention, RopeTable, Segment, Sink, Source};
+use burn::module::Module;
+use burn::tensor::Tensor;
+use gemma_kernels::{AttendParams, attend};
+
+/// What one attention layer needs to know; resolved once, per layer, when a configuration is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Size of a head. `heads * head_dim` need not be the model width.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// Soft cap of the scores, applied after the scale and before the mask.
+    pub softcap: Option<f32>,
+    /// How many keys a query sees, itself included; `None`: all.
+    pub span: Option<usize>,
+    /// Whether q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Whether the output projection has a bias.
+    pub output_bias: bool,
+}
+
+impl AttentionSpec {
+    /// What the layer's cache must keep.
+    pub fn retention(&self) -> Retention {
+        self.span.map_or(Retention::Everything, Retention::Last)
+    }
+}
+
+/// `o( softmax(scale · rope(q) rope(k)ᵀ + mask) v )` (Vaswani et al. 2017, eq. 1; grouped queries: Ainslie et al.
+/// 2023, arXiv:2305.13245).
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// `[heads * head_dim, width]`.
+    pub q_proj: Projection,
+    /// `[kv_heads * head_dim, width]`.
+    pub k_proj: Projection,
+    /// `[kv_heads * head_dim, width]`.
+    pub v_proj: Projection,
+    /// `[width, heads * head_dim]`.
+    pub o_proj: Projection,
+    #[module(skip)]
+    spec: AttentionSpec,
+}
+
+impl Attention {
+    /// The layer whose parameters begin with `{name}.`.
+    pub fn load(source: &mut dyn Source, name: &str, width: usize, spec: AttentionSpec) -> Self {
+        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        Self {
+            q_proj: Projection::load(source, &format!("{name}.q_proj"), width, queries, spec.qkv_bias),
+            k_proj: Projection::load(source, &format!("{name}.k_proj"), width, keys, spec.qkv_bias),
+            v_proj: Projection::load(source, &format!("{name}.v_proj"), width, keys, spec.qkv_bias),
+            o_proj: Projection::load(source, &format!("{name}.o_proj"), queries, width, spec.output_bias),
+            spec,
+        }
+    }
+
+    /// Hands the parameters to a sink, under the names they were loaded by.
+    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
+        self.q_proj.save(sink, &format!("{name}.q_proj"));
+        self.k_proj.save(sink, &format!("{name}.k_proj"));
+        self.v_proj.save(sink, &format!("{name}.v_proj"));
+        self.o_proj.save(sink, &format!("{name}.o_proj"));
+    }
+
+    /// Reads each segment after what its cache holds, and appends it there: `[tokens, width]` to the same shape.
+    ///
+    /// # Panics
+    /// When segments and caches do not match, or a prefix is not read in one piece.
+    pub fn forward(
+        &self,
+        x: Tensor<2>,
+        rope: &RopeTable,
+        segments: &[Segment],
+        caches: &mut [&mut KvCache],
+    ) -> Tensor<2> {
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
+        let [tokens, _] = x.dims();
+        let split = |x: Tensor<2>, heads: usize| x.reshape([tokens, heads, head_dim]);
+        let q = rope.rotate(split(self.q_proj.forward(x.clone()), heads));
+        let k = rope.rotate(split(self.k_proj.forward(x.clone()), kv_heads));
+        let v = split(self.v_proj.forward(x), kv_heads);
+
+        assert_eq!(segments.len(), caches.len(), "one cache per segment");
+        let mut outputs = Vec::with_capacity(segments.len());
+        let mut first = 0;
+        for (segment, cache) in segments.iter().zip(caches) {
+            let part = |x: &Tensor<3>, heads: usize| {
+                if segment.len == tokens {
+                    x.clone()
+                } else {
+                    x.clone().slice([first..first + segment.len, 0..heads, 0..head_dim])
+                }
+            };
+            outputs.push(self.attend(part(&q, heads), part(&k, kv_heads), part(&v, kv_heads), segment, cache));
+            first += segment.len;
+        }
+        let joined = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 0) };
+        self.o_proj.forward(joined.reshape([tokens, heads * head_dim]))
+    }
+
+    /// One segment: `[tokens, heads, head_dim]` from q of that shape and k, v `[tokens, kv_heads, head_dim]`.
+    fn attend(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, segment: &Segment, cache: &mut KvCache) -> Tensor<3> {
+        assert_eq!(segment.start, cache.len(), "a segment continues where its cache ends");
+        let whole_prefix = segment.start == 0 && segment.len >= segment.prefix_len;
+        assert!(whole_prefix || segment.start >= segment.prefix_len, "a prefix that sees itself is read in one piece");
+        let params = AttendParams {
+            start: segment.start,
+            prefix_len: segment.prefix_len,
+            span: self.spec.span,
+            scale: self.spec.scale,
+            softcap: self.spec.softcap,
+        };
+        let output = attend(q, cache.past(), k.clone(), v.clone(), params);
+        cache.extend(k, v);
+        output
+    }
+}

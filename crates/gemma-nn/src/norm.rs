@@ -1,0 +1,54 @@
+//! Root-mean-square normalisation with a weight that is an offset from one.
+
+use crate::{Sink, Source};
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+/// `y = x / sqrt(mean(x²) + eps) · (1 + w)` over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467; the
+/// `1 +` is Gemma's). All in f32.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// The stored offset `w`, `[width]`.
+    pub weight: Param<Tensor<1>>,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// The norm whose weight is called `{name}.weight`.
+    pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32) -> Self {
+        Self { weight: source.vector(&format!("{name}.weight"), width), eps }
+    }
+
+    /// Hands the weight to a sink, under the name it was loaded by.
+    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
+        sink.vector(&format!("{name}.weight"), &self.weight);
+    }
+
+    /// `[tokens, width]` to the same shape.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let mean_square = x.clone().square().mean_dim(1);
+        let inverse = mean_square.add_scalar(self.eps).sqrt().recip();
+        let gain = self.weight.val().add_scalar(1.0).unsqueeze::<2>();
+        x.mul(inverse).mul(gain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_device;
+
+    #[test]
+    fn a_zero_weight_means_gain_one_and_eps_is_inside_the_root() {
+        for device in test_device::all() {
+            let x = Tensor::<2>::from_data([[3.0, -4.0], [0.0, 0.0], [1e-3, 1e-3]], &device);
+            let norm = RmsNorm { weight: Param::from_tensor(Tensor::from_data([0.0, 1.0], &device)), eps: 1e-6 };
+            let y: Vec<f32> = norm.forward(x).into_data().try_into_vec().unwrap();
+            let rms = 12.5f32.sqrt();
+            let expected = [3.0 / rms, -8.0 / rms, 0.0, 0.0, 1e-3 / 2e-6f32.sqrt(), 2e-3 / 2e-6f32.sqrt()];
+            for (a, b) in y.iter().zip(expected) {
+                assert!((a - b).abs() < 1e-5, "{y:?}");
+            }
+        }
+    }
+}

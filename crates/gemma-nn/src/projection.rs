@@ -1,0 +1,93 @@
+//! The one linear layer.
+
+use crate::{Sink, Source};
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+use gemma_kernels::{PackedWeight, packed_linear, packed_rows};
+
+/// A weight matrix `[out, in]`: frozen as it lies in a file, or dense and trainable. No layer asks which.
+#[derive(Module, Debug)]
+pub enum Weight {
+    /// Rows or blocks of a checkpoint, computed with in place.
+    Packed(PackedWeight),
+    /// f32 values that an optimizer may change.
+    Dense(Param<Tensor<2>>),
+}
+
+impl Weight {
+    /// `x Wᵀ`: `[tokens, in]` to `[tokens, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Weight::Packed(weight) => packed_linear(x, weight),
+            Weight::Dense(weight) => x.matmul(weight.val().transpose()),
+        }
+    }
+
+    /// The rows `ids` as f32: `[ids, in]`.
+    ///
+    /// # Panics
+    /// When an id is not a row.
+    pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
+        match self {
+            Weight::Packed(weight) => packed_rows(weight, ids),
+            Weight::Dense(weight) => {
+                let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+                let len = ids.len();
+                let weight = weight.val();
+                weight.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(ids, [len]), &weight.device()))
+            }
+        }
+    }
+
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Weight::Packed(weight) => [weight.rows(), weight.cols()],
+            Weight::Dense(weight) => weight.val().dims(),
+        }
+    }
+
+    /// Bytes that one pass over the matrix reads.
+    pub fn bytes_len(&self) -> usize {
+        match self {
+            Weight::Packed(weight) => weight.bytes_len(),
+            Weight::Dense(_) => self.shape().iter().product::<usize>() * 4,
+        }
+    }
+}
+
+/// `y = x Wᵀ + b`.
+#[derive(Module, Debug)]
+pub struct Projection {
+    /// The matrix, `[out, in]`.
+    pub weight: Weight,
+    /// The bias, `[out]`, where the layer has one.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Projection {
+    /// The layer whose parameters are called `{name}.weight` and, with `bias`, `{name}.bias`.
+    pub fn load(source: &mut dyn Source, name: &str, inputs: usize, outputs: usize, bias: bool) -> Self {
+        Self {
+            weight: source.matrix(&format!("{name}.weight"), outputs, inputs),
+            bias: bias.then(|| source.vector(&format!("{name}.bias"), outputs)),
+        }
+    }
+
+    /// Hands the parameters to a sink, under the names they were loaded by.
+    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
+        sink.matrix(&format!("{name}.weight"), &self.weight);
+        if let Some(bias) = &self.bias {
+            sink.vector(&format!("{name}.bias"), bias);
+        }
+    }
+
+    /// `[tokens, in]` to `[tokens, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let y = self.weight.forward(x);
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze::<2>(),
+            None => y,
+        }
+    }
+}

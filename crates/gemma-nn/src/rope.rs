@@ -1,0 +1,79 @@
+//! Rotary position embedding, half-split.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// Which part of a head rotates, and how fast.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeSpec {
+    /// How many leading dimensions of a head rotate; even. The rest pass through.
+    pub rotary_dim: usize,
+    /// Base of the frequencies, `theta`.
+    pub theta: f32,
+}
+
+/// Cosines and sines of the angles of a call's tokens; made once, used by every layer.
+///
+/// Dimension pair `i` of position `p` turns by `p · theta^(-2i / rotary_dim)` (Su et al. 2021, arXiv:2104.09864,
+/// eq. 15). Frequencies and angles are f32 whatever the model's dtype: rounding them moves the logits visibly.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    cos: Tensor<3>,
+    sin: Tensor<3>,
+    half: usize,
+}
+
+impl RopeTable {
+    /// The table for tokens at `positions`.
+    pub fn new(spec: RopeSpec, positions: &[usize], device: &Device) -> Self {
+        let half = spec.rotary_dim / 2;
+        let frequencies: Vec<f32> =
+            (0..half).map(|i| 1.0 / spec.theta.powf((2 * i) as f32 / spec.rotary_dim as f32)).collect();
+        let angles = || positions.iter().flat_map(|p| frequencies.iter().map(move |f| *p as f32 * f));
+        let table = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [positions.len(), 1, half]), device);
+        Self { cos: table(angles().map(f32::cos).collect()), sin: table(angles().map(f32::sin).collect()), half }
+    }
+
+    /// Rotates `[tokens, heads, head_dim]`: with halves `(a, b)` of the rotating dimensions,
+    /// `(a cos - b sin, b cos + a sin)`.
+    pub fn rotate(&self, x: Tensor<3>) -> Tensor<3> {
+        let [tokens, heads, head_dim] = x.dims();
+        let part = |from: usize, to: usize| x.clone().slice([0..tokens, 0..heads, from..to]);
+        let (a, b) = (part(0, self.half), part(self.half, 2 * self.half));
+        let first = a.clone() * self.cos.clone() - b.clone() * self.sin.clone();
+        let second = b * self.cos.clone() + a * self.sin.clone();
+        let mut parts = vec![first, second];
+        if 2 * self.half < head_dim {
+            parts.push(part(2 * self.half, head_dim));
+        }
+        Tensor::cat(parts, 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_device;
+
+    #[test]
+    fn halves_turn_together_and_the_rest_passes() {
+        for device in test_device::all() {
+            let spec = RopeSpec { rotary_dim: 4, theta: 100.0 };
+            let table = RopeTable::new(spec, &[0, 3], &device);
+            let row = [1.0f32, 2.0, 3.0, 4.0, 5.0];
+            let x = Tensor::<3>::from_data([[row], [row]], &device);
+            let y: Vec<f32> = table.rotate(x).into_data().try_into_vec().unwrap();
+            assert_eq!(y[..5], row, "position 0 does not turn");
+            let (slow, fast) = (0.3f32, 3.0f32); // theta^(-2/4) = 0.1
+            let expected = [
+                fast.cos() - 3.0 * fast.sin(),
+                2.0 * slow.cos() - 4.0 * slow.sin(),
+                3.0 * fast.cos() + fast.sin(),
+                4.0 * slow.cos() + 2.0 * slow.sin(),
+                5.0,
+            ];
+            for (a, b) in y[5..].iter().zip(expected) {
+                assert!((a - b).abs() < 1e-5, "{y:?} {expected:?}");
+            }
+        }
+    }
+}

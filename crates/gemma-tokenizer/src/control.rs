@@ -1,0 +1,234 @@
+//! The family's table of control tokens.
+//!
+//! Control tokens are looked up **by name** in the vocabulary at hand, so the real 256 000-piece vocabulary and a
+//! five-hundred-piece one are the same to the rest of the program. Only two things go by number, because some
+//! released files leave the names out: CodeGemma's infilling tokens are `<unused60>` ... `<unused63>` in the plain
+//! Gemma vocabulary, and PaliGemma's locations, segments and `<image>` follow its last piece.
+
+use crate::vocabulary::Vocabulary;
+use crate::{Error, Result, TokenId};
+
+/// The families whose control tokens are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Gemma 1, 1.1 and 2.
+    Gemma,
+    /// CodeGemma: four of the unused pieces are the fill-in-the-middle tokens.
+    CodeGemma,
+    /// PaliGemma and PaliGemma 2: adds 1024 locations, 128 segments and `<image>`.
+    PaliGemma,
+    /// RecurrentGemma; the same table as Gemma.
+    RecurrentGemma,
+}
+
+/// Name of the token that every text begins with.
+pub(crate) const BOS: &str = "<bos>";
+/// Name of the token that ends a text.
+pub(crate) const EOS: &str = "<eos>";
+const PAD: &str = "<pad>";
+/// Name of the token for what a vocabulary cannot express.
+pub(crate) const UNK: &str = "<unk>";
+/// Name of the token that opens a turn of a chat.
+pub(crate) const START_OF_TURN: &str = "<start_of_turn>";
+/// Name of the token that closes a turn of a chat.
+pub(crate) const END_OF_TURN: &str = "<end_of_turn>";
+const IMAGE: &str = "<image>";
+/// CodeGemma's names, with the numbers at which plain Gemma files have `<unused60>` to `<unused63>`.
+const FIM: [(TokenId, &str); 4] =
+    [(67, "<|fim_prefix|>"), (68, "<|fim_middle|>"), (69, "<|fim_suffix|>"), (70, "<|file_separator|>")];
+
+/// PaliGemma's location tokens `<loc0000>` ... `<loc1023>`.
+const LOCATIONS: usize = 1024;
+/// PaliGemma's segment tokens `<seg000>` ... `<seg127>`.
+const SEGMENTS: usize = 128;
+
+/// Control tokens that carry structure and no text: decoding leaves them out.
+const HIDDEN: [&str; 9] = [PAD, EOS, BOS, UNK, START_OF_TURN, END_OF_TURN, IMAGE, "<start_of_image>", "<end_of_image>"];
+/// Control tokens that decoding shows, as the reference implementations do.
+const SHOWN: [&str; 4] = ["<mask>", "<2mass>", "[@BOS@]", "[toxicity=0]"];
+
+/// The HTML tags of the vocabulary, each of which also has its closing tag.
+const HTML: [&str; 24] = [
+    "table",
+    "caption",
+    "thead",
+    "tbody",
+    "tfoot",
+    "tr",
+    "th",
+    "td",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "blockquote",
+    "strong",
+    "em",
+    "b",
+    "i",
+    "u",
+    "s",
+    "sub",
+    "sup",
+    "code",
+];
+
+/// Is this the name of a control token, in any of the families?
+pub(crate) fn is_control_name(piece: &str) -> bool {
+    is_hidden_name(piece)
+        || SHOWN.contains(&piece)
+        || numbered(piece, "<unused").is_some()
+        || numbered(piece, "<loc").is_some_and(|digits| digits == 4)
+        || numbered(piece, "<seg").is_some_and(|digits| digits == 3)
+}
+
+/// Is this the name of a control token that decoding leaves out?
+pub(crate) fn is_hidden_name(piece: &str) -> bool {
+    HIDDEN.contains(&piece) || FIM.iter().any(|(_, name)| *name == piece)
+}
+
+/// How many digits stand between `prefix` and a final `>`, if that is all there is.
+fn numbered(piece: &str, prefix: &str) -> Option<usize> {
+    let digits = piece.strip_prefix(prefix)?.strip_suffix('>')?;
+    (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then_some(digits.len())
+}
+
+/// Is this a piece that Gemma matches literally before it merges anything: a run of one white-space character, or an
+/// HTML tag?
+pub(crate) fn is_literal_name(piece: &str) -> bool {
+    let mut chars = piece.chars();
+    let run = match chars.next() {
+        Some('\n') => chars.all(|c| c == '\n'),
+        Some(first @ ('\t' | '▁')) => piece.chars().count() > 1 && chars.all(|c| c == first),
+        _ => false,
+    };
+    let tag = || piece.strip_prefix("</").or_else(|| piece.strip_prefix('<')).and_then(|rest| rest.strip_suffix('>'));
+    run || tag().is_some_and(|name| HTML.contains(&name))
+}
+
+/// Puts the family's control tokens into a vocabulary that was written without them.
+///
+/// # Errors
+/// When a name that has to be added stands under a number already taken.
+pub(crate) fn adapt(vocabulary: &mut Vocabulary, family: Family) -> Result<()> {
+    match family {
+        Family::Gemma | Family::RecurrentGemma => {}
+        Family::CodeGemma => {
+            for (id, name) in FIM {
+                let unused = vocabulary.piece(id).is_some_and(|old| numbered(old, "<unused").is_some());
+                if unused && vocabulary.id(name).is_none() {
+                    vocabulary.rename(id, name);
+                }
+            }
+        }
+        Family::PaliGemma if vocabulary.id(&location(0)).is_none() && vocabulary.id(IMAGE).is_none() => {
+            let names = (0..LOCATIONS).map(location).chain((0..SEGMENTS).map(segment)).chain([IMAGE.to_owned()]);
+            let first = vocabulary.len() as u64;
+            for (id, name) in (first..).zip(names) {
+                vocabulary.insert(id, &name)?;
+            }
+        }
+        Family::PaliGemma => {}
+    }
+    Ok(())
+}
+
+fn location(index: usize) -> String {
+    format!("<loc{index:04}>")
+}
+
+fn segment(index: usize) -> String {
+    format!("<seg{index:03}>")
+}
+
+/// The control tokens that the rest of the program speaks of, as this vocabulary numbers them.
+///
+/// What is missing from a vocabulary is `None`; [`Tokenizer::token`](crate::Tokenizer::token) finds any other by name
+/// (`<loc0012>`, `<unused7>`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlTokens {
+    /// `<bos>`: in front of every text, exactly once.
+    pub bos: TokenId,
+    /// `<eos>`: the end of a text.
+    pub eos: TokenId,
+    /// `<pad>`.
+    pub pad: Option<TokenId>,
+    /// `<unk>`.
+    pub unk: Option<TokenId>,
+    /// `<start_of_turn>`.
+    pub start_of_turn: Option<TokenId>,
+    /// `<end_of_turn>`: the end of a chat turn.
+    pub end_of_turn: Option<TokenId>,
+    /// The fill-in-the-middle tokens, when all four are there.
+    pub fim: Option<FimTokens>,
+    /// `<image>`: stands for one patch of a picture.
+    pub image: Option<TokenId>,
+}
+
+/// CodeGemma's fill-in-the-middle tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FimTokens {
+    /// `<|fim_prefix|>`: the text before the gap follows.
+    pub prefix: TokenId,
+    /// `<|fim_middle|>`: what fills the gap follows.
+    pub middle: TokenId,
+    /// `<|fim_suffix|>`: the text after the gap follows.
+    pub suffix: TokenId,
+    /// `<|file_separator|>`: another file follows.
+    pub file_separator: TokenId,
+}
+
+impl ControlTokens {
+    /// Looks the names up.
+    ///
+    /// # Errors
+    /// [`Error::MissingPiece`] when there is no `<bos>` or no `<eos>`, without which nothing can be read or ended.
+    pub(crate) fn find(vocabulary: &Vocabulary) -> Result<Self> {
+        let id = |name: &str| vocabulary.id(name);
+        let required = |name: &str| id(name).ok_or_else(|| Error::MissingPiece { piece: name.to_owned() });
+        let [prefix, middle, suffix, file_separator] = FIM.map(|(_, name)| id(name));
+        let fim = (|| {
+            Some(FimTokens { prefix: prefix?, middle: middle?, suffix: suffix?, file_separator: file_separator? })
+        })();
+        Ok(Self {
+            bos: required(BOS)?,
+            eos: required(EOS)?,
+            pad: id(PAD),
+            unk: id(UNK),
+            start_of_turn: id(START_OF_TURN),
+            end_of_turn: id(END_OF_TURN),
+            fim,
+            image: id(IMAGE),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_names_are_told_from_ordinary_text() {
+        for name in
+            ["<bos>", "<unused0>", "<unused99>", "<loc0000>", "<loc1023>", "<seg127>", "<|fim_middle|>", "[@BOS@]"]
+        {
+            assert!(is_control_name(name), "{name}");
+        }
+        for text in ["<unused>", "<unusedx>", "<loc12>", "<loc00000>", "<seg0001>", "bos", "<b>", "<0x41>", "<unused1"]
+        {
+            assert!(!is_control_name(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn literal_names_are_runs_and_tags() {
+        for name in ["\n", "\n\n\n", "\t\t", "▁▁", "<table>", "</blockquote>", "<b>"] {
+            assert!(is_literal_name(name), "{name:?}");
+        }
+        for text in ["", "\t", "▁", "▁a", "\n\t", "<div>", "<bos>", "table", "<>", "</>"] {
+            assert!(!is_literal_name(text), "{text:?}");
+        }
+    }
+}

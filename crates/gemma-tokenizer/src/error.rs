@@ -1,0 +1,132 @@
+//! What can go wrong, in sentences: every failure of this crate comes from a file or from a conversation.
+
+use crate::TokenId;
+
+/// Why a tokenizer or a chat prompt could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file is not JSON of the expected shape.
+    #[error("{file} cannot be read: {reason}; get the file again from where the model came from")]
+    Json {
+        /// `tokenizer.json` or `tokenizer_config.json`.
+        file: &'static str,
+        /// What the parser found, and where.
+        reason: String,
+    },
+
+    /// The file is not a SentencePiece model.
+    #[error(
+        "tokenizer.model cannot be read: {reason} at byte {offset}; get the file again from where the model came from"
+    )]
+    SentencePiece {
+        /// Where in the file, in bytes.
+        offset: usize,
+        /// What was wrong there.
+        reason: &'static str,
+    },
+
+    /// The file asks for something that no Gemma tokenizer does, so reading on would give wrong tokens.
+    #[error("{file}: {field} is {value}, which no Gemma tokenizer uses; take the {file} that came with the model")]
+    Unsupported {
+        /// `tokenizer.json` or `tokenizer.model`.
+        file: &'static str,
+        /// Path of the field in the file.
+        field: &'static str,
+        /// The value found.
+        value: String,
+    },
+
+    /// A piece that every Gemma vocabulary has is not there.
+    #[error("the vocabulary has no {piece}; take the tokenizer of a Gemma model")]
+    MissingPiece {
+        /// The piece.
+        piece: String,
+    },
+
+    /// A piece appears under two numbers.
+    #[error(
+        "the vocabulary gives {piece:?} both the numbers {first} and {second}; get the tokenizer again from where the model came from"
+    )]
+    PieceTwice {
+        /// The piece.
+        piece: String,
+        /// Its first number.
+        first: TokenId,
+        /// Its other number.
+        second: TokenId,
+    },
+
+    /// Two pieces share a number.
+    #[error(
+        "the vocabulary gives {first:?} and {second:?} the same number {id}; get the tokenizer again from where the model came from"
+    )]
+    IdTwice {
+        /// The number.
+        id: TokenId,
+        /// The piece that had it first.
+        first: String,
+        /// The piece that claims it too.
+        second: String,
+    },
+
+    /// A number beyond any vocabulary, which would only cost memory.
+    #[error(
+        "the vocabulary gives {piece:?} the number {id}, but numbers end at {limit}; get the tokenizer again from where the model came from"
+    )]
+    IdTooLarge {
+        /// The piece.
+        piece: String,
+        /// Its number.
+        id: u64,
+        /// The largest number accepted.
+        limit: TokenId,
+    },
+
+    /// A merge rule that makes something that is not a piece.
+    #[error(
+        "tokenizer.json merges {left:?} and {right:?}, which gives no piece of the vocabulary; get the file again from where the model came from"
+    )]
+    Merge {
+        /// Left part.
+        left: String,
+        /// Right part.
+        right: String,
+    },
+
+    /// No such role; see [`Role`](crate::Role).
+    #[error("{name:?} is not a role; use user, model (or assistant) or system")]
+    UnknownRole {
+        /// What was given.
+        name: String,
+    },
+
+    /// The chat template refuses this conversation, in its own words.
+    #[error("{reason}")]
+    ChatRefused {
+        /// What the template says, for example `System role not supported`.
+        reason: String,
+    },
+
+    /// The model's chat template has an error.
+    #[error("the model's chat template failed: {reason}; use the built-in template instead")]
+    Template {
+        /// What the template engine says.
+        reason: String,
+    },
+
+    /// The model's chat template ran for too long or wrote too much.
+    #[error(
+        "the model's chat template takes too much work to render (more than {fuel} steps); use the built-in template instead"
+    )]
+    TemplateCost {
+        /// The budget, in steps of the template engine (a step also pays for 64 bytes of data).
+        fuel: u64,
+    },
+
+    /// A message spells control tokens, and the template treats messages in a way that cannot be followed.
+    #[error(
+        "a message contains the text of a control token, and the model's chat template rewrites messages so that the two cannot be told apart; take that text out of the message or use the built-in template"
+    )]
+    TemplateRewritesControls,
+}

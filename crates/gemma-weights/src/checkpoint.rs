@@ -1,0 +1,172 @@
+//! A model folder as Hugging Face lays it out: one file of tensors or several with an index, and the JSON files
+//! beside them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::files::{Files, is_plain_name};
+use crate::json::Entries;
+use crate::safetensors::parse_safetensors;
+use crate::{Dtype, Error, GenerationConfig, StoredTensor};
+
+/// The file of an unsharded model.
+pub(crate) const SINGLE_FILE: &str = "model.safetensors";
+/// The file that says which shard holds which tensor.
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// An opened model folder: its tensors, mapped and not read, and the files beside them.
+///
+/// Opening checks every header and, for a sharded model, that index and shards agree; it reads no weight. The
+/// files must not be shortened while the checkpoint (or a tensor of it) lives, see [`gemma_kernels::map_file`].
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    files: Files,
+    tensors: BTreeMap<String, StoredTensor>,
+}
+
+impl Checkpoint {
+    /// Opens a folder that holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
+    ///
+    /// ```no_run
+    /// # use gemma_weights::Checkpoint;
+    /// let checkpoint = Checkpoint::open("models/gemma-2-2b-it".as_ref())?;
+    /// println!("{} values as {}", checkpoint.parameters(), checkpoint.dtype());
+    /// # Ok::<(), gemma_weights::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When there is no such folder, when it holds no weights, and for each way in which a file can be damaged or
+    /// index and shards can disagree; the message names file and tensor.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        Self::from_files(Files::of_folder(folder)?)
+    }
+
+    /// A checkpoint that is part of the program: (file name, content) of what would lie in a folder.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open): the content goes through the same checks.
+    pub fn from_static(files: &[(&'static str, &'static [u8])]) -> Result<Self, Error> {
+        Self::from_files(Files::BuiltIn(files.to_vec()))
+    }
+
+    fn from_files(files: Files) -> Result<Self, Error> {
+        let tensors = if let Some(bytes) = files.map(SINGLE_FILE)? {
+            parse_safetensors(&files.path(SINGLE_FILE), &bytes)?
+        } else if files.contains(INDEX_FILE) {
+            read_shards(&files)?
+        } else {
+            return Err(Error::NoWeights { found: files.foreign_weights(), path: folder_of(&files) });
+        };
+        Ok(Self { files, tensors })
+    }
+
+    /// Every tensor, in the order of the names.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<&StoredTensor> {
+        self.tensors.get(name)
+    }
+
+    /// The content of a file beside the weights, such as `config.json` or `tokenizer.json`; `None` if the checkpoint
+    /// has no such file.
+    ///
+    /// # Errors
+    /// [`Error::Read`] when it is there but cannot be read, [`Error::TooLarge`] beyond 256 MiB, [`Error::FileName`]
+    /// for a name with a path in it.
+    pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.files.read(name)
+    }
+
+    /// The generation_config.json of the folder; `None` if it has none.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file) and [`GenerationConfig::from_json`].
+    pub fn generation_config(&self) -> Result<Option<GenerationConfig>, Error> {
+        const NAME: &str = "generation_config.json";
+        let content = self.file(NAME)?;
+        content.map(|json| GenerationConfig::from_json(&self.files.path(NAME), &json)).transpose()
+    }
+
+    /// The folder; `None` for a checkpoint that is part of the program.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.files {
+            Files::Folder(folder) => Some(folder),
+            Files::BuiltIn(_) => None,
+        }
+    }
+
+    /// The type of the largest tensor: in practice that of every matrix.
+    pub fn dtype(&self) -> Dtype {
+        let largest = self.tensors.values().max_by_key(|tensor| tensor.elements());
+        largest.map_or(Dtype::F32, |tensor| tensor.dtype)
+    }
+
+    /// Number of values in all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.elements() as u64).sum()
+    }
+
+    /// Size of all tensors as stored, in bytes.
+    pub fn bytes_len(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.bytes.len() as u64).sum()
+    }
+}
+
+fn folder_of(files: &Files) -> PathBuf {
+    files.path("").components().collect()
+}
+
+/// The part of the index that matters: which shard holds which tensor.
+#[derive(Deserialize)]
+pub(crate) struct Index {
+    pub weight_map: Entries<String>,
+}
+
+/// Reads the index and every shard it names; they must agree in both directions.
+fn read_shards(files: &Files) -> Result<BTreeMap<String, StoredTensor>, Error> {
+    let index = files.path(INDEX_FILE);
+    let content = files.read(INDEX_FILE)?.unwrap_or_default();
+    let Index { weight_map: Entries(entries) } =
+        serde_json::from_slice(&content).map_err(|cause| Error::Json { file: index.clone(), cause })?;
+
+    // tensor -> the shard that should hold it
+    let mut places = BTreeMap::new();
+    for (tensor, shard) in entries {
+        if !is_plain_name(&shard) || !shard.ends_with(".safetensors") {
+            return Err(Error::ShardName { index, shard });
+        }
+        if let Some(first) = places.insert(tensor.clone(), shard.clone())
+            && first != shard
+        {
+            return Err(Error::InTwoShards { index, tensor, first, second: shard });
+        }
+    }
+
+    let shards: std::collections::BTreeSet<&String> = places.values().collect();
+    let mut tensors = BTreeMap::new();
+    let mut found_in: BTreeMap<String, &String> = BTreeMap::new();
+    for shard in shards {
+        let Some(bytes) = files.map(shard)? else {
+            return Err(Error::ShardMissing { index, shard: shard.clone() });
+        };
+        for (name, tensor) in parse_safetensors(&files.path(shard), &bytes)? {
+            if let Some(first) = found_in.insert(name.clone(), shard) {
+                return Err(Error::InTwoShards { index, tensor: name, first: first.clone(), second: shard.clone() });
+            }
+            if !places.contains_key(&name) {
+                return Err(Error::NotInIndex { index, tensor: name, shard: shard.clone() });
+            }
+            tensors.insert(name, tensor);
+        }
+    }
+    let misplaced = places.iter().find(|(tensor, shard)| found_in.get(*tensor) != Some(shard));
+    if let Some((tensor, shard)) = misplaced {
+        return Err(Error::NotInShard { index, tensor: tensor.clone(), shard: shard.clone() });
+    }
+    Ok(tensors)
+}

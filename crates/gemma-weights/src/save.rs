@@ -1,0 +1,239 @@
+//! Saving a model folder that Hugging Face transformers loads: all of it, or nothing.
+//!
+//! Everything is written into a hidden folder beside the target, flushed to the disk and then renamed; an error, a
+//! full disk or a crash leaves the target as it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
+use crate::files::is_plain_name;
+use crate::shard::Shard;
+use crate::{Dtype, Error};
+
+/// A tensor to save: name, type, shape, and its values row-major and little-endian.
+pub type SavedTensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// How a folder is saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaveOptions {
+    /// The most data of one file, in bytes; beyond it the model is sharded. A larger tensor gets a file of its own.
+    pub shard_bytes: u64,
+    /// Whether a folder that is there and not empty is replaced, with all its content. Otherwise it is an error.
+    pub replace: bool,
+}
+
+/// Files of at most 5 GB, as Hugging Face makes them; nothing is replaced.
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self { shard_bytes: 5_000_000_000, replace: false }
+    }
+}
+
+/// Saves a model folder with the default [`SaveOptions`]; see [`save_folder_with`].
+///
+/// # Errors
+/// As [`save_folder_with`].
+pub fn save_folder(
+    folder: &Path,
+    files: &[(&str, &[u8])],
+    tensors: &mut dyn Iterator<Item = SavedTensor>,
+) -> Result<(), Error> {
+    save_folder_with(folder, files, tensors, &SaveOptions::default())
+}
+
+/// Saves a model folder: the tensors as safetensors (with an index when there are several files), and `files` (config,
+/// tokenizer) as they are. One tensor at a time is held in memory; the disk must hold one shard twice. Parent folders
+/// are made.
+///
+/// ```no_run
+/// # use gemma_weights::{Dtype, SaveOptions, save_folder_with};
+/// let mut tensors = [("w".to_owned(), Dtype::F32, vec![1, 2], vec![0; 8])].into_iter();
+/// let options = SaveOptions { replace: true, ..SaveOptions::default() };
+/// save_folder_with("tuned".as_ref(), &[("config.json", b"{}")], &mut tensors, &options)?;
+/// # Ok::<(), gemma_weights::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::WouldOverwrite`], [`Error::Write`], [`Error::TensorBytes`], [`Error::GivenTwice`] or [`Error::FileName`];
+/// the target is then as it was.
+pub fn save_folder_with(
+    folder: &Path,
+    files: &[(&str, &[u8])],
+    tensors: &mut dyn Iterator<Item = SavedTensor>,
+    options: &SaveOptions,
+) -> Result<(), Error> {
+    let target = Target::new(folder, options.replace)?;
+    let draft = target.draft()?;
+    let written =
+        write_files(draft.path(), files).and_then(|()| write_tensors(draft.path(), tensors, options.shard_bytes));
+    written.map_err(|error| target.name_in(error))?;
+    target.install(draft)
+}
+
+fn write_error(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
+    move |cause| Error::Write { path: path.to_owned(), cause }
+}
+
+/// Where a folder is to appear, and the nearest folder above it that is there: the draft is made in it, so that the
+/// final rename stays within one file system and a failed save leaves no empty parents.
+struct Target {
+    folder: PathBuf,
+    base: PathBuf,
+}
+
+impl Target {
+    fn new(folder: &Path, replace: bool) -> Result<Self, Error> {
+        // a link is followed, so that the folder it names is replaced and not the link
+        let folder = match fs::canonicalize(folder) {
+            Ok(existing) => existing,
+            Err(_) => std::path::absolute(folder).map_err(write_error(folder))?,
+        };
+        if folder.exists() {
+            let mut content = fs::read_dir(&folder).map_err(write_error(&folder))?;
+            if content.next().is_some() && !replace {
+                return Err(Error::WouldOverwrite { folder });
+            }
+        }
+        let base = folder.ancestors().skip(1).find(|ancestor| ancestor.exists());
+        let base = base.ok_or_else(|| write_error(&folder)(io::ErrorKind::NotFound.into()))?.to_owned();
+        Ok(Self { folder, base })
+    }
+
+    /// The error with the user's path in place of the draft's, which is gone when the error is read.
+    fn name_in(&self, error: Error) -> Error {
+        match error {
+            Error::Write { cause, .. } => Error::Write { path: self.folder.clone(), cause },
+            other => other,
+        }
+    }
+
+    fn draft(&self) -> Result<TempDir, Error> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".saving-").suffix(".tmp");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // a model folder is as readable as any other folder the user makes (the umask still applies)
+            builder.permissions(fs::Permissions::from_mode(0o777));
+        }
+        // of the cause only its kind is kept: its text names the draft
+        builder.tempdir_in(&self.base).map_err(|cause| write_error(&self.folder)(cause.kind().into()))
+    }
+
+    /// Puts the draft in its place.
+    fn install(&self, draft: TempDir) -> Result<(), Error> {
+        let failed = write_error(&self.folder);
+        sync_folder(draft.path()).map_err(&failed)?;
+        let parent = self.folder.parent().unwrap_or(&self.base);
+        fs::create_dir_all(parent).map_err(&failed)?;
+        let replaced = self.folder.exists().then(|| self.move_aside()).transpose()?;
+        if let Err(cause) = fs::rename(draft.path(), &self.folder) {
+            if let Some((_, old)) = &replaced {
+                // best effort: the error that matters is the one reported
+                let _ = fs::rename(old, &self.folder);
+            }
+            return Err(failed(cause));
+        }
+        // the draft is no longer where its guard would delete it
+        let _ = draft.keep();
+        sync_folder(parent).map_err(failed)
+    }
+
+    /// Moves what is at the target into a temporary folder, which deletes it when it is dropped.
+    fn move_aside(&self) -> Result<(TempDir, PathBuf), Error> {
+        let aside = self.draft()?;
+        let old = aside.path().join("replaced");
+        fs::rename(&self.folder, &old).map_err(write_error(&self.folder))?;
+        Ok((aside, old))
+    }
+}
+
+/// Makes sure that a folder's entries are on the disk. (Windows has no such call and needs none.)
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let write = || {
+        let mut file = File::create_new(path)?;
+        file.write_all(content)?;
+        file.sync_all()
+    };
+    write().map_err(write_error(path))
+}
+
+fn write_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<(), Error> {
+    let mut names = BTreeSet::new();
+    for (name, content) in files {
+        if !is_plain_name(name) {
+            return Err(Error::FileName { name: (*name).to_owned() });
+        }
+        // the weights' own names belong to the tensors
+        if !names.insert(*name) || *name == INDEX_FILE || name.ends_with(".safetensors") {
+            return Err(Error::GivenTwice { name: (*name).to_owned() });
+        }
+        write_file(&folder.join(name), content)?;
+    }
+    Ok(())
+}
+
+fn write_tensors(folder: &Path, tensors: &mut dyn Iterator<Item = SavedTensor>, shard_bytes: u64) -> Result<(), Error> {
+    let failed = write_error(folder);
+    let mut names = BTreeSet::new();
+    // tensor names of each finished shard; how many there are is known only at the end, so names come last
+    let mut finished: Vec<Vec<String>> = Vec::new();
+    let mut total_size = 0;
+    let mut shard = Shard::new(folder).map_err(&failed)?;
+    for (name, dtype, shape, data) in tensors {
+        let bytes = checked_bytes(&name, dtype, &shape, data.len())?;
+        if !names.insert(name.clone()) {
+            return Err(Error::GivenTwice { name });
+        }
+        if shard.bytes() > 0 && shard.bytes() + bytes > shard_bytes {
+            let full = std::mem::replace(&mut shard, Shard::new(folder).map_err(&failed)?);
+            finished.push(full.finish(&draft_shard(folder, finished.len())).map_err(&failed)?);
+        }
+        shard.push(name, dtype, shape, &data).map_err(&failed)?;
+        total_size += bytes;
+    }
+    finished.push(shard.finish(&draft_shard(folder, finished.len())).map_err(&failed)?);
+
+    let shards = finished.len();
+    let mut weight_map = BTreeMap::new();
+    for (index, tensors) in finished.into_iter().enumerate() {
+        let file = if shards == 1 {
+            SINGLE_FILE.to_owned()
+        } else {
+            format!("model-{:05}-of-{shards:05}.safetensors", index + 1)
+        };
+        fs::rename(draft_shard(folder, index), folder.join(&file)).map_err(&failed)?;
+        weight_map.extend(tensors.into_iter().map(|tensor| (tensor, file.clone())));
+    }
+    if shards > 1 {
+        let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+        write_file(&folder.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?;
+    }
+    Ok(())
+}
+
+fn draft_shard(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!(".shard-{index}"))
+}
+
+/// The size of a tensor in bytes, if its data has it.
+fn checked_bytes(name: &str, dtype: Dtype, shape: &[usize], found: usize) -> Result<u64, Error> {
+    let values = shape.iter().try_fold(dtype.bytes() as u64, |product, &axis| product.checked_mul(axis as u64));
+    let expected = values.unwrap_or(u64::MAX);
+    if expected == found as u64 {
+        Ok(expected)
+    } else {
+        let (name, shape, dtype) = (name.to_owned(), shape.to_owned(), dtype.safetensors_name());
+        Err(Error::TensorBytes { name, dtype, shape, expected, found: found as u64 })
+    }
+}

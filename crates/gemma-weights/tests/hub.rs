@@ -1,0 +1,491 @@
+//! Resolving and downloading models, against a hub that runs in the test.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, its helpers too")]
+#![cfg(feature = "hub")]
+
+mod stub;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gemma_weights::{Error, HubId, HubOptions, cached, pull, resolve};
+use stub::{Answer, COMMIT, Repository, Request, Server, file, sha256};
+use tempfile::TempDir;
+
+/// A cache of its own and a hub at that address; impatient, so that tests are fast.
+fn options(endpoint: &str) -> (TempDir, HubOptions) {
+    let cache = tempfile::tempdir().unwrap();
+    let options = HubOptions {
+        cache: cache.path().join("hub"),
+        endpoint: endpoint.to_owned(),
+        token: None,
+        offline: false,
+        attempts: 3,
+        pause: Duration::from_millis(1),
+        timeout: Duration::from_secs(5),
+    };
+    (cache, options)
+}
+
+fn root(options: &HubOptions) -> PathBuf {
+    options.cache.join("models--org--name")
+}
+
+/// The names in a folder, sorted; none if there is no such folder.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .map(|entries| entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect())
+        .unwrap_or_default();
+    names.sort();
+    names
+}
+
+fn is_weights(request: &Request) -> bool {
+    request.method == "GET" && request.path.ends_with("/model.safetensors")
+}
+
+/// The error of a download, after checking that it is one line.
+fn failure(options: &HubOptions) -> Error {
+    let error = resolve("org/name", options).expect_err("the hub refuses");
+    assert!(!error.to_string().contains('\n'), "{error}");
+    error
+}
+
+#[test]
+fn a_model_is_downloaded_once_into_the_standard_layout() {
+    let repository = Repository::small();
+    let served = repository.clone();
+    let hub = Server::start(move |request| served.answer(request));
+    let (_guard, options) = options(&hub.address);
+    assert_eq!(cached(&HubId::parse("org/name").unwrap(), &options), None);
+
+    let folder = resolve("org/name", &options).unwrap();
+    assert_eq!(folder, root(&options).join("snapshots").join(COMMIT));
+    assert_eq!(names(&folder), ["config.json", "model.safetensors", "tokenizer.json"]);
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), repository.weights());
+    assert_eq!(fs::read_to_string(root(&options).join("refs/main")).unwrap(), COMMIT);
+    let blob = root(&options).join("blobs").join(sha256(repository.weights()));
+    assert!(fs::symlink_metadata(&blob).unwrap().is_file());
+    assert_eq!(names(&root(&options).join("blobs")).len(), 3, "nothing incomplete is left");
+    #[cfg(unix)]
+    assert_eq!(
+        fs::read_link(folder.join("model.safetensors")).unwrap(),
+        Path::new("../../blobs").join(sha256(repository.weights()))
+    );
+
+    let before = hub.asked();
+    assert!(!before.iter().any(|line| line.contains("README") || line.contains("gguf") || line.contains("original")));
+    for id in ["org/name", "org/name@main", &format!("org/name@{COMMIT}")] {
+        assert_eq!(resolve(id, &options).unwrap(), folder);
+    }
+    assert_eq!(hub.asked(), before, "what is in the cache costs no request");
+    assert_eq!(cached(&HubId::parse("org/name").unwrap(), &options), Some(folder.clone()));
+
+    pull("org/name", &options, &mut |_| {}).unwrap();
+    assert_eq!(hub.asked().len(), before.len() + 1, "pulling again asks for the newest commit, and that is all");
+    // a revision is another name of the same blobs
+    resolve("org/name@refs/pr/1", &options).unwrap();
+    assert_eq!(hub.asked().last().unwrap(), "GET /api/models/org/name/revision/refs%2Fpr%2F1");
+    assert_eq!(fs::read_to_string(root(&options).join("refs/refs/pr/1")).unwrap(), COMMIT);
+}
+
+#[test]
+fn progress_grows_to_the_whole() {
+    let repository = Repository::small();
+    let total = (repository.weights().len() + 2 + 12) as u64;
+    let hub = Server::start(move |request| repository.answer(request));
+    let (_guard, options) = options(&hub.address);
+    let mut reports = Vec::new();
+    pull("org/name", &options, &mut |at| {
+        reports.push((at.file.to_owned(), at.done, at.total, at.all_done, at.all_total))
+    })
+    .unwrap();
+    assert!(reports.windows(2).all(|pair| pair[0].3 <= pair[1].3));
+    assert!(reports.iter().all(|(_, done, size, _, all)| done <= size && *all == total));
+    assert_eq!(reports.last().unwrap(), &("model.safetensors".to_owned(), 80_000, 80_000, total, total));
+}
+
+#[test]
+fn an_interrupted_download_goes_on_where_it_stopped() {
+    let repository = Repository::small();
+    let weights = repository.weights().to_vec();
+    let mut cuts = vec![30_000, 1_000, 20_000].into_iter();
+    let hub = Server::start(move |request| {
+        let mut answer = repository.answer(request);
+        if is_weights(request) {
+            answer.cut = cuts.next();
+        }
+        answer
+    });
+    let (_guard, options) = options(&hub.address);
+    let folder = resolve("org/name", &options).unwrap();
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights);
+    let ranges: Vec<Option<String>> =
+        hub.requests().iter().filter(|r| is_weights(r)).map(|r| r.headers.get("range").cloned()).collect();
+    let expected =
+        [None, Some(30_000), Some(31_000), Some(51_000)].map(|from| from.map(|from| format!("bytes={from}-")));
+    assert_eq!(ranges, expected);
+}
+
+#[test]
+fn a_later_process_resumes_too() {
+    let repository = Repository::small();
+    let weights = repository.weights().to_vec();
+    let served = repository.clone();
+    let broken = Server::start(move |request| {
+        let mut answer = served.answer(request);
+        if is_weights(request) {
+            let resumed = request.headers.contains_key("range");
+            answer.cut = Some(if resumed { 0 } else { 50_000 });
+        }
+        answer
+    });
+    let (_guard, mut options) = options(&broken.address);
+    let error = failure(&options);
+    assert!(matches!(error, Error::HubConnection { .. }), "{error}");
+    let incomplete = root(&options).join("blobs").join(format!("{}.incomplete", sha256(&weights)));
+    assert_eq!(fs::metadata(&incomplete).unwrap().len(), 50_000);
+    assert!(!root(&options).join("refs/main").exists(), "the revision names no half snapshot");
+    assert!(matches!(
+        resolve("org/name", &HubOptions { offline: true, ..options.clone() }),
+        Err(Error::Offline { .. })
+    ));
+
+    let hub = Server::start(move |request| repository.answer(request));
+    options.endpoint = hub.address.clone();
+    let folder = resolve("org/name", &options).unwrap();
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights);
+    assert!(!incomplete.exists());
+    let gets: Vec<_> = hub.requests().into_iter().filter(|request| request.method == "GET").collect();
+    assert_eq!(gets.len(), 2, "the listing and the rest of the weights");
+    assert_eq!(gets[1].headers["range"], "bytes=50000-");
+}
+
+#[test]
+fn a_server_that_does_not_resume_sends_it_all_again() {
+    for wrong in ["ignores", "another place", "nothing there"] {
+        let repository = Repository::small();
+        let weights = repository.weights().to_vec();
+        let mut first = true;
+        let hub = Server::start(move |request| {
+            let mut answer = repository.answer(request);
+            if is_weights(request) && std::mem::take(&mut first) {
+                answer.cut = Some(40_000);
+            } else if is_weights(request) && request.headers.contains_key("range") {
+                answer = match wrong {
+                    "ignores" => {
+                        let mut plain = request.clone();
+                        plain.headers.remove("range");
+                        repository.answer(&plain)
+                    }
+                    "another place" => {
+                        Answer::new(206, &[("Content-Range", "bytes 0-79999/80000")]).with_body(repository.weights())
+                    }
+                    _ => Answer::new(416, &[]),
+                };
+            }
+            answer
+        });
+        let (_guard, options) = options(&hub.address);
+        let folder = resolve("org/name", &options).unwrap();
+        assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights, "{wrong}");
+    }
+}
+
+#[test]
+fn what_an_earlier_process_left_is_checked() {
+    let repository = Repository::small();
+    let weights = repository.weights().to_vec();
+    let hub = Server::start(move |request| repository.answer(request));
+    for left in [vec![9; 100], vec![9; weights.len()], vec![9; weights.len() + 1], weights.clone()] {
+        let (_guard, options) = options(&hub.address);
+        let blobs = root(&options).join("blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join(format!("{}.incomplete", sha256(&weights))), &left).unwrap();
+        let folder = resolve("org/name", &options).unwrap();
+        assert!(fs::read(folder.join("model.safetensors")).unwrap() == weights, "{} bytes were left", left.len());
+    }
+}
+
+#[test]
+fn a_wrong_hash_leaves_nothing() {
+    let repository = Repository::small();
+    let hub = Server::start(move |request| {
+        let mut answer = repository.answer(request);
+        if is_weights(request) {
+            answer.body[1234] ^= 1;
+        }
+        answer
+    });
+    let (_guard, options) = options(&hub.address);
+    let error = failure(&options);
+    assert!(matches!(&error, Error::HubHash { file, .. } if file == "model.safetensors"), "{error}");
+    assert_eq!(names(&root(&options).join("blobs")).len(), 2, "config and tokenizer");
+    assert_eq!(cached(&HubId::parse("org/name").unwrap(), &options), None);
+}
+
+#[test]
+fn a_file_longer_than_announced_is_refused() {
+    let repository = Repository::small();
+    let hub = Server::start(move |request| {
+        let mut answer = repository.answer(request);
+        if is_weights(request) {
+            answer.body.push(0);
+        }
+        answer
+    });
+    let (_guard, options) = options(&hub.address);
+    assert!(matches!(failure(&options), Error::HubAnswer { .. }));
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_nobody_else() {
+    let repository = Repository::small();
+    let (weights, served) = (repository.weights().to_vec(), repository.weights().to_vec());
+    let store = Server::start(move |request| {
+        let mut answer = file("x.safetensors", &served, request);
+        if !request.headers.contains_key("range") {
+            answer.cut = Some(10_000);
+        }
+        answer
+    });
+    let at_store = format!("{}/blob?signature=1", store.address);
+    let hub = Server::start(move |request| {
+        let answer = repository.answer(request);
+        if request.path.ends_with("/model.safetensors") {
+            let hash = sha256(repository.weights());
+            let moved = [
+                ("Location", at_store.as_str()),
+                ("X-Linked-Etag", &format!("\"{hash}\"")),
+                ("X-Linked-Size", "80000"),
+            ];
+            Answer::new(302, &moved)
+        } else if request.path.ends_with("/config.json") && !request.path.starts_with("/moved") {
+            // what such a redirect says of itself is not what lies where it leads
+            Answer::new(307, &[("Location", "/moved/config.json"), ("ETag", "\"redirect\"")]).with_body("moved")
+        } else if request.path == "/moved/config.json" {
+            file("config.json", b"{}", request)
+        } else {
+            answer
+        }
+    });
+    let (_guard, mut options) = options(&hub.address);
+    options.token = Some("hf_secret".to_owned());
+    let folder = resolve("org/name", &options).unwrap();
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights);
+    assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"{}");
+    assert!(hub.requests().iter().all(|request| request.headers["authorization"] == "Bearer hf_secret"));
+    let store = store.requests();
+    assert!(store.iter().all(|request| !request.headers.contains_key("authorization")));
+    // size and hash are the hub's own words, and the store resumes
+    let seen: Vec<_> = store.iter().map(|r| (r.method.as_str(), r.headers.get("range").map(String::as_str))).collect();
+    assert_eq!(seen, [("GET", None), ("GET", Some("bytes=10000-"))]);
+}
+
+#[test]
+fn a_gated_model_says_where_to_accept_the_licence() {
+    for (status, code, at_listing) in
+        [(401, "GatedRepo", true), (403, "GatedRepo", false), (401, "", true), (403, "", false)]
+    {
+        for token in [None, Some("hf_secret".to_owned())] {
+            let repository = Repository::small();
+            let hub = Server::start(move |request| match request.path.starts_with("/api/") {
+                true if !at_listing => repository.listing(),
+                _ if code.is_empty() => Answer::new(status, &[]),
+                _ => Answer::new(status, &[("X-Error-Code", code)]),
+            });
+            let (_guard, mut options) = options(&hub.address);
+            options.token = token;
+            let error = failure(&options);
+            assert!(matches!(error, Error::Gated { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("https://huggingface.co/org/name") && text.contains("HF_TOKEN"), "{text}");
+            assert!(!text.contains("hf_secret"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_model_or_revision_that_does_not_exist() {
+    let hub = Server::start(|request| match request.path.contains("nothere") {
+        true => Answer::new(404, &[("X-Error-Code", "RevisionNotFound")]),
+        false => Answer::new(401, &[("X-Error-Code", "RepoNotFound")]),
+    });
+    let (_guard, options) = options(&hub.address);
+    assert!(matches!(failure(&options), Error::NoSuchModel { id, .. } if id == "org/name"));
+    let error = resolve("org/name@nothere", &options).unwrap_err();
+    assert!(matches!(&error, Error::NoSuchRevision { revision, .. } if revision == "nothere"), "{error}");
+    let plain = Server::start(|_| Answer::new(404, &[]));
+    let options = HubOptions { endpoint: plain.address.clone(), ..options };
+    assert!(matches!(failure(&options), Error::NoSuchModel { .. }));
+    assert_eq!(plain.asked().len(), 1, "that will not change, so it is not asked again");
+    assert!(!options.cache.exists(), "and nothing is written");
+}
+
+#[test]
+fn a_repository_without_safetensors() {
+    let mut repository = Repository::small();
+    repository.files.remove("model.safetensors");
+    let hub = Server::start(move |request| repository.answer(request));
+    let (_guard, options) = options(&hub.address);
+    assert!(matches!(failure(&options), Error::NoHubWeights { .. }));
+}
+
+#[test]
+fn passing_errors_are_retried_and_others_are_not() {
+    let repository = Repository::small();
+    let mut failures = vec![503, 429, 500].into_iter();
+    let hub = Server::start(move |request| match request.path.ends_with("/model.safetensors") {
+        true => match (request.method.as_str(), failures.len()) {
+            // twice at the question for the size, once at the file
+            ("HEAD", 2..) | ("GET", 1) => Answer::new(failures.next().unwrap(), &[("Retry-After", "0")]),
+            _ => repository.answer(request),
+        },
+        false => repository.answer(request),
+    });
+    let (_guard, options) = options(&hub.address);
+    resolve("org/name", &options).unwrap();
+
+    let hub = Server::start(|_| Answer::new(502, &[]));
+    let options = HubOptions { endpoint: hub.address.clone(), cache: options.cache.join("other"), ..options };
+    assert!(matches!(failure(&options), Error::HubStatus { status: 502, .. }));
+    assert_eq!(hub.asked().len(), 2);
+}
+
+#[test]
+fn nobody_answers() {
+    // a port that was free a moment ago
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_guard, options) = options(&format!("http://{address}"));
+    assert!(matches!(failure(&options), Error::HubConnection { .. }));
+}
+
+#[test]
+fn a_hub_that_falls_silent_is_not_waited_for() {
+    let repository = Repository::small();
+    let weights = repository.weights().to_vec();
+    let mut first = true;
+    let hub = Server::start(move |request| {
+        let mut answer = repository.answer(request);
+        if is_weights(request) && std::mem::take(&mut first) {
+            (answer.cut, answer.stall) = (Some(40_000), true);
+        }
+        answer
+    });
+    let (_guard, mut options) = options(&hub.address);
+    options.timeout = Duration::from_millis(300);
+    let folder = resolve("org/name", &options).unwrap();
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights);
+    assert_eq!(hub.requests().last().unwrap().headers["range"], "bytes=40000-");
+}
+
+#[test]
+fn answers_that_are_not_the_hubs() {
+    let listing =
+        |sha: &str, file: &str| serde_json::json!({ "sha": sha, "siblings": [{ "rfilename": file }] }).to_string();
+    for (body, words) in [
+        ("<html>".to_owned(), "expected value"),
+        ("{}".to_owned(), "missing field"),
+        (listing("../../../etc", "model.safetensors"), "is no commit"),
+        (listing("main", "model.safetensors"), "is no commit"),
+    ] {
+        let hub = Server::start(move |_| Answer::new(200, &[]).with_body(body.clone()));
+        let (_guard, options) = options(&hub.address);
+        let error = failure(&options);
+        assert!(matches!(&error, Error::HubAnswer { why, .. } if why.contains(words)), "{error}");
+    }
+    // a file outside the folder is not a file of the model
+    let outside = listing(COMMIT, "../../model.safetensors");
+    let hub = Server::start(move |_| Answer::new(200, &[]).with_body(outside.clone()));
+    let (_guard, options) = options(&hub.address);
+    assert!(matches!(failure(&options), Error::NoHubWeights { .. }));
+    // a hash that would be a path
+    for etag in ["\"../../../x\"", "\"\"", "\"..\""] {
+        let repository = Repository::small();
+        let hub = Server::start(move |request| match request.path.starts_with("/api/") {
+            true => repository.listing(),
+            false => Answer::new(200, &[("ETag", etag)]).with_body("x"),
+        });
+        let options = HubOptions { endpoint: hub.address.clone(), ..options.clone() };
+        assert!(matches!(failure(&options), Error::HubAnswer { .. }), "{etag}");
+    }
+    // round in circles
+    let hub = Server::start(|request| Answer::new(302, &[("Location", &request.path)]));
+    let options = HubOptions { endpoint: hub.address.clone(), ..options };
+    assert!(matches!(failure(&options), Error::HubAnswer { .. }));
+    assert!(hub.asked().len() < 20);
+}
+
+#[test]
+fn offline_makes_no_request_and_says_what_is_missing() {
+    let repository = Repository::small();
+    let hub = Server::start(move |request| repository.answer(request));
+    let (_guard, mut options) = options(&hub.address);
+    options.offline = true;
+    let text = failure(&options).to_string();
+    for words in ["org/name", "config.json", "model.safetensors", "HF_HUB_OFFLINE", options.cache.to_str().unwrap()] {
+        assert!(text.contains(words), "{text}");
+    }
+    assert!(matches!(pull("org/name", &options, &mut |_| {}), Err(Error::Offline { .. })));
+    assert!(hub.asked().is_empty());
+
+    options.offline = false;
+    let folder = resolve("org/name", &options).unwrap();
+    options.offline = true;
+    assert_eq!(resolve("org/name", &options).unwrap(), folder);
+    // a shard that is gone is named
+    fs::remove_file(folder.join("model.safetensors")).unwrap();
+    let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
+    fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+    fs::write(folder.join("model-00001-of-00002.safetensors"), b"").unwrap();
+    let text = failure(&options).to_string();
+    assert!(text.contains("missing model-00002-of-00002.safetensors)"), "{text}");
+    // without its tokenizer it is still a model
+    fs::write(folder.join("model-00002-of-00002.safetensors"), b"").unwrap();
+    fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    assert_eq!(resolve("org/name", &options).unwrap(), folder);
+}
+
+#[test]
+fn a_blob_that_was_lost_is_fetched_again() {
+    let repository = Repository::small();
+    let weights = repository.weights().to_vec();
+    let hub = Server::start(move |request| repository.answer(request));
+    let (_guard, options) = options(&hub.address);
+    let folder = resolve("org/name", &options).unwrap();
+    fs::remove_file(root(&options).join("blobs").join(sha256(&weights))).unwrap();
+    assert_eq!(resolve("org/name", &options).unwrap(), folder);
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights);
+}
+
+#[test]
+fn two_at_the_same_time_are_both_right() {
+    let repository = Repository::small();
+    let weights = repository.weights().to_vec();
+    let hub = Server::start(move |request| repository.answer(request));
+    let (_guard, options) = options(&hub.address);
+    let folders: Vec<PathBuf> = std::thread::scope(|scope| {
+        let pulls: Vec<_> = (0..4).map(|_| scope.spawn(|| resolve("org/name", &options).unwrap())).collect();
+        pulls.into_iter().map(|pull| pull.join().unwrap()).collect()
+    });
+    for folder in folders {
+        assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights);
+    }
+    assert_eq!(hub.requests().iter().filter(|request| is_weights(request)).count(), 1, "the others waited");
+}
+
+#[test]
+fn folders_are_taken_as_they_are_and_other_names_are_refused() {
+    let hub = Server::start(|_| Answer::new(500, &[]));
+    let (guard, options) = options(&hub.address);
+    let folder = guard.path().to_str().unwrap();
+    assert_eq!(resolve(folder, &options).unwrap(), guard.path());
+    for path in ["no-such-folder", "./no/such", "/no/such", "../no/such", "a/b/c/d", "~/no", "no\\such", ""] {
+        assert!(matches!(resolve(path, &options), Err(Error::NoSuchPath { .. })), "{path}");
+    }
+    for id in ["org/na..me", "org/na me", "org/name@../../x", "org/.name", "org/name@"] {
+        assert!(matches!(resolve(id, &options), Err(Error::HubId { .. })), "{id}");
+    }
+    assert!(hub.asked().is_empty());
+}

@@ -1,0 +1,60 @@
+//! Everything that can go wrong because of what a user gave, in one enum.
+
+use std::path::PathBuf;
+
+/// Why a model could not be opened, or a text not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The checkpoint on disk, or the way to it.
+    #[error(transparent)]
+    Weights(#[from] gemma_weights::Error),
+    /// The tokenizer's file, or a conversation that the chat template refuses.
+    #[error(transparent)]
+    Tokenizer(#[from] gemma_tokenizer::Error),
+    /// The prompt or an option of the generation.
+    #[error(transparent)]
+    Generate(#[from] gemma_generate::Error),
+    /// The backend.
+    #[error(transparent)]
+    Backend(#[from] gemma_backend::BackendError),
+    /// A text was asked for, and the checkpoint has no tokenizer.
+    #[error("the model folder has neither tokenizer.json nor tokenizer.model; take one from the model's repository, or give token numbers")]
+    NoTokenizer,
+    /// A folder lacks a file that a model needs.
+    #[error("{}: {file} is missing; a model folder holds config.json, the weights and a tokenizer", folder.display())]
+    MissingFile {
+        /// The folder.
+        folder: PathBuf,
+        /// The file, or the choice of files.
+        file: &'static str,
+    },
+    /// `config.json` is not JSON, or a field is missing or of another type.
+    #[error("config.json cannot be read: {cause}; take the file from the model's repository")]
+    ConfigJson {
+        /// What the parser said.
+        cause: serde_json::Error,
+    },
+    /// A field of `config.json` has a value that cannot be right or is not supported.
+    #[error("config.json: {field} is {value}; it must be {expected}")]
+    ConfigField {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// The checkpoint belongs to another architecture.
+    #[error("config.json: `{name}` is not a Gemma 1 or Gemma 2 text model (model_type `gemma` or `gemma2`); other families have crates of their own")]
+    Architecture {
+        /// What the file names.
+        name: String,
+    },
+    /// Quantized matrices have no place in a safetensors folder.
+    #[error("a model held in {format} cannot be saved as a folder; load it with --precision bf16 or f32 and save that")]
+    SaveQuantized {
+        /// The format held.
+        format: gemma_kernels::Format,
+    },
+}

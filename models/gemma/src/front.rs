@@ -1,0 +1,271 @@
+//! The front door: a tokenizer, a network, and what belongs to them.
+
+use crate::save::{Collect, config_file};
+use crate::{Decoder, DecoderConfig, Error};
+use gemma_backend::Device;
+use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
+use gemma_nn::{RandomSource, RandomWeights};
+use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
+use gemma_weights::{Checkpoint, Dtype, HubOptions, Loader, Precision, SaveOptions};
+use std::path::Path;
+
+/// How a model is opened.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// The precision in which matrices are held; `None`: as they are stored.
+    pub precision: Option<Precision>,
+    /// Use only what is on this machine, as `HF_HUB_OFFLINE=1` does.
+    pub offline: bool,
+}
+
+/// Called while a model is opened: bytes done and bytes in all.
+pub type OnLoad<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// A Gemma model, ready to write.
+#[derive(Debug)]
+pub struct Gemma {
+    tokenizer: Option<Tokenizer>,
+    decoder: Decoder,
+    chat_template: ChatTemplate,
+    stop_tokens: Vec<TokenId>,
+}
+
+impl Gemma {
+    /// Opens a model: a folder in Hugging Face format, or a hub id `org/name[@revision]`, which is downloaded on
+    /// first use.
+    ///
+    /// # Errors
+    /// When there is no such model, it cannot be fetched, or it is not a sound Gemma checkpoint.
+    pub fn load(model: &str, device: &Device) -> Result<Self, Error> {
+        Self::load_with(model, &LoadOptions::default(), device)
+    }
+
+    /// [`Gemma::load`] with options.
+    ///
+    /// # Errors
+    /// As [`Gemma::load`].
+    pub fn load_with(model: &str, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
+        let hub = HubOptions::from_env();
+        let hub = HubOptions { offline: hub.offline || options.offline, ..hub };
+        Self::load_folder(&gemma_weights::resolve(model, &hub)?, options, device)
+    }
+
+    /// Opens a model folder.
+    ///
+    /// # Errors
+    /// When it is not a sound Gemma checkpoint.
+    pub fn load_folder(folder: &Path, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
+        Self::from_checkpoint(&Checkpoint::open(folder)?, options, device)
+    }
+
+    /// Makes a model of an opened checkpoint. One without tokenizer files can still be used with token numbers.
+    ///
+    /// # Errors
+    /// As [`Gemma::load_folder`].
+    pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
+        Self::from_checkpoint_with(checkpoint, options, device, &mut |_, _| {})
+    }
+
+    /// [`Gemma::from_checkpoint`], reporting progress.
+    ///
+    /// # Errors
+    /// As [`Gemma::load_folder`].
+    pub fn from_checkpoint_with(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        device: &Device,
+        progress: OnLoad<'_>,
+    ) -> Result<Self, Error> {
+        // reading a large vocabulary takes a second, in which the weights can be opened
+        let (tokenizer, decoder) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| tokenizer(checkpoint));
+            let decoder = Decoder::open_with(checkpoint, options, device, progress);
+            (tokenizer.join().expect("reading a tokenizer does not panic"), decoder)
+        });
+        let (tokenizer, decoder) = (tokenizer?, decoder?);
+        let stop_tokens = stop_tokens(checkpoint, decoder.config(), tokenizer.as_ref())?;
+        Ok(Self { tokenizer, decoder, chat_template: chat_template(checkpoint)?, stop_tokens })
+    }
+
+    /// A model of parts that are there already, such as one that was just trained.
+    pub fn from_parts(decoder: Decoder, tokenizer: Tokenizer) -> Self {
+        let mut stop_tokens = decoder.config().eos.clone();
+        stop_tokens.extend(tokenizer.end_of_turn());
+        Self { tokenizer: Some(tokenizer), decoder, chat_template: ChatTemplate::builtin(), stop_tokens }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// When the checkpoint came without one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        self.tokenizer.as_ref().ok_or(Error::NoTokenizer)
+    }
+
+    /// The network.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The tokens that end an answer.
+    pub fn stop_tokens(&self) -> &[TokenId] {
+        &self.stop_tokens
+    }
+
+    /// How a conversation becomes a prompt: the checkpoint's own template, or Gemma's.
+    pub fn chat_template(&self) -> &ChatTemplate {
+        &self.chat_template
+    }
+
+    /// Continues `prompt`, which is read as it is, with `<bos>` in front.
+    ///
+    /// # Errors
+    /// When an option is outside its range or the prompt does not fit.
+    pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<Generated, Error> {
+        Ok(self.stream(prompt, options)?.finish()?)
+    }
+
+    /// Continues `prompt` piece by piece: an iterator of texts that are ready to be shown.
+    ///
+    /// # Errors
+    /// As [`Gemma::generate`].
+    pub fn stream(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream<'_, '_, Decoder>, Error> {
+        self.stream_tokens(&self.tokenizer()?.encode(prompt), options)
+    }
+
+    /// Answers a question: `text` becomes a user's turn of the chat template.
+    ///
+    /// # Errors
+    /// As [`Gemma::generate`].
+    pub fn chat(&self, text: &str, options: &GenerateOptions) -> Result<String, Error> {
+        Ok(self.stream_chat(&[Turn::user(text)], options)?.finish()?.text)
+    }
+
+    /// Answers the last turn of a conversation, piece by piece.
+    ///
+    /// # Errors
+    /// As [`Gemma::generate`], and when the template refuses the conversation.
+    pub fn stream_chat(&self, turns: &[Turn], options: &GenerateOptions) -> Result<TextStream<'_, '_, Decoder>, Error> {
+        let prompt = self.tokenizer()?.chat(&self.chat_template, turns, true)?;
+        self.stream_tokens(&prompt, options)
+    }
+
+    /// Continues a prompt that is already tokens, exactly as given.
+    ///
+    /// # Errors
+    /// As [`Gemma::generate`].
+    pub fn stream_tokens(&self, prompt: &[TokenId], options: &GenerateOptions) -> Result<TextStream<'_, '_, Decoder>, Error> {
+        let generation = Generation::new(&self.decoder, prompt, options, &self.stop_tokens)?;
+        Ok(TextStream::new(generation, self.tokenizer()?.stream()))
+    }
+
+    /// Writes the model as a folder that [`Gemma::load`] and HF transformers open. All of it, or nothing; an existing
+    /// folder is replaced only when `replace` is set.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, or the weights are held in a quantized format.
+    pub fn save(&self, folder: &Path, dtype: Dtype, replace: bool) -> Result<(), Error> {
+        let mut parameters = Collect::new(dtype);
+        self.decoder.save(&mut parameters);
+        if let Some(format) = parameters.quantized {
+            return Err(Error::SaveQuantized { format });
+        }
+        let tokenizer = self.tokenizer()?;
+        let generation = serde_json::json!({
+            "bos_token_id": tokenizer.bos(), "eos_token_id": self.stop_tokens, "pad_token_id": 0,
+        });
+        let token_names = serde_json::json!({ "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>" });
+        let mut tokenizer_config = serde_json::json!({
+            "add_bos_token": true, "add_eos_token": false, "clean_up_tokenization_spaces": false,
+            "tokenizer_class": "GemmaTokenizerFast", "chat_template": CHAT_TEMPLATE,
+        });
+        for (key, value) in token_names.as_object().expect("an object") {
+            tokenizer_config[key] = value.clone();
+        }
+        let text = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
+        let files = [
+            ("config.json", config_file(self.decoder.config(), dtype)),
+            ("generation_config.json", text(&generation)),
+            ("tokenizer.json", tokenizer.to_json()?),
+            ("tokenizer_config.json", text(&tokenizer_config)),
+            ("special_tokens_map.json", text(&token_names)),
+        ];
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, content)| (*name, content.as_slice())).collect();
+        let options = SaveOptions { replace, ..SaveOptions::default() };
+        Ok(gemma_weights::save_folder_with(folder, &files, &mut parameters.tensors.into_iter(), &options)?)
+    }
+}
+
+/// Gemma's chat format as a Jinja template, for the programs that read a saved folder.
+const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
+{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}\
+{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}";
+
+impl Decoder {
+    /// Builds the network of a checkpoint, without a tokenizer.
+    ///
+    /// # Errors
+    /// When the checkpoint is not a sound Gemma model.
+    pub fn open(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
+        Self::open_with(checkpoint, options, device, &mut |_, _| {})
+    }
+
+    /// [`Decoder::open`], reporting progress.
+    ///
+    /// # Errors
+    /// As [`Decoder::open`].
+    pub fn open_with(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device, progress: OnLoad<'_>) -> Result<Self, Error> {
+        let config = config(checkpoint)?;
+        // the tied head and the rotary frequencies, which some files repeat, are not read
+        let ignored = |name: &str| name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq");
+        checkpoint.check(&config.tensors(device), &ignored)?;
+        let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
+        Ok(Decoder::load(&mut loader, &config, checkpoint.dtype()))
+    }
+
+    /// A network of random parameters: trainable ones to begin a training with, or packed ones that have the size and
+    /// speed of a real model. The embedding scale is that of a bf16 checkpoint.
+    pub fn random(config: &DecoderConfig, weights: RandomWeights, seed: u64, device: &Device) -> Self {
+        Decoder::load(&mut RandomSource::new(weights, seed, device), config, Dtype::Bf16)
+    }
+}
+
+/// The configuration of a checkpoint.
+fn config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Error> {
+    let missing = || Error::MissingFile { folder: checkpoint.path().unwrap_or(Path::new("(embedded)")).to_owned(), file: "config.json" };
+    DecoderConfig::from_json(&checkpoint.file("config.json")?.ok_or_else(missing)?)
+}
+
+fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, Error> {
+    // this network is also CodeGemma's, whose control tokens are found by their names
+    if let Some(json) = checkpoint.file("tokenizer.json")? {
+        return Ok(Some(Tokenizer::from_json(&json, Family::Gemma)?));
+    }
+    let Some(model) = checkpoint.file("tokenizer.model")? else { return Ok(None) };
+    Ok(Some(Tokenizer::from_sentencepiece(&model, Family::Gemma)?))
+}
+
+fn chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error> {
+    if let Some(source) = checkpoint.file("chat_template.jinja")? {
+        return Ok(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source))?);
+    }
+    let file = checkpoint.file("tokenizer_config.json")?;
+    let template = file.map(|json| ChatTemplate::from_tokenizer_config(&json)).transpose()?.flatten();
+    Ok(template.unwrap_or_else(ChatTemplate::builtin))
+}
+
+/// What ends an answer: what either configuration names, and the end of a turn, which instruction-tuned checkpoints say
+/// whatever their configuration lists.
+fn stop_tokens(checkpoint: &Checkpoint, config: &DecoderConfig, tokenizer: Option<&Tokenizer>) -> Result<Vec<TokenId>, Error> {
+    let mut tokens = config.eos.clone();
+    tokens.extend(checkpoint.generation_config()?.map(|file| file.eos).unwrap_or_default());
+    if let Some(tokenizer) = tokenizer {
+        tokens.push(tokenizer.eos());
+        tokens.extend(tokenizer.end_of_turn());
+    }
+    tokens.sort_unstable();
+    tokens.dedup();
+    Ok(tokens)
+}

@@ -1,0 +1,65 @@
+//! One decoder layer: two residual branches.
+
+use crate::config::{LayerSpec, Norms};
+use burn::module::Module;
+use burn::tensor::Tensor;
+use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Segment, Sink, Source};
+
+/// A pre-norm transformer layer, with Gemma 2's second pair of norms where the configuration has it.
+///
+/// Fields carry the checkpoint's names. `post_attention_layernorm` changes its place between the generations: in
+/// Gemma 1 it stands before the MLP, in Gemma 2 after the attention.
+#[derive(Module, Debug)]
+pub struct DecoderLayer {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    pre_feedforward_layernorm: Option<RmsNorm>,
+    mlp: GeGlu,
+    post_feedforward_layernorm: Option<RmsNorm>,
+}
+
+impl DecoderLayer {
+    /// The layer whose parameters begin with `{name}.`.
+    pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32, spec: &LayerSpec) -> Self {
+        let norm = |source: &mut dyn Source, field: &str| RmsNorm::load(source, &format!("{name}.{field}"), width, eps);
+        let second = spec.norms == Norms::BeforeAndAfter;
+        Self {
+            input_layernorm: norm(source, "input_layernorm"),
+            self_attn: Attention::load(source, &format!("{name}.self_attn"), width, spec.attention),
+            post_attention_layernorm: norm(source, "post_attention_layernorm"),
+            pre_feedforward_layernorm: second.then(|| norm(source, "pre_feedforward_layernorm")),
+            mlp: GeGlu::load(source, &format!("{name}.mlp"), width, spec.hidden, false),
+            post_feedforward_layernorm: second.then(|| norm(source, "post_feedforward_layernorm")),
+        }
+    }
+
+    /// Hands the parameters to a sink, under the names they were loaded by.
+    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
+        self.input_layernorm.save(sink, &format!("{name}.input_layernorm"));
+        self.self_attn.save(sink, &format!("{name}.self_attn"));
+        self.post_attention_layernorm.save(sink, &format!("{name}.post_attention_layernorm"));
+        if let Some(norm) = &self.pre_feedforward_layernorm {
+            norm.save(sink, &format!("{name}.pre_feedforward_layernorm"));
+        }
+        self.mlp.save(sink, &format!("{name}.mlp"));
+        if let Some(norm) = &self.post_feedforward_layernorm {
+            norm.save(sink, &format!("{name}.post_feedforward_layernorm"));
+        }
+    }
+
+    /// `[tokens, width]` to the same shape; the caches take up the segments' keys and values.
+    pub fn forward(&self, x: Tensor<2>, rope: &RopeTable, segments: &[Segment], caches: &mut [&mut KvCache]) -> Tensor<2> {
+        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), rope, segments, caches);
+        match (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm) {
+            (Some(before_mlp), Some(after_mlp)) => {
+                let x = x + self.post_attention_layernorm.forward(attended);
+                x.clone() + after_mlp.forward(self.mlp.forward(before_mlp.forward(x)))
+            }
+            _ => {
+                let x = x + attended;
+                x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
+            }
+        }
+    }
+}

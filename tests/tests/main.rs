@@ -1,0 +1,3 @@
+//! One binary for all end-to-end tests, so that the framework is linked once.
+
+mod parity;

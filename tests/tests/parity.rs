@@ -1,0 +1,178 @@
+//! Every formula of the text decoder against the reference implementation: whole prompts, chunks, single cached
+//! steps, batches of segments, lengths past the window, greedy continuations, gradients; on every compiled backend.
+
+use gemma::{Backend, Decoder, Device, LoadOptions};
+use gemma_generate::{CausalModel, GenerateOptions, Generation};
+use gemma_nn::Segment;
+use gemma_tests::{References, goldens, max_distance, rms_distance, shared};
+use gemma_weights::Checkpoint;
+use std::path::Path;
+
+/// The largest permitted distance of an f32 logit from the reference.
+const LOGITS: f64 = 1e-3;
+/// A greedy choice counts where the reference's best two logits are farther apart than this.
+const MARGIN: f64 = 1e-3;
+
+fn devices() -> Vec<(Backend, Device)> {
+    Backend::compiled().into_iter().filter(|backend| !matches!(backend, Backend::Vulkan | Backend::Metal)).map(|backend| (backend, backend.device().expect("a compiled backend opens"))).collect()
+}
+
+fn open(folder: &Path, device: &Device) -> Decoder {
+    let checkpoint = Checkpoint::open(folder).expect("a model folder");
+    Decoder::open(&checkpoint, &LoadOptions::default(), device).expect("a model")
+}
+
+fn values(tensor: burn::Tensor<2>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().expect("f32 logits")
+}
+
+/// The logits after every token, read `chunk` tokens at a time through one memory.
+fn in_chunks(model: &Decoder, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    let mut memory = model.new_memory();
+    let mut logits = Vec::new();
+    for (index, part) in tokens.chunks(chunk).enumerate() {
+        let segment = Segment::causal(index * chunk, part.len());
+        logits.extend(values(model.read_all(part, &[segment], &mut [&mut memory])));
+    }
+    logits
+}
+
+/// One prompt and what the reference makes of it.
+struct Case {
+    name: String,
+    tokens: Vec<u32>,
+    logits: Vec<f64>,
+    /// f32 arithmetic on the same weights, where `logits` is bf16 arithmetic.
+    wide: Option<Vec<f64>>,
+    greedy: Option<(Vec<u32>, Vec<f64>)>,
+}
+
+fn check(folder: &Path, cases: &[Case]) {
+    assert!(!cases.is_empty(), "{}: no case", folder.display());
+    for (backend, device) in devices() {
+        let model = open(folder, &device);
+        for case in cases {
+            let context = format!("{} {} on {backend}", folder.display(), case.name);
+            for chunk in [case.tokens.len(), 1, 3, 7] {
+                compare(&in_chunks(&model, &case.tokens, chunk), case, &format!("{context}, chunk {chunk}"));
+            }
+            compare(&values(model.score(&case.tokens, &[Segment::causal(0, case.tokens.len())])), case, &context);
+            greedy(&model, case, &context);
+        }
+        batch(&model, cases, &format!("{} on {backend}", folder.display()));
+    }
+}
+
+fn compare(found: &[f32], case: &Case, context: &str) {
+    match &case.wide {
+        None => {
+            let distance = max_distance(found, &case.logits);
+            assert!(distance < LOGITS, "{context}: a logit is {distance} off");
+        }
+        Some(wide) => {
+            let ours = rms_distance(found.iter().map(|value| f64::from(*value)), wide);
+            let theirs = rms_distance(case.logits.iter().copied(), wide);
+            assert!(ours <= theirs, "{context}: rms {ours}, the reference's own bf16 run has {theirs}");
+        }
+    }
+}
+
+fn greedy(model: &Decoder, case: &Case, context: &str) {
+    let Some((ids, margins)) = &case.greedy else { return };
+    let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(ids.len()) };
+    let found: Vec<u32> = Generation::new(model, &case.tokens, &options, &[])
+        .expect("a valid prompt")
+        .map(|step| step.expect("finite logits").token)
+        .collect();
+    for (step, ((found, id), margin)) in found.iter().zip(ids).zip(margins).enumerate() {
+        if *margin < MARGIN {
+            return;
+        }
+        assert_eq!(found, id, "{context}: greedy token {step}");
+    }
+    assert_eq!(found.len(), ids.len(), "{context}");
+}
+
+/// All cases as segments of one call, then one more token for each: as each alone.
+fn batch(model: &Decoder, cases: &[Case], context: &str) {
+    let tokens: Vec<u32> = cases.iter().flat_map(|case| case.tokens.iter().copied()).collect();
+    let segments: Vec<Segment> = cases.iter().map(|case| Segment::causal(0, case.tokens.len())).collect();
+    let mut memories: Vec<_> = cases.iter().map(|_| model.new_memory()).collect();
+    let mut lent: Vec<_> = memories.iter_mut().collect();
+    let together = values(model.read_all(&tokens, &segments, &mut lent));
+    let next: Vec<u32> = vec![5; cases.len()];
+    let steps: Vec<Segment> = cases.iter().map(|case| Segment::causal(case.tokens.len(), 1)).collect();
+    let after = values(model.read(&next, &steps, &mut lent));
+    let vocab = model.vocab();
+    let mut row = 0;
+    for (index, case) in cases.iter().enumerate() {
+        let mut alone = case.tokens.clone();
+        alone.push(5);
+        let alone = in_chunks(model, &alone, 4);
+        let (prompt, last) = alone.split_at(case.tokens.len() * vocab);
+        let part = &together[row * vocab..(row + case.tokens.len()) * vocab];
+        row += case.tokens.len();
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(distance(part, prompt) < 1e-4, "{context}: {} differs in a batch", case.name);
+        assert!(distance(&after[index * vocab..(index + 1) * vocab], last) < 1e-4, "{context}: {} differs in a batched step", case.name);
+    }
+}
+
+fn ids(reference: &[f64]) -> Vec<u32> {
+    reference.iter().map(|id| *id as u32).collect()
+}
+
+#[test]
+fn goldens_of_this_repository() {
+    for name in ["gemma1-f32", "gemma1-bf16", "gemma2-f32", "gemma2-bf16"] {
+        let folder = goldens().join(name);
+        let expected = References::open(&folder.join("expected.safetensors"));
+        let case = Case {
+            name: "random".into(),
+            tokens: ids(&expected.tensor("tokens").values),
+            logits: expected.tensor("logits").values,
+            wide: expected.get("logits.f32").map(|wide| wide.values),
+            greedy: expected.get("greedy").map(|greedy| (ids(&greedy.values), expected.tensor("greedy.margin").values)),
+        };
+        check(&folder, &[case]);
+    }
+}
+
+#[test]
+fn fixtures_of_the_shared_set() {
+    let Some(shared) = shared() else { return };
+    for name in ["gemma1_mqa/f32", "gemma1_mqa/bf16", "gemma1_mha/f32", "gemma1_mha/bf16", "gemma2/f32", "gemma2/bf16", "gemma2_v5/f32", "codegemma/f32"] {
+        let folder = shared.join("reference/fixtures").join(name);
+        let expected = References::open(&folder.join("expected.safetensors"));
+        let mut cases = Vec::new();
+        for tensor in expected.names() {
+            if let Some(case) = tensor.strip_suffix(".input_ids") {
+                cases.extend(rows_of(&expected, case));
+            }
+        }
+        check(&folder, &cases);
+    }
+}
+
+/// The rows of one case of the shared set, without their left padding.
+fn rows_of(expected: &References, case: &str) -> Vec<Case> {
+    let tokens = expected.tensor(&format!("{case}.input_ids"));
+    let mask = expected.tensor(&format!("{case}.attention_mask"));
+    let logits = expected.tensor(&format!("{case}.logits"));
+    let wide = expected.get(&format!("{case}.logits.f32"));
+    let greedy = expected.get(&format!("{case}.greedy.ids")).filter(|_| wide.is_none());
+    let margin = expected.get(&format!("{case}.greedy.margin"));
+    let row = |row: usize| {
+        let padding = mask.row(row).iter().filter(|real| **real == 0.0).count();
+        let vocab = logits.shape[2];
+        let real = |values: &[f64]| values[padding * vocab..].to_vec();
+        Case {
+            name: format!("{case}[{row}]"),
+            tokens: ids(&tokens.row(row)[padding..]),
+            logits: real(logits.row(row)),
+            wide: wide.as_ref().map(|wide| real(wide.row(row))),
+            greedy: greedy.as_ref().zip(margin.as_ref()).map(|(greedy, margin)| (ids(greedy.row(row)), margin.row(row).to_vec())),
+        }
+    };
+    (0..tokens.shape[0]).map(row).collect()
+}

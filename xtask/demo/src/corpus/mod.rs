@@ -1,0 +1,103 @@
+//! The text that the demo models learn: an endless, deterministic stream of stories and conversations.
+//!
+//! [`training_text`] gives the stream, [`held_out_questions`] the questions that never occur in it. Both follow
+//! from a seed alone.
+
+mod arithmetic;
+mod chat;
+mod knowledge;
+mod plots;
+mod question;
+mod stories;
+
+pub use chat::held_out_questions;
+pub use question::{Kind, Question, is_held_out};
+pub use stories::{Hero, story};
+
+use crate::random::Random;
+use gemma_tokenizer::Turn;
+
+/// How many of 100 documents are stories. A story is longer than the average conversation, so that this is a little
+/// more than half of the tokens.
+const STORY_SHARE: usize = 45;
+
+/// One unit of training text: what stands between a `<bos>` and the end.
+#[derive(Clone, Debug)]
+pub enum Document {
+    /// Plain text, to be tokenized as `<bos>` text `<eos>`.
+    Story(String),
+    /// A conversation of one to three unrelated questions and their answers, to be tokenized with the chat
+    /// template.
+    Chat(Vec<Turn>),
+}
+
+/// The training text that follows from `seed`: it never ends, and no question of [`held_out_questions`] is in it.
+pub fn training_text(seed: u64) -> impl Iterator<Item = Document> {
+    let mut random = Random::new(seed);
+    std::iter::repeat_with(move || {
+        if random.chance(STORY_SHARE) {
+            let hero = Hero::draw(&mut random);
+            Document::Story(story(&hero, &mut random))
+        } else {
+            Document::Chat(conversation(&mut random))
+        }
+    })
+}
+
+/// One to three questions in a row, so that a model that chats is not put off by what was said before. A story
+/// is long and ends the conversation.
+fn conversation(random: &mut Random) -> Vec<Turn> {
+    let mut turns = Vec::new();
+    for _ in 0..1 + random.below(3) {
+        let question = chat::training_question(random);
+        turns.extend(question.dialogue());
+        if question.kind == Kind::Story {
+            break;
+        }
+    }
+    turns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gemma_tokenizer::Role;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_held_out_question_is_in_the_training_text() {
+        let tested: BTreeSet<String> = held_out_questions(2_000, 1).iter().map(Question::said).collect();
+        for document in training_text(0).take(30_000) {
+            let Document::Chat(turns) = document else { continue };
+            let said: Vec<String> = turns.into_iter().step_by(2).map(|turn| turn.text).collect();
+            for text in &said {
+                assert!(!tested.contains(text), "{text}");
+            }
+            // A question of two turns; also one that two unrelated questions happen to form.
+            for pair in said.windows(2) {
+                assert!(!tested.contains(&pair.join("\n")), "{pair:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_one_text_and_another_seed_another() {
+        let text = |seed| format!("{:?}", training_text(seed).take(200).collect::<Vec<_>>());
+        assert_eq!(text(1), text(1));
+        assert_ne!(text(1), text(2));
+    }
+
+    #[test]
+    fn turns_alternate_and_the_model_has_the_last_word() {
+        for document in training_text(4).take(2_000) {
+            if let Document::Chat(turns) = document {
+                for (place, turn) in turns.iter().enumerate() {
+                    let expected_user = place % 2 == 0;
+                    assert_eq!(matches!(turn.role, Role::User), expected_user);
+                    assert_eq!(turn.text.trim(), turn.text);
+                }
+                assert_eq!(turns.len() % 2, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `gemma-demo`: makes the embedded demo models, and shows the text they learn.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use gemma_demo::{Document, held_out_questions, train_gemma, training_text};
+use gemma_tokenizer::Role;
+
+/// Makes the embedded demo models.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Subcommand)]
+enum Job {
+    /// Trains the Gemma 2 demo model.
+    Gemma {
+        /// The folder to write; it is made if it does not exist.
+        #[arg(long)]
+        out: PathBuf,
+        /// Optimizer steps; the default is what the committed model was trained with.
+        #[arg(long)]
+        steps: Option<usize>,
+        /// What the text and the first weights follow from.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Prints training documents and held-out questions.
+    Corpus {
+        /// How many of each.
+        #[arg(long, default_value_t = 20)]
+        show: usize,
+        /// What the text follows from.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().job {
+        Job::Gemma { out, steps, seed } => train_gemma::make(&out, steps.unwrap_or(train_gemma::STEPS), seed),
+        Job::Corpus { show, seed } => {
+            print_corpus(show, seed);
+            Ok(())
+        }
+    }
+}
+
+fn print_corpus(count: usize, seed: u64) {
+    for document in training_text(seed).take(count) {
+        match document {
+            Document::Story(text) => println!("{text}\n"),
+            Document::Chat(turns) => {
+                for turn in turns {
+                    let name = if turn.role == Role::User { "user " } else { "model" };
+                    println!("{name}  {}", turn.text);
+                }
+                println!();
+            }
+        }
+    }
+    println!("Held out:\n");
+    for question in held_out_questions(count, seed) {
+        println!("{:?}: {:?} -> {:?}", question.kind, question.said(), question.answer);
+    }
+}

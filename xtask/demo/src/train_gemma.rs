@@ -1,0 +1,178 @@
+//! Trains the Gemma 2 demo model, from random weights to the folder that the library embeds.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use burn::module::Module;
+use gemma::{Decoder, DecoderConfig, Device, Gemma, GenerateOptions, LayerSpec, Norms, RandomWeights};
+use gemma_backend::Backend;
+use gemma_nn::{AttentionSpec, RopeSpec};
+use gemma_tokenizer::{ChatTemplate, Family, Role, Tokenizer};
+use gemma_train::{Example, TrainOptions, train};
+use gemma_weights::Dtype;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::bpe::learn;
+use crate::corpus::{Document, Kind, Question, held_out_questions, training_text};
+use crate::tokenizer_files::tokenizer_files;
+use crate::{VOCABULARY_SIZE, vocabulary_text};
+
+/// Optimizer steps of the committed model.
+pub const STEPS: usize = 2400;
+/// Documents of one step, about 95 tokens each.
+const DOCUMENTS: usize = 24;
+/// Held-out questions asked when the training is over.
+const QUESTIONS: usize = 200;
+/// Keys that a windowed layer of the demo sees: less than a story, so that the window matters.
+const WINDOW: usize = 32;
+
+/// The demo's network: Gemma 2 in everything but size.
+pub fn config() -> DecoderConfig {
+    let (heads, head_dim) = (4, 32);
+    let layer = |index: usize| LayerSpec {
+        attention: AttentionSpec {
+            heads,
+            kv_heads: 2,
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            softcap: Some(50.0),
+            span: index.is_multiple_of(2).then_some(WINDOW),
+            qkv_bias: false,
+            output_bias: false,
+        },
+        hidden: 384,
+        norms: Norms::BeforeAndAfter,
+    };
+    DecoderConfig {
+        vocab: VOCABULARY_SIZE,
+        width: 128,
+        layers: (0..4).map(layer).collect(),
+        norm_eps: 1e-6,
+        rope: RopeSpec { rotary_dim: head_dim, theta: 10_000.0 },
+        final_softcap: Some(30.0),
+        context: 1024,
+        eos: vec![1],
+    }
+}
+
+/// What is learned of a document: all of a story; of a conversation, the model's words.
+pub fn example(document: &Document, tokenizer: &Tokenizer) -> Result<Example> {
+    let turns = match document {
+        Document::Story(text) => {
+            let mut tokens = tokenizer.encode(text);
+            tokens.push(tokenizer.eos());
+            return Ok(Example::text(tokens));
+        }
+        Document::Chat(turns) => turns,
+    };
+    let template = ChatTemplate::builtin();
+    let tokens = tokenizer.chat(&template, turns, false)?;
+    let mut learn = vec![false; tokens.len()];
+    for (index, turn) in turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Model) {
+        debug_assert_eq!(turn.role, Role::Model);
+        let begin = tokenizer.chat(&template, &turns[..index], true)?.len();
+        let end = tokenizer.chat(&template, &turns[..=index], false)?.len();
+        learn[begin..end].fill(true);
+    }
+    Ok(Example { tokens, learn })
+}
+
+/// Trains for `steps` and saves the model to `out`, which is replaced.
+///
+/// # Errors
+/// When the device, the tokenizer or the folder fail.
+pub fn make(out: &Path, steps: usize, seed: u64) -> Result<()> {
+    let tokenizer = make_tokenizer(seed)?;
+    // flex multiplies fastest of the CPU backends where a weight is used transposed, as in training
+    let backend = if Backend::Flex.is_compiled() { Backend::Flex } else { Backend::NdArray };
+    let device = backend.device()?;
+    let model = Decoder::random(&config(), RandomWeights::Dense, seed, &device.clone().autodiff());
+    let options = TrainOptions { steps, parts: 2, learning_rate: 4e-3, ..TrainOptions::default() };
+
+    let mut documents = training_text(seed);
+    let bar = ProgressBar::new(steps as u64).with_style(
+        ProgressStyle::with_template("{bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})").context("the bar's pattern")?,
+    );
+    let mut average = f32::NAN;
+    let begin = Instant::now();
+    let mut tokens = 0;
+    let model = train(
+        model,
+        &options,
+        |_| documents.by_ref().take(DOCUMENTS).filter_map(|document| example(&document, &tokenizer).ok()).collect(),
+        |step| {
+            average = if average.is_nan() { step.loss } else { 0.98 * average + 0.02 * step.loss };
+            tokens += step.tokens;
+            bar.set_message(format!("loss {average:.4}"));
+            bar.inc(1);
+            if step.step % 100 == 99 || step.step + 1 == 10 {
+                let rate = tokens as f64 / begin.elapsed().as_secs_f64();
+                println!("step {} loss {average:.4} ({rate:.0} tokens/s)", step.step + 1);
+            }
+        },
+    )?;
+    bar.finish_and_clear();
+
+    let gemma = Gemma::from_parts(model.valid(), tokenizer);
+    gemma.save(out, Dtype::Bf16, true)?;
+    // judged as it will be used: as saved, in bf16
+    let saved = Gemma::load_folder(out, &Default::default(), &device)?;
+    let story = saved.generate("Once upon a time", &GenerateOptions::greedy(160))?;
+    println!("Once upon a time{}\n", story.text);
+    print_marks(&saved)?;
+    Ok(())
+}
+
+fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
+    let files = tokenizer_files(&learn(&vocabulary_text(seed), VOCABULARY_SIZE));
+    let (_, json) = files.iter().find(|(name, _)| *name == "tokenizer.json").context("the tokenizer's own file")?;
+    Ok(Tokenizer::from_json(json, Family::Gemma)?)
+}
+
+/// A held-out question, the model's answer, and whether it is right.
+#[derive(Debug)]
+pub struct Mark {
+    /// The question.
+    pub question: Question,
+    /// What the model said.
+    pub answer: String,
+    /// Whether that is right.
+    pub right: bool,
+}
+
+/// Asks `model` questions of the kind it has learned, none of which it has read.
+///
+/// # Errors
+/// When an answer cannot be generated.
+pub fn examine(model: &Gemma, count: usize, seed: u64) -> Result<Vec<Mark>> {
+    let options = GenerateOptions::greedy(200);
+    held_out_questions(count, seed)
+        .into_iter()
+        .map(|question| {
+            let answer = model.stream_chat(&question.turns, &options)?.finish()?.text;
+            let right = question.is_right(&answer);
+            Ok(Mark { question, answer, right })
+        })
+        .collect()
+}
+
+fn print_marks(model: &Gemma) -> Result<()> {
+    let marks = examine(model, QUESTIONS, 1)?;
+    ensure!(!marks.is_empty(), "no held-out questions");
+    for mark in marks.iter().filter(|mark| !mark.right).take(20) {
+        println!("wrong: {:?} -> {:?}, not {:?}", mark.question.said(), mark.answer, mark.question.answer);
+    }
+    for kind in Kind::ALL {
+        let of_kind = || marks.iter().filter(|mark| mark.question.kind == kind);
+        println!("{kind:?}: {} of {} right", of_kind().filter(|mark| mark.right).count(), of_kind().count());
+    }
+    let right = marks.iter().filter(|mark| mark.right).count();
+    println!("{right} of {} held-out questions right", marks.len());
+    Ok(())
+}
+
+/// The device that the demo is examined on.
+pub fn device() -> Result<Device> {
+    Ok(gemma_backend::default_device()?)
+}

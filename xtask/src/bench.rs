@@ -1,0 +1,218 @@
+//! `cargo xtask bench`: speed at a released shape beside the memory bandwidth of the machine, as a table in
+//! docs/performance.md.
+//!
+//! The measuring is `gemma bench`'s, in a process of its own per row, so that one row's peak memory says nothing
+//! about another. This chore adds the yardstick, the description of the machine and the commands.
+
+use crate::cargo::Step;
+use crate::machine;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::Path;
+
+const DOCUMENT: &str = "docs/performance.md";
+const BEGIN: &str = "<!-- bench: begin -->";
+const END: &str = "<!-- bench: end -->";
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq)]
+struct Options {
+    shapes: Vec<String>,
+    precisions: Vec<String>,
+    /// Measurements per number, of which the median counts.
+    repeat: usize,
+    /// Tokens read at once.
+    prompt: usize,
+    /// Tokens written one by one.
+    decode: usize,
+    /// Whether the table goes into the document, and not only to the terminal.
+    write: bool,
+}
+
+/// One measured configuration.
+struct Row {
+    shape: String,
+    precision: String,
+    /// What `gemma bench --json` printed.
+    measured: Value,
+}
+
+pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
+    let options = parse(arguments)?;
+    // Built once and first, so that no compiler runs while something is measured.
+    Step::new("build", &["build", "--release", "--package", "gemma-cli", "--package", "xtask"]).run(root)?;
+
+    let bandwidth = Step::new("bandwidth", &["run", "--release", "--quiet", "--package", "xtask", "--", "bandwidth"]);
+    let bandwidth: f64 = bandwidth.output(root)?.trim().parse().context("the bandwidth is not a number")?;
+    let mut rows = Vec::new();
+    for shape in &options.shapes {
+        for precision in &options.precisions {
+            let step = Step::new("bench", &["run", "--release", "--quiet", "--package", "gemma-cli", "--"]);
+            let output = step.and(&measurement(&options, shape, precision)).output(root)?;
+            let measured =
+                serde_json::from_str(&output).with_context(|| format!("gemma bench printed no JSON: {output:?}"))?;
+            rows.push(Row { shape: shape.clone(), precision: precision.clone(), measured });
+        }
+    }
+
+    let section = section(&options, &machine::describe(), bandwidth, &rows)?;
+    println!("{section}");
+    if options.write {
+        let path = root.join(DOCUMENT);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {DOCUMENT}"))?;
+        std::fs::write(&path, replaced(&text, &section)?).with_context(|| format!("cannot write {DOCUMENT}"))?;
+        println!("written to {DOCUMENT}");
+    }
+    Ok(())
+}
+
+fn parse(arguments: &[String]) -> Result<Options> {
+    let list =
+        |text: &str| text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_string).collect();
+    let mut options = Options {
+        shapes: vec!["gemma-2b".to_string()],
+        precisions: list("bf16,q8_0,q4_0"),
+        repeat: 3,
+        prompt: 512,
+        decode: 32,
+        write: true,
+    };
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--shape" => options.shapes = list(value()?),
+            "--precisions" => options.precisions = list(value()?),
+            "--repeat" => options.repeat = value()?.parse().context("--repeat takes a whole number")?,
+            "--quick" => (options.repeat, options.prompt, options.decode, options.write) = (1, 64, 8, false),
+            unknown => bail!("unknown option {unknown:?}; the options are --shape, --precisions, --repeat and --quick"),
+        }
+    }
+    if options.shapes.is_empty() || options.precisions.is_empty() || options.repeat == 0 {
+        bail!("there is nothing to measure: give at least one shape, one precision and one repetition");
+    }
+    Ok(options)
+}
+
+/// What `gemma` is asked to measure.
+fn measurement(options: &Options, shape: &str, precision: &str) -> Vec<String> {
+    let Options { prompt, decode, repeat, .. } = options;
+    let command = format!(
+        "bench --shape {shape} --precision {precision} --prompt {prompt} --decode {decode} --repeat {repeat} --json"
+    );
+    command.split(' ').map(str::to_string).collect()
+}
+
+/// The text between the markers: machine, command and table.
+///
+/// # Errors
+/// A measured object lacks a number.
+fn section(options: &Options, machine: &str, bandwidth: f64, rows: &[Row]) -> Result<String> {
+    let command = measurement(options, "SHAPE", "PRECISION").join(" ");
+    let mut text = format!(
+        "Machine: {machine}; it reads memory at {:.1} GB/s (`cargo xtask bandwidth`).\n\
+         Each row: `gemma {command}`.\n\n\
+         | shape | precision | weights | prefill | decode | weights read while decoding | peak memory |\n\
+         |---|---|---|---|---|---|---|\n",
+        bandwidth / 1e9
+    );
+    for Row { shape, precision, measured } in rows {
+        let number = |name: &str| {
+            measured[name]
+                .as_f64()
+                .with_context(|| format!("gemma bench of {shape} in {precision} lacks the number {name}"))
+        };
+        let spread = |name: &str| match (number(&format!("{name}_min")), number(&format!("{name}_max"))) {
+            (Ok(min), Ok(max)) => format!(" [{}–{}]", rounded(min), rounded(max)),
+            _ => String::new(),
+        };
+        let (prefill, decode) = ("prefill_tokens_per_second", "decode_tokens_per_second");
+        let weights = number("weight_bytes")?;
+        let read = weights * number(decode)?;
+        // Not every system says how much memory was in use at most.
+        let peak = number("peak_rss_bytes").map_or("unknown".to_string(), |bytes| format!("{:.2} GB", bytes / 1e9));
+        text.push_str(&format!(
+            "| {shape} | {precision} | {:.2} GB | {}{} tok/s | {}{} tok/s | {:.1} GB/s, {:.0} % | {peak} |\n",
+            weights / 1e9,
+            rounded(number(prefill)?),
+            spread(prefill),
+            rounded(number(decode)?),
+            spread(decode),
+            read / 1e9,
+            100.0 * read / bandwidth,
+        ));
+    }
+    Ok(text)
+}
+
+/// Three digits, whatever the size.
+fn rounded(number: f64) -> String {
+    match number {
+        n if n < 10.0 => format!("{n:.2}"),
+        n if n < 100.0 => format!("{n:.1}"),
+        n => format!("{n:.0}"),
+    }
+}
+
+/// `document` with `section` between the markers.
+fn replaced(document: &str, section: &str) -> Result<String> {
+    let places = document.find(BEGIN).zip(document.find(END)).filter(|(begin, end)| begin < end);
+    let (begin, end) = places.with_context(|| format!("{DOCUMENT} lacks the markers {BEGIN} and {END}"))?;
+    Ok(format!("{}\n{section}{}", &document[..begin + BEGIN.len()], &document[end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(arguments: &[&str]) -> Result<Options> {
+        parse(&arguments.iter().map(|argument| argument.to_string()).collect::<Vec<_>>())
+    }
+
+    fn row() -> Row {
+        let measured = serde_json::json!({
+            "prefill_tokens_per_second": 123.4, "decode_tokens_per_second": 5.0,
+            "decode_tokens_per_second_min": 4.9, "decode_tokens_per_second_max": 5.1,
+            "peak_rss_bytes": 5_200_000_000u64, "weight_bytes": 5_000_000_000u64,
+        });
+        Row { shape: "gemma-2b".into(), precision: "bf16".into(), measured }
+    }
+
+    #[test]
+    fn options_are_read() {
+        let read = options(&["--shape", "a,b", "--precisions", "q8_0", "--repeat", "5"]).expect("they are right");
+        assert_eq!(
+            (read.shapes, read.precisions, read.repeat, read.write),
+            (vec!["a".into(), "b".into()], vec!["q8_0".into()], 5, true)
+        );
+        assert!(!options(&["--quick"]).expect("it is right").write);
+        for wrong in [&["--shape"][..], &["--repeat", "many"], &["--repeat", "0"], &["--precisions", ","], &["--fast"]]
+        {
+            assert!(options(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_says_how_much_of_the_bandwidth_is_used() {
+        let text =
+            section(&options(&[]).expect("defaults"), "a machine", 50e9, &[row()]).expect("all numbers are there");
+        let expected = "| gemma-2b | bf16 | 5.00 GB | 123 tok/s | 5.00 [4.90–5.10] tok/s | 25.0 GB/s, 50 % | 5.20 GB |";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("gemma bench --shape SHAPE --precision PRECISION --prompt 512"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_number_is_named() {
+        let row = Row { measured: serde_json::json!({}), ..row() };
+        let error = section(&options(&[]).expect("defaults"), "", 1.0, &[row]).expect_err("nothing was measured");
+        assert!(error.to_string().contains("weight_bytes"), "{error}");
+    }
+
+    #[test]
+    fn only_the_text_between_the_markers_changes() {
+        let document = format!("# Speed\n{BEGIN}\nold\n{END}\nafter\n");
+        assert_eq!(replaced(&document, "new\n").ok(), Some(format!("# Speed\n{BEGIN}\nnew\n{END}\nafter\n")));
+        assert!(replaced("# Speed\n", "new").is_err());
+        assert!(replaced(&format!("{END}{BEGIN}"), "new").is_err());
+    }
+}
