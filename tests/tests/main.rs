@@ -1,3 +1,5 @@
 //! One binary for all end-to-end tests, so that the framework is linked once.
 
+mod gradients;
 mod parity;
+mod precision;

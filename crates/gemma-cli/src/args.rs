@@ -47,6 +47,20 @@ pub(crate) enum Verb {
     Bench(Bench),
 }
 
+impl Verb {
+    /// How this verb computes, if it does.
+    pub(crate) fn compute(&self) -> Option<&Compute> {
+        match self {
+            Self::Generate(args) => Some(&args.model.compute),
+            Self::Chat(args) => Some(&args.model.compute),
+            Self::Logits(args) => Some(&args.model.compute),
+            Self::Score(args) => Some(&args.model.compute),
+            Self::Bench(args) => Some(&args.compute),
+            Self::Tokenize(_) | Self::Inspect(_) | Self::Models(_) | Self::Pull(_) => None,
+        }
+    }
+}
+
 /// Which model, and where and how it computes.
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Model")]
@@ -403,8 +417,8 @@ Examples:
   gemma bench --shape gemma-2b --precision q4_0 --prompt 512 --decode 32
   gemma bench --shape gemma-2b --precision bf16 --depth 2048 --threads 2 --json
 
---shape measures random weights of a released shape, so nothing need be downloaded (`gemma models` lists checkpoints;
-shapes are named like gemma-2b, gemma-7b, gemma-2-2b, gemma-2-9b, gemma-2-27b). Numbers are medians with the smallest
+--shape measures random weights of a released shape (gemma-2b, gemma-7b, gemma-2-2b, gemma-2-9b, gemma-2-27b), so
+nothing need be downloaded; its load time is that of making them. Numbers are medians with the smallest
 and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
 _min and _max, peak_rss_bytes, weight_bytes.")]
 pub(crate) struct Bench {
@@ -468,93 +482,4 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    fn parsed(line: &str) -> Verb {
-        Arguments::try_parse_from(line.split(' ')).expect(line).verb
-    }
-
-    fn refusal(line: &str) -> String {
-        one_line(&Arguments::try_parse_from(line.split(' ')).expect_err(line))
-    }
-
-    #[test]
-    fn the_definition_is_consistent() {
-        Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn every_verb_has_examples_and_every_flag_an_explanation() {
-        for verb in Arguments::command().get_subcommands() {
-            let name = verb.get_name();
-            let examples = verb.get_after_help().expect(name).to_string();
-            assert!(examples.contains(&format!("gemma {name}")), "{name} shows no example of itself");
-            assert!(verb.get_about().is_some(), "{name}");
-            for flag in verb.get_arguments() {
-                assert!(flag.get_help().is_some(), "{name} {}", flag.get_id());
-            }
-        }
-    }
-
-    #[test]
-    fn flags_that_are_not_given_are_the_library_defaults() {
-        let Verb::Generate(args) = parsed("gemma generate x") else { panic!("another verb") };
-        assert_eq!(args.sampling.options(), GenerateOptions::default());
-    }
-
-    #[test]
-    fn sampling_flags_arrive() {
-        let line = "gemma generate x -n 3 --temperature 0 --top-k 0 --top-p 1 --min-p 0.1 --seed 7 --stop a --stop b \
-                    --ignore-eos --repetition-penalty 1.1";
-        let Verb::Generate(args) = parsed(line) else { panic!("another verb") };
-        let expected = GenerateOptions {
-            max_tokens: 3,
-            temperature: 0.0,
-            top_k: None,
-            top_p: None,
-            min_p: Some(0.1),
-            repetition_penalty: 1.1,
-            seed: Some(7),
-            stop: vec!["a".into(), "b".into()],
-            ignore_eos: true,
-            ..GenerateOptions::default()
-        };
-        assert_eq!(args.sampling.options(), expected);
-    }
-
-    #[test]
-    fn numbers_that_mean_nothing_are_left_for_the_library_to_refuse() {
-        let Verb::Generate(args) = parsed("gemma generate x --temperature NaN") else { panic!("another verb") };
-        assert!(args.sampling.options().check().is_err());
-        let Verb::Generate(args) = parsed("gemma generate x --temperature -1") else { panic!("another verb") };
-        assert!(args.sampling.options().check().is_err());
-    }
-
-    #[test]
-    fn exactly_one_source_of_text() {
-        assert!(refusal("gemma generate").contains("required"));
-        assert!(refusal("gemma generate x --tokens-file y").contains("cannot be used with"));
-        assert!(refusal("gemma generate --prompt-file x --tokens-file y").contains("cannot be used with"));
-        assert!(refusal("gemma score").contains("required"));
-    }
-
-    #[test]
-    fn mistakes_are_one_line_with_a_tip() {
-        let line = refusal("gemma generate x --max-token 3");
-        assert!(line.starts_with("error: ") && line.contains("--max-tokens") && !line.contains('\n'), "{line}");
-        assert!(!refusal("gemma logits").contains('\n'));
-        assert!(refusal("gemma generate x --precision int3").contains("int3"));
-        assert!(refusal("gemma generate x --backend abacus").contains("abacus"));
-        assert!(refusal("gemma generate x --threads 0").contains("--threads"));
-        assert!(refusal("gemma bench --model a --shape b").contains("cannot be used with"));
-    }
-
-    #[test]
-    fn a_text_to_tokenize_may_begin_with_a_hyphen() {
-        let Verb::Tokenize(args) = parsed("gemma tokenize --json -x") else { panic!("another verb") };
-        assert_eq!((args.text.as_deref(), args.json), (Some("-x"), true));
-    }
-}
+mod tests;

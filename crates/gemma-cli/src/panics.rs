@@ -2,7 +2,7 @@
 
 use std::{
     panic::{self, AssertUnwindSafe, PanicHookInfo},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Result, anyhow};
@@ -14,15 +14,18 @@ static FIRST: Mutex<Option<String>> = Mutex::new(None);
 ///
 /// With `RUST_BACKTRACE` set, the usual report is printed as well.
 pub(crate) fn caught<T>(program: impl FnOnce() -> Result<T>) -> Result<T> {
-    let usual = panic::take_hook();
+    let usual = Arc::new(panic::take_hook());
     let wants_trace = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
+    let shown = Arc::clone(&usual);
     panic::set_hook(Box::new(move |info| {
         remember(info);
         if wants_trace {
-            usual(info);
+            shown(info);
         }
     }));
-    panic::catch_unwind(AssertUnwindSafe(program)).unwrap_or_else(|_| Err(report()))
+    let result = panic::catch_unwind(AssertUnwindSafe(program)).unwrap_or_else(|_| Err(report()));
+    panic::set_hook(Box::new(move |info| usual(info)));
+    result
 }
 
 fn remember(info: &PanicHookInfo<'_>) {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -25,12 +26,14 @@ pub(crate) fn hub(offline: bool) -> HubOptions {
     HubOptions { offline: offline || options.offline, ..options }
 }
 
-/// The device that computes, after setting how many threads it may use.
+/// Sets how many threads compute on the processor; to be called once.
+pub(crate) fn set_threads(threads: NonZeroUsize) -> Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
+    pool.context("cannot set the number of threads")
+}
+
+/// The device that computes.
 pub(crate) fn device(args: &Compute) -> Result<Device> {
-    if let Some(threads) = args.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
-        pool.context("cannot set the number of threads")?;
-    }
     Ok(match args.backend {
         Some(backend) => backend.device()?,
         None => gemma_backend::default_device()?,
@@ -45,50 +48,47 @@ pub(crate) struct Opened<T> {
 
 /// Opens the model that the flags name, downloading it where that is needed and allowed.
 pub(crate) fn open(args: &Model) -> Result<Opened<Gemma>> {
-    let device = device(&args.compute)?;
-    load(args.model.as_deref(), args.offline, &args.compute, &device, Gemma::from_checkpoint_with)
+    load(args.model.as_deref(), args.offline, &args.compute, Gemma::from_checkpoint_with)
 }
 
 /// Opens only the network of the model that the flags name, which needs no tokenizer.
 pub(crate) fn open_decoder(args: &Model) -> Result<Opened<Decoder>> {
-    let device = device(&args.compute)?;
-    load(args.model.as_deref(), args.offline, &args.compute, &device, Decoder::open_with)
+    load(args.model.as_deref(), args.offline, &args.compute, Decoder::open_with)
 }
 
 /// What makes a model of a checkpoint.
 type Build<T> = fn(&Checkpoint, &LoadOptions, &Device, OnLoad<'_>) -> Result<T, gemma::Error>;
 
 /// Opens a model by its name, or the demo.
-pub(crate) fn load<T>(
-    model: Option<&str>,
-    offline: bool,
-    compute: &Compute,
-    device: &Device,
-    build: Build<T>,
-) -> Result<Opened<T>> {
+pub(crate) fn load<T>(model: Option<&str>, offline: bool, compute: &Compute, build: Build<T>) -> Result<Opened<T>> {
+    // A backend that was asked for and is not there should be known before a download, while looking for the best
+    // one takes time that a mistyped name need not cost.
+    compute.backend.map(|backend| backend.device()).transpose()?;
     let folder = model.map(|model| folder(model, offline)).transpose()?;
     let start = Instant::now();
     let checkpoint = match &folder {
         Some(folder) => Checkpoint::open(folder)?,
         None => gemma::demo_checkpoint()?,
     };
+    let device = device(compute)?;
     let bar = progress::bytes("loading");
     let options = LoadOptions { precision: compute.precision, offline };
-    let model = build(&checkpoint, &options, device, &mut |done, total| progress::set(&bar, done, total));
+    let model = build(&checkpoint, &options, &device, &mut |done, total| progress::set(&bar, done, total));
     bar.finish_and_clear();
     Ok(Opened { model: model?, seconds: start.elapsed().as_secs_f64() })
 }
 
 /// Makes a network of a released shape with random weights.
-pub(crate) fn random(shape: &str, compute: &Compute, device: &Device) -> Result<Opened<Decoder>> {
+pub(crate) fn random(shape: &str, compute: &Compute) -> Result<Opened<Decoder>> {
     let Some(config) = DecoderConfig::preset(shape) else {
         let known = SHAPES.iter().filter(|shape| shape.vision.is_none() && DecoderConfig::from_shape(shape).is_some());
         let names: Vec<&str> = known.map(|shape| shape.name).collect();
         bail!("there is no text shape {shape}; use one of {}", names.join(", "));
     };
     let precision = compute.precision.unwrap_or(Precision::Bf16);
+    let device = device(compute)?;
     let start = Instant::now();
-    let model = Decoder::random(&config, RandomWeights::Packed(precision.format()), 0, device);
+    let model = Decoder::random(&config, RandomWeights::Packed(precision.format()), 0, &device);
     Ok(Opened { model, seconds: start.elapsed().as_secs_f64() })
 }
 

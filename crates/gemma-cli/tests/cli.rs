@@ -334,6 +334,7 @@ fn inspect_tells_the_demo_and_what_a_folder_lacks() {
 fn inspect_knows_released_checkpoints_that_are_not_here() {
     let report = printed_json(&mut gemma(["inspect", "google/gemma-2b", "--json"]));
     assert_eq!(report["parameters"], 2_506_172_416_u64);
+    assert!(refusal(&mut gemma(["inspect", "someone/something"])).contains("gemma pull someone/something"));
 }
 
 #[test]

@@ -77,12 +77,10 @@ pub fn score_windows<M: CausalModel>(
     score_window(model, first, 1, chunk, &mut log_probs)?;
     let mut next = first.len();
     while next < tokens.len() {
-        // After a first window shorter than the overlap there is less to repeat; the first token stands in front anyway.
-        let repeated = overlap.min(next - 1);
-        let end = tokens.len().min(next + window - 1 - repeated);
+        let end = tokens.len().min(next + window - 1 - overlap);
         let mut read = vec![tokens[0]];
-        read.extend_from_slice(&tokens[next - repeated..end]);
-        score_window(model, &read, 1 + repeated, chunk, &mut log_probs)?;
+        read.extend_from_slice(&tokens[next - overlap..end]);
+        score_window(model, &read, 1 + overlap, chunk, &mut log_probs)?;
         next = end;
     }
     Ok(Score { log_probs })

@@ -41,7 +41,7 @@ pub use projection::{Projection, Weight};
 pub use rope::{RopeSpec, RopeTable};
 pub use segment::{Segment, total_tokens};
 pub use softcap::softcap;
-pub use source::{Inventory, RandomSource, RandomWeights, Sink, Source};
+pub use source::{Inventory, RandomSource, RandomWeights, Sink, Source, Trainable};
 
 #[cfg(test)]
 mod test_device {

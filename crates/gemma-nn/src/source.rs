@@ -73,6 +73,44 @@ impl Source for Inventory {
     }
 }
 
+/// A source whose matrices are trainable: it asks another one, and unpacks what that answers to f32 on an autodiff
+/// device.
+pub struct Trainable<'a> {
+    inner: &'a mut dyn Source,
+    device: Device,
+}
+
+impl<'a> Trainable<'a> {
+    /// Unpacks what `inner` has.
+    pub fn new(inner: &'a mut dyn Source) -> Self {
+        let device = inner.device().autodiff();
+        Self { inner, device }
+    }
+}
+
+impl Source for Trainable<'_> {
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
+        let values = match self.inner.matrix(name, rows, cols) {
+            Weight::Packed(packed) => packed.dequantize(),
+            Weight::Dense(dense) => dense.val().without_autodiff(),
+        };
+        Weight::Dense(Param::from_tensor(Tensor::from_data(values.into_data(), &self.device)))
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Param<Tensor<1>> {
+        let values = self.inner.vector(name, len).val().without_autodiff();
+        Param::from_tensor(Tensor::from_data(values.into_data(), &self.device))
+    }
+
+    fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
+        self.inner.array(name, shape)
+    }
+}
+
 /// What [`RandomSource`] makes of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RandomWeights {

@@ -19,9 +19,9 @@ use crate::tokenizer_files::tokenizer_files;
 use crate::{VOCABULARY_SIZE, vocabulary_text};
 
 /// Optimizer steps of the committed model.
-pub const STEPS: usize = 2400;
+pub const STEPS: usize = 2600;
 /// Documents of one step, about 95 tokens each.
-const DOCUMENTS: usize = 24;
+const DOCUMENTS: usize = 12;
 /// Held-out questions asked when the training is over.
 const QUESTIONS: usize = 200;
 /// Keys that a windowed layer of the demo sees: less than a story, so that the window matters.

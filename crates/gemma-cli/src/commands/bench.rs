@@ -4,8 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use gemma::Decoder;
-use gemma_generate::{CausalModel, GenerateOptions};
-use gemma_nn::Segment;
+use gemma_generate::{CausalModel, GenerateOptions, Segment};
 use gemma_tokenizer::TokenId;
 use serde::Serialize;
 
@@ -70,17 +69,17 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
-    let device = session::device(&args.compute)?;
     let open = || match &args.shape {
-        Some(shape) => session::random(shape, &args.compute, &device),
-        None => session::load(args.model.as_deref(), args.offline, &args.compute, &device, Decoder::open_with),
+        Some(shape) => session::random(shape, &args.compute),
+        None => session::load(args.model.as_deref(), args.offline, &args.compute, Decoder::open_with),
     };
     let watch = interrupt::watch();
     let mut measured = Measured::default();
     let mut opened = open()?;
     let lengths = lengths(args, &opened.model)?;
     for round in 0..args.repeat.get() {
-        if round > 0 {
+        // Random weights take longer to make than to load, and making them twice tells nothing.
+        if round > 0 && args.shape.is_none() {
             drop(opened.model); // two copies at once would show in the peak
             opened = open()?;
         }
@@ -90,7 +89,7 @@ pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
             return Ok(Ending::Interrupted);
         }
     }
-    let report = report(args, &opened.model, gemma_backend::describe(&device), lengths, measured);
+    let report = report(args, &opened.model, gemma_backend::describe(&opened.model.device()), lengths, measured);
     if args.json {
         output::json(&report)?
     } else {
@@ -184,6 +183,7 @@ fn report(args: &args::Bench, decoder: &Decoder, backend: String, lengths: Lengt
 fn told(report: &Report) -> String {
     let precision = report.precision.unwrap_or("as stored");
     let Report { model, backend, threads, repeat, prompt_tokens, decode_tokens, depth_tokens, .. } = report;
+    let (times, after) = (if *repeat == 1 { "once".to_owned() } else { format!("{repeat} times") }, depth_tokens);
     let mut table = output::Table::new(["", "median", "least", "most", ""]);
     let mut row = |what: &str, [median, min, max]: [Option<f64>; 3], unit: String| {
         if let (Some(median), Some(min), Some(max)) = (median, min, max) {
@@ -204,7 +204,7 @@ fn told(report: &Report) -> String {
     );
     let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), output::bytes);
     format!(
-        "{model}, {precision}\n{backend}, {threads} threads, after {depth_tokens} tokens, {repeat} times\n\n{table}\n\n\
+        "{model}, {precision}\n{backend}, --threads {threads}\nmeasured {times}, after {after} tokens\n\n{table}\n\n\
          weights {}, most memory {peak}",
         output::bytes(report.weight_bytes)
     )

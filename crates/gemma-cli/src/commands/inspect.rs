@@ -1,6 +1,6 @@
 //! `gemma inspect`: what a checkpoint is, what it needs, and what it lacks.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use gemma::{DecoderConfig, Norms};
@@ -57,8 +57,11 @@ fn as_object<S: Serializer>(memory: &[(&'static str, u64)], serializer: S) -> Re
 
 pub(crate) fn run(args: &args::Inspect) -> Result<Ending> {
     let name = args.path.as_deref().or(args.model.as_deref());
-    if let Some(release) = name.and_then(released).filter(|release| session::cached(release.id).folder.is_none()) {
-        return not_downloaded(release, args.json);
+    if let Some(id) = name.and_then(missing_id) {
+        return match catalogue::release(&id.repository()) {
+            Some(release) => not_downloaded(release, args.json),
+            None => bail!("{id} is not downloaded; `gemma pull {id}` fetches it"),
+        };
     }
     let checkpoint = match name {
         Some(name) => Checkpoint::open(&session::folder(name, true)?)?,
@@ -77,10 +80,10 @@ pub(crate) fn run(args: &args::Inspect) -> Result<Ending> {
     Ok(Ending::Done)
 }
 
-/// The release that a name means, if the name is not a folder.
-fn released(name: &str) -> Option<&'static Release> {
-    let id = HubId::parse(name).ok().filter(|_| !std::path::Path::new(name).exists())?;
-    catalogue::release(&id.repository())
+/// The hub id that a name is, if it names neither a folder nor something in the cache.
+fn missing_id(name: &str) -> Option<HubId> {
+    let id = HubId::parse(name).ok().filter(|_| !Path::new(name).exists())?;
+    session::cached(name).folder.is_none().then_some(id)
 }
 
 /// What is known of a released checkpoint without its files.

@@ -12,7 +12,7 @@ mod tokenize;
 
 use anyhow::Result;
 
-use crate::args::Verb;
+use crate::{args::Verb, session};
 
 /// How a verb that did not fail ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,9 @@ pub(crate) enum Ending {
 
 /// Does what was asked.
 pub(crate) fn run(verb: Verb) -> Result<Ending> {
+    if let Some(threads) = verb.compute().and_then(|compute| compute.threads) {
+        session::set_threads(threads)?;
+    }
     match verb {
         Verb::Generate(args) => generate::run(&args),
         Verb::Chat(args) => chat::run(&args),

@@ -298,6 +298,21 @@ fn the_repetition_penalty_counts_prompt_and_answer() {
 }
 
 #[test]
+fn the_repetition_penalty_counts_the_whole_conversation() {
+    // The model wants to say 20 again and again; once it stands in the conversation, it must not.
+    let model = Fake::saying(50, PROMPT.len(), &[20; 6]);
+    let options = GenerateOptions { repetition_penalty: 1e6, ..greedy(1) };
+    let mut first = Generation::new(&model, &PROMPT, &options, &[]).unwrap();
+    assert_eq!(run(&mut first).0, [20]);
+    let mut second = Generation::follow(&model, first.into_sequence(), &[11], &options, &[]).unwrap();
+    let [said] = run(&mut second).0[..] else { panic!("one token was wanted") };
+    assert!(!PROMPT.contains(&said) && said != 20 && said != 11, "{said}");
+    // In a third turn, 20 was read long ago.
+    let mut third = Generation::follow(&model, second.into_sequence(), &[12], &options, &[]).unwrap();
+    assert_ne!(run(&mut third).0, [20]);
+}
+
+#[test]
 fn timings_count_tokens_and_the_models_time() {
     let model = Fake::saying(50, PROMPT.len(), &[20, 21, 30]);
     let mut generation = Generation::new(&model, &PROMPT, &greedy(9), &[30]).unwrap();

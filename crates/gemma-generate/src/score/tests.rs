@@ -83,8 +83,8 @@ fn windows_score_each_token_once_given_the_first_token_and_the_overlap() {
         for n in 1..TEXT.len() {
             if n == new {
                 // As the definition says: the first token, then the overlap before the first new one.
-                window_start = n - overlap.min(n - 1);
-                new = n + window - 1 - overlap.min(n - 1);
+                window_start = n - overlap;
+                new = n + window - 1 - overlap;
             }
             let context =
                 if window_start == 0 { TEXT[..n].to_vec() } else { [&TEXT[..1], &TEXT[window_start..n]].concat() };

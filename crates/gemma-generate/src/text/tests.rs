@@ -50,6 +50,12 @@ fn a_character_that_never_becomes_whole_is_shown_as_such_at_the_end() {
 }
 
 #[test]
+fn what_is_left_at_the_end_comes_in_order_and_stops_at_a_stop_text_too() {
+    assert_eq!(stream(&["a", "▁", "EN", "<0xF0>"], &[" END"]).0.concat(), "a EN\u{fffd}");
+    assert_eq!(stream(&["a", "b", "<0xF0>"], &["b\u{fffd}"]).0, ["a"]);
+}
+
+#[test]
 fn an_answer_without_tokens_has_no_text() {
     assert_eq!(stream(&[], &["x"]), (vec![], FinishReason::Stop));
 }
