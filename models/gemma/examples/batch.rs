@@ -9,17 +9,26 @@ use gemma::{Gemma, GenerateOptions, default_device};
 use gemma_generate::{Request, generate_batch};
 
 fn main() -> anyhow::Result<()> {
+    run(std::env::args().nth(1))
+}
+
+/// `model`: a folder or a hub id; without one, the demo model that is part of the library.
+pub fn run(model: Option<String>) -> anyhow::Result<()> {
     let device = default_device()?;
-    let gemma = match std::env::args().nth(1) {
+    let gemma = match model {
         Some(model) => Gemma::load(&model, &device)?,
         None => gemma::demo(&device)?,
     };
     let tokenizer = gemma.tokenizer()?;
 
     let prompts = ["Once upon a time", "Long ago, a brave", "One day"];
-    let request = |prompt: &&str| Request { prompt: tokenizer.encode(prompt), options: GenerateOptions::greedy(40) };
-    let requests: Vec<Request> = prompts.iter().map(request).collect();
-    let texts = generate_batch(gemma.decoder(), tokenizer, &requests, gemma.stop_tokens())?;
+    let requests = prompts.map(|prompt| Request {
+        prompt: tokenizer.encode(prompt),
+        options: GenerateOptions::greedy(40),
+        stop_tokens: gemma.stop_tokens().to_vec(),
+        ..Request::default()
+    });
+    let texts = generate_batch(gemma.decoder(), tokenizer, &requests)?;
     for (prompt, answer) in prompts.iter().zip(texts) {
         println!("{prompt}{} ({})\n", answer.text, answer.finish_reason.name());
     }

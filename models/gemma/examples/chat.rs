@@ -8,8 +8,13 @@
 use gemma::{Gemma, GenerateOptions, Turn, default_device};
 
 fn main() -> anyhow::Result<()> {
+    run(std::env::args().nth(1))
+}
+
+/// `model`: a folder or a hub id; without one, the demo model that is part of the library.
+pub fn run(model: Option<String>) -> anyhow::Result<()> {
     let device = default_device()?;
-    let gemma = match std::env::args().nth(1) {
+    let gemma = match model {
         Some(model) => Gemma::load(&model, &device)?,
         None => gemma::demo(&device)?,
     };

@@ -9,18 +9,20 @@ use gemma::{Gemma, GenerateOptions, default_device};
 use std::io::Write;
 
 fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
+    run(std::env::args().nth(1), std::env::args().nth(2).as_deref().unwrap_or("Once upon a time"))
+}
+
+/// `model`: a folder or a hub id; without one, the demo model that is part of the library.
+pub fn run(model: Option<String>, prompt: &str) -> anyhow::Result<()> {
     let device = default_device()?;
-    // a folder or a hub id; without one, the demo model that is part of the library
-    let gemma = match arguments.next() {
+    let gemma = match model {
         Some(model) => Gemma::load(&model, &device)?,
         None => gemma::demo(&device)?,
     };
-    let prompt = arguments.next().unwrap_or_else(|| "Once upon a time".to_owned());
 
     let options = GenerateOptions { max_tokens: 120, temperature: 0.7, seed: Some(1), ..GenerateOptions::default() };
     print!("{prompt}");
-    for piece in gemma.stream(&prompt, &options)? {
+    for piece in gemma.stream(prompt, &options)? {
         print!("{}", piece?);
         std::io::stdout().flush()?;
     }

@@ -56,11 +56,16 @@ const MOST_LAYERS: usize = 1 << 10;
 const LARGEST_DIMENSION: usize = 1 << 20;
 const LARGEST_VOCAB: usize = 1 << 24;
 
-/// The fields of `config.json`, as they stand there.
+/// The fields of `config.json` that say which network it describes.
 #[derive(Debug, Deserialize)]
-struct ConfigFile {
+struct Architecture {
     model_type: Option<String>,
     architectures: Option<Vec<String>>,
+}
+
+/// The fields of `config.json` that describe it, as they stand there.
+#[derive(Debug, Deserialize)]
+struct ConfigFile {
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -122,8 +127,11 @@ impl DecoderConfig {
     /// When it is not JSON, lacks a field, names another architecture, or a value cannot be right or is not
     /// supported; the message names field and value.
     pub fn from_json(text: &[u8]) -> Result<Self, Error> {
+        // the architecture first: what another family's file lacks is no fault of it
+        let kind: Architecture = serde_json::from_slice(text).map_err(|cause| Error::ConfigJson { cause })?;
+        let generation = kind.generation()?;
         let file: ConfigFile = serde_json::from_slice(text).map_err(|cause| Error::ConfigJson { cause })?;
-        file.resolve()
+        file.resolve(generation)
     }
 
     /// The configuration of a released size: `gemma-2b`, `gemma-7b`, `gemma-2-2b`, `gemma-2-9b`, `gemma-2-27b`.
@@ -222,9 +230,21 @@ impl DecoderConfig {
     }
 }
 
+impl Architecture {
+    fn generation(&self) -> Result<Generation, Error> {
+        let named = self.model_type.as_deref();
+        let architecture = self.architectures.as_ref().and_then(|names| names.first()).map(String::as_str);
+        match named.or(architecture) {
+            Some("gemma" | "GemmaForCausalLM") => Ok(Generation::One),
+            Some("gemma2" | "Gemma2ForCausalLM") => Ok(Generation::Two),
+            Some(other) => Err(Error::Architecture { name: other.to_owned() }),
+            None => Err(invalid("model_type", "absent", "`gemma` or `gemma2`")),
+        }
+    }
+}
+
 impl ConfigFile {
-    fn resolve(self) -> Result<DecoderConfig, Error> {
-        let generation = self.generation()?;
+    fn resolve(self, generation: Generation) -> Result<DecoderConfig, Error> {
         self.refuse_unsupported()?;
         let heads = positive("num_attention_heads", self.num_attention_heads, LARGEST_DIMENSION)?;
         let kv_heads = positive("num_key_value_heads", self.num_key_value_heads.unwrap_or(heads), heads)?;
@@ -276,17 +296,6 @@ impl ConfigFile {
                 Some(Ids::Many(ids)) => ids,
             },
         })
-    }
-
-    fn generation(&self) -> Result<Generation, Error> {
-        let named = self.model_type.as_deref();
-        let architecture = self.architectures.as_ref().and_then(|names| names.first()).map(String::as_str);
-        match named.or(architecture) {
-            Some("gemma" | "GemmaForCausalLM") => Ok(Generation::One),
-            Some("gemma2" | "Gemma2ForCausalLM") => Ok(Generation::Two),
-            Some(other) => Err(Error::Architecture { name: other.to_owned() }),
-            None => Err(invalid("model_type", "absent", "`gemma` or `gemma2`")),
-        }
     }
 
     /// Fields that change the mathematics in ways this crate does not have.
@@ -437,6 +446,14 @@ mod tests {
             assert_eq!(back, config, "{name}");
         }
         assert!(DecoderConfig::preset("recurrentgemma-2b").is_none());
+    }
+
+    #[test]
+    fn another_family_is_named_whatever_its_file_lacks() {
+        let error = DecoderConfig::from_json(br#"{"model_type": "paligemma"}"#).unwrap_err();
+        assert!(matches!(&error, Error::Architecture { name } if name == "paligemma"), "{error}");
+        assert!(DecoderConfig::from_json(b"{}").is_err());
+        assert!(DecoderConfig::from_json(b"not json").is_err());
     }
 
     #[test]
