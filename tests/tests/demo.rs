@@ -12,7 +12,13 @@ fn answers_held_out_questions() {
     // a seed that nothing else uses: these questions were neither trained on nor looked at
     let marks = examine(&gemma, 300, 20_000).unwrap();
     for mark in marks.iter().filter(|mark| !mark.right) {
-        println!("{:?}: {:?} -> {:?}, not {:?}", mark.question.kind, mark.question.said(), mark.answer, mark.question.answer);
+        println!(
+            "{:?}: {:?} -> {:?}, not {:?}",
+            mark.question.kind,
+            mark.question.said(),
+            mark.answer,
+            mark.question.answer
+        );
     }
     let right = marks.iter().filter(|mark| mark.right).count();
     println!("{right} of {} right", marks.len());

@@ -24,7 +24,8 @@ struct Compare<'a> {
 
 impl Compare<'_> {
     fn compare<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-        let found: Vec<f32> = param.val().grad(self.gradients).expect("a gradient").into_data().try_into_vec().expect("f32");
+        let found: Vec<f32> =
+            param.val().grad(self.gradients).expect("a gradient").into_data().try_into_vec().expect("f32");
         let expected = self.expected.tensor(&format!("grad.{name}"));
         let largest = expected.values.iter().fold(0f64, |m, v| m.max(v.abs()));
         let distance = gemma_tests::max_distance(&found, &expected.values);
@@ -45,7 +46,8 @@ impl Sink for Compare<'_> {
 }
 
 fn check(folder: &Path, expected: &References, tokens: &[u32], targets: &[Option<u32>]) {
-    for backend in [Backend::NdArray, Backend::Flex, Backend::Wgpu].into_iter().filter(|backend| backend.is_compiled()) {
+    for backend in [Backend::NdArray, Backend::Flex, Backend::Wgpu].into_iter().filter(|backend| backend.is_compiled())
+    {
         let device = backend.device().expect("a compiled backend opens");
         let checkpoint = Checkpoint::open(folder).expect("a model folder");
         let config = DecoderConfig::from_json(&checkpoint.file("config.json").unwrap().unwrap()).unwrap();

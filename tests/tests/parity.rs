@@ -14,7 +14,11 @@ const LOGITS: f64 = 1e-3;
 const MARGIN: f64 = 1e-3;
 
 fn devices() -> Vec<(Backend, Device)> {
-    Backend::compiled().into_iter().filter(|backend| !matches!(backend, Backend::Vulkan | Backend::Metal)).map(|backend| (backend, backend.device().expect("a compiled backend opens"))).collect()
+    Backend::compiled()
+        .into_iter()
+        .filter(|backend| !matches!(backend, Backend::Vulkan | Backend::Metal))
+        .map(|backend| (backend, backend.device().expect("a compiled backend opens")))
+        .collect()
 }
 
 fn open(folder: &Path, device: &Device) -> Decoder {
@@ -114,7 +118,11 @@ fn batch(model: &Decoder, cases: &[Case], context: &str) {
         row += case.tokens.len();
         let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(distance(part, prompt) < 1e-4, "{context}: {} differs in a batch", case.name);
-        assert!(distance(&after[index * vocab..(index + 1) * vocab], last) < 1e-4, "{context}: {} differs in a batched step", case.name);
+        assert!(
+            distance(&after[index * vocab..(index + 1) * vocab], last) < 1e-4,
+            "{context}: {} differs in a batched step",
+            case.name
+        );
     }
 }
 
@@ -141,7 +149,16 @@ fn goldens_of_this_repository() {
 #[test]
 fn fixtures_of_the_shared_set() {
     let Some(shared) = shared() else { return };
-    for name in ["gemma1_mqa/f32", "gemma1_mqa/bf16", "gemma1_mha/f32", "gemma1_mha/bf16", "gemma2/f32", "gemma2/bf16", "gemma2_v5/f32", "codegemma/f32"] {
+    for name in [
+        "gemma1_mqa/f32",
+        "gemma1_mqa/bf16",
+        "gemma1_mha/f32",
+        "gemma1_mha/bf16",
+        "gemma2/f32",
+        "gemma2/bf16",
+        "gemma2_v5/f32",
+        "codegemma/f32",
+    ] {
         let folder = shared.join("reference/fixtures").join(name);
         let expected = References::open(&folder.join("expected.safetensors"));
         let mut cases = Vec::new();
@@ -171,7 +188,10 @@ fn rows_of(expected: &References, case: &str) -> Vec<Case> {
             tokens: ids(&tokens.row(row)[padding..]),
             logits: real(logits.row(row)),
             wide: wide.as_ref().map(|wide| real(wide.row(row))),
-            greedy: greedy.as_ref().zip(margin.as_ref()).map(|(greedy, margin)| (ids(greedy.row(row)), margin.row(row).to_vec())),
+            greedy: greedy
+                .as_ref()
+                .zip(margin.as_ref())
+                .map(|(greedy, margin)| (ids(greedy.row(row)), margin.row(row).to_vec())),
         }
     };
     (0..tokens.shape[0]).map(row).collect()

@@ -14,14 +14,22 @@ fn coarser_precisions_stay_near_the_reference() {
     let expected = References::open(&folder.join("expected.safetensors"));
     let tokens: Vec<u32> = expected.tensor("tokens").values.iter().map(|id| *id as u32).collect();
     let logits = expected.tensor("logits").values;
-    for backend in [Backend::NdArray, Backend::Flex, Backend::Wgpu].into_iter().filter(|backend| backend.is_compiled()) {
+    for backend in [Backend::NdArray, Backend::Flex, Backend::Wgpu].into_iter().filter(|backend| backend.is_compiled())
+    {
         let device = backend.device().expect("a compiled backend opens");
         let checkpoint = Checkpoint::open(&folder).expect("a model folder");
         let mut last = -1.0;
-        for (precision, limit) in [(Precision::F32, 1e-5), (Precision::F16, 5e-3), (Precision::Bf16, 5e-2), (Precision::Q8_0, 5e-2), (Precision::Q4_0, 0.8)] {
+        for (precision, limit) in [
+            (Precision::F32, 1e-5),
+            (Precision::F16, 5e-3),
+            (Precision::Bf16, 5e-2),
+            (Precision::Q8_0, 5e-2),
+            (Precision::Q4_0, 0.8),
+        ] {
             let options = LoadOptions { precision: Some(precision), ..LoadOptions::default() };
             let model = Decoder::open(&checkpoint, &options, &device).expect("a model");
-            let found: Vec<f32> = model.score(&tokens, &[Segment::causal(0, tokens.len())]).into_data().try_into_vec().expect("f32");
+            let found: Vec<f32> =
+                model.score(&tokens, &[Segment::causal(0, tokens.len())]).into_data().try_into_vec().expect("f32");
             let distance = rms_distance(found.iter().map(|value| f64::from(*value)), &logits);
             assert!(distance < limit, "{precision} on {backend}: rms distance {distance}");
             assert!(precision == Precision::F32 || distance > 1e-6, "{precision} on {backend} changed nothing");

@@ -6,7 +6,6 @@
 
 mod args;
 mod commands;
-mod conversation;
 mod interrupt;
 mod logits_file;
 mod machine;

@@ -1,6 +1,10 @@
 //! The balcony: tokens become text that can be shown at once, and never has to be taken back.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use gemma_tokenizer::{DecodeStream, TokenId};
+use serde::Serialize;
 
 use crate::{CausalModel, Error, FinishReason, Generation, Sequence, StopText, Timings};
 
@@ -50,7 +54,7 @@ pub struct TextStream<'m, 't, M: CausalModel> {
 }
 
 /// All that a generation gave.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Generated {
     /// The tokens picked, without the stop token that ended them. With [`FinishReason::StopText`], the tokens that
     /// made the stop text are among them.
@@ -73,6 +77,16 @@ impl<'m, 't, M: CausalModel> TextStream<'m, 't, M> {
     pub fn new(generation: Generation<'m, M>, characters: DecodeStream<'t>) -> Self {
         let decoder = TextDecoder::new(characters, &generation.options().stop);
         Self { generation, decoder, over: false }
+    }
+
+    /// As [`Generation::with_cancel`].
+    pub fn with_cancel(self, flag: Arc<AtomicBool>) -> Self {
+        Self { generation: self.generation.with_cancel(flag), ..self }
+    }
+
+    /// As [`Generation::with_progress`].
+    pub fn with_progress(self, progress: impl FnMut(usize, usize) + Send + 'm) -> Self {
+        Self { generation: self.generation.with_progress(progress), ..self }
     }
 
     /// Runs to the end and returns everything. Text that the iterator gave before is not in it.

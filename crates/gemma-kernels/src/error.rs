@@ -18,7 +18,9 @@ pub enum KernelError {
         cols: usize,
     },
     /// The byte count contradicts the shape.
-    #[error("a {rows} x {cols} matrix in {format} takes {expected} bytes, but {found} were given; the file is damaged or its shape is wrong")]
+    #[error(
+        "a {rows} x {cols} matrix in {format} takes {expected} bytes, but {found} were given; the file is damaged or its shape is wrong"
+    )]
     Size {
         /// The format asked for.
         format: Format,

@@ -15,10 +15,7 @@
 //!
 //! This is also the only crate of the workspace that contains `unsafe`: for SIMD and for mapping files.
 
-#![allow(
-    unsafe_code,
-    reason = "SIMD kernels and memory maps live here, and only here"
-)]
+#![allow(unsafe_code, reason = "SIMD kernels and memory maps live here, and only here")]
 
 mod cpu;
 #[cfg(feature = "wgpu")]
@@ -28,8 +25,8 @@ mod format;
 mod map;
 mod ops;
 mod packed;
-mod visibility;
 pub mod plain;
+mod visibility;
 
 pub use cpu::{Level, cpu_level};
 pub use error::KernelError;

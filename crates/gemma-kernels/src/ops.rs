@@ -13,23 +13,33 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 mod extension {
     use super::*;
 
-/// What a backend must be able to do for the models. The functions of the same names are the way to call it.
-#[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"), Cube: cfg(feature = "wgpu"))]
-pub trait KernelOps: Backend {
-    /// See [`packed_linear`].
-    fn packed_linear(x: FloatTensor<Self>, weight: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self>;
-    /// See [`packed_rows`].
-    fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self>;
-    /// See [`attend`].
-    fn attend(
-        q: FloatTensor<Self>,
-        past_k: FloatTensor<Self>,
-        past_v: FloatTensor<Self>,
-        fresh_k: FloatTensor<Self>,
-        fresh_v: FloatTensor<Self>,
-        params: AttendParams,
-    ) -> FloatTensor<Self>;
-}
+    /// What a backend must be able to do for the models. The functions of the same names are the way to call it.
+    #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"), Cube: cfg(feature = "wgpu"))]
+    pub trait KernelOps: Backend {
+        /// See [`packed_linear`].
+        fn packed_linear(
+            x: FloatTensor<Self>,
+            weight: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+        ) -> FloatTensor<Self>;
+        /// See [`packed_rows`].
+        fn packed_rows(
+            weight: IntTensor<Self>,
+            rows: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+        ) -> FloatTensor<Self>;
+        /// See [`attend`].
+        fn attend(
+            q: FloatTensor<Self>,
+            past_k: FloatTensor<Self>,
+            past_v: FloatTensor<Self>,
+            fresh_k: FloatTensor<Self>,
+            fresh_v: FloatTensor<Self>,
+            params: AttendParams,
+        ) -> FloatTensor<Self>;
+    }
 }
 
 pub use extension::KernelOps;
@@ -107,7 +117,13 @@ pub fn packed_rows(weight: &PackedWeight, rows: &[u32]) -> Tensor<2> {
 ///
 /// # Panics
 /// When the shapes do not match, or on an autodiff device with a past.
-pub fn attend(q: Tensor<3>, past: Option<(&Tensor<3>, &Tensor<3>)>, fresh_k: Tensor<3>, fresh_v: Tensor<3>, params: AttendParams) -> Tensor<3> {
+pub fn attend(
+    q: Tensor<3>,
+    past: Option<(&Tensor<3>, &Tensor<3>)>,
+    fresh_k: Tensor<3>,
+    fresh_v: Tensor<3>,
+    params: AttendParams,
+) -> Tensor<3> {
     if q.is_autodiff() {
         assert!(past.is_none(), "training reads sequences whole, without a cache");
         return plain::attend(q, fresh_k, fresh_v, &params);
@@ -116,7 +132,10 @@ pub fn attend(q: Tensor<3>, past: Option<(&Tensor<3>, &Tensor<3>)>, fresh_k: Ten
         Some((k, v)) => {
             let held = k.dims()[0];
             let reach = params.visible(params.start, params.start).start.min(params.start);
-            assert!(params.start - reach <= held, "the cache holds {held} tokens, fewer than the attention span reaches back");
+            assert!(
+                params.start - reach <= held,
+                "the cache holds {held} tokens, fewer than the attention span reaches back"
+            );
             (k.clone(), v.clone(), params)
         }
         None => {
@@ -159,7 +178,13 @@ mod on_cpu {
         TensorData::new(out, [rows.len(), cols])
     }
 
-    pub(super) fn attend(q: &[f32], keys: Keys<'_>, q_dims: [usize; 3], past_dims: [usize; 3], params: AttendParams) -> TensorData {
+    pub(super) fn attend(
+        q: &[f32],
+        keys: Keys<'_>,
+        q_dims: [usize; 3],
+        past_dims: [usize; 3],
+        params: AttendParams,
+    ) -> TensorData {
         let [tokens, heads, head_dim] = q_dims;
         let [capacity, kv_heads, _] = past_dims;
         let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
@@ -205,13 +230,23 @@ mod ndarray {
     }
 
     impl KernelOps for NdArray {
-        fn packed_linear(x: FloatTensor<Self>, weight: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
+        fn packed_linear(
+            x: FloatTensor<Self>,
+            weight: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+        ) -> FloatTensor<Self> {
             let (x, weight) = (values!(&x, F32), values!(&weight, U8));
             let (x, weight) = (x.view(), weight.view());
             NdArrayTensor::from_data(on_cpu::packed_linear(&slice!(x), &slice!(weight), format, cols))
         }
 
-        fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
+        fn packed_rows(
+            weight: IntTensor<Self>,
+            rows: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+        ) -> FloatTensor<Self> {
             let (weight, rows) = (values!(&weight, U8), values!(&rows, I32));
             let (weight, rows) = (weight.view(), rows.view());
             NdArrayTensor::from_data(on_cpu::packed_rows(&slice!(weight), &slice!(rows), format, cols))
@@ -228,7 +263,8 @@ mod ndarray {
             let (q, past_k, past_v) = (values!(&q, F32), values!(&past_k, F32), values!(&past_v, F32));
             let (fresh_k, fresh_v) = (values!(&fresh_k, F32), values!(&fresh_v, F32));
             let (q_dims, past_dims) = (on_cpu::dims(q.shape()), on_cpu::dims(past_k.shape()));
-            let (q, past_k, past_v, fresh_k, fresh_v) = (q.view(), past_k.view(), past_v.view(), fresh_k.view(), fresh_v.view());
+            let (q, past_k, past_v, fresh_k, fresh_v) =
+                (q.view(), past_k.view(), past_v.view(), fresh_k.view(), fresh_v.view());
             let (past_k, past_v, fresh_k, fresh_v) = (slice!(past_k), slice!(past_v), slice!(fresh_k), slice!(fresh_v));
             let keys = Keys { past_k: &past_k, past_v: &past_v, fresh_k: &fresh_k, fresh_v: &fresh_v };
             NdArrayTensor::from_data(on_cpu::attend(&slice!(q), keys, q_dims, past_dims, params))
@@ -259,12 +295,22 @@ mod flex {
     }
 
     impl KernelOps for Flex {
-        fn packed_linear(x: FloatTensor<Self>, weight: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
+        fn packed_linear(
+            x: FloatTensor<Self>,
+            weight: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+        ) -> FloatTensor<Self> {
             let x = contiguous(x);
             FlexTensor::from_data(on_cpu::packed_linear(slice!(x, f32), slice!(weight, u8), format, cols))
         }
 
-        fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
+        fn packed_rows(
+            weight: IntTensor<Self>,
+            rows: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+        ) -> FloatTensor<Self> {
             FlexTensor::from_data(on_cpu::packed_rows(slice!(weight, u8), slice!(rows, i32), format, cols))
         }
 
@@ -277,7 +323,12 @@ mod flex {
             params: AttendParams,
         ) -> FloatTensor<Self> {
             let [q, past_k, past_v, fresh_k, fresh_v] = [q, past_k, past_v, fresh_k, fresh_v].map(contiguous);
-            let keys = Keys { past_k: slice!(past_k, f32), past_v: slice!(past_v, f32), fresh_k: slice!(fresh_k, f32), fresh_v: slice!(fresh_v, f32) };
+            let keys = Keys {
+                past_k: slice!(past_k, f32),
+                past_v: slice!(past_v, f32),
+                fresh_k: slice!(fresh_k, f32),
+                fresh_v: slice!(fresh_v, f32),
+            };
             let (q_dims, past_dims) = (on_cpu::dims(q.layout().shape()), on_cpu::dims(past_k.layout().shape()));
             FlexTensor::from_data(on_cpu::attend(slice!(q, f32), keys, q_dims, past_dims, params))
         }
@@ -292,11 +343,21 @@ mod cube {
     use burn_cubecl::CubeBackend;
 
     impl KernelOps for CubeBackend {
-        fn packed_linear(x: FloatTensor<Self>, weight: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
+        fn packed_linear(
+            x: FloatTensor<Self>,
+            weight: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+        ) -> FloatTensor<Self> {
             cube::packed_linear(x, weight, format, cols)
         }
 
-        fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
+        fn packed_rows(
+            weight: IntTensor<Self>,
+            rows: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+        ) -> FloatTensor<Self> {
             cube::packed_rows(weight, rows, format, cols)
         }
 
@@ -320,7 +381,10 @@ mod tests {
     use gemma_backend::Backend;
 
     fn devices() -> Vec<(Backend, Device)> {
-        Backend::compiled().into_iter().map(|backend| (backend, backend.device().expect("a compiled backend opens"))).collect()
+        Backend::compiled()
+            .into_iter()
+            .map(|backend| (backend, backend.device().expect("a compiled backend opens")))
+            .collect()
     }
 
     fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -370,8 +434,14 @@ mod tests {
                         assert_close(&values(packed_linear(x, &weight)), &expected, 1e-4, &context);
                     }
                     let ids: Vec<u32> = (0..rows as u32).rev().chain([0, 0]).collect();
-                    let expected: Vec<f32> = ids.iter().flat_map(|id| decoded[*id as usize * cols..][..cols].to_vec()).collect();
-                    assert_close(&values(packed_rows(&weight, &ids)), &expected, 1e-6, &format!("{backend} {format} rows"));
+                    let expected: Vec<f32> =
+                        ids.iter().flat_map(|id| decoded[*id as usize * cols..][..cols].to_vec()).collect();
+                    assert_close(
+                        &values(packed_rows(&weight, &ids)),
+                        &expected,
+                        1e-6,
+                        &format!("{backend} {format} rows"),
+                    );
                 }
             }
         }
@@ -382,7 +452,8 @@ mod tests {
         for (backend, device) in devices() {
             let x = tensor([32, 6], 5, &device);
             let weight = PackedWeight::encode(&noise(32 * 4, 6), Format::F32, 4, 32, &device).unwrap();
-            let expected = values(packed_linear(Tensor::from_data(x.clone().transpose().into_data(), &device), &weight));
+            let expected =
+                values(packed_linear(Tensor::from_data(x.clone().transpose().into_data(), &device), &weight));
             assert_close(&values(packed_linear(x.transpose(), &weight)), &expected, 1e-6, &backend.to_string());
         }
     }
@@ -391,8 +462,16 @@ mod tests {
     fn attention_equals_its_plain_twin() {
         for (backend, device) in devices() {
             for (heads, kv_heads, head_dim) in [(4, 1, 16), (4, 2, 8), (3, 3, 5), (8, 1, 64), (2, 1, 1)] {
-                for (start, tokens, capacity) in [(0, 1, 1), (0, 9, 1), (5, 1, 8), (5, 4, 8), (20, 3, 6), (150, 2, 160), (6, 70, 6)] {
-                    for (span, prefix_len, softcap) in [(None, 0, None), (Some(6), 0, Some(2.0)), (Some(1), 0, None), (None, 7, None), (Some(6), 4, Some(1.0))] {
+                for (start, tokens, capacity) in
+                    [(0, 1, 1), (0, 9, 1), (5, 1, 8), (5, 4, 8), (20, 3, 6), (150, 2, 160), (6, 70, 6)]
+                {
+                    for (span, prefix_len, softcap) in [
+                        (None, 0, None),
+                        (Some(6), 0, Some(2.0)),
+                        (Some(1), 0, None),
+                        (None, 7, None),
+                        (Some(6), 4, Some(1.0)),
+                    ] {
                         // a ring holds what a window needs; a full cache holds everything; a prefix is read in one piece
                         let holds = capacity >= start || span.is_some_and(|span| span <= capacity);
                         let whole = start == 0 && tokens >= prefix_len || start >= prefix_len;
@@ -403,15 +482,27 @@ mod tests {
                         let q = tensor([tokens, heads, head_dim], 7, &device);
                         let all_k = tensor([start + tokens, kv_heads, head_dim], 8, &device);
                         let all_v = tensor([start + tokens, kv_heads, head_dim], 9, &device);
-                        let rows = |all: &Tensor<3>, from: usize, to: usize| all.clone().slice([from..to, 0..kv_heads, 0..head_dim]);
-                        let held: Vec<i32> = (0..capacity).map(|slot| params.position_of_slot(slot, capacity).unwrap_or(0) as i32).collect();
+                        let rows = |all: &Tensor<3>, from: usize, to: usize| {
+                            all.clone().slice([from..to, 0..kv_heads, 0..head_dim])
+                        };
+                        let held: Vec<i32> = (0..capacity)
+                            .map(|slot| params.position_of_slot(slot, capacity).unwrap_or(0) as i32)
+                            .collect();
                         let held = Tensor::<1, Int>::from_data(TensorData::new(held, [capacity]), &device);
                         let (past_k, past_v) = (all_k.clone().select(0, held.clone()), all_v.clone().select(0, held));
                         let past = (start > 0).then_some((&past_k, &past_v));
-                        let found = attend(q.clone(), past, rows(&all_k, start, start + tokens), rows(&all_v, start, start + tokens), params);
+                        let found = attend(
+                            q.clone(),
+                            past,
+                            rows(&all_k, start, start + tokens),
+                            rows(&all_v, start, start + tokens),
+                            params,
+                        );
                         let positions: Vec<usize> = (0..start + tokens).collect();
                         let expected = plain::attend_at(q, all_k, all_v, &positions, &params);
-                        let context = format!("{backend} {heads}/{kv_heads} heads of {head_dim}, {tokens} after {start} in {capacity}, {params:?}");
+                        let context = format!(
+                            "{backend} {heads}/{kv_heads} heads of {head_dim}, {tokens} after {start} in {capacity}, {params:?}"
+                        );
                         assert_close(&values(found), &values(expected), 2e-5, &context);
                     }
                 }

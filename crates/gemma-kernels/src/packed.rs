@@ -69,7 +69,13 @@ impl PackedWeight {
     ///
     /// # Errors
     /// As [`PackedWeight::new`].
-    pub fn encode(values: &[f32], format: Format, rows: usize, cols: usize, device: &Device) -> Result<Self, KernelError> {
+    pub fn encode(
+        values: &[f32],
+        format: Format,
+        rows: usize,
+        cols: usize,
+        device: &Device,
+    ) -> Result<Self, KernelError> {
         let row_bytes = format.row_bytes(cols).ok_or(KernelError::PartialBlock { format, cols })?;
         let mut bytes = vec![0; rows * row_bytes];
         for (values, bytes) in values.chunks(cols.max(1)).zip(bytes.chunks_mut(row_bytes.max(1))) {

@@ -32,7 +32,9 @@ pub fn attend_at(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, positions: &[usize], 
         .flat_map(|query| positions.iter().map(move |key| !params.allows(params.start + query, *key)))
         .collect();
     let hidden = Tensor::<2, Bool>::from_data(TensorData::new(hidden, [tokens, keys]), &device);
-    let scores = scores.reshape([heads, tokens, keys]).mask_fill(hidden.unsqueeze::<3>().expand([heads, tokens, keys]), f32::NEG_INFINITY);
+    let scores = scores
+        .reshape([heads, tokens, keys])
+        .mask_fill(hidden.unsqueeze::<3>().expand([heads, tokens, keys]), f32::NEG_INFINITY);
     let weights = softmax(scores, 2).reshape([kv_heads, group * tokens, keys]);
     weights.matmul(v).reshape([heads, tokens, head_dim]).swap_dims(0, 1)
 }

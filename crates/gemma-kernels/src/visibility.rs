@@ -88,7 +88,13 @@ mod tests {
                             assert_eq!(rule.position_of_slot(slot, span), *held, "start {start} slot {slot}");
                         }
                         for query in start..start + len {
-                            let shown: Vec<usize> = ring.iter().flatten().copied().chain(start..start + len).filter(|key| rule.allows(query, *key)).collect();
+                            let shown: Vec<usize> = ring
+                                .iter()
+                                .flatten()
+                                .copied()
+                                .chain(start..start + len)
+                                .filter(|key| rule.allows(query, *key))
+                                .collect();
                             let expected = (0..=query).filter(|key| rule.allows(query, *key)).count();
                             assert_eq!(shown.len(), expected, "span {span} first {first} chunk {chunk} query {query}");
                         }

@@ -49,7 +49,13 @@ impl Inventory {
 
 /// A parameter whose values are made when they are first used: never, in an inventory.
 fn unmade<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
-    Param::uninitialized(ParamId::new(), move |device, _| Tensor::zeros(shape, device), device.clone(), false, shape.into())
+    Param::uninitialized(
+        ParamId::new(),
+        move |device, _| Tensor::zeros(shape, device),
+        device.clone(),
+        false,
+        shape.into(),
+    )
 }
 
 impl Source for Inventory {

@@ -101,12 +101,13 @@ pub fn train<M: CausalModel + Module + Sync>(
         }
         let parts: Vec<&[Example]> =
             examples.chunks(examples.len().div_ceil(options.parts)).filter(|part| learned(part) > 0).collect();
-        let shared = &model;
+        // each part gets leaves of its own: two backward passes cannot run at the same time in one graph
+        let copies: Vec<M> = parts.iter().map(|_| model.valid().train()).collect();
         let results: Vec<(f32, GradientsParams)> = std::thread::scope(|scope| {
-            let run = |part: &'_ [Example], weight: f32| gradients(shared, part, weight);
             let threads: Vec<_> = parts
                 .iter()
-                .map(|part| scope.spawn(move || run(part, learned(part) as f32 / total as f32)))
+                .zip(&copies)
+                .map(|(part, copy)| scope.spawn(move || gradients(copy, part, learned(part) as f32 / total as f32)))
                 .collect();
             threads.into_iter().map(|thread| thread.join().expect("a part of the batch was computed")).collect()
         });

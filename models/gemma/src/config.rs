@@ -143,13 +143,15 @@ impl DecoderConfig {
     pub fn from_shape(shape: &Shape) -> Option<Self> {
         let (norms, scalar, attention_cap, final_cap, window) = match shape.decoder {
             Kind::Gemma => (Norms::Before, shape.head_dim as f32, None, None, None),
-            Kind::Gemma2 { sliding_window, query_pre_attn_scalar, attn_logit_softcapping, final_logit_softcapping } => (
-                Norms::BeforeAndAfter,
-                query_pre_attn_scalar as f32,
-                Some(attn_logit_softcapping as f32),
-                Some(final_logit_softcapping as f32),
-                Some(sliding_window),
-            ),
+            Kind::Gemma2 { sliding_window, query_pre_attn_scalar, attn_logit_softcapping, final_logit_softcapping } => {
+                (
+                    Norms::BeforeAndAfter,
+                    query_pre_attn_scalar as f32,
+                    Some(attn_logit_softcapping as f32),
+                    Some(final_logit_softcapping as f32),
+                    Some(sliding_window),
+                )
+            }
             _ => return None,
         };
         let layer = |index: usize| LayerSpec {
@@ -215,7 +217,9 @@ impl DecoderConfig {
                 set("model_type", json!("gemma"));
             }
             Norms::BeforeAndAfter => {
-                let kind = |layer: &LayerSpec| if layer.attention.span.is_some() { "sliding_attention" } else { "full_attention" };
+                let kind = |layer: &LayerSpec| {
+                    if layer.attention.span.is_some() { "sliding_attention" } else { "full_attention" }
+                };
                 set("architectures", json!(["Gemma2ForCausalLM"]));
                 set("model_type", json!("gemma2"));
                 set("attn_logit_softcapping", json!(attention.softcap));
@@ -361,7 +365,11 @@ fn invalid(field: &'static str, value: impl std::fmt::Display, expected: &'stati
 }
 
 fn positive(field: &'static str, value: usize, most: usize) -> Result<usize, Error> {
-    if (1..=most).contains(&value) { Ok(value) } else { Err(invalid(field, value, "a positive number of a sensible size")) }
+    if (1..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(invalid(field, value, "a positive number of a sensible size"))
+    }
 }
 
 fn finite_positive(field: &'static str, value: f32) -> Result<f32, Error> {
@@ -413,7 +421,10 @@ mod tests {
     #[test]
     fn both_spellings_of_the_rope_base_are_read() {
         assert_eq!(with(r#""rope_theta": 500.0"#).unwrap().rope.theta, 500.0);
-        assert_eq!(with(r#""rope_parameters": {"rope_type": "default", "rope_theta": 700.0}"#).unwrap().rope.theta, 700.0);
+        assert_eq!(
+            with(r#""rope_parameters": {"rope_type": "default", "rope_theta": 700.0}"#).unwrap().rope.theta,
+            700.0
+        );
     }
 
     #[test]
@@ -431,7 +442,14 @@ mod tests {
             let message = with(change).unwrap_err().to_string();
             assert!(message.contains(field), "{change}: {message}");
         }
-        for (from, to) in [("40", "-40"), ("40", "0"), ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3"), ("\"hidden_size\": 40,", ""), ("gemma2", "llama"), ("512", "99999999999")] {
+        for (from, to) in [
+            ("40", "-40"),
+            ("40", "0"),
+            ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3"),
+            ("\"hidden_size\": 40,", ""),
+            ("gemma2", "llama"),
+            ("512", "99999999999"),
+        ] {
             let text = GEMMA_2.replace(from, to);
             assert!(DecoderConfig::from_json(text.as_bytes()).is_err(), "{text}");
         }
@@ -469,9 +487,20 @@ mod tests {
             let config = DecoderConfig::preset(name).unwrap();
             let LayerSpec { attention, hidden, .. } = config.layers[0];
             let scalar = attention.scale.powi(-2).round() as usize;
-            let found = [config.width, config.layers.len(), attention.heads, attention.kv_heads, attention.head_dim, hidden, scalar];
+            let found = [
+                config.width,
+                config.layers.len(),
+                attention.heads,
+                attention.kv_heads,
+                attention.head_dim,
+                hidden,
+                scalar,
+            ];
             assert_eq!(found, numbers, "{name}");
-            assert_eq!((config.vocab, config.context, config.rope.theta, config.norm_eps), (256_000, 8192, 10_000.0, 1e-6));
+            assert_eq!(
+                (config.vocab, config.context, config.rope.theta, config.norm_eps),
+                (256_000, 8192, 10_000.0, 1e-6)
+            );
         }
     }
 }

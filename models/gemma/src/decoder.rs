@@ -5,7 +5,9 @@ use crate::layer::DecoderLayer;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use gemma_generate::CausalModel;
-use gemma_nn::{Embedder, Inventory, KvCache, Retention, RmsNorm, RopeTable, Segment, Sink, Source, softcap, total_tokens};
+use gemma_nn::{
+    Embedder, Inventory, KvCache, Retention, RmsNorm, RopeTable, Segment, Sink, Source, softcap, total_tokens,
+};
 use gemma_tokenizer::TokenId;
 use gemma_weights::{Dtype, TensorSpec};
 
@@ -60,7 +62,9 @@ impl Decoder {
     /// √width is rounded to it, as the reference does (√3072 = 55.4256 becomes 55.5 in bf16).
     pub fn load(source: &mut dyn Source, config: &DecoderConfig, dtype: Dtype) -> Self {
         let scale = round_to(dtype, (config.width as f32).sqrt());
-        let layer = |(index, spec)| DecoderLayer::load(source, &format!("model.layers.{index}"), config.width, config.norm_eps, spec);
+        let layer = |(index, spec)| {
+            DecoderLayer::load(source, &format!("model.layers.{index}"), config.width, config.norm_eps, spec)
+        };
         let layers = config.layers.iter().enumerate().map(layer).collect();
         Self {
             embed_tokens: Embedder::load(source, "model.embed_tokens", config.vocab, config.width, scale),
@@ -145,6 +149,12 @@ impl DecoderConfig {
         let mut inventory = Inventory::new(device);
         Decoder::load(&mut inventory, self, Dtype::F32);
         inventory.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
+    }
+
+    /// Whether a checkpoint may hold a tensor of this name that no layer reads: the tied head and the rotary
+    /// frequencies, which some files repeat.
+    pub fn is_ignored(name: &str) -> bool {
+        name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq")
     }
 }
 

@@ -19,7 +19,9 @@ pub enum Error {
     #[error(transparent)]
     Backend(#[from] gemma_backend::BackendError),
     /// A text was asked for, and the checkpoint has no tokenizer.
-    #[error("the model folder has neither tokenizer.json nor tokenizer.model; take one from the model's repository, or give token numbers")]
+    #[error(
+        "the model folder has neither tokenizer.json nor tokenizer.model; take one from the model's repository, or give token numbers"
+    )]
     NoTokenizer,
     /// A folder lacks a file that a model needs.
     #[error("{}: {file} is missing; a model folder holds config.json, the weights and a tokenizer", folder.display())]
@@ -46,7 +48,9 @@ pub enum Error {
         expected: &'static str,
     },
     /// The checkpoint belongs to another architecture.
-    #[error("config.json: `{name}` is not a Gemma 1 or Gemma 2 text model (model_type `gemma` or `gemma2`); other families have crates of their own")]
+    #[error(
+        "config.json: `{name}` is not a Gemma 1 or Gemma 2 text model (model_type `gemma` or `gemma2`); other families have crates of their own"
+    )]
     Architecture {
         /// What the file names.
         name: String,

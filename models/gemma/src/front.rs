@@ -154,7 +154,11 @@ impl Gemma {
     ///
     /// # Errors
     /// As [`Gemma::generate`].
-    pub fn stream_tokens(&self, prompt: &[TokenId], options: &GenerateOptions) -> Result<TextStream<'_, '_, Decoder>, Error> {
+    pub fn stream_tokens(
+        &self,
+        prompt: &[TokenId],
+        options: &GenerateOptions,
+    ) -> Result<TextStream<'_, '_, Decoder>, Error> {
         let generation = Generation::new(&self.decoder, prompt, options, &self.stop_tokens)?;
         Ok(TextStream::new(generation, self.tokenizer()?.stream()))
     }
@@ -216,11 +220,14 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Decoder::open`].
-    pub fn open_with(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device, progress: OnLoad<'_>) -> Result<Self, Error> {
+    pub fn open_with(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        device: &Device,
+        progress: OnLoad<'_>,
+    ) -> Result<Self, Error> {
         let config = config(checkpoint)?;
-        // the tied head and the rotary frequencies, which some files repeat, are not read
-        let ignored = |name: &str| name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq");
-        checkpoint.check(&config.tensors(device), &ignored)?;
+        checkpoint.check(&config.tensors(device), &DecoderConfig::is_ignored)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
         Ok(Decoder::load(&mut loader, &config, checkpoint.dtype()))
     }
@@ -234,7 +241,10 @@ impl Decoder {
 
 /// The configuration of a checkpoint.
 fn config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Error> {
-    let missing = || Error::MissingFile { folder: checkpoint.path().unwrap_or(Path::new("(embedded)")).to_owned(), file: "config.json" };
+    let missing = || Error::MissingFile {
+        folder: checkpoint.path().unwrap_or(Path::new("(embedded)")).to_owned(),
+        file: "config.json",
+    };
     DecoderConfig::from_json(&checkpoint.file("config.json")?.ok_or_else(missing)?)
 }
 
@@ -258,7 +268,11 @@ fn chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error> {
 
 /// What ends an answer: what either configuration names, and the end of a turn, which instruction-tuned checkpoints say
 /// whatever their configuration lists.
-fn stop_tokens(checkpoint: &Checkpoint, config: &DecoderConfig, tokenizer: Option<&Tokenizer>) -> Result<Vec<TokenId>, Error> {
+fn stop_tokens(
+    checkpoint: &Checkpoint,
+    config: &DecoderConfig,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<TokenId>, Error> {
     let mut tokens = config.eos.clone();
     tokens.extend(checkpoint.generation_config()?.map(|file| file.eos).unwrap_or_default());
     if let Some(tokenizer) = tokenizer {

@@ -49,7 +49,13 @@ impl DecoderLayer {
     }
 
     /// `[tokens, width]` to the same shape; the caches take up the segments' keys and values.
-    pub fn forward(&self, x: Tensor<2>, rope: &RopeTable, segments: &[Segment], caches: &mut [&mut KvCache]) -> Tensor<2> {
+    pub fn forward(
+        &self,
+        x: Tensor<2>,
+        rope: &RopeTable,
+        segments: &[Segment],
+        caches: &mut [&mut KvCache],
+    ) -> Tensor<2> {
         let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), rope, segments, caches);
         match (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm) {
             (Some(before_mlp), Some(after_mlp)) => {

@@ -22,6 +22,7 @@
 //! (default: download from the Hugging Face hub). Backends can be combined and are chosen at run time.
 
 mod config;
+mod conversation;
 mod decoder;
 mod demo;
 mod error;
@@ -30,6 +31,7 @@ mod layer;
 mod save;
 
 pub use config::{DecoderConfig, LayerSpec, Norms};
+pub use conversation::{Answered, Conversation};
 pub use decoder::{Decoder, Memory};
 pub use demo::{demo, demo_checkpoint, demo_tokenizer};
 pub use error::Error;

@@ -19,7 +19,7 @@ use crate::tokenizer_files::tokenizer_files;
 use crate::{VOCABULARY_SIZE, vocabulary_text};
 
 /// Optimizer steps of the committed model.
-pub const STEPS: usize = 2600;
+pub const STEPS: usize = 2000;
 /// Documents of one step, about 95 tokens each.
 const DOCUMENTS: usize = 12;
 /// Held-out questions asked when the training is over.
@@ -92,7 +92,8 @@ pub fn make(out: &Path, steps: usize, seed: u64) -> Result<()> {
 
     let mut documents = training_text(seed);
     let bar = ProgressBar::new(steps as u64).with_style(
-        ProgressStyle::with_template("{bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})").context("the bar's pattern")?,
+        ProgressStyle::with_template("{bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})")
+            .context("the bar's pattern")?,
     );
     let mut average = f32::NAN;
     let begin = Instant::now();

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use gemma::{Answered, Conversation};
 use gemma_generate::CausalModel;
 use gemma_tokenizer::{Role, Turn};
 use rustyline::{DefaultEditor, error::ReadlineError};
@@ -13,7 +14,6 @@ use rustyline::{DefaultEditor, error::ReadlineError};
 use crate::{
     args,
     commands::{Ending, generate},
-    conversation::{Answered, Conversation},
     interrupt,
     new_file::NewFile,
     output, session,

@@ -122,7 +122,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
     };
     let config = DecoderConfig::from_json(&config_file)?;
     let expected = config.tensors(&gemma_backend::default_device()?);
-    let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &is_ignored) {
+    let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &DecoderConfig::is_ignored) {
         Err(gemma_weights::Error::Tensors { missing, unexpected, misshapen }) => (missing, unexpected, misshapen),
         other => other.map(|()| Default::default())?,
     };
@@ -155,11 +155,6 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         unexpected,
         misshapen,
     })
-}
-
-/// Tensors that some files repeat and that nothing reads: the tied output head and the rotary frequencies.
-fn is_ignored(name: &str) -> bool {
-    name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq")
 }
 
 /// Whether a released shape has these numbers.

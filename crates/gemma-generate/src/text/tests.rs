@@ -128,6 +128,21 @@ fn a_conversation_goes_on_after_a_stream() {
 }
 
 #[test]
+fn a_stream_can_be_cancelled() {
+    let (model, tokenizer) = (saying(&["a", "▁", "b"]), tokenizer());
+    let flag = Arc::new(AtomicBool::new(false));
+    let mut read = 0;
+    let mut stream =
+        begin(&model, &tokenizer, &[" END"], 99).with_cancel(Arc::clone(&flag)).with_progress(|_, total| read = total);
+    assert_eq!(stream.next(), Some(Ok("a".to_string())));
+    flag.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(stream.next(), None);
+    assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
+    drop(stream);
+    assert_eq!(read, PROMPT.len());
+}
+
+#[test]
 fn an_error_ends_the_stream() {
     let (model, tokenizer) = (saying(&["a", "b"]).breaking_at(3), tokenizer());
     let mut stream = begin(&model, &tokenizer, &[], 99);

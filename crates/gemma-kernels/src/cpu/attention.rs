@@ -38,7 +38,14 @@ pub(crate) struct Keys<'a> {
 ///
 /// # Panics
 /// When a slice does not have the size of its shape.
-pub(crate) fn attend(level: Level, q: &[f32], keys: Keys<'_>, shape: AttendShape, params: AttendParams, out: &mut [f32]) {
+pub(crate) fn attend(
+    level: Level,
+    q: &[f32],
+    keys: Keys<'_>,
+    shape: AttendShape,
+    params: AttendParams,
+    out: &mut [f32],
+) {
     let AttendShape { tokens, heads, kv_heads, head_dim, capacity } = shape;
     assert!(kv_heads > 0 && heads % kv_heads == 0, "query heads come in equal groups");
     assert_eq!(q.len(), tokens * heads * head_dim, "queries");
@@ -61,7 +68,11 @@ pub(crate) fn attend(level: Level, q: &[f32], keys: Keys<'_>, shape: AttendShape
     let one = |(task, out): (usize, &mut [f32])| {
         let first_head = task * task_heads % heads;
         let token = task * task_heads / heads;
-        let query = Query { q: &q[task * task_heads * head_dim..][..out.len()], position: params.start + token, kv_head: first_head / group };
+        let query = Query {
+            q: &q[task * task_heads * head_dim..][..out.len()],
+            position: params.start + token,
+            kv_head: first_head / group,
+        };
         attend_group(level, query, keys, shape, params, out);
     };
     let chunks = task_heads * head_dim;
@@ -80,9 +91,22 @@ struct Query<'a> {
     kv_head: usize,
 }
 
-fn attend_group(level: Level, query: Query<'_>, keys: Keys<'_>, shape: AttendShape, params: AttendParams, out: &mut [f32]) {
+fn attend_group(
+    level: Level,
+    query: Query<'_>,
+    keys: Keys<'_>,
+    shape: AttendShape,
+    params: AttendParams,
+    out: &mut [f32],
+) {
     #[inline(always)]
-    unsafe fn kernel<L: Lanes>(query: Query<'_>, keys: Keys<'_>, shape: AttendShape, params: AttendParams, out: &mut [f32]) {
+    unsafe fn kernel<L: Lanes>(
+        query: Query<'_>,
+        keys: Keys<'_>,
+        shape: AttendShape,
+        params: AttendParams,
+        out: &mut [f32],
+    ) {
         let dim = shape.head_dim;
         let heads = query.q.len() / dim;
         let mut maxima = vec![f32::NEG_INFINITY; heads];

@@ -100,7 +100,11 @@ fn stream_rows(level: Level, x: &[f32], weight: &[u8], shape: Shape, range: std:
                 let x = &x[token * shape.cols..(token + 1) * shape.cols];
                 // SAFETY: the lanes' instructions are available where this is expanded; this task owns the row.
                 unsafe {
-                    let sum = if token == 0 { dot::<L, true>(shape.format, x, bytes) } else { dot::<L, false>(shape.format, x, bytes) };
+                    let sum = if token == 0 {
+                        dot::<L, true>(shape.format, x, bytes)
+                    } else {
+                        dot::<L, false>(shape.format, x, bytes)
+                    };
                     out.write(token * shape.rows + row, sum, false);
                 }
             }
@@ -119,8 +123,15 @@ unsafe fn dot<L: Lanes, const FETCH: bool>(format: Format, x: &[f32], bytes: &[u
     unsafe {
         match format {
             Format::F32 => dot_plain::<L, FETCH, 4>(x, bytes, |from| L::load(from.cast()), |b| f32::from_le_bytes(*b)),
-            Format::Bf16 => dot_plain::<L, FETCH, 2>(x, bytes, |from| L::load_bf16(from), |b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)),
-            Format::F16 => dot_plain::<L, FETCH, 2>(x, bytes, |from| L::load_f16(from), |b| f16::from_le_bytes(*b).to_f32()),
+            Format::Bf16 => dot_plain::<L, FETCH, 2>(
+                x,
+                bytes,
+                |from| L::load_bf16(from),
+                |b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16),
+            ),
+            Format::F16 => {
+                dot_plain::<L, FETCH, 2>(x, bytes, |from| L::load_f16(from), |b| f16::from_le_bytes(*b).to_f32())
+            }
             Format::Q8_0 => dot_blocks::<L, FETCH, 34>(x, bytes, |x, quants| {
                 let mut sum = L::splat(0.0);
                 for i in (0..32).step_by(L::N) {
@@ -205,7 +216,8 @@ fn multiply_block(level: Level, x: &[f32], weight: &[u8], shape: Shape, range: s
         let mut panel = vec![0f32; BLOCK_ROWS * BLOCK_COLS.min(shape.cols)];
         for begin in (0..shape.cols).step_by(BLOCK_COLS) {
             let width = BLOCK_COLS.min(shape.cols - begin);
-            let columns = shape.format.row_bytes(begin).expect("whole blocks")..shape.format.row_bytes(begin + width).expect("whole blocks");
+            let columns = shape.format.row_bytes(begin).expect("whole blocks")
+                ..shape.format.row_bytes(begin + width).expect("whole blocks");
             for (row, values) in range.clone().zip(panel.chunks_exact_mut(width)) {
                 let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes][columns.clone()];
                 // SAFETY: the lanes' instructions are available where this is expanded.
@@ -280,7 +292,8 @@ impl Tile<'_> {
         // SAFETY: rows `row..row + R` of the panel and tokens `token..token + T` of x exist, `width` values each.
         unsafe {
             let w: [*const f32; R] = std::array::from_fn(|r| self.panel.as_ptr().add((row + r) * self.width));
-            let x: [*const f32; T] = std::array::from_fn(|t| self.x.as_ptr().add((token + t) * self.shape.cols + self.begin));
+            let x: [*const f32; T] =
+                std::array::from_fn(|t| self.x.as_ptr().add((token + t) * self.shape.cols + self.begin));
             let mut sums = [[L::splat(0.0); T]; R];
             let mut i = 0;
             while i + L::N <= self.width {
@@ -352,7 +365,13 @@ unsafe fn decode<L: Lanes>(format: Format, bytes: &[u8], values: &mut [f32]) {
 ///
 /// # Panics
 /// When an id is not a row of the matrix, or `out` does not have the size of the result.
-pub(crate) fn rows(weight: &[u8], ids: impl ExactSizeIterator<Item = usize>, format: Format, cols: usize, out: &mut [f32]) {
+pub(crate) fn rows(
+    weight: &[u8],
+    ids: impl ExactSizeIterator<Item = usize>,
+    format: Format,
+    cols: usize,
+    out: &mut [f32],
+) {
     let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
     assert_eq!(out.len(), ids.len() * cols, "outputs");
     for (id, values) in ids.zip(out.chunks_exact_mut(cols)) {
@@ -398,9 +417,14 @@ mod tests {
                         linear(level, &x, &weight, format, cols, &mut out);
                         for t in 0..tokens {
                             for r in 0..rows {
-                                let exact: f64 = (0..cols).map(|c| f64::from(x[t * cols + c]) * f64::from(decoded[r * cols + c])).sum();
+                                let exact: f64 = (0..cols)
+                                    .map(|c| f64::from(x[t * cols + c]) * f64::from(decoded[r * cols + c]))
+                                    .sum();
                                 let error = (f64::from(out[t * rows + r]) - exact).abs();
-                                assert!(error < 2e-6 * (cols as f64).sqrt() + 1e-5, "{level:?} {format} {tokens}x{cols}x{rows} at {t},{r}: {error}");
+                                assert!(
+                                    error < 2e-6 * (cols as f64).sqrt() + 1e-5,
+                                    "{level:?} {format} {tokens}x{cols}x{rows} at {t},{r}: {error}"
+                                );
                             }
                         }
                     }

@@ -6,13 +6,30 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-use anyhow::Result;
-use gemma::{Decoder, Gemma, Memory};
-use gemma_generate::{Error, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings};
+use crate::{Decoder, Error, Gemma, Memory};
+use gemma_generate::{FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings};
 use gemma_tokenizer::{TokenId, Turn};
 
 /// A conversation with a model.
-pub(crate) struct Conversation<'g> {
+///
+/// ```
+/// use gemma::{Conversation, Error, GenerateOptions, default_device};
+///
+/// # fn main() -> Result<(), Error> {
+/// let gemma = gemma::demo(&default_device()?)?;
+/// let mut conversation = Conversation::new(&gemma, GenerateOptions::greedy(32));
+/// for question in ["What is 7 plus 5?", "And plus 3?"] {
+///     conversation.say(question, Default::default(), |piece| {
+///         print!("{piece}");
+///         Ok::<(), Error>(())
+///     })?;
+/// }
+/// assert_eq!(conversation.turns().len(), 4);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Conversation<'g> {
     gemma: &'g Gemma,
     options: GenerateOptions,
     turns: Vec<Turn>,
@@ -22,16 +39,18 @@ pub(crate) struct Conversation<'g> {
 
 /// How an answer ended.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Answered {
-    pub(crate) reason: FinishReason,
-    pub(crate) timings: Timings,
+pub struct Answered {
+    /// Why there is no more of it.
+    pub reason: FinishReason,
+    /// What it took.
+    pub timings: Timings,
     /// Exchanges at the beginning that were forgotten to make room.
-    pub(crate) forgotten: usize,
+    pub forgotten: usize,
 }
 
 impl<'g> Conversation<'g> {
     /// An empty conversation.
-    pub(crate) fn new(gemma: &'g Gemma, options: GenerateOptions) -> Self {
+    pub fn new(gemma: &'g Gemma, options: GenerateOptions) -> Self {
         Self { gemma, options, turns: Vec::new(), sequence: None }
     }
 
@@ -41,26 +60,26 @@ impl<'g> Conversation<'g> {
     ///
     /// # Errors
     /// When the model cannot answer, or `show` fails.
-    pub(crate) fn say(
+    pub fn say<E: From<Error>>(
         &mut self,
         text: &str,
         cancel: Arc<AtomicBool>,
-        mut show: impl FnMut(&str) -> Result<()>,
-    ) -> Result<Answered> {
+        mut show: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<Answered, E> {
         self.turns.push(Turn::user(text));
         let begun = self.begin();
         let (generation, forgotten) = match begun {
             Ok(begun) => begun,
             Err(error) => {
                 self.turns.pop();
-                return Err(error);
+                return Err(error.into());
             }
         };
-        let tokenizer = self.gemma.tokenizer()?;
+        let tokenizer = self.gemma.tokenizer().map_err(E::from)?;
         let mut stream = TextStream::new(generation.with_cancel(cancel), tokenizer.stream());
         let mut answer = String::new();
-        let shown: Result<()> = stream.try_for_each(|piece| {
-            let piece = piece?;
+        let shown: Result<(), E> = stream.try_for_each(|piece| {
+            let piece = piece.map_err(Error::from)?;
             answer += &piece;
             show(&piece)
         });
@@ -78,7 +97,7 @@ impl<'g> Conversation<'g> {
     }
 
     /// A generation that has the newest turn to read. Forgets the oldest exchanges where the context is too small.
-    fn begin(&mut self) -> Result<(Generation<'g, Decoder>, usize)> {
+    fn begin(&mut self) -> Result<(Generation<'g, Decoder>, usize), Error> {
         let (model, stop) = (self.gemma.decoder(), self.gemma.stop_tokens());
         let mut forgotten = 0;
         loop {
@@ -95,7 +114,7 @@ impl<'g> Conversation<'g> {
                 None => Generation::new(model, &whole, &self.options, stop),
             };
             match begun {
-                Err(Error::PromptTooLong { .. }) if self.turns.len() > 2 => {
+                Err(gemma_generate::Error::PromptTooLong { .. }) if self.turns.len() > 2 => {
                     self.turns.drain(..2);
                     forgotten += 1;
                 }
@@ -105,25 +124,25 @@ impl<'g> Conversation<'g> {
     }
 
     /// Forgets everything.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.turns.clear();
         self.sequence = None;
     }
 
     /// Forgets the last question and its answer; `false` if there is none.
-    pub(crate) fn undo(&mut self) -> bool {
+    pub fn undo(&mut self) -> bool {
         self.turns.pop();
         self.sequence = None;
         self.turns.pop().is_some()
     }
 
     /// What was said.
-    pub(crate) fn turns(&self) -> &[Turn] {
+    pub fn turns(&self) -> &[Turn] {
         &self.turns
     }
 
     /// Tokens that the model remembers, and the bytes they take.
-    pub(crate) fn remembered(&self) -> (usize, usize) {
+    pub fn remembered(&self) -> (usize, usize) {
         self.sequence.as_ref().map_or((0, 0), |sequence| (sequence.len(), sequence.memory().bytes_len()))
     }
 }
