@@ -387,6 +387,10 @@ pub(crate) struct Models {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Print the whole table for a document.
+    #[arg(long, conflicts_with_all = ["filter", "all", "json"])]
+    pub(crate) markdown: bool,
 }
 
 /// Download a checkpoint from the hub into the cache that other Hugging Face programs use too.

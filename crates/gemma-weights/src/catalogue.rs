@@ -148,6 +148,33 @@ pub fn release(id: &str) -> Option<&'static Release> {
     RELEASES.iter().find(|release| release.id == id)
 }
 
+/// The table of checkpoints as `docs/models.md` shows it; a test holds the page to it.
+pub fn markdown() -> String {
+    use crate::Precision::{Bf16, Q4_0, Q8_0};
+    let mut table = String::from(
+        "| checkpoint | released | parameters | context | weights in bf16, q8_0, q4_0 | Arena, August 2024 |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for release in RELEASES {
+        let shape = release.shape();
+        let gigabytes = [Bf16, Q8_0, Q4_0].map(|precision| format!("{:.1}", shape.bytes(precision) as f64 / 1e9));
+        let arena = release.arena.map(|arena| {
+            let Arena { score, plus_minus, votes, rank } = arena;
+            format!("{score} (±{plus_minus}, {votes} votes, rank {rank})")
+        });
+        table += &format!(
+            "| `{}` | {} | {:.2} B | {} | {} GB | {} |\n",
+            release.id,
+            release.month,
+            shape.parameters() as f64 / 1e9,
+            shape.context,
+            gigabytes.join(", "),
+            arena.unwrap_or_default(),
+        );
+    }
+    table
+}
+
 const fn row(
     id: &'static str,
     family: Family,

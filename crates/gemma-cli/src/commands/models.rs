@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use gemma_weights::{
     Precision,
-    catalogue::{LICENCE, RELEASES, Release, Variant},
+    catalogue::{self, LICENCE, RELEASES, Release, Variant},
 };
 use serde::Serialize;
 
@@ -77,6 +77,10 @@ struct Listing {
 }
 
 pub(crate) fn run(args: &args::Models) -> Result<Ending> {
+    if args.markdown {
+        output::line(catalogue::markdown().trim_end())?;
+        return Ok(Ending::Done);
+    }
     let chosen = chosen(args.filter.as_deref(), args.all)?;
     let available = machine::available_memory();
     if args.json {
