@@ -50,7 +50,8 @@ fn check(folder: &Path, expected: &References, tokens: &[u32], targets: &[Option
     {
         let device = backend.device().expect("a compiled backend opens");
         let checkpoint = Checkpoint::open(folder).expect("a model folder");
-        let config = DecoderConfig::from_json(&checkpoint.file("config.json").unwrap().unwrap()).unwrap();
+        let text = checkpoint.file("config.json").expect("a readable folder").expect("config.json");
+        let config = DecoderConfig::from_json(&text).expect("a configuration");
         let mut loader = Loader::new(&checkpoint, None, &device);
         let model = Decoder::load(&mut Trainable::new(&mut loader), &config, checkpoint.dtype());
         let inputs = &tokens[..tokens.len() - 1];

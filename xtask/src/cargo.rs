@@ -1,6 +1,7 @@
 //! Running cargo as a child, with the command line printed first.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
+use std::fmt::Display;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -55,7 +56,7 @@ impl<'a> Step<'a> {
         let status = self.command(root).status().context("cargo could not be started")?;
         println!("<== {}: {:.1} s", self.name, start.elapsed().as_secs_f64());
         if !status.success() {
-            bail!("{} failed ({status}); run it alone with: {}", self.name, self.line());
+            return Err(self.failed(status));
         }
         Ok(())
     }
@@ -70,9 +71,13 @@ impl<'a> Step<'a> {
         command.stderr(std::process::Stdio::inherit());
         let output = command.output().context("cargo could not be started")?;
         if !output.status.success() {
-            bail!("{} failed ({}); run it alone with: {}", self.name, output.status, self.line());
+            return Err(self.failed(output.status));
         }
         String::from_utf8(output.stdout).with_context(|| format!("{} printed something that is not UTF-8", self.name))
+    }
+
+    fn failed(&self, status: impl Display) -> anyhow::Error {
+        anyhow!("{} failed ({status}); run it alone with: {}", self.name, self.line())
     }
 
     fn command(&self, root: &Path) -> Command {
@@ -103,9 +108,22 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_step_says_how_to_run_it_alone() {
-        let step = Step::new("nonsense", &["no-such-subcommand-of-cargo"]);
-        let error = step.run(Path::new(env!("CARGO_MANIFEST_DIR"))).expect_err("cargo has no such subcommand");
-        assert!(error.to_string().contains("cargo no-such-subcommand-of-cargo"), "{error}");
+    fn a_failed_step_says_how_to_run_it_alone() {
+        let step = Step::new("fmt", &["fmt", "--all", "--check"]);
+        assert_eq!(
+            step.failed("exit status: 1").to_string(),
+            "fmt failed (exit status: 1); run it alone with: cargo fmt --all --check"
+        );
+    }
+
+    #[test]
+    fn a_step_reports_how_cargo_ended() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let version = Step::new("version", &["--version"]).output(root).expect("cargo knows its version");
+        assert!(version.starts_with("cargo "), "{version}");
+        assert!(
+            Step::new("version", &["--version", "--quiet"]).run(Path::new("/nowhere")).is_err(),
+            "there is no such folder"
+        );
     }
 }

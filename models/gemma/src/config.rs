@@ -202,8 +202,8 @@ impl DecoderConfig {
             "num_hidden_layers": self.layers.len(),
             "num_key_value_heads": attention.kv_heads,
             "pad_token_id": 0,
-            "rms_norm_eps": self.norm_eps,
-            "rope_theta": self.rope.theta,
+            "rms_norm_eps": shortest(self.norm_eps),
+            "rope_theta": shortest(self.rope.theta),
             "tie_word_embeddings": true,
             "torch_dtype": dtype.to_string(),
             "use_cache": true,
@@ -222,11 +222,11 @@ impl DecoderConfig {
                 };
                 set("architectures", json!(["Gemma2ForCausalLM"]));
                 set("model_type", json!("gemma2"));
-                set("attn_logit_softcapping", json!(attention.softcap));
-                set("final_logit_softcapping", json!(self.final_softcap));
+                set("attn_logit_softcapping", json!(attention.softcap.map(shortest)));
+                set("final_logit_softcapping", json!(self.final_softcap.map(shortest)));
                 set("layer_types", json!(self.layers.iter().map(kind).collect::<Vec<_>>()));
-                // scale is query_pre_attn_scalar ^ -1/2
-                set("query_pre_attn_scalar", json!(attention.scale.powi(-2).round()));
+                // scale is query_pre_attn_scalar ^ -1/2; transformers takes a whole number only
+                set("query_pre_attn_scalar", json!(attention.scale.powi(-2).round() as u64));
                 set("sliding_window", json!(self.layers.iter().find_map(|layer| layer.attention.span)));
             }
         }
@@ -357,6 +357,11 @@ impl ConfigFile {
             })
             .collect()
     }
+}
+
+/// The number with the fewest digits that reads back as `value`: 1e-6, not 9.99999997e-7.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
 }
 
 fn invalid(field: &'static str, value: impl std::fmt::Display, expected: &'static str) -> Error {

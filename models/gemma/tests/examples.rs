@@ -1,12 +1,12 @@
 //! The examples run to their end on the demo model.
 
-#[allow(dead_code, reason = "the test calls `run`, the program calls `main`")]
+#[allow(dead_code, unreachable_pub, reason = "the test calls `run`, the program calls `main`")]
 #[path = "../examples/batch.rs"]
 mod batch;
-#[allow(dead_code, reason = "as above")]
+#[allow(dead_code, unreachable_pub, reason = "as above")]
 #[path = "../examples/chat.rs"]
 mod chat;
-#[allow(dead_code, reason = "as above")]
+#[allow(dead_code, unreachable_pub, reason = "as above")]
 #[path = "../examples/generate.rs"]
 mod generate;
 

@@ -23,7 +23,7 @@ pub mod random;
 pub mod tokenizer_files;
 pub mod train_gemma;
 
-pub use corpus::{Document, Kind, Question, held_out_questions, training_text};
+pub use corpus::{Document, Kind, Question, held_out_questions, revision_text, training_text};
 
 /// How many pieces the demo tokenizer has: nearly every word of a story is one piece. With 640 pieces the stories
 /// have a third more tokens.

@@ -22,9 +22,12 @@ enum Job {
         /// The folder to write; it is made if it does not exist.
         #[arg(long)]
         out: PathBuf,
-        /// Optimizer steps; the default is what the committed model was trained with.
+        /// Optimizer steps of each round; the default is what the committed model was trained with.
         #[arg(long)]
         steps: Option<usize>,
+        /// A folder that the first round has written: skip to the second.
+        #[arg(long)]
+        begun: Option<PathBuf>,
         /// What the text and the first weights follow from.
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -42,7 +45,7 @@ enum Job {
 
 fn main() -> Result<()> {
     match Arguments::parse().job {
-        Job::Gemma { out, steps, seed } => train_gemma::make(&out, steps.unwrap_or(train_gemma::STEPS), seed),
+        Job::Gemma { out, steps, begun, seed } => train_gemma::make(&out, begun.as_deref(), steps, seed),
         Job::Corpus { show, seed } => {
             print_corpus(show, seed);
             Ok(())

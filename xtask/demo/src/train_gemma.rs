@@ -7,19 +7,21 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use gemma::{Decoder, DecoderConfig, Device, Gemma, GenerateOptions, LayerSpec, Norms, RandomWeights};
 use gemma_backend::Backend;
-use gemma_nn::{AttentionSpec, RopeSpec};
+use gemma_nn::{AttentionSpec, RopeSpec, Trainable};
 use gemma_tokenizer::{ChatTemplate, Family, Role, Tokenizer};
 use gemma_train::{Example, TrainOptions, train};
-use gemma_weights::Dtype;
+use gemma_weights::{Checkpoint, Dtype, Loader};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bpe::learn;
-use crate::corpus::{Document, Kind, Question, held_out_questions, training_text};
+use crate::corpus::{Document, Kind, Question, held_out_questions, revision_text, training_text};
 use crate::tokenizer_files::tokenizer_files;
 use crate::{VOCABULARY_SIZE, vocabulary_text};
 
 /// Optimizer steps of the committed model.
 pub const STEPS: usize = 2000;
+/// Optimizer steps of its revision.
+pub const REVISION_STEPS: usize = 2000;
 /// Documents of one step, about 95 tokens each.
 const DOCUMENTS: usize = 12;
 /// Held-out questions asked when the training is over.
@@ -69,8 +71,7 @@ pub fn example(document: &Document, tokenizer: &Tokenizer) -> Result<Example> {
     let template = ChatTemplate::builtin();
     let tokens = tokenizer.chat(&template, turns, false)?;
     let mut learn = vec![false; tokens.len()];
-    for (index, turn) in turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Model) {
-        debug_assert_eq!(turn.role, Role::Model);
+    for (index, _) in turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Model) {
         let begin = tokenizer.chat(&template, &turns[..index], true)?.len();
         let end = tokenizer.chat(&template, &turns[..=index], false)?.len();
         learn[begin..end].fill(true);
@@ -78,51 +79,80 @@ pub fn example(document: &Document, tokenizer: &Tokenizer) -> Result<Example> {
     Ok(Example { tokens, learn })
 }
 
-/// Trains for `steps` and saves the model to `out`, which is replaced.
+/// One round of the training.
+struct Round {
+    name: &'static str,
+    steps: usize,
+    learning_rate: f64,
+}
+
+/// Trains the model and saves it to `out`, which is replaced: a round on the training text, then a shorter one, with a
+/// new optimizer, on the revision. `steps` overrides the length of each; `begun`, the folder that a first round has
+/// written, skips to the second.
 ///
 /// # Errors
-/// When the device, the tokenizer or the folder fail.
-pub fn make(out: &Path, steps: usize, seed: u64) -> Result<()> {
+/// When the device, the tokenizer or a folder fail.
+pub fn make(out: &Path, begun: Option<&Path>, steps: Option<usize>, seed: u64) -> Result<()> {
     let tokenizer = make_tokenizer(seed)?;
     // flex multiplies fastest of the CPU backends where a weight is used transposed, as in training
     let backend = if Backend::Flex.is_compiled() { Backend::Flex } else { Backend::NdArray };
     let device = backend.device()?;
-    let model = Decoder::random(&config(), RandomWeights::Dense, seed, &device.clone().autodiff());
-    let options = TrainOptions { steps, parts: 2, learning_rate: 4e-3, ..TrainOptions::default() };
+    let first = match begun {
+        Some(folder) => folder,
+        None => {
+            let model = Decoder::random(&config(), RandomWeights::Dense, seed, &device.clone().autodiff());
+            let round = Round { name: "reading", steps: steps.unwrap_or(STEPS), learning_rate: 4e-3 };
+            save(run(model, &round, &mut training_text(seed), &tokenizer)?, make_tokenizer(seed)?, out)?;
+            out
+        }
+    };
+    // the second round begins with what the first one saved, in bf16
+    let checkpoint = Checkpoint::open(first)?;
+    let mut loader = Loader::new(&checkpoint, None, &device);
+    let model = Decoder::load(&mut Trainable::new(&mut loader), &config(), checkpoint.dtype());
+    let round = Round { name: "revision", steps: steps.unwrap_or(REVISION_STEPS), learning_rate: 2e-3 };
+    save(run(model, &round, &mut revision_text(seed), &tokenizer)?, tokenizer, out)?;
+    // judged as it will be used: as saved
+    let saved = Gemma::load_folder(out, &Default::default(), &device)?;
+    let story = saved.generate("Once upon a time", &GenerateOptions::greedy(160))?;
+    println!("Once upon a time{}\n", story.text);
+    print_marks(&saved)
+}
 
-    let mut documents = training_text(seed);
-    let bar = ProgressBar::new(steps as u64).with_style(
-        ProgressStyle::with_template("{bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})")
-            .context("the bar's pattern")?,
-    );
-    let mut average = f32::NAN;
+fn save(model: Decoder, tokenizer: Tokenizer, out: &Path) -> Result<()> {
+    Ok(Gemma::from_parts(model.valid(), tokenizer).save(out, Dtype::Bf16, true)?)
+}
+
+fn run(
+    model: Decoder,
+    round: &Round,
+    documents: &mut dyn Iterator<Item = Document>,
+    tokenizer: &Tokenizer,
+) -> Result<Decoder> {
+    let Round { name, steps, learning_rate } = *round;
+    let options = TrainOptions { steps, parts: 2, learning_rate, ..TrainOptions::default() };
+    let pattern = "{prefix} {bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})";
+    let style = ProgressStyle::with_template(pattern).context("the bar's pattern")?;
+    let bar = ProgressBar::new(steps as u64).with_style(style).with_prefix(name);
     let begin = Instant::now();
-    let mut tokens = 0;
+    let (mut average, mut tokens) = (f32::NAN, 0);
     let model = train(
         model,
         &options,
-        |_| documents.by_ref().take(DOCUMENTS).filter_map(|document| example(&document, &tokenizer).ok()).collect(),
+        |_| documents.take(DOCUMENTS).filter_map(|document| example(&document, tokenizer).ok()).collect(),
         |step| {
             average = if average.is_nan() { step.loss } else { 0.98 * average + 0.02 * step.loss };
             tokens += step.tokens;
             bar.set_message(format!("loss {average:.4}"));
             bar.inc(1);
-            if step.step % 100 == 99 || step.step + 1 == 10 {
+            if step.step % 100 == 99 {
                 let rate = tokens as f64 / begin.elapsed().as_secs_f64();
-                println!("step {} loss {average:.4} ({rate:.0} tokens/s)", step.step + 1);
+                println!("{name}: step {} loss {average:.4} ({rate:.0} tokens/s)", step.step + 1);
             }
         },
     )?;
     bar.finish_and_clear();
-
-    let gemma = Gemma::from_parts(model.valid(), tokenizer);
-    gemma.save(out, Dtype::Bf16, true)?;
-    // judged as it will be used: as saved, in bf16
-    let saved = Gemma::load_folder(out, &Default::default(), &device)?;
-    let story = saved.generate("Once upon a time", &GenerateOptions::greedy(160))?;
-    println!("Once upon a time{}\n", story.text);
-    print_marks(&saved)?;
-    Ok(())
+    Ok(model)
 }
 
 fn make_tokenizer(seed: u64) -> Result<Tokenizer> {

@@ -6,9 +6,12 @@ use super::question::{Kind, Question};
 use super::{arithmetic, knowledge};
 use crate::random::Random;
 
-/// How many of 100 questions are of each kind. Numbers take the largest share: they are most of what there is
+/// How many of 100 questions are of each kind.
+pub(super) type Mix = [(Kind, usize); 10];
+
+/// What is asked in the training text and in the test. Numbers take the largest share: they are most of what there is
 /// to know (231 sums and 231 differences), while a list or a fact is learned from a few dozen examples.
-const MIX: [(Kind, usize); 10] = [
+pub(super) const MIX: Mix = [
     (Kind::Sum, 30),
     (Kind::Difference, 19),
     (Kind::FollowUp, 12),
@@ -21,21 +24,29 @@ const MIX: [(Kind, usize); 10] = [
     (Kind::Story, 4),
 ];
 
+/// What is asked in the revision: more of what takes long to learn.
+pub(super) const REVISION: Mix = [
+    (Kind::Sum, 15),
+    (Kind::Difference, 15),
+    (Kind::FollowUp, 11),
+    (Kind::Comparison, 18),
+    (Kind::Counting, 15),
+    (Kind::List, 7),
+    (Kind::Fact, 15),
+    (Kind::Greeting, 1),
+    (Kind::Unknown, 1),
+    (Kind::Story, 2),
+];
+
 /// How often a new held-out question of one kind is looked for before another kind gets its turn: a kind with
 /// few texts runs out of unseen ones.
 const TRIES: usize = 400;
 
-/// One question of any kind, held out or not.
-pub(super) fn any_question(random: &mut Random) -> Question {
-    let kind = any_kind(random);
-    question(kind, random)
-}
-
-fn any_kind(random: &mut Random) -> Kind {
-    let mut left = random.below(MIX.iter().map(|(_, share)| share).sum());
-    for (kind, share) in MIX {
-        if left < share {
-            return kind;
+fn any_kind(random: &mut Random, mix: &Mix) -> Kind {
+    let mut left = random.below(mix.iter().map(|(_, share)| share).sum());
+    for (kind, share) in mix {
+        if left < *share {
+            return *kind;
         }
         left -= share;
     }
@@ -58,9 +69,9 @@ fn question(kind: Kind, random: &mut Random) -> Question {
 }
 
 /// One question that training may see.
-pub(super) fn training_question(random: &mut Random) -> Question {
+pub(super) fn training_question(random: &mut Random, mix: &Mix) -> Question {
     loop {
-        let question = any_question(random);
+        let question = question(any_kind(random, mix), random);
         if !question.touches_held_out() {
             return question;
         }
@@ -76,7 +87,7 @@ pub fn held_out_questions(count: usize, seed: u64) -> Vec<Question> {
     let mut asked = BTreeSet::new();
     let mut questions = Vec::with_capacity(count);
     while questions.len() < count {
-        let kind = any_kind(&mut random);
+        let kind = any_kind(&mut random, &MIX);
         for _ in 0..TRIES {
             let question = question(kind, &mut random);
             if question.is_held_out() && asked.insert(question.said()) {
@@ -94,7 +105,7 @@ mod tests {
 
     fn training_questions(count: usize) -> impl Iterator<Item = Question> {
         let mut random = Random::new(21);
-        (0..count).map(move |_| training_question(&mut random))
+        (0..count).map(move |_| training_question(&mut random, &MIX))
     }
 
     #[test]
@@ -147,7 +158,9 @@ mod tests {
 
     #[test]
     fn the_mix_is_the_promised_one() {
-        assert_eq!(MIX.iter().map(|(_, share)| share).sum::<usize>(), 100);
+        for mix in [MIX, REVISION] {
+            assert_eq!(mix.iter().map(|(_, share)| share).sum::<usize>(), 100);
+        }
         assert_eq!(MIX.map(|(kind, _)| kind), Kind::ALL);
         let held_out = held_out_questions(400, 3);
         for kind in Kind::ALL {

@@ -39,17 +39,34 @@ pub fn training_text(seed: u64) -> impl Iterator<Item = Document> {
             let hero = Hero::draw(&mut random);
             Document::Story(story(&hero, &mut random))
         } else {
-            Document::Chat(conversation(&mut random))
+            Document::Chat(conversation(&mut random, &chat::MIX))
+        }
+    })
+}
+
+/// How many of 100 documents of the revision are stories: enough not to forget how to tell one.
+const REVISION_STORY_SHARE: usize = 15;
+
+/// What is read when [`training_text`] has been learned: few stories, and the kinds of question that take longest to
+/// learn more often. No held-out question is in it either.
+pub fn revision_text(seed: u64) -> impl Iterator<Item = Document> {
+    let mut random = Random::new(seed ^ 0x0005_ec0d_2e71_5102);
+    std::iter::repeat_with(move || {
+        if random.chance(REVISION_STORY_SHARE) {
+            let hero = Hero::draw(&mut random);
+            Document::Story(story(&hero, &mut random))
+        } else {
+            Document::Chat(conversation(&mut random, &chat::REVISION))
         }
     })
 }
 
 /// One to three questions in a row, so that a model that chats is not put off by what was said before. A story
 /// is long and ends the conversation.
-fn conversation(random: &mut Random) -> Vec<Turn> {
+fn conversation(random: &mut Random, mix: &chat::Mix) -> Vec<Turn> {
     let mut turns = Vec::new();
     for _ in 0..1 + random.below(3) {
-        let question = chat::training_question(random);
+        let question = chat::training_question(random, mix);
         turns.extend(question.dialogue());
         if question.kind == Kind::Story {
             break;
