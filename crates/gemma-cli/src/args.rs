@@ -97,8 +97,22 @@ pub(crate) struct Compute {
     pub(crate) backend: Option<Backend>,
 
     /// Processor threads to use; all cores without it.
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
+}
+
+/// The most threads that can be asked for: more than any machine has, few enough to start.
+const MOST_THREADS: usize = 1_024;
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    at_least_one(text)
+        .ok()
+        .filter(|count| count.get() <= MOST_THREADS)
+        .ok_or_else(|| format!("must be a whole number from 1 to {MOST_THREADS}"))
+}
+
+fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "must be a whole number from 1".to_owned())
 }
 
 /// How the next token is chosen, and when to stop.
@@ -190,7 +204,8 @@ Examples:
   gemma generate --tokens-file ids.json --temperature 0 --ignore-eos --json
 
 --json prints one object when done: tokens (the new ids), text, finish_reason (stop, stop_text, length,
-context_full or cancelled), prompt_tokens, seed-independent timings in seconds and tokens per second.
+context_full or cancelled), prompt_tokens, seed (which gives the same text again) and timings, in seconds and
+tokens per second.
 Ctrl-C ends the text early with exit code 130.")]
 pub(crate) struct Generate {
     #[command(flatten)]
@@ -297,7 +312,7 @@ pub(crate) struct Logits {
     pub(crate) out: PathBuf,
 
     /// Read N tokens of each row at a time through the cache; all at once without it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) chunk: Option<NonZeroUsize>,
 
     #[command(flatten)]
@@ -329,7 +344,7 @@ pub(crate) struct Score {
     pub(crate) tokens_file: Option<PathBuf>,
 
     /// Longest window, in tokens; the model's context length without it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) context: Option<NonZeroUsize>,
 
     /// Tokens of each window that the one before has scored already and that only serve as context.
@@ -447,7 +462,7 @@ pub(crate) struct Bench {
     pub(crate) depth: usize,
 
     /// How often to measure.
-    #[arg(long, value_name = "N", default_value = "3")]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
     pub(crate) repeat: NonZeroUsize,
 
     /// Print one JSON object.

@@ -25,6 +25,11 @@ impl TokenRows {
     }
 
     fn parse(value: Value) -> Result<Self> {
+        // what `gemma tokenize --json` and `gemma generate --json` print holds the ids under this name
+        let value = match value {
+            Value::Object(mut object) if object.contains_key("tokens") => object["tokens"].take(),
+            other => other,
+        };
         let Value::Array(items) = value else { bail!("it must hold a JSON array of token ids, such as [2, 651, 573]") };
         if items.is_empty() {
             bail!("it holds no tokens");
@@ -63,7 +68,7 @@ impl TokenRows {
 fn ids(items: &[Value], place: &str) -> Result<Vec<TokenId>> {
     let id = |(index, item): (usize, &Value)| {
         let id = item.as_u64().and_then(|id| TokenId::try_from(id).ok());
-        id.with_context(|| format!("item {index}{place} is {item}, not a token id (a whole number from 0)"))
+        id.with_context(|| format!("item {index}{place} is {item}, not a token id (a whole number from 0, below 2^32)"))
     };
     items.iter().enumerate().map(id).collect()
 }

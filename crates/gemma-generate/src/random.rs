@@ -49,7 +49,8 @@ fn splitmix64(state: &mut u64) -> u64 {
 /// A seed that nobody chose. The standard library keys each `RandomState` differently, from the system's
 /// entropy, so hashing nothing with one gives such a number without a dependency.
 pub(crate) fn fresh_seed() -> u64 {
-    RandomState::new().hash_one(())
+    // below 2⁵³: a number that every reader of JSON keeps exactly
+    RandomState::new().hash_one(()) >> 11
 }
 
 #[cfg(test)]

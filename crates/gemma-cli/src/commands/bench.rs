@@ -8,7 +8,7 @@ use gemma_generate::{CausalModel, GenerateOptions, Segment};
 use gemma_tokenizer::TokenId;
 use serde::Serialize;
 
-use crate::{args, commands::Ending, interrupt, machine, output, session};
+use crate::{args, commands::Ending, machine, output, session};
 
 /// The middle of some measurements, and the smallest and largest.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,7 +73,6 @@ pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
         Some(shape) => session::random(shape, &args.compute),
         None => session::load(args.model.as_deref(), args.offline, &args.compute, Decoder::open_with),
     };
-    let watch = interrupt::watch();
     let mut measured = Measured::default();
     let mut opened = open()?;
     let lengths = lengths(args, &opened.model)?;
@@ -85,9 +84,6 @@ pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
         }
         measured.load.push(opened.seconds);
         one_round(&opened.model, lengths, &mut measured);
-        if watch.pressed() {
-            return Ok(Ending::Interrupted);
-        }
     }
     let report = report(args, &opened.model, gemma_backend::describe(&opened.model.device()), lengths, measured);
     if args.json {

@@ -35,6 +35,8 @@ struct Row {
     licence: &'static str,
     licence_url: &'static str,
     context: usize,
+    /// Whether this version runs it.
+    runs: bool,
     /// Bytes of weights.
     weight_bytes: PerPrecision<u64>,
     /// Bytes needed to run it with a conversation of [`CONVERSATION`] tokens.
@@ -123,6 +125,7 @@ fn row(release: &Release, available: Option<u64>) -> Row {
         licence: licence.id,
         licence_url: licence.url,
         context: shape.context,
+        runs: runs(release),
         weight_bytes: PerPrecision::of(|precision| shape.bytes(precision)),
         memory_bytes: PerPrecision::of(|precision| needed(release, precision)),
         fits: PerPrecision::of(|precision| available.map(|bytes| needed(release, precision) <= bytes)),
@@ -160,8 +163,16 @@ fn table(releases: &[&Release], available: Option<u64>) -> output::Table {
     table
 }
 
-/// The most exact precision that fits, `no`, or `?`.
+/// Whether this version runs a release: the text models, and CodeGemma, which is the same network.
+pub(super) fn runs(release: &Release) -> bool {
+    gemma::DecoderConfig::from_shape(release.shape()).is_some() && release.shape().vision.is_none()
+}
+
+/// The most exact precision that fits, `no`, or `?`; `-` for what this version does not run.
 fn fits(release: &Release, available: Option<u64>) -> &'static str {
+    if !runs(release) {
+        return "-";
+    }
     let Some(available) = available else { return "?" };
     let fitting = PRECISIONS[1..].iter().find(|precision| needed(release, **precision) <= available);
     fitting.map_or("no", |precision| precision.name())
@@ -172,7 +183,7 @@ fn footer(releases: &[&Release], args: &args::Models, available: Option<u64>) ->
         available.map_or("an unknown amount of memory".to_owned(), |bytes| output::bytes(bytes) + " of memory");
     let mut text = format!(
         "\nbf16, q8_0, q4_0: memory needed with that --precision and a conversation of {CONVERSATION} tokens. fits: the \
-         most exact one\nthat fits now ({memory} free). here: whether it is downloaded. arena: LMSYS Chatbot Arena \
+         most exact one\nthat fits now ({memory} free), - what this version cannot run yet. here: whether it is downloaded. arena: LMSYS Chatbot Arena \
          score, 13 August 2024."
     );
     let listed = |variant| releases.iter().any(|release| release.variant == variant);
@@ -212,6 +223,9 @@ mod tests {
         assert_eq!(fits(small, Some(need(Precision::Q4_0))), "q4_0");
         assert_eq!(fits(small, Some(1_000_000)), "no");
         assert_eq!(fits(small, None), "?");
+        assert_eq!(fits(release("google/recurrentgemma-2b"), Some(u64::MAX)), "-");
+        assert_eq!(fits(release("google/paligemma-3b-pt-224"), Some(u64::MAX)), "-");
+        assert_eq!(fits(release("google/codegemma-2b"), Some(u64::MAX)), "bf16");
     }
 
     #[test]

@@ -29,7 +29,11 @@ pub(crate) fn run(args: &args::Pull) -> Result<Ending> {
 /// Says how to go on, for checkpoints that are known.
 fn remark_on(id: &str) {
     let repository = id.split('@').next().unwrap_or(id);
-    match catalogue::release(repository).map(|release| release.variant) {
+    let release = catalogue::release(repository);
+    if release.is_some_and(|release| !super::models::runs(release)) {
+        return output::remark("this version does not run this family yet");
+    }
+    match release.map(|release| release.variant) {
         Some(catalogue::Variant::Instruct) => output::remark(format!("now: gemma chat --model {id}")),
         Some(_) => output::remark(format!("now: gemma generate --model {id} \"Once upon a time\"")),
         None => {}
