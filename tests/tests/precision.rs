@@ -8,7 +8,7 @@ use gemma_weights::{Checkpoint, Precision};
 
 #[test]
 fn coarser_precisions_stay_near_the_reference() {
-    // 24 wide: no whole blocks, so the quantized precisions leave most matrices as they are; the down projection.s
+    // 24 wide: no whole blocks, so the quantized precisions leave most matrices as they are; the down projection's
     // 64 columns and the output projection's 32 are quantized
     let folder = goldens().join("gemma2-f32");
     let expected = References::open(&folder.join("expected.safetensors"));

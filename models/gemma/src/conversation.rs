@@ -99,14 +99,17 @@ impl<'g> Conversation<'g> {
     /// A generation that has the newest turn to read. Forgets the oldest exchanges where the context is too small.
     fn begin(&mut self) -> Result<(Generation<'g, Decoder>, usize), Error> {
         let (model, stop) = (self.gemma.decoder(), self.gemma.stop_tokens());
+        // what is to be forgotten is only forgotten once the rest is known to fit
         let mut forgotten = 0;
+        let mut sequence = self.sequence.take();
         loop {
             let tokenizer = self.gemma.tokenizer()?;
-            let whole = tokenizer.chat(self.gemma.chat_template(), &self.turns, true)?;
-            let begun = match self.sequence.take() {
+            let turns = &self.turns[2 * forgotten..];
+            let whole = tokenizer.chat(self.gemma.chat_template(), turns, true)?;
+            let begun = match sequence.take() {
                 Some(sequence) => {
                     let end = tokenizer.end_of_turn();
-                    match end.and_then(|end| unread(&whole, sequence.tokens(), self.turns.len() - 1, end)) {
+                    match end.and_then(|end| unread(&whole, sequence.tokens(), turns.len() - 1, end)) {
                         Some(new) => Generation::follow(model, sequence, new, &self.options, stop),
                         None => Generation::new(model, &whole, &self.options, stop),
                     }
@@ -114,11 +117,12 @@ impl<'g> Conversation<'g> {
                 None => Generation::new(model, &whole, &self.options, stop),
             };
             match begun {
-                Err(gemma_generate::Error::PromptTooLong { .. }) if self.turns.len() > 2 => {
-                    self.turns.drain(..2);
-                    forgotten += 1;
+                Err(gemma_generate::Error::PromptTooLong { .. }) if turns.len() > 2 => forgotten += 1,
+                begun => {
+                    let begun = begun?;
+                    self.turns.drain(..2 * forgotten);
+                    return Ok((begun, forgotten));
                 }
-                begun => return Ok((begun?, forgotten)),
             }
         }
     }
@@ -176,6 +180,20 @@ mod tests {
         assert_eq!(unread(&WHOLE, &read_and_closed, 2, 9), Some(&[10, 8, 20, 32, 9][..]));
         let cut_short = [2, 8, 20, 30, 9, 10, 8, 21, 99];
         assert_eq!(unread(&WHOLE, &cut_short, 2, 9), Some(&[9, 10, 8, 20, 32, 9][..]));
+    }
+
+    #[test]
+    fn a_question_that_is_too_long_leaves_the_conversation_as_it_was() {
+        let gemma = crate::demo(&gemma_backend::default_device().unwrap()).unwrap();
+        let mut conversation = Conversation::new(&gemma, GenerateOptions::greedy(8));
+        let quiet = |_: &str| Ok::<(), Error>(());
+        conversation.say("What is 7 plus 5?", Arc::default(), quiet).unwrap();
+        let before = conversation.turns().to_vec();
+        let long = "many words ".repeat(2_000);
+        assert!(conversation.say(&long, Arc::default(), quiet).is_err());
+        assert_eq!(conversation.turns(), before);
+        conversation.say("And plus 3?", Arc::default(), quiet).unwrap();
+        assert_eq!(conversation.turns().len(), 4);
     }
 
     #[test]

@@ -39,7 +39,9 @@ pub use front::{Gemma, LoadOptions, OnLoad};
 pub use layer::DecoderLayer;
 
 pub use gemma_backend::{Backend, Device, default_device};
-pub use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generated, TextStream};
+pub use gemma_generate::{
+    CausalModel, FinishReason, GenerateOptions, Generated, Request, TextStream, Timings, generate_batch,
+};
 pub use gemma_nn::RandomWeights;
-pub use gemma_tokenizer::{TokenId, Tokenizer, Turn};
-pub use gemma_weights::Precision;
+pub use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer, Turn};
+pub use gemma_weights::{Dtype, Precision};
