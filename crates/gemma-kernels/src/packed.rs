@@ -128,7 +128,7 @@ impl PackedWeight {
 
 /// Whether weights on this device are stored as 32-bit words.
 fn stores_words(device: &Device) -> bool {
-    // `Device` prints as the dispatch variant; CubeCL runtimes are the only ones without byte storage
+    // CubeCL runtimes are the only ones without byte storage
     #[cfg(feature = "wgpu")]
     {
         use burn::backend::DispatchDevice;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::Module;
-use gemma::{Decoder, DecoderConfig, Device, Gemma, GenerateOptions, LayerSpec, Norms, RandomWeights};
+use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Norms, RandomWeights};
 use gemma_backend::Backend;
 use gemma_nn::{AttentionSpec, RopeSpec, Trainable};
 use gemma_tokenizer::{ChatTemplate, Family, Role, Tokenizer};
@@ -201,9 +201,4 @@ fn print_marks(model: &Gemma) -> Result<()> {
     let right = marks.iter().filter(|mark| mark.right).count();
     println!("{right} of {} held-out questions right", marks.len());
     Ok(())
-}
-
-/// The device that the demo is examined on.
-pub fn device() -> Result<Device> {
-    Ok(gemma_backend::default_device()?)
 }
