@@ -38,3 +38,18 @@ pub fn attend_at(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, positions: &[usize], 
     let weights = softmax(scores, 2).reshape([kv_heads, group * tokens, keys]);
     weights.matmul(v).reshape([heads, tokens, head_dim]).swap_dims(0, 1)
 }
+
+/// [`linear_recurrence`](crate::linear_recurrence), a token at a time.
+pub fn linear_recurrence(a: Tensor<2>, b: Tensor<2>, initial: Tensor<2>, lens: &[usize]) -> Tensor<2> {
+    let [tokens, channels] = a.dims();
+    let row = |x: &Tensor<2>, index: usize| x.clone().slice([index..index + 1, 0..channels]);
+    let mut rows = Vec::with_capacity(tokens);
+    for (segment, len) in lens.iter().enumerate() {
+        let mut state = row(&initial, segment);
+        for token in rows.len()..rows.len() + len {
+            state = row(&a, token) * state + row(&b, token);
+            rows.push(state.clone());
+        }
+    }
+    Tensor::cat(rows, 0)
+}
