@@ -120,6 +120,9 @@ pub trait Network: CausalModel + Sized {
             fn vector(&mut self, _name: &str, values: &burn::module::Param<Tensor<1>>) {
                 self.0 += 4 * values.val().dims()[0];
             }
+            fn tensor(&mut self, name: &str, _shape: &[usize], values: &burn::module::Param<Tensor<1>>) {
+                self.vector(name, values);
+            }
         }
         let mut sum = Sum(0);
         self.save(&mut sum);

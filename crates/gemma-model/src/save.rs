@@ -51,4 +51,8 @@ impl Sink for Collect {
         let values = values(param.val());
         self.push(name, vec![values.len()], &values);
     }
+
+    fn tensor(&mut self, name: &str, shape: &[usize], param: &Param<Tensor<1>>) {
+        self.push(name, shape.to_vec(), &values(param.val()));
+    }
 }
