@@ -83,7 +83,7 @@ impl<B: RecurrenceOps> Backward<B, 3> for RecurrenceGradient {
         let (a, h, initial, bounds) = ops.state;
         let [of_a, of_b, of_initial] = ops.parents;
         let from_above = grads.consume::<B>(&ops.node);
-        let device = B::float_device(&h);
+        let device = h.device();
         let segments = bounds.len() - 1;
         let ids = |rows: Vec<i32>| {
             let len = rows.len();
@@ -165,8 +165,8 @@ mod ndarray {
             bounds: Vec<usize>,
             backwards: bool,
         ) -> FloatTensor<Self> {
-            let channels = a.shape()[1];
             let (a, b, initial) = (values!(&a, F32), values!(&b, F32), values!(&initial, F32));
+            let channels = a.shape()[1];
             let (a, b, initial) = (a.view(), b.view(), initial.view());
             let operands = [&*slice!(a), &*slice!(b), &*slice!(initial)];
             NdArrayTensor::from_data(on_cpu(operands, &bounds, channels, backwards))
