@@ -144,6 +144,7 @@ pub(super) fn told(timings: Timings, reason: FinishReason) -> String {
         FinishReason::Length => "; stopped at --max-tokens",
         FinishReason::ContextFull => "; the context is full",
         FinishReason::Cancelled => "; stopped by Ctrl-C",
+        FinishReason::OutOfTime => "; out of time",
     };
     format!(
         "[read {} tokens{}, wrote {}{}{ending}]",

@@ -1,0 +1,17 @@
+//! CodeGemma: fill-in-the-middle for code, on Burn.
+
+mod cut;
+mod error;
+mod fim;
+mod front;
+mod language;
+mod middle;
+mod session;
+
+pub use cut::Cut;
+pub use error::Error;
+pub use fim::{File, Infill, Order, Prompt, fim_tokens, stop_tokens};
+pub use front::{CodeGemma, InfillOptions};
+pub use language::Language;
+pub use middle::Extent;
+pub use session::{InfillStream, Infilled, Session};
