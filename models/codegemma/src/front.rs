@@ -5,7 +5,7 @@ use crate::{Error, Extent, Infill, InfillStream, Infilled, Order, fim};
 use gemma::{Gemma, LoadOptions};
 use gemma_backend::Device;
 use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
-use gemma_tokenizer::{FimTokens, TokenId, Tokenizer};
+use gemma_tokenizer::{Family, FimTokens, TokenId, Tokenizer};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -63,7 +63,8 @@ impl Default for InfillOptions {
 }
 
 impl CodeGemma {
-    /// Opens a model: a folder in Hugging Face format, or a hub id such as `google/codegemma-2b`.
+    /// Opens a model: a folder in Hugging Face format, or a hub id such as `google/codegemma-2b`. Where a tokenizer file
+    /// leaves the names of the infilling tokens out, a model that is called CodeGemma has them all the same.
     ///
     /// # Errors
     /// When there is no such model, it cannot be fetched, is not a sound checkpoint, or has no infilling tokens.
@@ -76,7 +77,10 @@ impl CodeGemma {
     /// # Errors
     /// As [`CodeGemma::load`].
     pub fn load_with(model: &str, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
-        Self::new(Gemma::load_with(model, options, device)?)
+        // a plain Gemma's files have unused tokens at these places, which would do as names and mean nothing
+        let named = model.to_lowercase().contains("codegemma").then_some(Family::CodeGemma);
+        let options = LoadOptions { family: options.family.or(named), ..options.clone() };
+        Self::new(Gemma::load_with(model, &options, device)?)
     }
 
     /// Takes an opened model.
@@ -141,7 +145,7 @@ impl CodeGemma {
     /// When an option is outside its range or the text does not fit the context.
     pub fn complete(&self, text: &str, options: &GenerateOptions) -> Result<Generated, Error> {
         let tokenizer = self.gemma.tokenizer()?;
-        let generation = Generation::new(self.gemma.decoder(), &tokenizer.encode(text), options, &self.stop_tokens)?;
+        let generation = Generation::new(self.gemma.network(), &tokenizer.encode(text), options, &self.stop_tokens)?;
         Ok(TextStream::new(generation.with_lookup(Default::default()), tokenizer.stream()).finish()?)
     }
 }

@@ -92,7 +92,7 @@ impl<'m> Session<'m> {
             let cancelled = options.cancel.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
             !cancelled && options.time_limit.is_none_or(|limit| begin.elapsed() < limit)
         };
-        let decoder = self.model.gemma().decoder();
+        let decoder = self.model.gemma().network();
         sequence.read_ahead(decoder, options.generate.prefill_chunk, go_on);
         let mut found: Vec<Infilled> = Vec::new();
         for index in 0..count {
@@ -119,7 +119,7 @@ impl<'m> Session<'m> {
         let prepared = Prepared::new(self.model, infill, options)?;
         let (mut sequence, reused) = prepared.turn(&mut self.sequence);
         let cancelled = || options.cancel.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
-        sequence.read_ahead(self.model.gemma().decoder(), options.generate.prefill_chunk, || !cancelled());
+        sequence.read_ahead(self.model.gemma().network(), options.generate.prefill_chunk, || !cancelled());
         let new = sequence.position() - reused;
         self.sequence = Some(sequence);
         Ok(new)
@@ -158,7 +158,7 @@ struct Prepared<'m, 'o> {
 impl<'m, 'o> Prepared<'m, 'o> {
     fn new(model: &'m CodeGemma, infill: &Infill, options: &'o InfillOptions) -> Result<Self, Error> {
         let tokenizer = model.tokenizer()?;
-        let context = gemma_generate::CausalModel::context_length(model.gemma().decoder());
+        let context = gemma_generate::CausalModel::context_length(model.gemma().network());
         let room = context.map(|context| context.saturating_sub(options.generate.max_tokens));
         let budget = options.budget.unwrap_or(usize::MAX).min(room.unwrap_or(usize::MAX)).min(1 << 20);
         let prompt = infill.prompt(tokenizer, options.order, budget)?;
@@ -174,7 +174,7 @@ impl<'m, 'o> Prepared<'m, 'o> {
 
     /// The sequence of the prompt, and how many of its tokens were read for the one that lay there.
     fn turn(&self, last: &mut Option<Sequence<Memory>>) -> (Sequence<Memory>, usize) {
-        let decoder = self.model.gemma().decoder();
+        let decoder = self.model.gemma().network();
         let new = || Sequence::new(gemma_generate::CausalModel::new_memory(decoder));
         let mut sequence = last.take().unwrap_or_else(new);
         let reused = sequence.turn_to(decoder, &self.prompt);
@@ -189,7 +189,7 @@ impl<'m, 'o> Prepared<'m, 'o> {
         begin: Instant,
         home: Option<&'s mut Option<Sequence<Memory>>>,
     ) -> Result<InfillStream<'m, 's>, Error> {
-        let decoder = self.model.gemma().decoder();
+        let decoder = self.model.gemma().network();
         let mut generation = Generation::follow(decoder, sequence, &[], &generate, self.model.stop_tokens())?;
         if let Some(lookup) = &self.lookup {
             generation = generation.with_lookup(lookup.clone());

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use burn::module::Module;
 use codegemma::{Order, fim_tokens};
-use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Norms, RandomWeights};
+use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Network, Norms, RandomWeights};
 use gemma_generate::Generation;
 use gemma_nn::{AttentionSpec, RopeSpec, Trainable};
 use gemma_tokenizer::{Family, Tokenizer};
@@ -175,7 +175,7 @@ pub fn examine(model: &Gemma, order: Order, count: usize, seed: u64) -> Result<V
             let hole = make(&function.text, &mut random);
             let prompt = hole.infill.prompt(tokenizer, order, BUDGET)?;
             let stop = [model.stop_tokens(), &stop].concat();
-            let generation = Generation::new(model.decoder(), &prompt.tokens, &GenerateOptions::greedy(64), &stop)?;
+            let generation = Generation::new(model.network(), &prompt.tokens, &GenerateOptions::greedy(64), &stop)?;
             let tokens = generation.map(|pick| Ok(pick?.token)).collect::<Result<Vec<_>>>()?;
             Ok(Filled { said: tokenizer.decode(&tokens), hole })
         })

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use burn::module::Module;
-use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Norms, RandomWeights};
+use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Network, Norms, RandomWeights};
 use gemma_nn::{AttentionSpec, RopeSpec, Trainable};
 use gemma_tokenizer::{ChatTemplate, Family, Role, Tokenizer};
 use gemma_train::Example;

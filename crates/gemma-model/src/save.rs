@@ -1,6 +1,5 @@
 //! Parameters on their way to disk.
 
-use crate::{DecoderConfig, Error};
 use burn::module::Param;
 use burn::tensor::Tensor;
 use gemma_kernels::Format;
@@ -52,10 +51,4 @@ impl Sink for Collect {
         let values = values(param.val());
         self.push(name, vec![values.len()], &values);
     }
-}
-
-/// `config.json` of a folder written in `dtype`.
-pub(crate) fn config_file(config: &DecoderConfig, dtype: Dtype) -> Vec<u8> {
-    let text = serde_json::to_vec_pretty(&config.to_json(dtype));
-    text.map_err(|cause| Error::ConfigJson { cause }).expect("a configuration of plain numbers is written")
 }
