@@ -1,6 +1,8 @@
 //! CodeGemma: fill-in-the-middle for code, on Burn.
 
+pub mod benchmark;
 mod cut;
+mod demo;
 mod error;
 mod fim;
 mod front;
@@ -9,6 +11,7 @@ mod middle;
 mod session;
 
 pub use cut::Cut;
+pub use demo::{demo, demo_checkpoint, demo_tokenizer, demo_with};
 pub use error::Error;
 pub use fim::{File, Infill, Order, Prompt, fim_tokens, stop_tokens};
 pub use front::{CodeGemma, InfillOptions};

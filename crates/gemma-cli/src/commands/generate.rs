@@ -183,6 +183,7 @@ mod tests {
             generated_tokens: 3,
             decode_steps: 2,
             decode_seconds: 1.0,
+            ..Timings::default()
         };
         assert_eq!(
             told(timings, FinishReason::Length),
