@@ -69,7 +69,8 @@ pub(crate) fn run(args: &args::Infill) -> Result<Ending> {
         }
     }
     let filled = stream.finish()?;
-    if let Some(target) = target {
+    // half a text in a file would be taken for a whole one
+    if let Some(target) = target.filter(|_| filled.finish_reason != FinishReason::Cancelled) {
         write(target, &infill, &filled.text)?;
     }
     if args.json {

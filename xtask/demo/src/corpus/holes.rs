@@ -45,6 +45,11 @@ impl Hole {
         Self::cut(text, from, to)
     }
 
+    /// All that follows any character: what an editor asks for where a file is being written.
+    pub fn end(text: &str, random: &mut Random) -> Self {
+        Self::cut(text, random.below(text.len()), text.len())
+    }
+
     /// The same hole in a file that other files stand beside.
     pub fn beside(mut self, path: String, context: Vec<File>) -> Self {
         self.infill.path = Some(path);
@@ -100,9 +105,10 @@ fn document(random: &mut Random) -> CodeDocument {
         return CodeDocument::File(text);
     }
     let hole = match random.below(20) {
-        0..7 => Hole::line(&text, random),
-        7..13 => Hole::whole_line(&text, random),
-        13..17 => Hole::rest_of_line(&text, random),
+        0..6 => Hole::line(&text, random),
+        6..11 => Hole::whole_line(&text, random),
+        11..15 => Hole::rest_of_line(&text, random),
+        15..18 => Hole::end(&text, random),
         _ => Hole::span(&text, random),
     };
     CodeDocument::Hole(if context.is_empty() { hole } else { hole.beside(function.path(), context) })
@@ -130,7 +136,9 @@ mod tests {
             assert!(whole_line.infill.prefix.is_empty() || whole_line.infill.prefix.ends_with('\n'));
             let rest = Hole::rest_of_line(text, &mut random);
             assert!(rest.infill.suffix.starts_with('\n') && !rest.middle.is_empty());
-            for hole in [line, whole_line, rest, Hole::span(text, &mut random)] {
+            let end = Hole::end(text, &mut random);
+            assert!(end.infill.suffix.is_empty());
+            for hole in [line, whole_line, rest, end, Hole::span(text, &mut random)] {
                 assert_eq!(whole(&hole), *text);
             }
         }
