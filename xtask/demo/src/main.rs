@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use gemma_demo::corpus::code::held_out_functions;
+use gemma_demo::corpus::holes::{CodeDocument, Hole, training_code};
 use gemma_demo::{Document, held_out_questions, train_codegemma, train_gemma, training_text};
 use gemma_tokenizer::Role;
 
@@ -47,7 +49,7 @@ enum Job {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
-    /// Prints training documents and held-out questions.
+    /// Prints training documents, held-out questions and held-out functions.
     Corpus {
         /// How many of each.
         #[arg(long, default_value_t = 20)]
@@ -82,8 +84,19 @@ fn print_corpus(count: usize, seed: u64) {
             }
         }
     }
+    for document in training_code(seed).take(count) {
+        match document {
+            CodeDocument::File(text) => println!("{text}"),
+            CodeDocument::Hole(Hole { infill, middle }) => {
+                println!("{}[{middle}]{}", infill.prefix, infill.suffix);
+            }
+        }
+    }
     println!("Held out:\n");
     for question in held_out_questions(count, seed) {
         println!("{:?}: {:?} -> {:?}", question.kind, question.said(), question.answer);
+    }
+    for function in held_out_functions(count, seed) {
+        println!("\n{}", function.text);
     }
 }
