@@ -21,7 +21,11 @@ const RIGHT: f64 = 0.8;
 fn devices() -> Vec<(Device, usize)> {
     let tested = |backend: &Backend| !matches!(backend, Backend::Vulkan | Backend::Metal);
     let backends = Backend::compiled().into_iter().filter(tested);
-    backends.map(|backend| (backend.device().unwrap(), if backend == Backend::Wgpu { 30 } else { 200 })).collect()
+    backends
+        .map(|backend| {
+            (backend.device().expect("a compiled backend opens"), if backend == Backend::Wgpu { 30 } else { 200 })
+        })
+        .collect()
 }
 
 fn device() -> Device {
@@ -29,21 +33,21 @@ fn device() -> Device {
 }
 
 fn demo() -> CodeGemma {
-    codegemma::demo(&device()).unwrap()
+    codegemma::demo(&device()).expect("the demo is built in")
 }
 
 /// The gap that a prompt in text form asks about, and the order of its parts.
 fn parsed(text: &str) -> (Infill, Order) {
     let (files, last) = text.rsplit_once("<|file_separator|>").unwrap_or(("", text));
     let file = |text: &str| {
-        let (path, text) = text.split_once('\n').unwrap();
+        let (path, text) = text.split_once('\n').expect("a path and a text");
         File { path: path.into(), text: text.into() }
     };
     let context = files.split("<|file_separator|>").filter(|file| !file.is_empty()).map(file).collect();
-    let (path, rest) = last.split_once("<|fim_prefix|>").unwrap();
+    let (path, rest) = last.split_once("<|fim_prefix|>").expect("a prompt");
     let path = path.strip_suffix('\n').map(str::to_owned);
-    let (first, rest) = rest.split_once("<|fim_suffix|>").unwrap();
-    let (suffix, last) = rest.split_once("<|fim_middle|>").unwrap();
+    let (first, rest) = rest.split_once("<|fim_suffix|>").expect("a prompt");
+    let (suffix, last) = rest.split_once("<|fim_middle|>").expect("a prompt");
     let order = if last.is_empty() { Order::Psm } else { Order::Spm };
     let prefix = if order == Order::Psm { first } else { last };
     (Infill { path, context, ..Infill::new(prefix, suffix) }, order)
@@ -251,7 +255,7 @@ fn next_logits(model: &CodeGemma, sequence: &gemma_generate::Sequence<gemma::Mem
     let mut memory = sequence.memory().clone();
     let segment = Segment::causal(sequence.position(), 1);
     let logits = network.read(sequence.unread(), &[segment], &mut [&mut memory]);
-    logits.into_data().try_into_vec().unwrap()
+    logits.into_data().try_into_vec().expect("f32 logits")
 }
 
 /// Types a function behind another one, with a correction in the middle, as an editor would.
@@ -259,7 +263,7 @@ fn typed() -> Vec<Infill> {
     let functions = held_out_functions(2, 41);
     let (above, text) = (&functions[0].text, &functions[1].text);
     let mut states: Vec<String> = (1..text.len()).step_by(7).map(|end| text[..end].to_owned()).collect();
-    let last = states.last().unwrap().clone();
+    let last = states.last().expect("something was typed").clone();
     states.push(last[..last.len() / 2].to_owned());
     states.push(format!("{}xyz", &last[..last.len() / 2]));
     states.push(last);

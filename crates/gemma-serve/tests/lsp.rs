@@ -36,8 +36,8 @@ impl Client {
         options: Options,
         load: impl FnOnce() -> Result<codegemma::CodeGemma, String> + Send + 'static,
     ) -> Self {
-        let (server_in, to_server) = std::io::pipe().unwrap();
-        let (from_server, server_out) = std::io::pipe().unwrap();
+        let (server_in, to_server) = std::io::pipe().expect("the connection and its messages are sound");
+        let (from_server, server_out) = std::io::pipe().expect("the connection and its messages are sound");
         let server = std::thread::spawn(move || {
             let load = |on_load: gemma_serve::lsp::OnLoad<'_>| {
                 on_load(50, 100);
@@ -58,8 +58,9 @@ impl Client {
     }
 
     fn send_raw(&mut self, body: &str) {
-        write!(self.to_server, "Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
-        self.to_server.flush().unwrap();
+        write!(self.to_server, "Content-Length: {}\r\n\r\n{body}", body.len())
+            .expect("the connection and its messages are sound");
+        self.to_server.flush().expect("the connection and its messages are sound");
     }
 
     fn notify(&mut self, method: &str, params: Value) {
@@ -77,16 +78,23 @@ impl Client {
         let mut length = 0;
         loop {
             let mut line = String::new();
-            assert!(self.from_server.read_line(&mut line).unwrap() > 0, "the server hung up");
+            assert!(
+                self.from_server.read_line(&mut line).expect("the connection and its messages are sound") > 0,
+                "the server hung up"
+            );
             let line = line.trim();
             if line.is_empty() {
                 break;
             }
-            length = line.strip_prefix("Content-Length: ").unwrap().parse().unwrap();
+            length = line
+                .strip_prefix("Content-Length: ")
+                .expect("the connection and its messages are sound")
+                .parse()
+                .expect("the connection and its messages are sound");
         }
         let mut body = vec![0; length];
-        self.from_server.read_exact(&mut body).unwrap();
-        serde_json::from_slice(&body).unwrap()
+        self.from_server.read_exact(&mut body).expect("the connection and its messages are sound");
+        serde_json::from_slice(&body).expect("the connection and its messages are sound")
     }
 
     /// The answer to a request; what else comes is kept.
@@ -125,7 +133,7 @@ impl Client {
     /// Line and UTF-16 column of a byte.
     fn position(&self, at: usize) -> Value {
         let before = &self.text[..at];
-        let line = before.rsplit('\n').next().unwrap();
+        let line = before.rsplit('\n').next().expect("the connection and its messages are sound");
         json!({ "line": before.matches('\n').count(), "character": line.encode_utf16().count() })
     }
 
@@ -165,7 +173,12 @@ impl Client {
         let id = self.request("shutdown", Value::Null);
         assert_eq!(self.answer(id)["result"], Value::Null);
         self.notify("exit", Value::Null);
-        self.server.take().unwrap().join().unwrap().unwrap();
+        self.server
+            .take()
+            .expect("the connection and its messages are sound")
+            .join()
+            .expect("the connection and its messages are sound")
+            .expect("the connection and its messages are sound");
     }
 }
 
