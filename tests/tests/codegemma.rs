@@ -332,7 +332,8 @@ fn guesses_change_no_byte_of_two_hundred_texts() {
             let prompt = hole.infill.prompt(tokenizer, order, 500).unwrap().tokens;
             let plain = Generation::new(network, &prompt, &options, stop).unwrap();
             let others = vec![tokenizer.encode(&functions[(index + 1) % count].text)];
-            let mut quick = Generation::new(network, &prompt, &options, stop).unwrap().with_lookup(Lookup::new(others));
+            let mut quick =
+                Generation::new(network, &prompt, &options, stop).unwrap().with_lookup(Lookup::new(others).always());
             let plain: Vec<u32> = plain.map(|pick| pick.unwrap().token).collect();
             let tokens: Vec<u32> = quick.by_ref().map(|pick| pick.unwrap().token).collect();
             assert_eq!(tokens, plain, "{:?}", hole.infill);

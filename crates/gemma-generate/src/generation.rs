@@ -129,6 +129,8 @@ struct Checked {
     logits: Vec<f32>,
     /// How many of these rows were used: one more than guessed tokens turned out right.
     used: usize,
+    /// Seconds of the call.
+    seconds: f64,
 }
 
 impl<'m, M: CausalModel> Generation<'m, M> {
@@ -270,7 +272,11 @@ impl<'m, M: CausalModel> Generation<'m, M> {
             }
             if self.sequence.unread().is_empty() {
                 let logits = logits.expect("a sequence with nothing unread has logits that follow it");
-                return self.choose(&to_host(logits, 1, self.model.vocab())?, start);
+                let logits = to_host(logits, 1, self.model.vocab())?;
+                if let Some(lookup) = self.lookup.as_mut().filter(|_| !self.picks.is_empty()) {
+                    lookup.took(start.elapsed().as_secs_f64());
+                }
+                return self.choose(&logits, start);
             }
         }
         Ok(None)
@@ -286,10 +292,8 @@ impl<'m, M: CausalModel> Generation<'m, M> {
             self.sequence.mark_read();
             return Ok(Some(row));
         }
-        let Some(lookup) = self.lookup.as_ref().filter(|_| self.sequence.unread().len() == 1 && !self.picks.is_empty())
-        else {
-            return Ok(None);
-        };
+        let single = self.sequence.unread().len() == 1 && !self.picks.is_empty();
+        let Some(lookup) = self.lookup.as_mut().filter(|_| single) else { return Ok(None) };
         // the last token asked for is not worth a guess, and what cannot be taken back is not read
         let room = self.model.context_length().unwrap_or(usize::MAX).min(self.model.truncatable());
         let limit = (self.options.max_tokens - self.picks.len() - 1).min(room.saturating_sub(self.sequence.len()));
@@ -297,10 +301,11 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         if guess.is_empty() || check_tokens(&guess, vocab).is_err() {
             return Ok(None);
         }
+        let begin = Instant::now();
         let logits = to_host(read_guessed(self.model, &mut self.sequence, &guess), 1 + guess.len(), vocab)?;
         let row = logits[..vocab].to_vec();
         self.timings.guessed_tokens += guess.len();
-        self.checked = Some(Checked { guess, logits, used: 1 });
+        self.checked = Some(Checked { guess, logits, used: 1, seconds: begin.elapsed().as_secs_f64() });
         Ok(Some(row))
     }
 
@@ -314,7 +319,7 @@ impl<'m, M: CausalModel> Generation<'m, M> {
             return;
         }
         if let Some(lookup) = &mut self.lookup {
-            lookup.learn(checked.guess.len(), checked.used - 1 + usize::from(right));
+            lookup.learn(checked.guess.len(), checked.used - 1 + usize::from(right), checked.seconds);
         }
         self.checked = None;
         let held = self.sequence.position();

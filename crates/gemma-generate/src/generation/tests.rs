@@ -281,7 +281,7 @@ fn guesses_change_the_number_of_calls_and_nothing_else() {
 
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
     let generation = Generation::new(&model, &PROMPT, &greedy(40), &[41]).unwrap();
-    let mut generation = generation.with_lookup(Lookup::new(vec![vec![5, 6, 7, 8, 1, 1, 1]]));
+    let mut generation = generation.with_lookup(Lookup::new(vec![vec![5, 6, 7, 8, 1, 1, 1]]).always());
     assert_eq!(run(&mut generation), expected);
     let saved = calls - model.calls().len();
     let timings = generation.timings();
@@ -306,7 +306,7 @@ fn two_hundred_prompts_give_the_same_tokens_with_guesses() {
         let stop = [5];
         let expected = run(&mut Generation::new(&model, &prompt, &options, &stop).unwrap());
         let generation = Generation::new(&model, &prompt, &options, &stop).unwrap();
-        let mut generation = generation.with_lookup(Lookup::default());
+        let mut generation = generation.with_lookup(Lookup::default().always());
         assert_eq!(run(&mut generation), expected, "prompt {seed}");
     }
 }
@@ -316,7 +316,7 @@ fn whoever_stops_early_gets_a_memory_without_guesses() {
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
     for taken in 1..25 {
         let generation = Generation::new(&model, &PROMPT, &greedy(40), &[]).unwrap();
-        let mut generation = generation.with_lookup(Lookup::default());
+        let mut generation = generation.with_lookup(Lookup::default().always());
         for _ in 0..taken {
             generation.next().unwrap().unwrap();
         }
@@ -331,7 +331,7 @@ fn nothing_is_guessed_that_could_not_be_taken_back_or_does_not_fit() {
     let longest = |model: &Fake| model.calls().into_iter().skip(1).flatten().max();
     let run_with = |model: &Fake, max_tokens| {
         let generation = Generation::new(model, &PROMPT, &greedy(max_tokens), &[]).unwrap();
-        run(&mut generation.with_lookup(Lookup::default())).0.len()
+        run(&mut generation.with_lookup(Lookup::default().always())).0.len()
     };
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT).truncatable_to(PROMPT.len() + 9);
     assert_eq!(run_with(&model, 30), 30);
