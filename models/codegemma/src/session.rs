@@ -256,6 +256,12 @@ impl<'m, 's> InfillStream<'m, 's> {
         prepared.stream(sequence, options.generate.clone(), reused, begin, home)
     }
 
+    /// Tells how the reading of the prompt goes: new tokens read, new tokens in all.
+    pub fn with_progress(mut self, progress: impl FnMut(usize, usize) + Send + 'm) -> Self {
+        self.generation = self.generation.take().map(|generation| generation.with_progress(progress));
+        self
+    }
+
     /// Runs to the end and returns everything, also what the iterator gave before.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use crate::{
     commands::{Ending, generate::told},
     interrupt,
     new_file::NewFile,
-    output, session, text,
+    output, progress, session, text,
 };
 
 /// Largest other file that is looked at, in bytes.
@@ -60,14 +60,20 @@ pub(crate) fn run(args: &args::Infill) -> Result<Ending> {
     if let Some(count) = args.alternatives {
         return alternatives(args, &model, &infill, &options, count.into());
     }
-    let mut stream = model.stream_infill(&infill, &options)?;
+    let bar = progress::tokens("reading", 0);
+    let shown = bar.clone();
+    let mut stream = model.stream_infill(&infill, &options)?.with_progress(move |done, total| {
+        progress::set(&shown, done as u64, total as u64);
+    });
     let quiet = args.json || args.write;
     for piece in stream.by_ref() {
         let piece = piece?;
         if !quiet {
+            bar.finish_and_clear();
             output::piece(&piece)?;
         }
     }
+    bar.finish_and_clear();
     let filled = stream.finish()?;
     // half a text in a file would be taken for a whole one
     if let Some(target) = target.filter(|_| filled.finish_reason != FinishReason::Cancelled) {
