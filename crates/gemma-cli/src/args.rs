@@ -10,6 +10,10 @@ use gemma_generate::GenerateOptions;
 use gemma_tokenizer::Family;
 use gemma_weights::Precision;
 
+mod code;
+
+pub(crate) use code::{CodeModel, Eval, EvalTask, Infill, Lsp};
+
 /// Gemma language models on your own machine.
 #[derive(Debug, Parser)]
 #[command(
@@ -23,6 +27,7 @@ Without --model, every verb uses a tiny model that is built into the program: no
 Start here:
   gemma generate \"Once upon a time\"             continue a text
   gemma chat                                    talk
+  gemma infill main.py --at 12:5                fill a gap in a program
   gemma models                                  what there is to download, and what fits this machine
   gemma pull google/gemma-2-2b-it               download it (after accepting its licence on the hub)
   gemma chat --model google/gemma-2-2b-it       talk to it
@@ -45,6 +50,9 @@ pub(crate) enum Verb {
     Models(Models),
     Pull(Pull),
     Bench(Bench),
+    Infill(Infill),
+    Lsp(Lsp),
+    Eval(Eval),
 }
 
 impl Verb {
@@ -56,6 +64,9 @@ impl Verb {
             Self::Logits(args) => Some(&args.model.compute),
             Self::Score(args) => Some(&args.model.compute),
             Self::Bench(args) => Some(&args.compute),
+            Self::Infill(args) => Some(&args.model.compute),
+            Self::Lsp(args) => Some(&args.model.compute),
+            Self::Eval(Eval { task: EvalTask::Infilling(args) }) => Some(&args.model.compute),
             Self::Tokenize(_) | Self::Inspect(_) | Self::Models(_) | Self::Pull(_) => None,
         }
     }

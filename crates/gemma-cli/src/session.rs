@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
+use codegemma::CodeGemma;
 use gemma::{Device, RandomWeights};
 use gemma_generate::CausalModel;
 use gemma_model::{LoadOptions, Model, Network, OnLoad, fields::Architecture};
@@ -97,6 +98,8 @@ pub(crate) struct Opened<T> {
 pub(crate) struct Found {
     checkpoint: Checkpoint,
     compute: Compute,
+    /// Whose control tokens the tokenizer has; `None`: those of the network's own family.
+    family: Option<Family>,
     begin: Instant,
 }
 
@@ -107,6 +110,24 @@ pub(crate) fn find(args: &args::Model) -> Result<Found> {
 
 /// [`find`], for a name and flags that stand apart.
 pub(crate) fn locate(model: Option<&str>, offline: bool, compute: &Compute) -> Result<Found> {
+    locate_or(gemma::demo_checkpoint, model, offline, compute)
+}
+
+/// Finds the model for code that the flags name, or the demo for code.
+pub(crate) fn find_code(args: &args::CodeModel) -> Result<Found> {
+    let model = args.model.as_deref();
+    let found = locate_or(codegemma::demo_checkpoint, model, args.offline, &args.compute)?;
+    let named = model.map(|model| family_of(model, found.checkpoint.path().unwrap_or(Path::new(""))));
+    Ok(Found { family: args.family.or(named), ..found })
+}
+
+/// [`locate`], with the demo that is taken when no name is given.
+fn locate_or(
+    demo: fn() -> Result<Checkpoint, gemma_model::Error>,
+    model: Option<&str>,
+    offline: bool,
+    compute: &Compute,
+) -> Result<Found> {
     // A backend that was asked for and is not there should be known before a download, while looking for the best
     // one takes time that a mistyped name need not cost.
     compute.backend.map(|backend| backend.device()).transpose()?;
@@ -114,9 +135,9 @@ pub(crate) fn locate(model: Option<&str>, offline: bool, compute: &Compute) -> R
     let begin = Instant::now();
     let checkpoint = match &folder {
         Some(folder) => Checkpoint::open(folder)?,
-        None => gemma::demo_checkpoint()?,
+        None => demo()?,
     };
-    Ok(Found { checkpoint, compute: *compute, begin })
+    Ok(Found { checkpoint, compute: *compute, family: None, begin })
 }
 
 impl Found {
@@ -136,11 +157,24 @@ impl Found {
         self.build(N::open_with)
     }
 
+    /// Opens a model that fills gaps; `on_load` hears of the progress too.
+    pub(crate) fn open_code(self, on_load: OnLoad<'_>) -> Result<Opened<CodeGemma>> {
+        let Opened { model, seconds } = self.build_telling(Model::<gemma::Decoder>::from_checkpoint_with, on_load)?;
+        Ok(Opened { model: CodeGemma::new(model)?, seconds })
+    }
+
     fn build<T>(self, build: Build<T>) -> Result<Opened<T>> {
+        self.build_telling(build, &mut |_, _| {})
+    }
+
+    fn build_telling<T>(self, build: Build<T>, on_load: OnLoad<'_>) -> Result<Opened<T>> {
         let device = device(&self.compute)?;
         let bar = progress::bytes("loading");
-        let options = LoadOptions { precision: self.compute.precision, ..LoadOptions::default() };
-        let model = build(&self.checkpoint, &options, &device, &mut |done, total| progress::set(&bar, done, total));
+        let options = LoadOptions { precision: self.compute.precision, family: self.family, ..LoadOptions::default() };
+        let model = build(&self.checkpoint, &options, &device, &mut |done, total| {
+            progress::set(&bar, done, total);
+            on_load(done, total);
+        });
         bar.finish_and_clear();
         Ok(Opened { model: model?, seconds: self.begin.elapsed().as_secs_f64() })
     }
@@ -217,6 +251,16 @@ fn family_of(model: &str, folder: &Path) -> Family {
         _ if model.to_lowercase().contains("paligemma") => Family::PaliGemma,
         _ => Family::Gemma,
     }
+}
+
+/// The tokenizer of a model for code, and its `config.json` if there is one: enough for a prompt.
+pub(crate) fn code_tokenizer(args: &args::CodeModel) -> Result<(Tokenizer, Option<Vec<u8>>)> {
+    let Some(model) = args.model.as_deref() else {
+        return Ok((codegemma::demo_tokenizer()?, codegemma::demo_checkpoint()?.file("config.json")?));
+    };
+    let tokenizer = tokenizer(Some(model), args.family, args.offline)?;
+    let folder = if Path::new(model).is_file() { PathBuf::new() } else { folder(model, args.offline)? };
+    Ok((tokenizer, fs::read(folder.join("config.json")).ok()))
 }
 
 /// Refuses tokens that the model cannot read.

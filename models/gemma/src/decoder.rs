@@ -174,6 +174,16 @@ impl CausalModel for Decoder {
         self.read_all(tokens, segments, &mut memories)
     }
 
+    fn truncate(&self, memory: &mut Memory, len: usize) -> bool {
+        memory.truncate(len)
+    }
+
+    fn truncatable(&self) -> usize {
+        // a window's ring holds everything until it is full
+        let spans = self.config.layers.iter().filter_map(|layer| layer.attention.span);
+        spans.min().unwrap_or(usize::MAX)
+    }
+
     fn context_length(&self) -> Option<usize> {
         Some(self.config.context)
     }

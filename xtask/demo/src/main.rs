@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use gemma_demo::{Document, held_out_questions, train_gemma, training_text};
+use gemma_demo::corpus::code::held_out_functions;
+use gemma_demo::corpus::holes::{CodeDocument, Hole, training_code};
+use gemma_demo::{Document, held_out_questions, train_codegemma, train_gemma, training_text};
 use gemma_tokenizer::Role;
 
 /// Makes the embedded demo models.
@@ -32,7 +34,22 @@ enum Job {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
-    /// Prints training documents and held-out questions.
+    /// Trains the CodeGemma demo model.
+    Codegemma {
+        /// The folder to write; it is made if it does not exist.
+        #[arg(long)]
+        out: PathBuf,
+        /// Optimizer steps of each round; the default is what the committed model was trained with.
+        #[arg(long)]
+        steps: Option<usize>,
+        /// A folder that the first round has written: skip to the second.
+        #[arg(long)]
+        begun: Option<PathBuf>,
+        /// What the programs and the first weights follow from.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Prints training documents, held-out questions and held-out functions.
     Corpus {
         /// How many of each.
         #[arg(long, default_value_t = 20)]
@@ -46,6 +63,7 @@ enum Job {
 fn main() -> Result<()> {
     match Arguments::parse().job {
         Job::Gemma { out, steps, begun, seed } => train_gemma::make(&out, begun.as_deref(), steps, seed),
+        Job::Codegemma { out, steps, begun, seed } => train_codegemma::make(&out, begun.as_deref(), steps, seed),
         Job::Corpus { show, seed } => {
             print_corpus(show, seed);
             Ok(())
@@ -66,8 +84,19 @@ fn print_corpus(count: usize, seed: u64) {
             }
         }
     }
+    for document in training_code(seed).take(count) {
+        match document {
+            CodeDocument::File(text) => println!("{text}"),
+            CodeDocument::Hole(Hole { infill, middle }) => {
+                println!("{}[{middle}]{}", infill.prefix, infill.suffix);
+            }
+        }
+    }
     println!("Held out:\n");
     for question in held_out_questions(count, seed) {
         println!("{:?}: {:?} -> {:?}", question.kind, question.said(), question.answer);
+    }
+    for function in held_out_functions(count, seed) {
+        println!("\n{}", function.text);
     }
 }

@@ -160,6 +160,7 @@ pub(super) fn told(timings: Timings, reason: FinishReason) -> String {
         FinishReason::Length => "; stopped at --max-tokens",
         FinishReason::ContextFull => "; the context is full",
         FinishReason::Cancelled => "; stopped by Ctrl-C",
+        FinishReason::OutOfTime => "; out of time",
     };
     format!(
         "[read {} tokens{}, wrote {}{}{ending}]",
@@ -182,6 +183,7 @@ mod tests {
             generated_tokens: 3,
             decode_steps: 2,
             decode_seconds: 1.0,
+            ..Timings::default()
         };
         assert_eq!(
             told(timings, FinishReason::Length),
