@@ -31,13 +31,15 @@ use crate::{
 pub(crate) enum Kind {
     /// Gemma 1, 1.1 and 2, and CodeGemma.
     Gemma,
+    /// RecurrentGemma.
+    RecurrentGemma,
 }
 
 impl Kind {
-    const ALL: [Self; 1] = [Self::Gemma];
+    const ALL: [Self; 2] = [Self::Gemma, Self::RecurrentGemma];
 
     /// The network that a `config.json` describes. One that no network knows is left for Gemma's to refuse.
-    fn of(config: &[u8]) -> Result<Self, gemma_model::Error> {
+    pub(crate) fn of(config: &[u8]) -> Result<Self, gemma_model::Error> {
         let architecture = Architecture::from_json(config)?;
         Ok(Self::ALL.into_iter().find(|kind| kind.is_called(architecture.name())).unwrap_or(Self::Gemma))
     }
@@ -46,6 +48,7 @@ impl Kind {
     fn is_called(self, name: Option<&str>) -> bool {
         match self {
             Self::Gemma => matches!(name, Some("gemma" | "GemmaForCausalLM" | "gemma2" | "Gemma2ForCausalLM")),
+            Self::RecurrentGemma => matches!(name, Some("recurrent_gemma" | "RecurrentGemmaForCausalLM")),
         }
     }
 
@@ -61,6 +64,10 @@ macro_rules! with_network {
         match $kind {
             $crate::session::Kind::Gemma => {
                 type $N = gemma::Decoder;
+                $body
+            }
+            $crate::session::Kind::RecurrentGemma => {
+                type $N = recurrentgemma::Griffin;
                 $body
             }
         }
@@ -100,12 +107,15 @@ pub(crate) struct Found {
     compute: Compute,
     /// Whose control tokens the tokenizer has; `None`: those of the network's own family.
     family: Option<Family>,
+    /// See [`LoadOptions::inclusive_window`].
+    inclusive_window: bool,
     begin: Instant,
 }
 
 /// Finds the model that the flags name, downloading it where that is needed and allowed, or the demo.
 pub(crate) fn find(args: &args::Model) -> Result<Found> {
-    locate(args.model.as_deref(), args.offline, &args.compute)
+    let found = locate(args.model.as_deref(), args.offline, &args.compute)?;
+    Ok(Found { inclusive_window: args.inclusive_window, ..found })
 }
 
 /// [`find`], for a name and flags that stand apart.
@@ -121,23 +131,56 @@ pub(crate) fn find_code(args: &args::CodeModel) -> Result<Found> {
     Ok(Found { family: args.family.or(named), ..found })
 }
 
+/// What opens a model that is built in.
+pub(crate) type Demo = fn() -> Result<Checkpoint, gemma_model::Error>;
+
+/// The models that are built in: `demo:NAME`, whose control tokens its tokenizer has, and what opens it. `demo` alone is
+/// the first.
+const DEMOS: [(&str, Family, Demo); 3] = [
+    ("gemma", Family::Gemma, gemma::demo_checkpoint),
+    ("codegemma", Family::CodeGemma, codegemma::demo_checkpoint),
+    ("recurrentgemma", Family::RecurrentGemma, recurrentgemma::demo_checkpoint),
+];
+
+/// The built-in model that a name stands for, `demo` or `demo:FAMILY`; `None` for all other names, and where a folder
+/// is called so.
+pub(crate) fn demo_called(name: &str) -> Result<Option<(Family, Demo)>> {
+    let family = match name.strip_prefix("demo") {
+        Some("") => DEMOS[0].0,
+        Some(rest) if rest.starts_with(':') => &rest[1..],
+        _ => return Ok(None),
+    };
+    if Path::new(name).is_dir() {
+        return Ok(None);
+    }
+    match DEMOS.iter().find(|(name, ..)| *name == family) {
+        Some((_, family, demo)) => Ok(Some((*family, *demo))),
+        None => {
+            let names: Vec<String> = DEMOS.iter().map(|(name, ..)| format!("demo:{name}")).collect();
+            bail!("there is no built-in model {name}; use {}", names.join(", "))
+        }
+    }
+}
+
 /// [`locate`], with the demo that is taken when no name is given.
-fn locate_or(
-    demo: fn() -> Result<Checkpoint, gemma_model::Error>,
-    model: Option<&str>,
-    offline: bool,
-    compute: &Compute,
-) -> Result<Found> {
+fn locate_or(demo: Demo, model: Option<&str>, offline: bool, compute: &Compute) -> Result<Found> {
     // A backend that was asked for and is not there should be known before a download, while looking for the best
     // one takes time that a mistyped name need not cost.
     compute.backend.map(|backend| backend.device()).transpose()?;
-    let folder = model.map(|model| folder(model, offline)).transpose()?;
-    let begin = Instant::now();
-    let checkpoint = match &folder {
-        Some(folder) => Checkpoint::open(folder)?,
-        None => demo()?,
+    let built_in = match model {
+        Some(name) => demo_called(name)?.map(|(_, demo)| demo),
+        None => Some(demo),
     };
-    Ok(Found { checkpoint, compute: *compute, family: None, begin })
+    let folder = match (model, built_in) {
+        (Some(model), None) => Some(folder(model, offline)?),
+        _ => None,
+    };
+    let begin = Instant::now();
+    let checkpoint = match (&folder, built_in) {
+        (Some(folder), _) => Checkpoint::open(folder)?,
+        (None, built_in) => built_in.unwrap_or(demo)()?,
+    };
+    Ok(Found { checkpoint, compute: *compute, family: None, inclusive_window: false, begin })
 }
 
 impl Found {
@@ -170,7 +213,12 @@ impl Found {
     fn build_telling<T>(self, build: Build<T>, on_load: OnLoad<'_>) -> Result<Opened<T>> {
         let device = device(&self.compute)?;
         let bar = progress::bytes("loading");
-        let options = LoadOptions { precision: self.compute.precision, family: self.family, ..LoadOptions::default() };
+        let options = LoadOptions {
+            precision: self.compute.precision,
+            family: self.family,
+            inclusive_window: self.inclusive_window,
+            ..LoadOptions::default()
+        };
         let model = build(&self.checkpoint, &options, &device, &mut |done, total| {
             progress::set(&bar, done, total);
             on_load(done, total);
@@ -220,6 +268,10 @@ pub(crate) fn tokenizer(model: Option<&str>, family: Option<Family>, offline: bo
     let Some(model) = model else {
         return Ok(gemma::demo_tokenizer()?);
     };
+    if let Some((own, demo)) = demo_called(model)? {
+        let file = demo()?.file("tokenizer.json")?.context("every built-in model has a tokenizer")?;
+        return Ok(Tokenizer::from_json(&file, family.unwrap_or(own))?);
+    }
     let named = Path::new(model);
     let (folder, files) = match named.file_name().and_then(|name| name.to_str()) {
         Some(name) if named.is_file() => (named.with_file_name(""), vec![name.to_owned()]),
@@ -259,6 +311,9 @@ pub(crate) fn code_tokenizer(args: &args::CodeModel) -> Result<(Tokenizer, Optio
         return Ok((codegemma::demo_tokenizer()?, codegemma::demo_checkpoint()?.file("config.json")?));
     };
     let tokenizer = tokenizer(Some(model), args.family, args.offline)?;
+    if let Some((_, demo)) = demo_called(model)? {
+        return Ok((tokenizer, demo()?.file("config.json")?));
+    }
     let folder = if Path::new(model).is_file() { PathBuf::new() } else { folder(model, args.offline)? };
     Ok((tokenizer, fs::read(folder.join("config.json")).ok()))
 }
@@ -312,6 +367,22 @@ pub(crate) fn cached(id: &str) -> Cached {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_built_in_model_has_a_name() {
+        for (name, family, _) in DEMOS {
+            let (own, demo) = demo_called(&format!("demo:{name}")).expect("a name").expect("a built-in model");
+            assert_eq!(own, family);
+            let checkpoint = demo().expect("a sound checkpoint");
+            assert!(checkpoint.file("tokenizer.json").expect("readable").is_some(), "{name}");
+        }
+        assert_eq!(demo_called("demo").expect("a name").map(|(family, _)| family), Some(Family::Gemma));
+        for other in ["./demo", "demos", "google/gemma-2b", "demo/x"] {
+            assert!(demo_called(other).expect("some other model").is_none(), "{other}");
+        }
+        let error = demo_called("demo:llama").map(|_| ()).expect_err("no such model").to_string();
+        assert!(error.contains("demo:llama") && error.contains("demo:recurrentgemma"), "{error}");
+    }
 
     #[test]
     fn the_family_is_read_or_guessed() {

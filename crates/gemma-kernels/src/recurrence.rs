@@ -1,5 +1,7 @@
 //! The linear recurrence at the level of tensors: the backend extension, and its gradient.
 
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use crate::cpu::{self, Recurrence, cpu_level};
 use burn::backend::autodiff::{
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
     grads::Gradients,
@@ -7,8 +9,6 @@ use burn::backend::autodiff::{
 };
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Tensor, TensorData};
-#[cfg(any(feature = "ndarray", feature = "flex"))]
-use crate::cpu::{self, Recurrence, cpu_level};
 
 // The attribute names every backend of the list, ndarray included, which Burn 0.22 deprecates and this workspace promises.
 #[allow(deprecated, reason = "ndarray is one of the backends this workspace promises")]
@@ -136,12 +136,7 @@ impl<B: RecurrenceOps, C: CheckpointStrategy> RecurrenceOps for Autodiff<B, C> {
 
 /// The shared kernel on the slices of a CPU backend's tensors.
 #[cfg(any(feature = "ndarray", feature = "flex"))]
-fn on_cpu(
-    [a, b, initial]: [&[f32]; 3],
-    bounds: &[usize],
-    channels: usize,
-    backwards: bool,
-) -> TensorData {
+fn on_cpu([a, b, initial]: [&[f32]; 3], bounds: &[usize], channels: usize, backwards: bool) -> TensorData {
     let mut out = vec![0.0; a.len()];
     let operands = Recurrence { a, b, initial, bounds, channels };
     cpu::linear_recurrence(cpu_level(), operands, backwards, &mut out);
@@ -252,7 +247,8 @@ mod tests {
             let (tokens, channels) = (40, 70);
             let a = factors([tokens, channels], 4, &device);
             let b = tensor([tokens, channels], 5, &device);
-            let whole = values(linear_recurrence(a.clone(), b.clone(), Tensor::zeros([1, channels], &device), &[tokens]));
+            let whole =
+                values(linear_recurrence(a.clone(), b.clone(), Tensor::zeros([1, channels], &device), &[tokens]));
             for chunk in [1, 3, 7] {
                 let mut state = Tensor::zeros([1, channels], &device);
                 let mut pieces = Vec::new();

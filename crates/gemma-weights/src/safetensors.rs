@@ -47,6 +47,9 @@ impl StoredTensor {
     }
 }
 
+/// The tensors of a safetensors file by name, and its metadata, text to text.
+pub type Described = (BTreeMap<String, StoredTensor>, BTreeMap<String, String>);
+
 /// Maps a safetensors file and checks it.
 ///
 /// # Errors
@@ -59,9 +62,7 @@ pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, StoredTensor>, E
 ///
 /// # Errors
 /// As [`read_safetensors`].
-pub fn read_safetensors_with_metadata(
-    path: &Path,
-) -> Result<(BTreeMap<String, StoredTensor>, BTreeMap<String, String>), Error> {
+pub fn read_safetensors_with_metadata(path: &Path) -> Result<Described, Error> {
     let bytes = files::map(path)?
         .ok_or_else(|| Error::Read { path: path.to_owned(), cause: std::io::ErrorKind::NotFound.into() })?;
     parse(path, &bytes)
@@ -75,10 +76,7 @@ pub fn parse_safetensors(file: &Path, bytes: &Bytes) -> Result<BTreeMap<String, 
     Ok(parse(file, bytes)?.0)
 }
 
-fn parse(
-    file: &Path,
-    bytes: &Bytes,
-) -> Result<(BTreeMap<String, StoredTensor>, BTreeMap<String, String>), Error> {
+fn parse(file: &Path, bytes: &Bytes) -> Result<Described, Error> {
     let damaged = |fault| Error::Safetensors { file: file.to_owned(), fault };
     let (header, data) = split_header(bytes).map_err(damaged)?;
     let Header { tensors: entries, metadata } =

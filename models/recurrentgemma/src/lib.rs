@@ -14,7 +14,9 @@
 mod block;
 mod config;
 mod conv;
+mod demo;
 mod griffin;
+mod initial;
 mod memory;
 mod recurrent;
 mod rg_lru;
@@ -22,7 +24,9 @@ mod rg_lru;
 pub use block::{ResidualBlock, TemporalBlock};
 pub use config::{BlockSpec, GriffinConfig, Temporal};
 pub use conv::CausalConv;
+pub use demo::{demo, demo_checkpoint, demo_with};
 pub use griffin::Griffin;
+pub use initial::Initial;
 pub use memory::{LayerMemory, Memory, Recurrent};
 pub use recurrent::{RecurrentBlock, RecurrentSpec};
 pub use rg_lru::{Gate, RgLru};
@@ -35,7 +39,9 @@ pub use gemma_generate::{
     CausalModel, FinishReason, GenerateOptions, Generated, Generation, Request, Sequence, TextStream, Timings,
     generate_batch,
 };
-pub use gemma_model::{Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad};
+pub use gemma_model::{
+    Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad, StateFault, load_state, save_state,
+};
 pub use gemma_nn::{RandomWeights, Segment};
 pub use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer, Turn};
 pub use gemma_weights::{Dtype, Precision};

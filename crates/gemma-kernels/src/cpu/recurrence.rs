@@ -82,11 +82,14 @@ fn run(
     ) {
         let Recurrence { a, b, initial, bounds, channels } = operands;
         let tokens = bounds[segment]..bounds[segment + 1];
-        // SAFETY (for every call below): rows are tokens of this segment and `first + count <= channels`, so that
-        // all places lie inside the slices, whose sizes were asserted; a row of the output is read only after this
-        // task has written it, and no other task touches these channels of these rows.
+        // rows are tokens of this segment and `first + count <= channels`, so that all places lie inside the slices,
+        // whose sizes were asserted; a row of the output is read only after this task has written it, and no other task
+        // touches these channels of these rows
+        // SAFETY: as above.
         let row = |slice: &[f32], token: usize| unsafe { slice.as_ptr().add(token * channels + first) };
+        // SAFETY: as above.
         let to = |token: usize| unsafe { output.0.add(token * channels + first) };
+        // SAFETY: as above; the lanes are those of the level that this is compiled for.
         let step = |factors: *const f32, last: *const f32, token: usize| unsafe {
             multiply_add::<L>(factors, last, row(b, token), to(token), count);
         };

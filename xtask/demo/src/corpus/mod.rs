@@ -9,11 +9,13 @@ mod chat;
 pub mod code;
 pub mod holes;
 mod knowledge;
+mod memory;
 mod plots;
 mod question;
 mod stories;
 
 pub use chat::held_out_questions;
+pub use memory::{Recall, WORDS};
 pub use question::{Kind, Question, is_held_out};
 pub use stories::{Hero, story};
 
