@@ -6,3 +6,4 @@ mod documents;
 mod gradients;
 mod parity;
 mod precision;
+mod recurrent;

@@ -88,6 +88,10 @@ pub(crate) struct Model {
     /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
     #[arg(long)]
     pub(crate) offline: bool,
+
+    /// RecurrentGemma: let attention see one key more, as DeepMind's own code reads the window's size.
+    #[arg(long)]
+    pub(crate) inclusive_window: bool,
 }
 
 /// Where and how it is computed.
@@ -213,6 +217,8 @@ Examples:
   gemma generate --model google/gemma-2-2b-it --chat \"Why is the sky blue?\"
   git diff | gemma generate --model google/gemma-2-9b-it --precision q8_0 --chat -f -
   gemma generate --tokens-file ids.json --temperature 0 --ignore-eos --json
+  gemma generate --model DIR -f book.txt --max-tokens 1 --save-state book.state
+  gemma generate --model DIR --load-state book.state "In short,"
 
 --json prints one object when done: tokens (the new ids), text, finish_reason (stop, stop_text, length,
 context_full or cancelled), prompt_tokens, seed (which gives the same text again) and timings, in seconds and
@@ -229,6 +235,15 @@ pub(crate) struct Generate {
     /// Print one JSON object at the end instead of the text as it appears.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Go on from a state that --save-state kept: nothing is read again, and the prompt (which may be empty) follows
+    /// what was read.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) load_state: Option<PathBuf>,
+
+    /// Keep what the model remembers at the end of the text, for --load-state with the same model.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save_state: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) model: Model,

@@ -31,13 +31,15 @@ use crate::{
 pub(crate) enum Kind {
     /// Gemma 1, 1.1 and 2, and CodeGemma.
     Gemma,
+    /// RecurrentGemma.
+    RecurrentGemma,
 }
 
 impl Kind {
-    const ALL: [Self; 1] = [Self::Gemma];
+    const ALL: [Self; 2] = [Self::Gemma, Self::RecurrentGemma];
 
     /// The network that a `config.json` describes. One that no network knows is left for Gemma's to refuse.
-    fn of(config: &[u8]) -> Result<Self, gemma_model::Error> {
+    pub(crate) fn of(config: &[u8]) -> Result<Self, gemma_model::Error> {
         let architecture = Architecture::from_json(config)?;
         Ok(Self::ALL.into_iter().find(|kind| kind.is_called(architecture.name())).unwrap_or(Self::Gemma))
     }
@@ -46,6 +48,7 @@ impl Kind {
     fn is_called(self, name: Option<&str>) -> bool {
         match self {
             Self::Gemma => matches!(name, Some("gemma" | "GemmaForCausalLM" | "gemma2" | "Gemma2ForCausalLM")),
+            Self::RecurrentGemma => matches!(name, Some("recurrent_gemma" | "RecurrentGemmaForCausalLM")),
         }
     }
 
@@ -61,6 +64,10 @@ macro_rules! with_network {
         match $kind {
             $crate::session::Kind::Gemma => {
                 type $N = gemma::Decoder;
+                $body
+            }
+            $crate::session::Kind::RecurrentGemma => {
+                type $N = recurrentgemma::Griffin;
                 $body
             }
         }
@@ -100,12 +107,15 @@ pub(crate) struct Found {
     compute: Compute,
     /// Whose control tokens the tokenizer has; `None`: those of the network's own family.
     family: Option<Family>,
+    /// See [`LoadOptions::inclusive_window`].
+    inclusive_window: bool,
     begin: Instant,
 }
 
 /// Finds the model that the flags name, downloading it where that is needed and allowed, or the demo.
 pub(crate) fn find(args: &args::Model) -> Result<Found> {
-    locate(args.model.as_deref(), args.offline, &args.compute)
+    let found = locate(args.model.as_deref(), args.offline, &args.compute)?;
+    Ok(Found { inclusive_window: args.inclusive_window, ..found })
 }
 
 /// [`find`], for a name and flags that stand apart.
@@ -137,7 +147,7 @@ fn locate_or(
         Some(folder) => Checkpoint::open(folder)?,
         None => demo()?,
     };
-    Ok(Found { checkpoint, compute: *compute, family: None, begin })
+    Ok(Found { checkpoint, compute: *compute, family: None, inclusive_window: false, begin })
 }
 
 impl Found {
@@ -170,7 +180,12 @@ impl Found {
     fn build_telling<T>(self, build: Build<T>, on_load: OnLoad<'_>) -> Result<Opened<T>> {
         let device = device(&self.compute)?;
         let bar = progress::bytes("loading");
-        let options = LoadOptions { precision: self.compute.precision, family: self.family, ..LoadOptions::default() };
+        let options = LoadOptions {
+            precision: self.compute.precision,
+            family: self.family,
+            inclusive_window: self.inclusive_window,
+            ..LoadOptions::default()
+        };
         let model = build(&self.checkpoint, &options, &device, &mut |done, total| {
             progress::set(&bar, done, total);
             on_load(done, total);

@@ -21,9 +21,9 @@ pub trait Source {
     /// A parameter of any other shape (a stack of matrices, a convolution): its values in f32 and row-major order,
     /// as one line; the layer that has it gives it its shape.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
-        let values = self.array(name, shape).try_into_vec::<f32>().expect("an array has f32 values");
-        let len = values.len();
-        Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), &self.device()))
+        let line = self.array(name, shape).try_into_vec::<f32>().expect("arrays are f32");
+        let data = TensorData::new(line, [shape.iter().product::<usize>()]);
+        Param::from_tensor(Tensor::from_data(data, &self.device()))
     }
 }
 

@@ -33,6 +33,22 @@ pub struct BlockSpec {
     pub hidden: usize,
 }
 
+impl BlockSpec {
+    fn attention(&self) -> Option<AttentionSpec> {
+        match self.temporal {
+            Temporal::Attention(spec) => Some(spec),
+            Temporal::Recurrent(_) => None,
+        }
+    }
+
+    fn recurrent(&self) -> Option<RecurrentSpec> {
+        match self.temporal {
+            Temporal::Recurrent(spec) => Some(spec),
+            Temporal::Attention(_) => None,
+        }
+    }
+}
+
 /// A Griffin network, resolved: everything that building and running it takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GriffinConfig {
@@ -56,7 +72,7 @@ pub struct GriffinConfig {
     inclusive_window: bool,
 }
 
-/// What the file does not repeat of the network when the network is random: the shape of the releases.
+/// The kinds of block of the releases, repeated.
 const PATTERN: [&str; 3] = ["recurrent", "recurrent", "attention"];
 
 /// The fields of `config.json` that describe the network, as they stand there.
@@ -114,6 +130,27 @@ impl GriffinConfig {
         }
     }
 
+    /// A network of these blocks, with the other numbers of the releases: eps 1e-6, half of each head rotating with
+    /// base 10 000, a cap of 30, `<eos>` 1. The attention blocks have one span.
+    ///
+    /// # Panics
+    /// When there is no block.
+    pub fn new(vocab: usize, width: usize, blocks: Vec<BlockSpec>) -> Self {
+        assert!(!blocks.is_empty(), "a network has blocks");
+        let attention = blocks.iter().find_map(BlockSpec::attention);
+        Self {
+            vocab,
+            width,
+            norm_eps: 1e-6,
+            rope: RopeSpec { rotary_dim: attention.map_or(2, |spec| spec.head_dim / 2), theta: 10_000.0 },
+            final_softcap: Some(30.0),
+            eos: vec![1],
+            window: attention.and_then(|spec| spec.span).unwrap_or(2048),
+            inclusive_window: false,
+            blocks,
+        }
+    }
+
     /// The configuration of a released size: `recurrentgemma-2b`, `recurrentgemma-9b`.
     pub fn preset(name: &str) -> Option<Self> {
         catalogue::shape(name).and_then(Self::from_shape)
@@ -134,15 +171,10 @@ impl GriffinConfig {
             hidden: shape.hidden,
         };
         Some(Self {
-            vocab: shape.vocab,
-            width: shape.width,
-            blocks: (0..shape.layers).map(block).collect(),
             norm_eps: shape.rms_norm_eps as f32,
             rope: RopeSpec { rotary_dim: shape.head_dim / 2, theta: shape.rope_theta as f32 },
             final_softcap: Some(logits_soft_cap as f32),
-            eos: vec![1],
-            window: attention_window,
-            inclusive_window: false,
+            ..Self::new(shape.vocab, shape.width, (0..shape.layers).map(block).collect())
         })
     }
 
@@ -168,14 +200,8 @@ impl GriffinConfig {
     ///
     /// Works for networks whose blocks differ only in their kind, as all released ones do.
     pub fn to_json(&self, dtype: Dtype) -> Value {
-        let attention = self.blocks.iter().find_map(|block| match block.temporal {
-            Temporal::Attention(spec) => Some(spec),
-            Temporal::Recurrent(_) => None,
-        });
-        let recurrent = self.blocks.iter().find_map(|block| match block.temporal {
-            Temporal::Recurrent(spec) => Some(spec),
-            Temporal::Attention(_) => None,
-        });
+        let attention = self.blocks.iter().find_map(BlockSpec::attention);
+        let recurrent = self.blocks.iter().find_map(BlockSpec::recurrent);
         let heads = attention.map(|spec| spec.heads).or(recurrent.map(|spec| spec.blocks)).unwrap_or(1);
         let head_dim = self.width / heads;
         let kinds: Vec<&str> = self
@@ -408,7 +434,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let config = with(r#", "attention_bias": true, "block_types": ["attention", "recurrent"], "lru_width": null,
+        let config = with(r#", "attention_bias": true, "block_types": ["attention", "recurrent"],
             "logits_soft_cap": 0, "eos_token_id": [1, 107]"#)
         .unwrap();
         for config in [config.clone(), config.with_inclusive_window(), GriffinConfig::preset("recurrentgemma-9b").unwrap()] {

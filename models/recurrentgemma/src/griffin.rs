@@ -2,14 +2,15 @@
 
 use crate::block::ResidualBlock;
 use crate::config::{GriffinConfig, Temporal};
+use crate::initial::Initial;
 use crate::memory::{LayerMemory, Memory, Recurrent};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::CausalModel;
-use gemma_model::{Error, Network};
+use gemma_model::{Error, LoadOptions, Network, StateTensors, cache_tensors, state_tensor};
 use gemma_nn::{Embedder, KvCache, Retention, RmsNorm, RopeTable, Segment, Sink, Source, last_rows, softcap};
 use gemma_tokenizer::{Family, TokenId};
-use gemma_weights::{Dtype, catalogue::Shape};
+use gemma_weights::{Dtype, SavedTensor, catalogue::Shape};
 
 /// Griffin (De et al. 2024, arXiv:2402.19427), the network of RecurrentGemma: most blocks carry a state from token to
 /// token, every third looks at the last few tokens. What it remembers of a sequence does not grow with it.
@@ -40,6 +41,11 @@ impl Griffin {
             x = layer.forward(x, &rope, segments, memories);
         }
         self.final_norm.forward(x)
+    }
+
+    /// A network to begin a training with, on `device`, which should be an autodiff one.
+    pub fn initial(config: &GriffinConfig, seed: u64, device: &Device) -> Self {
+        Self::load(&mut Initial::new(seed, device), config, Dtype::Bf16)
     }
 
     /// Memory with this much of the windows.
@@ -115,6 +121,45 @@ impl Network for Griffin {
 
     fn memory_bytes(memory: &Memory) -> usize {
         memory.bytes_len()
+    }
+
+    fn configure(config: GriffinConfig, options: &LoadOptions) -> Result<GriffinConfig, Error> {
+        Ok(if options.inclusive_window { config.with_inclusive_window() } else { config })
+    }
+
+    fn memory_tensors(&self, memory: &Memory) -> Option<Vec<SavedTensor>> {
+        let of = |(index, layer): (usize, &LayerMemory)| {
+            let name = format!("layers.{index}");
+            match layer {
+                LayerMemory::Attention(cache) => cache_tensors(&name, cache),
+                LayerMemory::Recurrent(state) => [("hidden", &state.hidden), ("tail", &state.tail)]
+                    .into_iter()
+                    .filter_map(|(part, tensor)| Some(state_tensor(format!("{name}.{part}"), tensor.as_ref()?)))
+                    .collect(),
+            }
+        };
+        Some(memory.layers.iter().enumerate().flat_map(of).collect())
+    }
+
+    fn memory_of_tensors(&self, position: usize, tensors: &StateTensors) -> Option<Memory> {
+        let device = self.device();
+        let layer = |(index, temporal): (usize, &Temporal)| {
+            let name = format!("layers.{index}");
+            Some(match temporal {
+                Temporal::Attention(spec) => LayerMemory::Attention(tensors.cache(&name, spec, position, &device)?),
+                Temporal::Recurrent(_) if position == 0 => LayerMemory::Recurrent(Recurrent::default()),
+                Temporal::Recurrent(spec) => {
+                    let hidden = Some(tensors.get(&format!("{name}.hidden"), [1, spec.channels], &device)?);
+                    let tail = match spec.taps - 1 {
+                        0 => None,
+                        past => Some(tensors.get(&format!("{name}.tail"), [past, spec.channels], &device)?),
+                    };
+                    LayerMemory::Recurrent(Recurrent { hidden, tail })
+                }
+            })
+        };
+        let blocks = self.config.blocks.iter().map(|block| &block.temporal);
+        Some(Memory { position, layers: blocks.enumerate().map(layer).collect::<Option<_>>()? })
     }
 }
 

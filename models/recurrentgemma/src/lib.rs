@@ -15,6 +15,7 @@ mod block;
 mod config;
 mod conv;
 mod griffin;
+mod initial;
 mod memory;
 mod recurrent;
 mod rg_lru;
@@ -35,7 +36,9 @@ pub use gemma_generate::{
     CausalModel, FinishReason, GenerateOptions, Generated, Generation, Request, Sequence, TextStream, Timings,
     generate_batch,
 };
-pub use gemma_model::{Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad};
+pub use gemma_model::{
+    Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad, StateFault, load_state, save_state,
+};
 pub use gemma_nn::{RandomWeights, Segment};
 pub use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer, Turn};
 pub use gemma_weights::{Dtype, Precision};

@@ -23,6 +23,7 @@ pub mod random;
 pub mod tokenizer_files;
 pub mod train_codegemma;
 pub mod train_gemma;
+pub mod train_recurrentgemma;
 pub mod training;
 
 pub use corpus::{Document, Kind, Question, held_out_questions, revision_text, training_text};

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use gemma_demo::corpus::code::held_out_functions;
 use gemma_demo::corpus::holes::{CodeDocument, Hole, training_code};
-use gemma_demo::{Document, held_out_questions, train_codegemma, train_gemma, training_text};
+use gemma_demo::{Document, held_out_questions, train_codegemma, train_gemma, train_recurrentgemma, training_text};
 use gemma_tokenizer::Role;
 
 /// Makes the embedded demo models.
@@ -49,6 +49,21 @@ enum Job {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Trains the RecurrentGemma demo model.
+    Recurrentgemma {
+        /// The folder to write; it is made if it does not exist.
+        #[arg(long)]
+        out: PathBuf,
+        /// Optimizer steps of each round; the default is what the committed model was trained with.
+        #[arg(long)]
+        steps: Option<usize>,
+        /// A folder that the first round has written: skip to the second.
+        #[arg(long)]
+        begun: Option<PathBuf>,
+        /// What the text and the first weights follow from.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
     /// Prints training documents, held-out questions and held-out functions.
     Corpus {
         /// How many of each.
@@ -64,6 +79,9 @@ fn main() -> Result<()> {
     match Arguments::parse().job {
         Job::Gemma { out, steps, begun, seed } => train_gemma::make(&out, begun.as_deref(), steps, seed),
         Job::Codegemma { out, steps, begun, seed } => train_codegemma::make(&out, begun.as_deref(), steps, seed),
+        Job::Recurrentgemma { out, steps, begun, seed } => {
+            train_recurrentgemma::make(&out, begun.as_deref(), steps, seed)
+        }
         Job::Corpus { show, seed } => {
             print_corpus(show, seed);
             Ok(())

@@ -55,6 +55,8 @@ struct Report {
     decode_tokens_per_second_max: Option<f64>,
     peak_rss_bytes: Option<u64>,
     weight_bytes: u64,
+    /// Buffers of one sequence after everything that was read.
+    sequence_bytes: u64,
 }
 
 /// What is measured, in tokens.
@@ -71,6 +73,8 @@ struct Measured {
     load: Vec<f64>,
     prefill: Vec<f64>,
     decode: Vec<f64>,
+    /// Buffers of the sequence that was read last.
+    sequence_bytes: usize,
 }
 
 pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
@@ -118,7 +122,7 @@ fn lengths(args: &args::Bench, decoder: &impl CausalModel) -> Result<Lengths> {
 }
 
 /// Reads a prompt and writes some tokens, both after `depth` tokens, and both once untimed before.
-fn one_round(decoder: &impl CausalModel, lengths: Lengths, measured: &mut Measured) {
+fn one_round<N: Network>(decoder: &N, lengths: Lengths, measured: &mut Measured) {
     let after_depth = || {
         let mut memory = decoder.new_memory();
         read(decoder, &mut memory, 0, lengths.depth);
@@ -130,6 +134,7 @@ fn one_round(decoder: &impl CausalModel, lengths: Lengths, measured: &mut Measur
         let start = Instant::now();
         read(decoder, &mut memory, lengths.depth, lengths.prompt);
         measured.prefill.push(lengths.prompt as f64 / start.elapsed().as_secs_f64());
+        measured.sequence_bytes = N::memory_bytes(&memory);
     }
     if lengths.decode > 0 {
         let mut memory = after_depth();
@@ -139,6 +144,7 @@ fn one_round(decoder: &impl CausalModel, lengths: Lengths, measured: &mut Measur
             read(decoder, &mut memory, lengths.depth + place, 1);
         }
         measured.decode.push(lengths.decode as f64 / start.elapsed().as_secs_f64());
+        measured.sequence_bytes = N::memory_bytes(&memory);
     }
 }
 
@@ -158,6 +164,7 @@ fn token(place: usize, vocab: usize) -> TokenId {
 }
 
 fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: Lengths, measured: Measured) -> Report {
+    let sequence_bytes = measured.sequence_bytes as u64;
     let [load, prefill, decode] = [measured.load, measured.prefill, measured.decode].map(Spread::of);
     let model = match (&args.shape, &args.model) {
         (Some(shape), _) => format!("{shape} with random weights"),
@@ -184,6 +191,7 @@ fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: 
         decode_tokens_per_second_max: decode.map(|spread| spread.max),
         peak_rss_bytes: machine::peak_memory(),
         weight_bytes: decoder.weight_bytes() as u64,
+        sequence_bytes,
     }
 }
 
@@ -212,8 +220,9 @@ fn told(report: &Report) -> String {
     let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), output::bytes);
     format!(
         "{model}, {precision}\n{backend}, --threads {threads}\nmeasured {times}, after {after} tokens\n\n{table}\n\n\
-         weights {}, most memory {peak}",
-        output::bytes(report.weight_bytes)
+         weights {}, this sequence {}, most memory {peak}",
+        output::bytes(report.weight_bytes),
+        output::bytes(report.sequence_bytes)
     )
 }
 

@@ -8,9 +8,15 @@ use gemma_weights::{
     Checkpoint, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
 };
+use recurrentgemma::{Griffin, GriffinConfig, Temporal};
 use serde::{Serialize, Serializer};
 
-use crate::{args, commands::Ending, output, session};
+use crate::{
+    args,
+    commands::Ending,
+    output,
+    session::{self, Kind},
+};
 
 /// The JSON object.
 #[derive(Serialize)]
@@ -30,7 +36,8 @@ struct Report {
     /// Keys a windowed layer sees, and how many layers are windowed.
     window: Option<usize>,
     windowed_layers: usize,
-    context: usize,
+    /// Null: a text of any length.
+    context: Option<usize>,
     dtype: String,
     parameters: u64,
     stored_bytes: u64,
@@ -120,31 +127,39 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
     let Some(config_file) = checkpoint.file("config.json")? else {
         bail!("{model} holds no config.json; take it from the model's repository");
     };
-    let config = DecoderConfig::from_json(&config_file)?;
-    let expected = Decoder::tensors(&config, &gemma_backend::default_device()?);
+    let device = gemma_backend::default_device()?;
+    let (facts, expected) = match Kind::of(&config_file)? {
+        Kind::Gemma => {
+            let config = DecoderConfig::from_json(&config_file)?;
+            (Facts::of_gemma(&config).context("config.json describes no layer")?, Decoder::tensors(&config, &device))
+        }
+        Kind::RecurrentGemma => {
+            let config = GriffinConfig::from_json(&config_file)?;
+            (Facts::of_recurrentgemma(&config), Griffin::tensors(&config, &device))
+        }
+    };
     let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &Decoder::is_ignored) {
         Err(gemma_weights::Error::Tensors { missing, unexpected, misshapen }) => (missing, unexpected, misshapen),
         other => other.map(|()| Default::default())?,
     };
     let tokenizers = ["tokenizer.json", "tokenizer.model"];
     let tokenizer = tokenizers.into_iter().find(|file| checkpoint.file(file).is_ok_and(|file| file.is_some()));
-    let windows = || config.layers.iter().filter_map(|layer| layer.attention.span);
-    let first = config.layers.first().context("config.json describes no layer")?;
+    let Facts { family, shape, vocab, width, layers, attention, hidden, window, windowed_layers, context } = facts;
     Ok(Report {
         model: model.to_owned(),
         folder: checkpoint.path().map(|path| path.display().to_string()),
-        family: if first.norms == Norms::Before { "Gemma 1" } else { "Gemma 2" },
-        shape: SHAPES.iter().find(|shape| is_shape(&config, shape)).map(|shape| shape.name),
-        vocab: config.vocab,
-        width: config.width,
-        layers: config.layers.len(),
-        heads: first.attention.heads,
-        kv_heads: first.attention.kv_heads,
-        head_dim: first.attention.head_dim,
-        hidden: first.hidden,
-        window: windows().next(),
-        windowed_layers: windows().count(),
-        context: config.context,
+        family,
+        shape,
+        vocab,
+        width,
+        layers,
+        heads: attention[0],
+        kv_heads: attention[1],
+        head_dim: attention[2],
+        hidden,
+        window,
+        windowed_layers,
+        context,
         dtype: checkpoint.dtype().to_string(),
         parameters: expected.iter().map(values).sum(),
         stored_bytes: checkpoint.bytes_len(),
@@ -155,6 +170,67 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         unexpected,
         misshapen,
     })
+}
+
+/// What a configuration says of its network.
+struct Facts {
+    family: &'static str,
+    shape: Option<&'static str>,
+    vocab: usize,
+    width: usize,
+    layers: usize,
+    /// Heads, heads of keys and values, dimensions of a head.
+    attention: [usize; 3],
+    hidden: usize,
+    window: Option<usize>,
+    windowed_layers: usize,
+    context: Option<usize>,
+}
+
+impl Facts {
+    fn of_gemma(config: &DecoderConfig) -> Option<Self> {
+        let windows = || config.layers.iter().filter_map(|layer| layer.attention.span);
+        let first = config.layers.first()?;
+        Some(Self {
+            family: if first.norms == Norms::Before { "Gemma 1" } else { "Gemma 2" },
+            shape: SHAPES.iter().find(|shape| is_shape(config, shape)).map(|shape| shape.name),
+            vocab: config.vocab,
+            width: config.width,
+            layers: config.layers.len(),
+            attention: [first.attention.heads, first.attention.kv_heads, first.attention.head_dim],
+            hidden: first.hidden,
+            window: windows().next(),
+            windowed_layers: windows().count(),
+            context: Some(config.context),
+        })
+    }
+
+    fn of_recurrentgemma(config: &GriffinConfig) -> Self {
+        let attention = || {
+            config.blocks.iter().filter_map(|block| match block.temporal {
+                Temporal::Attention(spec) => Some(spec),
+                Temporal::Recurrent(_) => None,
+            })
+        };
+        let same = |shape: &&Shape| {
+            GriffinConfig::from_shape(shape).is_some_and(|mut released| {
+                released.eos.clone_from(&config.eos);
+                released == *config
+            })
+        };
+        Self {
+            family: "RecurrentGemma",
+            shape: SHAPES.iter().find(same).map(|shape| shape.name),
+            vocab: config.vocab,
+            width: config.width,
+            layers: config.blocks.len(),
+            attention: attention().next().map_or([0; 3], |spec| [spec.heads, spec.kv_heads, spec.head_dim]),
+            hidden: config.blocks.first().map_or(0, |block| block.hidden),
+            window: attention().next().map(|_| config.span()),
+            windowed_layers: attention().count(),
+            context: None,
+        }
+    }
 }
 
 /// Whether a released shape has these numbers.
@@ -214,7 +290,8 @@ fn told(report: &Report) -> String {
     row("layers", format!("{} of width {}, inner width {}", report.layers, report.width, report.hidden));
     row("heads", format!("{} of {}, {} for keys and values", report.heads, report.head_dim, report.kv_heads));
     let window = report.window.map(|span| format!("; {} layers see {span}", report.windowed_layers));
-    row("context", format!("{} tokens{}", report.context, window.unwrap_or_default()));
+    let context = report.context.map_or("any number of".to_owned(), |context| context.to_string());
+    row("context", format!("{context} tokens{}", window.unwrap_or_default()));
     for file in &report.files {
         row("file", format!("{}, {}", file.name, output::bytes(file.bytes)));
     }

@@ -9,6 +9,7 @@ mod chat;
 pub mod code;
 pub mod holes;
 mod knowledge;
+pub mod memory;
 mod plots;
 mod question;
 mod stories;
