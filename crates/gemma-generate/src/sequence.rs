@@ -95,6 +95,14 @@ impl<Memory> Sequence<Memory> {
         }
     }
 
+    /// Lets go of the tokens that were read: what the model remembers of them stays, and a text of any length takes no
+    /// more room than that. A repetition penalty no longer counts them, and [`turn_to`](Self::turn_to) begins anew.
+    pub fn let_go(&mut self) {
+        self.before += self.read;
+        self.tokens.drain(..self.read);
+        self.read = 0;
+    }
+
     /// Notes that the memory holds the next unread token already.
     pub(crate) fn mark_read(&mut self) {
         self.read += 1;

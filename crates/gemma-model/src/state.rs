@@ -174,7 +174,7 @@ fn fingerprint<N: Network>(network: &N) -> String {
     impl Samples {
         fn add(&mut self, name: &str, values: Tensor<1>) {
             let count = values.dims()[0].min(SAMPLE);
-            let values: Vec<f32> = values.slice([0..count]).into_data().try_into_vec().expect("parameters are f32");
+            let values: Vec<f32> = values.narrow(0, 0, count).into_data().try_into_vec().expect("parameters are f32");
             self.0.update(name.as_bytes());
             values.iter().for_each(|value| self.0.update(value.to_le_bytes()));
         }

@@ -9,6 +9,7 @@ use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Segment, Sink, Sou
 
 /// What mixes tokens with those before them.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a model has a few dozen of them")]
 pub enum TemporalBlock {
     /// By a state that is carried along.
     Recurrent(RecurrentBlock),

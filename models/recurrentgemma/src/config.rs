@@ -267,7 +267,7 @@ impl ConfigFile {
         self.refuse_unsupported()?;
         let width = positive("hidden_size", self.hidden_size, LARGEST_DIMENSION)?;
         let heads = positive("num_attention_heads", self.num_attention_heads, width)?;
-        if width % heads != 0 {
+        if !width.is_multiple_of(heads) {
             return Err(invalid("num_attention_heads", heads, "a divisor of hidden_size"));
         }
         let head_dim = width / heads;
@@ -275,15 +275,15 @@ impl ConfigFile {
             return Err(invalid("head_dim", other, "hidden_size / num_attention_heads"));
         }
         let kv_heads = positive("num_key_value_heads", self.num_key_value_heads.unwrap_or(heads), heads)?;
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return Err(invalid("num_key_value_heads", kv_heads, "a divisor of num_attention_heads"));
         }
         let channels = positive("lru_width", self.lru_width.unwrap_or(width), LARGEST_DIMENSION)?;
-        if channels % heads != 0 {
+        if !channels.is_multiple_of(heads) {
             return Err(invalid("lru_width", channels, "a multiple of num_attention_heads"));
         }
         // twice the width of the MLP, which has two matrices of it
-        if self.intermediate_size % 2 != 0 {
+        if !self.intermediate_size.is_multiple_of(2) {
             return Err(invalid("intermediate_size", self.intermediate_size, "an even number"));
         }
         let hidden = positive("intermediate_size", self.intermediate_size / 2, LARGEST_DIMENSION)?;
@@ -334,7 +334,7 @@ impl ConfigFile {
         let inner = self.rope_parameters.as_ref();
         let part = inner.and_then(|rope| rope.partial_rotary_factor).or(self.partial_rotary_factor).unwrap_or(0.5);
         let rotary_dim = (part * head_dim as f32) as usize;
-        if !(part > 0.0 && part <= 1.0) || rotary_dim == 0 || rotary_dim % 2 != 0 {
+        if !(part > 0.0 && part <= 1.0) || rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
             return Err(invalid("partial_rotary_factor", part, "a part of the head with an even number of dimensions"));
         }
         let theta = inner.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);

@@ -43,5 +43,5 @@ pub use gemma_model::{
     Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad, StateFault, load_state, save_state,
 };
 pub use gemma_nn::{RandomWeights, Segment};
-pub use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer, Turn};
+pub use gemma_tokenizer::{ChatTemplate, EncodeOptions, TokenId, Tokenizer, Turn};
 pub use gemma_weights::{Dtype, Precision};
