@@ -7,7 +7,8 @@
 //! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
 //! - [`packed_rows`]: an embedding look-up;
 //! - [`attend`]: softmax attention of a segment's queries over a cache and over the segment itself;
-//! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token.
+//! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, and [`gated_decay`], which makes its
+//!   coefficients.
 //!
 //! Each exists once for the CPU (`cpu/`: slices in, slices out, shared by the ndarray and flex backends; the
 //! instruction set is chosen at run time) and once for CubeCL runtimes such as wgpu (`cube/`). Each has a plain
@@ -36,5 +37,5 @@ pub use format::{Format, ParseFormatError};
 pub use map::map_file;
 pub use ops::{KernelOps, attend, packed_linear, packed_rows};
 pub use packed::PackedWeight;
-pub use recurrence::{RecurrenceOps, linear_recurrence};
+pub use recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
 pub use visibility::AttendParams;

@@ -1,14 +1,18 @@
-//! The linear recurrence at the level of tensors: the backend extension, and its gradient.
+//! The linear recurrence at the level of tensors, and what it is made of: the backend extensions, and the gradient.
 
-#[cfg(any(feature = "ndarray", feature = "flex"))]
-use crate::cpu::{self, Recurrence, cpu_level};
 use burn::backend::autodiff::{
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
-use burn::tensor::{Tensor, TensorData};
+use burn::backend::{
+    Autodiff, Backend, Dispatch, DispatchDevice, TensorMetadata, backend_extension, tensor::FloatTensor,
+};
+use burn::tensor::{Device, Tensor, TensorData};
+
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use crate::cpu::{self, Gates, Recurrence, cpu_level};
+use crate::plain;
 
 // The attribute names every backend of the list, ndarray included, which Burn 0.22 deprecates and this workspace promises.
 #[allow(deprecated, reason = "ndarray is one of the backends this workspace promises")]
@@ -32,9 +36,79 @@ mod extension {
             backwards: bool,
         ) -> FloatTensor<Self>;
     }
+
+    /// What a processor backend does in one pass for [`gated_decay`](super::gated_decay).
+    #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"))]
+    pub trait GateOps: Backend {
+        /// Factors and addends of the recurrence.
+        fn gated_decay(
+            x: FloatTensor<Self>,
+            input_weight: FloatTensor<Self>,
+            input_bias: FloatTensor<Self>,
+            recurrent_weight: FloatTensor<Self>,
+            recurrent_bias: FloatTensor<Self>,
+            decay: FloatTensor<Self>,
+            begins: Vec<bool>,
+            blocks: usize,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    }
 }
 
-pub use extension::RecurrenceOps;
+pub use extension::{GateOps, RecurrenceOps};
+
+/// The two gates of a recurrence: block-diagonal, channels mix within their block only.
+#[derive(Clone, Debug)]
+pub struct RecurrentGates {
+    /// The input gate's weight, `[blocks, in, out]` in row-major order.
+    pub input_weight: Tensor<1>,
+    /// Its bias, `[channels]`.
+    pub input_bias: Tensor<1>,
+    /// The recurrent gate's weight, `[blocks, in, out]` in row-major order.
+    pub recurrent_weight: Tensor<1>,
+    /// Its bias, `[channels]`.
+    pub recurrent_bias: Tensor<1>,
+    /// Number of blocks.
+    pub blocks: usize,
+}
+
+/// What a real-gated linear recurrence is made of, `[tokens, channels]` each (De et al. 2024, arXiv:2402.19427, eq. 1 to
+/// 4): the factors `a = exp(decay σ(W_r x + b_r))` and the addends `√(1 - a²) σ(W_i x + b_i) x`, with 1 in place of the
+/// root for the tokens that begin a sequence.
+///
+/// `decay`, `[channels]`, is the logarithm of the strongest decay, at most 0. One pass on the processor; on other and
+/// on autodiff devices this is [`plain::gated_decay`].
+///
+/// # Panics
+/// When the shapes do not match.
+pub fn gated_decay(x: Tensor<2>, gates: RecurrentGates, decay: Tensor<1>, begins: &[bool]) -> (Tensor<2>, Tensor<2>) {
+    assert_eq!(x.dims(), [begins.len(), decay.dims()[0]], "a token for each beginning, a channel for each decay");
+    if x.is_autodiff() || !on_processor(&x.device()) {
+        return plain::gated_decay(x, gates, decay, begins);
+    }
+    let (a, b) = <Dispatch as GateOps>::gated_decay(
+        x.into_dispatch(),
+        gates.input_weight.into_dispatch(),
+        gates.input_bias.into_dispatch(),
+        gates.recurrent_weight.into_dispatch(),
+        gates.recurrent_bias.into_dispatch(),
+        decay.into_dispatch(),
+        begins.to_vec(),
+        gates.blocks,
+    );
+    (Tensor::from_dispatch(a), Tensor::from_dispatch(b))
+}
+
+/// Whether tensors of this device are slices in memory.
+#[allow(deprecated, unreachable_patterns, reason = "ndarray is promised; other backends may not be compiled in")]
+fn on_processor(device: &Device) -> bool {
+    match device.as_dispatch() {
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        _ => false,
+    }
+}
 
 /// `h[t] = a[t] ⊙ h[t-1] + b[t]`: what a gated linear recurrent layer computes from token to token (De et al. 2024,
 /// arXiv:2402.19427, eq. 4), in f32, each channel on its own.
@@ -144,10 +218,18 @@ fn on_cpu([a, b, initial]: [&[f32]; 3], bounds: &[usize], channels: usize, backw
     TensorData::new(out, [tokens, channels])
 }
 
+/// The same for the gates.
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+fn gates_on_cpu(gates: Gates<'_>) -> [TensorData; 2] {
+    let (mut a, mut b) = (vec![0.0; gates.x.len()], vec![0.0; gates.x.len()]);
+    cpu::gated_decay(cpu_level(), gates, &mut a, &mut b);
+    [a, b].map(|values| TensorData::new(values, [gates.begins.len(), gates.decay.len()]))
+}
+
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "ndarray is one of the two backends this workspace promises")]
 mod ndarray {
-    use super::{RecurrenceOps, on_cpu};
+    use super::{GateOps, Gates, RecurrenceOps, gates_on_cpu, on_cpu};
     use crate::ops::ndarray::{slice, values};
     use burn::backend::{NdArray, ndarray::NdArrayTensor, tensor::FloatTensor};
     use std::borrow::Cow;
@@ -167,11 +249,40 @@ mod ndarray {
             NdArrayTensor::from_data(on_cpu(operands, &bounds, channels, backwards))
         }
     }
+
+    impl GateOps for NdArray {
+        fn gated_decay(
+            x: FloatTensor<Self>,
+            input_weight: FloatTensor<Self>,
+            input_bias: FloatTensor<Self>,
+            recurrent_weight: FloatTensor<Self>,
+            recurrent_bias: FloatTensor<Self>,
+            decay: FloatTensor<Self>,
+            begins: Vec<bool>,
+            blocks: usize,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+            let (x, decay) = (values!(&x, F32), values!(&decay, F32));
+            let (input_weight, input_bias) = (values!(&input_weight, F32), values!(&input_bias, F32));
+            let (recurrent_weight, recurrent_bias) = (values!(&recurrent_weight, F32), values!(&recurrent_bias, F32));
+            let (x, decay) = (x.view(), decay.view());
+            let (input_weight, input_bias) = (input_weight.view(), input_bias.view());
+            let (recurrent_weight, recurrent_bias) = (recurrent_weight.view(), recurrent_bias.view());
+            let gates = Gates {
+                x: &slice!(x),
+                input: (&slice!(input_weight), &slice!(input_bias)),
+                recurrent: (&slice!(recurrent_weight), &slice!(recurrent_bias)),
+                decay: &slice!(decay),
+                begins: &begins,
+                blocks,
+            };
+            gates_on_cpu(gates).map(NdArrayTensor::from_data).into()
+        }
+    }
 }
 
 #[cfg(feature = "flex")]
 mod flex {
-    use super::{RecurrenceOps, on_cpu};
+    use super::{GateOps, Gates, RecurrenceOps, gates_on_cpu, on_cpu};
     use crate::ops::flex::{contiguous, slice};
     use burn::backend::{Flex, flex::FlexTensor, tensor::FloatTensor};
 
@@ -187,6 +298,31 @@ mod flex {
             let channels = a.layout().shape()[1];
             let operands = [slice!(a, f32), slice!(b, f32), slice!(initial, f32)];
             FlexTensor::from_data(on_cpu(operands, &bounds, channels, backwards))
+        }
+    }
+
+    impl GateOps for Flex {
+        fn gated_decay(
+            x: FloatTensor<Self>,
+            input_weight: FloatTensor<Self>,
+            input_bias: FloatTensor<Self>,
+            recurrent_weight: FloatTensor<Self>,
+            recurrent_bias: FloatTensor<Self>,
+            decay: FloatTensor<Self>,
+            begins: Vec<bool>,
+            blocks: usize,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+            let [x, decay] = [x, decay].map(contiguous);
+            let weights = [input_weight, input_bias, recurrent_weight, recurrent_bias].map(contiguous);
+            let gates = Gates {
+                x: slice!(x, f32),
+                input: (slice!(weights[0], f32), slice!(weights[1], f32)),
+                recurrent: (slice!(weights[2], f32), slice!(weights[3], f32)),
+                decay: slice!(decay, f32),
+                begins: &begins,
+                blocks,
+            };
+            gates_on_cpu(gates).map(FlexTensor::from_data).into()
         }
     }
 }
@@ -260,6 +396,33 @@ mod tests {
                     pieces.extend(values(h));
                 }
                 assert_eq!(pieces, whole, "{backend}, pieces of {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn coefficients_equal_their_plain_twin() {
+        for (backend, device) in devices() {
+            for (blocks, size) in [(1, 1), (2, 28), (4, 32), (3, 70), (2, 128)] {
+                for tokens in [1, 3, 4, 9, 70] {
+                    let channels = blocks * size;
+                    let line = |len: usize, seed| tensor::<1>([len], seed, &device);
+                    let gates = RecurrentGates {
+                        input_weight: line(channels * size, 1),
+                        input_bias: line(channels, 2),
+                        recurrent_weight: line(channels * size, 3),
+                        recurrent_bias: line(channels, 4),
+                        blocks,
+                    };
+                    let decay = line(channels, 5).abs().mul_scalar(-3.0);
+                    let x = tensor([tokens, channels], 6, &device);
+                    let begins: Vec<bool> = (0..tokens).map(|token| token % 4 == 2).collect();
+                    let found = gated_decay(x.clone(), gates.clone(), decay.clone(), &begins);
+                    let expected = plain::gated_decay(x, gates, decay, &begins);
+                    let context = format!("{backend}, {blocks} blocks of {size}, {tokens} tokens");
+                    assert_close(&values(found.0), &values(expected.0), 1e-5, &context);
+                    assert_close(&values(found.1), &values(expected.1), 1e-5, &context);
+                }
             }
         }
     }

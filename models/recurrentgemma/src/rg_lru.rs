@@ -1,15 +1,12 @@
 //! The real-gated linear recurrent unit.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{log_sigmoid, sigmoid};
-use burn::tensor::{Tensor, TensorData};
-use gemma_kernels::linear_recurrence;
+use burn::tensor::{Tensor, activation::log_sigmoid};
+use gemma_kernels::{RecurrentGates, gated_decay, linear_recurrence};
 use gemma_nn::{Segment, Sink, Source};
 
 /// How strongly the recurrent gate acts on the decay: the constant `c` of the paper.
 const STRENGTH: f32 = 8.0;
-/// The steepest slope that the square root passes on to its argument, as in the paper's code.
-const STEEPEST: f32 = 1000.0;
 
 /// The RG-LRU (De et al. 2024, arXiv:2402.19427, eq. 1 to 4), all in f32, `⊙` per channel:
 ///
@@ -57,7 +54,17 @@ impl RgLru {
         let [_, channels] = x.dims();
         let device = x.device();
         assert_eq!(segments.len(), states.len(), "one state per segment");
-        let (a, b) = self.coefficients(x, segments);
+        let begins: Vec<bool> = segments.iter().flat_map(Segment::positions).map(|position| position == 0).collect();
+        let gates = RecurrentGates {
+            input_weight: self.input_gate.weight.val(),
+            input_bias: self.input_gate.bias.val(),
+            recurrent_weight: self.recurrent_gate.weight.val(),
+            recurrent_bias: self.recurrent_gate.bias.val(),
+            blocks: self.input_gate.blocks,
+        };
+        // softplus(Λ) = -log σ(-Λ), which neither overflows nor vanishes
+        let decay = log_sigmoid(self.recurrent_param.val().neg()).mul_scalar(STRENGTH);
+        let (a, b) = gated_decay(x, gates, decay, &begins);
         let initial: Vec<Tensor<2>> = states
             .iter_mut()
             .map(|state| state.take().unwrap_or_else(|| Tensor::zeros([1, channels], &device)))
@@ -71,45 +78,6 @@ impl RgLru {
         }
         h
     }
-
-    /// `a` and `√(1 - a²) ⊙ (i ⊙ x)`, `[tokens, channels]` each.
-    ///
-    /// Near `a = 1` the difference `1 - a²` would cancel; `tanh(-log a) · (1 + a²)` is the same and does not.
-    fn coefficients(&self, x: Tensor<2>, segments: &[Segment]) -> (Tensor<2>, Tensor<2>) {
-        let input = sigmoid(self.input_gate.forward(x.clone())) * x.clone();
-        let gate = sigmoid(self.recurrent_gate.forward(x));
-        // softplus(Λ) = -log σ(-Λ), which neither overflows nor vanishes
-        let decay = log_sigmoid(self.recurrent_param.val().neg()).mul_scalar(STRENGTH); // -8 softplus(Λ)
-        let log_a = gate * decay.unsqueeze::<2>();
-        let a = log_a.clone().exp();
-        let rest = log_a.neg().tanh() * a.clone().square().add_scalar(1.0);
-        let root = from_one(bounded_sqrt(rest), segments);
-        (a, root * input)
-    }
-}
-
-/// The rows of `x` at position 0 of their sequence become 1.
-fn from_one(x: Tensor<2>, segments: &[Segment]) -> Tensor<2> {
-    if segments.iter().all(|segment| segment.start > 0) {
-        return x;
-    }
-    let begins: Vec<f32> =
-        segments.iter().flat_map(Segment::positions).map(|position| f32::from(u8::from(position == 0))).collect();
-    let len = begins.len();
-    let begins = Tensor::<2>::from_data(TensorData::new(begins, [len, 1]), &x.device());
-    x * begins.clone().neg().add_scalar(1.0) + begins
-}
-
-/// The square root; its slope, which is without bound near zero, passed on as `1 / max(2 √x, 1/1000)` at most.
-fn bounded_sqrt(x: Tensor<2>) -> Tensor<2> {
-    if !x.is_autodiff() {
-        return x.sqrt();
-    }
-    let constant = x.clone().detach();
-    let root = constant.clone().sqrt();
-    let slope = root.clone().mul_scalar(2.0).clamp_min(1.0 / STEEPEST).recip();
-    // the second term is zero, and its derivative the slope
-    root + slope * (x - constant)
 }
 
 /// `W x + b` with a block-diagonal `W`: channels mix within their block only.
@@ -138,14 +106,5 @@ impl Gate {
         let size = channels / self.blocks;
         sink.tensor(&format!("{name}_weight"), &[self.blocks, size, size], &self.weight);
         sink.tensor(&format!("{name}_bias"), &[self.blocks, size], &self.bias);
-    }
-
-    /// `[tokens, channels]` to the same shape, before the sigmoid.
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let [tokens, channels] = x.dims();
-        let size = channels / self.blocks;
-        let blocks = x.reshape([tokens, self.blocks, size]).swap_dims(0, 1); // [blocks, tokens, in]
-        let mixed = blocks.matmul(self.weight.val().reshape([self.blocks, size, size]));
-        mixed.swap_dims(0, 1).reshape([tokens, channels]) + self.bias.val().unsqueeze::<2>()
     }
 }
