@@ -2,7 +2,7 @@
 
 use crate::parity::{golden_case, open};
 use gemma::Decoder;
-use gemma_generate::{CausalModel, Sequence};
+use gemma_generate::Sequence;
 use gemma_model::{Network, load_state, save_state};
 use gemma_nn::Segment;
 use gemma_tests::{References, devices, goldens};
