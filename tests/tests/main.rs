@@ -7,3 +7,4 @@ mod gradients;
 mod parity;
 mod precision;
 mod recurrent;
+mod state;

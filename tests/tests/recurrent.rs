@@ -3,10 +3,11 @@
 
 use crate::parity::{check, golden_case, in_chunks, open, rows_of, shared_cases};
 use burn::Tensor;
+use gemma_demo::train_recurrentgemma::{WINDOW, examine};
 use gemma_generate::CausalModel;
 use gemma_nn::Segment;
 use gemma_tests::{References, devices, goldens, max_distance, shared};
-use recurrentgemma::{Griffin, GriffinConfig, LayerMemory, LoadOptions, Memory, Network};
+use recurrentgemma::{GenerateOptions, Griffin, GriffinConfig, LayerMemory, LoadOptions, Memory, Network};
 use std::path::Path;
 
 /// The largest permitted distance of an f32 logit or state from the reference.
@@ -151,4 +152,35 @@ fn the_memory_of_the_releases_is_what_the_catalogue_says() {
         let config = GriffinConfig::preset(name).expect("a preset");
         assert_eq!(shape.memory_bytes(1 << 20), shape.memory_bytes(config.span()), "{name}");
     }
+}
+
+/// The part of its cases that the demo must get right.
+const RIGHT: f64 = 0.9;
+
+#[test]
+fn the_demo_remembers_a_word_over_ten_windows() {
+    let model = recurrentgemma::demo(&devices().remove(0).1).expect("a model that is built in");
+    assert_eq!(model.network().config().span(), WINDOW);
+    // a seed that nothing else uses
+    let marks = examine(&model, 100, 10 * WINDOW, 20_000).expect("answers");
+    for mark in marks.iter().filter(|mark| !mark.right) {
+        println!("{:?}, not {:?}", mark.answer, mark.recall.word);
+    }
+    let right = marks.iter().filter(|mark| mark.right).count();
+    println!("{right} of {} right", marks.len());
+    let shortest = marks.iter().map(|mark| model.tokenizer().expect("its own").encode(&mark.recall.text).len()).min();
+    assert!(shortest.expect("cases") > 10 * WINDOW, "{shortest:?} tokens are not ten windows");
+    assert!(right as f64 >= RIGHT * marks.len() as f64, "{right} of {} words remembered", marks.len());
+}
+
+#[test]
+fn the_demo_tells_a_story() {
+    let model = recurrentgemma::demo(&devices().remove(0).1).expect("a model that is built in");
+    let story = model.generate("Once upon a time", &GenerateOptions::greedy(250)).expect("a story");
+    println!("Once upon a time{}", story.text);
+    let words = story.text.split_whitespace().count();
+    assert!((40..220).contains(&words), "{words} words");
+    let named = story.text.split(" named ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let name = named.expect("a hero with a name").trim_matches(|c: char| !c.is_alphabetic());
+    assert!(story.text.matches(name).count() >= 2, "{name} is not mentioned again");
 }

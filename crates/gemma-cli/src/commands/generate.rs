@@ -162,7 +162,7 @@ fn tokens<N: Network>(
             let turn = tokenizer.chat(model.chat_template(), &[Turn::user(text)], true)?;
             let goes_on = sequence.unread().last().copied() == tokenizer.end_of_turn() && !begins;
             // the format ends a turn with a line break, which the model does not say itself
-            let line_break = goes_on.then(|| tokenizer.encode_with("\n", CONTINUED)).unwrap_or_default();
+            let line_break = if goes_on { tokenizer.encode_with("\n", CONTINUED) } else { Vec::new() };
             let first = usize::from(!begins && turn.first() == Some(&tokenizer.bos()));
             line_break.into_iter().chain(turn.into_iter().skip(first)).collect()
         }
