@@ -41,6 +41,7 @@ mod extension {
     #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"))]
     pub trait GateOps: Backend {
         /// Factors and addends of the recurrence.
+        #[allow(clippy::too_many_arguments, reason = "two gates with a weight and a bias each")]
         fn gated_decay(
             x: FloatTensor<Self>,
             input_weight: FloatTensor<Self>,

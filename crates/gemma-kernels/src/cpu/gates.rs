@@ -71,7 +71,7 @@ fn run(level: Level, gates: Gates<'_>, block: usize, first: usize, count: usize,
     unsafe fn kernel<L: Lanes>(gates: Gates<'_>, block: usize, first: usize, count: usize, outputs: Outputs) {
         let size = gates.decay.len() / gates.blocks;
         let last = first + count;
-        // SAFETY (for every call below): the lanes are available where this is expanded; columns and tokens lie inside
+        // SAFETY: the lanes are available where this is expanded; columns and tokens lie inside
         // the block and the range, which lie inside the slices, and no other task has the same.
         unsafe {
             let mut column = 0;
@@ -125,19 +125,19 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const COLS: usize>(
                     *values = L::load(weights.add(i * size + col * L::N));
                 }
             }
-            for row in 0..ROWS {
+            let [input_sums, recurrent_sums] = &mut sums;
+            for (row, (of_input, of_recurrent)) in input_sums.iter_mut().zip(recurrent_sums).enumerate() {
                 let factor = L::splat(*x.add(row * channels + i));
-                for gate in 0..2 {
-                    for col in 0..COLS {
-                        sums[gate][row][col] = columns[gate][col].mul_add(factor, sums[gate][row][col]);
+                for (sums, columns) in [of_input, of_recurrent].into_iter().zip(&columns) {
+                    for (sum, values) in sums.iter_mut().zip(columns) {
+                        *sum = values.mul_add(factor, *sum);
                     }
                 }
             }
         }
-        for row in 0..ROWS {
-            for col in 0..COLS {
-                sums[0][row][col].store(input.as_mut_ptr().add((row * COLS + col) * L::N));
-                sums[1][row][col].store(recurrent.as_mut_ptr().add((row * COLS + col) * L::N));
+        for (sums, to) in sums.iter().zip([&mut input, &mut recurrent]) {
+            for (vector, sum) in sums.iter().flatten().enumerate() {
+                sum.store(to.as_mut_ptr().add(vector * L::N));
             }
         }
     }
