@@ -182,6 +182,20 @@ mod tests {
     }
 
     #[test]
+    fn the_committed_tokenizers_are_the_ones_that_are_learned() {
+        let learned = crate::train_gemma::make_tokenizer(0).unwrap();
+        let code = crate::train_codegemma::make_tokenizer(0).unwrap();
+        for (learned, committed) in
+            [(learned, gemma::demo_tokenizer().unwrap()), (code, codegemma::demo_tokenizer().unwrap())]
+        {
+            assert_eq!(learned.vocab_len(), committed.vocab_len());
+            for id in 0..learned.vocab_len() as u32 {
+                assert_eq!(learned.piece(id), committed.piece(id));
+            }
+        }
+    }
+
+    #[test]
     fn long_runs_are_cut_from_the_left() {
         let tokenizer = tokenizer();
         let cut = pieces(&tokenizer, &" ".repeat(19));

@@ -128,7 +128,7 @@ fn save(model: Decoder, tokenizer: Tokenizer, out: &Path) -> Result<()> {
     Ok(Gemma::from_parts(model.valid(), tokenizer).save(out, Dtype::Bf16, true)?)
 }
 
-fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
+pub(crate) fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
     let texts = training_code(seed).take(VOCABULARY_FILES).map(|document| match document {
         CodeDocument::File(text) => text,
         // with the path of the file, which is to have its pieces too

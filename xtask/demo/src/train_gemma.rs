@@ -120,7 +120,7 @@ fn run(
     round.run(model, || documents.take(DOCUMENTS).filter_map(|document| example(&document, tokenizer).ok()).collect())
 }
 
-fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
+pub(crate) fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
     let text = vocabulary_text(seed, VOCABULARY_DOCUMENTS);
     training::tokenizer(&learn(&CONTROL, text, VOCABULARY_SIZE), Family::Gemma)
 }
