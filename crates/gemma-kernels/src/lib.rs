@@ -17,6 +17,7 @@
 
 #![allow(unsafe_code, reason = "SIMD kernels and memory maps live here, and only here")]
 
+mod activations;
 mod cpu;
 #[cfg(feature = "wgpu")]
 mod cube;
@@ -28,6 +29,7 @@ mod packed;
 pub mod plain;
 mod visibility;
 
+pub use activations::Activations;
 pub use cpu::{Level, cpu_level};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};

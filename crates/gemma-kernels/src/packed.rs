@@ -1,6 +1,6 @@
 //! A weight matrix as it lies in the file.
 
-use crate::{Format, KernelError};
+use crate::{Activations, Format, KernelError};
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, Int, Tensor, TensorData};
 
@@ -20,6 +20,7 @@ pub struct PackedWeight {
     rows: usize,
     cols: usize,
     format: Format,
+    activations: Activations,
 }
 
 impl PackedWeight {
@@ -62,7 +63,7 @@ impl PackedWeight {
             let data = TensorData::from_bytes(shared, [rows, row_bytes], DType::U8);
             (vec![Tensor::from_data(data, (&device, DType::U8))], rows.max(1))
         };
-        Ok(Self { shards, rows_per_shard, rows, cols, format })
+        Ok(Self { shards, rows_per_shard, rows, cols, format, activations: Activations::default() })
     }
 
     /// Encodes f32 values, row-major, in `format`.
@@ -99,6 +100,17 @@ impl PackedWeight {
     /// How the values are stored.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// How finely products with this matrix represent the other side.
+    pub fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// The same matrix, with products of another fineness.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
     }
 
     /// Size of the matrix in its format, in bytes, without the padding that a GPU may need.

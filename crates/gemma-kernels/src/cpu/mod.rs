@@ -1,12 +1,22 @@
 //! The operations on the CPU: slices in, slices out, for the ndarray and the flex backend alike.
 //!
-//! `level` finds out what the processor can do, `lanes` is the vector type of each instruction set, `linear` and
-//! `attention` are written once over it.
+//! `level` finds out what the processor can do, `lanes` is the vector type of each instruction set, `pool` the
+//! threads. `linear` decides how a product is computed: `stream` or `integer` for few tokens, `blocked` for many.
+//! `attention` is one algorithm for both. The innermost loops of the last two are in `tile`.
 
 mod attention;
+mod blocked;
+mod buffer;
+mod decode;
+mod integer;
 mod lanes;
 mod level;
 mod linear;
+mod math;
+mod pool;
+mod quantize;
+mod stream;
+mod tile;
 
 pub(crate) use attention::{AttendShape, Keys, attend};
 pub use level::{Level, cpu_level};
