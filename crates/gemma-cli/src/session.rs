@@ -139,7 +139,8 @@ impl Found {
     fn build<T>(self, build: Build<T>) -> Result<Opened<T>> {
         let device = device(&self.compute)?;
         let bar = progress::bytes("loading");
-        let options = LoadOptions { precision: self.compute.precision, ..LoadOptions::default() };
+        let activations = self.compute.activations();
+        let options = LoadOptions { precision: self.compute.precision, activations, ..LoadOptions::default() };
         let model = build(&self.checkpoint, &options, &device, &mut |done, total| progress::set(&bar, done, total));
         bar.finish_and_clear();
         Ok(Opened { model: model?, seconds: self.begin.elapsed().as_secs_f64() })
@@ -167,7 +168,8 @@ pub(crate) fn random<N: Network>(shape: &Shape, compute: &Compute) -> Result<Ope
     let precision = compute.precision.unwrap_or(Precision::Bf16);
     let device = device(compute)?;
     let start = Instant::now();
-    let model = N::random(&config, RandomWeights::Packed(precision.format()), 0, &device);
+    let weights = RandomWeights::Packed(precision.format());
+    let model = N::random_with(&config, weights, compute.activations(), 0, &device);
     Ok(Opened { model, seconds: start.elapsed().as_secs_f64() })
 }
 

@@ -8,6 +8,8 @@
 //! - [`packed_rows`]: an embedding look-up;
 //! - [`attend`]: softmax attention of a segment's queries over a cache and over the segment itself.
 //!
+//! On the processor, [`geglu`], [`rms_norm`] and [`rotate`] pass over their operands once, too.
+//!
 //! Each exists once for the CPU (`cpu/`: slices in, slices out, shared by the ndarray and flex backends; the
 //! instruction set is chosen at run time) and once for CubeCL runtimes such as wgpu (`cube/`). Each has a plain
 //! twin made of Burn's own operations ([`plain`]), which the tests compare with and which training
@@ -23,6 +25,7 @@ mod cpu;
 mod cube;
 mod error;
 mod format;
+mod fused;
 mod map;
 mod ops;
 mod packed;
@@ -33,6 +36,7 @@ pub use activations::Activations;
 pub use cpu::{Level, cpu_level};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
+pub use fused::{FusedOps, geglu, rms_norm, rotate};
 pub use map::map_file;
 pub use ops::{KernelOps, attend, packed_linear, packed_rows};
 pub use packed::PackedWeight;

@@ -138,8 +138,8 @@ impl PackedWeight {
     }
 }
 
-/// Whether weights on this device are stored as 32-bit words.
-fn stores_words(device: &Device) -> bool {
+/// Whether weights on this device are stored as 32-bit words: on a graphics processor.
+pub(crate) fn stores_words(device: &Device) -> bool {
     // CubeCL runtimes are the only ones without byte storage
     #[cfg(feature = "wgpu")]
     {

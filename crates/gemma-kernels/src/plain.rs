@@ -4,7 +4,8 @@
 //! compare the kernels with them; training uses them.
 
 use crate::AttendParams;
-use burn::tensor::{Bool, Tensor, TensorData, activation::softmax};
+use burn::tensor::activation::{gelu_approximate, softmax};
+use burn::tensor::{Bool, Tensor, TensorData};
 
 /// [`attend`](crate::attend) without a past: `[tokens, heads, head_dim]` from q of that shape and k, v
 /// `[tokens, kv_heads, head_dim]`, all starting at position `params.start` with nothing before.
@@ -37,4 +38,31 @@ pub fn attend_at(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, positions: &[usize], 
         .mask_fill(hidden.unsqueeze::<3>().expand([heads, tokens, keys]), f32::NEG_INFINITY);
     let weights = softmax(scores, 2).reshape([kv_heads, group * tokens, keys]);
     weights.matmul(v).reshape([heads, tokens, head_dim]).swap_dims(0, 1)
+}
+
+/// [`geglu`](crate::geglu).
+pub fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    gelu_approximate(gate) * up
+}
+
+/// [`rms_norm`](crate::rms_norm).
+pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f32) -> Tensor<2> {
+    let mean_square = x.clone().square().mean_dim(1);
+    let inverse = mean_square.add_scalar(eps).sqrt().recip();
+    x.mul(inverse).mul(weight.add_scalar(1.0).unsqueeze::<2>())
+}
+
+/// [`rotate`](crate::rotate).
+pub fn rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
+    let [tokens, heads, head_dim] = x.dims();
+    let [_, _, half] = cos.dims();
+    let part = |from: usize, to: usize| x.clone().slice([0..tokens, 0..heads, from..to]);
+    let (a, b) = (part(0, half), part(half, 2 * half));
+    let first = a.clone() * cos.clone() - b.clone() * sin.clone();
+    let second = b * cos + a * sin;
+    let mut parts = vec![first, second];
+    if 2 * half < head_dim {
+        parts.push(part(2 * half, head_dim));
+    }
+    Tensor::cat(parts, 2)
 }

@@ -25,3 +25,5 @@ pub use conversation::{Answered, Conversation};
 pub use error::Error;
 pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};
 pub use network::Network;
+
+pub use gemma_nn::Activations;

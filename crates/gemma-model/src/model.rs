@@ -4,6 +4,7 @@ use crate::save::Collect;
 use crate::{Error, Network};
 use burn::tensor::Device;
 use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
+use gemma_nn::Activations;
 use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
 use gemma_weights::{Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
 use std::path::Path;
@@ -18,6 +19,8 @@ pub struct LoadOptions {
     /// Whose control tokens the tokenizer has; `None`: those of the network's own family. It matters only for
     /// tokenizer files that leave the names out.
     pub family: Option<Family>,
+    /// How finely products on the processor represent activations; the default loses nothing that shows.
+    pub activations: Activations,
 }
 
 /// Called while a model is opened: bytes done and bytes in all.

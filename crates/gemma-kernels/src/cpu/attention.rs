@@ -284,15 +284,15 @@ unsafe fn attend_block<L: Lanes>(block: Block<'_>, parts: (usize, usize), scratc
     // the positions that each query sees, and those that any does; what is beside the queries sees everything
     let mut first = [0i32; WIDEST];
     let mut end = [i32::MAX; WIDEST];
-    let mut all = usize::MAX..0;
+    let (mut begin, mut stop) = (usize::MAX, 0);
     for (i, query) in queries.clone().enumerate() {
         let token = params.start + query / shape.group();
         let visible = params.visible(token, params.start + shape.tokens);
         (first[i], end[i]) = (visible.start as i32, visible.end as i32);
-        all = all.start.min(visible.start)..all.end.max(visible.end);
+        (begin, stop) = (begin.min(visible.start), stop.max(visible.end));
     }
     let common = *first[..queries.len()].iter().max().unwrap_or(&0)..*end[..queries.len()].iter().min().unwrap_or(&0);
-    let bound = |part: usize| all.start + all.len() * part / parts.1;
+    let bound = |part: usize| begin + (stop - begin) * part / parts.1;
     let mut position = bound(parts.0);
     let stop = bound(parts.0 + 1);
     while position < stop {

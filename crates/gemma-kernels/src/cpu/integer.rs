@@ -79,8 +79,8 @@ fn tokens<const M: usize>(level: Level, x: &Prepared, call: &Call<'_>) -> usize 
     let q4 = call.shape.format == Format::Q4_0;
     match x {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY (here and below): the level says that the processor has the instructions, `x` was prepared for this
-        // product, and it has `M` tokens from the call's on.
+        // SAFETY: the level says that the processor has the instructions, `x` was prepared for this product, and it has
+        // `M` tokens from the call's on.
         Prepared::Split(x) => unsafe {
             match (q4, !x.high.is_empty()) {
                 (false, true) => vnni::q8::<M, true>(x, call),

@@ -8,6 +8,7 @@ mod attention;
 mod blocked;
 mod buffer;
 mod decode;
+mod fused;
 mod integer;
 mod lanes;
 mod level;
@@ -19,5 +20,6 @@ mod stream;
 mod tile;
 
 pub(crate) use attention::{AttendShape, Keys, attend};
+pub(crate) use fused::{geglu, rms_norm, rotate};
 pub use level::{Level, cpu_level};
 pub(crate) use linear::{linear, rows};
