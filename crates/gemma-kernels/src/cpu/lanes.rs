@@ -157,4 +157,4 @@ impl Lanes for Plain {
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
+pub(super) use x86::{Avx2, Avx512, Pairs, pairs_are_faster};

@@ -75,6 +75,9 @@ pub(crate) fn linear(
     let output = Output(out.as_mut_ptr());
     let shape = Shape { format, tokens, rows, cols, row_bytes };
     if tokens > STREAMED_TOKENS {
+        if activations == Activations::Coarse && format == Format::Bf16 && cols.is_multiple_of(2) && has_pairs(level) {
+            return blocked::multiply_bf16(level, x, weight, shape, output);
+        }
         return blocked::multiply(level, x, weight, shape, output);
     }
     let stretch = if tokens * rows * cols < SERIAL_WORK { rows } else { STREAM_BYTES.div_ceil(row_bytes) };
@@ -85,6 +88,19 @@ pub(crate) fn linear(
     } else {
         let x = integer::prepare(level, x, shape, activations);
         pool::for_each(tasks, |task| integer::multiply(level, &x, weight, shape, range(task), output));
+    }
+}
+
+/// Whether products of bf16 with bf16 are worth it.
+fn has_pairs(level: Level) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        level >= Level::Avx512Bf16 && super::lanes::pairs_are_faster()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = level;
+        false
     }
 }
 

@@ -25,12 +25,12 @@ pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, ran
                 unsafe {
                     let to = out.at(token * shape.rows + row);
                     token += match shape.tokens - token {
-                        1 if token == 0 => tokens::<L, 1, true>(shape, x, bytes, to),
-                        1 => tokens::<L, 1, false>(shape, x, bytes, to),
-                        2 | 3 if token == 0 => tokens::<L, 2, true>(shape, x, bytes, to),
-                        2 | 3 => tokens::<L, 2, false>(shape, x, bytes, to),
-                        _ if token == 0 => tokens::<L, 4, true>(shape, x, bytes, to),
-                        _ => tokens::<L, 4, false>(shape, x, bytes, to),
+                        1 if token == 0 => tokens::<L, 1, 4, true>(shape, x, bytes, to),
+                        1 => tokens::<L, 1, 4, false>(shape, x, bytes, to),
+                        2 | 3 if token == 0 => tokens::<L, 2, 2, true>(shape, x, bytes, to),
+                        2 | 3 => tokens::<L, 2, 2, false>(shape, x, bytes, to),
+                        _ if token == 0 => tokens::<L, 4, 2, true>(shape, x, bytes, to),
+                        _ => tokens::<L, 4, 2, false>(shape, x, bytes, to),
                     };
                 }
             }
@@ -39,13 +39,14 @@ pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, ran
     with_level!(level, kernel(x: &[f32], weight: &[u8], shape: Shape, range: Range<usize>, out: Output));
 }
 
-/// One row times `M` tokens; returns `M`. `FETCH` requests the lines `AHEAD` of the read position.
+/// One row times `M` tokens, each with `STEPS` sums, so that an addition need not wait for the one before; returns
+/// `M`. `FETCH` requests the lines `AHEAD` of the read position.
 ///
 /// # Safety
 /// The lanes' instruction set must be available. `bytes` is a row, `x` holds `M` tokens, and there is room for their
 /// sums at `out`, a row of the output apart.
 #[inline(always)]
-unsafe fn tokens<L: Lanes, const M: usize, const FETCH: bool>(
+unsafe fn tokens<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool>(
     shape: Shape,
     x: &[f32],
     bytes: &[u8],
@@ -55,15 +56,17 @@ unsafe fn tokens<L: Lanes, const M: usize, const FETCH: bool>(
     // SAFETY: every load below stays inside the row and the tokens, which hold the same number of values.
     let sums = unsafe {
         match shape.format {
-            Format::F32 => plain::<L, M, FETCH, 4>(x, bytes, |from| L::load(from.cast()), |b| f32::from_le_bytes(*b)),
-            Format::Bf16 => plain::<L, M, FETCH, 2>(
+            Format::F32 => {
+                plain::<L, M, STEPS, FETCH, 4>(x, bytes, |from| L::load(from.cast()), |b| f32::from_le_bytes(*b))
+            }
+            Format::Bf16 => plain::<L, M, STEPS, FETCH, 2>(
                 x,
                 bytes,
                 |from| L::load_bf16(from),
                 |b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16),
             ),
             Format::F16 => {
-                plain::<L, M, FETCH, 2>(x, bytes, |from| L::load_f16(from), |b| f16::from_le_bytes(*b).to_f32())
+                plain::<L, M, STEPS, FETCH, 2>(x, bytes, |from| L::load_f16(from), |b| f16::from_le_bytes(*b).to_f32())
             }
             Format::Q8_0 => blocks::<L, M, FETCH, 34>(x, bytes, |quants, i| L::load_i8(quants.add(i))),
             Format::Q4_0 => blocks::<L, M, FETCH, 18>(x, bytes, |quants, i| {
@@ -81,15 +84,12 @@ unsafe fn tokens<L: Lanes, const M: usize, const FETCH: bool>(
 /// # Safety
 /// As [`tokens`]; `SIZE` bytes per value.
 #[inline(always)]
-unsafe fn plain<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>(
+unsafe fn plain<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool, const SIZE: usize>(
     x: [&[f32]; M],
     bytes: &[u8],
     load: impl Fn(*const u8) -> L,
     scalar: impl Fn(&[u8; SIZE]) -> f32,
 ) -> [f32; M] {
-    // four sums in all, so that an addition need not wait for the one before
-    const STEPS: usize = 4;
-    let chains = STEPS / M;
     let step = STEPS * L::N;
     let cols = x[0].len();
     // SAFETY: `i` counts values, of which all slices hold `cols`.
@@ -103,17 +103,14 @@ unsafe fn plain<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>(
                     prefetch(from.wrapping_add(AHEAD + line * 64));
                 }
             }
-            for s in 0..STEPS {
+            for (s, sums) in sums.iter_mut().enumerate() {
                 let weights = load(from.add(s * L::N * SIZE));
-                let sums = &mut sums[s % chains];
-                for (x, sum) in x.iter().zip(sums) {
-                    *sum = weights.mul_add(L::load(x.as_ptr().add(i + s * L::N)), *sum);
-                }
+                *sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(i + s * L::N)), sums[t]));
             }
             i += step;
         }
         std::array::from_fn(|t| {
-            let mut sum = sums[0][t].add(sums[1][t]).add(sums[2][t].add(sums[3][t])).sum();
+            let mut sum = sums[1..].iter().fold(sums[0][t], |sum, sums| sum.add(sums[t])).sum();
             for (x, value) in x[t][i..].iter().zip(bytes[i * SIZE..].as_chunks::<SIZE>().0) {
                 sum += x * scalar(value);
             }
@@ -133,7 +130,7 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
 ) -> [f32; M] {
     // SAFETY: block `b` covers values 32 b to 32 b + 31 of `x` and `SIZE` bytes.
     unsafe {
-        let mut sums = [[L::splat(0.0); M]; 2];
+        let mut sums = [L::splat(0.0); M];
         for b in 0..bytes.len() / SIZE {
             let from = bytes.as_ptr().add(b * SIZE);
             if FETCH {
@@ -143,14 +140,11 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
             let mut products = [L::splat(0.0); M];
             for i in (0..32).step_by(L::N) {
                 let weights = load(from.add(2), i);
-                for (x, product) in x.iter().zip(&mut products) {
-                    *product = weights.mul_add(L::load(x.as_ptr().add(b * 32 + i)), *product);
-                }
+                products =
+                    std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * 32 + i)), products[t]));
             }
-            for (product, sum) in products.into_iter().zip(&mut sums[b & 1]) {
-                *sum = product.mul_add(scale, *sum);
-            }
+            sums = std::array::from_fn(|t| products[t].mul_add(scale, sums[t]));
         }
-        std::array::from_fn(|t| sums[0][t].add(sums[1][t]).sum())
+        sums.map(|sum| sum.sum())
     }
 }
