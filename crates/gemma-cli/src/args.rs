@@ -108,7 +108,9 @@ pub(crate) struct Compute {
     #[arg(long)]
     pub(crate) exact_activations: bool,
 
-    /// Represent activations by 8 bits with q8_0 and q4_0 weights where that is faster: wrong by about half a percent.
+    /// Represent activations by 8 bits with q8_0 and q4_0 weights, and by bf16 with bf16 weights, where that is faster.
+    ///
+    /// Each product is then wrong by up to a hundredth.
     #[arg(long, conflicts_with = "exact_activations")]
     pub(crate) fast_activations: bool,
 }

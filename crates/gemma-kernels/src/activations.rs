@@ -8,8 +8,8 @@
 pub enum Activations {
     /// f32 throughout: error below 1e-6.
     Exact,
-    /// With quantized weights, 16-bit whole numbers that share a scale per 32 values: error below 3e-5. f32 with
-    /// all other weights.
+    /// With quantized weights, 16-bit whole numbers that share a scale per 32 values, or f32 where that is as fast:
+    /// error below 3e-5. f32 with all other weights.
     #[default]
     Fine,
     /// With quantized weights, 8-bit whole numbers that share a scale per 32 values, where the processor gains from

@@ -188,6 +188,8 @@ fn multiply_stretch(
     range: Range<usize>,
     out: Output,
 ) {
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = pairs;
     SCRATCH.with_borrow_mut(|scratch| {
         for first in (0..shape.tokens).step_by(TOKENS) {
             let tokens = first..(first + TOKENS).min(shape.tokens);

@@ -5,7 +5,9 @@
 
 use super::level::Level;
 use super::linear::{Output, Shape};
-use super::quantize::{Split, Words};
+#[cfg(target_arch = "x86_64")]
+use super::quantize::Split;
+use super::quantize::Words;
 use crate::{Activations, Format};
 use half::f16;
 use std::ops::Range;
@@ -13,6 +15,7 @@ use std::ops::Range;
 /// The activations of a product, in the form that the level's kernel reads.
 pub(super) enum Prepared {
     Words(Words),
+    #[cfg(target_arch = "x86_64")]
     Split(Split),
 }
 
@@ -23,7 +26,10 @@ pub(super) fn has(format: Format) -> bool {
 
 /// Quantizes `x` `[tokens, cols]`.
 pub(super) fn prepare(level: Level, x: &[f32], shape: Shape, activations: Activations) -> Prepared {
+    #[cfg(target_arch = "x86_64")]
     let fine = activations != Activations::Coarse;
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (activations, shape);
     match level {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512Vnni | Level::Avx512Bf16 => {
@@ -76,7 +82,10 @@ impl Call<'_> {
 
 #[inline(always)]
 fn tokens<const M: usize>(level: Level, x: &Prepared, call: &Call<'_>) -> usize {
+    #[cfg(target_arch = "x86_64")]
     let q4 = call.shape.format == Format::Q4_0;
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = level;
     match x {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level says that the processor has the instructions, `x` was prepared for this product, and it has
@@ -95,8 +104,6 @@ fn tokens<const M: usize>(level: Level, x: &Prepared, call: &Call<'_>) -> usize 
             if q4 { avx2::q4::<M>(x, call) } else { avx2::q8::<M>(x, call) }
         },
         Prepared::Words(x) => portable::<M>(x, call),
-        #[cfg(not(target_arch = "x86_64"))]
-        Prepared::Split(_) => unreachable!("only x86 prepares bytes"),
     }
     M
 }

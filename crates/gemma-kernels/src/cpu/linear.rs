@@ -78,6 +78,12 @@ pub(crate) fn linear(
         if activations == Activations::Coarse && format == Format::Bf16 && cols.is_multiple_of(2) && has_pairs(level) {
             return blocked::multiply_bf16(level, x, weight, shape, output);
         }
+        #[cfg(target_arch = "x86_64")]
+        if activations != Activations::Exact && integer::has(format) && level >= Level::Avx512Vnni {
+            let fine = activations == Activations::Fine;
+            // SAFETY: the level says that the processor has the instructions.
+            return unsafe { super::bytes::multiply(x, weight, shape, fine, output) };
+        }
         return blocked::multiply(level, x, weight, shape, output);
     }
     let stretch = if tokens * rows * cols < SERIAL_WORK { rows } else { STREAM_BYTES.div_ceil(row_bytes) };
@@ -205,11 +211,15 @@ mod tests {
         for format in [Format::Q8_0, Format::Q4_0] {
             for (rows, cols) in SHAPES.into_iter().filter(|(_, cols)| format.row_bytes(*cols).is_some()) {
                 let (weight, decoded) = encoded(format, rows, cols);
-                for (activations, tokens) in
-                    [Activations::Fine, Activations::Coarse].into_iter().flat_map(|a| (1..=8).map(move |t| (a, t)))
+                let tokens = (1..=STREAMED_TOKENS).chain([9, 16, 17, 33, 40, 64]);
+                for (tokens, activations) in
+                    tokens.flat_map(|tokens| [(tokens, Activations::Fine), (tokens, Activations::Coarse)])
                 {
                     let x = noise(tokens * cols, 2);
                     for level in Level::available() {
+                        if tokens > STREAMED_TOKENS && level < Level::Avx512Vnni {
+                            continue;
+                        }
                         let coarse = activations == Activations::Coarse && level >= Level::Avx512Vnni;
                         let limit = if coarse { quantize::COARSE } else { quantize::FINE };
                         let seen = |block: &[f32; 32]| {

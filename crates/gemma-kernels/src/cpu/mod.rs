@@ -1,12 +1,15 @@
 //! The operations on the CPU: slices in, slices out, for the ndarray and the flex backend alike.
 //!
 //! `level` finds out what the processor can do, `lanes` is the vector type of each instruction set, `pool` the
-//! threads. `linear` decides how a product is computed: `stream` or `integer` for few tokens, `blocked` for many.
+//! threads. `linear` decides how a product is computed: `stream` or `integer` for few tokens, `blocked` or `bytes` for
+//! many.
 //! `attention` is one algorithm for both. The innermost loops of the last two are in `tile`.
 
 mod attention;
 mod blocked;
 mod buffer;
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 mod decode;
 mod fused;
 mod integer;

@@ -11,6 +11,7 @@ const BLOCK: usize = 32;
 /// The largest magnitude of a 16-bit activation: 127 · 256, so that its high byte stays within ±127.
 pub(super) const FINE: f32 = 32512.0;
 /// The largest magnitude of an 8-bit activation.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86 gains from 8 bits"))]
 pub(super) const COARSE: f32 = 127.0;
 
 /// The scale of a block and its whole numbers.
@@ -61,6 +62,7 @@ impl Words {
 ///
 /// The instruction multiplies unsigned bytes with signed ones, so the weights' bytes are moved up by an offset, and
 /// each product starts from what that offset contributes.
+#[cfg(target_arch = "x86_64")]
 pub(super) struct Split {
     /// The high bytes, `[tokens, groups, 128]`; empty for 8-bit activations.
     pub(super) high: Buffer<i8>,
@@ -73,8 +75,10 @@ pub(super) struct Split {
 }
 
 /// Values of a group of blocks.
+#[cfg(target_arch = "x86_64")]
 pub(super) const GROUP: usize = 4 * BLOCK;
 
+#[cfg(target_arch = "x86_64")]
 impl Split {
     /// Of `x` `[tokens, cols]` with `cols` a whole number of blocks. `halves`: whether the first halves of a group's
     /// blocks lie together, then the second halves; otherwise blocks follow each other. `offset` is what the weights'
@@ -147,6 +151,7 @@ mod tests {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn bytes_add_up_to_the_value() {
         let x: Vec<f32> = (0..5).flat_map(|i| block(1.0 + i as f32)).collect();
