@@ -7,8 +7,8 @@
 //! them sleep at once for some time.
 //!
 //! The tasks of a region are divided evenly beforehand: each thread works through its own share from the front,
-//! which keeps a stream of memory reads in one piece, and a thread that has finished takes tasks from the back of
-//! the others'. So a worker that the operating system wakes late or interrupts holds nobody up for long.
+//! which keeps a stream of memory reads in one piece, and a thread that has finished takes over the later half of what
+//! another has left. So a worker that the operating system wakes late or interrupts holds nobody up for long.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -21,6 +21,10 @@ use std::time::{Duration, Instant};
 const AWAKE: Duration = Duration::from_micros(300);
 /// How long it does so while other programs want the processors.
 const CROWDED_AWAKE: Duration = Duration::from_micros(5);
+/// Work that is left must take longer than this for a sleeping worker to be woken for it.
+const WORTH_WAKING: Duration = Duration::from_micros(100);
+/// The same while other programs want the processors: the worker then takes turns with the caller as often as not.
+const CROWDED_WORTH_WAKING: Duration = Duration::from_micros(1000);
 /// A wait in which so much time passes between two looks at the clock was interrupted.
 const INTERRUPTION: Duration = Duration::from_micros(100);
 /// For how many regions an interruption is remembered.
@@ -93,17 +97,36 @@ impl Share {
         self.0.store(u64::from(back) << 32 | u64::from(front), Relaxed);
     }
 
-    /// Takes a task away, its owner's next or its last.
-    fn take(&self, next: bool) -> Option<usize> {
+    /// How many tasks are left.
+    fn len(&self) -> u32 {
+        let held = self.0.load(Relaxed);
+        ((held >> 32) as u32).saturating_sub(held as u32)
+    }
+
+    /// Its owner's next task.
+    fn next(&self) -> Option<usize> {
+        let mut held = self.0.load(Relaxed);
+        while (held as u32) < (held >> 32) as u32 {
+            match self.0.compare_exchange_weak(held, held + 1, Relaxed, Relaxed) {
+                Ok(_) => return Some(held as u32 as usize),
+                Err(now) => held = now,
+            }
+        }
+        None
+    }
+
+    /// The later half of its tasks, or the only one, as a range.
+    fn steal(&self) -> Option<(u32, u32)> {
         let mut held = self.0.load(Relaxed);
         loop {
             let (front, back) = (held as u32, (held >> 32) as u32);
             if front >= back {
                 return None;
             }
-            let (task, left) = if next { (front, held + 1) } else { (back - 1, held - (1 << 32)) };
+            let middle = front + (back - front) / 2;
+            let left = u64::from(middle) << 32 | u64::from(front);
             match self.0.compare_exchange_weak(held, left, Relaxed, Relaxed) {
-                Ok(_) => return Some(task as usize),
+                Ok(_) => return Some((middle, back)),
                 Err(now) => held = now,
             }
         }
@@ -151,14 +174,7 @@ impl Pool {
         // the region is closed and empty; this publishes shares and job
         let generation = (self.state.load(Relaxed) >> 32) + 1;
         self.state.store(generation << 32 | OPEN, SeqCst);
-        for worker in &self.workers {
-            if worker.asleep.load(SeqCst)
-                && let Some(thread) = worker.thread.get()
-            {
-                thread.unpark();
-            }
-        }
-        self.take_part(&job, 0);
+        self.take_part(&job, 0, Some(Instant::now()));
         // from here on nobody enters, and once nobody is inside, nobody knows the job
         self.state.fetch_and(!OPEN, AcqRel);
         self.wait_for_workers();
@@ -173,21 +189,46 @@ impl Pool {
         }
     }
 
-    /// Works through a share, then through what is left of the others'. Does not panic.
-    fn take_part(&self, job: &Job<'_>, share: usize) {
+    /// Works through a share, then through what is left of the others'. Does not panic. The caller, which says when
+    /// the region began, wakes the others when it has seen how long a task takes.
+    fn take_part(&self, job: &Job<'_>, share: usize, mut began: Option<Instant>) {
+        let own = &self.shares[share];
         let next = || {
-            let others = || (1..self.threads()).map(|step| (share + step) % self.threads());
-            self.shares[share].take(true).or_else(|| others().find_map(|other| self.shares[other].take(false)))
+            own.next().or_else(|| {
+                let mut others = (1..self.threads()).map(|step| &self.shares[(share + step) % self.threads()]);
+                let (first, back) = others.find_map(Share::steal)?;
+                own.set(first + 1, back);
+                Some(first as usize)
+            })
         };
         let all = AssertUnwindSafe(|| {
             while let Some(task) = next() {
                 (job.task)(task);
+                if let Some(began) = began.take() {
+                    self.wake(began.elapsed());
+                }
             }
         });
         if let Err(panic) = catch_unwind(all) {
             self.shares.iter().for_each(|share| share.set(0, 0));
             let mut first = job.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             first.get_or_insert(panic);
+        }
+    }
+
+    /// Wakes the workers that sleep, where the tasks that nobody has begun, of about `each`, are worth it.
+    fn wake(&self, each: Duration) {
+        let left: u32 = self.shares.iter().map(Share::len).sum();
+        let worth = if self.crowded.load(Relaxed) > 0 { CROWDED_WORTH_WAKING } else { WORTH_WAKING };
+        if each.saturating_mul(left) < worth {
+            return;
+        }
+        for worker in &self.workers {
+            if worker.asleep.load(SeqCst)
+                && let Some(thread) = worker.thread.get()
+            {
+                thread.unpark();
+            }
         }
     }
 
@@ -198,7 +239,7 @@ impl Pool {
             generation = self.enter(index, generation);
             // SAFETY: this thread is counted as inside, so the caller has not left `for_each`, where the job lives.
             let job = unsafe { &*self.job.load(Relaxed) };
-            self.take_part(job, index + 1);
+            self.take_part(job, index + 1, None);
             let before = self.state.fetch_sub(1, AcqRel);
             if before & ASLEEP != 0 && before & INSIDE == 1 {
                 // the handle stays: should the caller have gone on meanwhile, the next one still needs it
@@ -342,10 +383,10 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_taken_from_both_ends_until_it_is_empty() {
+    fn a_share_is_worked_off_from_the_front_and_its_later_half_is_stolen() {
         let share = Share::default();
-        share.set(3, 7);
-        let taken = [true, false, true, false, true].map(|next| share.take(next));
-        assert_eq!(taken, [Some(3), Some(6), Some(4), Some(5), None]);
+        share.set(3, 8);
+        assert_eq!((share.next(), share.steal(), share.next()), (Some(3), Some((6, 8)), Some(4)));
+        assert_eq!((share.steal(), share.steal(), share.next()), (Some((5, 6)), None, None));
     }
 }
