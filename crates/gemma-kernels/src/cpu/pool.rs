@@ -18,7 +18,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// How long a thread waits awake.
-const AWAKE: Duration = Duration::from_micros(300);
+const AWAKE: Duration = Duration::from_micros(100);
 /// How long it does so while other programs want the processors.
 const CROWDED_AWAKE: Duration = Duration::from_micros(5);
 /// Work that is left must take longer than this for a sleeping worker to be woken for it.
@@ -297,6 +297,8 @@ impl Pool {
                 }
                 std::hint::spin_loop();
             }
+            // the thread that is waited for may be next in line for this very processor
+            thread::yield_now();
             let now = Instant::now();
             if now - last > INTERRUPTION {
                 self.crowded.store(CROWDED_REGIONS, Relaxed);
@@ -328,7 +330,7 @@ mod tests {
                 });
                 assert!(runs.iter().all(|runs| runs.load(Relaxed) == 1), "{threads} threads, {tasks} tasks");
                 if round % 50 == 0 {
-                    thread::sleep(AWAKE * 5);
+                    thread::sleep(AWAKE * 20);
                 }
             }
         }
