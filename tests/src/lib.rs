@@ -4,6 +4,7 @@
 //! made). A larger set is found through the environment variable `GEMMA_TEST_SHARED`; tests that use it say that they
 //! skipped when it is unset.
 
+use gemma_backend::{Backend, Device};
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 
@@ -67,6 +68,7 @@ impl References {
                 .iter()
                 .map(|b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)))
                 .collect(),
+            Dtype::U8 => data.iter().map(|byte| f64::from(*byte)).collect(),
             other => panic!("{name} is stored as {other:?}"),
         };
         Some(Reference { shape: view.shape().to_vec(), values })
@@ -85,6 +87,18 @@ impl References {
         let file = SafeTensors::deserialize(&self.bytes).expect("a safetensors file");
         file.names().into_iter().map(str::to_owned).collect()
     }
+}
+
+/// Every compiled backend and its device; one stands for the three kinds of shader.
+///
+/// # Panics
+/// When one does not open.
+pub fn devices() -> Vec<(Backend, Device)> {
+    Backend::compiled()
+        .into_iter()
+        .filter(|backend| !matches!(backend, Backend::Vulkan | Backend::Metal))
+        .map(|backend| (backend, backend.device().expect("a compiled backend opens")))
+        .collect()
 }
 
 /// The largest distance between two lists of numbers.

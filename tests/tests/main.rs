@@ -3,5 +3,7 @@
 mod demo;
 mod documents;
 mod gradients;
+mod paligemma;
+mod paligemma_demo;
 mod parity;
 mod precision;

@@ -1,10 +1,10 @@
 //! Every formula of the text decoder against the reference implementation: whole prompts, chunks, single cached
 //! steps, batches of segments, lengths past the window, greedy continuations, gradients; on every compiled backend.
 
-use gemma::{Backend, Decoder, Device, LoadOptions};
+use gemma::{Decoder, Device, LoadOptions};
 use gemma_generate::{CausalModel, GenerateOptions, Generation};
 use gemma_nn::Segment;
-use gemma_tests::{References, goldens, max_distance, rms_distance, shared};
+use gemma_tests::{References, devices, goldens, max_distance, rms_distance, shared};
 use gemma_weights::Checkpoint;
 use std::path::Path;
 
@@ -12,14 +12,6 @@ use std::path::Path;
 const LOGITS: f64 = 1e-3;
 /// A greedy choice counts where the reference's best two logits are farther apart than this.
 const MARGIN: f64 = 1e-3;
-
-fn devices() -> Vec<(Backend, Device)> {
-    Backend::compiled()
-        .into_iter()
-        .filter(|backend| !matches!(backend, Backend::Vulkan | Backend::Metal))
-        .map(|backend| (backend, backend.device().expect("a compiled backend opens")))
-        .collect()
-}
 
 fn open(folder: &Path, device: &Device) -> Decoder {
     let checkpoint = Checkpoint::open(folder).expect("a model folder");

@@ -26,6 +26,8 @@ pub trait Sink {
     fn matrix(&mut self, name: &str, weight: &Weight);
     /// A vector in f32.
     fn vector(&mut self, name: &str, values: &Param<Tensor<1>>);
+    /// Any other parameter: f32 values in row-major order.
+    fn array(&mut self, name: &str, values: TensorData);
 }
 
 /// A source that only writes down what a network asks for. Nothing is allocated.

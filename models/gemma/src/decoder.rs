@@ -122,7 +122,7 @@ impl Decoder {
     }
 
     /// Memory for a sequence that is read once, in one piece: it keeps nothing.
-    fn no_memory(&self) -> Memory {
+    pub fn no_memory(&self) -> Memory {
         Memory { layers: self.layers.iter().map(|_| KvCache::new(Retention::Nothing)).collect() }
     }
 
@@ -135,6 +135,9 @@ impl Decoder {
             }
             fn vector(&mut self, _name: &str, values: &burn::module::Param<Tensor<1>>) {
                 self.0 += 4 * values.val().dims()[0];
+            }
+            fn array(&mut self, _name: &str, values: TensorData) {
+                self.0 += 4 * values.num_elements();
             }
         }
         let mut sum = Sum(0);

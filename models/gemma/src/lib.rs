@@ -37,6 +37,7 @@ pub use demo::{demo, demo_checkpoint, demo_tokenizer};
 pub use error::Error;
 pub use front::{Gemma, LoadOptions, OnLoad};
 pub use layer::DecoderLayer;
+pub use save::Collect;
 
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{

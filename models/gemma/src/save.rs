@@ -2,23 +2,27 @@
 
 use crate::{DecoderConfig, Error};
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use gemma_kernels::Format;
 use gemma_nn::{Sink, Weight};
 use gemma_weights::Dtype;
 
 /// A tensor as `gemma_weights::save_folder` takes it: name, dtype, shape, bytes.
-pub(crate) type Stored = (String, Dtype, Vec<usize>, Vec<u8>);
+pub type Stored = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// Collects every parameter, converted to one dtype.
-pub(crate) struct Collect {
+#[derive(Debug)]
+pub struct Collect {
     dtype: Dtype,
-    pub(crate) tensors: Vec<Stored>,
-    pub(crate) quantized: Option<Format>,
+    /// What came in.
+    pub tensors: Vec<Stored>,
+    /// A quantized format among it.
+    pub quantized: Option<Format>,
 }
 
 impl Collect {
-    pub(crate) fn new(dtype: Dtype) -> Self {
+    /// An empty collection.
+    pub fn new(dtype: Dtype) -> Self {
         Self { dtype, tensors: Vec::new(), quantized: None }
     }
 
@@ -51,6 +55,11 @@ impl Sink for Collect {
     fn vector(&mut self, name: &str, param: &Param<Tensor<1>>) {
         let values = values(param.val());
         self.push(name, vec![values.len()], &values);
+    }
+
+    fn array(&mut self, name: &str, values: TensorData) {
+        let shape = values.shape().to_vec();
+        self.push(name, shape, &values.try_into_vec::<f32>().expect("parameters are f32"));
     }
 }
 

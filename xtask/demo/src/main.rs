@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use gemma_demo::{Document, held_out_questions, train_gemma, training_text};
+use gemma_demo::{Document, held_out_questions, train_gemma, train_paligemma, training_text};
 use gemma_tokenizer::Role;
 
 /// Makes the embedded demo models.
@@ -32,6 +32,21 @@ enum Job {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Trains the PaliGemma demo model, and draws its pictures.
+    Paligemma {
+        /// The folder to write; it is made if it does not exist.
+        #[arg(long)]
+        out: PathBuf,
+        /// Optimizer steps; the default is what the committed model was trained with.
+        #[arg(long)]
+        steps: Option<usize>,
+        /// A folder that a training has written: go on from there instead of from random weights.
+        #[arg(long)]
+        begun: Option<PathBuf>,
+        /// What the scenes and the first weights follow from.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
     /// Prints training documents and held-out questions.
     Corpus {
         /// How many of each.
@@ -46,6 +61,7 @@ enum Job {
 fn main() -> Result<()> {
     match Arguments::parse().job {
         Job::Gemma { out, steps, begun, seed } => train_gemma::make(&out, begun.as_deref(), steps, seed),
+        Job::Paligemma { out, steps, begun, seed } => train_paligemma::make(&out, begun.as_deref(), steps, seed),
         Job::Corpus { show, seed } => {
             print_corpus(show, seed);
             Ok(())

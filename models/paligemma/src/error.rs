@@ -1,0 +1,121 @@
+//! Everything that can go wrong because of what a user gave, in one enum.
+
+use std::path::PathBuf;
+
+/// Why a model could not be opened, a picture not be read, or a question not be answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The text decoder: its configuration, or the model folder.
+    #[error(transparent)]
+    Gemma(#[from] gemma::Error),
+    /// The checkpoint on disk, or the way to it.
+    #[error(transparent)]
+    Weights(#[from] gemma_weights::Error),
+    /// The tokenizer's file.
+    #[error(transparent)]
+    Tokenizer(#[from] gemma_tokenizer::Error),
+    /// The prompt or an option of the generation.
+    #[error(transparent)]
+    Generate(#[from] gemma_generate::Error),
+    /// The backend.
+    #[error(transparent)]
+    Backend(#[from] gemma_backend::BackendError),
+    /// A file cannot be read or written.
+    #[error("{}: {cause}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// A file of a picture that is larger than any picture should be.
+    #[error("{}: {bytes} bytes are more than a picture may have ({limit}); make it smaller first", path.display())]
+    FileSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        bytes: u64,
+        /// The most that is read.
+        limit: u64,
+    },
+    /// Bytes that are no PNG, JPEG or WebP picture, or a damaged one.
+    #[error("{name}: not a picture that can be read ({reason}); give a whole PNG, JPEG or WebP file")]
+    Picture {
+        /// The file, or what stands for it.
+        name: String,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A picture with more pixels than are decoded, or none.
+    #[error("{name}: a picture of {width} x {height} pixels; at most {limit} pixels are decoded, make it smaller first")]
+    PictureSize {
+        /// The file, or what stands for it.
+        name: String,
+        /// Its width in pixels.
+        width: u64,
+        /// Its height in pixels.
+        height: u64,
+        /// The most pixels that are decoded.
+        limit: u64,
+    },
+    /// A field of `config.json` has a value that cannot be right or is not supported.
+    #[error("config.json: {field} is {value}; it must be {expected}")]
+    ConfigField {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// `config.json` is not JSON, or a field is missing or of another type.
+    #[error("config.json cannot be read: {cause}; take the file from the model's repository")]
+    ConfigJson {
+        /// What the parser said.
+        cause: serde_json::Error,
+    },
+    /// The checkpoint belongs to another architecture.
+    #[error("config.json: `{name}` is not PaliGemma (model_type `paligemma`); other families have crates of their own")]
+    Architecture {
+        /// What the file names.
+        name: String,
+    },
+    /// The vocabulary lacks a token that PaliGemma needs.
+    #[error("the tokenizer has no {piece}; use the tokenizer that belongs to the model")]
+    MissingToken {
+        /// The token.
+        piece: &'static str,
+    },
+    /// A prompt's `<image>` tokens do not match its pictures.
+    #[error("the prompt has {found} image tokens and its {pictures} picture(s) take {expected}; give {each} per picture")]
+    ImageTokens {
+        /// Image tokens in the prompt.
+        found: usize,
+        /// Image tokens that the pictures take.
+        expected: usize,
+        /// Pictures given.
+        pictures: usize,
+        /// Image tokens of one picture.
+        each: usize,
+    },
+    /// A file of mask decoder weights is not what it should be.
+    #[error("{}: {reason}; give vae-oid.npz or a safetensors file of the same tensors", path.display())]
+    MaskWeights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Masks were asked for without a mask decoder.
+    #[error(
+        "masks need the weights of the mask decoder; put vae-oid.npz into the model folder, or name it with --mask-decoder"
+    )]
+    NoMaskDecoder,
+    /// A network that cannot be saved.
+    #[error("a model held in {format} cannot be saved as a folder; load it with --precision bf16 or f32 and save that")]
+    SaveQuantized {
+        /// The format held.
+        format: gemma_kernels::Format,
+    },
+}
