@@ -7,7 +7,7 @@ use gemma_nn::Segment;
 use gemma_tests::{Reference, References, devices, goldens, max_distance, rms_distance, shared};
 use gemma_weights::Checkpoint;
 use paligemma::{
-    BoundingBox, Device, Filter, LoadOptions, Mask, MaskDecoder, Picture, Pixels, Prompt, VisionLanguageModel,
+    BoundingBox, Device, Filter, LoadOptions, Mask, MaskDecoder, Network, Picture, Pixels, Prompt, VisionLanguageModel,
     resize_rgb,
 };
 use std::path::Path;
@@ -293,9 +293,8 @@ fn masks_are_decoded_as_the_reference_decodes_them() {
     let folder = shared.join("reference/fixtures/seg_decoder");
     let expected = References::open(&folder.join("expected.safetensors"));
     let (codes, maps) = (expected.tensor("codes"), expected.tensor("mask_64"));
-    let objects: Vec<[u8; 16]> = (0..codes.shape[0])
-        .map(|row| std::array::from_fn(|place| codes.row(row)[place] as u8))
-        .collect();
+    let objects: Vec<[u8; 16]> =
+        (0..codes.shape[0]).map(|row| std::array::from_fn(|place| codes.row(row)[place] as u8)).collect();
     for (backend, device) in devices() {
         let decoder = MaskDecoder::open(&folder.join("vae-random.npz"), &device).expect("weights");
         for (row, map) in decoder.decode(&objects).iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Every formula of the text decoder against the reference implementation: whole prompts, chunks, single cached
 //! steps, batches of segments, lengths past the window, greedy continuations, gradients; on every compiled backend.
 
-use gemma::{Decoder, Device, LoadOptions};
+use gemma::{Decoder, Device, LoadOptions, Network};
 use gemma_generate::{CausalModel, GenerateOptions, Generation};
 use gemma_nn::Segment;
 use gemma_tests::{References, devices, goldens, max_distance, rms_distance, shared};

@@ -1,6 +1,6 @@
 //! A checkpoint in every precision: the same model, as far as the precision allows.
 
-use gemma::{Backend, Decoder, LoadOptions};
+use gemma::{Backend, Decoder, LoadOptions, Network};
 use gemma_generate::CausalModel;
 use gemma_nn::Segment;
 use gemma_tests::{References, goldens, rms_distance};

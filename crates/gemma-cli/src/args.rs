@@ -80,7 +80,7 @@ pub(crate) struct Model {
 }
 
 /// Where and how it is computed.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Copy, Debug, Default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct Compute {
     /// How weights are kept in memory: f32, bf16, f16, q8_0 (about 8 bits per weight) or q4_0 (about 4 bits).

@@ -9,16 +9,63 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
-use gemma::{Decoder, DecoderConfig, Device, Gemma, LoadOptions, OnLoad, RandomWeights};
+use gemma::{Device, RandomWeights};
 use gemma_generate::CausalModel;
+use gemma_model::{LoadOptions, Model, Network, OnLoad, fields::Architecture};
 use gemma_tokenizer::{Family, TokenId, Tokenizer};
-use gemma_weights::{Checkpoint, HubId, HubOptions, Precision, catalogue::SHAPES};
+use gemma_weights::{
+    Checkpoint, HubId, HubOptions, Precision,
+    catalogue::{self, SHAPES, Shape},
+};
 use serde::Serialize;
 
 use crate::{
-    args::{Compute, Model},
+    args::{self, Compute},
     progress,
 };
+
+/// The networks that the program runs. A verb is written once, for any [`Network`]; [`with_network!`] picks the one that
+/// a checkpoint describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Gemma 1, 1.1 and 2, and CodeGemma.
+    Gemma,
+}
+
+impl Kind {
+    const ALL: [Self; 1] = [Self::Gemma];
+
+    /// The network that a `config.json` describes. One that no network knows is left for Gemma's to refuse.
+    fn of(config: &[u8]) -> Result<Self, gemma_model::Error> {
+        let architecture = Architecture::from_json(config)?;
+        Ok(Self::ALL.into_iter().find(|kind| kind.is_called(architecture.name())).unwrap_or(Self::Gemma))
+    }
+
+    /// Whether `config.json` calls this network by such a name.
+    fn is_called(self, name: Option<&str>) -> bool {
+        match self {
+            Self::Gemma => matches!(name, Some("gemma" | "GemmaForCausalLM" | "gemma2" | "Gemma2ForCausalLM")),
+        }
+    }
+
+    /// The network that has a released shape.
+    fn of_shape(shape: &Shape) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| with_network!(*kind, N => N::config_from_shape(shape).is_some()))
+    }
+}
+
+/// Evaluates an expression with `N` standing for the network of a [`Kind`].
+macro_rules! with_network {
+    ($kind:expr, $N:ident => $body:expr) => {
+        match $kind {
+            $crate::session::Kind::Gemma => {
+                type $N = gemma::Decoder;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_network;
 
 /// The hub's settings: the environment's, and what was typed.
 pub(crate) fn hub(offline: bool) -> HubOptions {
@@ -46,49 +93,81 @@ pub(crate) struct Opened<T> {
     pub(crate) seconds: f64,
 }
 
-/// Opens the model that the flags name, downloading it where that is needed and allowed.
-pub(crate) fn open(args: &Model) -> Result<Opened<Gemma>> {
-    load(args.model.as_deref(), args.offline, &args.compute, Gemma::from_checkpoint_with)
+/// A checkpoint that was found, and what to open it with.
+pub(crate) struct Found {
+    checkpoint: Checkpoint,
+    compute: Compute,
+    begin: Instant,
 }
 
-/// Opens only the network of the model that the flags name, which needs no tokenizer.
-pub(crate) fn open_decoder(args: &Model) -> Result<Opened<Decoder>> {
-    load(args.model.as_deref(), args.offline, &args.compute, Decoder::open_with)
+/// Finds the model that the flags name, downloading it where that is needed and allowed, or the demo.
+pub(crate) fn find(args: &args::Model) -> Result<Found> {
+    locate(args.model.as_deref(), args.offline, &args.compute)
 }
 
-/// What makes a model of a checkpoint.
-type Build<T> = fn(&Checkpoint, &LoadOptions, &Device, OnLoad<'_>) -> Result<T, gemma::Error>;
-
-/// Opens a model by its name, or the demo.
-pub(crate) fn load<T>(model: Option<&str>, offline: bool, compute: &Compute, build: Build<T>) -> Result<Opened<T>> {
+/// [`find`], for a name and flags that stand apart.
+pub(crate) fn locate(model: Option<&str>, offline: bool, compute: &Compute) -> Result<Found> {
     // A backend that was asked for and is not there should be known before a download, while looking for the best
     // one takes time that a mistyped name need not cost.
     compute.backend.map(|backend| backend.device()).transpose()?;
     let folder = model.map(|model| folder(model, offline)).transpose()?;
-    let start = Instant::now();
+    let begin = Instant::now();
     let checkpoint = match &folder {
         Some(folder) => Checkpoint::open(folder)?,
         None => gemma::demo_checkpoint()?,
     };
-    let device = device(compute)?;
-    let bar = progress::bytes("loading");
-    let options = LoadOptions { precision: compute.precision, offline };
-    let model = build(&checkpoint, &options, &device, &mut |done, total| progress::set(&bar, done, total));
-    bar.finish_and_clear();
-    Ok(Opened { model: model?, seconds: start.elapsed().as_secs_f64() })
+    Ok(Found { checkpoint, compute: *compute, begin })
+}
+
+impl Found {
+    /// Which network it is.
+    pub(crate) fn kind(&self) -> Result<Kind> {
+        let config = self.checkpoint.file("config.json")?;
+        Ok(config.map(|config| Kind::of(&config)).transpose()?.unwrap_or(Kind::Gemma))
+    }
+
+    /// Opens the model.
+    pub(crate) fn open<N: Network>(self) -> Result<Opened<Model<N>>> {
+        self.build(Model::<N>::from_checkpoint_with)
+    }
+
+    /// Opens only the network, which needs no tokenizer.
+    pub(crate) fn open_network<N: Network>(self) -> Result<Opened<N>> {
+        self.build(N::open_with)
+    }
+
+    fn build<T>(self, build: Build<T>) -> Result<Opened<T>> {
+        let device = device(&self.compute)?;
+        let bar = progress::bytes("loading");
+        let options = LoadOptions { precision: self.compute.precision, ..LoadOptions::default() };
+        let model = build(&self.checkpoint, &options, &device, &mut |done, total| progress::set(&bar, done, total));
+        bar.finish_and_clear();
+        Ok(Opened { model: model?, seconds: self.begin.elapsed().as_secs_f64() })
+    }
+}
+
+/// What makes a model of a checkpoint.
+type Build<T> = fn(&Checkpoint, &LoadOptions, &Device, OnLoad<'_>) -> Result<T, gemma_model::Error>;
+
+/// The released shape of a name, and the network that has it.
+pub(crate) fn shape(name: &str) -> Result<(&'static Shape, Kind)> {
+    let text = |shape: &&Shape| shape.vision.is_none() && Kind::of_shape(shape).is_some();
+    match catalogue::shape(name).filter(text).and_then(|shape| Some((shape, Kind::of_shape(shape)?))) {
+        Some(found) => Ok(found),
+        None => {
+            let names: Vec<&str> = SHAPES.iter().filter(text).map(|shape| shape.name).collect();
+            bail!("there is no text shape {name}; use one of {}", names.join(", "))
+        }
+    }
 }
 
 /// Makes a network of a released shape with random weights.
-pub(crate) fn random(shape: &str, compute: &Compute) -> Result<Opened<Decoder>> {
-    let Some(config) = DecoderConfig::preset(shape) else {
-        let known = SHAPES.iter().filter(|shape| shape.vision.is_none() && DecoderConfig::from_shape(shape).is_some());
-        let names: Vec<&str> = known.map(|shape| shape.name).collect();
-        bail!("there is no text shape {shape}; use one of {}", names.join(", "));
-    };
+pub(crate) fn random<N: Network>(shape: &Shape, compute: &Compute) -> Result<Opened<N>> {
+    let config = N::config_from_shape(shape).context("the network has this shape")?;
     let precision = compute.precision.unwrap_or(Precision::Bf16);
     let device = device(compute)?;
     let start = Instant::now();
-    let model = Decoder::random(&config, RandomWeights::Packed(precision.format()), 0, &device);
+    let model = N::random(&config, RandomWeights::Packed(precision.format()), 0, &device);
     Ok(Opened { model, seconds: start.elapsed().as_secs_f64() })
 }
 

@@ -18,6 +18,13 @@ pub trait Source {
     fn vector(&mut self, name: &str, len: usize) -> Param<Tensor<1>>;
     /// Any other parameter: f32 values in row-major order.
     fn array(&mut self, name: &str, shape: &[usize]) -> TensorData;
+    /// A parameter of any other shape (a stack of matrices, a convolution): its values in f32 and row-major order,
+    /// as one line; the layer that has it gives it its shape.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
+        let line = self.array(name, shape).try_into_vec::<f32>().expect("arrays are f32");
+        let data = TensorData::new(line, [shape.iter().product::<usize>()]);
+        Param::from_tensor(Tensor::from_data(data, &self.device()))
+    }
 }
 
 /// A taker of parameters by name, the inverse of [`Source`]: what saves a network.
@@ -26,8 +33,8 @@ pub trait Sink {
     fn matrix(&mut self, name: &str, weight: &Weight);
     /// A vector in f32.
     fn vector(&mut self, name: &str, values: &Param<Tensor<1>>);
-    /// Any other parameter: f32 values in row-major order.
-    fn array(&mut self, name: &str, values: TensorData);
+    /// A parameter of any other shape, in f32: its values in row-major order, as [`Source::tensor`] gave them.
+    fn tensor(&mut self, name: &str, shape: &[usize], values: &Param<Tensor<1>>);
 }
 
 /// A source that only writes down what a network asks for. Nothing is allocated.
@@ -78,6 +85,11 @@ impl Source for Inventory {
     fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
         self.asked.push((name.to_owned(), shape.to_vec()));
         TensorData::zeros::<f32, _>(shape)
+    }
+
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
+        self.asked.push((name.to_owned(), shape.to_vec()));
+        unmade([shape.iter().product()], &self.device)
     }
 }
 

@@ -110,8 +110,7 @@ pub fn train_with<M: Module + Sync, E: AsRef<Example> + Sync>(
     for step in 0..options.steps {
         let begin = Instant::now();
         let examples = batch(step);
-        let learned =
-            |examples: &[E]| examples.iter().flat_map(|example| example.as_ref().targets()).flatten().count();
+        let learned = |examples: &[E]| examples.iter().flat_map(|example| example.as_ref().targets()).flatten().count();
         let total = learned(&examples);
         if total == 0 {
             return Err(Error::EmptyBatch { step });

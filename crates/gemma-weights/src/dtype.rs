@@ -52,6 +52,16 @@ impl Dtype {
             Self::F16 => Format::F16,
         }
     }
+
+    /// `value` as arithmetic in this type would hold it.
+    pub fn round(self, value: f32) -> f32 {
+        let mut bytes = [0; 4];
+        let bytes = &mut bytes[..self.bytes()];
+        let mut rounded = [0.0];
+        self.format().encode_row(&[value], bytes);
+        self.format().decode_row(bytes, &mut rounded);
+        rounded[0]
+    }
 }
 
 /// The name used in config.json (`float32`, `bfloat16`, `float16`).
@@ -143,6 +153,14 @@ impl Display for Precision {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn constants_are_rounded_as_the_checkpoint_rounds() {
+        for (width, scale) in [(2048, 45.25), (3072, 55.5), (2304, 48.0), (3584, 59.75), (4608, 68.0)] {
+            assert_eq!(Dtype::Bf16.round((width as f32).sqrt()), scale, "width {width}");
+        }
+        assert_eq!(Dtype::F32.round(3072f32.sqrt()), 3072f32.sqrt());
+    }
 
     #[test]
     fn precisions_are_read_back_from_their_names() {

@@ -48,7 +48,7 @@ impl<'a> Loader<'a> {
         &self.unquantized
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> &'a StoredTensor {
+    fn stored(&self, name: &str, shape: &[usize]) -> &'a StoredTensor {
         let tensor =
             self.checkpoint.get(name).unwrap_or_else(|| panic!("tensor {name} was not checked before loading"));
         assert_eq!(tensor.shape, shape, "shape of tensor {name}, which was not checked before loading");
@@ -72,7 +72,7 @@ impl Source for Loader<'_> {
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
-        let tensor = self.tensor(name, &[rows, cols]);
+        let tensor = self.stored(name, &[rows, cols]);
         let format: Format = held_format(tensor.dtype.format(), self.precision, cols);
         if self.precision.is_some_and(|wish| wish.format() != format) {
             self.unquantized.push(name.to_owned());
@@ -89,7 +89,7 @@ impl Source for Loader<'_> {
     }
 
     fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
-        let tensor = self.tensor(name, shape);
+        let tensor = self.stored(name, shape);
         let data = TensorData::new(tensor.to_f32(), shape);
         self.report(tensor);
         data

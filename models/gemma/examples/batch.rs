@@ -28,7 +28,7 @@ pub fn run(model: Option<String>) -> anyhow::Result<()> {
         stop_tokens: gemma.stop_tokens().to_vec(),
         ..Request::default()
     });
-    let texts = generate_batch(gemma.decoder(), tokenizer, &requests)?;
+    let texts = generate_batch(gemma.network(), tokenizer, &requests)?;
     for (prompt, answer) in prompts.iter().zip(texts) {
         println!("{prompt}{} ({})\n", answer.text, answer.finish_reason.name());
     }

@@ -5,6 +5,10 @@
 //! below this file asks which generation a model belongs to.
 
 use crate::Error;
+use gemma_model::fields::{
+    self, Architecture, Ids, LARGEST_DIMENSION, LARGEST_VOCAB, MOST_LAYERS, cap, finite_positive, invalid, off,
+    positive, shortest, tanh_gelu,
+};
 use gemma_nn::{AttentionSpec, RopeSpec};
 use gemma_weights::catalogue::{self, Decoder as Kind, Shape};
 use serde::Deserialize;
@@ -51,18 +55,6 @@ pub struct DecoderConfig {
     pub eos: Vec<u32>,
 }
 
-/// Upper bounds of what a configuration may claim, far above every released model.
-const MOST_LAYERS: usize = 1 << 10;
-const LARGEST_DIMENSION: usize = 1 << 20;
-const LARGEST_VOCAB: usize = 1 << 24;
-
-/// The fields of `config.json` that say which network it describes.
-#[derive(Debug, Deserialize)]
-struct Architecture {
-    model_type: Option<String>,
-    architectures: Option<Vec<String>>,
-}
-
 /// The fields of `config.json` that describe it, as they stand there.
 #[derive(Debug, Deserialize)]
 struct ConfigFile {
@@ -87,17 +79,12 @@ struct ConfigFile {
     sliding_window: Option<usize>,
     layer_types: Option<Vec<String>>,
     query_pre_attn_scalar: Option<f32>,
-    #[serde(default = "absent")]
-    attn_logit_softcapping: Value,
-    #[serde(default = "absent")]
-    final_logit_softcapping: Value,
+    #[serde(default, deserialize_with = "fields::nullable")]
+    attn_logit_softcapping: Option<Option<f32>>,
+    #[serde(default, deserialize_with = "fields::nullable")]
+    final_logit_softcapping: Option<Option<f32>>,
     use_bidirectional_attention: Option<Value>,
     quantization_config: Option<Value>,
-}
-
-/// Stands for a field that the file lacks, where `null` means something else.
-fn absent() -> Value {
-    Value::Bool(true)
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,13 +92,6 @@ struct RopeParameters {
     rope_type: Option<String>,
     rope_theta: Option<f32>,
     partial_rotary_factor: Option<f32>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    One(u32),
-    Many(Vec<u32>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -128,10 +108,8 @@ impl DecoderConfig {
     /// supported; the message names field and value.
     pub fn from_json(text: &[u8]) -> Result<Self, Error> {
         // the architecture first: what another family's file lacks is no fault of it
-        let kind: Architecture = serde_json::from_slice(text).map_err(|cause| Error::ConfigJson { cause })?;
-        let generation = kind.generation()?;
-        let file: ConfigFile = serde_json::from_slice(text).map_err(|cause| Error::ConfigJson { cause })?;
-        file.resolve(generation)
+        let generation = Generation::of(&Architecture::from_json(text)?)?;
+        fields::parse::<ConfigFile>(text)?.resolve(generation)
     }
 
     /// The configuration of a released size: `gemma-2b`, `gemma-7b`, `gemma-2-2b`, `gemma-2-9b`, `gemma-2-27b`.
@@ -234,15 +212,12 @@ impl DecoderConfig {
     }
 }
 
-impl Architecture {
-    fn generation(&self) -> Result<Generation, Error> {
-        let named = self.model_type.as_deref();
-        let architecture = self.architectures.as_ref().and_then(|names| names.first()).map(String::as_str);
-        match named.or(architecture) {
-            Some("gemma" | "GemmaForCausalLM") => Ok(Generation::One),
-            Some("gemma2" | "Gemma2ForCausalLM") => Ok(Generation::Two),
-            Some(other) => Err(Error::Architecture { name: other.to_owned() }),
-            None => Err(invalid("model_type", "absent", "`gemma` or `gemma2`")),
+impl Generation {
+    fn of(architecture: &Architecture) -> Result<Self, Error> {
+        match architecture.name() {
+            Some("gemma" | "GemmaForCausalLM") => Ok(Self::One),
+            Some("gemma2" | "Gemma2ForCausalLM") => Ok(Self::Two),
+            _ => Err(architecture.refuse("a Gemma 1 or Gemma 2 text model (model_type `gemma` or `gemma2`)")),
         }
     }
 }
@@ -265,8 +240,8 @@ impl ConfigFile {
             Generation::One => (head_dim as f32, None, None),
             Generation::Two => (
                 self.query_pre_attn_scalar.unwrap_or(256.0),
-                cap("attn_logit_softcapping", &self.attn_logit_softcapping, 50.0)?,
-                cap("final_logit_softcapping", &self.final_logit_softcapping, 30.0)?,
+                cap("attn_logit_softcapping", self.attn_logit_softcapping, 50.0)?,
+                cap("final_logit_softcapping", self.final_logit_softcapping, 30.0)?,
             ),
         };
         let attention = AttentionSpec {
@@ -294,23 +269,14 @@ impl ConfigFile {
             rope: RopeSpec { rotary_dim: head_dim, theta: finite_positive("rope_theta", theta)? },
             final_softcap,
             context: positive("max_position_embeddings", self.max_position_embeddings.unwrap_or(8192), usize::MAX)?,
-            eos: match self.eos_token_id {
-                None => vec![1],
-                Some(Ids::One(id)) => vec![id],
-                Some(Ids::Many(ids)) => ids,
-            },
+            eos: Ids::eos(self.eos_token_id),
         })
     }
 
     /// Fields that change the mathematics in ways this crate does not have.
     fn refuse_unsupported(&self) -> Result<(), Error> {
-        // the first releases say `gelu` and mean the tanh form, as does an absent or null field
-        for (field, word) in [("hidden_activation", &self.hidden_activation), ("hidden_act", &self.hidden_act)] {
-            let known = ["gelu", "gelu_pytorch_tanh", "gelu_fast", "gelu_new"];
-            if let Some(word) = word.as_deref().filter(|word| !known.contains(word)) {
-                return Err(invalid(field, word, "`gelu_pytorch_tanh`"));
-            }
-        }
+        tanh_gelu("hidden_activation", self.hidden_activation.as_deref())?;
+        tanh_gelu("hidden_act", self.hidden_act.as_deref())?;
         if self.tie_word_embeddings == Some(false) {
             return Err(invalid("tie_word_embeddings", false, "true: the output head is the embedding table"));
         }
@@ -325,13 +291,9 @@ impl ConfigFile {
                 return Err(invalid("rope_parameters.partial_rotary_factor", part, "1"));
             }
         }
-        let off = |value: &&Value| !value.is_null() && **value != Value::Bool(false);
-        if let Some(value) = self.use_bidirectional_attention.as_ref().filter(off) {
-            return Err(invalid("use_bidirectional_attention", value, "null or false"));
-        }
-        if let Some(value) = self.quantization_config.as_ref().filter(off) {
-            return Err(invalid("quantization_config", value, "absent; quantize with --precision instead"));
-        }
+        off("use_bidirectional_attention", self.use_bidirectional_attention.as_ref(), "null or false")?;
+        let quantize = "absent; quantize with --precision instead";
+        off("quantization_config", self.quantization_config.as_ref(), quantize)?;
         Ok(())
     }
 
@@ -356,39 +318,6 @@ impl ConfigFile {
                 other => Err(invalid("layer_types", other, "`sliding_attention` or `full_attention`")),
             })
             .collect()
-    }
-}
-
-/// The number with the fewest digits that reads back as `value`: 1e-6, not 9.99999997e-7.
-fn shortest(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
-}
-
-fn invalid(field: &'static str, value: impl std::fmt::Display, expected: &'static str) -> Error {
-    let value: String = value.to_string().chars().take(60).collect();
-    Error::ConfigField { field, value, expected }
-}
-
-fn positive(field: &'static str, value: usize, most: usize) -> Result<usize, Error> {
-    if (1..=most).contains(&value) {
-        Ok(value)
-    } else {
-        Err(invalid(field, value, "a positive number of a sensible size"))
-    }
-}
-
-fn finite_positive(field: &'static str, value: f32) -> Result<f32, Error> {
-    if value.is_finite() && value > 0.0 { Ok(value) } else { Err(invalid(field, value, "a positive number")) }
-}
-
-/// A soft cap: its value, `None` when the file says `null` (or 0), the default when the file says nothing.
-fn cap(field: &'static str, value: &Value, default: f32) -> Result<Option<f32>, Error> {
-    match value {
-        Value::Null => Ok(None),
-        Value::Bool(true) => Ok(Some(default)),
-        Value::Number(number) if number.as_f64() == Some(0.0) => Ok(None),
-        Value::Number(number) => finite_positive(field, number.as_f64().unwrap_or(f64::NAN) as f32).map(Some),
-        other => Err(invalid(field, other, "a number or null")),
     }
 }
 
@@ -474,7 +403,7 @@ mod tests {
     #[test]
     fn another_family_is_named_whatever_its_file_lacks() {
         let error = DecoderConfig::from_json(br#"{"model_type": "paligemma"}"#).unwrap_err();
-        assert!(matches!(&error, Error::Architecture { name } if name == "paligemma"), "{error}");
+        assert!(matches!(&error, Error::Architecture { name, .. } if name == "paligemma"), "{error}");
         assert!(DecoderConfig::from_json(b"{}").is_err());
         assert!(DecoderConfig::from_json(b"not json").is_err());
     }

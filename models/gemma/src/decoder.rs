@@ -3,13 +3,12 @@
 use crate::config::DecoderConfig;
 use crate::layer::DecoderLayer;
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use gemma_generate::CausalModel;
-use gemma_nn::{
-    Embedder, Inventory, KvCache, Retention, RmsNorm, RopeTable, Segment, Sink, Source, softcap, total_tokens,
-};
-use gemma_tokenizer::TokenId;
-use gemma_weights::{Dtype, TensorSpec};
+use gemma_model::{Error, Network};
+use gemma_nn::{Embedder, KvCache, Retention, RmsNorm, RopeTable, Segment, Sink, Source, last_rows, softcap};
+use gemma_tokenizer::{Family, TokenId};
+use gemma_weights::{Dtype, catalogue::Shape};
 
 /// The decoder of Gemma 1, 1.1 and 2; CodeGemma is one, and PaliGemma contains one.
 #[derive(Module, Debug)]
@@ -58,41 +57,6 @@ impl Memory {
 }
 
 impl Decoder {
-    /// Builds the network from a source of parameters. `dtype` is that of the checkpoint: the embedding scale
-    /// √width is rounded to it, as the reference does (√3072 = 55.4256 becomes 55.5 in bf16).
-    pub fn load(source: &mut dyn Source, config: &DecoderConfig, dtype: Dtype) -> Self {
-        let scale = round_to(dtype, (config.width as f32).sqrt());
-        let layer = |(index, spec)| {
-            DecoderLayer::load(source, &format!("model.layers.{index}"), config.width, config.norm_eps, spec)
-        };
-        let layers = config.layers.iter().enumerate().map(layer).collect();
-        Self {
-            embed_tokens: Embedder::load(source, "model.embed_tokens", config.vocab, config.width, scale),
-            layers,
-            norm: RmsNorm::load(source, "model.norm", config.width, config.norm_eps),
-            config: config.clone(),
-        }
-    }
-
-    /// Hands every parameter to a sink, under the checkpoint's names.
-    pub fn save(&self, sink: &mut dyn Sink) {
-        self.embed_tokens.save(sink, "model.embed_tokens");
-        for (index, layer) in self.layers.iter().enumerate() {
-            layer.save(sink, &format!("model.layers.{index}"));
-        }
-        self.norm.save(sink, "model.norm");
-    }
-
-    /// The configuration it was built from.
-    pub fn config(&self) -> &DecoderConfig {
-        &self.config
-    }
-
-    /// The device that holds the parameters.
-    pub fn device(&self) -> Device {
-        self.norm.weight.val().device()
-    }
-
     /// Scaled embeddings: `[tokens, width]`.
     ///
     /// # Panics
@@ -116,48 +80,75 @@ impl Decoder {
         self.norm.forward(x)
     }
 
-    /// Logits `[rows, vocab]` of rows `[rows, width]` that went through the last norm.
-    pub fn logits(&self, x: Tensor<2>) -> Tensor<2> {
-        softcap(self.embed_tokens.logits(x), self.config.final_softcap)
-    }
-
     /// Memory for a sequence that is read once, in one piece: it keeps nothing.
     pub fn no_memory(&self) -> Memory {
         Memory { layers: self.layers.iter().map(|_| KvCache::new(Retention::Nothing)).collect() }
     }
-
-    /// Bytes that generating one token reads: all weights once.
-    pub fn weight_bytes(&self) -> usize {
-        struct Sum(usize);
-        impl Sink for Sum {
-            fn matrix(&mut self, _name: &str, weight: &gemma_nn::Weight) {
-                self.0 += weight.bytes_len();
-            }
-            fn vector(&mut self, _name: &str, values: &burn::module::Param<Tensor<1>>) {
-                self.0 += 4 * values.val().dims()[0];
-            }
-            fn array(&mut self, _name: &str, values: TensorData) {
-                self.0 += 4 * values.num_elements();
-            }
-        }
-        let mut sum = Sum(0);
-        self.save(&mut sum);
-        sum.0
-    }
 }
 
-impl DecoderConfig {
-    /// Name and shape of every tensor that a checkpoint of this configuration holds.
-    pub fn tensors(&self, device: &Device) -> Vec<TensorSpec> {
-        let mut inventory = Inventory::new(device);
-        Decoder::load(&mut inventory, self, Dtype::F32);
-        inventory.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
+impl Network for Decoder {
+    type Config = DecoderConfig;
+
+    const FAMILY: Family = Family::Gemma;
+
+    fn config_from_json(text: &[u8]) -> Result<DecoderConfig, Error> {
+        DecoderConfig::from_json(text)
     }
 
-    /// Whether a checkpoint may hold a tensor of this name that no layer reads: the tied head and the rotary
-    /// frequencies, which some files repeat.
-    pub fn is_ignored(name: &str) -> bool {
-        name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq")
+    fn config_from_shape(shape: &Shape) -> Option<DecoderConfig> {
+        DecoderConfig::from_shape(shape)
+    }
+
+    fn config_to_json(config: &DecoderConfig, dtype: Dtype) -> serde_json::Value {
+        config.to_json(dtype)
+    }
+
+    fn eos(config: &DecoderConfig) -> &[TokenId] {
+        &config.eos
+    }
+
+    /// The embedding scale √width is rounded to the checkpoint's dtype, as the reference does (√3072 = 55.4256 becomes
+    /// 55.5 in bf16).
+    fn load(source: &mut dyn Source, config: &DecoderConfig, dtype: Dtype) -> Self {
+        let scale = dtype.round((config.width as f32).sqrt());
+        let layer = |(index, spec)| {
+            DecoderLayer::load(source, &format!("model.layers.{index}"), config.width, config.norm_eps, spec)
+        };
+        let layers = config.layers.iter().enumerate().map(layer).collect();
+        Self {
+            embed_tokens: Embedder::load(source, "model.embed_tokens", config.vocab, config.width, scale),
+            layers,
+            norm: RmsNorm::load(source, "model.norm", config.width, config.norm_eps),
+            config: config.clone(),
+        }
+    }
+
+    fn save(&self, sink: &mut dyn Sink) {
+        self.embed_tokens.save(sink, "model.embed_tokens");
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.save(sink, &format!("model.layers.{index}"));
+        }
+        self.norm.save(sink, "model.norm");
+    }
+
+    fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    fn device(&self) -> Device {
+        self.norm.weight.val().device()
+    }
+
+    fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
+        self.hidden(self.embed(tokens), segments, memories)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        softcap(self.embed_tokens.logits(hidden), self.config.final_softcap)
+    }
+
+    fn memory_bytes(memory: &Memory) -> usize {
+        memory.bytes_len()
     }
 }
 
@@ -170,22 +161,7 @@ impl CausalModel for Decoder {
 
     fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
         let x = self.hidden(self.embed(tokens), segments, memories);
-        // the head is the largest matrix: only the last row of each segment needs it
-        let mut end = 0;
-        let last: Vec<i32> = segments
-            .iter()
-            .map(|segment| {
-                end += segment.len;
-                end as i32 - 1
-            })
-            .collect();
-        let rows = if last.len() == total_tokens(segments) {
-            x
-        } else {
-            let index = Tensor::<1, Int>::from_data(TensorData::new(last, [segments.len()]), &x.device());
-            x.select(0, index)
-        };
-        self.logits(rows)
+        self.logits(last_rows(x, segments))
     }
 
     fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
@@ -207,26 +183,9 @@ impl CausalModel for Decoder {
     }
 }
 
-/// A value as the arithmetic of a checkpoint's dtype would hold it.
-fn round_to(dtype: Dtype, value: f32) -> f32 {
-    let mut bytes = vec![0; dtype.format().block_bytes()];
-    let mut rounded = [0.0];
-    dtype.format().encode_row(&[value], &mut bytes);
-    dtype.format().decode_row(&bytes, &mut rounded);
-    rounded[0]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_embedding_scale_is_rounded_as_the_checkpoint_rounds() {
-        for (width, scale) in [(2048, 45.25), (3072, 55.5), (2304, 48.0), (3584, 59.75), (4608, 68.0)] {
-            assert_eq!(round_to(Dtype::Bf16, (width as f32).sqrt()), scale, "width {width}");
-        }
-        assert_eq!(round_to(Dtype::F32, 3072f32.sqrt()), 3072f32.sqrt());
-    }
 
     #[test]
     fn the_tensors_of_each_preset_add_up_to_the_released_parameters() {
@@ -238,7 +197,7 @@ mod tests {
             ("gemma-2-9b", 9_241_705_984),
             ("gemma-2-27b", 27_227_128_320u64),
         ] {
-            let tensors = DecoderConfig::preset(name).unwrap().tensors(&device);
+            let tensors = Decoder::tensors(&DecoderConfig::preset(name).unwrap(), &device);
             let sum: u64 = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum();
             assert_eq!(sum, parameters, "{name}");
         }

@@ -24,7 +24,15 @@ const FILES: [(&str, &[u8]); 6] = [
 /// # Errors
 /// Only when the device fails.
 pub fn demo(device: &Device) -> Result<Gemma, Error> {
-    Gemma::demo_with(&LoadOptions::default(), device)
+    demo_with(&LoadOptions::default(), device)
+}
+
+/// [`demo`] with options.
+///
+/// # Errors
+/// As [`demo`].
+pub fn demo_with(options: &LoadOptions, device: &Device) -> Result<Gemma, Error> {
+    Gemma::from_checkpoint(&demo_checkpoint()?, options, device)
 }
 
 /// The files of the demo model, opened like a folder.
@@ -43,12 +51,23 @@ pub fn demo_tokenizer() -> Result<Tokenizer, Error> {
     Ok(Tokenizer::from_json(TOKENIZER, Family::Gemma)?)
 }
 
-impl Gemma {
-    /// [`demo`] with options.
-    ///
-    /// # Errors
-    /// As [`demo`].
-    pub fn demo_with(options: &LoadOptions, device: &Device) -> Result<Self, Error> {
-        Self::from_checkpoint(&demo_checkpoint()?, options, device)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Conversation, GenerateOptions};
+    use std::sync::Arc;
+
+    #[test]
+    fn a_question_that_is_too_long_leaves_the_conversation_as_it_was() {
+        let gemma = demo(&gemma_backend::default_device().unwrap()).unwrap();
+        let mut conversation = Conversation::new(&gemma, GenerateOptions::greedy(8));
+        let quiet = |_: &str| Ok::<(), Error>(());
+        conversation.say("What is 7 plus 5?", Arc::default(), quiet).unwrap();
+        let before = conversation.turns().to_vec();
+        let long = "many words ".repeat(2_000);
+        assert!(conversation.say(&long, Arc::default(), quiet).is_err());
+        assert_eq!(conversation.turns(), before);
+        conversation.say("And plus 3?", Arc::default(), quiet).unwrap();
+        assert_eq!(conversation.turns().len(), 4);
     }
 }

@@ -12,8 +12,8 @@
 //! # }
 //! ```
 //!
-//! [`Gemma`] is the front door: a tokenizer, a network and what belongs to them; everything a user can get wrong is
-//! checked there. Behind it, [`DecoderConfig`] says what a `config.json` means, [`Decoder`] is the network, and the
+//! [`Gemma`] is the front door, a [`Model`]: a tokenizer, a network and what belongs to them; everything a user can get
+//! wrong is checked there. Behind it, [`DecoderConfig`] says what a `config.json` means, [`Decoder`] is the network, and the
 //! loop that turns logits into text is [`gemma_generate`].
 //!
 //! # Features
@@ -22,27 +22,23 @@
 //! (default: download from the Hugging Face hub). Backends can be combined and are chosen at run time.
 
 mod config;
-mod conversation;
 mod decoder;
 mod demo;
-mod error;
-mod front;
 mod layer;
-mod save;
 
 pub use config::{DecoderConfig, LayerSpec, Norms};
-pub use conversation::{Answered, Conversation};
 pub use decoder::{Decoder, Memory};
-pub use demo::{demo, demo_checkpoint, demo_tokenizer};
-pub use error::Error;
-pub use front::{Gemma, LoadOptions, OnLoad};
+pub use demo::{demo, demo_checkpoint, demo_tokenizer, demo_with};
 pub use layer::DecoderLayer;
-pub use save::Collect;
+
+/// A Gemma model, ready to write.
+pub type Gemma = Model<Decoder>;
 
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{
     CausalModel, FinishReason, GenerateOptions, Generated, Request, TextStream, Timings, generate_batch,
 };
+pub use gemma_model::{Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad};
 pub use gemma_nn::RandomWeights;
 pub use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer, Turn};
 pub use gemma_weights::{Dtype, Precision};

@@ -10,8 +10,11 @@ use gemma_weights::{Dtype, TensorSpec};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::Error;
 use crate::siglip::SiglipConfig;
+use gemma_model::Error;
+use gemma_model::fields::{
+    self, Architecture, LARGEST_DIMENSION, MOST_LAYERS, finite_positive, invalid, positive, shortest,
+};
 
 /// A PaliGemma or PaliGemma 2, resolved: everything that building and running it takes.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,14 +29,10 @@ pub struct PaliGemmaConfig {
 
 /// The number of `<image>` in the released files.
 const IMAGE_TOKEN: TokenId = 257_152;
+/// A larger picture, in pixels, than any released model looks at.
+const LARGEST_SIDE: usize = 1 << 13;
 /// What transformers takes it to be when a file does not say.
 const DEFAULT_IMAGE_TOKEN: TokenId = 256_000;
-
-#[derive(Deserialize)]
-struct Kind {
-    model_type: Option<String>,
-    architectures: Option<Vec<String>>,
-}
 
 #[derive(Deserialize)]
 struct ConfigFile {
@@ -69,15 +68,11 @@ impl PaliGemmaConfig {
     /// When it is not JSON, names another architecture, or a value cannot be right or is not supported; the message
     /// names field and value.
     pub fn from_json(text: &[u8]) -> Result<Self, Error> {
-        let kind: Kind = serde_json::from_slice(text).map_err(|cause| Error::ConfigJson { cause })?;
-        let first = kind.architectures.and_then(|names| names.into_iter().next());
-        match kind.model_type.or(first).as_deref() {
-            Some("paligemma" | "PaliGemmaForConditionalGeneration") => {}
-            Some(other) => return Err(Error::Architecture { name: other.to_owned() }),
-            None => return Err(invalid("model_type", "absent", "`paligemma`")),
+        let architecture = Architecture::from_json(text)?;
+        if !matches!(architecture.name(), Some("paligemma" | "PaliGemmaForConditionalGeneration")) {
+            return Err(architecture.refuse("PaliGemma (model_type `paligemma`)"));
         }
-        let file: ConfigFile = serde_json::from_slice(text).map_err(|cause| Error::ConfigJson { cause })?;
-        file.resolve()
+        fields::parse::<ConfigFile>(text)?.resolve()
     }
 
     /// The configuration of a released size: `paligemma-3b-224` to `paligemma2-28b-896`.
@@ -107,7 +102,6 @@ impl PaliGemmaConfig {
     /// The `config.json` that HF transformers reads back as this model.
     pub fn to_json(&self, dtype: Dtype) -> Value {
         let vision = &self.vision;
-        let eps: f64 = vision.norm_eps.to_string().parse().unwrap_or(f64::from(vision.norm_eps));
         json!({
             "architectures": ["PaliGemmaForConditionalGeneration"],
             "bos_token_id": 2,
@@ -125,7 +119,7 @@ impl PaliGemmaConfig {
                 "hidden_size": vision.width,
                 "image_size": vision.image_size,
                 "intermediate_size": vision.hidden,
-                "layer_norm_eps": eps,
+                "layer_norm_eps": shortest(vision.norm_eps),
                 "model_type": "siglip_vision_model",
                 "num_attention_heads": vision.heads,
                 "num_channels": 3,
@@ -143,9 +137,8 @@ impl ConfigFile {
         if self.tie_word_embeddings == Some(false) {
             return Err(invalid("tie_word_embeddings", false, "true: the output head is the embedding table"));
         }
-        if let Some(value) = self.quantization_config.filter(|value| !value.is_null()) {
-            return Err(invalid("quantization_config", value, "absent; quantize with --precision instead"));
-        }
+        let instead = "absent; quantize with --precision instead";
+        fields::off("quantization_config", self.quantization_config.as_ref(), instead)?;
         let image_token = self.image_token_index.or(self.image_token_id).unwrap_or(DEFAULT_IMAGE_TOKEN);
         let text = text_config(self.text_config.unwrap_or_default(), self.eos_token_id)?;
         if let Some(width) = self.projection_dim.filter(|width| *width != text.width) {
@@ -177,7 +170,7 @@ fn text_config(mut file: Map<String, Value>, eos: Option<Value>) -> Result<Decod
         file.entry("eos_token_id").or_insert(eos);
     }
     let text = serde_json::to_vec(&file).map_err(|cause| Error::ConfigJson { cause })?;
-    Ok(DecoderConfig::from_json(&text)?)
+    DecoderConfig::from_json(&text)
 }
 
 impl VisionFile {
@@ -195,37 +188,26 @@ impl VisionFile {
         if self.vision_use_head == Some(true) {
             return Err(invalid("vision_config.vision_use_head", true, "false: a feature per patch is needed"));
         }
-        let size = |field, value: Option<usize>, default, most| {
-            let value = value.unwrap_or(default);
-            let sensible = (1..=most).contains(&value);
-            if sensible { Ok(value) } else { Err(invalid(field, value, "a positive number of a sensible size")) }
-        };
-        let image_size = size("vision_config.image_size", self.image_size, 224, 1 << 13)?;
-        let patch = size("vision_config.patch_size", self.patch_size, 16, image_size)?;
-        let width = size("vision_config.hidden_size", self.hidden_size, 768, 1 << 20)?;
-        let heads = size("vision_config.num_attention_heads", self.num_attention_heads, 12, width)?;
+        let image_size = positive("vision_config.image_size", self.image_size.unwrap_or(224), LARGEST_SIDE)?;
+        let patch = positive("vision_config.patch_size", self.patch_size.unwrap_or(16), image_size)?;
+        let width = positive("vision_config.hidden_size", self.hidden_size.unwrap_or(768), LARGEST_DIMENSION)?;
+        let heads = self.num_attention_heads.unwrap_or(12);
+        let heads = positive("vision_config.num_attention_heads", heads, width)?;
         if width % heads != 0 {
             return Err(invalid("vision_config.num_attention_heads", heads, "a divisor of hidden_size"));
         }
-        let norm_eps = self.layer_norm_eps.unwrap_or(1e-6);
-        if !(norm_eps.is_finite() && norm_eps > 0.0) {
-            return Err(invalid("vision_config.layer_norm_eps", norm_eps, "a positive number"));
-        }
+        let layers = self.num_hidden_layers.unwrap_or(12);
+        let hidden = self.intermediate_size.unwrap_or(3_072);
         Ok(SiglipConfig {
             image_size,
             patch,
             width,
-            layers: size("vision_config.num_hidden_layers", self.num_hidden_layers, 12, 1 << 10)?,
+            layers: positive("vision_config.num_hidden_layers", layers, MOST_LAYERS)?,
             heads,
-            hidden: size("vision_config.intermediate_size", self.intermediate_size, 3_072, 1 << 20)?,
-            norm_eps,
+            hidden: positive("vision_config.intermediate_size", hidden, LARGEST_DIMENSION)?,
+            norm_eps: finite_positive("vision_config.layer_norm_eps", self.layer_norm_eps.unwrap_or(1e-6))?,
         })
     }
-}
-
-fn invalid(field: &'static str, value: impl std::fmt::Display, expected: &'static str) -> Error {
-    let value: String = value.to_string().chars().take(60).collect();
-    Error::ConfigField { field, value, expected }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The model and the pictures that come with the library.
 
-use gemma::LoadOptions;
 use gemma_backend::Device;
+use gemma_model::LoadOptions;
 use gemma_tokenizer::{Family, Tokenizer};
 use gemma_weights::Checkpoint;
 

@@ -6,21 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The text decoder: its configuration, or the model folder.
+    /// The model: its checkpoint, configuration, tokenizer or device, a prompt or an option.
     #[error(transparent)]
-    Gemma(#[from] gemma::Error),
-    /// The checkpoint on disk, or the way to it.
-    #[error(transparent)]
-    Weights(#[from] gemma_weights::Error),
-    /// The tokenizer's file.
-    #[error(transparent)]
-    Tokenizer(#[from] gemma_tokenizer::Error),
-    /// The prompt or an option of the generation.
-    #[error(transparent)]
-    Generate(#[from] gemma_generate::Error),
-    /// The backend.
-    #[error(transparent)]
-    Backend(#[from] gemma_backend::BackendError),
+    Model(#[from] gemma_model::Error),
     /// A file cannot be read or written.
     #[error("{}: {cause}", path.display())]
     File {
@@ -48,7 +36,9 @@ pub enum Error {
         reason: String,
     },
     /// A picture with more pixels than are decoded, or none.
-    #[error("{name}: a picture of {width} x {height} pixels; at most {limit} pixels are decoded, make it smaller first")]
+    #[error(
+        "{name}: a picture of {width} x {height} pixels; at most {limit} pixels are decoded, make it smaller first"
+    )]
     PictureSize {
         /// The file, or what stands for it.
         name: String,
@@ -59,28 +49,6 @@ pub enum Error {
         /// The most pixels that are decoded.
         limit: u64,
     },
-    /// A field of `config.json` has a value that cannot be right or is not supported.
-    #[error("config.json: {field} is {value}; it must be {expected}")]
-    ConfigField {
-        /// The field.
-        field: &'static str,
-        /// Its value.
-        value: String,
-        /// What would be right.
-        expected: &'static str,
-    },
-    /// `config.json` is not JSON, or a field is missing or of another type.
-    #[error("config.json cannot be read: {cause}; take the file from the model's repository")]
-    ConfigJson {
-        /// What the parser said.
-        cause: serde_json::Error,
-    },
-    /// The checkpoint belongs to another architecture.
-    #[error("config.json: `{name}` is not PaliGemma (model_type `paligemma`); other families have crates of their own")]
-    Architecture {
-        /// What the file names.
-        name: String,
-    },
     /// The vocabulary lacks a token that PaliGemma needs.
     #[error("the tokenizer has no {piece}; use the tokenizer that belongs to the model")]
     MissingToken {
@@ -88,7 +56,9 @@ pub enum Error {
         piece: &'static str,
     },
     /// A prompt's `<image>` tokens do not match its pictures.
-    #[error("the prompt has {found} image tokens and its {pictures} picture(s) take {expected}; give {each} per picture")]
+    #[error(
+        "the prompt has {found} image tokens and its {pictures} picture(s) take {expected}; give {each} per picture"
+    )]
     ImageTokens {
         /// Image tokens in the prompt.
         found: usize,
@@ -112,10 +82,21 @@ pub enum Error {
         "masks need the weights of the mask decoder; put vae-oid.npz into the model folder, or name it with --mask-decoder"
     )]
     NoMaskDecoder,
-    /// A network that cannot be saved.
-    #[error("a model held in {format} cannot be saved as a folder; load it with --precision bf16 or f32 and save that")]
-    SaveQuantized {
-        /// The format held.
-        format: gemma_kernels::Format,
-    },
 }
+
+/// Errors of the layers below come in as the front door's.
+macro_rules! through_the_front_door {
+    ($($error:ty),+) => {$(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::Model(error.into())
+            }
+        }
+    )+};
+}
+through_the_front_door!(
+    gemma_weights::Error,
+    gemma_tokenizer::Error,
+    gemma_generate::Error,
+    gemma_backend::BackendError
+);

@@ -3,16 +3,14 @@
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use gemma::{LoadOptions, OnLoad};
 use gemma_backend::Device;
-use gemma_generate::{
-    CausalModel, GenerateOptions, Generated, Generation, TextStream, TokenId, finish_batch,
-};
-use gemma_tokenizer::{Family, Tokenizer};
-use gemma_weights::{Checkpoint, HubOptions};
+use gemma_generate::{CausalModel, GenerateOptions, Generated, Generation, TextStream, TokenId, finish_batch};
+use gemma_model::{LoadOptions, Model, Network, OnLoad};
+use gemma_tokenizer::Tokenizer;
+use gemma_weights::{Checkpoint, Dtype, HubOptions};
 
 use crate::network::Prompt;
-use crate::{Error, MaskDecoder, Picture, VisionLanguageModel, View, prompt};
+use crate::{Error, MaskDecoder, Picture, View, VisionLanguageModel, prompt};
 
 /// The file of mask decoder weights that is looked for in a model folder.
 const MASK_DECODER: &str = "vae-oid.npz";
@@ -20,9 +18,7 @@ const MASK_DECODER: &str = "vae-oid.npz";
 /// A PaliGemma model, ready to look at pictures.
 #[derive(Debug)]
 pub struct PaliGemma {
-    tokenizer: Option<Tokenizer>,
-    network: VisionLanguageModel,
-    stop_tokens: Vec<TokenId>,
+    model: Model<VisionLanguageModel>,
     mask_decoder: Option<MaskDecoder>,
 }
 
@@ -81,27 +77,15 @@ impl PaliGemma {
         device: &Device,
         progress: OnLoad<'_>,
     ) -> Result<Self, Error> {
-        // reading a large vocabulary takes a second, in which the weights can be opened
-        let (tokenizer, network) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| tokenizer(checkpoint));
-            let network = VisionLanguageModel::open_with(checkpoint, options, device, progress);
-            (tokenizer.join().expect("reading a tokenizer does not panic"), network)
-        });
-        let (tokenizer, network) = (tokenizer?, network?);
-        let mut stop_tokens = network.language_model().config().eos.clone();
-        stop_tokens.extend(checkpoint.generation_config()?.map(|file| file.eos).unwrap_or_default());
-        stop_tokens.extend(tokenizer.as_ref().map(Tokenizer::eos));
-        stop_tokens.sort_unstable();
-        stop_tokens.dedup();
+        let model = Model::from_checkpoint_with(checkpoint, options, device, progress)?;
         let masks = checkpoint.path().map(|folder| folder.join(MASK_DECODER)).filter(|file| file.is_file());
         let mask_decoder = masks.map(|file| MaskDecoder::open(&file, device)).transpose()?;
-        Ok(Self { tokenizer, network, stop_tokens, mask_decoder })
+        Ok(Self { model, mask_decoder })
     }
 
     /// A model of parts that are there already, such as one that was just trained.
     pub fn from_parts(network: VisionLanguageModel, tokenizer: Tokenizer) -> Self {
-        let stop_tokens = network.language_model().config().eos.clone();
-        Self { tokenizer: Some(tokenizer), network, stop_tokens, mask_decoder: None }
+        Self { model: Model::from_parts(network, tokenizer), mask_decoder: None }
     }
 
     /// The same model with this decoder of masks.
@@ -114,17 +98,17 @@ impl PaliGemma {
     /// # Errors
     /// When the checkpoint came without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        Ok(self.tokenizer.as_ref().ok_or(gemma::Error::NoTokenizer)?)
+        Ok(self.model.tokenizer()?)
     }
 
     /// The network.
     pub fn network(&self) -> &VisionLanguageModel {
-        &self.network
+        self.model.network()
     }
 
     /// The tokens that end an answer.
     pub fn stop_tokens(&self) -> &[TokenId] {
-        &self.stop_tokens
+        self.model.stop_tokens()
     }
 
     /// The decoder of masks.
@@ -142,9 +126,9 @@ impl PaliGemma {
 
     /// Looks at several pictures in one call of the encoder.
     pub fn look_at(&self, pictures: &[&Picture]) -> Vec<View<'_>> {
-        let side = self.network.config().vision.image_size;
+        let side = self.network().config().vision.image_size;
         let pixels: Vec<_> = pictures.iter().map(|picture| picture.pixels(side)).collect();
-        let features = self.network.encode(&pixels.iter().collect::<Vec<_>>());
+        let features = self.network().encode(&pixels.iter().collect::<Vec<_>>());
         let view = |(picture, features): (&&Picture, Tensor<2>)| View::new(self, picture, features);
         pictures.iter().zip(features).map(view).collect()
     }
@@ -154,7 +138,7 @@ impl PaliGemma {
     /// # Errors
     /// When there is no tokenizer, or it lacks a token.
     pub fn prompt_tokens(&self, pictures: usize, text: &str) -> Result<Vec<TokenId>, Error> {
-        let config = self.network.config();
+        let config = self.network().config();
         prompt::tokens(self.tokenizer()?, config.image_token, pictures * config.image_tokens(), text)
     }
 
@@ -196,17 +180,17 @@ impl PaliGemma {
         if prompts.is_empty() {
             return Ok(Vec::new());
         }
+        let network = self.network();
         let lent: Vec<Prompt<'_>> = prompts.iter().map(|(tokens, features)| Prompt { tokens, features }).collect();
-        let mut memories: Vec<_> = prompts.iter().map(|_| self.network.new_memory()).collect();
-        let logits = self.network.prefill(&lent, &mut memories.iter_mut().collect::<Vec<_>>());
+        let mut memories: Vec<_> = prompts.iter().map(|_| network.new_memory()).collect();
+        let logits = network.prefill(&lent, &mut memories.iter_mut().collect::<Vec<_>>());
         let mut generations = Vec::with_capacity(prompts.len());
         for (row, ((tokens, _), memory)) in prompts.iter().zip(memories).enumerate() {
             let logits = logits.clone().narrow(0, row, 1);
-            let generation =
-                Generation::resume(&self.network, memory, tokens.len(), logits, options, &self.stop_tokens)?;
+            let generation = Generation::resume(network, memory, tokens.len(), logits, options, self.stop_tokens())?;
             generations.push(generation);
         }
-        Ok(finish_batch(&self.network, self.tokenizer()?, generations)?)
+        Ok(finish_batch(network, self.tokenizer()?, generations)?)
     }
 
     /// Reads a prompt that is already tokens, image tokens included, with the features that belong to them, and begins
@@ -221,62 +205,27 @@ impl PaliGemma {
         options: &GenerateOptions,
     ) -> Result<Generation<'_, VisionLanguageModel>, Error> {
         self.check(tokens, features.len(), options)?;
-        let mut memory = self.network.new_memory();
-        let logits = self.network.prefill(&[Prompt { tokens, features }], &mut [&mut memory]);
-        Ok(Generation::resume(&self.network, memory, tokens.len(), logits, options, &self.stop_tokens)?)
+        let network = self.network();
+        let mut memory = network.new_memory();
+        let logits = network.prefill(&[Prompt { tokens, features }], &mut [&mut memory]);
+        Ok(Generation::resume(network, memory, tokens.len(), logits, options, self.stop_tokens())?)
     }
 
-    /// Writes the model as a folder that [`PaliGemma::load`] and HF transformers open. All of it, or nothing; an
-    /// existing folder is replaced only when `replace` is set.
+    /// Writes the model as a folder that [`PaliGemma::load`] and HF transformers open, see [`Model::save`].
     ///
     /// # Errors
     /// When the folder cannot be written, or the weights are held in a quantized format.
-    pub fn save(&self, folder: &Path, dtype: gemma_weights::Dtype, replace: bool) -> Result<(), Error> {
-        let mut parameters = gemma::Collect::new(dtype);
-        self.network.save(&mut parameters);
-        if let Some(format) = parameters.quantized {
-            return Err(Error::SaveQuantized { format });
-        }
-        let tokenizer = self.tokenizer()?;
-        let generation = serde_json::json!({
-            "bos_token_id": tokenizer.bos(), "eos_token_id": self.stop_tokens, "pad_token_id": 0,
-        });
-        let token_names = serde_json::json!({ "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>" });
-        let mut tokenizer_config = serde_json::json!({
-            "add_bos_token": true, "add_eos_token": false, "clean_up_tokenization_spaces": false,
-            "tokenizer_class": "GemmaTokenizerFast",
-        });
-        for (key, value) in token_names.as_object().expect("an object") {
-            tokenizer_config[key] = value.clone();
-        }
-        let text = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
-        let files = [
-            ("config.json", text(&self.network.config().to_json(dtype))),
-            ("generation_config.json", text(&generation)),
-            ("tokenizer.json", tokenizer.to_json()?),
-            ("tokenizer_config.json", text(&tokenizer_config)),
-            ("special_tokens_map.json", text(&token_names)),
-        ];
-        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, content)| (*name, content.as_slice())).collect();
-        let options = gemma_weights::SaveOptions { replace, ..Default::default() };
-        Ok(gemma_weights::save_folder_with(folder, &files, &mut parameters.tensors.into_iter(), &options)?)
+    pub fn save(&self, folder: &Path, dtype: Dtype, replace: bool) -> Result<(), Error> {
+        Ok(self.model.save(folder, dtype, replace)?)
     }
 
     /// Finds what a user can get wrong before the network reads anything.
     fn check(&self, tokens: &[TokenId], pictures: usize, options: &GenerateOptions) -> Result<(), Error> {
         options.check()?;
-        self.network.check_prompt(tokens, pictures)
+        self.network().check_prompt(tokens, pictures)
     }
 }
 
 fn features(views: &[&View<'_>]) -> Vec<Tensor<2>> {
     views.iter().map(|view| view.features().clone()).collect()
-}
-
-fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, Error> {
-    if let Some(json) = checkpoint.file("tokenizer.json")? {
-        return Ok(Some(Tokenizer::from_json(&json, Family::PaliGemma)?));
-    }
-    let Some(model) = checkpoint.file("tokenizer.model")? else { return Ok(None) };
-    Ok(Some(Tokenizer::from_sentencepiece(&model, Family::PaliGemma)?))
 }

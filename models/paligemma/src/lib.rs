@@ -56,6 +56,7 @@ pub use seg::{Mask, MaskDecoder};
 pub use siglip::{LayerNorm, Siglip, SiglipConfig};
 pub use view::{Detection, Found, Segmentation, View};
 
-pub use gemma::{LoadOptions, RandomWeights};
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{GenerateOptions, Generated};
+pub use gemma_model::{LoadOptions, Network};
+pub use gemma_nn::RandomWeights;

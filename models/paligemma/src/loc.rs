@@ -255,7 +255,8 @@ mod tests {
             assert_eq!(found[0].label, "cat");
             assert_eq!(found[0].codes.is_some(), count == 16, "{count} codes");
         }
-        let every: Vec<Item> = (0..CODEBOOK).map(|code| format!("<seg{code:03}>")).flat_map(|t| items_of_text(&t)).collect();
+        let every: Vec<Item> =
+            (0..CODEBOOK).map(|code| format!("<seg{code:03}>")).flat_map(|t| items_of_text(&t)).collect();
         assert_eq!(every, (0..CODEBOOK).map(|code| Item::Segment(code as u8)).collect::<Vec<_>>());
     }
 
@@ -263,12 +264,12 @@ mod tests {
     fn what_is_no_object_is_left_out() {
         let good = "<loc0001><loc0002><loc0003><loc0004> cat";
         for bad in [
-            "<loc0001><loc0002><loc0003> cat",                                   // a coordinate is missing
-            "<loc0001><loc0002><loc0003><loc0004><loc0005> cat",                 // one too many
-            "<loc0001><loc0002> and <loc0003><loc0004> cat",                     // text between
-            "<seg000><seg001> cat",                                              // no box
-            "<loc1024><loc0002><loc0003><loc0004> cat",                          // no such location
-            "<loc001><loc0002><loc0003><loc0004> cat",                           // misspelt
+            "<loc0001><loc0002><loc0003> cat",                   // a coordinate is missing
+            "<loc0001><loc0002><loc0003><loc0004><loc0005> cat", // one too many
+            "<loc0001><loc0002> and <loc0003><loc0004> cat",     // text between
+            "<seg000><seg001> cat",                              // no box
+            "<loc1024><loc0002><loc0003><loc0004> cat",          // no such location
+            "<loc001><loc0002><loc0003><loc0004> cat",           // misspelt
             "<loc0001 ><loc0002><loc0003><loc0004> cat",
             "cat",
             "",

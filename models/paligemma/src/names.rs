@@ -10,7 +10,7 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma::DecoderConfig;
+use gemma::{Decoder, Network};
 use gemma_nn::{Inventory, Sink, Source, Weight};
 use gemma_weights::{Checkpoint, Dtype, TensorSpec};
 
@@ -74,13 +74,13 @@ impl Layout {
     /// Name and shape of every tensor of a model in this layout.
     pub(crate) fn tensors(self, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
         let mut inventory = Inventory::new(device);
-        VisionLanguageModel::load(&mut Renamed { inner: &mut inventory, layout: self }, config, Dtype::F32);
+        VisionLanguageModel::build(&mut Renamed { inner: &mut inventory, layout: self }, config, Dtype::F32);
         inventory.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
     }
 
     /// Whether a checkpoint may hold a tensor of this name that no layer reads.
     pub(crate) fn is_ignored(name: &str) -> bool {
-        DecoderConfig::is_ignored(name) || name.ends_with("lm_head.weight")
+        Decoder::is_ignored(name) || name.ends_with("lm_head.weight")
     }
 }
 
@@ -106,6 +106,10 @@ impl Source for Renamed<'_> {
     fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
         self.inner.array(&self.layout.outside(name), shape)
     }
+
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
+        self.inner.tensor(&self.layout.outside(name), shape)
+    }
 }
 
 /// A sink that is given the names inside and hands on those of the released files.
@@ -120,8 +124,8 @@ impl Sink for Released<'_> {
         self.0.vector(&Layout::RELEASED.outside(name), values);
     }
 
-    fn array(&mut self, name: &str, values: TensorData) {
-        self.0.array(&Layout::RELEASED.outside(name), values);
+    fn tensor(&mut self, name: &str, shape: &[usize], values: &Param<Tensor<1>>) {
+        self.0.tensor(&Layout::RELEASED.outside(name), shape, values);
     }
 }
 
@@ -149,6 +153,10 @@ impl Source for UnitNorms<'_> {
     fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
         self.0.array(name, shape)
     }
+
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
+        self.0.tensor(name, shape)
+    }
 }
 
 #[cfg(test)]
@@ -157,7 +165,8 @@ mod tests {
 
     #[test]
     fn each_part_is_renamed_by_its_own_prefix() {
-        let nested = Layout(["model.vision_tower.vision_model.", "model.multi_modal_projector.", "model.language_model."]);
+        let nested =
+            Layout(["model.vision_tower.vision_model.", "model.multi_modal_projector.", "model.language_model."]);
         for (inside, released, newer) in [
             (
                 "vision_tower.encoder.layers.0.layer_norm1.bias",

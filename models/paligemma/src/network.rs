@@ -6,10 +6,12 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use gemma::{Decoder, LoadOptions, Memory, OnLoad};
+use gemma::{Decoder, Memory};
 use gemma_generate::{CausalModel, TokenId};
-use gemma_nn::{Projection, RandomSource, RandomWeights, Segment, Sink, Source};
-use gemma_weights::{Checkpoint, Dtype, Loader};
+use gemma_model::{LoadOptions, Network, OnLoad};
+use gemma_nn::{Projection, RandomSource, RandomWeights, Segment, Sink, Source, Trainable};
+use gemma_tokenizer::Family;
+use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
 
 use crate::names::{Layout, Released, Renamed, UnitNorms};
 use crate::siglip::Siglip;
@@ -35,9 +37,8 @@ pub struct Prompt<'a> {
 }
 
 impl VisionLanguageModel {
-    /// Builds the network from a source of parameters, asked by the names of `names.rs`. `dtype` is that of the
-    /// checkpoint, see [`Decoder::load`].
-    pub fn load(source: &mut dyn Source, config: &PaliGemmaConfig, dtype: Dtype) -> Self {
+    /// Builds the network from a source that is asked by the names inside, see `names.rs`.
+    pub(crate) fn build(source: &mut dyn Source, config: &PaliGemmaConfig, dtype: Dtype) -> Self {
         let projector = "multi_modal_projector.linear";
         Self {
             vision_tower: Siglip::load(source, "vision_tower", &config.vision),
@@ -47,62 +48,22 @@ impl VisionLanguageModel {
         }
     }
 
-    /// Hands every parameter to a sink, under the names of the released files.
-    pub fn save(&self, sink: &mut dyn Sink) {
-        let sink = &mut Released(sink);
-        self.vision_tower.save(sink, "vision_tower");
-        self.multi_modal_projector.save(sink, "multi_modal_projector.linear");
-        self.language_model.save(sink);
-    }
-
-    /// Builds the network of a checkpoint in any of the layouts, without a tokenizer.
-    ///
-    /// # Errors
-    /// When the checkpoint is not a sound PaliGemma model.
-    pub fn open(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
-        Self::open_with(checkpoint, options, device, &mut |_, _| {})
-    }
-
-    /// [`VisionLanguageModel::open`], reporting progress.
-    ///
-    /// # Errors
-    /// As [`VisionLanguageModel::open`].
-    pub fn open_with(
-        checkpoint: &Checkpoint,
-        options: &LoadOptions,
-        device: &Device,
-        progress: OnLoad<'_>,
-    ) -> Result<Self, Error> {
-        let config = config(checkpoint)?;
-        let layout = Layout::of(checkpoint);
-        checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
-        let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        Ok(Self::load(&mut Renamed { inner: &mut loader, layout }, &config, checkpoint.dtype()))
-    }
-
     /// A trainable network that begins with what a checkpoint holds.
     ///
     /// # Errors
-    /// As [`VisionLanguageModel::open`].
-    pub fn open_trainable(checkpoint: &Checkpoint, device: &Device) -> Result<Self, Error> {
-        let config = config(checkpoint)?;
+    /// When the checkpoint is not a sound PaliGemma model.
+    pub fn open_trainable(checkpoint: &Checkpoint, device: &Device) -> Result<Self, gemma_model::Error> {
+        let config = Self::config_of(checkpoint)?;
         let layout = Layout::of(checkpoint);
         checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
         let mut loader = Loader::new(checkpoint, None, device);
-        let mut trainable = gemma_nn::Trainable::new(&mut loader);
-        Ok(Self::load(&mut Renamed { inner: &mut trainable, layout }, &config, checkpoint.dtype()))
+        let mut trainable = Trainable::new(&mut loader);
+        Ok(Self::build(&mut Renamed { inner: &mut trainable, layout }, &config, checkpoint.dtype()))
     }
 
-    /// A network of random parameters: trainable ones to begin a training with, or packed ones that have the size and
-    /// speed of a real model.
-    pub fn random(config: &PaliGemmaConfig, weights: RandomWeights, seed: u64, device: &Device) -> Self {
-        let mut source = RandomSource::new(weights, seed, device);
-        Self::load(&mut UnitNorms(&mut source), config, Dtype::Bf16)
-    }
-
-    /// The configuration it was built from.
-    pub fn config(&self) -> &PaliGemmaConfig {
-        &self.config
+    /// Name and shape of every tensor that the model needs, in the layout of a checkpoint.
+    pub fn tensors_in(checkpoint: &Checkpoint, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
+        Layout::of(checkpoint).tensors(config, device)
     }
 
     /// The picture encoder.
@@ -113,11 +74,6 @@ impl VisionLanguageModel {
     /// The text decoder.
     pub fn language_model(&self) -> &Decoder {
         &self.language_model
-    }
-
-    /// The device that holds the parameters.
-    pub fn device(&self) -> Device {
-        self.language_model.device()
     }
 
     /// From the encoder's features `[rows, vision width]` to what the decoder reads, `[rows, text width]`:
@@ -240,25 +196,6 @@ impl VisionLanguageModel {
         }
         Ok(())
     }
-
-    /// Size of all weights in bytes.
-    pub fn weight_bytes(&self) -> usize {
-        struct Sum(usize);
-        impl Sink for Sum {
-            fn matrix(&mut self, _name: &str, weight: &gemma_nn::Weight) {
-                self.0 += weight.bytes_len();
-            }
-            fn vector(&mut self, _name: &str, values: &burn::module::Param<Tensor<1>>) {
-                self.0 += 4 * values.val().dims()[0];
-            }
-            fn array(&mut self, _name: &str, values: TensorData) {
-                self.0 += 4 * values.num_elements();
-            }
-        }
-        let mut sum = Sum(0);
-        self.save(&mut sum);
-        sum.0
-    }
 }
 
 /// The decoder's own: what follows a prompt is text.
@@ -290,11 +227,79 @@ impl CausalModel for VisionLanguageModel {
     }
 }
 
-/// The configuration of a checkpoint.
-fn config(checkpoint: &Checkpoint) -> Result<PaliGemmaConfig, Error> {
-    let missing = || gemma::Error::MissingFile {
-        folder: checkpoint.path().unwrap_or(std::path::Path::new("(embedded)")).to_owned(),
-        file: "config.json",
-    };
-    PaliGemmaConfig::from_json(&checkpoint.file("config.json")?.ok_or_else(missing)?)
+impl Network for VisionLanguageModel {
+    type Config = PaliGemmaConfig;
+
+    const FAMILY: Family = Family::PaliGemma;
+
+    fn config_from_json(text: &[u8]) -> Result<PaliGemmaConfig, gemma_model::Error> {
+        PaliGemmaConfig::from_json(text)
+    }
+
+    fn config_from_shape(shape: &Shape) -> Option<PaliGemmaConfig> {
+        PaliGemmaConfig::from_shape(shape)
+    }
+
+    fn config_to_json(config: &PaliGemmaConfig, dtype: Dtype) -> serde_json::Value {
+        config.to_json(dtype)
+    }
+
+    fn eos(config: &PaliGemmaConfig) -> &[TokenId] {
+        &config.text.eos
+    }
+
+    /// The source is asked by the names of the released files.
+    fn load(source: &mut dyn Source, config: &PaliGemmaConfig, dtype: Dtype) -> Self {
+        Self::build(&mut Renamed { inner: source, layout: Layout::RELEASED }, config, dtype)
+    }
+
+    fn save(&self, sink: &mut dyn Sink) {
+        let sink = &mut Released(sink);
+        self.vision_tower.save(sink, "vision_tower");
+        self.multi_modal_projector.save(sink, "multi_modal_projector.linear");
+        self.language_model.save(sink);
+    }
+
+    fn config(&self) -> &PaliGemmaConfig {
+        &self.config
+    }
+
+    fn device(&self) -> Device {
+        self.language_model.device()
+    }
+
+    fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
+        self.language_model.read_hidden(tokens, segments, memories)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.language_model.logits(hidden)
+    }
+
+    fn memory_bytes(memory: &Memory) -> usize {
+        memory.bytes_len()
+    }
+
+    fn is_ignored(name: &str) -> bool {
+        Layout::is_ignored(name)
+    }
+
+    /// Opens a checkpoint in any of the layouts.
+    fn open_with(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        device: &Device,
+        progress: OnLoad<'_>,
+    ) -> Result<Self, gemma_model::Error> {
+        let config = Self::config_of(checkpoint)?;
+        let layout = Layout::of(checkpoint);
+        checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
+        let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
+        Ok(Self::build(&mut Renamed { inner: &mut loader, layout }, &config, checkpoint.dtype()))
+    }
+
+    fn random(config: &PaliGemmaConfig, weights: RandomWeights, seed: u64, device: &Device) -> Self {
+        let mut source = RandomSource::new(weights, seed, device);
+        Self::build(&mut UnitNorms(&mut source), config, Dtype::Bf16)
+    }
 }

@@ -76,9 +76,8 @@ impl Picture {
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             Error::Picture { name: name.to_owned(), reason }
         };
-        let mut reader = ImageReader::new(Cursor::new(bytes))
-            .with_guessed_format()
-            .map_err(|cause| failed(cause.to_string()))?;
+        let mut reader =
+            ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|cause| failed(cause.to_string()))?;
         match reader.format() {
             Some(ImageFormat::Png | ImageFormat::WebP) => {}
             Some(ImageFormat::Jpeg) if is_cut_off(bytes) => return Err(failed("the file is cut off".into())),
@@ -323,7 +322,9 @@ mod tests {
         let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
         let mut jpeg = Vec::new();
         let left_white: Vec<u8> = (0..16 * 8).flat_map(|i| [if i % 16 < 8 { 255u8 } else { 0 }; 3]).collect();
-        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 100).write_image(&left_white, 16, 8, Rgb8).unwrap();
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 100)
+            .write_image(&left_white, 16, 8, Rgb8)
+            .unwrap();
         let mut segment = vec![0xff, 0xe1];
         segment.extend_from_slice(&(exif.len() as u16 + 2).to_be_bytes());
         segment.append(&mut exif);

@@ -86,7 +86,14 @@ impl Windows {
 ///
 /// # Panics
 /// When a size is zero or `rgb` does not have the size of its shape.
-pub fn resize_rgb(rgb: &[u8], width: usize, height: usize, to_width: usize, to_height: usize, filter: Filter) -> Vec<u8> {
+pub fn resize_rgb(
+    rgb: &[u8],
+    width: usize,
+    height: usize,
+    to_width: usize,
+    to_height: usize,
+    filter: Filter,
+) -> Vec<u8> {
     assert!(width * height * to_width * to_height > 0, "a picture has pixels");
     assert_eq!(rgb.len(), width * height * 3, "three bytes per pixel");
     let sum = |weights: &[i32], pixel: &dyn Fn(usize) -> [u8; 3]| {
@@ -129,7 +136,14 @@ pub fn resize_rgb(rgb: &[u8], width: usize, height: usize, to_width: usize, to_h
 ///
 /// # Panics
 /// When a size is zero or `map` does not have the size of its shape.
-pub fn resize_map(map: &[f32], width: usize, height: usize, to_width: usize, to_height: usize, filter: Filter) -> Vec<f32> {
+pub fn resize_map(
+    map: &[f32],
+    width: usize,
+    height: usize,
+    to_width: usize,
+    to_height: usize,
+    filter: Filter,
+) -> Vec<f32> {
     assert!(width * height * to_width * to_height > 0, "a map has values");
     assert_eq!(map.len(), width * height, "one value per place");
     let sum = |weights: &[f64], value: &dyn Fn(usize) -> f32| {
@@ -192,6 +206,21 @@ mod tests {
     const PILLOW_BICUBIC_5_TO_3: [u8; 3] = [108, 116, 116];
     const PILLOW_BICUBIC_5_TO_8: [u8; 8] = [0, 113, 253, 71, 48, 196, 125, 50];
     const PILLOW_BILINEAR_5_TO_3: [u8; 3] = [109, 107, 120];
-    const PILLOW_MAP_3X2_TO_5X3: [f32; 15] =
-        [-1.0, -0.852, -0.63, 0.036000013, 0.48000002, 0.66499996, 1.257, 2.145, 3.4770002, 4.365, 2.33, 3.366, 4.92, 6.918, 8.25];
+    const PILLOW_MAP_3X2_TO_5X3: [f32; 15] = [
+        -1.0,
+        -0.852,
+        -0.63,
+        0.036000013,
+        0.48000002,
+        0.66499996,
+        1.257,
+        2.145,
+        3.4770002,
+        4.365,
+        2.33,
+        3.366,
+        4.92,
+        6.918,
+        8.25,
+    ];
 }

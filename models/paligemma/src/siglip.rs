@@ -12,7 +12,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData, activation::gelu_approximate};
 use gemma_kernels::{AttendParams, attend};
-use gemma_nn::{Projection, Sink, Source, Weight};
+use gemma_nn::{Projection, Sink, Source};
 use gemma_weights::catalogue::Vision;
 
 use crate::Pixels;
@@ -184,10 +184,12 @@ impl EncoderLayer {
 /// The encoder.
 #[derive(Module, Debug)]
 pub struct Siglip {
-    /// The convolution whose stride is its kernel, as the product it is: `[width, 3 · patch · patch]`.
-    patch_embedding: Projection,
-    /// One row per patch, `[patches, width]`.
-    position_embedding: Param<Tensor<2>>,
+    /// The convolution whose stride is its kernel, `[width, 3, patch, patch]` as one line.
+    patch_embedding: Param<Tensor<1>>,
+    /// Its bias, `[width]`.
+    patch_bias: Param<Tensor<1>>,
+    /// One row per patch, `[patches, width]` as one line.
+    position_embedding: Param<Tensor<1>>,
     layers: Vec<EncoderLayer>,
     post_layernorm: LayerNorm,
     #[module(skip)]
@@ -198,27 +200,11 @@ impl Siglip {
     /// The encoder whose parameters begin with `{name}.`.
     pub fn load(source: &mut dyn Source, name: &str, config: &SiglipConfig) -> Self {
         let SiglipConfig { width, patch, norm_eps, .. } = *config;
-        let matrix = |source: &mut dyn Source, name: String, shape: &[usize], [rows, columns]: [usize; 2]| {
-            let values = reshaped(source.array(&name, shape), &[rows, columns]);
-            Param::from_tensor(Tensor::<2>::from_data(values, &source.device()))
-        };
-        let patches = config.patches();
+        let [patches, bias, positions] = embeddings(name);
         Self {
-            patch_embedding: Projection {
-                weight: Weight::Dense(matrix(
-                    source,
-                    format!("{name}.embeddings.patch_embedding.weight"),
-                    &[width, 3, patch, patch],
-                    [width, 3 * patch * patch],
-                )),
-                bias: Some(source.vector(&format!("{name}.embeddings.patch_embedding.bias"), width)),
-            },
-            position_embedding: matrix(
-                source,
-                format!("{name}.embeddings.position_embedding.weight"),
-                &[patches, width],
-                [patches, width],
-            ),
+            patch_embedding: source.tensor(&patches, &[width, 3, patch, patch]),
+            patch_bias: source.vector(&bias, width),
+            position_embedding: source.tensor(&positions, &[config.patches(), width]),
             layers: (0..config.layers)
                 .map(|index| EncoderLayer::load(source, &format!("{name}.encoder.layers.{index}"), config))
                 .collect(),
@@ -230,16 +216,10 @@ impl Siglip {
     /// Hands the parameters to a sink, under the names they were loaded by.
     pub fn save(&self, sink: &mut dyn Sink, name: &str) {
         let SiglipConfig { width, patch, .. } = self.config;
-        let embeddings = format!("{name}.embeddings");
-        if let Weight::Dense(weight) = &self.patch_embedding.weight {
-            let values = reshaped(weight.val().into_data(), &[width, 3, patch, patch]);
-            sink.array(&format!("{embeddings}.patch_embedding.weight"), values);
-        }
-        if let Some(bias) = &self.patch_embedding.bias {
-            sink.vector(&format!("{embeddings}.patch_embedding.bias"), bias);
-        }
-        let positions = self.position_embedding.val().into_data();
-        sink.array(&format!("{embeddings}.position_embedding.weight"), positions);
+        let [patches, bias, positions] = embeddings(name);
+        sink.tensor(&patches, &[width, 3, patch, patch], &self.patch_embedding);
+        sink.vector(&bias, &self.patch_bias);
+        sink.tensor(&positions, &[self.config.patches(), width], &self.position_embedding);
         for (index, layer) in self.layers.iter().enumerate() {
             layer.save(sink, &format!("{name}.encoder.layers.{index}"));
         }
@@ -272,15 +252,17 @@ impl Siglip {
         let device = self.post_layernorm.weight.val().device();
         let rows = pictures.len() * patches;
         let x = Tensor::<2>::from_data(TensorData::new(values, [rows, 3 * patch * patch]), &device);
-        let positions = self.position_embedding.val().unsqueeze::<3>();
-        let x = self.patch_embedding.forward(x).reshape([pictures.len(), patches, width]);
-        (x + positions).reshape([rows, width])
+        let kernel = self.patch_embedding.val().reshape([width, 3 * patch * patch]);
+        let x = x.matmul(kernel.transpose()) + self.patch_bias.val().unsqueeze::<2>();
+        let positions = self.position_embedding.val().reshape([1, patches, width]);
+        (x.reshape([pictures.len(), patches, width]) + positions).reshape([rows, width])
     }
 }
 
-/// The same f32 values under another shape.
-fn reshaped(values: TensorData, shape: &[usize]) -> TensorData {
-    TensorData::new(values.try_into_vec::<f32>().expect("parameters are f32"), shape)
+/// What the parameters before the first layer are called: patches, their bias, positions.
+fn embeddings(name: &str) -> [String; 3] {
+    ["patch_embedding.weight", "patch_embedding.bias", "position_embedding.weight"]
+        .map(|tail| format!("{name}.embeddings.{tail}"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::Module;
-use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Norms, RandomWeights};
+use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Network, Norms, RandomWeights};
 use gemma_backend::Backend;
 use gemma_nn::{AttentionSpec, RopeSpec, Trainable};
 use gemma_tokenizer::{ChatTemplate, Family, Role, Tokenizer};

@@ -13,7 +13,7 @@ use gemma_tokenizer::{Family, Tokenizer};
 use gemma_train::{Example, TrainOptions, cross_entropy, train_with};
 use gemma_weights::{Checkpoint, Dtype};
 use indicatif::{ProgressBar, ProgressStyle};
-use paligemma::{BoundingBox, PaliGemma, PaliGemmaConfig, Pixels, SiglipConfig, VisionLanguageModel, prompt};
+use paligemma::{BoundingBox, Network, PaliGemma, PaliGemmaConfig, Pixels, SiglipConfig, VisionLanguageModel, prompt};
 
 use crate::bpe::learn;
 use crate::corpus::Document;
@@ -84,7 +84,12 @@ impl AsRef<Example> for PictureExample {
 ///
 /// # Errors
 /// When the tokenizer lacks a token.
-pub fn example(lesson: &Lesson, pixels: Pixels, tokenizer: &Tokenizer, config: &PaliGemmaConfig) -> Result<PictureExample> {
+pub fn example(
+    lesson: &Lesson,
+    pixels: Pixels,
+    tokenizer: &Tokenizer,
+    config: &PaliGemmaConfig,
+) -> Result<PictureExample> {
     let mut tokens = prompt::tokens(tokenizer, config.image_token, config.image_tokens(), &lesson.prompt)?;
     let prefix_len = tokens.len();
     // an answer is a prompt without its frame: location names become tokens

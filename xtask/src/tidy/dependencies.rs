@@ -9,6 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["gemma-backend", "gemma-kernels", "gemma-tokenizer"],
     &["gemma-nn", "gemma-weights"],
     &["gemma-generate"],
+    &["gemma-model"],
     &["gemma", "codegemma", "paligemma", "recurrentgemma", "gemma-train"],
     &["gemma-cli", "gemma-serve", "gemma-demo", "gemma-tests"],
 ];

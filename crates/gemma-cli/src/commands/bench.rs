@@ -3,12 +3,17 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use gemma::Decoder;
 use gemma_generate::{CausalModel, GenerateOptions, Segment};
+use gemma_model::Network;
 use gemma_tokenizer::TokenId;
 use serde::Serialize;
 
-use crate::{args, commands::Ending, machine, output, session};
+use crate::{
+    args,
+    commands::Ending,
+    machine, output,
+    session::{self, Opened, with_network},
+};
 
 /// The middle of some measurements, and the smallest and largest.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,10 +74,16 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
-    let open = || match &args.shape {
-        Some(shape) => session::random(shape, &args.compute),
-        None => session::load(args.model.as_deref(), args.offline, &args.compute, Decoder::open_with),
-    };
+    if let Some(shape) = &args.shape {
+        let (shape, kind) = session::shape(shape)?;
+        return with_network!(kind, N => measure(args, || session::random::<N>(shape, &args.compute)));
+    }
+    let find = || session::locate(args.model.as_deref(), args.offline, &args.compute);
+    with_network!(find()?.kind()?, N => measure(args, || find()?.open_network::<N>()))
+}
+
+/// Measures the network that `open` opens, opening it anew for each round.
+fn measure<N: Network>(args: &args::Bench, open: impl Fn() -> Result<Opened<N>>) -> Result<Ending> {
     let mut measured = Measured::default();
     let mut opened = open()?;
     let lengths = lengths(args, &opened.model)?;
@@ -146,7 +157,7 @@ fn token(place: usize, vocab: usize) -> TokenId {
     (place.wrapping_mul(2_654_435_761) % vocab) as TokenId
 }
 
-fn report(args: &args::Bench, decoder: &Decoder, backend: String, lengths: Lengths, measured: Measured) -> Report {
+fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: Lengths, measured: Measured) -> Report {
     let [load, prefill, decode] = [measured.load, measured.prefill, measured.decode].map(Spread::of);
     let model = match (&args.shape, &args.model) {
         (Some(shape), _) => format!("{shape} with random weights"),

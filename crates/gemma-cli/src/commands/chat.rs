@@ -6,8 +6,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use gemma::{Answered, Conversation};
-use gemma_generate::CausalModel;
+use gemma_generate::GenerateOptions;
+use gemma_model::{Answered, Conversation, Model, Network};
 use gemma_tokenizer::{Role, Turn};
 use rustyline::{DefaultEditor, error::ReadlineError};
 
@@ -16,7 +16,8 @@ use crate::{
     commands::{Ending, generate},
     interrupt,
     new_file::NewFile,
-    output, session,
+    output,
+    session::{self, with_network},
 };
 
 const HELP: &str = "\
@@ -30,15 +31,19 @@ Ctrl-C stops an answer. A line that ends with \\ goes on in the next.";
 pub(crate) fn run(args: &args::Chat) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
-    let opened = session::open(&args.model)?;
-    opened.model.tokenizer()?;
-    let context = opened.model.decoder().context_length();
-    let mut conversation = Conversation::new(&opened.model, options);
+    let found = session::find(&args.model)?;
+    with_network!(found.kind()?, N => talk(&found.open::<N>()?.model, options))
+}
+
+fn talk<N: Network>(model: &Model<N>, options: GenerateOptions) -> Result<Ending> {
+    model.tokenizer()?;
+    let context = model.network().context_length();
+    let mut conversation = Conversation::new(model, options);
     if io::stdin().is_terminal() { at_keyboard(&mut conversation, context) } else { from_lines(&mut conversation) }
 }
 
 /// Every line is a question; Ctrl-C ends everything.
-fn from_lines(conversation: &mut Conversation<'_>) -> Result<Ending> {
+fn from_lines<N: Network>(conversation: &mut Conversation<'_, N>) -> Result<Ending> {
     for line in io::stdin().lines() {
         let line = line.context("cannot read standard input")?;
         if line.trim().is_empty() {
@@ -55,7 +60,7 @@ fn from_lines(conversation: &mut Conversation<'_>) -> Result<Ending> {
 }
 
 /// A prompt with line editing; Ctrl-C ends the answer.
-fn at_keyboard(conversation: &mut Conversation<'_>, context: Option<usize>) -> Result<Ending> {
+fn at_keyboard<N: Network>(conversation: &mut Conversation<'_, N>, context: Option<usize>) -> Result<Ending> {
     let mut editor = DefaultEditor::new().context("cannot read from this terminal")?;
     output::remark("/help lists commands, Ctrl-D leaves");
     let mut last = None;
@@ -96,7 +101,7 @@ fn question(editor: &mut DefaultEditor) -> rustyline::Result<String> {
     Ok(text)
 }
 
-fn answer(conversation: &mut Conversation<'_>, text: &str) -> Result<Answered> {
+fn answer<N: Network>(conversation: &mut Conversation<'_, N>, text: &str) -> Result<Answered> {
     let watch = interrupt::watch();
     let answered = conversation.say(text, watch.flag(), output::piece);
     output::line("")?;
@@ -109,7 +114,12 @@ fn answer(conversation: &mut Conversation<'_>, text: &str) -> Result<Answered> {
 }
 
 /// Does what a command says, and says what it did.
-fn obey(command: &str, conversation: &mut Conversation<'_>, last: Option<Answered>, context: Option<usize>) -> String {
+fn obey<N: Network>(
+    command: &str,
+    conversation: &mut Conversation<'_, N>,
+    last: Option<Answered>,
+    context: Option<usize>,
+) -> String {
     match command.split_once(' ').unwrap_or((command, "")) {
         ("help", _) => HELP.to_owned(),
         ("reset", _) => {
@@ -128,7 +138,7 @@ fn obey(command: &str, conversation: &mut Conversation<'_>, last: Option<Answere
     }
 }
 
-fn stats(conversation: &Conversation<'_>, last: Option<Answered>, context: Option<usize>) -> String {
+fn stats<N: Network>(conversation: &Conversation<'_, N>, last: Option<Answered>, context: Option<usize>) -> String {
     let (tokens, bytes) = conversation.remembered();
     let limit = context.map(|limit| format!(" of {limit}")).unwrap_or_default();
     let speed = last.map(|last| generate::told(last.timings, last.reason)).unwrap_or_default();

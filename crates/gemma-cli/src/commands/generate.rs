@@ -1,13 +1,20 @@
 //! `gemma generate`: continue a text.
 
 use anyhow::{Context, Result, bail};
-use gemma::Gemma;
-use gemma_generate::{CausalModel, FinishReason, Generation, TextStream, Timings, TokenId};
+use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, TextStream, Timings, TokenId};
+use gemma_model::{Model, Network};
 use gemma_tokenizer::Turn;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::{args, commands::Ending, interrupt, output, progress, session, text, tokens_file::TokenRows};
+use crate::{
+    args,
+    commands::Ending,
+    interrupt, output, progress,
+    session::{self, Opened, with_network},
+    text,
+    tokens_file::TokenRows,
+};
 
 /// The JSON object.
 #[derive(Serialize)]
@@ -41,15 +48,24 @@ pub(crate) fn run(args: &args::Generate) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
     let given = given(&args.source)?;
-    let opened = session::open(&args.model)?;
-    let (gemma, watch) = (&opened.model, interrupt::watch());
-    let prompt = tokens(given, args.chat, gemma)?;
+    let found = session::find(&args.model)?;
+    with_network!(found.kind()?, N => write(args, &options, given, found.open::<N>()?))
+}
+
+fn write<N: Network>(
+    args: &args::Generate,
+    options: &GenerateOptions,
+    given: Given,
+    opened: Opened<Model<N>>,
+) -> Result<Ending> {
+    let (model, watch) = (&opened.model, interrupt::watch());
+    let prompt = tokens(given, args.chat, model)?;
     let bar = progress::tokens("reading", prompt.len());
     let shown = bar.clone();
-    let generation = Generation::new(gemma.decoder(), &prompt, &options, gemma.stop_tokens())?
+    let generation = Generation::new(model.network(), &prompt, options, model.stop_tokens())?
         .with_cancel(watch.flag())
         .with_progress(move |done, _| shown.set_position(done as u64));
-    let (ended, text) = match gemma.tokenizer() {
+    let (ended, text) = match model.tokenizer() {
         Ok(tokenizer) => with_text(TextStream::new(generation, tokenizer.stream()), &bar, args.json)?,
         // A checkpoint without a tokenizer can be asked for numbers; words and stop texts need one.
         Err(_) if args.json && options.stop.is_empty() => (without_text(generation)?, None),
@@ -118,11 +134,11 @@ fn given(source: &args::Source) -> Result<Given> {
 }
 
 /// The prompt in tokens: as given, as plain text behind `<bos>`, or as one question.
-fn tokens(given: Given, chat: bool, gemma: &Gemma) -> Result<Vec<TokenId>> {
+fn tokens<N: Network>(given: Given, chat: bool, model: &Model<N>) -> Result<Vec<TokenId>> {
     Ok(match given {
         Given::Tokens(tokens) => tokens,
-        Given::Text(text) if chat => gemma.tokenizer()?.chat(gemma.chat_template(), &[Turn::user(text)], true)?,
-        Given::Text(text) => gemma.tokenizer()?.encode(&text),
+        Given::Text(text) if chat => model.tokenizer()?.chat(model.chat_template(), &[Turn::user(text)], true)?,
+        Given::Text(text) => model.tokenizer()?.encode(&text),
     })
 }
 

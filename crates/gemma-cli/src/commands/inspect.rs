@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
-use gemma::{DecoderConfig, Norms};
+use gemma::{Decoder, DecoderConfig, Network, Norms};
 use gemma_weights::{
     Checkpoint, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
@@ -121,8 +121,8 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         bail!("{model} holds no config.json; take it from the model's repository");
     };
     let config = DecoderConfig::from_json(&config_file)?;
-    let expected = config.tensors(&gemma_backend::default_device()?);
-    let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &DecoderConfig::is_ignored) {
+    let expected = Decoder::tensors(&config, &gemma_backend::default_device()?);
+    let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &Decoder::is_ignored) {
         Err(gemma_weights::Error::Tensors { missing, unexpected, misshapen }) => (missing, unexpected, misshapen),
         other => other.map(|()| Default::default())?,
     };

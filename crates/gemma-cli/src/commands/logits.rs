@@ -1,11 +1,17 @@
 //! `gemma logits`: the numbers themselves, for comparing and for tools.
 
 use anyhow::Result;
-use gemma::Decoder;
-use gemma_generate::{CausalModel, Segment, TokenId};
+use gemma_generate::{Segment, TokenId};
+use gemma_model::Network;
 
 use crate::{
-    args, commands::Ending, interrupt, logits_file::LogitsFile, new_file::NewFile, progress, session,
+    args,
+    commands::Ending,
+    interrupt,
+    logits_file::LogitsFile,
+    new_file::NewFile,
+    progress,
+    session::{self, with_network},
     tokens_file::TokenRows,
 };
 
@@ -15,19 +21,23 @@ const HEAD_ROWS: usize = 64;
 pub(crate) fn run(args: &args::Logits) -> Result<Ending> {
     let ids = TokenRows::read(&args.tokens_file)?;
     let file = NewFile::open(&args.out)?;
-    let decoder = session::open_decoder(&args.model)?.model;
+    let found = session::find(&args.model)?;
+    with_network!(found.kind()?, N => read(args, &ids, file, &found.open_network::<N>()?.model))
+}
+
+fn read<N: Network>(args: &args::Logits, ids: &TokenRows, file: NewFile, decoder: &N) -> Result<Ending> {
     for row in ids.rows() {
-        session::check_tokens(&decoder, row)?;
+        session::check_tokens(decoder, row)?;
     }
     let lengths: Vec<usize> = ids.rows().iter().map(Vec::len).collect();
     let batch = matches!(ids, TokenRows::Batch(_));
     let file = LogitsFile::begin(file, &lengths, batch, decoder.vocab())?;
     let chunk = args.chunk.map_or(usize::MAX, |chunk| chunk.get());
-    write(&decoder, ids.rows(), chunk, file)
+    write(decoder, ids.rows(), chunk, file)
 }
 
 /// Reads up to `chunk` tokens of each row at a time, what came before being in the cache, and writes what follows.
-fn write(decoder: &Decoder, rows: &[Vec<TokenId>], chunk: usize, mut file: LogitsFile) -> Result<Ending> {
+fn write<N: Network>(decoder: &N, rows: &[Vec<TokenId>], chunk: usize, mut file: LogitsFile) -> Result<Ending> {
     let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
     let bar = progress::tokens("reading", rows.iter().map(Vec::len).sum());
     let watch = interrupt::watch();
@@ -43,7 +53,7 @@ fn write(decoder: &Decoder, rows: &[Vec<TokenId>], chunk: usize, mut file: Logit
                 lent.push(memory);
             }
         }
-        let hidden = decoder.hidden(decoder.embed(&tokens), &segments, &mut lent);
+        let hidden = decoder.read_hidden(&tokens, &segments, &mut lent);
         let mut first = 0;
         for (&row, segment) in unread.iter().zip(&segments) {
             for begin in (0..segment.len).step_by(HEAD_ROWS) {

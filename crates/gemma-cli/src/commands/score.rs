@@ -3,11 +3,19 @@
 use anyhow::Result;
 use burn::tensor::Tensor;
 use gemma_generate::{CausalModel, SCORE_CHUNK, Segment, TokenId, score_windows};
+use gemma_model::{Model, Network};
 use gemma_tokenizer::Tokenizer;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::{args, commands::Ending, output, progress, session, text, tokens_file::TokenRows};
+use crate::{
+    args,
+    commands::Ending,
+    output, progress,
+    session::{self, with_network},
+    text,
+    tokens_file::TokenRows,
+};
 
 /// The JSON object.
 #[derive(Serialize)]
@@ -25,13 +33,18 @@ pub(crate) fn run(args: &args::Score) -> Result<Ending> {
         (Some(path), _) => Err(TokenRows::read(path)?.into_one()?),
         (None, path) => Ok(text::given(None, path.as_deref())?),
     };
-    let opened = session::open(&args.model)?;
-    let (tokenizer, decoder) = (opened.model.tokenizer()?, opened.model.decoder());
+    let found = session::find(&args.model)?;
+    with_network!(found.kind()?, N => score(args, given, &found.open::<N>()?.model))
+}
+
+/// Scores what was given: a text, or (an error of a kind) tokens.
+fn score<N: Network>(args: &args::Score, given: Result<String, Vec<TokenId>>, model: &Model<N>) -> Result<Ending> {
+    let (tokenizer, decoder) = (model.tokenizer()?, model.network());
     let tokens = given.map_or_else(|tokens| tokens, |text| tokenizer.encode(&text));
     let window = args.context.map(|window| window.get()).or(decoder.context_length()).unwrap_or(tokens.len().max(2));
-    let model = Counted { model: decoder, bar: progress::tokens("scoring", tokens.len().saturating_sub(1)) };
-    let score = score_windows(&model, &tokens, window, args.overlap, SCORE_CHUNK);
-    model.bar.finish_and_clear();
+    let counted = Counted { model: decoder, bar: progress::tokens("scoring", tokens.len().saturating_sub(1)) };
+    let score = score_windows(&counted, &tokens, window, args.overlap, SCORE_CHUNK);
+    counted.bar.finish_and_clear();
     let score = score?;
     let report = Report {
         pieces: tokens.iter().map(|id| tokenizer.piece(*id).unwrap_or_default()).collect(),

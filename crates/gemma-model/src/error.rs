@@ -48,12 +48,12 @@ pub enum Error {
         expected: &'static str,
     },
     /// The checkpoint belongs to another architecture.
-    #[error(
-        "config.json: `{name}` is not a Gemma 1 or Gemma 2 text model (model_type `gemma` or `gemma2`); other families have crates of their own"
-    )]
+    #[error("config.json: `{name}` is not {expected}; other families have crates of their own")]
     Architecture {
         /// What the file names.
         name: String,
+        /// What it must name.
+        expected: &'static str,
     },
     /// Quantized matrices have no place in a safetensors folder.
     #[error("a model held in {format} cannot be saved as a folder; load it with --precision bf16 or f32 and save that")]

@@ -1,28 +1,23 @@
 //! Parameters on their way to disk.
 
-use crate::{DecoderConfig, Error};
 use burn::module::Param;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use gemma_kernels::Format;
 use gemma_nn::{Sink, Weight};
 use gemma_weights::Dtype;
 
 /// A tensor as `gemma_weights::save_folder` takes it: name, dtype, shape, bytes.
-pub type Stored = (String, Dtype, Vec<usize>, Vec<u8>);
+pub(crate) type Stored = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// Collects every parameter, converted to one dtype.
-#[derive(Debug)]
-pub struct Collect {
+pub(crate) struct Collect {
     dtype: Dtype,
-    /// What came in.
-    pub tensors: Vec<Stored>,
-    /// A quantized format among it.
-    pub quantized: Option<Format>,
+    pub(crate) tensors: Vec<Stored>,
+    pub(crate) quantized: Option<Format>,
 }
 
 impl Collect {
-    /// An empty collection.
-    pub fn new(dtype: Dtype) -> Self {
+    pub(crate) fn new(dtype: Dtype) -> Self {
         Self { dtype, tensors: Vec::new(), quantized: None }
     }
 
@@ -57,14 +52,7 @@ impl Sink for Collect {
         self.push(name, vec![values.len()], &values);
     }
 
-    fn array(&mut self, name: &str, values: TensorData) {
-        let shape = values.shape().to_vec();
-        self.push(name, shape, &values.try_into_vec::<f32>().expect("parameters are f32"));
+    fn tensor(&mut self, name: &str, shape: &[usize], param: &Param<Tensor<1>>) {
+        self.push(name, shape.to_vec(), &values(param.val()));
     }
-}
-
-/// `config.json` of a folder written in `dtype`.
-pub(crate) fn config_file(config: &DecoderConfig, dtype: Dtype) -> Vec<u8> {
-    let text = serde_json::to_vec_pretty(&config.to_json(dtype));
-    text.map_err(|cause| Error::ConfigJson { cause }).expect("a configuration of plain numbers is written")
 }

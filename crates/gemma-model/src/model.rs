@@ -1,12 +1,11 @@
 //! The front door: a tokenizer, a network, and what belongs to them.
 
-use crate::save::{Collect, config_file};
-use crate::{Decoder, DecoderConfig, Error};
-use gemma_backend::Device;
+use crate::save::Collect;
+use crate::{Error, Network};
+use burn::tensor::Device;
 use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
-use gemma_nn::{RandomSource, RandomWeights};
 use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
-use gemma_weights::{Checkpoint, Dtype, HubOptions, Loader, Precision, SaveOptions};
+use gemma_weights::{Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
 use std::path::Path;
 
 /// How a model is opened.
@@ -16,34 +15,37 @@ pub struct LoadOptions {
     pub precision: Option<Precision>,
     /// Use only what is on this machine, as `HF_HUB_OFFLINE=1` does.
     pub offline: bool,
+    /// Whose control tokens the tokenizer has; `None`: those of the network's own family. It matters only for
+    /// tokenizer files that leave the names out.
+    pub family: Option<Family>,
 }
 
 /// Called while a model is opened: bytes done and bytes in all.
 pub type OnLoad<'a> = &'a mut dyn FnMut(u64, u64);
 
-/// A Gemma model, ready to write.
+/// A text model, ready to write: a network and everything around it.
 #[derive(Debug)]
-pub struct Gemma {
+pub struct Model<N> {
     tokenizer: Option<Tokenizer>,
-    decoder: Decoder,
+    network: N,
     chat_template: ChatTemplate,
     stop_tokens: Vec<TokenId>,
 }
 
-impl Gemma {
+impl<N: Network> Model<N> {
     /// Opens a model: a folder in Hugging Face format, or a hub id `org/name[@revision]`, which is downloaded on
     /// first use.
     ///
     /// # Errors
-    /// When there is no such model, it cannot be fetched, or it is not a sound Gemma checkpoint.
+    /// When there is no such model, it cannot be fetched, or it is not a sound checkpoint of this architecture.
     pub fn load(model: &str, device: &Device) -> Result<Self, Error> {
         Self::load_with(model, &LoadOptions::default(), device)
     }
 
-    /// [`Gemma::load`] with options.
+    /// [`Model::load`] with options.
     ///
     /// # Errors
-    /// As [`Gemma::load`].
+    /// As [`Model::load`].
     pub fn load_with(model: &str, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
         let hub = HubOptions::from_env();
         let hub = HubOptions { offline: hub.offline || options.offline, ..hub };
@@ -53,7 +55,7 @@ impl Gemma {
     /// Opens a model folder.
     ///
     /// # Errors
-    /// When it is not a sound Gemma checkpoint.
+    /// When it is not a sound checkpoint of this architecture.
     pub fn load_folder(folder: &Path, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
         Self::from_checkpoint(&Checkpoint::open(folder)?, options, device)
     }
@@ -61,15 +63,15 @@ impl Gemma {
     /// Makes a model of an opened checkpoint. One without tokenizer files can still be used with token numbers.
     ///
     /// # Errors
-    /// As [`Gemma::load_folder`].
+    /// As [`Model::load_folder`].
     pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
         Self::from_checkpoint_with(checkpoint, options, device, &mut |_, _| {})
     }
 
-    /// [`Gemma::from_checkpoint`], reporting progress.
+    /// [`Model::from_checkpoint`], reporting progress.
     ///
     /// # Errors
-    /// As [`Gemma::load_folder`].
+    /// As [`Model::load_folder`].
     pub fn from_checkpoint_with(
         checkpoint: &Checkpoint,
         options: &LoadOptions,
@@ -77,21 +79,22 @@ impl Gemma {
         progress: OnLoad<'_>,
     ) -> Result<Self, Error> {
         // reading a large vocabulary takes a second, in which the weights can be opened
-        let (tokenizer, decoder) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| tokenizer(checkpoint));
-            let decoder = Decoder::open_with(checkpoint, options, device, progress);
-            (tokenizer.join().expect("reading a tokenizer does not panic"), decoder)
+        let family = options.family.unwrap_or(N::FAMILY);
+        let (tokenizer, network) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| read_tokenizer(checkpoint, family));
+            let network = N::open_with(checkpoint, options, device, progress);
+            (tokenizer.join().expect("reading a tokenizer does not panic"), network)
         });
-        let (tokenizer, decoder) = (tokenizer?, decoder?);
-        let stop_tokens = stop_tokens(checkpoint, decoder.config(), tokenizer.as_ref())?;
-        Ok(Self { tokenizer, decoder, chat_template: chat_template(checkpoint)?, stop_tokens })
+        let (tokenizer, network) = (tokenizer?, network?);
+        let stop_tokens = stop_tokens(checkpoint, N::eos(network.config()), tokenizer.as_ref())?;
+        Ok(Self { tokenizer, network, chat_template: read_chat_template(checkpoint)?, stop_tokens })
     }
 
     /// A model of parts that are there already, such as one that was just trained.
-    pub fn from_parts(decoder: Decoder, tokenizer: Tokenizer) -> Self {
-        let mut stop_tokens = decoder.config().eos.clone();
+    pub fn from_parts(network: N, tokenizer: Tokenizer) -> Self {
+        let mut stop_tokens = N::eos(network.config()).to_vec();
         stop_tokens.extend(tokenizer.end_of_turn());
-        Self { tokenizer: Some(tokenizer), decoder, chat_template: ChatTemplate::builtin(), stop_tokens }
+        Self { tokenizer: Some(tokenizer), network, chat_template: ChatTemplate::builtin(), stop_tokens }
     }
 
     /// The tokenizer.
@@ -103,8 +106,8 @@ impl Gemma {
     }
 
     /// The network.
-    pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+    pub fn network(&self) -> &N {
+        &self.network
     }
 
     /// The tokens that end an answer.
@@ -128,15 +131,15 @@ impl Gemma {
     /// Continues `prompt` piece by piece: an iterator of texts that are ready to be shown.
     ///
     /// # Errors
-    /// As [`Gemma::generate`].
-    pub fn stream(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream<'_, '_, Decoder>, Error> {
+    /// As [`Model::generate`].
+    pub fn stream(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream<'_, '_, N>, Error> {
         self.stream_tokens(&self.tokenizer()?.encode(prompt), options)
     }
 
     /// Answers a question: `text` becomes a user's turn of the chat template.
     ///
     /// # Errors
-    /// As [`Gemma::generate`].
+    /// As [`Model::generate`].
     pub fn chat(&self, text: &str, options: &GenerateOptions) -> Result<String, Error> {
         Ok(self.stream_chat(&[Turn::user(text)], options)?.finish()?.text)
     }
@@ -144,8 +147,8 @@ impl Gemma {
     /// Answers the last turn of a conversation, piece by piece.
     ///
     /// # Errors
-    /// As [`Gemma::generate`], and when the template refuses the conversation.
-    pub fn stream_chat(&self, turns: &[Turn], options: &GenerateOptions) -> Result<TextStream<'_, '_, Decoder>, Error> {
+    /// As [`Model::generate`], and when the template refuses the conversation.
+    pub fn stream_chat(&self, turns: &[Turn], options: &GenerateOptions) -> Result<TextStream<'_, '_, N>, Error> {
         let prompt = self.tokenizer()?.chat(&self.chat_template, turns, true)?;
         self.stream_tokens(&prompt, options)
     }
@@ -153,24 +156,20 @@ impl Gemma {
     /// Continues a prompt that is already tokens, exactly as given.
     ///
     /// # Errors
-    /// As [`Gemma::generate`].
-    pub fn stream_tokens(
-        &self,
-        prompt: &[TokenId],
-        options: &GenerateOptions,
-    ) -> Result<TextStream<'_, '_, Decoder>, Error> {
-        let generation = Generation::new(&self.decoder, prompt, options, &self.stop_tokens)?;
+    /// As [`Model::generate`].
+    pub fn stream_tokens(&self, prompt: &[TokenId], options: &GenerateOptions) -> Result<TextStream<'_, '_, N>, Error> {
+        let generation = Generation::new(&self.network, prompt, options, &self.stop_tokens)?;
         Ok(TextStream::new(generation, self.tokenizer()?.stream()))
     }
 
-    /// Writes the model as a folder that [`Gemma::load`] and HF transformers open. All of it, or nothing; an existing
+    /// Writes the model as a folder that [`Model::load`] and HF transformers open. All of it, or nothing; an existing
     /// folder is replaced only when `replace` is set.
     ///
     /// # Errors
     /// When the folder cannot be written, or the weights are held in a quantized format.
     pub fn save(&self, folder: &Path, dtype: Dtype, replace: bool) -> Result<(), Error> {
         let mut parameters = Collect::new(dtype);
-        self.decoder.save(&mut parameters);
+        self.network.save(&mut parameters);
         if let Some(format) = parameters.quantized {
             return Err(Error::SaveQuantized { format });
         }
@@ -188,7 +187,7 @@ impl Gemma {
         }
         let text = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
         let files = [
-            ("config.json", config_file(self.decoder.config(), dtype)),
+            ("config.json", text(&N::config_to_json(self.network.config(), dtype))),
             ("generation_config.json", text(&generation)),
             ("tokenizer.json", tokenizer.to_json()?),
             ("tokenizer_config.json", text(&tokenizer_config)),
@@ -207,57 +206,23 @@ const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
 {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}";
 
-impl Decoder {
-    /// Builds the network of a checkpoint, without a tokenizer.
-    ///
-    /// # Errors
-    /// When the checkpoint is not a sound Gemma model.
-    pub fn open(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
-        Self::open_with(checkpoint, options, device, &mut |_, _| {})
-    }
-
-    /// [`Decoder::open`], reporting progress.
-    ///
-    /// # Errors
-    /// As [`Decoder::open`].
-    pub fn open_with(
-        checkpoint: &Checkpoint,
-        options: &LoadOptions,
-        device: &Device,
-        progress: OnLoad<'_>,
-    ) -> Result<Self, Error> {
-        let config = config(checkpoint)?;
-        checkpoint.check(&config.tensors(device), &DecoderConfig::is_ignored)?;
-        let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        Ok(Decoder::load(&mut loader, &config, checkpoint.dtype()))
-    }
-
-    /// A network of random parameters: trainable ones to begin a training with, or packed ones that have the size and
-    /// speed of a real model. The embedding scale is that of a bf16 checkpoint.
-    pub fn random(config: &DecoderConfig, weights: RandomWeights, seed: u64, device: &Device) -> Self {
-        Decoder::load(&mut RandomSource::new(weights, seed, device), config, Dtype::Bf16)
-    }
-}
-
-/// The configuration of a checkpoint.
-fn config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Error> {
-    let missing = || Error::MissingFile {
-        folder: checkpoint.path().unwrap_or(Path::new("(embedded)")).to_owned(),
-        file: "config.json",
-    };
-    DecoderConfig::from_json(&checkpoint.file("config.json")?.ok_or_else(missing)?)
-}
-
-fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, Error> {
-    // this network is also CodeGemma's, whose control tokens are found by their names
+/// The tokenizer of a checkpoint; `None` when it came without one.
+///
+/// # Errors
+/// When its file is not a sound one.
+pub fn read_tokenizer(checkpoint: &Checkpoint, family: Family) -> Result<Option<Tokenizer>, Error> {
     if let Some(json) = checkpoint.file("tokenizer.json")? {
-        return Ok(Some(Tokenizer::from_json(&json, Family::Gemma)?));
+        return Ok(Some(Tokenizer::from_json(&json, family)?));
     }
     let Some(model) = checkpoint.file("tokenizer.model")? else { return Ok(None) };
-    Ok(Some(Tokenizer::from_sentencepiece(&model, Family::Gemma)?))
+    Ok(Some(Tokenizer::from_sentencepiece(&model, family)?))
 }
 
-fn chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error> {
+/// The chat template of a checkpoint, or Gemma's.
+///
+/// # Errors
+/// When its file is not a sound one.
+pub fn read_chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error> {
     if let Some(source) = checkpoint.file("chat_template.jinja")? {
         return Ok(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source))?);
     }
@@ -268,12 +233,8 @@ fn chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error> {
 
 /// What ends an answer: what either configuration names, and the end of a turn, which instruction-tuned checkpoints say
 /// whatever their configuration lists.
-fn stop_tokens(
-    checkpoint: &Checkpoint,
-    config: &DecoderConfig,
-    tokenizer: Option<&Tokenizer>,
-) -> Result<Vec<TokenId>, Error> {
-    let mut tokens = config.eos.clone();
+fn stop_tokens(checkpoint: &Checkpoint, eos: &[TokenId], tokenizer: Option<&Tokenizer>) -> Result<Vec<TokenId>, Error> {
+    let mut tokens = eos.to_vec();
     tokens.extend(checkpoint.generation_config()?.map(|file| file.eos).unwrap_or_default());
     if let Some(tokenizer) = tokenizer {
         tokens.push(tokenizer.eos());

@@ -1,0 +1,184 @@
+//! `config.json`: what the fields of all families have in common.
+//!
+//! A value that is present is used, or refused with an error that names field and value.
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use crate::Error;
+
+/// More layers than any released model has.
+pub const MOST_LAYERS: usize = 1 << 10;
+/// A larger dimension than any released model has.
+pub const LARGEST_DIMENSION: usize = 1 << 20;
+/// A larger vocabulary than any released model has.
+pub const LARGEST_VOCAB: usize = 1 << 24;
+
+/// The fields that say which network a file describes.
+#[derive(Debug, Deserialize)]
+pub struct Architecture {
+    model_type: Option<String>,
+    architectures: Option<Vec<String>>,
+}
+
+impl Architecture {
+    /// Reads only these fields of a `config.json`.
+    ///
+    /// # Errors
+    /// When the text is not JSON, or these fields are no texts.
+    pub fn from_json(text: &[u8]) -> Result<Self, Error> {
+        parse(text)
+    }
+
+    /// What the file calls its network: `model_type`, else the first of `architectures`.
+    pub fn name(&self) -> Option<&str> {
+        let architecture = || self.architectures.as_ref()?.first().map(String::as_str);
+        self.model_type.as_deref().or_else(architecture)
+    }
+
+    /// The error for a file of another network than the one `expected`.
+    pub fn refuse(&self, expected: &'static str) -> Error {
+        match self.name() {
+            Some(name) => Error::Architecture { name: name.to_owned(), expected },
+            None => invalid("model_type", "absent", expected),
+        }
+    }
+}
+
+/// One token id, or a list of them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Ids {
+    /// `"eos_token_id": 1`
+    One(u32),
+    /// `"eos_token_id": [1, 107]`
+    Many(Vec<u32>),
+}
+
+impl Ids {
+    /// The ids; those of Gemma's `<eos>` for an absent field.
+    pub fn eos(ids: Option<Self>) -> Vec<u32> {
+        match ids {
+            None => vec![1],
+            Some(Self::One(id)) => vec![id],
+            Some(Self::Many(ids)) => ids,
+        }
+    }
+}
+
+/// Tells a field that is `null` (`Some(None)`) from one that is absent (`None`); to be used with
+/// `#[serde(default, deserialize_with = "fields::nullable")]`.
+///
+/// # Errors
+/// When the value is of another type.
+pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// Reads the fields of a `config.json` into their mirror.
+///
+/// # Errors
+/// [`Error::ConfigJson`]
+pub fn parse<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(text).map_err(|cause| Error::ConfigJson { cause })
+}
+
+/// The error for a value that cannot be right, or is not supported.
+pub fn invalid(field: &'static str, value: impl std::fmt::Display, expected: &'static str) -> Error {
+    let value: String = value.to_string().chars().take(60).collect();
+    Error::ConfigField { field, value, expected }
+}
+
+/// A size: from 1 to `most`.
+///
+/// # Errors
+/// When it is not.
+pub fn positive(field: &'static str, value: usize, most: usize) -> Result<usize, Error> {
+    if (1..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(invalid(field, value, "a positive number of a sensible size"))
+    }
+}
+
+/// A factor or an epsilon: finite and above 0.
+///
+/// # Errors
+/// When it is not.
+pub fn finite_positive(field: &'static str, value: f32) -> Result<f32, Error> {
+    if value.is_finite() && value > 0.0 { Ok(value) } else { Err(invalid(field, value, "a positive number")) }
+}
+
+/// A soft cap: its value, `None` when the file says `null` (or 0), the default when the file says nothing.
+///
+/// # Errors
+/// When it is not a positive number.
+pub fn cap(field: &'static str, value: Option<Option<f32>>, default: f32) -> Result<Option<f32>, Error> {
+    match value {
+        None => Ok(Some(default)),
+        Some(None | Some(0.0)) => Ok(None),
+        Some(Some(value)) => finite_positive(field, value).map(Some),
+    }
+}
+
+/// Refuses an activation that is not the tanh form of GELU. The first releases say `gelu` and mean the tanh form, as
+/// does an absent or null field.
+///
+/// # Errors
+/// When the file names another one.
+pub fn tanh_gelu(field: &'static str, word: Option<&str>) -> Result<(), Error> {
+    let known = ["gelu", "gelu_pytorch_tanh", "gelu_fast", "gelu_new"];
+    match word.filter(|word| !known.contains(word)) {
+        Some(word) => Err(invalid(field, word, "`gelu_pytorch_tanh`")),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a value that is there and neither `null` nor `false`.
+///
+/// # Errors
+/// When it is.
+pub fn off(field: &'static str, value: Option<&Value>, expected: &'static str) -> Result<(), Error> {
+    match value.filter(|value| !value.is_null() && **value != Value::Bool(false)) {
+        Some(value) => Err(invalid(field, value, expected)),
+        None => Ok(()),
+    }
+}
+
+/// The number with the fewest digits that reads back as `value`: 1e-6, not 9.99999997e-7.
+pub fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct File {
+        #[serde(default, deserialize_with = "nullable")]
+        cap: Option<Option<f32>>,
+    }
+
+    #[test]
+    fn a_cap_is_a_number_or_null_or_the_default() {
+        let read = |text: &str| parse::<File>(text.as_bytes()).and_then(|file| cap("cap", file.cap, 50.0));
+        assert_eq!(read("{}").unwrap(), Some(50.0));
+        assert_eq!(read(r#"{"cap": null}"#).unwrap(), None);
+        assert_eq!(read(r#"{"cap": 0}"#).unwrap(), None);
+        assert_eq!(read(r#"{"cap": 30}"#).unwrap(), Some(30.0));
+        for wrong in [r#"{"cap": true}"#, r#"{"cap": -1}"#, r#"{"cap": "50"}"#] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_type_or_else_its_architecture() {
+        let name = |text: &str| Architecture::from_json(text.as_bytes()).unwrap().name().map(str::to_owned);
+        assert_eq!(name(r#"{"model_type": "a", "architectures": ["B"]}"#).as_deref(), Some("a"));
+        assert_eq!(name(r#"{"architectures": ["B"]}"#).as_deref(), Some("B"));
+        assert_eq!(name("{}"), None);
+    }
+}

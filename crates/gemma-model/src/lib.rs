@@ -1,0 +1,27 @@
+//! What every text model of the Gemma family has in front of its network: a tokenizer, a chat template, stop tokens,
+//! loading, saving, and a conversation that remembers.
+//!
+//! A family brings a [`Network`]: its configuration, its layers, and what it calls its parameters. [`Model`] is the
+//! front door around it, where everything that a user can get wrong is checked. `gemma::Gemma` is a
+//! `Model<gemma::Decoder>`; the other families are the same door around other networks.
+//!
+//! | Module | What is in it |
+//! |---|---|
+//! | `network` | [`Network`]: what a family brings |
+//! | `model` | [`Model`]: open, generate, chat, save |
+//! | `conversation` | [`Conversation`]: each turn reads only what is new |
+//! | [`fields`] | `config.json`: what its fields have in common |
+//! | `save` | parameters on their way to disk |
+//! | `error` | [`Error`] |
+
+mod conversation;
+mod error;
+pub mod fields;
+mod model;
+mod network;
+mod save;
+
+pub use conversation::{Answered, Conversation};
+pub use error::Error;
+pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};
+pub use network::Network;

@@ -1,0 +1,131 @@
+//! What a family brings: its network, and the names by which a checkpoint knows it.
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use gemma_generate::{CausalModel, TokenId};
+use gemma_nn::{Inventory, RandomSource, RandomWeights, Segment, Sink, Source, Weight};
+use gemma_tokenizer::Family;
+use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
+
+use crate::{Error, LoadOptions, OnLoad};
+
+/// A network that checkpoints of one architecture describe, and all that the front door asks of it.
+pub trait Network: CausalModel + Sized {
+    /// What `config.json` says, resolved.
+    type Config;
+
+    /// Whose control tokens a tokenizer file of this network has, where the file leaves their names out.
+    const FAMILY: Family;
+
+    /// Reads the text of a `config.json`.
+    ///
+    /// # Errors
+    /// When it is not JSON, lacks a field, names another architecture, or a value cannot be right or is not
+    /// supported; the message names field and value.
+    fn config_from_json(text: &[u8]) -> Result<Self::Config, Error>;
+
+    /// The configuration of a row of the catalogue; `None` when it is of another architecture.
+    fn config_from_shape(shape: &Shape) -> Option<Self::Config>;
+
+    /// The `config.json` from which HF transformers builds the same network with parameters of `dtype`.
+    fn config_to_json(config: &Self::Config, dtype: Dtype) -> serde_json::Value;
+
+    /// Tokens that end a text, from `config.json`.
+    fn eos(config: &Self::Config) -> &[TokenId];
+
+    /// Builds the network from a source of parameters; `dtype` is that of the checkpoint.
+    fn load(source: &mut dyn Source, config: &Self::Config, dtype: Dtype) -> Self;
+
+    /// Hands every parameter to a sink, under the names it was loaded by.
+    fn save(&self, sink: &mut dyn Sink);
+
+    /// The configuration it was built from.
+    fn config(&self) -> &Self::Config;
+
+    /// The device that holds the parameters.
+    fn device(&self) -> Device;
+
+    /// Reads as [`CausalModel::read_all`] does, up to and including the last norm: `[tokens, width]`.
+    fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Self::Memory]) -> Tensor<2>;
+
+    /// Logits `[rows, vocab]` of rows `[rows, width]` that went through the last norm.
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2>;
+
+    /// Size of the buffers of one sequence's memory, in bytes.
+    fn memory_bytes(memory: &Self::Memory) -> usize;
+
+    /// Whether a checkpoint may hold a tensor of this name that no layer reads: the tied head and the rotary
+    /// frequencies, which some files repeat.
+    fn is_ignored(name: &str) -> bool {
+        name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq")
+    }
+
+    /// Name and shape of every tensor that a checkpoint of this configuration holds.
+    fn tensors(config: &Self::Config, device: &Device) -> Vec<TensorSpec> {
+        let mut inventory = Inventory::new(device);
+        Self::load(&mut inventory, config, Dtype::F32);
+        inventory.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
+    }
+
+    /// Builds the network of a checkpoint, without a tokenizer.
+    ///
+    /// # Errors
+    /// When the checkpoint is not a sound one of this architecture.
+    fn open(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
+        Self::open_with(checkpoint, options, device, &mut |_, _| {})
+    }
+
+    /// [`Network::open`], reporting progress.
+    ///
+    /// # Errors
+    /// As [`Network::open`].
+    fn open_with(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        device: &Device,
+        progress: OnLoad<'_>,
+    ) -> Result<Self, Error> {
+        let config = Self::config_of(checkpoint)?;
+        checkpoint.check(&Self::tensors(&config, device), &Self::is_ignored)?;
+        let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
+        Ok(Self::load(&mut loader, &config, checkpoint.dtype()))
+    }
+
+    /// The configuration of a checkpoint.
+    ///
+    /// # Errors
+    /// When `config.json` is missing, or as [`Network::config_from_json`].
+    fn config_of(checkpoint: &Checkpoint) -> Result<Self::Config, Error> {
+        let missing = || Error::MissingFile {
+            folder: checkpoint.path().unwrap_or(Path::new("(embedded)")).to_owned(),
+            file: "config.json",
+        };
+        Self::config_from_json(&checkpoint.file("config.json")?.ok_or_else(missing)?)
+    }
+
+    /// A network of random parameters: trainable ones to begin a training with, or packed ones that have the size and
+    /// speed of a real model. Constants are rounded as in a bf16 checkpoint.
+    fn random(config: &Self::Config, weights: RandomWeights, seed: u64, device: &Device) -> Self {
+        Self::load(&mut RandomSource::new(weights, seed, device), config, Dtype::Bf16)
+    }
+
+    /// Bytes that generating one token reads: all weights once.
+    fn weight_bytes(&self) -> usize {
+        struct Sum(usize);
+        impl Sink for Sum {
+            fn matrix(&mut self, _name: &str, weight: &Weight) {
+                self.0 += weight.bytes_len();
+            }
+            fn vector(&mut self, _name: &str, values: &burn::module::Param<Tensor<1>>) {
+                self.0 += 4 * values.val().dims()[0];
+            }
+            fn tensor(&mut self, name: &str, _shape: &[usize], values: &burn::module::Param<Tensor<1>>) {
+                self.vector(name, values);
+            }
+        }
+        let mut sum = Sum(0);
+        self.save(&mut sum);
+        sum.0
+    }
+}
