@@ -15,6 +15,13 @@ pub(crate) fn tokens(what: &'static str, total: usize) -> ProgressBar {
     bar
 }
 
+/// A bar that counts pictures.
+pub(crate) fn pictures(total: usize) -> ProgressBar {
+    let bar = bar("looking", "{pos}/{len} pictures ({per_sec}, {eta} left)");
+    bar.set_length(total as u64);
+    bar
+}
+
 /// Shows how far a download is.
 pub(crate) fn show(bar: &ProgressBar, download: Download<'_>) {
     set(bar, download.all_done, download.all_total);

@@ -17,6 +17,7 @@ use gemma_weights::{
     Checkpoint, HubId, HubOptions, Precision,
     catalogue::{self, SHAPES, Shape},
 };
+use paligemma::{PaliGemma, PaliGemmaConfig};
 use serde::Serialize;
 
 use crate::{
@@ -30,13 +31,15 @@ use crate::{
 pub(crate) enum Kind {
     /// Gemma 1, 1.1 and 2, and CodeGemma.
     Gemma,
+    /// PaliGemma and PaliGemma 2.
+    PaliGemma,
 }
 
 impl Kind {
-    const ALL: [Self; 1] = [Self::Gemma];
+    const ALL: [Self; 2] = [Self::Gemma, Self::PaliGemma];
 
     /// The network that a `config.json` describes. One that no network knows is left for Gemma's to refuse.
-    fn of(config: &[u8]) -> Result<Self, gemma_model::Error> {
+    pub(crate) fn of(config: &[u8]) -> Result<Self, gemma_model::Error> {
         let architecture = Architecture::from_json(config)?;
         Ok(Self::ALL.into_iter().find(|kind| kind.is_called(architecture.name())).unwrap_or(Self::Gemma))
     }
@@ -45,11 +48,16 @@ impl Kind {
     fn is_called(self, name: Option<&str>) -> bool {
         match self {
             Self::Gemma => matches!(name, Some("gemma" | "GemmaForCausalLM" | "gemma2" | "Gemma2ForCausalLM")),
+            Self::PaliGemma => matches!(name, Some("paligemma" | "PaliGemmaForConditionalGeneration")),
         }
     }
 
     /// The network that has a released shape.
-    fn of_shape(shape: &Shape) -> Option<Self> {
+    pub(crate) fn of_shape(shape: &Shape) -> Option<Self> {
+        if shape.vision.is_some() {
+            // its decoder alone would be Gemma's
+            return PaliGemmaConfig::from_shape(shape).map(|_| Self::PaliGemma);
+        }
         Self::ALL.into_iter().find(|kind| with_network!(*kind, N => N::config_from_shape(shape).is_some()))
     }
 }
@@ -60,6 +68,10 @@ macro_rules! with_network {
         match $kind {
             $crate::session::Kind::Gemma => {
                 type $N = gemma::Decoder;
+                $body
+            }
+            $crate::session::Kind::PaliGemma => {
+                type $N = paligemma::VisionLanguageModel;
                 $body
             }
         }
@@ -105,6 +117,21 @@ pub(crate) fn find(args: &args::Model) -> Result<Found> {
     locate(args.model.as_deref(), args.offline, &args.compute)
 }
 
+/// Opens the model that looks at pictures: the one that the flags name, or the demo of PaliGemma.
+pub(crate) fn open_pictures(args: &args::Model) -> Result<Opened<PaliGemma>> {
+    found_pictures(args)?.open_pictures()
+}
+
+/// [`find`], for verbs and flags that need pictures: without a name, the demo of PaliGemma.
+pub(crate) fn found_pictures(args: &args::Model) -> Result<Found> {
+    if args.model.is_some() {
+        return find(args);
+    }
+    args.compute.backend.map(|backend| backend.device()).transpose()?;
+    let begin = Instant::now();
+    Ok(Found { checkpoint: paligemma::demo_checkpoint()?, compute: args.compute, begin })
+}
+
 /// [`find`], for a name and flags that stand apart.
 pub(crate) fn locate(model: Option<&str>, offline: bool, compute: &Compute) -> Result<Found> {
     // A backend that was asked for and is not there should be known before a download, while looking for the best
@@ -131,12 +158,20 @@ impl Found {
         self.build(Model::<N>::from_checkpoint_with)
     }
 
+    /// Opens the model that looks at pictures.
+    pub(crate) fn open_pictures(self) -> Result<Opened<PaliGemma>> {
+        self.build(PaliGemma::from_checkpoint_with)
+    }
+
     /// Opens only the network, which needs no tokenizer.
     pub(crate) fn open_network<N: Network>(self) -> Result<Opened<N>> {
         self.build(N::open_with)
     }
 
-    fn build<T>(self, build: Build<T>) -> Result<Opened<T>> {
+    fn build<T, E>(self, build: Build<T, E>) -> Result<Opened<T>>
+    where
+        anyhow::Error: From<E>,
+    {
         let device = device(&self.compute)?;
         let bar = progress::bytes("loading");
         let options = LoadOptions { precision: self.compute.precision, ..LoadOptions::default() };
@@ -147,16 +182,16 @@ impl Found {
 }
 
 /// What makes a model of a checkpoint.
-type Build<T> = fn(&Checkpoint, &LoadOptions, &Device, OnLoad<'_>) -> Result<T, gemma_model::Error>;
+type Build<T, E> = fn(&Checkpoint, &LoadOptions, &Device, OnLoad<'_>) -> Result<T, E>;
 
 /// The released shape of a name, and the network that has it.
 pub(crate) fn shape(name: &str) -> Result<(&'static Shape, Kind)> {
-    let text = |shape: &&Shape| shape.vision.is_none() && Kind::of_shape(shape).is_some();
-    match catalogue::shape(name).filter(text).and_then(|shape| Some((shape, Kind::of_shape(shape)?))) {
+    let known = |shape: &&Shape| Kind::of_shape(shape).is_some();
+    match catalogue::shape(name).filter(known).and_then(|shape| Some((shape, Kind::of_shape(shape)?))) {
         Some(found) => Ok(found),
         None => {
-            let names: Vec<&str> = SHAPES.iter().filter(text).map(|shape| shape.name).collect();
-            bail!("there is no text shape {name}; use one of {}", names.join(", "))
+            let names: Vec<&str> = SHAPES.iter().filter(known).map(|shape| shape.name).collect();
+            bail!("there is no shape {name}; use one of {}", names.join(", "))
         }
     }
 }

@@ -35,7 +35,7 @@ fn detect_finds_three_shapes_and_draws_them() {
     let found = detect::run(out.to_str()).unwrap();
     assert_eq!(found.len(), 3);
     assert!(found.iter().all(|found| found.score.is_some_and(|score| (0.0..=1.0).contains(&score))));
-    assert_eq!(paligemma::Picture::open(&out).unwrap().width(), 224);
+    assert_eq!(paligemma::Picture::open(&out).unwrap().width(), 240);
 }
 
 #[test]

@@ -37,12 +37,15 @@ enum Job {
         /// The folder to write; it is made if it does not exist.
         #[arg(long)]
         out: PathBuf,
-        /// Optimizer steps; the default is what the committed model was trained with.
+        /// Optimizer steps of each round; the default is what the committed model was trained with.
         #[arg(long)]
         steps: Option<usize>,
         /// A folder that a training has written: go on from there instead of from random weights.
         #[arg(long)]
         begun: Option<PathBuf>,
+        /// The first round to run, counted from 0.
+        #[arg(long, default_value_t = 0)]
+        first: usize,
         /// What the scenes and the first weights follow from.
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -61,7 +64,9 @@ enum Job {
 fn main() -> Result<()> {
     match Arguments::parse().job {
         Job::Gemma { out, steps, begun, seed } => train_gemma::make(&out, begun.as_deref(), steps, seed),
-        Job::Paligemma { out, steps, begun, seed } => train_paligemma::make(&out, begun.as_deref(), steps, seed),
+        Job::Paligemma { out, steps, begun, first, seed } => {
+            train_paligemma::make(&out, begun.as_deref(), first, steps, seed)
+        }
         Job::Corpus { show, seed } => {
             print_corpus(show, seed);
             Ok(())

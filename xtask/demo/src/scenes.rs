@@ -10,11 +10,11 @@ use paligemma::{BoundingBox, Picture, prompt};
 use crate::random::Random;
 
 /// Cells of the grid, across and down.
-pub const GRID: usize = 16;
+pub const GRID: usize = 12;
 /// The most shapes of a scene.
-const MOST: u32 = 4;
+pub const MOST: u32 = 4;
 /// Sides of a shape, in cells.
-const SIZES: (u32, u32) = (4, 7);
+const SIZES: (u32, u32) = (3, 5);
 /// Samples per pixel and direction, so that slanted edges are smooth.
 const SAMPLES: usize = 3;
 
@@ -123,9 +123,9 @@ pub struct Lesson {
 }
 
 impl Scene {
-    /// A scene drawn by lot.
-    pub fn random(random: &mut Random) -> Self {
-        let wanted = random.between(1, MOST) as usize;
+    /// A scene drawn by lot, of `most` shapes at most.
+    pub fn random(random: &mut Random, most: u32) -> Self {
+        let wanted = random.between(1, most) as usize;
         let mut things: Vec<Thing> = Vec::new();
         // a crowded scene may have no room for all that are wanted
         for _ in 0..20 * wanted {
@@ -298,10 +298,11 @@ fn plural(name: &str) -> String {
     if name.ends_with("ss") { format!("{name}es") } else { format!("{name}s") }
 }
 
-/// Scenes without end: those to learn from, or those kept for the test.
-pub fn scenes(seed: u64, held_out: bool) -> impl Iterator<Item = Scene> {
+/// Scenes without end, of `most` shapes at most: those to learn from, or those kept for the test.
+pub fn scenes(seed: u64, most: u32, held_out: bool) -> impl Iterator<Item = Scene> {
     let mut random = Random::new(seed);
-    std::iter::repeat_with(move || Scene::random(&mut random)).filter(move |scene| scene.is_held_out() == held_out)
+    std::iter::repeat_with(move || Scene::random(&mut random, most))
+        .filter(move |scene| scene.is_held_out() == held_out)
 }
 
 #[cfg(test)]
@@ -326,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_detection_spells_the_box_in_locations() {
-        let scene = Scene { ground: 0, things: vec![thing(Shape::Circle, 0, 8, 4, 8)] };
+        let scene = Scene { ground: 0, things: vec![thing(Shape::Circle, 0, 6, 3, 6)] };
         let lesson = scene.detecting("circle");
         assert_eq!(lesson.prompt, "detect circle");
         assert_eq!(lesson.answer, "<loc0256><loc0512><loc0767><loc1023> circle");
@@ -337,7 +338,7 @@ mod tests {
     #[test]
     fn a_shape_fills_its_box_and_touches_its_edges() {
         for shape in Shape::ALL {
-            let scene = Scene { ground: 0, things: vec![thing(shape, 0, 4, 8, 8)] };
+            let scene = Scene { ground: 0, things: vec![thing(shape, 0, 3, 6, 6)] };
             let picture = scene.draw(64);
             let inked: Vec<(usize, usize)> = (0..64 * 64)
                 .map(|place| (place % 64, place / 64))
@@ -352,8 +353,8 @@ mod tests {
 
     #[test]
     fn scenes_are_varied_sound_and_the_same_for_a_seed() {
-        let some: Vec<Scene> = scenes(3, false).take(500).collect();
-        assert_eq!(scenes(3, false).take(500).collect::<Vec<_>>(), some);
+        let some: Vec<Scene> = scenes(3, MOST, false).take(500).collect();
+        assert_eq!(scenes(3, MOST, false).take(500).collect::<Vec<_>>(), some);
         for count in 1..=4 {
             assert!(some.iter().filter(|scene| scene.things.len() == count).count() > 50, "{count}");
         }
@@ -364,6 +365,6 @@ mod tests {
             }
             assert!(!scene.is_held_out());
         }
-        assert!(scenes(3, true).take(20).all(|scene| scene.is_held_out()));
+        assert!(scenes(3, MOST, true).take(20).all(|scene| scene.is_held_out()));
     }
 }

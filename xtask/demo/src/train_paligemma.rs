@@ -18,19 +18,35 @@ use paligemma::{BoundingBox, Network, PaliGemma, PaliGemmaConfig, Pixels, Siglip
 use crate::bpe::learn;
 use crate::corpus::Document;
 use crate::random::Random;
-use crate::scenes::{Lesson, Scene, scenes};
+use crate::scenes::{Lesson, MOST, Scene, scenes};
 use crate::tokenizer_files::tokenizer_files;
 
-/// Optimizer steps of the committed model.
-pub const STEPS: usize = 6000;
+/// One round of the training.
+struct Round {
+    name: &'static str,
+    /// Optimizer steps.
+    steps: usize,
+    /// Highest learning rate.
+    learning_rate: f64,
+    /// The most shapes of a scene.
+    most: u32,
+}
+
+/// The rounds of the committed model. One shape alone teaches what shapes, colours and places are; with several from the
+/// start, that takes many times as long.
+const ROUNDS: [Round; 3] = [
+    Round { name: "one shape", steps: 1500, learning_rate: 3e-3, most: 1 },
+    Round { name: "several", steps: 3000, learning_rate: 2e-3, most: MOST },
+    Round { name: "several again", steps: 1500, learning_rate: 1e-3, most: MOST },
+];
 /// Lessons of one step.
 const LESSONS: usize = 32;
 /// Pieces of the vocabulary before the location, segment and image tokens: every word is one piece.
 const TEXT_PIECES: usize = 448;
 /// Sides at which scenes are drawn, in pixels.
-const SIDES: [usize; 4] = [64, 96, 128, 192];
+const SIDES: [usize; 4] = [48, 72, 96, 192];
 /// Sides of the sample pictures that are written beside the model.
-const SAMPLE_SIDE: usize = 224;
+const SAMPLE_SIDE: usize = 240;
 /// Number of sample pictures.
 const SAMPLES: usize = 4;
 
@@ -120,12 +136,13 @@ pub fn loss(model: &VisionLanguageModel, examples: &[PictureExample]) -> Tensor<
     cross_entropy(model.language_model().logits(hidden.select(0, index)), &targets)
 }
 
-/// Trains the model and saves it to `out`, which is replaced, then draws the sample pictures. `steps` overrides the
-/// length; `begun`, a folder that a training has written, is gone on from.
+/// Trains the model in rounds and saves it to `out` after each, which is replaced; then draws the sample pictures.
+/// `steps` overrides the length of each round; `begun`, a folder that a training has written, is gone on from with the
+/// rounds from `first` on, counted from 0.
 ///
 /// # Errors
 /// When the device, the tokenizer or a folder fail.
-pub fn make(out: &Path, begun: Option<&Path>, steps: Option<usize>, seed: u64) -> Result<()> {
+pub fn make(out: &Path, begun: Option<&Path>, first: usize, steps: Option<usize>, seed: u64) -> Result<()> {
     let tokenizer = make_tokenizer(seed)?;
     let config = config(tokenizer.vocab_len());
     // flex multiplies fastest of the CPU backends where a weight is used transposed, as in training
@@ -135,57 +152,65 @@ pub fn make(out: &Path, begun: Option<&Path>, steps: Option<usize>, seed: u64) -
         Some(folder) => VisionLanguageModel::open_trainable(&Checkpoint::open(folder)?, &device)?,
         None => VisionLanguageModel::random(&config, RandomWeights::Dense, seed, &device.clone().autodiff()),
     };
-    let steps = steps.unwrap_or(STEPS);
-    let options = TrainOptions {
-        steps,
-        parts: 2,
-        learning_rate: if begun.is_some() { 1e-3 } else { 2e-3 },
-        warmup: 200,
-        ..TrainOptions::default()
-    };
-    // a seed of its own for a second round, so that it brings new scenes
-    let seed = seed + u64::from(begun.is_some());
-    let mut scenes = scenes(seed, false);
+    for (index, round) in ROUNDS.iter().enumerate().skip(first) {
+        // a seed of its own, so that each round brings new scenes
+        let seed = seed + index as u64;
+        model = run(model, &config, &tokenizer, round, steps.unwrap_or(round.steps), seed)?;
+        PaliGemma::from_parts(model.valid(), make_tokenizer(seed - index as u64)?).save(out, Dtype::Bf16, true)?;
+        draw_samples(out)?;
+        // judged as it will be used: as saved
+        let saved = PaliGemma::load_folder(out, &Default::default(), &device)?;
+        let marks = examine(&saved, 100, 1)?;
+        for mark in marks.iter().filter(|mark| mark.caption != mark.scene.caption()).take(5) {
+            println!("wrong: {:?}, not {:?}", mark.caption, mark.scene.caption());
+        }
+        println!("{}: {}", round.name, Summary::of(&marks));
+    }
+    Ok(())
+}
+
+fn run(
+    model: VisionLanguageModel,
+    config: &PaliGemmaConfig,
+    tokenizer: &Tokenizer,
+    round: &Round,
+    steps: usize,
+    seed: u64,
+) -> Result<VisionLanguageModel> {
+    let options = TrainOptions { steps, parts: 2, learning_rate: round.learning_rate, ..TrainOptions::default() };
+    let mut scenes = scenes(seed, round.most, false);
     let mut random = Random::new(seed ^ 0x5eed);
-    let pattern = "training {bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})";
+    let pattern = "{prefix} {bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})";
     let style = ProgressStyle::with_template(pattern).context("the bar's pattern")?;
-    let bar = ProgressBar::new(steps as u64).with_style(style);
+    let bar = ProgressBar::new(steps as u64).with_style(style).with_prefix(round.name);
     let begin = Instant::now();
     let mut average = f32::NAN;
     let batch = |_| {
         let mut one = || {
             let scene = scenes.next()?;
             let pixels = scene.draw(random.pick(&SIDES)).pixels(config.vision.image_size);
-            example(&scene.lesson(&mut random), pixels, &tokenizer, &config).ok()
+            example(&scene.lesson(&mut random), pixels, tokenizer, config).ok()
         };
         (0..LESSONS).filter_map(|_| one()).collect()
     };
-    model = train_with(model, &options, batch, loss, |step| {
+    let model = train_with(model, &options, batch, loss, |step| {
         average = if average.is_nan() { step.loss } else { 0.98 * average + 0.02 * step.loss };
         bar.set_message(format!("loss {average:.4}"));
         bar.inc(1);
         if step.step % 100 == 99 {
-            println!("step {} loss {average:.4} after {:.0} s", step.step + 1, begin.elapsed().as_secs_f64());
+            let seconds = begin.elapsed().as_secs_f64();
+            println!("{}: step {} loss {average:.4} after {seconds:.0} s", round.name, step.step + 1);
         }
     })?;
     bar.finish_and_clear();
-    PaliGemma::from_parts(model.valid(), make_tokenizer(seed)?).save(out, Dtype::Bf16, true)?;
-    draw_samples(out)?;
-    // judged as it will be used: as saved
-    let saved = PaliGemma::load_folder(out, &Default::default(), &device)?;
-    let marks = examine(&saved, 200, 1)?;
-    for mark in marks.iter().filter(|mark| mark.caption != mark.scene.caption()).take(10) {
-        println!("wrong: {:?}, not {:?}", mark.caption, mark.scene.caption());
-    }
-    println!("{}", Summary::of(&marks));
-    Ok(())
+    Ok(model)
 }
 
 /// Writes the sample pictures beside the model: held-out scenes with one to four shapes.
 fn draw_samples(out: &Path) -> Result<()> {
     let folder = out.join("pictures");
     std::fs::create_dir_all(&folder)?;
-    let mut held_out = scenes(7, true);
+    let mut held_out = scenes(7, MOST, true);
     for count in 1..=SAMPLES {
         let scene = held_out.find(|scene| scene.things.len() == count).context("scenes do not end")?;
         let mut png = Vec::new();
@@ -198,7 +223,7 @@ fn draw_samples(out: &Path) -> Result<()> {
 /// The tokenizer: pieces for what is said of scenes, and PaliGemma's own tokens after them.
 fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
     let mut random = Random::new(seed);
-    let text = scenes(0, false).take(5_000).flat_map(|scene| {
+    let text = scenes(0, MOST, false).take(5_000).flat_map(|scene| {
         let asked = scene.asking(&mut random);
         let wanted = scene.wanted(&mut random);
         let said = [scene.caption(), prompt::caption("en"), asked.prompt, asked.answer, prompt::detect(&[wanted])];
@@ -233,7 +258,7 @@ pub struct Mark {
 /// When an answer cannot be generated.
 pub fn examine(model: &PaliGemma, count: usize, seed: u64) -> Result<Vec<Mark>> {
     let mut random = Random::new(seed);
-    scenes(seed, true)
+    scenes(seed, MOST, true)
         .take(count)
         .map(|scene| {
             let picture = scene.draw(random.pick(&SIDES));

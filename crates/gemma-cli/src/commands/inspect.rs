@@ -8,9 +8,15 @@ use gemma_weights::{
     Checkpoint, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
 };
+use paligemma::{PaliGemmaConfig, SiglipConfig, VisionLanguageModel};
 use serde::{Serialize, Serializer};
 
-use crate::{args, commands::Ending, output, session};
+use crate::{
+    args,
+    commands::Ending,
+    output,
+    session::{self, Kind},
+};
 
 /// The JSON object.
 #[derive(Serialize)]
@@ -31,6 +37,8 @@ struct Report {
     window: Option<usize>,
     windowed_layers: usize,
     context: usize,
+    /// The picture encoder, if there is one.
+    picture: Option<PictureRow>,
     dtype: String,
     parameters: u64,
     stored_bytes: u64,
@@ -43,6 +51,17 @@ struct Report {
     missing: Vec<String>,
     unexpected: Vec<String>,
     misshapen: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct PictureRow {
+    side: usize,
+    patch: usize,
+    tokens: usize,
+    width: usize,
+    layers: usize,
+    heads: usize,
+    hidden: usize,
 }
 
 #[derive(Serialize)]
@@ -120,9 +139,20 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
     let Some(config_file) = checkpoint.file("config.json")? else {
         bail!("{model} holds no config.json; take it from the model's repository");
     };
-    let config = DecoderConfig::from_json(&config_file)?;
-    let expected = Decoder::tensors(&config, &gemma_backend::default_device()?);
-    let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &Decoder::is_ignored) {
+    let device = gemma_backend::default_device()?;
+    let (config, vision, expected, ignored): (_, _, _, fn(&str) -> bool) = match Kind::of(&config_file)? {
+        Kind::PaliGemma => {
+            let whole = PaliGemmaConfig::from_json(&config_file)?;
+            let expected = VisionLanguageModel::tensors_in(checkpoint, &whole, &device);
+            (whole.text, Some(whole.vision), expected, VisionLanguageModel::is_ignored)
+        }
+        Kind::Gemma => {
+            let config = DecoderConfig::from_json(&config_file)?;
+            let expected = Decoder::tensors(&config, &device);
+            (config, None, expected, Decoder::is_ignored)
+        }
+    };
+    let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &ignored) {
         Err(gemma_weights::Error::Tensors { missing, unexpected, misshapen }) => (missing, unexpected, misshapen),
         other => other.map(|()| Default::default())?,
     };
@@ -133,8 +163,22 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
     Ok(Report {
         model: model.to_owned(),
         folder: checkpoint.path().map(|path| path.display().to_string()),
-        family: if first.norms == Norms::Before { "Gemma 1" } else { "Gemma 2" },
-        shape: SHAPES.iter().find(|shape| is_shape(&config, shape)).map(|shape| shape.name),
+        family: match (first.norms, vision.is_some()) {
+            (Norms::Before, false) => "Gemma 1",
+            (Norms::BeforeAndAfter, false) => "Gemma 2",
+            (Norms::Before, true) => "PaliGemma",
+            (Norms::BeforeAndAfter, true) => "PaliGemma 2",
+        },
+        shape: SHAPES.iter().find(|shape| is_shape(&config, vision.as_ref(), shape)).map(|shape| shape.name),
+        picture: vision.map(|vision| PictureRow {
+            side: vision.image_size,
+            patch: vision.patch,
+            tokens: vision.patches(),
+            width: vision.width,
+            layers: vision.layers,
+            heads: vision.heads,
+            hidden: vision.hidden,
+        }),
         vocab: config.vocab,
         width: config.width,
         layers: config.layers.len(),
@@ -158,9 +202,10 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
 }
 
 /// Whether a released shape has these numbers.
-fn is_shape(config: &DecoderConfig, shape: &Shape) -> bool {
+fn is_shape(config: &DecoderConfig, vision: Option<&SiglipConfig>, shape: &Shape) -> bool {
     let same = |other: DecoderConfig| DecoderConfig { eos: config.eos.clone(), ..other } == *config;
-    shape.vision.is_none() && DecoderConfig::from_shape(shape).is_some_and(same)
+    let encoder = shape.vision.as_ref().map(SiglipConfig::from_shape);
+    encoder.as_ref() == vision && DecoderConfig::from_shape(shape).is_some_and(same)
 }
 
 fn values(tensor: &TensorSpec) -> u64 {
@@ -215,6 +260,10 @@ fn told(report: &Report) -> String {
     row("heads", format!("{} of {}, {} for keys and values", report.heads, report.head_dim, report.kv_heads));
     let window = report.window.map(|span| format!("; {} layers see {span}", report.windowed_layers));
     row("context", format!("{} tokens{}", report.context, window.unwrap_or_default()));
+    if let Some(PictureRow { side, patch, tokens, width, layers, .. }) = &report.picture {
+        row("pictures", format!("{side} x {side} pixels, {tokens} tokens of {patch} x {patch}"));
+        row("encoder", format!("{layers} layers of width {width}"));
+    }
     for file in &report.files {
         row("file", format!("{}, {}", file.name, output::bytes(file.bytes)));
     }
@@ -239,12 +288,13 @@ mod tests {
 
     #[test]
     fn released_shapes_are_recognised() {
-        for shape in SHAPES.iter().filter(|shape| shape.vision.is_none()) {
+        for shape in &SHAPES {
             let Some(config) = DecoderConfig::from_shape(shape) else { continue };
+            let vision = shape.vision.as_ref().map(SiglipConfig::from_shape);
             let other = DecoderConfig { eos: vec![1, 107], ..config };
-            let found = SHAPES.iter().find(|shape| is_shape(&other, shape));
+            let found = SHAPES.iter().find(|shape| is_shape(&other, vision.as_ref(), shape));
             assert_eq!(found.map(|shape| shape.name), Some(shape.name));
-            assert!(!is_shape(&DecoderConfig { width: 8, ..other }, shape));
+            assert!(!is_shape(&DecoderConfig { width: 8, ..other }, vision.as_ref(), shape));
         }
     }
 
