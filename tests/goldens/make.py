@@ -10,7 +10,8 @@ Each folder holds a model of random weights (config.json, model.safetensors) and
 
 `paligemma/` and `paligemma2/` hold cases as `cases.json` lists them, with the names of tensors prefixed by the case:
 `pixel_values` [N, 3, S, S] of the PNGs, `image_features.siglip` and `.projected`, `input_ids`, `attention_mask` and
-`token_type_ids` [B, T] (padded on the left; type 1 is an answer), `logits` [B, T, V], `greedy.ids` and `.margin`.
+`token_type_ids` [B, T] (padded on the left; type 1 is an answer), `logits` [B, T, V], `greedy.ids` and `.margin`;
+where there is an answer, `loss` [1] of its tokens and `grad.<parameter>` under the names of the released files.
 `paligemma/pictures.safetensors` holds what Pillow makes of `wide.png`.
 """
 
@@ -142,6 +143,24 @@ def pixels(picture):
     return (torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
 
+def learn(model, ids, values, given, answer):
+    """The mean loss of the answer's tokens, and its gradients under the names of the released files."""
+    with torch.enable_grad():
+        model.zero_grad()
+        logits = model(input_ids=ids, pixel_values=values, **given).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[-answer - 1 : -1], ids[0, -answer:])
+        loss.backward()
+
+    def released(name):
+        name = name.removeprefix("model.")
+        if name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model."):
+            name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        return name.replace("language_model.", "language_model.model.", 1)
+
+    gradients = {released(name): value.grad.clone() for name, value in model.named_parameters()}
+    return loss.detach().reshape(1), gradients
+
+
 def make_paligemma(folder, text, seed):
     vision = SiglipVisionConfig(
         hidden_size=20, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE, patch_size=4
@@ -211,6 +230,9 @@ def make_paligemma(folder, text, seed):
                 "attention_mask": mask,
                 "logits": model(input_ids=ids, pixel_values=values, **given).logits,
             }
+            if answer:
+                case["loss"], gradients = learn(model, ids, values, given, answer)
+                case |= {f"grad.{key}": value for key, value in gradients.items()}
             if not answer:
                 out = model.generate(
                     input_ids=ids, pixel_values=values, **given, max_new_tokens=8, do_sample=False,

@@ -2,9 +2,12 @@
 //! greedy continuations, ragged batches, several pictures, training masks, boxes and masks; on every compiled backend.
 
 use burn::Tensor;
+use burn::module::Param;
+use gemma_demo::train_paligemma::{PictureExample, loss};
 use gemma_generate::{CausalModel, GenerateOptions, Generation};
-use gemma_nn::Segment;
+use gemma_nn::{Segment, Sink, Weight};
 use gemma_tests::{Reference, References, devices, goldens, max_distance, rms_distance, shared};
+use gemma_train::Example;
 use gemma_weights::Checkpoint;
 use paligemma::{
     BoundingBox, Device, Filter, LoadOptions, Mask, MaskDecoder, Network, Picture, Pixels, Prompt, VisionLanguageModel,
@@ -320,5 +323,66 @@ fn a_small_picture_is_resized_to_the_last_bit() {
         let found = resize_rgb(picture.rgb(), picture.width(), picture.height(), width, height, filter);
         let found: Vec<f64> = found.iter().map(|value| f64::from(*value)).collect();
         assert_eq!(found, golden.values, "{name}");
+    }
+}
+
+/// Compares each parameter's gradient with the reference's.
+struct Gradients<'a> {
+    found: &'a burn::tensor::Gradients,
+    expected: &'a References,
+    context: String,
+    names: Vec<String>,
+}
+
+impl Gradients<'_> {
+    fn compare<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+        let found = values(param.val().grad(self.found).unwrap_or_else(|| panic!("{name} has no gradient")));
+        let expected = self.expected.tensor(&format!("suffix.grad.{name}"));
+        let largest = expected.values.iter().fold(0f64, |most, value| most.max(value.abs()));
+        let distance = max_distance(&found, &expected.values);
+        assert!(distance <= 1e-3 * largest + 1e-7, "{}: {name} is {distance} off, of {largest}", self.context);
+        self.names.push(name.to_owned());
+    }
+}
+
+impl Sink for Gradients<'_> {
+    fn matrix(&mut self, name: &str, weight: &Weight) {
+        let Weight::Dense(param) = weight else { panic!("{name} is not trainable") };
+        self.compare(name, param);
+    }
+
+    fn vector(&mut self, name: &str, param: &Param<Tensor<1>>) {
+        self.compare(name, param);
+    }
+
+    fn tensor(&mut self, name: &str, _shape: &[usize], param: &Param<Tensor<1>>) {
+        self.compare(name, param);
+    }
+}
+
+/// The loss covers the answer only, and reaches every parameter, those of the encoder included.
+#[test]
+fn training_has_the_gradients_of_the_reference() {
+    for name in ["paligemma/f32", "paligemma2/f32"] {
+        let folder = goldens().join(name);
+        let expected = References::open(&folder.join("expected.safetensors"));
+        let case = cases(&folder).into_iter().find(|case| case.name == "suffix").expect("a case with an answer");
+        let row = &case.rows[0];
+        for (backend, device) in devices() {
+            let checkpoint = Checkpoint::open(&folder).expect("a model folder");
+            let model = VisionLanguageModel::open_trainable(&checkpoint, &device).expect("a model");
+            let learn = (0..row.tokens.len()).map(|place| place >= row.prefix).collect();
+            let text = Example { tokens: row.tokens.clone(), learn };
+            let example = PictureExample { text, prefix_len: row.prefix, pixels: row.pictures[0].clone() };
+            let loss = loss(&model, &[example]);
+            let context = format!("{name} on {backend}");
+            let value = f64::from(loss.clone().into_scalar::<f32>());
+            assert!((value - expected.tensor("suffix.loss").values[0]).abs() < 1e-4, "{context}: loss {value}");
+            let gradients = loss.backward();
+            let mut compare = Gradients { found: &gradients, expected: &expected, context, names: Vec::new() };
+            model.save(&mut compare);
+            let all = expected.names().iter().filter(|name| name.starts_with("suffix.grad.")).count();
+            assert_eq!(compare.names.len(), all);
+        }
     }
 }

@@ -55,7 +55,7 @@ fn a_batch_of_pictures_is_answered_as_each_alone() {
         let pictures = demo_pictures().unwrap();
         let views = model.look_at(&pictures.iter().map(|(_, picture)| picture).collect::<Vec<_>>());
         let alone: Vec<_> = views.iter().map(|view| [view]).collect();
-        let prompts = ["caption en", "detect shape", "answer en how many shapes are there?", "detect circle"];
+        let prompts = ["caption en", "detect shape", "answer en how many shapes are there?"];
         let questions: Vec<Question<'_>> =
             alone.iter().zip(prompts).map(|(views, prompt)| Question { views, prompt }).collect();
         let options = GenerateOptions::greedy(64);

@@ -8,7 +8,7 @@ use paligemma::{GenerateOptions, default_device, demo, demo_pictures};
 
 pub fn run() -> Result<Vec<String>> {
     let model = demo(&default_device()?)?;
-    let (name, picture) = demo_pictures()?.remove(3);
+    let (name, picture) = demo_pictures()?.remove(2);
     println!("{name}");
     let view = model.look(&picture);
     let mut answers = Vec::new();

@@ -20,11 +20,10 @@ const FILES: [(&str, &[u8]); 6] = [
 ];
 
 /// Pictures that the demo model has not learned from.
-const PICTURES: [(&str, &[u8]); 4] = [
+const PICTURES: [(&str, &[u8]); 3] = [
     ("shapes1.png", include_bytes!("../demo/pictures/shapes1.png")),
     ("shapes2.png", include_bytes!("../demo/pictures/shapes2.png")),
     ("shapes3.png", include_bytes!("../demo/pictures/shapes3.png")),
-    ("shapes4.png", include_bytes!("../demo/pictures/shapes4.png")),
 ];
 
 /// Opens the demo model: a tiny network of the PaliGemma architecture that this repository trained on pictures it drew.

@@ -129,11 +129,11 @@ impl Sink for Released<'_> {
     }
 }
 
-/// A source whose layer norms begin at gain one: what a random source lacks, since the decoder's norms are offsets
-/// from one.
-pub(crate) struct UnitNorms<'a>(pub(crate) &'a mut dyn Source);
+/// Where a training begins, beside random matrices: layer norms of gain one (the decoder's norms are offsets from one,
+/// these are not), and positions that are told apart by sines and cosines of row and column.
+pub(crate) struct Beginning<'a>(pub(crate) &'a mut dyn Source);
 
-impl Source for UnitNorms<'_> {
+impl Source for Beginning<'_> {
     fn device(&self) -> Device {
         self.0.device()
     }
@@ -155,9 +155,33 @@ impl Source for UnitNorms<'_> {
     }
 
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
-        self.0.tensor(name, shape)
+        match *shape {
+            [patches, width] if name.ends_with("position_embedding.weight") => {
+                let table = TensorData::new(position_table(patches, width), [patches * width]);
+                Param::from_tensor(Tensor::from_data(table, &self.0.device()))
+            }
+            _ => self.0.tensor(name, shape),
+        }
     }
 }
+
+/// Sines and cosines of row and column, a quarter of the width each, `[patches, width]`: neighbours are alike (the
+/// table of Vaswani et al. 2017, section 3.5, in two dimensions and with wavelengths for tens of places).
+fn position_table(patches: usize, width: usize) -> Vec<f32> {
+    let (across, quarter) = (patches.isqrt().max(1), (width / 4).max(1));
+    let value = |place: usize, column: usize| {
+        let along = if column / quarter < 2 { place / across } else { place % across };
+        let angle = along as f32 * LONGEST.powf(-((column % quarter) as f32) / quarter as f32);
+        let wave = if (column / quarter).is_multiple_of(2) { angle.sin() } else { angle.cos() };
+        AMPLITUDE * wave
+    };
+    (0..patches).flat_map(|place| (0..width).map(move |column| value(place, column))).collect()
+}
+
+/// How many times longer the longest wave is than the shortest.
+const LONGEST: f32 = 100.0;
+/// About as large as what the patches begin with.
+const AMPLITUDE: f32 = 0.4;
 
 #[cfg(test)]
 mod tests {
@@ -183,6 +207,19 @@ mod tests {
             assert_eq!(Layout::RELEASED.outside(inside), released);
             assert_eq!(nested.outside(inside), newer);
         }
+    }
+
+    #[test]
+    fn neighbours_begin_more_alike_than_strangers() {
+        let (patches, width) = (49, 96);
+        let table = position_table(patches, width);
+        let row = |place: usize| &table[place * width..][..width];
+        let distance =
+            |a: usize, b: usize| row(a).iter().zip(row(b)).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+        for (near, far) in [(1, 2), (7, 14), (8, 24)] {
+            assert!(0.0 < distance(0, near) && distance(0, near) < distance(0, far), "{near} {far}");
+        }
+        assert_eq!(distance(0, 1), distance(0, 7), "rows and columns are alike");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use gemma_nn::{Projection, RandomSource, RandomWeights, Segment, Sink, Source, T
 use gemma_tokenizer::Family;
 use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
 
-use crate::names::{Layout, Released, Renamed, UnitNorms};
+use crate::names::{Layout, Released, Renamed, Beginning};
 use crate::siglip::Siglip;
 use crate::{Error, PaliGemmaConfig, Pixels};
 
@@ -300,6 +300,6 @@ impl Network for VisionLanguageModel {
 
     fn random(config: &PaliGemmaConfig, weights: RandomWeights, seed: u64, device: &Device) -> Self {
         let mut source = RandomSource::new(weights, seed, device);
-        Self::build(&mut UnitNorms(&mut source), config, Dtype::Bf16)
+        Self::build(&mut Beginning(&mut source), config, Dtype::Bf16)
     }
 }

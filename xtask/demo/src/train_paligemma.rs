@@ -35,20 +35,20 @@ struct Round {
 /// The rounds of the committed model. One shape alone teaches what shapes, colours and places are; with several from the
 /// start, that takes many times as long.
 const ROUNDS: [Round; 3] = [
-    Round { name: "one shape", steps: 1500, learning_rate: 3e-3, most: 1 },
-    Round { name: "several", steps: 3000, learning_rate: 2e-3, most: MOST },
-    Round { name: "several again", steps: 1500, learning_rate: 1e-3, most: MOST },
+    Round { name: "one shape", steps: 800, learning_rate: 3e-3, most: 1 },
+    Round { name: "several", steps: 2500, learning_rate: 2e-3, most: MOST },
+    Round { name: "several again", steps: 1000, learning_rate: 1e-3, most: MOST },
 ];
 /// Lessons of one step.
 const LESSONS: usize = 32;
 /// Pieces of the vocabulary before the location, segment and image tokens: every word is one piece.
 const TEXT_PIECES: usize = 448;
 /// Sides at which scenes are drawn, in pixels.
-const SIDES: [usize; 4] = [48, 72, 96, 192];
+const SIDES: [usize; 4] = [56, 84, 112, 224];
 /// Sides of the sample pictures that are written beside the model.
-const SAMPLE_SIDE: usize = 240;
+const SAMPLE_SIDE: usize = 224;
 /// Number of sample pictures.
-const SAMPLES: usize = 4;
+const SAMPLES: usize = 3;
 
 /// The demo's network: PaliGemma in everything but size.
 pub fn config(vocab: usize) -> PaliGemmaConfig {
@@ -64,7 +64,7 @@ pub fn config(vocab: usize) -> PaliGemmaConfig {
         output_bias: false,
     };
     PaliGemmaConfig {
-        vision: SiglipConfig { image_size: 48, patch: 8, width: 96, layers: 3, heads: 4, hidden: 192, norm_eps: 1e-6 },
+        vision: SiglipConfig { image_size: 56, patch: 8, width: 96, layers: 3, heads: 4, hidden: 192, norm_eps: 1e-6 },
         text: DecoderConfig {
             vocab,
             width: 96,
@@ -206,7 +206,7 @@ fn run(
     Ok(model)
 }
 
-/// Writes the sample pictures beside the model: held-out scenes with one to four shapes.
+/// Writes the sample pictures beside the model: held-out scenes with one to three shapes.
 fn draw_samples(out: &Path) -> Result<()> {
     let folder = out.join("pictures");
     std::fs::create_dir_all(&folder)?;
