@@ -10,11 +10,12 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
 
 fn step(arguments: &[String]) -> Result<Step<'static>> {
     let (family, rest) = arguments.split_first().context("which demo? Say `cargo xtask demo gemma`")?;
-    if family != "gemma" {
-        bail!("there is no demo of {family:?}; the families with one: gemma");
-    }
     // Trained on flex: of the backends that every machine has, the one that multiplies dense matrices fastest.
-    let command = "run --release --package gemma-demo --features flex -- gemma --out models/gemma/demo";
+    let command = match family.as_str() {
+        "gemma" => "run --release --package gemma-demo --features flex -- gemma --out models/gemma/demo",
+        "paligemma" => "run --release --package gemma-demo --features flex -- paligemma --out models/paligemma/demo",
+        _ => bail!("there is no demo of {family:?}; the families with one: gemma, paligemma"),
+    };
     let command: Vec<&str> = command.split(' ').collect();
     Ok(Step::new("demo", &command).and(rest))
 }

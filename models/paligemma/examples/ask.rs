@@ -6,6 +6,10 @@
 use anyhow::Result;
 use paligemma::{GenerateOptions, default_device, demo, demo_pictures};
 
+/// Asks some questions about one picture and returns the answers.
+///
+/// # Errors
+/// When the model or a file fails.
 pub fn run() -> Result<Vec<String>> {
     let model = demo(&default_device()?)?;
     let (name, picture) = demo_pictures()?.remove(2);

@@ -8,6 +8,10 @@ use std::path::Path;
 use anyhow::Result;
 use paligemma::{Picture, default_device, demo, demo_pictures};
 
+/// Describes the pictures in the files, or the library's own, and returns what was said.
+///
+/// # Errors
+/// When the model or a file fails.
 pub fn run(files: &[String]) -> Result<Vec<String>> {
     let model = demo(&default_device()?)?;
     let mut captions = Vec::new();

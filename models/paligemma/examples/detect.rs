@@ -6,6 +6,10 @@ use std::fs::File;
 use anyhow::Result;
 use paligemma::{Detection, default_device, demo, demo_pictures, draw};
 
+/// Finds the shapes of a picture, writes a drawn copy to `out`, and returns what was found.
+///
+/// # Errors
+/// When the model or a file fails.
 pub fn run(out: Option<&str>) -> Result<Vec<Detection>> {
     let model = demo(&default_device()?)?;
     let (name, picture) = demo_pictures()?.remove(2);

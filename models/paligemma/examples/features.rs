@@ -6,6 +6,10 @@
 use anyhow::Result;
 use paligemma::{default_device, demo, demo_pictures};
 
+/// Prints how much alike the library's pictures are, and returns a fingerprint of each.
+///
+/// # Errors
+/// When the model or a file fails.
 pub fn run() -> Result<Vec<Vec<f32>>> {
     let model = demo(&default_device()?)?;
     let encoder = model.network().vision_tower();

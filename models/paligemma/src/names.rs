@@ -214,8 +214,7 @@ mod tests {
         let (patches, width) = (49, 96);
         let table = position_table(patches, width);
         let row = |place: usize| &table[place * width..][..width];
-        let distance =
-            |a: usize, b: usize| row(a).iter().zip(row(b)).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+        let distance = |a: usize, b: usize| row(a).iter().zip(row(b)).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
         for (near, far) in [(1, 2), (7, 14), (8, 24)] {
             assert!(0.0 < distance(0, near) && distance(0, near) < distance(0, far), "{near} {far}");
         }

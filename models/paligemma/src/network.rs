@@ -13,7 +13,7 @@ use gemma_nn::{Projection, RandomSource, RandomWeights, Segment, Sink, Source, T
 use gemma_tokenizer::Family;
 use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
 
-use crate::names::{Layout, Released, Renamed, Beginning};
+use crate::names::{Beginning, Layout, Released, Renamed};
 use crate::siglip::Siglip;
 use crate::{Error, PaliGemmaConfig, Pixels};
 

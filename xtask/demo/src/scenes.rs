@@ -279,8 +279,8 @@ impl Scene {
     /// One lesson of any kind.
     pub fn lesson(&self, random: &mut Random) -> Lesson {
         match random.below(10) {
-            0..3 => self.captioning(),
-            3..5 => self.asking(random),
+            0..5 => self.captioning(),
+            5..7 => self.asking(random),
             _ => self.detecting(&self.wanted(random)),
         }
     }

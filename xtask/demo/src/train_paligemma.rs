@@ -34,10 +34,12 @@ struct Round {
 
 /// The rounds of the committed model. One shape alone teaches what shapes, colours and places are; with several from the
 /// start, that takes many times as long.
-const ROUNDS: [Round; 3] = [
-    Round { name: "one shape", steps: 800, learning_rate: 3e-3, most: 1 },
-    Round { name: "several", steps: 2500, learning_rate: 2e-3, most: MOST },
-    Round { name: "several again", steps: 1000, learning_rate: 1e-3, most: MOST },
+const ROUNDS: [Round; 5] = [
+    Round { name: "one shape", steps: 500, learning_rate: 3e-3, most: 1 },
+    Round { name: "several", steps: 2500, learning_rate: 3e-3, most: MOST },
+    Round { name: "rest", steps: 800, learning_rate: 1e-3, most: MOST },
+    Round { name: "several again", steps: 4000, learning_rate: 3e-3, most: MOST },
+    Round { name: "last", steps: 1500, learning_rate: 1e-3, most: MOST },
 ];
 /// Lessons of one step.
 const LESSONS: usize = 32;
@@ -47,31 +49,38 @@ const TEXT_PIECES: usize = 448;
 const SIDES: [usize; 4] = [56, 84, 112, 224];
 /// Sides of the sample pictures that are written beside the model.
 const SAMPLE_SIDE: usize = 224;
+/// Keys that a word of an answer sees in a windowed layer: some of the picture, and the prompt.
+const WINDOW: usize = 64;
 /// Number of sample pictures.
 const SAMPLES: usize = 3;
 
-/// The demo's network: PaliGemma in everything but size.
+/// The demo's network: PaliGemma 2 in everything but size. (Gemma 2's norms after each branch let a tied embedding of
+/// this size be trained quickly: without them the branches have to outgrow the scaled embeddings first.)
 pub fn config(vocab: usize) -> PaliGemmaConfig {
     let (heads, head_dim) = (4, 32);
-    let attention = AttentionSpec {
-        heads,
-        kv_heads: 1,
-        head_dim,
-        scale: (head_dim as f32).powf(-0.5),
-        softcap: None,
-        span: None,
-        qkv_bias: false,
-        output_bias: false,
+    let layer = |index: usize| LayerSpec {
+        attention: AttentionSpec {
+            heads,
+            kv_heads: 2,
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            softcap: Some(50.0),
+            span: index.is_multiple_of(2).then_some(WINDOW),
+            qkv_bias: false,
+            output_bias: false,
+        },
+        hidden: 256,
+        norms: Norms::BeforeAndAfter,
     };
     PaliGemmaConfig {
         vision: SiglipConfig { image_size: 56, patch: 8, width: 96, layers: 3, heads: 4, hidden: 192, norm_eps: 1e-6 },
         text: DecoderConfig {
             vocab,
             width: 96,
-            layers: vec![LayerSpec { attention, hidden: 256, norms: Norms::Before }; 3],
+            layers: (0..3).map(layer).collect(),
             norm_eps: 1e-6,
             rope: RopeSpec { rotary_dim: head_dim, theta: 10_000.0 },
-            final_softcap: None,
+            final_softcap: Some(30.0),
             context: 256,
             eos: vec![1],
         },
