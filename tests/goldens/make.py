@@ -6,7 +6,9 @@
 Each folder holds a model of random weights (config.json, model.safetensors) and `expected.safetensors`:
 `tokens` i64 [T]; `logits` f32 [T, V]; for a bf16 checkpoint also `logits.f32`, f32 arithmetic on the same weights;
 `greedy` i64 [n] and `greedy.margin` f32 [n], the cached greedy continuation with its gap to the second choice;
-`loss` f32 [1] and `grad.<parameter>` where training is compared.
+`loss` f32 [1] and `grad.<parameter>` where training is compared. RecurrentGemma, whose cached runs are not to be
+trusted in this version, continues without a cache; it also has `state.conv.<layer>` [R, K-1], the oldest input first,
+and `state.rg_lru.<layer>` [R] after `tokens`, and `logits.window_plus_one`, with one key more in each window.
 
 `paligemma/` and `paligemma2/` hold cases as `cases.json` lists them, with the names of tensors prefixed by the case:
 `pixel_values` [N, 3, S, S] of the PNGs, `image_features.siglip` and `.projected`, `input_ids`, `attention_mask` and
@@ -16,6 +18,7 @@ where there is an answer, `loss` [1] of its tokens and `grad.<parameter>` under 
 """
 
 import argparse
+import copy
 import json
 import pathlib
 import shutil
@@ -32,6 +35,8 @@ from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     SiglipVisionConfig,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 COMMON = dict(
@@ -61,6 +66,20 @@ MODELS = {
             final_logit_softcapping=5.0,
         ),
     ),
+    # a full pattern and two recurrent blocks; a recurrence wider than the model, in two blocks of gates
+    "recurrentgemma": (
+        RecurrentGemmaForCausalLM,
+        RecurrentGemmaConfig(
+            **{key: COMMON[key] for key in ("vocab_size", "hidden_size", "intermediate_size")},
+            num_hidden_layers=5,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            lru_width=32,
+            attention_window_size=5,
+            conv1d_width=4,
+            logits_soft_cap=5.0,
+        ),
+    ),
 }
 TOKENS = 40
 STEPS = 24
@@ -74,20 +93,49 @@ def random_model(kind, config, seed):
         for name, parameter in model.named_parameters():
             deviation = 0.3 if "norm" in name else 0.25
             parameter.normal_(0.0, deviation)
+            if name.endswith("recurrent_param"):
+                # from states that last a token to states that last a thousand
+                parameter.uniform_(-7.0, 0.0)
     return model
 
 
-def greedy(model, tokens):
+def greedy(model, tokens, cached):
     ids, margins, cache, step = [], [], None, tokens[None]
     with torch.no_grad():
         for _ in range(STEPS):
-            out = model(step, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            if cached:
+                out = model(step, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+            else:
+                out = model(step, use_cache=False)
             best = out.logits[0, -1].float().topk(2)
             ids.append(best.indices[0].item())
             margins.append((best.values[0] - best.values[1]).item())
-            step = best.indices[:1][None]
+            step = best.indices[:1][None] if cached else torch.cat([step, best.indices[:1][None]], 1)
     return torch.tensor(ids), torch.tensor(margins)
+
+
+def states(model, tokens):
+    """What each recurrent layer holds after the tokens; transformers keeps it in the layer."""
+    with torch.no_grad():
+        model(tokens[None], use_cache=True)
+    found = {}
+    for index, layer in enumerate(model.model.layers):
+        block = layer.temporal_block
+        if hasattr(block, "rg_lru"):
+            tail = model.config.conv1d_width - 1
+            found[f"state.conv.{index}"] = block.conv1d_state[0, :, -tail:].clone()
+            found[f"state.rg_lru.{index}"] = block.rg_lru.recurrent_states[0].clone()
+    return found
+
+
+def wider(name, seed, tokens):
+    """Logits with one key more in each window."""
+    kind, config = MODELS[name]
+    config = copy.deepcopy(config)
+    config.attention_window_size += 1
+    with torch.no_grad():
+        return random_model(kind, config, seed)(tokens[None], use_cache=False).logits[0]
 
 
 def make(folder, name, dtype, seed):
@@ -100,14 +148,19 @@ def make(folder, name, dtype, seed):
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     with torch.no_grad():
-        expected["logits"] = model(tokens[None]).logits[0].float()
+        expected["logits"] = model(tokens[None], use_cache=False).logits[0].float()
         if dtype == torch.bfloat16:
             wide = random_model(kind, config, seed).to(dtype).float()
-            expected["logits.f32"] = wide(tokens[None]).logits[0].float()
+            expected["logits.f32"] = wide(tokens[None], use_cache=False).logits[0].float()
     if dtype == torch.float32:
-        expected["greedy"], expected["greedy.margin"] = greedy(model, tokens)
+        recurrent = name == "recurrentgemma"
+        expected["greedy"], expected["greedy.margin"] = greedy(model, tokens, cached=not recurrent)
+        if recurrent:
+            expected |= states(model, tokens)
+            expected["logits.window_plus_one"] = wider(name, seed, tokens)
+            model = random_model(kind, config, seed)
         model.zero_grad()
-        loss = model(tokens[None], labels=tokens[None]).loss
+        loss = model(tokens[None], labels=tokens[None], use_cache=False).loss
         loss.backward()
         expected["loss"] = loss.detach().reshape(1)
         for parameter, value in model.named_parameters():
@@ -121,6 +174,12 @@ def make(folder, name, dtype, seed):
         config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
         config["hidden_act"] = "gelu"
         config.pop("hidden_activation", None)
+    if name == "recurrentgemma" and dtype == torch.float32:
+        config["torch_dtype"] = config.pop("dtype")
+        rope = config.pop("rope_parameters")
+        config["rope_theta"] = rope["rope_theta"]
+        config["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        config["_block_types"] = config.pop("block_types")
     config.pop("transformers_version", None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -269,6 +328,8 @@ def main():
     make_paligemma(out / "paligemma" / "f32", gemma1, 31)
     make_paligemma(out / "paligemma2" / "f32", gemma2, 37)
     make_pictures(out / "paligemma", 41)
+    make(out / "recurrentgemma-f32", "recurrentgemma", torch.float32, 31)
+    make(out / "recurrentgemma-bf16", "recurrentgemma", torch.bfloat16, 31)
 
 
 if __name__ == "__main__":

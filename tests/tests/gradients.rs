@@ -3,12 +3,12 @@
 use burn::Tensor;
 use burn::module::Param;
 use burn::tensor::Gradients;
-use gemma::{Backend, Decoder, DecoderConfig, Network};
-use gemma_generate::CausalModel;
+use gemma::{Backend, Decoder, Network};
 use gemma_nn::{Segment, Sink, Trainable, Weight};
 use gemma_tests::{References, goldens, shared};
 use gemma_train::cross_entropy;
 use gemma_weights::{Checkpoint, Loader};
+use recurrentgemma::Griffin;
 use std::path::Path;
 
 /// The largest permitted difference of a gradient, relative to its largest value.
@@ -49,15 +49,14 @@ impl Sink for Compare<'_> {
     }
 }
 
-fn check(folder: &Path, expected: &References, tokens: &[u32], targets: &[Option<u32>]) {
+fn check<N: Network>(folder: &Path, expected: &References, tokens: &[u32], targets: &[Option<u32>]) {
     for backend in [Backend::NdArray, Backend::Flex, Backend::Wgpu].into_iter().filter(|backend| backend.is_compiled())
     {
         let device = backend.device().expect("a compiled backend opens");
         let checkpoint = Checkpoint::open(folder).expect("a model folder");
-        let text = checkpoint.file("config.json").expect("a readable folder").expect("config.json");
-        let config = DecoderConfig::from_json(&text).expect("a configuration");
+        let config = N::config_of(&checkpoint).expect("a configuration");
         let mut loader = Loader::new(&checkpoint, None, &device);
-        let model = Decoder::load(&mut Trainable::new(&mut loader), &config, checkpoint.dtype());
+        let model = N::load(&mut Trainable::new(&mut loader), &config, checkpoint.dtype());
         let inputs = &tokens[..tokens.len() - 1];
         let loss = cross_entropy(model.score(inputs, &[Segment::causal(0, inputs.len())]), targets);
         let found = f64::from(loss.clone().into_scalar::<f32>());
@@ -66,28 +65,39 @@ fn check(folder: &Path, expected: &References, tokens: &[u32], targets: &[Option
         let gradients = loss.backward();
         let mut compare = Compare { gradients: &gradients, expected, context, compared: 0 };
         model.save(&mut compare);
-        assert_eq!(compare.compared, Decoder::tensors(&config, &device).len());
+        assert_eq!(compare.compared, N::tensors(&config, &device).len());
     }
 }
 
-#[test]
-fn goldens_of_this_repository() {
-    for name in ["gemma1-f32", "gemma2-f32"] {
-        let folder = goldens().join(name);
-        let expected = References::open(&folder.join("expected.safetensors"));
-        let tokens: Vec<u32> = expected.tensor("tokens").values.iter().map(|id| *id as u32).collect();
-        let targets: Vec<Option<u32>> = tokens[1..].iter().copied().map(Some).collect();
-        check(&folder, &expected, &tokens, &targets);
-    }
+/// The training case of a folder of this repository.
+fn check_golden<N: Network>(name: &str) {
+    let folder = goldens().join(name);
+    let expected = References::open(&folder.join("expected.safetensors"));
+    let tokens: Vec<u32> = expected.tensor("tokens").values.iter().map(|id| *id as u32).collect();
+    let targets: Vec<Option<u32>> = tokens[1..].iter().copied().map(Some).collect();
+    check::<N>(&folder, &expected, &tokens, &targets);
 }
 
-#[test]
-fn fixtures_of_the_shared_set() {
+/// The training case of a folder of the shared set.
+fn check_shared<N: Network>(name: &str) {
     let Some(shared) = shared() else { return };
-    let folder = shared.join("reference/fixtures/gemma1_mqa/f32");
+    let folder = shared.join("reference/fixtures").join(name);
     let expected = References::open(&folder.join("train.safetensors"));
     let tokens: Vec<u32> = expected.tensor("input_ids").values.iter().map(|id| *id as u32).collect();
     let labels = expected.tensor("labels").values;
     let targets: Vec<Option<u32>> = labels[1..].iter().map(|label| (*label >= 0.0).then_some(*label as u32)).collect();
-    check(&folder, &expected, &tokens, &targets);
+    check::<N>(&folder, &expected, &tokens, &targets);
+}
+
+#[test]
+fn goldens_of_this_repository() {
+    check_golden::<Decoder>("gemma1-f32");
+    check_golden::<Decoder>("gemma2-f32");
+    check_golden::<Griffin>("recurrentgemma-f32");
+}
+
+#[test]
+fn fixtures_of_the_shared_set() {
+    check_shared::<Decoder>("gemma1_mqa/f32");
+    check_shared::<Griffin>("recurrentgemma/f32");
 }

@@ -1,5 +1,6 @@
 //! One binary for all end-to-end tests, so that the framework is linked once.
 
+mod codegemma;
 mod demo;
 mod documents;
 mod gradients;
@@ -7,3 +8,5 @@ mod paligemma;
 mod paligemma_demo;
 mod parity;
 mod precision;
+mod recurrent;
+mod state;

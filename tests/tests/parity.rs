@@ -13,17 +13,17 @@ const LOGITS: f64 = 1e-3;
 /// A greedy choice counts where the reference's best two logits are farther apart than this.
 const MARGIN: f64 = 1e-3;
 
-fn open(folder: &Path, device: &Device) -> Decoder {
+pub(crate) fn open<N: Network>(folder: &Path, device: &Device) -> N {
     let checkpoint = Checkpoint::open(folder).expect("a model folder");
-    Decoder::open(&checkpoint, &LoadOptions::default(), device).expect("a model")
+    N::open(&checkpoint, &LoadOptions::default(), device).expect("a model")
 }
 
-fn values(tensor: burn::Tensor<2>) -> Vec<f32> {
+pub(crate) fn values(tensor: burn::Tensor<2>) -> Vec<f32> {
     tensor.into_data().try_into_vec().expect("f32 logits")
 }
 
 /// The logits after every token, read `chunk` tokens at a time through one memory.
-fn in_chunks(model: &Decoder, tokens: &[u32], chunk: usize) -> Vec<f32> {
+pub(crate) fn in_chunks(model: &impl CausalModel, tokens: &[u32], chunk: usize) -> Vec<f32> {
     let mut memory = model.new_memory();
     let mut logits = Vec::new();
     for (index, part) in tokens.chunks(chunk).enumerate() {
@@ -34,19 +34,19 @@ fn in_chunks(model: &Decoder, tokens: &[u32], chunk: usize) -> Vec<f32> {
 }
 
 /// One prompt and what the reference makes of it.
-struct Case {
-    name: String,
-    tokens: Vec<u32>,
-    logits: Vec<f64>,
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logits: Vec<f64>,
     /// f32 arithmetic on the same weights, where `logits` is bf16 arithmetic.
-    wide: Option<Vec<f64>>,
-    greedy: Option<(Vec<u32>, Vec<f64>)>,
+    pub(crate) wide: Option<Vec<f64>>,
+    pub(crate) greedy: Option<(Vec<u32>, Vec<f64>)>,
 }
 
-fn check(folder: &Path, cases: &[Case]) {
+pub(crate) fn check<N: Network>(folder: &Path, cases: &[Case]) {
     assert!(!cases.is_empty(), "{}: no case", folder.display());
     for (backend, device) in devices() {
-        let model = open(folder, &device);
+        let model: N = open(folder, &device);
         for case in cases {
             let context = format!("{} {} on {backend}", folder.display(), case.name);
             for chunk in [case.tokens.len(), 1, 3, 7] {
@@ -73,7 +73,7 @@ fn compare(found: &[f32], case: &Case, context: &str) {
     }
 }
 
-fn greedy(model: &Decoder, case: &Case, context: &str) {
+fn greedy(model: &impl CausalModel, case: &Case, context: &str) {
     let Some((ids, margins)) = &case.greedy else { return };
     let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(ids.len()) };
     let found: Vec<u32> = Generation::new(model, &case.tokens, &options, &[])
@@ -90,7 +90,7 @@ fn greedy(model: &Decoder, case: &Case, context: &str) {
 }
 
 /// All cases as segments of one call, then one more token for each: as each alone.
-fn batch(model: &Decoder, cases: &[Case], context: &str) {
+fn batch(model: &impl CausalModel, cases: &[Case], context: &str) {
     let tokens: Vec<u32> = cases.iter().flat_map(|case| case.tokens.iter().copied()).collect();
     let segments: Vec<Segment> = cases.iter().map(|case| Segment::causal(0, case.tokens.len())).collect();
     let mut memories: Vec<_> = cases.iter().map(|_| model.new_memory()).collect();
@@ -118,23 +118,34 @@ fn batch(model: &Decoder, cases: &[Case], context: &str) {
     }
 }
 
-fn ids(reference: &[f64]) -> Vec<u32> {
+pub(crate) fn ids(reference: &[f64]) -> Vec<u32> {
     reference.iter().map(|id| *id as u32).collect()
+}
+
+/// The one case of a folder of this repository.
+pub(crate) fn golden_case(expected: &References) -> Case {
+    Case {
+        name: "random".into(),
+        tokens: ids(&expected.tensor("tokens").values),
+        logits: expected.tensor("logits").values,
+        wide: expected.get("logits.f32").map(|wide| wide.values),
+        greedy: expected.get("greedy").map(|greedy| (ids(&greedy.values), expected.tensor("greedy.margin").values)),
+    }
+}
+
+/// Every row of every case of a folder of the shared set.
+pub(crate) fn shared_cases(expected: &References) -> Vec<Case> {
+    let names = expected.names();
+    let cases = names.iter().filter_map(|tensor| tensor.strip_suffix(".input_ids"));
+    cases.flat_map(|case| rows_of(expected, case)).collect()
 }
 
 #[test]
 fn goldens_of_this_repository() {
     for name in ["gemma1-f32", "gemma1-bf16", "gemma2-f32", "gemma2-bf16"] {
         let folder = goldens().join(name);
-        let expected = References::open(&folder.join("expected.safetensors"));
-        let case = Case {
-            name: "random".into(),
-            tokens: ids(&expected.tensor("tokens").values),
-            logits: expected.tensor("logits").values,
-            wide: expected.get("logits.f32").map(|wide| wide.values),
-            greedy: expected.get("greedy").map(|greedy| (ids(&greedy.values), expected.tensor("greedy.margin").values)),
-        };
-        check(&folder, &[case]);
+        let case = golden_case(&References::open(&folder.join("expected.safetensors")));
+        check::<Decoder>(&folder, &[case]);
     }
 }
 
@@ -153,18 +164,12 @@ fn fixtures_of_the_shared_set() {
     ] {
         let folder = shared.join("reference/fixtures").join(name);
         let expected = References::open(&folder.join("expected.safetensors"));
-        let mut cases = Vec::new();
-        for tensor in expected.names() {
-            if let Some(case) = tensor.strip_suffix(".input_ids") {
-                cases.extend(rows_of(&expected, case));
-            }
-        }
-        check(&folder, &cases);
+        check::<Decoder>(&folder, &shared_cases(&expected));
     }
 }
 
 /// The rows of one case of the shared set, without their left padding.
-fn rows_of(expected: &References, case: &str) -> Vec<Case> {
+pub(crate) fn rows_of(expected: &References, case: &str) -> Vec<Case> {
     let tokens = expected.tensor(&format!("{case}.input_ids"));
     let mask = expected.tensor(&format!("{case}.attention_mask"));
     let logits = expected.tensor(&format!("{case}.logits"));

@@ -26,7 +26,7 @@ Chores:
                             --fast: no tests; --wgpu: tests with the wgpu and flex backends too
   tidy                      the rules of docs/architecture.md, read from manifests, sources and documents
   goldens [--python PATH]   compute the expected values in tests/goldens again (needs a Python with torch)
-  demo gemma [ARGS]         train the demo model into models/gemma/demo (ARGS go to gemma-demo)
+  demo FAMILY [ARGS]        train the demo model of gemma, codegemma or recurrentgemma into models/FAMILY/demo (ARGS go to gemma-demo)
   bench [OPTIONS]           measure the speed at a released shape and write docs/performance.md
                             --shape NAME (gemma-2b), --precisions LIST (bf16,q8_0,q4_0), --repeat N (3),
                             --quick: fewer tokens, nothing written

@@ -12,6 +12,10 @@ use gemma_generate::GenerateOptions;
 use gemma_tokenizer::Family;
 use gemma_weights::Precision;
 
+mod code;
+
+pub(crate) use code::{CodeModel, Eval, EvalTask, Infill, Lsp};
+
 /// Gemma language models on your own machine.
 #[derive(Debug, Parser)]
 #[command(
@@ -26,6 +30,7 @@ Start here:
   gemma generate \"Once upon a time\"             continue a text
   gemma chat                                    talk
   gemma caption models/paligemma/demo/pictures  describe pictures
+  gemma infill main.py --at 12:5                fill a gap in a program
   gemma models                                  what there is to download, and what fits this machine
   gemma pull google/gemma-2-2b-it               download it (after accepting its licence on the hub)
   gemma chat --model google/gemma-2-2b-it       talk to it
@@ -52,6 +57,9 @@ pub(crate) enum Verb {
     Models(Models),
     Pull(Pull),
     Bench(Bench),
+    Infill(Infill),
+    Lsp(Lsp),
+    Eval(Eval),
 }
 
 impl Verb {
@@ -67,6 +75,9 @@ impl Verb {
             Self::Logits(args) => Some(&args.model.compute),
             Self::Score(args) => Some(&args.model.compute),
             Self::Bench(args) => Some(&args.compute),
+            Self::Infill(args) => Some(&args.model.compute),
+            Self::Lsp(args) => Some(&args.model.compute),
+            Self::Eval(Eval { task: EvalTask::Infilling(args) }) => Some(&args.model.compute),
             Self::Tokenize(_) | Self::Inspect(_) | Self::Models(_) | Self::Pull(_) => None,
         }
     }
@@ -78,7 +89,7 @@ impl Verb {
 pub(crate) struct Model {
     /// A folder with a checkpoint, or a hub id such as google/gemma-2-2b-it (@REVISION may follow).
     ///
-    /// Without it, the built-in demo model is used.
+    /// Without it, the built-in demo model is used; demo:FAMILY names that of another family (demo:recurrentgemma).
     #[arg(short, long, value_name = "FOLDER|ID")]
     pub(crate) model: Option<String>,
 
@@ -88,6 +99,10 @@ pub(crate) struct Model {
     /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
     #[arg(long)]
     pub(crate) offline: bool,
+
+    /// RecurrentGemma: let attention see one key more, as DeepMind's own code reads the window's size.
+    #[arg(long)]
+    pub(crate) inclusive_window: bool,
 }
 
 /// Where and how it is computed.
@@ -214,6 +229,8 @@ Examples:
   git diff | gemma generate --model google/gemma-2-9b-it --precision q8_0 --chat -f -
   gemma generate --tokens-file ids.json --temperature 0 --ignore-eos --json
   gemma generate --image models/paligemma/demo/pictures/shapes1.png --temperature 0 \"caption en\"
+  gemma generate --model DIR -f book.txt --max-tokens 1 --save-state book.state
+  gemma generate --model DIR --load-state book.state \"In short,\"
 
 --json prints one object when done: tokens (the new ids), text, finish_reason (stop, stop_text, length,
 context_full or cancelled), prompt_tokens, seed (which gives the same text again) and timings, in seconds and
@@ -236,6 +253,15 @@ pub(crate) struct Generate {
     /// Print one JSON object at the end instead of the text as it appears.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Go on from a state that --save-state kept: nothing is read again, and the prompt (which may be empty) follows
+    /// what was read.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) load_state: Option<PathBuf>,
+
+    /// Keep what the model remembers at the end of the text, for --load-state with the same model.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save_state: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) model: Model,
@@ -462,8 +488,8 @@ Examples:
   gemma bench --shape gemma-2b --precision q4_0 --prompt 512 --decode 32
   gemma bench --shape gemma-2b --precision bf16 --depth 2048 --threads 2 --json
 
---shape measures random weights of a released shape (gemma-2b, gemma-7b, gemma-2-2b, gemma-2-9b, gemma-2-27b), so
-nothing need be downloaded; its load time is that of making them. Numbers are medians with the smallest
+--shape measures random weights of a released shape (gemma-2b, gemma-7b, gemma-2-2b, gemma-2-9b, gemma-2-27b,
+recurrentgemma-2b, recurrentgemma-9b), so nothing need be downloaded; its load time is that of making them. Numbers are medians with the smallest
 and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
 _min and _max, peak_rss_bytes, weight_bytes.")]
 pub(crate) struct Bench {

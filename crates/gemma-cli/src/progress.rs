@@ -22,6 +22,13 @@ pub(crate) fn pictures(total: usize) -> ProgressBar {
     bar
 }
 
+/// A bar that counts the tasks of a benchmark.
+pub(crate) fn tasks(what: &'static str, total: usize) -> ProgressBar {
+    let bar = bar(what, "{pos}/{len} tasks (left: {eta})");
+    bar.set_length(total as u64);
+    bar
+}
+
 /// Shows how far a download is.
 pub(crate) fn show(bar: &ProgressBar, download: Download<'_>) {
     set(bar, download.all_done, download.all_total);

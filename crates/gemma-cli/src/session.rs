@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
+use codegemma::CodeGemma;
 use gemma::{Device, RandomWeights};
 use gemma_generate::CausalModel;
 use gemma_model::{LoadOptions, Model, Network, OnLoad, fields::Architecture};
@@ -31,12 +32,14 @@ use crate::{
 pub(crate) enum Kind {
     /// Gemma 1, 1.1 and 2, and CodeGemma.
     Gemma,
+    /// RecurrentGemma.
+    RecurrentGemma,
     /// PaliGemma and PaliGemma 2.
     PaliGemma,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Gemma, Self::PaliGemma];
+    const ALL: [Self; 3] = [Self::Gemma, Self::RecurrentGemma, Self::PaliGemma];
 
     /// The network that a `config.json` describes. One that no network knows is left for Gemma's to refuse.
     pub(crate) fn of(config: &[u8]) -> Result<Self, gemma_model::Error> {
@@ -49,6 +52,7 @@ impl Kind {
         match self {
             Self::Gemma => matches!(name, Some("gemma" | "GemmaForCausalLM" | "gemma2" | "Gemma2ForCausalLM")),
             Self::PaliGemma => matches!(name, Some("paligemma" | "PaliGemmaForConditionalGeneration")),
+            Self::RecurrentGemma => matches!(name, Some("recurrent_gemma" | "RecurrentGemmaForCausalLM")),
         }
     }
 
@@ -72,6 +76,10 @@ macro_rules! with_network {
             }
             $crate::session::Kind::PaliGemma => {
                 type $N = paligemma::VisionLanguageModel;
+                $body
+            }
+            $crate::session::Kind::RecurrentGemma => {
+                type $N = recurrentgemma::Griffin;
                 $body
             }
         }
@@ -109,12 +117,17 @@ pub(crate) struct Opened<T> {
 pub(crate) struct Found {
     checkpoint: Checkpoint,
     compute: Compute,
+    /// Whose control tokens the tokenizer has; `None`: those of the network's own family.
+    family: Option<Family>,
+    /// See [`LoadOptions::inclusive_window`].
+    inclusive_window: bool,
     begin: Instant,
 }
 
 /// Finds the model that the flags name, downloading it where that is needed and allowed, or the demo.
 pub(crate) fn find(args: &args::Model) -> Result<Found> {
-    locate(args.model.as_deref(), args.offline, &args.compute)
+    let found = locate(args.model.as_deref(), args.offline, &args.compute)?;
+    Ok(Found { inclusive_window: args.inclusive_window, ..found })
 }
 
 /// Opens the model that looks at pictures: the one that the flags name, or the demo of PaliGemma.
@@ -124,26 +137,73 @@ pub(crate) fn open_pictures(args: &args::Model) -> Result<Opened<PaliGemma>> {
 
 /// [`find`], for verbs and flags that need pictures: without a name, the demo of PaliGemma.
 pub(crate) fn found_pictures(args: &args::Model) -> Result<Found> {
-    if args.model.is_some() {
-        return find(args);
-    }
-    args.compute.backend.map(|backend| backend.device()).transpose()?;
-    let begin = Instant::now();
-    Ok(Found { checkpoint: paligemma::demo_checkpoint()?, compute: args.compute, begin })
+    locate_or(paligemma::demo_checkpoint, args.model.as_deref(), args.offline, &args.compute)
 }
 
 /// [`find`], for a name and flags that stand apart.
 pub(crate) fn locate(model: Option<&str>, offline: bool, compute: &Compute) -> Result<Found> {
+    locate_or(gemma::demo_checkpoint, model, offline, compute)
+}
+
+/// Finds the model for code that the flags name, or the demo for code.
+pub(crate) fn find_code(args: &args::CodeModel) -> Result<Found> {
+    let model = args.model.as_deref();
+    let found = locate_or(codegemma::demo_checkpoint, model, args.offline, &args.compute)?;
+    let named = model.map(|model| family_of(model, found.checkpoint.path().unwrap_or(Path::new(""))));
+    Ok(Found { family: args.family.or(named), ..found })
+}
+
+/// What opens a model that is built in.
+pub(crate) type Demo = fn() -> Result<Checkpoint, gemma_model::Error>;
+
+/// The models that are built in: `demo:NAME`, whose control tokens its tokenizer has, and what opens it. `demo` alone is
+/// the first.
+const DEMOS: [(&str, Family, Demo); 4] = [
+    ("gemma", Family::Gemma, gemma::demo_checkpoint),
+    ("codegemma", Family::CodeGemma, codegemma::demo_checkpoint),
+    ("recurrentgemma", Family::RecurrentGemma, recurrentgemma::demo_checkpoint),
+    ("paligemma", Family::PaliGemma, paligemma::demo_checkpoint),
+];
+
+/// The built-in model that a name stands for, `demo` or `demo:FAMILY`; `None` for all other names, and where a folder
+/// is called so.
+pub(crate) fn demo_called(name: &str) -> Result<Option<(Family, Demo)>> {
+    let family = match name.strip_prefix("demo") {
+        Some("") => DEMOS[0].0,
+        Some(rest) if rest.starts_with(':') => &rest[1..],
+        _ => return Ok(None),
+    };
+    if Path::new(name).is_dir() {
+        return Ok(None);
+    }
+    match DEMOS.iter().find(|(name, ..)| *name == family) {
+        Some((_, family, demo)) => Ok(Some((*family, *demo))),
+        None => {
+            let names: Vec<String> = DEMOS.iter().map(|(name, ..)| format!("demo:{name}")).collect();
+            bail!("there is no built-in model {name}; use {}", names.join(", "))
+        }
+    }
+}
+
+/// [`locate`], with the demo that is taken when no name is given.
+fn locate_or(demo: Demo, model: Option<&str>, offline: bool, compute: &Compute) -> Result<Found> {
     // A backend that was asked for and is not there should be known before a download, while looking for the best
     // one takes time that a mistyped name need not cost.
     compute.backend.map(|backend| backend.device()).transpose()?;
-    let folder = model.map(|model| folder(model, offline)).transpose()?;
-    let begin = Instant::now();
-    let checkpoint = match &folder {
-        Some(folder) => Checkpoint::open(folder)?,
-        None => gemma::demo_checkpoint()?,
+    let built_in = match model {
+        Some(name) => demo_called(name)?.map(|(_, demo)| demo),
+        None => Some(demo),
     };
-    Ok(Found { checkpoint, compute: *compute, begin })
+    let folder = match (model, built_in) {
+        (Some(model), None) => Some(folder(model, offline)?),
+        _ => None,
+    };
+    let begin = Instant::now();
+    let checkpoint = match (&folder, built_in) {
+        (Some(folder), _) => Checkpoint::open(folder)?,
+        (None, built_in) => built_in.unwrap_or(demo)()?,
+    };
+    Ok(Found { checkpoint, compute: *compute, family: None, inclusive_window: false, begin })
 }
 
 impl Found {
@@ -168,14 +228,35 @@ impl Found {
         self.build(N::open_with)
     }
 
+    /// Opens a model that fills gaps; `on_load` hears of the progress too.
+    pub(crate) fn open_code(self, on_load: OnLoad<'_>) -> Result<Opened<CodeGemma>> {
+        let Opened { model, seconds } = self.build_telling(Model::<gemma::Decoder>::from_checkpoint_with, on_load)?;
+        Ok(Opened { model: CodeGemma::new(model)?, seconds })
+    }
+
     fn build<T, E>(self, build: Build<T, E>) -> Result<Opened<T>>
+    where
+        anyhow::Error: From<E>,
+    {
+        self.build_telling(build, &mut |_, _| {})
+    }
+
+    fn build_telling<T, E>(self, build: Build<T, E>, on_load: OnLoad<'_>) -> Result<Opened<T>>
     where
         anyhow::Error: From<E>,
     {
         let device = device(&self.compute)?;
         let bar = progress::bytes("loading");
-        let options = LoadOptions { precision: self.compute.precision, ..LoadOptions::default() };
-        let model = build(&self.checkpoint, &options, &device, &mut |done, total| progress::set(&bar, done, total));
+        let options = LoadOptions {
+            precision: self.compute.precision,
+            family: self.family,
+            inclusive_window: self.inclusive_window,
+            ..LoadOptions::default()
+        };
+        let model = build(&self.checkpoint, &options, &device, &mut |done, total| {
+            progress::set(&bar, done, total);
+            on_load(done, total);
+        });
         bar.finish_and_clear();
         Ok(Opened { model: model?, seconds: self.begin.elapsed().as_secs_f64() })
     }
@@ -221,6 +302,10 @@ pub(crate) fn tokenizer(model: Option<&str>, family: Option<Family>, offline: bo
     let Some(model) = model else {
         return Ok(gemma::demo_tokenizer()?);
     };
+    if let Some((own, demo)) = demo_called(model)? {
+        let file = demo()?.file("tokenizer.json")?.context("every built-in model has a tokenizer")?;
+        return Ok(Tokenizer::from_json(&file, family.unwrap_or(own))?);
+    }
     let named = Path::new(model);
     let (folder, files) = match named.file_name().and_then(|name| name.to_str()) {
         Some(name) if named.is_file() => (named.with_file_name(""), vec![name.to_owned()]),
@@ -252,6 +337,19 @@ fn family_of(model: &str, folder: &Path) -> Family {
         _ if model.to_lowercase().contains("paligemma") => Family::PaliGemma,
         _ => Family::Gemma,
     }
+}
+
+/// The tokenizer of a model for code, and its `config.json` if there is one: enough for a prompt.
+pub(crate) fn code_tokenizer(args: &args::CodeModel) -> Result<(Tokenizer, Option<Vec<u8>>)> {
+    let Some(model) = args.model.as_deref() else {
+        return Ok((codegemma::demo_tokenizer()?, codegemma::demo_checkpoint()?.file("config.json")?));
+    };
+    let tokenizer = tokenizer(Some(model), args.family, args.offline)?;
+    if let Some((_, demo)) = demo_called(model)? {
+        return Ok((tokenizer, demo()?.file("config.json")?));
+    }
+    let folder = if Path::new(model).is_file() { PathBuf::new() } else { folder(model, args.offline)? };
+    Ok((tokenizer, fs::read(folder.join("config.json")).ok()))
 }
 
 /// Refuses tokens that the model cannot read.
@@ -303,6 +401,22 @@ pub(crate) fn cached(id: &str) -> Cached {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_built_in_model_has_a_name() {
+        for (name, family, _) in DEMOS {
+            let (own, demo) = demo_called(&format!("demo:{name}")).expect("a name").expect("a built-in model");
+            assert_eq!(own, family);
+            let checkpoint = demo().expect("a sound checkpoint");
+            assert!(checkpoint.file("tokenizer.json").expect("readable").is_some(), "{name}");
+        }
+        assert_eq!(demo_called("demo").expect("a name").map(|(family, _)| family), Some(Family::Gemma));
+        for other in ["./demo", "demos", "google/gemma-2b", "demo/x"] {
+            assert!(demo_called(other).expect("some other model").is_none(), "{other}");
+        }
+        let error = demo_called("demo:llama").map(|_| ()).expect_err("no such model").to_string();
+        assert!(error.contains("demo:llama") && error.contains("demo:recurrentgemma"), "{error}");
+    }
 
     #[test]
     fn the_family_is_read_or_guessed() {

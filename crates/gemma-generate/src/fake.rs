@@ -48,6 +48,8 @@ pub(crate) struct Fake {
     context: Option<usize>,
     /// Says these one after the other, by position, instead of what it makes up.
     script: Vec<TokenId>,
+    /// How many tokens a memory may hold that is still to be truncated.
+    truncatable: usize,
     /// Gives NaN once a sequence has this many tokens.
     breaks_at: usize,
     /// The lengths of the segments of each call so far.
@@ -67,6 +69,7 @@ impl Fake {
             vocab,
             context: None,
             script: Vec::new(),
+            truncatable: usize::MAX,
             breaks_at: usize::MAX,
             calls: RefCell::new(Vec::new()),
         }
@@ -80,6 +83,10 @@ impl Fake {
 
     pub(crate) fn with_context(self, context: usize) -> Self {
         Self { context: Some(context), ..self }
+    }
+
+    pub(crate) fn truncatable_to(self, truncatable: usize) -> Self {
+        Self { truncatable, ..self }
     }
 
     pub(crate) fn breaking_at(self, breaks_at: usize) -> Self {
@@ -168,6 +175,18 @@ impl CausalModel for Fake {
         }
         self.read(tokens, segments, memories);
         self.tensor(rows)
+    }
+
+    fn truncate(&self, memory: &mut History, len: usize) -> bool {
+        let possible = memory.0.len() <= self.truncatable;
+        if possible {
+            memory.0.truncate(len);
+        }
+        possible || len >= memory.0.len()
+    }
+
+    fn truncatable(&self) -> usize {
+        self.truncatable
     }
 
     fn context_length(&self) -> Option<usize> {

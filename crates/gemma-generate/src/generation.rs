@@ -15,8 +15,8 @@ use burn::tensor::Tensor;
 use gemma_tokenizer::TokenId;
 use serde::{Deserialize, Serialize};
 
-use crate::sequence::{check_tokens, read_next, to_host};
-use crate::{CausalModel, Error, GenerateOptions, Pick, Sampler, Sequence};
+use crate::sequence::{check_tokens, read_guessed, read_next, to_host};
+use crate::{CausalModel, Error, GenerateOptions, Lookup, Pick, Sampler, Sequence};
 
 /// Why a generation is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,10 +32,13 @@ pub enum FinishReason {
     ContextFull,
     /// Whoever called set the flag given to [`Generation::with_cancel`].
     Cancelled,
+    /// The moment given to [`Generation::with_deadline`] has passed.
+    OutOfTime,
 }
 
 impl FinishReason {
-    /// The name that serde writes: `stop`, `stop_text`, `length`, `context_full`, `cancelled`.
+    /// The name that serde writes: `stop`, `stop_text`, `length`, `context_full`, `cancelled`,
+    /// `out_of_time`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -43,6 +46,7 @@ impl FinishReason {
             Self::Length => "length",
             Self::ContextFull => "context_full",
             Self::Cancelled => "cancelled",
+            Self::OutOfTime => "out_of_time",
         }
     }
 }
@@ -56,10 +60,15 @@ pub struct Timings {
     pub prompt_seconds: f64,
     /// Tokens of the answer.
     pub generated_tokens: usize,
-    /// Steps after the first; each reads one token and picks the next (the last may be a stop token).
+    /// Steps after the first; each picks a token (the last may be a stop token). Without guesses, each also is a call of
+    /// the model.
     pub decode_steps: usize,
     /// Seconds of these steps.
     pub decode_seconds: f64,
+    /// Tokens guessed by a [`Lookup`], which the model checked.
+    pub guessed_tokens: usize,
+    /// Of these, how many the model picked itself: so many calls were saved.
+    pub accepted_tokens: usize,
 }
 
 impl Timings {
@@ -103,11 +112,25 @@ pub struct Generation<'m, M: CausalModel> {
     options: GenerateOptions,
     stop_tokens: Vec<TokenId>,
     cancel: Option<Arc<AtomicBool>>,
+    deadline: Option<Instant>,
+    lookup: Option<Lookup>,
+    checked: Option<Checked>,
     progress: Option<Progress<'m>>,
     picks: Vec<Pick>,
     finish: Option<FinishReason>,
     failed: bool,
     timings: Timings,
+}
+
+/// What one call of the model said about guesses.
+struct Checked {
+    guess: Vec<TokenId>,
+    /// Logits `[1 + guess, vocab]`: what follows the token before the guess, and each token of it.
+    logits: Vec<f32>,
+    /// How many of these rows were used: one more than guessed tokens turned out right.
+    used: usize,
+    /// Seconds of the call.
+    seconds: f64,
 }
 
 impl<'m, M: CausalModel> Generation<'m, M> {
@@ -194,6 +217,9 @@ impl<'m, M: CausalModel> Generation<'m, M> {
             options: options.clone(),
             stop_tokens: if options.ignore_eos { Vec::new() } else { stop_tokens.to_vec() },
             cancel: None,
+            deadline: None,
+            lookup: None,
+            checked: None,
             progress: None,
             picks: Vec::new(),
             finish: None,
@@ -209,6 +235,23 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         self
     }
 
+    /// Ends the generation, with [`FinishReason::OutOfTime`], at the first look at the clock after `deadline`: between
+    /// tokens and between the chunks of a prompt.
+    pub fn with_deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Lets `lookup` guess what comes next and the model check several guesses in one call. The tokens are the same as
+    /// without, but for what adding in another order may change in a logit's last digits; the time is less where guesses
+    /// are often right.
+    ///
+    /// Nothing is guessed for a model that cannot take back what it read ([`CausalModel::truncatable`]).
+    pub fn with_lookup(mut self, lookup: Lookup) -> Self {
+        self.lookup = Some(lookup);
+        self
+    }
+
     /// Tells how the reading of the prompt goes: tokens read, tokens in all; after each chunk.
     pub fn with_progress(mut self, progress: impl FnMut(usize, usize) + Send + 'm) -> Self {
         self.progress = Some(Box::new(progress));
@@ -220,16 +263,68 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         let start = Instant::now();
         let mut logits = self.given.take();
         while let Some(count) = self.due() {
+            if let Some(logits) = self.checked_logits()? {
+                return self.choose(&logits, start);
+            }
             if count > 0 {
                 logits = Some(read_next(self.model, vec![(&mut self.sequence, count)]));
                 self.report();
             }
             if self.sequence.unread().is_empty() {
                 let logits = logits.expect("a sequence with nothing unread has logits that follow it");
-                return self.choose(&to_host(logits, 1, self.model.vocab())?, start);
+                let logits = to_host(logits, 1, self.model.vocab())?;
+                if let Some(lookup) = self.lookup.as_mut().filter(|_| !self.picks.is_empty()) {
+                    lookup.took(start.elapsed().as_secs_f64());
+                }
+                return self.choose(&logits, start);
             }
         }
         Ok(None)
+    }
+
+    /// The logits that follow the token picked last, when it was guessed and checked already, or when it is read now
+    /// together with a new guess. `None` when it is to be read alone.
+    fn checked_logits(&mut self) -> Result<Option<Vec<f32>>, Error> {
+        let vocab = self.model.vocab();
+        if let Some(checked) = &mut self.checked {
+            let row = checked.logits[checked.used * vocab..][..vocab].to_vec();
+            checked.used += 1;
+            self.sequence.mark_read();
+            return Ok(Some(row));
+        }
+        let single = self.sequence.unread().len() == 1 && !self.picks.is_empty();
+        let Some(lookup) = self.lookup.as_mut().filter(|_| single) else { return Ok(None) };
+        // the last token asked for is not worth a guess, and what cannot be taken back is not read
+        let room = self.model.context_length().unwrap_or(usize::MAX).min(self.model.truncatable());
+        let limit = (self.options.max_tokens - self.picks.len() - 1).min(room.saturating_sub(self.sequence.len()));
+        let guess = lookup.next(self.sequence.tokens(), limit);
+        if guess.is_empty() || check_tokens(&guess, vocab).is_err() {
+            return Ok(None);
+        }
+        let begin = Instant::now();
+        let logits = to_host(read_guessed(self.model, &mut self.sequence, &guess), 1 + guess.len(), vocab)?;
+        let row = logits[..vocab].to_vec();
+        self.timings.guessed_tokens += guess.len();
+        self.checked = Some(Checked { guess, logits, used: 1, seconds: begin.elapsed().as_secs_f64() });
+        Ok(Some(row))
+    }
+
+    /// After a pick: keeps what was checked while the picks are what was guessed, and takes it back from the memory
+    /// otherwise.
+    fn settle(&mut self, picked: Option<TokenId>) {
+        let Some(checked) = &self.checked else { return };
+        let right = picked.is_some() && checked.guess.get(checked.used - 1).copied() == picked;
+        self.timings.accepted_tokens += usize::from(right);
+        if right && self.finish.is_none() {
+            return;
+        }
+        if let Some(lookup) = &mut self.lookup {
+            lookup.learn(checked.guess.len(), checked.used - 1 + usize::from(right), checked.seconds);
+        }
+        self.checked = None;
+        let held = self.sequence.position();
+        let taken_back = self.model.truncate(self.sequence.memory_mut(), held);
+        assert!(taken_back, "a memory within CausalModel::truncatable can be truncated");
     }
 
     /// How many unread tokens the model should read next, a chunk at most; `None` when the generation is over.
@@ -238,6 +333,7 @@ impl<'m, M: CausalModel> Generation<'m, M> {
             self.finish = self.limit_reached();
         }
         if self.finish.is_some() || self.failed {
+            self.settle(None);
             return None;
         }
         Some(self.sequence.unread().len().min(self.options.prefill_chunk))
@@ -251,6 +347,8 @@ impl<'m, M: CausalModel> Generation<'m, M> {
             Some(FinishReason::ContextFull)
         } else if self.cancel.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
             Some(FinishReason::Cancelled)
+        } else if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            Some(FinishReason::OutOfTime)
         } else {
             None
         }
@@ -270,9 +368,11 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         }
         if self.stop_tokens.contains(&pick.token) {
             self.finish = Some(FinishReason::Stop);
+            self.settle(None);
             return Ok(None);
         }
         self.picks.push(pick);
+        self.settle(Some(pick.token));
         Ok(Some(pick))
     }
 
@@ -287,6 +387,7 @@ impl<'m, M: CausalModel> Generation<'m, M> {
     /// Ends the generation for a reason that it cannot see itself.
     pub(crate) fn end(&mut self, reason: FinishReason) {
         self.finish = Some(reason);
+        self.settle(None);
     }
 
     /// Why it is over; `None` while it is not, and after an error.
@@ -314,13 +415,15 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         &self.options
     }
 
-    /// All tokens so far and what the model remembers of them.
+    /// All tokens so far and what the model remembers of them. While guesses are being checked the memory holds these
+    /// too; [`into_sequence`](Self::into_sequence) takes them back.
     pub fn sequence(&self) -> &Sequence<M::Memory> {
         &self.sequence
     }
 
     /// Hands out the sequence, to be continued with [`follow`](Self::follow).
-    pub fn into_sequence(self) -> Sequence<M::Memory> {
+    pub fn into_sequence(mut self) -> Sequence<M::Memory> {
+        self.settle(None);
         self.sequence
     }
 

@@ -20,6 +20,7 @@
 //! | Module | What is in it |
 //! |---|---|
 //! | `generation` | [`Generation`]: read what is unread, pick, stop or yield |
+//! | `lookup` | [`Lookup`]: guesses from what was there before, for the model to check several at once |
 //! | `model` | [`CausalModel`]: all that the loop asks of a model |
 //! | `sequence` | [`Sequence`]: what a model has read, and what it has yet to read |
 //! | `sampler`, `softmax`, `random` | [`Sampler`]: logits in, one token out |
@@ -30,13 +31,14 @@
 //!
 //! # What is not supported
 //!
-//! Beam search, constrained decoding (grammars), per-token biases and speculative decoding.
+//! Beam search, constrained decoding (grammars), per-token biases and drafts by a second model.
 
 mod batch;
 mod error;
 #[cfg(test)]
 mod fake;
 mod generation;
+mod lookup;
 mod model;
 mod options;
 mod random;
@@ -50,6 +52,7 @@ mod text;
 pub use batch::{Request, finish_batch, generate_batch};
 pub use error::Error;
 pub use generation::{FinishReason, Generation, Timings};
+pub use lookup::Lookup;
 pub use model::CausalModel;
 pub use options::GenerateOptions;
 pub use sampler::{Pick, Sampler};

@@ -42,6 +42,21 @@ pub trait CausalModel {
         self.read_all(tokens, segments, &mut lent)
     }
 
+    /// Makes `memory` forget all but its first `len` tokens. `false`, with nothing changed, when it cannot.
+    ///
+    /// That is how a prompt that begins like the last one is read, and how guesses that were wrong are taken back. The
+    /// default cannot.
+    fn truncate(&self, memory: &mut Self::Memory, len: usize) -> bool {
+        let _ = (memory, len);
+        false
+    }
+
+    /// A memory that holds no more tokens than this can be [truncated](Self::truncate) to any length. The default is 0:
+    /// none can.
+    fn truncatable(&self) -> usize {
+        0
+    }
+
     /// Most tokens that a memory can hold and the model was trained to use; `None`: there is no limit.
     fn context_length(&self) -> Option<usize>;
 

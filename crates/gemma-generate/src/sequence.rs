@@ -68,6 +68,51 @@ impl<Memory> Sequence<Memory> {
         &self.memory
     }
 
+    /// Makes this the sequence of `prompt`, keeping what the memory holds of their common beginning; at least the last
+    /// token is left unread, since what follows it is to be asked for. Returns how many tokens need not be read again.
+    ///
+    /// A model that cannot take back what it read ([`CausalModel::truncate`]) begins anew, and so does a sequence that
+    /// began with something else than tokens.
+    pub fn turn_to<M: CausalModel<Memory = Memory>>(&mut self, model: &M, prompt: &[TokenId]) -> usize {
+        let held = self.tokens[..self.read].iter().zip(prompt);
+        let common = held.take_while(|(old, new)| old == new).count().min(prompt.len().saturating_sub(1));
+        let kept = self.before == 0 && (common == self.read || model.truncate(&mut self.memory, common));
+        if !kept || common == 0 {
+            *self = Self::new(model.new_memory());
+        }
+        self.read = if kept { common } else { 0 };
+        self.tokens.clear();
+        self.tokens.extend_from_slice(prompt);
+        self.read
+    }
+
+    /// Reads all unread tokens but the last, in pieces of `chunk` tokens, as long as `go_on` says so before each. What
+    /// several continuations share is read once like this, and then cloned.
+    pub fn read_ahead<M: CausalModel<Memory = Memory>>(&mut self, model: &M, chunk: usize, go_on: impl Fn() -> bool) {
+        while self.unread().len() > 1 && go_on() {
+            let count = chunk.clamp(1, self.unread().len() - 1);
+            read_next(model, vec![(self, count)]);
+        }
+    }
+
+    /// Lets go of the tokens that were read: what the model remembers of them stays, and a text of any length takes no
+    /// more room than that. A repetition penalty no longer counts them, and [`turn_to`](Self::turn_to) begins anew.
+    pub fn let_go(&mut self) {
+        self.before += self.read;
+        self.tokens.drain(..self.read);
+        self.read = 0;
+    }
+
+    /// Notes that the memory holds the next unread token already.
+    pub(crate) fn mark_read(&mut self) {
+        self.read += 1;
+    }
+
+    /// What the model remembers, to be changed together with what is marked as read.
+    pub(crate) fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
     /// What the model remembers; the tokens are let go.
     pub fn into_memory(self) -> Memory {
         self.memory
@@ -88,6 +133,20 @@ pub(crate) fn read_next<M: CausalModel>(model: &M, due: Vec<(&mut Sequence<M::Me
         memories.push(&mut sequence.memory);
     }
     model.read(&tokens, &segments, &mut memories)
+}
+
+/// Reads the one unread token of a sequence and `guessed` after it, which the sequence does not get.
+///
+/// Returns logits `[1 + guessed, vocab]`: what follows each of them.
+pub(crate) fn read_guessed<M: CausalModel>(
+    model: &M,
+    sequence: &mut Sequence<M::Memory>,
+    guessed: &[TokenId],
+) -> Tensor<2> {
+    let tokens = [sequence.unread(), guessed].concat();
+    let segment = Segment::causal(sequence.position(), tokens.len());
+    sequence.read += 1;
+    model.read_all(&tokens, &[segment], &mut [&mut sequence.memory])
 }
 
 /// Brings logits to the host: `rows` times `vocab` numbers, row after row.

@@ -2,16 +2,18 @@
 //!
 //! This is the engine room. A weight matrix stays as it lies in its file ([`PackedWeight`]: bf16 rows or
 //! GGML blocks, borrowed from a memory map where there is one), and three operations compute with it or with a
-//! cache in place:
+//! cache in place; a fourth is the step of a recurrent layer:
 //!
 //! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
 //! - [`packed_rows`]: an embedding look-up;
-//! - [`attend`]: softmax attention of a segment's queries over a cache and over the segment itself.
+//! - [`attend`]: softmax attention of a segment's queries over a cache and over the segment itself;
+//! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, and [`gated_decay`], which makes its
+//!   coefficients.
 //!
 //! Each exists once for the CPU (`cpu/`: slices in, slices out, shared by the ndarray and flex backends; the
 //! instruction set is chosen at run time) and once for CubeCL runtimes such as wgpu (`cube/`). Each has a plain
 //! twin made of Burn's own operations ([`plain`]), which the tests compare with and which training
-//! differentiates.
+//! differentiates; the recurrence, which in such operations would be a loop over tokens, has a gradient of its own.
 //!
 //! This is also the only crate of the workspace that contains `unsafe`: for SIMD and for mapping files.
 
@@ -26,6 +28,7 @@ mod map;
 mod ops;
 mod packed;
 pub mod plain;
+mod recurrence;
 mod visibility;
 
 pub use cpu::{Level, cpu_level};
@@ -34,4 +37,5 @@ pub use format::{Format, ParseFormatError};
 pub use map::map_file;
 pub use ops::{KernelOps, attend, packed_linear, packed_rows};
 pub use packed::PackedWeight;
+pub use recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
 pub use visibility::AttendParams;

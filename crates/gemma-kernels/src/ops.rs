@@ -200,7 +200,7 @@ mod on_cpu {
 
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "ndarray is one of the two backends this workspace promises")]
-mod ndarray {
+pub(crate) mod ndarray {
     use super::{KernelOps, on_cpu};
     use crate::cpu::Keys;
     use crate::{AttendParams, Format};
@@ -228,6 +228,8 @@ mod ndarray {
             }
         };
     }
+
+    pub(crate) use {slice, values};
 
     impl KernelOps for NdArray {
         fn packed_linear(
@@ -273,7 +275,7 @@ mod ndarray {
 }
 
 #[cfg(feature = "flex")]
-mod flex {
+pub(crate) mod flex {
     use super::{KernelOps, on_cpu};
     use crate::cpu::Keys;
     use crate::{AttendParams, Format};
@@ -284,7 +286,7 @@ mod flex {
     };
 
     /// The tensor in row-major order, copied only when it is a view that is not.
-    fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
         if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
     }
 
@@ -293,6 +295,8 @@ mod flex {
             $tensor.as_slice::<$kind>().expect("contiguous, and of the kind that the public function made")
         };
     }
+
+    pub(crate) use slice;
 
     impl KernelOps for Flex {
         fn packed_linear(
@@ -375,12 +379,12 @@ mod cube {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use burn::tensor::Device;
     use gemma_backend::Backend;
 
-    fn devices() -> Vec<(Backend, Device)> {
+    pub(crate) fn devices() -> Vec<(Backend, Device)> {
         Backend::compiled()
             .into_iter()
             .map(|backend| (backend, backend.device().expect("a compiled backend opens")))
@@ -397,15 +401,15 @@ mod tests {
             .collect()
     }
 
-    fn tensor<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    pub(crate) fn tensor<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
         Tensor::from_data(TensorData::new(noise(shape.iter().product(), seed), shape), device)
     }
 
-    fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         tensor.into_data().try_into_vec().expect("f32")
     }
 
-    fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, context: &str) {
+    pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, context: &str) {
         assert_eq!(found.len(), expected.len(), "{context}");
         for (i, (a, b)) in found.iter().zip(expected).enumerate() {
             assert!((a - b).abs() <= tolerance, "{context}: value {i} is {a}, expected {b}");

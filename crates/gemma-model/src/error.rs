@@ -61,4 +61,39 @@ pub enum Error {
         /// The format held.
         format: gemma_kernels::Format,
     },
+    /// A window that could be read in two ways was asked for, of a model that has none.
+    #[error("inclusive_window is set, and this model has no window that is read in two ways; leave it out")]
+    InclusiveWindow,
+    /// A file is not the state of a sequence that this model could go on from.
+    #[error("{}: {fault}", file.display())]
+    State {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        fault: StateFault,
+    },
+}
+
+/// Why a state is not kept or taken up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateFault {
+    /// It is some other safetensors file.
+    #[error("not a state file; give a file that --save-state or `save_state` wrote")]
+    NotAState,
+    /// It was written in a format that this version does not know.
+    #[error("a state file of version {version}, and this program reads version 1; read the text again")]
+    Version {
+        /// The version it says it has.
+        version: String,
+    },
+    /// Its content is not what was written.
+    #[error("a damaged state file; read the text again and keep its state anew")]
+    Damaged,
+    /// Its numbers mean something else here.
+    #[error("the state of another model, or of this one in another precision; open the model that it was written with")]
+    OtherModel,
+    /// The network does not say what its memory consists of.
+    #[error("what this model remembers cannot be kept in a file; leave out the state")]
+    Unsupported,
 }

@@ -12,6 +12,7 @@
 //! | `conversation` | [`Conversation`]: each turn reads only what is new |
 //! | [`fields`] | `config.json`: what its fields have in common |
 //! | `save` | parameters on their way to disk |
+//! | `state` | what was read of a text, kept in a file |
 //! | `error` | [`Error`] |
 
 mod conversation;
@@ -20,8 +21,10 @@ pub mod fields;
 mod model;
 mod network;
 mod save;
+mod state;
 
 pub use conversation::{Answered, Conversation};
-pub use error::Error;
+pub use error::{Error, StateFault};
 pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};
 pub use network::Network;
+pub use state::{StateTensors, cache_tensors, load_state, save_state, state_tensor};

@@ -18,6 +18,9 @@ pub struct LoadOptions {
     /// Whose control tokens the tokenizer has; `None`: those of the network's own family. It matters only for
     /// tokenizer files that leave the names out.
     pub family: Option<Family>,
+    /// Read a window of `W` as DeepMind's own code reads RecurrentGemma's: `W` keys before a token and the token
+    /// itself, one more than transformers sees. Other models refuse it.
+    pub inclusive_window: bool,
 }
 
 /// Called while a model is opened: bytes done and bytes in all.

@@ -6,9 +6,9 @@ use burn::tensor::{Device, Tensor};
 use gemma_generate::{CausalModel, TokenId};
 use gemma_nn::{Inventory, RandomSource, RandomWeights, Segment, Sink, Source, Weight};
 use gemma_tokenizer::Family;
-use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype, Loader, SavedTensor, TensorSpec, catalogue::Shape};
 
-use crate::{Error, LoadOptions, OnLoad};
+use crate::{Error, LoadOptions, OnLoad, StateTensors};
 
 /// A network that checkpoints of one architecture describe, and all that the front door asks of it.
 pub trait Network: CausalModel + Sized {
@@ -55,6 +55,25 @@ pub trait Network: CausalModel + Sized {
     /// Size of the buffers of one sequence's memory, in bytes.
     fn memory_bytes(memory: &Self::Memory) -> usize;
 
+    /// The configuration as the options want it. A network without the choice that an option offers refuses it.
+    ///
+    /// # Errors
+    /// [`Error::InclusiveWindow`]
+    fn configure(config: Self::Config, options: &LoadOptions) -> Result<Self::Config, Error> {
+        if options.inclusive_window { Err(Error::InclusiveWindow) } else { Ok(config) }
+    }
+
+    /// What a memory consists of, for a state file; `None` when memories of this network cannot be kept.
+    fn memory_tensors(&self, _memory: &Self::Memory) -> Option<Vec<SavedTensor>> {
+        None
+    }
+
+    /// The memory of a sequence of `position` tokens from what [`memory_tensors`](Self::memory_tensors) gave; `None`
+    /// when it cannot have come from there.
+    fn memory_of_tensors(&self, _position: usize, _tensors: &StateTensors) -> Option<Self::Memory> {
+        None
+    }
+
     /// Whether a checkpoint may hold a tensor of this name that no layer reads: the tied head and the rotary
     /// frequencies, which some files repeat.
     fn is_ignored(name: &str) -> bool {
@@ -86,7 +105,7 @@ pub trait Network: CausalModel + Sized {
         device: &Device,
         progress: OnLoad<'_>,
     ) -> Result<Self, Error> {
-        let config = Self::config_of(checkpoint)?;
+        let config = Self::configure(Self::config_of(checkpoint)?, options)?;
         checkpoint.check(&Self::tensors(&config, device), &Self::is_ignored)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
         Ok(Self::load(&mut loader, &config, checkpoint.dtype()))

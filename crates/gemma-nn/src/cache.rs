@@ -35,6 +35,27 @@ impl KvCache {
         Self { retention, len: 0, buffers: None }
     }
 
+    /// A cache of buffers that were kept, as [`past`](Self::past) gave them, after `len` tokens. `None` when it could
+    /// not have come to them: too few slots or too many, or keys and values of different shapes.
+    pub fn restore(retention: Retention, len: usize, buffers: Option<(Tensor<3>, Tensor<3>)>) -> Option<Self> {
+        let slots = match &buffers {
+            Some((keys, values)) if keys.dims() == values.dims() => keys.dims()[0],
+            Some(_) => return None,
+            None => 0,
+        };
+        let sound = match retention {
+            Retention::Nothing => slots == 0,
+            Retention::Everything => slots >= len,
+            Retention::Last(most) => (len.min(most)..=most).contains(&slots),
+        };
+        (sound && buffers.is_some() == (slots > 0)).then_some(Self { retention, len, buffers })
+    }
+
+    /// How much of the sequence it keeps.
+    pub fn retention(&self) -> Retention {
+        self.retention
+    }
+
     /// How many tokens of the sequence were read; also the position of the next one.
     pub fn len(&self) -> usize {
         self.len
@@ -186,6 +207,30 @@ mod tests {
             fork.extend(rows(90..91, &device), rows(90..91, &device));
             cache.extend(rows(3..4, &device), rows(3..4, &device));
             assert_eq!((held(&cache)[3], held(&fork)[3]), (3.0, 90.0));
+        }
+    }
+
+    #[test]
+    fn a_restored_cache_goes_on_like_the_one_that_was_kept() {
+        for device in test_device::all() {
+            let mut cache = KvCache::new(Retention::Last(4));
+            cache.extend(rows(0..6, &device), rows(0..6, &device));
+            let kept = cache.past().map(|(keys, values)| (keys.clone(), values.clone()));
+            let mut restored = KvCache::restore(Retention::Last(4), 6, kept.clone()).expect("its own buffers");
+            for cache in [&mut cache, &mut restored] {
+                cache.extend(rows(6..7, &device), rows(6..7, &device));
+            }
+            assert_eq!(held(&cache), held(&restored));
+            assert_eq!(restored.len(), 7);
+            for (retention, len, buffers) in [
+                (Retention::Last(3), 6, kept.clone()),
+                (Retention::Last(5), 6, kept.clone()),
+                (Retention::Everything, 6, kept.clone()),
+                (Retention::Nothing, 6, kept),
+                (Retention::Last(4), 6, None),
+            ] {
+                assert!(KvCache::restore(retention, len, buffers).is_none(), "{retention:?} after {len} tokens");
+            }
         }
     }
 

@@ -150,8 +150,8 @@ fn gradients<M: Module>(model: &M, loss: Tensor<1>) -> (f32, GradientsParams) {
     (loss.into_scalar::<f32>(), gradients)
 }
 
-/// The mean loss of a few texts.
-fn text_loss<M: CausalModel>(model: &M, examples: &[Example]) -> Tensor<1> {
+/// The mean loss of a few texts, in nats per token to be learned, `[1]`.
+pub fn text_loss<M: CausalModel>(model: &M, examples: &[Example]) -> Tensor<1> {
     let tokens: Vec<_> = examples.iter().flat_map(|example| example.inputs().iter().copied()).collect();
     let segments: Vec<_> = examples
         .iter()

@@ -42,5 +42,5 @@ pub use error::{Error, SafetensorsFault};
 pub use generation_config::GenerationConfig;
 pub use hub::{Download, HubId, HubOptions, OnDownload, cached, pull, resolve, resolve_with};
 pub use loader::{Loader, OnProgress};
-pub use safetensors::{StoredTensor, parse_safetensors, read_safetensors};
-pub use save::{SaveOptions, SavedTensor, save_folder, save_folder_with};
+pub use safetensors::{Described, StoredTensor, parse_safetensors, read_safetensors, read_safetensors_with_metadata};
+pub use save::{SaveOptions, SavedTensor, save_folder, save_folder_with, save_safetensors};

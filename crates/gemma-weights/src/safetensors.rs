@@ -47,14 +47,25 @@ impl StoredTensor {
     }
 }
 
+/// The tensors of a safetensors file by name, and its metadata, text to text.
+pub type Described = (BTreeMap<String, StoredTensor>, BTreeMap<String, String>);
+
 /// Maps a safetensors file and checks it.
 ///
 /// # Errors
 /// [`Error::Read`], [`Error::Safetensors`] or [`Error::UnsupportedDtype`].
 pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, StoredTensor>, Error> {
+    Ok(read_safetensors_with_metadata(path)?.0)
+}
+
+/// [`read_safetensors`] with the file's metadata, text to text. Of a key that stands twice the last counts.
+///
+/// # Errors
+/// As [`read_safetensors`].
+pub fn read_safetensors_with_metadata(path: &Path) -> Result<Described, Error> {
     let bytes = files::map(path)?
         .ok_or_else(|| Error::Read { path: path.to_owned(), cause: std::io::ErrorKind::NotFound.into() })?;
-    parse_safetensors(path, &bytes)
+    parse(path, &bytes)
 }
 
 /// Checks the content of a safetensors file; `file` is only used in messages. The tensors borrow from `bytes`.
@@ -62,9 +73,14 @@ pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, StoredTensor>, E
 /// # Errors
 /// [`Error::Safetensors`] or [`Error::UnsupportedDtype`].
 pub fn parse_safetensors(file: &Path, bytes: &Bytes) -> Result<BTreeMap<String, StoredTensor>, Error> {
+    Ok(parse(file, bytes)?.0)
+}
+
+fn parse(file: &Path, bytes: &Bytes) -> Result<Described, Error> {
     let damaged = |fault| Error::Safetensors { file: file.to_owned(), fault };
     let (header, data) = split_header(bytes).map_err(damaged)?;
-    let Header(entries) = serde_json::from_slice(&header).map_err(|cause| damaged(Fault::HeaderJson { cause }))?;
+    let Header { tensors: entries, metadata } =
+        serde_json::from_slice(&header).map_err(|cause| damaged(Fault::HeaderJson { cause }))?;
 
     let mut claims = Vec::with_capacity(entries.len());
     let mut tensors = BTreeMap::new();
@@ -85,7 +101,7 @@ pub fn parse_safetensors(file: &Path, bytes: &Bytes) -> Result<BTreeMap<String, 
         }
     }
     check_cover(claims, data.len() as u64).map_err(damaged)?;
-    Ok(tensors)
+    Ok((tensors, metadata))
 }
 
 /// The header and the data behind it.
@@ -158,8 +174,11 @@ struct TensorEntry {
     data_offsets: [u64; 2],
 }
 
-/// The header's tensors; its `__metadata__` (text to text) is checked and dropped.
-struct Header(Vec<(String, TensorEntry)>);
+/// The header: its tensors, and its `__metadata__` (text to text).
+struct Header {
+    tensors: Vec<(String, TensorEntry)>,
+    metadata: BTreeMap<String, String>,
+}
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -177,14 +196,14 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-        let mut tensors = Vec::new();
+        let (mut tensors, mut metadata) = (Vec::new(), BTreeMap::new());
         while let Some(key) = map.next_key::<String>()? {
             if key == "__metadata__" {
-                map.next_value::<Option<Entries<String>>>()?;
+                metadata.extend(map.next_value::<Option<Entries<String>>>()?.into_iter().flat_map(|entries| entries.0));
             } else {
                 tensors.push((key, map.next_value()?));
             }
         }
-        Ok(Header(tensors))
+        Ok(Header { tensors, metadata })
     }
 }

@@ -76,6 +76,47 @@ pub fn save_folder_with(
     target.install(draft)
 }
 
+/// Writes tensors and metadata (text to text) as one safetensors file: all of it, or nothing. A file that is there is
+/// replaced; a link is followed.
+///
+/// # Errors
+/// [`Error::Write`], [`Error::TensorBytes`] or [`Error::GivenTwice`]; what was there is then as it was.
+pub fn save_safetensors(
+    path: &Path,
+    metadata: BTreeMap<String, String>,
+    tensors: &mut dyn Iterator<Item = SavedTensor>,
+) -> Result<(), Error> {
+    let failed = write_error(path);
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let folder = match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
+        return Err(failed(io::ErrorKind::AlreadyExists.into()));
+    }
+    let mut shard = Shard::new(folder).map_err(&failed)?.with_metadata(metadata);
+    let mut names = BTreeSet::new();
+    for (name, dtype, shape, data) in tensors {
+        checked_bytes(&name, dtype, &shape, data.len())?;
+        if !names.insert(name.clone()) {
+            return Err(Error::GivenTwice { name });
+        }
+        shard.push(name, dtype, shape, &data).map_err(&failed)?;
+    }
+    let mut draft = tempfile::Builder::new();
+    draft.prefix(".saving-").suffix(".tmp");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        draft.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut draft = draft.tempfile_in(folder).map_err(|cause| failed(cause.kind().into()))?;
+    shard.write(draft.as_file_mut()).map_err(&failed)?;
+    draft.persist(&target).map_err(|error| failed(error.error))?;
+    sync_folder(folder).map_err(failed)
+}
+
 fn write_error(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
     move |cause| Error::Write { path: path.to_owned(), cause }
 }

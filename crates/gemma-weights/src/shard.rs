@@ -5,6 +5,7 @@
 //! do that). Values of four bytes are collected apart and come first: then every tensor is aligned to its values,
 //! which PyTorch insists on.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::path::Path;
@@ -16,6 +17,7 @@ use crate::Dtype;
 
 /// The tensors of a file in the making.
 pub(crate) struct Shard {
+    metadata: BTreeMap<String, String>,
     four_bytes: Group,
     two_bytes: Group,
 }
@@ -39,7 +41,14 @@ struct Placed {
 impl Shard {
     /// An empty file, collected in `folder`.
     pub(crate) fn new(folder: &Path) -> io::Result<Self> {
-        Ok(Self { four_bytes: Group::new(folder)?, two_bytes: Group::new(folder)? })
+        // transformers refuses files that do not say for which framework they were written
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        Ok(Self { metadata, four_bytes: Group::new(folder)?, two_bytes: Group::new(folder)? })
+    }
+
+    /// The same with other metadata.
+    pub(crate) fn with_metadata(self, metadata: BTreeMap<String, String>) -> Self {
+        Self { metadata, ..self }
     }
 
     /// Bytes of data so far.
@@ -58,16 +67,20 @@ impl Shard {
     }
 
     /// Writes the file and waits until it is on the disk. Returns the names of its tensors.
-    pub(crate) fn finish(mut self, path: &Path) -> io::Result<Vec<String>> {
+    pub(crate) fn finish(self, path: &Path) -> io::Result<Vec<String>> {
+        self.write(&mut File::create_new(path)?)
+    }
+
+    /// [`finish`](Self::finish), for a file that is open and empty.
+    pub(crate) fn write(mut self, file: &mut File) -> io::Result<Vec<String>> {
         let mut header = serde_json::to_vec(&Header(&self))?;
         // spaces after the header keep the data aligned to eight bytes, as the format asks
         header.resize(header.len().next_multiple_of(8), b' ');
-        let mut file = File::create_new(path)?;
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         for group in [&mut self.four_bytes, &mut self.two_bytes] {
             group.data.rewind()?;
-            io::copy(&mut group.data, &mut file)?;
+            io::copy(&mut group.data, file)?;
         }
         file.sync_all()?;
         Ok(self.four_bytes.tensors.into_iter().chain(self.two_bytes.tensors).map(|tensor| tensor.name).collect())
@@ -94,9 +107,8 @@ struct Entry<'a> {
 impl Serialize for Header<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        // transformers refuses files that do not say for which framework they were written
-        map.serialize_entry("__metadata__", &std::collections::BTreeMap::from([("format", "pt")]))?;
-        let Shard { four_bytes, two_bytes } = self.0;
+        let Shard { metadata, four_bytes, two_bytes } = self.0;
+        map.serialize_entry("__metadata__", metadata)?;
         for (group, offset) in [(four_bytes, 0), (two_bytes, four_bytes.bytes)] {
             for Placed { name, dtype, shape, begin, end } in &group.tensors {
                 let data_offsets = [offset + begin, offset + end];

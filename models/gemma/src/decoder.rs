@@ -5,10 +5,10 @@ use crate::layer::DecoderLayer;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::CausalModel;
-use gemma_model::{Error, Network};
+use gemma_model::{Error, Network, StateTensors, cache_tensors};
 use gemma_nn::{Embedder, KvCache, Retention, RmsNorm, RopeTable, Segment, Sink, Source, last_rows, softcap};
 use gemma_tokenizer::{Family, TokenId};
-use gemma_weights::{Dtype, catalogue::Shape};
+use gemma_weights::{Dtype, SavedTensor, catalogue::Shape};
 
 /// The decoder of Gemma 1, 1.1 and 2; CodeGemma is one, and PaliGemma contains one.
 #[derive(Module, Debug)]
@@ -150,6 +150,20 @@ impl Network for Decoder {
     fn memory_bytes(memory: &Memory) -> usize {
         memory.bytes_len()
     }
+
+    fn memory_tensors(&self, memory: &Memory) -> Option<Vec<SavedTensor>> {
+        let layers = memory.layers.iter().enumerate();
+        Some(layers.flat_map(|(index, cache)| cache_tensors(&format!("layers.{index}"), cache)).collect())
+    }
+
+    fn memory_of_tensors(&self, position: usize, tensors: &StateTensors) -> Option<Memory> {
+        let device = self.device();
+        let layers = self.config.layers.iter().enumerate();
+        let cache = |(index, layer): (usize, &crate::LayerSpec)| {
+            tensors.cache(&format!("layers.{index}"), &layer.attention, position, &device)
+        };
+        Some(Memory { layers: layers.map(cache).collect::<Option<_>>()? })
+    }
 }
 
 impl CausalModel for Decoder {
@@ -172,6 +186,16 @@ impl CausalModel for Decoder {
         let mut memories: Vec<Memory> = segments.iter().map(|_| self.no_memory()).collect();
         let mut memories: Vec<&mut Memory> = memories.iter_mut().collect();
         self.read_all(tokens, segments, &mut memories)
+    }
+
+    fn truncate(&self, memory: &mut Memory, len: usize) -> bool {
+        memory.truncate(len)
+    }
+
+    fn truncatable(&self) -> usize {
+        // a window's ring holds everything until it is full
+        let spans = self.config.layers.iter().filter_map(|layer| layer.attention.span);
+        spans.min().unwrap_or(usize::MAX)
     }
 
     fn context_length(&self) -> Option<usize> {

@@ -40,7 +40,7 @@ pub fn demo(device: &Device) -> Result<PaliGemma, Error> {
 ///
 /// # Errors
 /// Never, for the files that are built in.
-pub fn demo_checkpoint() -> Result<Checkpoint, Error> {
+pub fn demo_checkpoint() -> Result<Checkpoint, gemma_model::Error> {
     Ok(Checkpoint::from_static(&FILES)?)
 }
 
@@ -48,7 +48,7 @@ pub fn demo_checkpoint() -> Result<Checkpoint, Error> {
 ///
 /// # Errors
 /// Never, for the file that is built in.
-pub fn demo_tokenizer() -> Result<Tokenizer, Error> {
+pub fn demo_tokenizer() -> Result<Tokenizer, gemma_model::Error> {
     Ok(Tokenizer::from_json(TOKENIZER, Family::PaliGemma)?)
 }
 

@@ -291,7 +291,7 @@ impl Network for VisionLanguageModel {
         device: &Device,
         progress: OnLoad<'_>,
     ) -> Result<Self, gemma_model::Error> {
-        let config = Self::config_of(checkpoint)?;
+        let config = Self::configure(Self::config_of(checkpoint)?, options)?;
         let layout = Layout::of(checkpoint);
         checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));

@@ -7,35 +7,38 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gemma_tokenizer::Role;
-
-use crate::corpus::Document;
-
 /// What stands for a space (U+2581).
 pub const SPACE: char = '▁';
 /// Gemma's control tokens, in the order of their ids here.
 pub const CONTROL: [&str; 6] = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"];
+/// CodeGemma's further control tokens.
+pub const FIM_CONTROL: [&str; 4] = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|file_separator|>"];
 /// The longest run of spaces or line breaks that is one piece.
 pub const LONGEST_RUN: usize = 8;
 
 /// Pieces in the order of their ids, and the merges that build the longer ones, most urgent first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vocabulary {
+    /// How many control tokens come first.
+    pub control: usize,
     /// Control tokens, runs of line breaks and spaces, the 256 bytes, single characters, learned pieces.
     pub pieces: Vec<String>,
     /// Pairs of pieces, in the order in which they are joined.
     pub merges: Vec<(String, String)>,
 }
 
-/// Learns a vocabulary of `size` pieces (fewer if the text has no more pairs to join).
+/// Learns a vocabulary of `size` pieces (fewer if the texts have no more pairs to join), `control` first.
 ///
-/// Bytes cover every character that the text does not have.
-pub fn learn<'a>(documents: impl IntoIterator<Item = &'a Document>, size: usize) -> Vocabulary {
-    let mut counts = BTreeMap::new();
-    for document in documents {
-        count_words(document, &mut counts);
+/// Bytes cover every character that the texts do not have.
+pub fn learn<T: AsRef<str>>(control: &[&str], texts: impl IntoIterator<Item = T>, size: usize) -> Vocabulary {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for text in texts {
+        // runs of spaces and of line breaks have their pieces already
+        for word in words(text.as_ref()).into_iter().filter(|word| !word.ends_with([SPACE, '\n'])) {
+            *counts.entry(word).or_default() += 1;
+        }
     }
-    let mut vocabulary = Vocabulary { pieces: fixed_pieces(), merges: run_merges() };
+    let mut vocabulary = Vocabulary { control: control.len(), pieces: fixed_pieces(control), merges: run_merges() };
     let characters: BTreeSet<char> = counts.keys().flat_map(|word| word.chars()).collect();
     let alphabet = ('0'..='9').chain([SPACE]).chain(characters).collect::<BTreeSet<char>>();
     vocabulary.pieces.extend(alphabet.into_iter().map(String::from));
@@ -58,8 +61,8 @@ pub fn learn<'a>(documents: impl IntoIterator<Item = &'a Document>, size: usize)
 }
 
 /// Control tokens, runs of line breaks and of spaces, bytes.
-fn fixed_pieces() -> Vec<String> {
-    let control = CONTROL.iter().map(|piece| (*piece).to_owned());
+fn fixed_pieces(control: &[&str]) -> Vec<String> {
+    let control = control.iter().map(|piece| (*piece).to_owned());
     let line_breaks = (1..=LONGEST_RUN).map(|length| "\n".repeat(length));
     let spaces = (2..=LONGEST_RUN).map(run_of_spaces);
     let bytes = (0..=255u8).map(|byte| format!("<0x{byte:02X}>"));
@@ -76,31 +79,18 @@ fn run_of_spaces(length: usize) -> String {
     SPACE.to_string().repeat(length)
 }
 
-fn count_words(document: &Document, counts: &mut BTreeMap<String, u64>) {
-    let mut count = |text: &str| {
-        for word in words(text) {
-            *counts.entry(word).or_default() += 1;
-        }
-    };
-    match document {
-        Document::Story(text) => count(text),
-        Document::Chat(turns) => {
-            for turn in turns {
-                count(if turn.role == Role::User { "user" } else { "model" });
-                count(&turn.text);
-            }
-        }
-    }
-}
-
-/// Cuts a text: runs of letters or of punctuation with the space before them, and every other character alone.
+/// Cuts a text: runs of letters or of punctuation with the space before them, and every other character alone. A
+/// capital after a small letter begins a word, and a run of spaces, which is matched as a whole, leaves none to the word
+/// after it.
 pub(crate) fn words(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for character in text.chars().map(|c| if c == ' ' { SPACE } else { c }) {
         let before = words.last().and_then(|word| word.chars().next_back());
+        let in_run = words.last().is_some_and(|word| word.len() > SPACE.len_utf8() && word.ends_with(SPACE));
         let goes_on = before.is_some_and(|before| {
-            let joins = |kind: fn(char) -> bool| kind(character) && (kind(before) || before == SPACE);
-            joins(char::is_alphabetic) || joins(is_mark)
+            let joins = |kind: fn(char) -> bool| kind(character) && (kind(before) || before == SPACE && !in_run);
+            let camel = before.is_lowercase() && character.is_uppercase();
+            joins(char::is_alphabetic) && !camel || joins(is_mark) || character == SPACE && before == SPACE
         });
         match words.last_mut() {
             Some(word) if goes_on => word.push(character),
@@ -147,11 +137,7 @@ fn join(pieces: &mut Vec<String>, left: &str, right: &str, joined: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::corpus::training_text;
-
-    fn story(text: &str) -> Document {
-        Document::Story(text.to_owned())
-    }
+    use crate::vocabulary_text;
 
     #[test]
     fn words_take_the_space_before_them_and_digits_stand_alone() {
@@ -161,8 +147,14 @@ mod tests {
     }
 
     #[test]
+    fn code_is_cut_at_capitals_and_after_indentation() {
+        let cut = words("    sumPrices(a_b):");
+        assert_eq!(cut, ["▁▁▁▁", "sum", "Prices", "(", "a", "_", "b", "):"]);
+    }
+
+    #[test]
     fn the_most_frequent_pair_is_joined_first() {
-        let vocabulary = learn(&[story("aab aab aab ab")], 1_000);
+        let vocabulary = learn(&CONTROL, ["aab aab aab ab"], 1_000);
         let learned = &vocabulary.merges[LONGEST_RUN - 1..];
         assert_eq!(learned[0], ("a".to_owned(), "b".to_owned()));
         assert_eq!(learned[1], ("a".to_owned(), "ab".to_owned()));
@@ -171,8 +163,8 @@ mod tests {
 
     #[test]
     fn every_merge_joins_two_pieces_into_a_piece() {
-        let documents: Vec<Document> = training_text(1).take(2_000).collect();
-        let vocabulary = learn(&documents, 700);
+        let texts = vocabulary_text(1, 2_000);
+        let vocabulary = learn(&CONTROL, &texts, 700);
         assert_eq!(vocabulary.pieces.len(), 700);
         let known: BTreeSet<&str> = vocabulary.pieces.iter().map(String::as_str).collect();
         assert_eq!(known.len(), 700, "a piece occurs twice");
@@ -180,13 +172,13 @@ mod tests {
             assert!(known.contains(left.as_str()) && known.contains(right.as_str()));
             assert!(known.contains(format!("{left}{right}").as_str()));
         }
-        assert_eq!(vocabulary, learn(&documents, 700));
+        assert_eq!(vocabulary, learn(&CONTROL, &texts, 700));
     }
 
     #[test]
     fn no_learned_piece_crosses_a_border() {
-        let documents: Vec<Document> = training_text(1).take(2_000).collect();
-        for (left, right) in &learn(&documents, 700).merges[LONGEST_RUN - 1..] {
+        let texts = vocabulary_text(1, 2_000);
+        for (left, right) in &learn(&CONTROL, &texts, 700).merges[LONGEST_RUN - 1..] {
             let piece = format!("{left}{right}");
             let word = piece.strip_prefix(SPACE).unwrap_or(&piece);
             let (letters, marks) = (word.chars().all(char::is_alphabetic), word.chars().all(is_mark));

@@ -23,8 +23,11 @@ pub mod corpus;
 pub mod random;
 pub mod scenes;
 pub mod tokenizer_files;
+pub mod train_codegemma;
 pub mod train_gemma;
 pub mod train_paligemma;
+pub mod train_recurrentgemma;
+pub mod training;
 
 pub use corpus::{Document, Kind, Question, held_out_questions, revision_text, training_text};
 
@@ -32,7 +35,10 @@ pub use corpus::{Document, Kind, Question, held_out_questions, revision_text, tr
 /// have a third more tokens.
 pub const VOCABULARY_SIZE: usize = 896;
 
-/// The documents that the demo tokenizer is learned from: enough that every word of the grammar is among them.
-pub fn vocabulary_text(seed: u64) -> Vec<Document> {
-    training_text(seed).take(20_000).collect()
+/// How many documents the demo tokenizer is learned from: enough that every word of the grammar is among them.
+pub const VOCABULARY_DOCUMENTS: usize = 20_000;
+
+/// The texts of so many documents, for a tokenizer to be learned from.
+pub fn vocabulary_text(seed: u64, documents: usize) -> Vec<String> {
+    training_text(seed).take(documents).flat_map(Document::into_texts).collect()
 }

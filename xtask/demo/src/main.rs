@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use gemma_demo::{Document, held_out_questions, train_gemma, train_paligemma, training_text};
+use gemma_demo::corpus::code::held_out_functions;
+use gemma_demo::corpus::holes::{CodeDocument, Hole, training_code};
+use gemma_demo::{
+    Document, held_out_questions, train_codegemma, train_gemma, train_paligemma, train_recurrentgemma, training_text,
+};
 use gemma_tokenizer::Role;
 
 /// Makes the embedded demo models.
@@ -19,6 +23,36 @@ struct Arguments {
 enum Job {
     /// Trains the Gemma 2 demo model.
     Gemma {
+        /// The folder to write; it is made if it does not exist.
+        #[arg(long)]
+        out: PathBuf,
+        /// Optimizer steps of each round; the default is what the committed model was trained with.
+        #[arg(long)]
+        steps: Option<usize>,
+        /// A folder that the first round has written: skip to the second.
+        #[arg(long)]
+        begun: Option<PathBuf>,
+        /// What the text and the first weights follow from.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Trains the CodeGemma demo model.
+    Codegemma {
+        /// The folder to write; it is made if it does not exist.
+        #[arg(long)]
+        out: PathBuf,
+        /// Optimizer steps of each round; the default is what the committed model was trained with.
+        #[arg(long)]
+        steps: Option<usize>,
+        /// A folder that the first round has written: skip to the second.
+        #[arg(long)]
+        begun: Option<PathBuf>,
+        /// What the programs and the first weights follow from.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Trains the RecurrentGemma demo model.
+    Recurrentgemma {
         /// The folder to write; it is made if it does not exist.
         #[arg(long)]
         out: PathBuf,
@@ -50,7 +84,7 @@ enum Job {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
-    /// Prints training documents and held-out questions.
+    /// Prints training documents, held-out questions and held-out functions.
     Corpus {
         /// How many of each.
         #[arg(long, default_value_t = 20)]
@@ -66,6 +100,10 @@ fn main() -> Result<()> {
         Job::Gemma { out, steps, begun, seed } => train_gemma::make(&out, begun.as_deref(), steps, seed),
         Job::Paligemma { out, steps, begun, first, seed } => {
             train_paligemma::make(&out, begun.as_deref(), first, steps, seed)
+        }
+        Job::Codegemma { out, steps, begun, seed } => train_codegemma::make(&out, begun.as_deref(), steps, seed),
+        Job::Recurrentgemma { out, steps, begun, seed } => {
+            train_recurrentgemma::make(&out, begun.as_deref(), steps, seed)
         }
         Job::Corpus { show, seed } => {
             print_corpus(show, seed);
@@ -87,8 +125,19 @@ fn print_corpus(count: usize, seed: u64) {
             }
         }
     }
+    for document in training_code(seed).take(count) {
+        match document {
+            CodeDocument::File(text) => println!("{text}"),
+            CodeDocument::Hole(Hole { infill, middle }) => {
+                println!("{}[{middle}]{}", infill.prefix, infill.suffix);
+            }
+        }
+    }
     println!("Held out:\n");
     for question in held_out_questions(count, seed) {
         println!("{:?}: {:?} -> {:?}", question.kind, question.said(), question.answer);
+    }
+    for function in held_out_functions(count, seed) {
+        println!("\n{}", function.text);
     }
 }

@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 
-use crate::bpe::{CONTROL, LONGEST_RUN, SPACE, Vocabulary};
+use crate::bpe::{LONGEST_RUN, SPACE, Vocabulary};
 
 /// Gemma's chat template: turns alternate, "assistant" is called "model", there is no system turn.
 pub const CHAT_TEMPLATE: &str = concat!(
@@ -42,12 +42,12 @@ fn tokenizer_json(vocabulary: &Vocabulary) -> Value {
     let ids: serde_json::Map<String, Value> =
         vocabulary.pieces.iter().enumerate().map(|(id, piece)| (piece.clone(), json!(id))).collect();
     // Control tokens, LONGEST_RUN runs of line breaks, and the runs of two spaces and more.
-    let added = CONTROL.len() + LONGEST_RUN + LONGEST_RUN - 1;
+    let added = vocabulary.control + LONGEST_RUN + LONGEST_RUN - 1;
     let added_tokens: Vec<Value> = (0..added)
         .map(|id| {
             json!({
                 "id": id, "content": vocabulary.pieces[id], "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": id < CONTROL.len(),
+                "rstrip": false, "normalized": false, "special": id < vocabulary.control,
             })
         })
         .collect();
@@ -56,7 +56,7 @@ fn tokenizer_json(vocabulary: &Vocabulary) -> Value {
     let second_bos = json!({ "SpecialToken": { "id": "<bos>", "type_id": 1 } });
     let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
     let second_text = json!({ "Sequence": { "id": "B", "type_id": 1 } });
-    let bos_id = CONTROL.iter().position(|piece| *piece == "<bos>");
+    let bos_id = vocabulary.pieces.iter().position(|piece| *piece == "<bos>");
     json!({
         "version": "1.0",
         "truncation": null,
@@ -123,14 +123,15 @@ fn special_tokens() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpe::{learn, words};
+    use crate::bpe::{CONTROL, learn, words};
     use crate::corpus::{Document, training_text};
-    use crate::{VOCABULARY_SIZE, vocabulary_text};
+    use crate::{VOCABULARY_DOCUMENTS, VOCABULARY_SIZE, vocabulary_text};
     use gemma_tokenizer::Family;
     use tokenizers::Tokenizer;
 
     fn tokenizer() -> Tokenizer {
-        let [(_, json), ..] = tokenizer_files(&learn(&vocabulary_text(0), VOCABULARY_SIZE));
+        let [(_, json), ..] =
+            tokenizer_files(&learn(&CONTROL, vocabulary_text(0, VOCABULARY_DOCUMENTS), VOCABULARY_SIZE));
         Tokenizer::from_bytes(json).unwrap()
     }
 
@@ -167,7 +168,8 @@ mod tests {
 
     #[test]
     fn our_reader_and_the_hugging_face_library_agree() {
-        let [(_, json), ..] = tokenizer_files(&learn(&vocabulary_text(0), VOCABULARY_SIZE));
+        let [(_, json), ..] =
+            tokenizer_files(&learn(&CONTROL, vocabulary_text(0, VOCABULARY_DOCUMENTS), VOCABULARY_SIZE));
         let ours = gemma_tokenizer::Tokenizer::from_json(&json, Family::Gemma).unwrap();
         let theirs = tokenizer();
         assert_eq!(ours.end_of_turn(), theirs.token_to_id("<end_of_turn>"));

@@ -1,22 +1,19 @@
 //! Trains the Gemma 2 demo model, from random weights to the folder that the library embeds.
 
 use std::path::Path;
-use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use burn::module::Module;
 use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Network, Norms, RandomWeights};
-use gemma_backend::Backend;
 use gemma_nn::{AttentionSpec, RopeSpec, Trainable};
 use gemma_tokenizer::{ChatTemplate, Family, Role, Tokenizer};
-use gemma_train::{Example, TrainOptions, train};
+use gemma_train::Example;
 use gemma_weights::{Checkpoint, Dtype, Loader};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::bpe::learn;
+use crate::bpe::{CONTROL, learn};
 use crate::corpus::{Document, Kind, Question, held_out_questions, revision_text, training_text};
-use crate::tokenizer_files::tokenizer_files;
-use crate::{VOCABULARY_SIZE, vocabulary_text};
+use crate::training::{self, Round};
+use crate::{VOCABULARY_DOCUMENTS, VOCABULARY_SIZE, vocabulary_text};
 
 /// Optimizer steps of the committed model.
 pub const STEPS: usize = 2000;
@@ -79,13 +76,6 @@ pub fn example(document: &Document, tokenizer: &Tokenizer) -> Result<Example> {
     Ok(Example { tokens, learn })
 }
 
-/// One round of the training.
-struct Round {
-    name: &'static str,
-    steps: usize,
-    learning_rate: f64,
-}
-
 /// Trains the model and saves it to `out`, which is replaced: a round on the training text, then a shorter one, with a
 /// new optimizer, on the revision. `steps` overrides the length of each; `begun`, the folder that a first round has
 /// written, skips to the second.
@@ -94,9 +84,7 @@ struct Round {
 /// When the device, the tokenizer or a folder fail.
 pub fn make(out: &Path, begun: Option<&Path>, steps: Option<usize>, seed: u64) -> Result<()> {
     let tokenizer = make_tokenizer(seed)?;
-    // flex multiplies fastest of the CPU backends where a weight is used transposed, as in training
-    let backend = if Backend::Flex.is_compiled() { Backend::Flex } else { Backend::NdArray };
-    let device = backend.device()?;
+    let device = training::device()?;
     let first = match begun {
         Some(folder) => folder,
         None => {
@@ -129,36 +117,12 @@ fn run(
     documents: &mut dyn Iterator<Item = Document>,
     tokenizer: &Tokenizer,
 ) -> Result<Decoder> {
-    let Round { name, steps, learning_rate } = *round;
-    let options = TrainOptions { steps, parts: 2, learning_rate, ..TrainOptions::default() };
-    let pattern = "{prefix} {bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})";
-    let style = ProgressStyle::with_template(pattern).context("the bar's pattern")?;
-    let bar = ProgressBar::new(steps as u64).with_style(style).with_prefix(name);
-    let begin = Instant::now();
-    let (mut average, mut tokens) = (f32::NAN, 0);
-    let model = train(
-        model,
-        &options,
-        |_| documents.take(DOCUMENTS).filter_map(|document| example(&document, tokenizer).ok()).collect(),
-        |step| {
-            average = if average.is_nan() { step.loss } else { 0.98 * average + 0.02 * step.loss };
-            tokens += step.tokens;
-            bar.set_message(format!("loss {average:.4}"));
-            bar.inc(1);
-            if step.step % 100 == 99 {
-                let rate = tokens as f64 / begin.elapsed().as_secs_f64();
-                println!("{name}: step {} loss {average:.4} ({rate:.0} tokens/s)", step.step + 1);
-            }
-        },
-    )?;
-    bar.finish_and_clear();
-    Ok(model)
+    round.run(model, || documents.take(DOCUMENTS).filter_map(|document| example(&document, tokenizer).ok()).collect())
 }
 
 fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
-    let files = tokenizer_files(&learn(&vocabulary_text(seed), VOCABULARY_SIZE));
-    let (_, json) = files.iter().find(|(name, _)| *name == "tokenizer.json").context("the tokenizer's own file")?;
-    Ok(Tokenizer::from_json(json, Family::Gemma)?)
+    let text = vocabulary_text(seed, VOCABULARY_DOCUMENTS);
+    training::tokenizer(&learn(&CONTROL, text, VOCABULARY_SIZE), Family::Gemma)
 }
 
 /// A held-out question, the model's answer, and whether it is right.

@@ -1,46 +1,33 @@
 //! Trains the PaliGemma demo model, from random weights to the folder that the library embeds.
 
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use gemma::{DecoderConfig, LayerSpec, Norms};
-use gemma_backend::Backend;
 use gemma_nn::{AttentionSpec, RandomWeights, RopeSpec, Segment};
 use gemma_tokenizer::{Family, Tokenizer};
-use gemma_train::{Example, TrainOptions, cross_entropy, train_with};
+use gemma_train::{Example, cross_entropy};
 use gemma_weights::{Checkpoint, Dtype};
-use indicatif::{ProgressBar, ProgressStyle};
 use paligemma::{BoundingBox, Network, PaliGemma, PaliGemmaConfig, Pixels, SiglipConfig, VisionLanguageModel, prompt};
 
-use crate::bpe::learn;
-use crate::corpus::Document;
+use crate::bpe::{CONTROL, learn};
 use crate::random::Random;
 use crate::scenes::{Lesson, MOST, Scene, scenes};
-use crate::tokenizer_files::tokenizer_files;
+use crate::training::{Round, device, tokenizer};
 
-/// One round of the training.
-struct Round {
-    name: &'static str,
-    /// Optimizer steps.
-    steps: usize,
-    /// Highest learning rate.
-    learning_rate: f64,
-    /// The most shapes of a scene.
-    most: u32,
-}
-
-/// The rounds of the committed model. One shape alone teaches what shapes, colours and places are; with several from the
-/// start, that takes many times as long.
-const ROUNDS: [Round; 5] = [
-    Round { name: "one shape", steps: 500, learning_rate: 3e-3, most: 1 },
-    Round { name: "several", steps: 2500, learning_rate: 3e-3, most: MOST },
-    Round { name: "rest", steps: 800, learning_rate: 1e-3, most: MOST },
-    Round { name: "several again", steps: 4000, learning_rate: 3e-3, most: MOST },
-    Round { name: "last", steps: 1500, learning_rate: 1e-3, most: MOST },
+/// The rounds of the committed model, and the most shapes of a scene in each. One shape alone teaches what shapes,
+/// colours and places are; with several from the start, that takes many times as long.
+const ROUNDS: [(Round, u32); 5] = [
+    (Round { name: "one shape", steps: 500, learning_rate: 3e-3 }, 1),
+    (Round { name: "several", steps: 2500, learning_rate: 3e-3 }, MOST),
+    (Round { name: "rest", steps: 800, learning_rate: 1e-3 }, MOST),
+    (Round { name: "several again", steps: 4000, learning_rate: 3e-3 }, MOST),
+    (Round { name: "last", steps: 1500, learning_rate: 1e-3 }, MOST),
 ];
+/// Held-out scenes that are asked about after each round.
+const EXAMINED: usize = 100;
 /// Lessons of one step.
 const LESSONS: usize = 32;
 /// Pieces of the vocabulary before the location, segment and image tokens: every word is one piece.
@@ -154,65 +141,36 @@ pub fn loss(model: &VisionLanguageModel, examples: &[PictureExample]) -> Tensor<
 pub fn make(out: &Path, begun: Option<&Path>, first: usize, steps: Option<usize>, seed: u64) -> Result<()> {
     let tokenizer = make_tokenizer(seed)?;
     let config = config(tokenizer.vocab_len());
-    // flex multiplies fastest of the CPU backends where a weight is used transposed, as in training
-    let backend = if Backend::Flex.is_compiled() { Backend::Flex } else { Backend::NdArray };
-    let device = backend.device()?;
+    let device = device()?;
     let mut model = match begun {
         Some(folder) => VisionLanguageModel::open_trainable(&Checkpoint::open(folder)?, &device)?,
         None => VisionLanguageModel::random(&config, RandomWeights::Dense, seed, &device.clone().autodiff()),
     };
-    for (index, round) in ROUNDS.iter().enumerate().skip(first) {
+    for (index, (round, most)) in ROUNDS.into_iter().enumerate().skip(first) {
+        let round = Round { steps: steps.unwrap_or(round.steps), ..round };
         // a seed of its own, so that each round brings new scenes
         let seed = seed + index as u64;
-        model = run(model, &config, &tokenizer, round, steps.unwrap_or(round.steps), seed)?;
+        let (mut scenes, mut random) = (scenes(seed, most, false), Random::new(seed ^ 0x5eed));
+        let batch = || {
+            let mut one = || {
+                let scene = scenes.next()?;
+                let pixels = scene.draw(random.pick(&SIDES)).pixels(config.vision.image_size);
+                example(&scene.lesson(&mut random), pixels, &tokenizer, &config).ok()
+            };
+            (0..LESSONS).filter_map(|_| one()).collect()
+        };
+        model = round.run_with(model, batch, loss)?;
         PaliGemma::from_parts(model.valid(), make_tokenizer(seed - index as u64)?).save(out, Dtype::Bf16, true)?;
         draw_samples(out)?;
         // judged as it will be used: as saved
         let saved = PaliGemma::load_folder(out, &Default::default(), &device)?;
-        let marks = examine(&saved, 100, 1)?;
+        let marks = examine(&saved, EXAMINED, 1)?;
         for mark in marks.iter().filter(|mark| mark.caption != mark.scene.caption()).take(5) {
             println!("wrong: {:?}, not {:?}", mark.caption, mark.scene.caption());
         }
         println!("{}: {}", round.name, Summary::of(&marks));
     }
     Ok(())
-}
-
-fn run(
-    model: VisionLanguageModel,
-    config: &PaliGemmaConfig,
-    tokenizer: &Tokenizer,
-    round: &Round,
-    steps: usize,
-    seed: u64,
-) -> Result<VisionLanguageModel> {
-    let options = TrainOptions { steps, parts: 2, learning_rate: round.learning_rate, ..TrainOptions::default() };
-    let mut scenes = scenes(seed, round.most, false);
-    let mut random = Random::new(seed ^ 0x5eed);
-    let pattern = "{prefix} {bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})";
-    let style = ProgressStyle::with_template(pattern).context("the bar's pattern")?;
-    let bar = ProgressBar::new(steps as u64).with_style(style).with_prefix(round.name);
-    let begin = Instant::now();
-    let mut average = f32::NAN;
-    let batch = |_| {
-        let mut one = || {
-            let scene = scenes.next()?;
-            let pixels = scene.draw(random.pick(&SIDES)).pixels(config.vision.image_size);
-            example(&scene.lesson(&mut random), pixels, tokenizer, config).ok()
-        };
-        (0..LESSONS).filter_map(|_| one()).collect()
-    };
-    let model = train_with(model, &options, batch, loss, |step| {
-        average = if average.is_nan() { step.loss } else { 0.98 * average + 0.02 * step.loss };
-        bar.set_message(format!("loss {average:.4}"));
-        bar.inc(1);
-        if step.step % 100 == 99 {
-            let seconds = begin.elapsed().as_secs_f64();
-            println!("{}: step {} loss {average:.4} after {seconds:.0} s", round.name, step.step + 1);
-        }
-    })?;
-    bar.finish_and_clear();
-    Ok(model)
 }
 
 /// Writes the sample pictures beside the model: held-out scenes with one to three shapes.
@@ -230,18 +188,17 @@ fn draw_samples(out: &Path) -> Result<()> {
 }
 
 /// The tokenizer: pieces for what is said of scenes, and PaliGemma's own tokens after them.
-fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
+///
+/// # Errors
+/// Never, in practice: the file is written here.
+pub fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
     let mut random = Random::new(seed);
     let text = scenes(0, MOST, false).take(5_000).flat_map(|scene| {
         let asked = scene.asking(&mut random);
         let wanted = scene.wanted(&mut random);
-        let said = [scene.caption(), prompt::caption("en"), asked.prompt, asked.answer, prompt::detect(&[wanted])];
-        said.map(Document::Story)
+        [scene.caption(), prompt::caption("en"), asked.prompt, asked.answer, prompt::detect(&[wanted])]
     });
-    let text: Vec<Document> = text.collect();
-    let files = tokenizer_files(&learn(&text, TEXT_PIECES));
-    let (_, json) = files.iter().find(|(name, _)| *name == "tokenizer.json").context("the tokenizer's own file")?;
-    Ok(Tokenizer::from_json(json, Family::PaliGemma)?)
+    tokenizer(&learn(&CONTROL, text, TEXT_PIECES), Family::PaliGemma)
 }
 
 /// What the model says of a held-out scene.

@@ -23,6 +23,8 @@ const WITHIN: &[(&str, &str)] = &[
     // CodeGemma is Gemma with other prompts; PaliGemma's decoder is Gemma.
     ("codegemma", "gemma"),
     ("paligemma", "gemma"),
+    // The program starts the servers.
+    ("gemma-cli", "gemma-serve"),
     // The end-to-end tests read the generator that wrote the demo's questions.
     ("gemma-tests", "gemma-demo"),
 ];

@@ -61,6 +61,8 @@ struct Report {
     decode_tokens_per_second_max: Option<f64>,
     peak_rss_bytes: Option<u64>,
     weight_bytes: u64,
+    /// Buffers of one sequence after everything that was read.
+    sequence_bytes: u64,
 }
 
 /// What is measured, in tokens.
@@ -78,6 +80,8 @@ struct Measured {
     encode: Vec<f64>,
     prefill: Vec<f64>,
     decode: Vec<f64>,
+    /// Buffers of the sequence that was read last.
+    sequence_bytes: usize,
 }
 
 pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
@@ -139,7 +143,7 @@ fn lengths(args: &args::Bench, decoder: &impl CausalModel, usual: usize) -> Resu
 }
 
 /// Reads a prompt and writes some tokens, both after `depth` tokens, and both once untimed before.
-fn one_round(decoder: &impl CausalModel, lengths: Lengths, measured: &mut Measured) -> Result<()> {
+fn one_round<N: Network>(decoder: &N, lengths: Lengths, measured: &mut Measured) -> Result<()> {
     let after_depth = || {
         let mut memory = decoder.new_memory();
         read(decoder, &mut memory, 0, lengths.depth);
@@ -151,6 +155,7 @@ fn one_round(decoder: &impl CausalModel, lengths: Lengths, measured: &mut Measur
         let start = Instant::now();
         read(decoder, &mut memory, lengths.depth, lengths.prompt);
         measured.prefill.push(lengths.prompt as f64 / start.elapsed().as_secs_f64());
+        measured.sequence_bytes = N::memory_bytes(&memory);
     }
     if lengths.decode > 0 {
         let mut memory = after_depth();
@@ -160,6 +165,7 @@ fn one_round(decoder: &impl CausalModel, lengths: Lengths, measured: &mut Measur
             read(decoder, &mut memory, lengths.depth + place, 1);
         }
         measured.decode.push(lengths.decode as f64 / start.elapsed().as_secs_f64());
+        measured.sequence_bytes = N::memory_bytes(&memory);
     }
     Ok(())
 }
@@ -203,6 +209,7 @@ fn one_picture_round(model: &VisionLanguageModel, lengths: Lengths, measured: &m
     let start = Instant::now();
     let mut memory = prefill();
     measured.prefill.push(length as f64 / start.elapsed().as_secs_f64());
+    measured.sequence_bytes = memory.bytes_len();
     if lengths.decode > 0 {
         read(model, &mut memory, length, 1);
         let start = Instant::now();
@@ -230,6 +237,7 @@ fn token(place: usize, vocab: usize) -> TokenId {
 }
 
 fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: Lengths, measured: Measured) -> Report {
+    let sequence_bytes = measured.sequence_bytes as u64;
     let [load, encode, prefill, decode] =
         [measured.load, measured.encode, measured.prefill, measured.decode].map(Spread::of);
     let model = match (&args.shape, &args.model) {
@@ -260,6 +268,7 @@ fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: 
         decode_tokens_per_second_max: decode.map(|spread| spread.max),
         peak_rss_bytes: machine::peak_memory(),
         weight_bytes: decoder.weight_bytes() as u64,
+        sequence_bytes,
     }
 }
 
@@ -290,8 +299,9 @@ fn told(report: &Report) -> String {
     let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), output::bytes);
     format!(
         "{model}, {precision}\n{backend}, --threads {threads}\nmeasured {times}, after {after} tokens\n\n{table}\n\n\
-         weights {}, most memory {peak}",
-        output::bytes(report.weight_bytes)
+         weights {}, this sequence {}, most memory {peak}",
+        output::bytes(report.weight_bytes),
+        output::bytes(report.sequence_bytes)
     )
 }
 

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, TextStream, Timings, TokenId};
-use gemma_model::{Model, Network};
-use gemma_tokenizer::{Tokenizer, Turn};
+use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings, TokenId};
+use gemma_model::{Model, Network, load_state, save_state};
+use gemma_tokenizer::{EncodeOptions, Tokenizer, Turn};
 use indicatif::ProgressBar;
 use paligemma::{PaliGemma, Picture};
 use serde::Serialize;
@@ -13,7 +13,9 @@ use serde::Serialize;
 use crate::{
     args,
     commands::Ending,
-    interrupt, output, progress,
+    interrupt,
+    new_file::NewFile,
+    output, progress,
     session::{self, Kind, Opened, with_network},
     text,
     tokens_file::TokenRows,
@@ -50,7 +52,7 @@ enum Given {
 pub(crate) fn run(args: &args::Generate) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
-    let given = given(&args.source)?;
+    let given = given(&args.source, args.load_state.is_some())?;
     // a picture that cannot be read should be known before a model is loaded
     let pictures = args.image.iter().map(|file| Picture::open(file)).collect::<Result<Vec<_>, _>>()?;
     let found = if pictures.is_empty() { session::find(&args.model)? } else { session::found_pictures(&args.model)? };
@@ -70,6 +72,9 @@ fn write_about(
     opened: Opened<PaliGemma>,
 ) -> Result<Ending> {
     let (model, watch) = (&opened.model, interrupt::watch());
+    if args.load_state.is_some() || args.save_state.is_some() {
+        bail!("--load-state and --save-state are for models that read text only");
+    }
     if args.chat {
         bail!("--chat needs a model that was trained to talk; give PaliGemma a task instead, such as \"caption en\"");
     }
@@ -83,7 +88,7 @@ fn write_about(
     let generation = model.begin(&prompt, &features, options)?.with_cancel(watch.flag());
     let prompt_seconds = begin.elapsed().as_secs_f64();
     let bar = progress::tokens("reading", prompt.len());
-    let (mut ended, text) = finish(generation, model.tokenizer().map_err(Into::into), options, &bar, args.json)?;
+    let (mut ended, text, _) = finish(generation, model.tokenizer().map_err(Into::into), options, &bar, args.json)?;
     ended.timings.prompt_tokens = prompt.len();
     ended.timings.prompt_seconds += prompt_seconds;
     tell(args, ended, text, prompt.len(), opened.seconds)
@@ -96,13 +101,25 @@ fn write<N: Network>(
     opened: Opened<Model<N>>,
 ) -> Result<Ending> {
     let (model, watch) = (&opened.model, interrupt::watch());
-    let prompt = tokens(given, args.chat, model)?;
-    let bar = progress::tokens("reading", prompt.len());
+    if let Some(path) = &args.save_state {
+        // a place that cannot be written is found before the work is done
+        drop(NewFile::open(path)?);
+    }
+    let sequence = match &args.load_state {
+        Some(file) => load_state(model.network(), file)?,
+        None => Sequence::new(model.network().new_memory()),
+    };
+    let prompt = tokens(given, args.chat, model, &sequence)?;
+    let bar = progress::tokens("reading", sequence.unread().len() + prompt.len());
     let shown = bar.clone();
-    let generation = Generation::new(model.network(), &prompt, options, model.stop_tokens())?
+    let generation = Generation::follow(model.network(), sequence, &prompt, options, model.stop_tokens())?
         .with_cancel(watch.flag())
         .with_progress(move |done, _| shown.set_position(done as u64));
-    let (ended, text) = finish(generation, model.tokenizer().map_err(Into::into), options, &bar, args.json)?;
+    let tokenizer = model.tokenizer().map_err(Into::into);
+    let (ended, text, sequence) = finish(generation, tokenizer, options, &bar, args.json)?;
+    if let Some(path) = &args.save_state {
+        save_state(model.network(), &sequence, path)?;
+    }
     tell(args, ended, text, prompt.len(), opened.seconds)
 }
 
@@ -113,11 +130,11 @@ fn finish<M: CausalModel>(
     options: &GenerateOptions,
     bar: &ProgressBar,
     quiet: bool,
-) -> Result<(Ended, Option<String>)> {
+) -> Result<Written<M>> {
     let ended = match tokenizer {
         Ok(tokenizer) => with_text(TextStream::new(generation, tokenizer.stream()), bar, quiet)?,
         // A checkpoint without a tokenizer can be asked for numbers; words and stop texts need one.
-        Err(_) if quiet && options.stop.is_empty() => (without_text(generation)?, None),
+        Err(_) if quiet && options.stop.is_empty() => without_text(generation)?,
         Err(error) => return Err(error),
     };
     bar.finish_and_clear();
@@ -162,45 +179,64 @@ impl Ended {
     }
 }
 
+/// A generation that is over, its text where that was asked for, and the sequence it leaves.
+type Written<M> = (Ended, Option<String>, Sequence<<M as CausalModel>::Memory>);
+
 /// Runs a generation to its end, printing the text as it comes or, when `quiet`, returning it.
-fn with_text<M: CausalModel>(
-    mut stream: TextStream<'_, '_, M>,
-    bar: &ProgressBar,
-    quiet: bool,
-) -> Result<(Ended, Option<String>)> {
+fn with_text<M: CausalModel>(mut stream: TextStream<'_, '_, M>, bar: &ProgressBar, quiet: bool) -> Result<Written<M>> {
     let mut text = String::new();
     for piece in &mut stream {
         bar.finish_and_clear();
         if quiet { text += &piece? } else { output::piece(&piece?)? }
     }
-    Ok((Ended::of(stream.generation())?, Some(text)))
+    Ok((Ended::of(stream.generation())?, Some(text), stream.into_sequence()))
 }
 
 /// Runs a generation to its end.
-fn without_text<M: CausalModel>(mut generation: Generation<'_, M>) -> Result<Ended> {
+fn without_text<M: CausalModel>(mut generation: Generation<'_, M>) -> Result<Written<M>> {
     generation.try_for_each(|pick| pick.map(drop))?;
-    Ended::of(&generation)
+    Ok((Ended::of(&generation)?, None, generation.into_sequence()))
 }
 
-fn given(source: &args::Source) -> Result<Given> {
+/// What there is to read; `after` something that was read before it may be nothing.
+fn given(source: &args::Source, after: bool) -> Result<Given> {
     if let Some(path) = &source.tokens_file {
         return Ok(Given::Tokens(TokenRows::read(path)?.into_one()?));
     }
     let text = text::given(source.prompt.as_deref(), source.prompt_file.as_deref())?;
-    if text.is_empty() {
+    if text.is_empty() && !after {
         bail!("the prompt is empty; give some text to continue");
     }
     Ok(Given::Text(text))
 }
 
-/// The prompt in tokens: as given, as plain text behind `<bos>`, or as one question.
-fn tokens<N: Network>(given: Given, chat: bool, model: &Model<N>) -> Result<Vec<TokenId>> {
+/// The prompt in tokens: as given, as plain text behind `<bos>`, or as one question. After something that was read
+/// before, without `<bos>`.
+fn tokens<N: Network>(
+    given: Given,
+    chat: bool,
+    model: &Model<N>,
+    sequence: &Sequence<N::Memory>,
+) -> Result<Vec<TokenId>> {
+    let begins = sequence.is_empty();
     Ok(match given {
         Given::Tokens(tokens) => tokens,
-        Given::Text(text) if chat => model.tokenizer()?.chat(model.chat_template(), &[Turn::user(text)], true)?,
-        Given::Text(text) => model.tokenizer()?.encode(&text),
+        Given::Text(text) if chat => {
+            let tokenizer = model.tokenizer()?;
+            let turn = tokenizer.chat(model.chat_template(), &[Turn::user(text)], true)?;
+            let goes_on = sequence.unread().last().copied() == tokenizer.end_of_turn() && !begins;
+            // the format ends a turn with a line break, which the model does not say itself
+            let line_break = if goes_on { tokenizer.encode_with("\n", CONTINUED) } else { Vec::new() };
+            let first = usize::from(!begins && turn.first() == Some(&tokenizer.bos()));
+            line_break.into_iter().chain(turn.into_iter().skip(first)).collect()
+        }
+        Given::Text(text) if begins => model.tokenizer()?.encode(&text),
+        Given::Text(text) => model.tokenizer()?.encode_with(&text, CONTINUED),
     })
 }
+
+/// How a text is encoded that follows another.
+const CONTINUED: EncodeOptions = EncodeOptions { bos: false, specials: false };
 
 fn seconds(load_seconds: f64, timings: Timings) -> Seconds {
     Seconds {
@@ -220,6 +256,7 @@ pub(super) fn told(timings: Timings, reason: FinishReason) -> String {
         FinishReason::Length => "; stopped at --max-tokens",
         FinishReason::ContextFull => "; the context is full",
         FinishReason::Cancelled => "; stopped by Ctrl-C",
+        FinishReason::OutOfTime => "; out of time",
     };
     format!(
         "[read {} tokens{}, wrote {}{}{ending}]",
@@ -242,6 +279,7 @@ mod tests {
             generated_tokens: 3,
             decode_steps: 2,
             decode_seconds: 1.0,
+            ..Timings::default()
         };
         assert_eq!(
             told(timings, FinishReason::Length),

@@ -9,6 +9,7 @@ use gemma_weights::{
     catalogue::{self, Release, SHAPES, Shape},
 };
 use paligemma::{PaliGemmaConfig, SiglipConfig, VisionLanguageModel};
+use recurrentgemma::{Griffin, GriffinConfig, Temporal};
 use serde::{Serialize, Serializer};
 
 use crate::{
@@ -36,7 +37,8 @@ struct Report {
     /// Keys a windowed layer sees, and how many layers are windowed.
     window: Option<usize>,
     windowed_layers: usize,
-    context: usize,
+    /// Null: a text of any length.
+    context: Option<usize>,
     /// The picture encoder, if there is one.
     picture: Option<PictureRow>,
     dtype: String,
@@ -64,6 +66,20 @@ struct PictureRow {
     hidden: usize,
 }
 
+impl PictureRow {
+    fn of(vision: &SiglipConfig) -> Self {
+        Self {
+            side: vision.image_size,
+            patch: vision.patch,
+            tokens: vision.patches(),
+            width: vision.width,
+            layers: vision.layers,
+            heads: vision.heads,
+            hidden: vision.hidden,
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct FileRow {
     name: String,
@@ -83,7 +99,10 @@ pub(crate) fn run(args: &args::Inspect) -> Result<Ending> {
         };
     }
     let checkpoint = match name {
-        Some(name) => Checkpoint::open(&session::folder(name, true)?)?,
+        Some(name) => match session::demo_called(name)? {
+            Some((_, demo)) => demo()?,
+            None => Checkpoint::open(&session::folder(name, true)?)?,
+        },
         None => gemma::demo_checkpoint()?,
     };
     let report = report(name.unwrap_or("the built-in demo"), &checkpoint)?;
@@ -140,16 +159,23 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         bail!("{model} holds no config.json; take it from the model's repository");
     };
     let device = gemma_backend::default_device()?;
-    let (config, vision, expected, ignored): (_, _, _, fn(&str) -> bool) = match Kind::of(&config_file)? {
-        Kind::PaliGemma => {
-            let whole = PaliGemmaConfig::from_json(&config_file)?;
-            let expected = VisionLanguageModel::tensors_in(checkpoint, &whole, &device);
-            (whole.text, Some(whole.vision), expected, VisionLanguageModel::is_ignored)
-        }
+    let mut picture = None;
+    let (facts, expected, ignored): (_, _, fn(&str) -> bool) = match Kind::of(&config_file)? {
         Kind::Gemma => {
             let config = DecoderConfig::from_json(&config_file)?;
-            let expected = Decoder::tensors(&config, &device);
-            (config, None, expected, Decoder::is_ignored)
+            let facts = Facts::of_gemma(&config, None).context("config.json describes no layer")?;
+            (facts, Decoder::tensors(&config, &device), Decoder::is_ignored)
+        }
+        Kind::RecurrentGemma => {
+            let config = GriffinConfig::from_json(&config_file)?;
+            (Facts::of_recurrentgemma(&config), Griffin::tensors(&config, &device), Griffin::is_ignored)
+        }
+        Kind::PaliGemma => {
+            let config = PaliGemmaConfig::from_json(&config_file)?;
+            picture = Some(PictureRow::of(&config.vision));
+            let facts = Facts::of_gemma(&config.text, Some(&config.vision));
+            let expected = VisionLanguageModel::tensors_in(checkpoint, &config, &device);
+            (facts.context("config.json describes no layer")?, expected, VisionLanguageModel::is_ignored)
         }
     };
     let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &ignored) {
@@ -158,37 +184,23 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
     };
     let tokenizers = ["tokenizer.json", "tokenizer.model"];
     let tokenizer = tokenizers.into_iter().find(|file| checkpoint.file(file).is_ok_and(|file| file.is_some()));
-    let windows = || config.layers.iter().filter_map(|layer| layer.attention.span);
-    let first = config.layers.first().context("config.json describes no layer")?;
+    let Facts { family, shape, vocab, width, layers, attention, hidden, window, windowed_layers, context } = facts;
     Ok(Report {
         model: model.to_owned(),
         folder: checkpoint.path().map(|path| path.display().to_string()),
-        family: match (first.norms, vision.is_some()) {
-            (Norms::Before, false) => "Gemma 1",
-            (Norms::BeforeAndAfter, false) => "Gemma 2",
-            (Norms::Before, true) => "PaliGemma",
-            (Norms::BeforeAndAfter, true) => "PaliGemma 2",
-        },
-        shape: SHAPES.iter().find(|shape| is_shape(&config, vision.as_ref(), shape)).map(|shape| shape.name),
-        picture: vision.map(|vision| PictureRow {
-            side: vision.image_size,
-            patch: vision.patch,
-            tokens: vision.patches(),
-            width: vision.width,
-            layers: vision.layers,
-            heads: vision.heads,
-            hidden: vision.hidden,
-        }),
-        vocab: config.vocab,
-        width: config.width,
-        layers: config.layers.len(),
-        heads: first.attention.heads,
-        kv_heads: first.attention.kv_heads,
-        head_dim: first.attention.head_dim,
-        hidden: first.hidden,
-        window: windows().next(),
-        windowed_layers: windows().count(),
-        context: config.context,
+        family,
+        shape,
+        vocab,
+        width,
+        layers,
+        heads: attention[0],
+        kv_heads: attention[1],
+        head_dim: attention[2],
+        hidden,
+        window,
+        windowed_layers,
+        context,
+        picture,
         dtype: checkpoint.dtype().to_string(),
         parameters: expected.iter().map(values).sum(),
         stored_bytes: checkpoint.bytes_len(),
@@ -199,6 +211,72 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         unexpected,
         misshapen,
     })
+}
+
+/// What a configuration says of its network.
+struct Facts {
+    family: &'static str,
+    shape: Option<&'static str>,
+    vocab: usize,
+    width: usize,
+    layers: usize,
+    /// Heads, heads of keys and values, dimensions of a head.
+    attention: [usize; 3],
+    hidden: usize,
+    window: Option<usize>,
+    windowed_layers: usize,
+    context: Option<usize>,
+}
+
+impl Facts {
+    fn of_gemma(config: &DecoderConfig, vision: Option<&SiglipConfig>) -> Option<Self> {
+        let windows = || config.layers.iter().filter_map(|layer| layer.attention.span);
+        let first = config.layers.first()?;
+        Some(Self {
+            family: match (first.norms, vision.is_some()) {
+                (Norms::Before, false) => "Gemma 1",
+                (Norms::BeforeAndAfter, false) => "Gemma 2",
+                (Norms::Before, true) => "PaliGemma",
+                (Norms::BeforeAndAfter, true) => "PaliGemma 2",
+            },
+            shape: SHAPES.iter().find(|shape| is_shape(config, vision, shape)).map(|shape| shape.name),
+            vocab: config.vocab,
+            width: config.width,
+            layers: config.layers.len(),
+            attention: [first.attention.heads, first.attention.kv_heads, first.attention.head_dim],
+            hidden: first.hidden,
+            window: windows().next(),
+            windowed_layers: windows().count(),
+            context: Some(config.context),
+        })
+    }
+
+    fn of_recurrentgemma(config: &GriffinConfig) -> Self {
+        let attention = || {
+            config.blocks.iter().filter_map(|block| match block.temporal {
+                Temporal::Attention(spec) => Some(spec),
+                Temporal::Recurrent(_) => None,
+            })
+        };
+        let same = |shape: &&Shape| {
+            GriffinConfig::from_shape(shape).is_some_and(|mut released| {
+                released.eos.clone_from(&config.eos);
+                released == *config
+            })
+        };
+        Self {
+            family: "RecurrentGemma",
+            shape: SHAPES.iter().find(same).map(|shape| shape.name),
+            vocab: config.vocab,
+            width: config.width,
+            layers: config.blocks.len(),
+            attention: attention().next().map_or([0; 3], |spec| [spec.heads, spec.kv_heads, spec.head_dim]),
+            hidden: config.blocks.first().map_or(0, |block| block.hidden),
+            window: attention().next().map(|_| config.span()),
+            windowed_layers: attention().count(),
+            context: None,
+        }
+    }
 }
 
 /// Whether a released shape has these numbers.
@@ -259,7 +337,8 @@ fn told(report: &Report) -> String {
     row("layers", format!("{} of width {}, inner width {}", report.layers, report.width, report.hidden));
     row("heads", format!("{} of {}, {} for keys and values", report.heads, report.head_dim, report.kv_heads));
     let window = report.window.map(|span| format!("; {} layers see {span}", report.windowed_layers));
-    row("context", format!("{} tokens{}", report.context, window.unwrap_or_default()));
+    let context = report.context.map_or("any number of".to_owned(), |context| context.to_string());
+    row("context", format!("{context} tokens{}", window.unwrap_or_default()));
     if let Some(PictureRow { side, patch, tokens, width, layers, .. }) = &report.picture {
         row("pictures", format!("{side} x {side} pixels, {tokens} tokens of {patch} x {patch}"));
         row("encoder", format!("{layers} layers of width {width}"));

@@ -2,9 +2,12 @@
 
 mod bench;
 mod chat;
+mod eval;
 mod generate;
+mod infill;
 mod inspect;
 mod logits;
+mod lsp;
 mod models;
 mod pictures;
 mod pull;
@@ -43,5 +46,8 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
         Verb::Models(args) => models::run(&args),
         Verb::Pull(args) => pull::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Infill(args) => infill::run(&args),
+        Verb::Lsp(args) => lsp::run(&args),
+        Verb::Eval(args) => eval::run(&args),
     }
 }

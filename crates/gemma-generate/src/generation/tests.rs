@@ -268,6 +268,146 @@ fn resuming_checks_what_it_is_given() {
     assert_eq!(resume(6, logits()), None);
 }
 
+/// A text that repeats itself, with surprises.
+const SCRIPT: [TokenId; 30] =
+    [5, 6, 7, 8, 9, 10, 11, 12, 5, 6, 7, 8, 9, 10, 30, 11, 12, 5, 6, 7, 8, 9, 10, 30, 11, 12, 5, 6, 40, 41];
+
+#[test]
+fn guesses_change_the_number_of_calls_and_nothing_else() {
+    let plain = Fake::saying(50, PROMPT.len(), &SCRIPT);
+    let expected = run(&mut Generation::new(&plain, &PROMPT, &greedy(40), &[41]).unwrap());
+    assert_eq!(expected.1, Some(FinishReason::Stop));
+    let calls = plain.calls().len();
+
+    let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
+    let generation = Generation::new(&model, &PROMPT, &greedy(40), &[41]).unwrap();
+    let mut generation = generation.with_lookup(Lookup::new(vec![vec![5, 6, 7, 8, 1, 1, 1]]).always());
+    assert_eq!(run(&mut generation), expected);
+    let saved = calls - model.calls().len();
+    let timings = generation.timings();
+    assert!(saved >= 8, "{saved} calls saved");
+    assert_eq!(timings.accepted_tokens, saved);
+    assert!(timings.guessed_tokens > saved, "the other text guesses wrong");
+    assert_eq!(timings.decode_steps, SCRIPT.len() - 1);
+    let sequence = generation.into_sequence();
+    assert_eq!(sequence.memory().0, [&PROMPT, &SCRIPT[..29]].concat(), "wrong guesses are forgotten");
+    assert_eq!(sequence.unread(), [41]);
+}
+
+/// The model knows no script here: what it says depends on every token read, so one wrong token left in its memory would
+/// change all that follows.
+#[test]
+fn two_hundred_prompts_give_the_same_tokens_with_guesses() {
+    let model = Fake::new(6);
+    for seed in 0..200_u32 {
+        let prompt: Vec<TokenId> = (0..40).map(|place| (seed * 31 + place * place) % 6).collect();
+        let options =
+            GenerateOptions { max_tokens: 30, seed: Some(seed.into()), temperature: (seed % 2) as f32, ..greedy(0) };
+        let stop = [5];
+        let expected = run(&mut Generation::new(&model, &prompt, &options, &stop).unwrap());
+        let generation = Generation::new(&model, &prompt, &options, &stop).unwrap();
+        let mut generation = generation.with_lookup(Lookup::default().always());
+        assert_eq!(run(&mut generation), expected, "prompt {seed}");
+    }
+}
+
+#[test]
+fn whoever_stops_early_gets_a_memory_without_guesses() {
+    let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
+    for taken in 1..25 {
+        let generation = Generation::new(&model, &PROMPT, &greedy(40), &[]).unwrap();
+        let mut generation = generation.with_lookup(Lookup::default().always());
+        for _ in 0..taken {
+            generation.next().unwrap().unwrap();
+        }
+        let sequence = generation.into_sequence();
+        assert_eq!(sequence.memory().0.len(), sequence.position());
+        assert_eq!(sequence.tokens(), [&PROMPT, &SCRIPT[..taken]].concat());
+    }
+}
+
+#[test]
+fn nothing_is_guessed_that_could_not_be_taken_back_or_does_not_fit() {
+    let longest = |model: &Fake| model.calls().into_iter().skip(1).flatten().max();
+    let run_with = |model: &Fake, max_tokens| {
+        let generation = Generation::new(model, &PROMPT, &greedy(max_tokens), &[]).unwrap();
+        run(&mut generation.with_lookup(Lookup::default().always())).0.len()
+    };
+    let model = Fake::saying(50, PROMPT.len(), &SCRIPT).truncatable_to(PROMPT.len() + 9);
+    assert_eq!(run_with(&model, 30), 30);
+    assert_eq!(longest(&model), Some(1));
+    let model = Fake::saying(50, PROMPT.len(), &SCRIPT).with_context(PROMPT.len() + 12);
+    assert_eq!(run_with(&model, 30), 13, "as many as without guesses");
+    let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
+    assert_eq!(run_with(&model, 12), 12);
+}
+
+#[test]
+fn a_sequence_turns_to_a_prompt_that_begins_alike() {
+    let model = Fake::new(50);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(4), &[]).unwrap();
+    let picked = run(&mut generation).0;
+    let mut sequence = generation.into_sequence();
+    model.calls();
+    // forward, back, aside, the same again
+    let longer = [&PROMPT[..], &picked[..2], &[8, 9]].concat();
+    for (prompt, reused) in
+        [(&longer[..], 9), (&PROMPT[..5], 4), (&[2, 9, 4, 30][..], 3), (&[2, 9, 4, 30][..], 3), (&[7][..], 0)]
+    {
+        assert_eq!(sequence.turn_to(&model, prompt), reused);
+        let generation = Generation::follow(&model, sequence, &[], &greedy(2), &[]).unwrap();
+        let mut generation = generation;
+        assert_eq!(run(&mut generation).0, model.greedy(prompt, 2), "{prompt:?}");
+        assert_eq!(model.calls(), [[prompt.len() - reused], [1]]);
+        sequence = generation.into_sequence();
+    }
+}
+
+#[test]
+fn a_model_that_forgets_nothing_reads_anew() {
+    let model = Fake::new(50).truncatable_to(3);
+    let mut generation = Generation::new(&model, &PROMPT, &greedy(2), &[]).unwrap();
+    run(&mut generation);
+    let mut sequence = generation.into_sequence();
+    // the token that was picked and read
+    let next = [&PROMPT[..], &[40]].concat();
+    assert_eq!(sequence.turn_to(&model, &next), 0);
+    assert_eq!(sequence.unread(), next);
+    // nothing to take back: what was read stays
+    sequence.read_ahead(&model, 3, || true);
+    assert_eq!(sequence.turn_to(&model, &next), PROMPT.len());
+}
+
+#[test]
+fn reading_ahead_leaves_the_last_token_and_can_be_stopped() {
+    let model = Fake::new(50);
+    let mut sequence = Sequence::new(model.new_memory());
+    sequence.push(&PROMPT);
+    let looks = AtomicUsize::new(0);
+    sequence.read_ahead(&model, 4, || looks.fetch_add(1, Ordering::Relaxed) < 1);
+    assert_eq!(sequence.position(), 4);
+    sequence.read_ahead(&model, 4, || true);
+    assert_eq!(sequence.unread(), [3]);
+    assert_eq!(model.calls(), [[4], [2]]);
+    let forks = [sequence.clone(), sequence];
+    for fork in forks {
+        let mut generation = Generation::follow(&model, fork, &[], &greedy(3), &[]).unwrap();
+        assert_eq!(run(&mut generation).0, model.greedy(&PROMPT, 3));
+    }
+}
+
+#[test]
+fn a_deadline_ends_the_generation() {
+    let model = Fake::new(50);
+    let generation = Generation::new(&model, &PROMPT, &greedy(9), &[]).unwrap();
+    let mut generation = generation.with_deadline(Instant::now());
+    assert_eq!(run(&mut generation), (vec![], Some(FinishReason::OutOfTime)));
+    assert!(model.calls().is_empty());
+    let later = Instant::now() + std::time::Duration::from_secs(3600);
+    let generation = Generation::new(&model, &PROMPT, &greedy(2), &[]).unwrap();
+    assert_eq!(run(&mut generation.with_deadline(later)).1, Some(FinishReason::Length));
+}
+
 #[test]
 fn the_same_seed_gives_the_same_tokens_and_another_gives_others() {
     let model = Fake::new(50);
@@ -341,6 +481,7 @@ fn finish_reasons_have_the_names_that_serde_writes() {
         (FinishReason::Length, "length"),
         (FinishReason::ContextFull, "context_full"),
         (FinishReason::Cancelled, "cancelled"),
+        (FinishReason::OutOfTime, "out_of_time"),
     ] {
         assert_eq!(reason.name(), name);
         let text: StrDeserializer<'_, Error> = name.into_deserializer();

@@ -6,7 +6,8 @@
 //!
 //! - [`linear`]: `y = x Wᵀ`, one kernel for a few tokens and one for many;
 //! - [`rows`]: an embedding look-up;
-//! - [`attend`]: softmax attention over a ring of past keys and over fresh ones, where they lie.
+//! - [`attend`]: softmax attention over a ring of past keys and over fresh ones, where they lie;
+//! - [`recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, a unit per channel.
 //!
 //! # Index arithmetic
 //!
@@ -17,10 +18,12 @@
 mod attend;
 mod decode;
 mod linear;
+mod recurrence;
 mod rows;
 
 pub(crate) use attend::attend;
 pub(crate) use linear::packed_linear;
+pub(crate) use recurrence::linear_recurrence;
 pub(crate) use rows::packed_rows;
 
 use crate::Format;

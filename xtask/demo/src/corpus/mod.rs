@@ -1,21 +1,26 @@
-//! The text that the demo models learn: an endless, deterministic stream of stories and conversations.
+//! The text that the demo models learn: endless, deterministic streams of stories and conversations, and of code.
 //!
-//! [`training_text`] gives the stream, [`held_out_questions`] the questions that never occur in it. Both follow
-//! from a seed alone.
+//! [`training_text`] gives stories and conversations, [`held_out_questions`] the questions that never occur in it;
+//! [`training_code`](holes::training_code) gives programs, [`held_out_functions`](code::held_out_functions) those that
+//! never occur in it. All follow from a seed alone.
 
 mod arithmetic;
 mod chat;
+pub mod code;
+pub mod holes;
 mod knowledge;
+mod memory;
 mod plots;
 mod question;
 mod stories;
 
 pub use chat::held_out_questions;
+pub use memory::{Recall, WORDS};
 pub use question::{Kind, Question, is_held_out};
 pub use stories::{Hero, story};
 
 use crate::random::Random;
-use gemma_tokenizer::Turn;
+use gemma_tokenizer::{Role, Turn};
 
 /// How many of 100 documents are stories. A story is longer than the average conversation, so that this is a little
 /// more than half of the tokens.
@@ -29,6 +34,22 @@ pub enum Document {
     /// A conversation of one to three unrelated questions and their answers, to be tokenized with the chat
     /// template.
     Chat(Vec<Turn>),
+}
+
+impl Document {
+    /// Its texts, for a vocabulary to be learned from: a story, or who speaks and what they say.
+    pub fn into_texts(self) -> Vec<String> {
+        match self {
+            Self::Story(text) => vec![text],
+            Self::Chat(turns) => turns
+                .into_iter()
+                .flat_map(|turn| {
+                    let speaker = if turn.role == Role::User { "user" } else { "model" };
+                    [speaker.to_owned(), turn.text]
+                })
+                .collect(),
+        }
+    }
 }
 
 /// The training text that follows from `seed`: it never ends, and no question of [`held_out_questions`] is in it.
@@ -78,7 +99,6 @@ fn conversation(random: &mut Random, mix: &chat::Mix) -> Vec<Turn> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gemma_tokenizer::Role;
     use std::collections::BTreeSet;
 
     #[test]

@@ -1,0 +1,301 @@
+//! `gemma infill`: fill a gap in a program.
+
+use std::{
+    fs,
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use codegemma::{CodeGemma, File, Infill, InfillOptions, Infilled};
+use gemma_generate::{FinishReason, TokenId};
+use gemma_model::Network;
+use gemma_tokenizer::DecodeOptions;
+use serde::Serialize;
+
+use crate::{
+    args,
+    commands::{Ending, generate::told},
+    interrupt,
+    new_file::NewFile,
+    output, progress, session, text,
+};
+
+/// Largest other file that is looked at, in bytes.
+const LARGEST_FILE: u64 = 256 << 10;
+/// Most other files that are read.
+const MOST_FILES: usize = 200;
+/// Most entries of folders that are looked at.
+const MOST_ENTRIES: usize = 20_000;
+/// The context of a model whose `config.json` is not there, for `--show-prompt`.
+const CONTEXT: usize = 8192;
+
+/// The JSON object of `--show-prompt`.
+#[derive(Serialize)]
+struct ShownPrompt {
+    tokens: Vec<TokenId>,
+    text: String,
+    cut: codegemma::Cut,
+}
+
+/// The JSON object of `--alternatives`.
+#[derive(Serialize)]
+struct Alternatives {
+    alternatives: Vec<Infilled>,
+}
+
+pub(crate) fn run(args: &args::Infill) -> Result<Ending> {
+    let options = args.filling.options();
+    options.generate.check()?;
+    let infill = gap(args)?;
+    if args.show_prompt {
+        return show_prompt(args, &infill, &options);
+    }
+    // a file that cannot be written should be known before the model is opened
+    let target = args.file.as_deref().filter(|_| args.write).map(NewFile::open).transpose()?;
+    let opened = session::find_code(&args.model)?.open_code(&mut |_, _| {})?;
+    let (model, watch) = (opened.model, interrupt::watch());
+    warn_instruct(args.model.model.as_deref());
+    let options = InfillOptions { cancel: Some(watch.flag()), ..options };
+    if let Some(count) = args.alternatives {
+        return alternatives(args, &model, &infill, &options, count.into());
+    }
+    let bar = progress::tokens("reading", 0);
+    let shown = bar.clone();
+    let mut stream = model.stream_infill(&infill, &options)?.with_progress(move |done, total| {
+        progress::set(&shown, done as u64, total as u64);
+    });
+    let quiet = args.json || args.write;
+    for piece in stream.by_ref() {
+        let piece = piece?;
+        if !quiet {
+            bar.finish_and_clear();
+            output::piece(&piece)?;
+        }
+    }
+    bar.finish_and_clear();
+    let filled = stream.finish()?;
+    // half a text in a file would be taken for a whole one
+    if let Some(target) = target.filter(|_| filled.finish_reason != FinishReason::Cancelled) {
+        write(target, &infill, &filled.text)?;
+    }
+    if args.json {
+        output::json(&filled)?;
+    } else {
+        if !quiet && std::io::stdout().is_terminal() {
+            output::line("")?;
+        }
+        output::remark(told(filled.timings, filled.finish_reason));
+        remark_cut(&filled);
+    }
+    Ok(ending(filled.finish_reason))
+}
+
+fn ending(reason: FinishReason) -> Ending {
+    if reason == FinishReason::Cancelled { Ending::Interrupted } else { Ending::Done }
+}
+
+/// An instruction-tuned CodeGemma has the tokens and was not trained to fill gaps.
+fn warn_instruct(model: Option<&str>) {
+    if model.is_some_and(|model| model.trim_end_matches('/').ends_with("-it")) {
+        eprintln!(
+            "warning: this looks like an instruction-tuned model, which fills gaps badly; codegemma-2b and codegemma-7b are made for it"
+        );
+    }
+}
+
+fn remark_cut(filled: &Infilled) {
+    let cut = filled.cut;
+    if !cut.is_empty() {
+        output::remark(format!(
+            "[left out of the prompt: {} lines before, {} lines after, {} files and {} lines of others]",
+            cut.prefix_lines, cut.suffix_lines, cut.files, cut.file_lines
+        ));
+    }
+}
+
+fn alternatives(
+    args: &args::Infill,
+    model: &CodeGemma,
+    infill: &Infill,
+    options: &InfillOptions,
+    count: usize,
+) -> Result<Ending> {
+    let found = model.session().alternatives(infill, options, count)?;
+    let interrupted = found.iter().any(|filled| filled.finish_reason == FinishReason::Cancelled);
+    if args.json {
+        output::json(&Alternatives { alternatives: found })?;
+    } else {
+        for (index, filled) in found.iter().enumerate() {
+            output::line(format!("--- {} ({:.3} per token)", index + 1, filled.mean_log_prob))?;
+            output::line(&filled.text)?;
+        }
+    }
+    Ok(if interrupted { Ending::Interrupted } else { Ending::Done })
+}
+
+/// The prompt, by the tokenizer alone.
+fn show_prompt(args: &args::Infill, infill: &Infill, options: &InfillOptions) -> Result<Ending> {
+    let (tokenizer, config) = session::code_tokenizer(&args.model)?;
+    let context = match config {
+        Some(config) => gemma::Decoder::config_from_json(&config)?.context,
+        None => CONTEXT,
+    };
+    let room = context.saturating_sub(options.generate.max_tokens);
+    let prompt = infill.prompt(&tokenizer, options.order, options.budget.unwrap_or(room).min(room))?;
+    let text = tokenizer.decode_with(&prompt.tokens, DecodeOptions { specials: true });
+    if args.json {
+        output::json(&ShownPrompt { tokens: prompt.tokens, text, cut: prompt.cut })?;
+    } else {
+        output::line(text)?;
+    }
+    Ok(Ending::Done)
+}
+
+/// What the arguments describe.
+fn gap(args: &args::Infill) -> Result<Infill> {
+    let (prefix, suffix) = match (&args.file, args.at) {
+        (Some(file), Some(at)) => {
+            let text = text::read(file)?;
+            let split = offset(&text, at).with_context(|| format!("cannot fill {}", file.display()))?;
+            (text[..split].to_owned(), text[split..].to_owned())
+        }
+        _ => {
+            if args.prefix_file.as_deref() == Some(Path::new("-")) && args.suffix_file == args.prefix_file {
+                bail!("prefix and suffix cannot both come from standard input; give one of them as a file");
+            }
+            let read = |file: &Option<PathBuf>| file.as_deref().map_or(Ok(String::new()), text::read);
+            (read(&args.prefix_file)?, read(&args.suffix_file)?)
+        }
+    };
+    let path = args.named();
+    let mut infill = Infill { prefix, suffix, path, context: Vec::new(), language: args.language() };
+    if let Some(folder) = &args.context {
+        infill.context = context(folder, args.file.as_deref(), &infill)?;
+    }
+    Ok(infill)
+}
+
+/// Where a line and a column are in a text, in bytes; one column past the end of the line is its end.
+fn offset(text: &str, (line, column): (usize, usize)) -> Result<usize> {
+    let mut start = 0;
+    let mut lines = text.split_inclusive('\n');
+    for number in 1..line {
+        let Some(passed) = lines.next() else { bail!("--at names line {line}; the text has {}", number - 1) };
+        start += passed.len();
+    }
+    let rest = lines.next();
+    if rest.is_none() && !(text.is_empty() || text.ends_with('\n')) {
+        bail!("--at names line {line}; the text has {}", line - 1);
+    }
+    let rest = rest.unwrap_or_default().trim_end_matches(['\n', '\r']);
+    let columns = rest.chars().count();
+    if column > columns + 1 {
+        bail!(
+            "--at names column {column}; line {line} has {columns} characters, so at most {} is possible",
+            columns + 1
+        );
+    }
+    Ok(start + rest.char_indices().nth(column - 1).map_or(rest.len(), |(at, _)| at))
+}
+
+/// The other files of a folder that may help, the most telling one last: same ending, not too large, those that the
+/// program mentions nearest, then those of the same folder.
+fn context(folder: &Path, file: Option<&Path>, infill: &Infill) -> Result<Vec<File>> {
+    if !folder.is_dir() {
+        bail!("--context names {}, which is not a folder", folder.display());
+    }
+    let ending = infill.path.as_deref().map(Path::new).and_then(Path::extension);
+    let own = file.and_then(|file| fs::canonicalize(file).ok());
+    let mut paths = Vec::new();
+    let mut entries = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        // a folder that cannot be read helps nobody
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            entries += 1;
+            let (path, name) = (entry.path(), entry.file_name());
+            let hidden = name.to_string_lossy().starts_with('.');
+            // links are not followed: they can form circles
+            let Ok(kind) = entry.file_type() else { continue };
+            if kind.is_dir() && !hidden && !["target", "node_modules", "__pycache__"].iter().any(|skip| name == *skip) {
+                folders.push(path);
+            } else if kind.is_file()
+                && !hidden
+                && (ending.is_none() || path.extension() == ending)
+                && entry.metadata().is_ok_and(|data| data.len() <= LARGEST_FILE)
+                && own.as_ref().is_none_or(|own| fs::canonicalize(&path).ok().as_ref() != Some(own))
+            {
+                paths.push(path);
+            }
+        }
+        if entries > MOST_ENTRIES {
+            break;
+        }
+    }
+    let here = file.and_then(Path::parent);
+    let telling = |path: &PathBuf| {
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let mentioned = stem.len() > 1 && (infill.prefix.contains(&stem) || infill.suffix.contains(&stem));
+        (mentioned, path.parent() == here)
+    };
+    paths.sort_by(|a, b| telling(a).cmp(&telling(b)).then_with(|| b.cmp(a)));
+    let nearest = paths.split_off(paths.len().saturating_sub(MOST_FILES));
+    let read = |path: PathBuf| {
+        let text = String::from_utf8(fs::read(&path).ok()?).ok()?;
+        let shown = path.strip_prefix(".").unwrap_or(&path);
+        Some(File { path: shown.display().to_string(), text })
+    };
+    Ok(nearest.into_iter().filter_map(read).collect())
+}
+
+/// Puts the middle into its file, whose permissions stay.
+fn write(mut target: NewFile, infill: &Infill, middle: &str) -> Result<()> {
+    let name = target.path().display().to_string();
+    let permissions = fs::metadata(target.path()).map(|data| data.permissions());
+    let file = target.as_file_mut();
+    for part in [&infill.prefix, middle, &infill.suffix] {
+        file.write_all(part.as_bytes()).with_context(|| format!("cannot write {name}"))?;
+    }
+    if let Ok(permissions) = permissions {
+        file.set_permissions(permissions).with_context(|| format!("cannot write {name}"))?;
+    }
+    target.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_counts_from_one_in_characters() {
+        let text = "ab\r\né🦀x\n";
+        for (at, expected) in
+            [((1, 1), 0), ((1, 3), 2), ((2, 1), 4), ((2, 2), 6), ((2, 3), 10), ((2, 4), 11), ((3, 1), 12)]
+        {
+            assert_eq!(offset(text, at).ok(), Some(expected), "{at:?}");
+        }
+        for at in [(1, 4), (2, 5), (3, 2), (4, 1)] {
+            assert!(offset(text, at).is_err(), "{at:?}");
+        }
+        assert_eq!(offset("", (1, 1)).ok(), Some(0));
+        assert!(offset("a", (2, 1)).is_err());
+    }
+
+    #[test]
+    fn other_files_are_those_of_the_language_and_the_mentioned_one_is_last() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir_all(path("sub/.git")).expect("made");
+        for name in ["main.py", "a.py", "zebra.py", "sub/tools.py", "b.js", ".hidden.py", "sub/.git/x.py"] {
+            fs::write(path(name), format!("# {name}\n")).expect("written");
+        }
+        fs::write(path("binary.py"), b"\xff\xfe").expect("written");
+        let mut infill = Infill::new("import tools\n", "");
+        infill.path = Some("main.py".into());
+        let found = context(folder.path(), Some(&path("main.py")), &infill).expect("a folder");
+        let names: Vec<&str> = found.iter().map(|file| file.text.trim_start_matches("# ").trim()).collect();
+        assert_eq!(names, ["zebra.py", "a.py", "sub/tools.py"]);
+        assert!(context(&path("none"), None, &infill).is_err());
+    }
+}

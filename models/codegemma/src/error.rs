@@ -1,0 +1,27 @@
+//! What can go wrong around an infilling, in sentences.
+
+/// Why a gap could not be filled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model knows no infilling.
+    #[error(
+        "the model's vocabulary has no infilling tokens (<|fim_prefix|> and its like), so it cannot fill gaps; take a \
+         CodeGemma such as google/codegemma-2b"
+    )]
+    NoInfilling,
+    /// Too few tokens for any prompt.
+    #[error("a prompt of {budget} tokens has no room for code; allow at least {least}")]
+    Budget {
+        /// What was allowed.
+        budget: usize,
+        /// What is needed.
+        least: usize,
+    },
+    /// The model, its files or its device.
+    #[error(transparent)]
+    Gemma(#[from] gemma::Error),
+    /// An option of the generation, or the device while it runs.
+    #[error(transparent)]
+    Generate(#[from] gemma_generate::Error),
+}

@@ -1,0 +1,46 @@
+//! CodeGemma: fill-in-the-middle for code, on Burn.
+//!
+//! ```
+//! use codegemma::{Infill, InfillOptions};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // the demo model is part of the library; `CodeGemma::load("google/codegemma-2b", &device)` opens a real one
+//! let model = codegemma::demo(&gemma::default_device()?)?;
+//! let gap = Infill::new("def first_price(prices):\n    best = ", "\n    return best\n");
+//! println!("{}", model.infill(&gap, &InfillOptions::default())?.text);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The network is Gemma's ([`CodeGemma::gemma`]); what is here is the way in and out of it. [`Infill`] describes a gap and
+//! becomes a prompt, cut to a budget where it has to be ([`Cut`]); the rules of [`Extent`] say where the text in the gap
+//! ends; a [`Session`] fills one gap after the other and reads only what is new. Programs, servers and editors all go
+//! through [`Session::stream`] or [`CodeGemma::stream_infill`].
+//!
+//! # Features
+//!
+//! Those of the crate `gemma`: `ndarray` (default), `flex`, `wgpu`, `vulkan`, `metal`, and `hub` (default).
+//!
+//! # What is not supported
+//!
+//! Infilling by instruction-tuned models, which have the tokens and were not trained to use them; and prompts that name a
+//! repository, for which CodeGemma has no token.
+
+pub mod benchmark;
+mod cut;
+mod demo;
+mod error;
+mod fim;
+mod front;
+mod language;
+mod middle;
+mod session;
+
+pub use cut::Cut;
+pub use demo::{demo, demo_checkpoint, demo_tokenizer, demo_with};
+pub use error::Error;
+pub use fim::{File, Infill, Order, Prompt, fim_tokens, stop_tokens};
+pub use front::{CodeGemma, InfillOptions};
+pub use language::Language;
+pub use middle::Extent;
+pub use session::{InfillStream, Infilled, Session};

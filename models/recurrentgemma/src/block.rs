@@ -1,0 +1,96 @@
+//! One residual block: a temporal part, recurrent or attention, then an MLP.
+
+use crate::config::{BlockSpec, Temporal};
+use crate::memory::{LayerMemory, Recurrent};
+use crate::recurrent::RecurrentBlock;
+use burn::module::Module;
+use burn::tensor::Tensor;
+use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Segment, Sink, Source};
+
+/// What mixes tokens with those before them.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a model has a few dozen of them")]
+pub enum TemporalBlock {
+    /// By a state that is carried along.
+    Recurrent(RecurrentBlock),
+    /// By looking at the last few of them.
+    Attention(Attention),
+}
+
+/// `x += temporal(norm(x)); x += mlp(norm(x))` (De et al. 2024, arXiv:2402.19427, §2.1). Fields carry the
+/// checkpoint's names.
+#[derive(Module, Debug)]
+pub struct ResidualBlock {
+    temporal_pre_norm: RmsNorm,
+    temporal_block: TemporalBlock,
+    channel_pre_norm: RmsNorm,
+    mlp_block: GeGlu,
+}
+
+impl ResidualBlock {
+    /// The block whose parameters begin with `{name}.`.
+    pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32, spec: &BlockSpec) -> Self {
+        let temporal = format!("{name}.temporal_block");
+        Self {
+            temporal_pre_norm: RmsNorm::load(source, &format!("{name}.temporal_pre_norm"), width, eps),
+            temporal_block: match spec.temporal {
+                Temporal::Recurrent(spec) => {
+                    TemporalBlock::Recurrent(RecurrentBlock::load(source, &temporal, width, spec))
+                }
+                Temporal::Attention(spec) => TemporalBlock::Attention(Attention::load(source, &temporal, width, spec)),
+            },
+            channel_pre_norm: RmsNorm::load(source, &format!("{name}.channel_pre_norm"), width, eps),
+            mlp_block: GeGlu::load(source, &format!("{name}.mlp_block"), width, spec.hidden, true),
+        }
+    }
+
+    /// Hands the parameters to a sink, under the names they were loaded by.
+    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
+        self.temporal_pre_norm.save(sink, &format!("{name}.temporal_pre_norm"));
+        let temporal = format!("{name}.temporal_block");
+        match &self.temporal_block {
+            TemporalBlock::Recurrent(block) => block.save(sink, &temporal),
+            TemporalBlock::Attention(block) => block.save(sink, &temporal),
+        }
+        self.channel_pre_norm.save(sink, &format!("{name}.channel_pre_norm"));
+        self.mlp_block.save(sink, &format!("{name}.mlp_block"));
+    }
+
+    /// `[tokens, width]` to the same shape; the memories take up the segments.
+    ///
+    /// # Panics
+    /// When segments, memories and `x` do not match.
+    pub fn forward(
+        &self,
+        x: Tensor<2>,
+        rope: &RopeTable,
+        segments: &[Segment],
+        memories: Vec<&mut LayerMemory>,
+    ) -> Tensor<2> {
+        let normed = self.temporal_pre_norm.forward(x.clone());
+        let mixed = match &self.temporal_block {
+            TemporalBlock::Recurrent(block) => {
+                let mut states: Vec<&mut Recurrent> = memories
+                    .into_iter()
+                    .map(|memory| match memory {
+                        LayerMemory::Recurrent(state) => state,
+                        LayerMemory::Attention(_) => panic!("a recurrent layer got the memory of an attention layer"),
+                    })
+                    .collect();
+                block.forward(normed, segments, &mut states)
+            }
+            TemporalBlock::Attention(block) => {
+                let mut caches: Vec<&mut KvCache> = memories
+                    .into_iter()
+                    .map(|memory| match memory {
+                        LayerMemory::Attention(cache) => cache,
+                        LayerMemory::Recurrent(_) => panic!("an attention layer got the memory of a recurrent layer"),
+                    })
+                    .collect();
+                block.forward(normed, rope, segments, &mut caches)
+            }
+        };
+        let x = x + mixed;
+        x.clone() + self.mlp_block.forward(self.channel_pre_norm.forward(x))
+    }
+}
