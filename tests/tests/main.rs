@@ -2,6 +2,7 @@
 
 mod demo;
 mod documents;
+mod gguf;
 mod gradients;
 mod parity;
 mod precision;

@@ -42,16 +42,16 @@ fn in_chunks(model: &Decoder, tokens: &[u32], chunk: usize) -> Vec<f32> {
 }
 
 /// One prompt and what the reference makes of it.
-struct Case {
-    name: String,
-    tokens: Vec<u32>,
-    logits: Vec<f64>,
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logits: Vec<f64>,
     /// f32 arithmetic on the same weights, where `logits` is bf16 arithmetic.
-    wide: Option<Vec<f64>>,
-    greedy: Option<(Vec<u32>, Vec<f64>)>,
+    pub(crate) wide: Option<Vec<f64>>,
+    pub(crate) greedy: Option<(Vec<u32>, Vec<f64>)>,
 }
 
-fn check(folder: &Path, cases: &[Case]) {
+pub(crate) fn check(folder: &Path, cases: &[Case]) {
     assert!(!cases.is_empty(), "{}: no case", folder.display());
     for (backend, device) in devices() {
         let model = open(folder, &device);
@@ -126,7 +126,7 @@ fn batch(model: &Decoder, cases: &[Case], context: &str) {
     }
 }
 
-fn ids(reference: &[f64]) -> Vec<u32> {
+pub(crate) fn ids(reference: &[f64]) -> Vec<u32> {
     reference.iter().map(|id| *id as u32).collect()
 }
 
