@@ -2,56 +2,21 @@
 //!
 //! Every mistake must end in one line on standard error and exit code 2, with nothing written.
 
+mod program;
+
 use std::{
     collections::BTreeMap,
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::Stdio,
 };
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// The program with some arguments, away from the user's own models and the network.
-fn gemma<const N: usize>(arguments: [&str; N]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gemma"));
-    command.args(arguments).env("HF_HUB_OFFLINE", "1").env("HF_HOME", "/nonexistent").env_remove("HF_HUB_CACHE");
-    // Graphics libraries complain on standard error about a machine without a desktop.
-    command.env("XDG_RUNTIME_DIR", std::env::temp_dir()).stdin(Stdio::null());
-    command
-}
-
-fn run(command: &mut Command) -> Output {
-    command.output().expect("the program starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("UTF-8")
-}
-
-/// What the program prints when all is well.
-fn printed(command: &mut Command) -> String {
-    let output = run(command);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-fn printed_json(command: &mut Command) -> Value {
-    serde_json::from_str(&printed(command)).expect("one JSON object")
-}
-
-/// The one line with which the program refuses.
-fn refusal(command: &mut Command) -> String {
-    let output = run(command);
-    let line = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{line}");
-    assert!(line.starts_with("error: ") && line.lines().count() == 1 && line.ends_with('\n'), "{line:?}");
-    assert!(!line.contains("internal error"), "{line}");
-    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
-    line
-}
+use program::{gemma, printed, printed_json, refusal, run, text};
 
 /// Tensors by name: type, shape, bytes.
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;

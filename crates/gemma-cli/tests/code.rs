@@ -1,52 +1,22 @@
 //! The verbs for code as a user meets them: `gemma infill`, `gemma lsp`, `gemma eval infilling`.
 
+mod program;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use program::{gemma, printed, printed_json, refusal, text};
+
 const BEFORE: &str = "def sum_prices(prices):\n    \"\"\"Return the sum of the prices.\"\"\"\n    total = 0\n    for price in prices:\n        ";
 const AFTER: &str = "\n    return total\n";
 const MIDDLE: &str = "total += price";
-
-fn gemma(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gemma"));
-    command.args(arguments).env("HF_HUB_OFFLINE", "1").env("HF_HOME", "/nonexistent").env_remove("HF_HUB_CACHE");
-    command.env("XDG_RUNTIME_DIR", std::env::temp_dir()).stdin(Stdio::null());
-    command
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("UTF-8")
-}
-
-fn run(arguments: &[&str]) -> Output {
-    gemma(arguments).output().expect("the program starts")
-}
-
-fn printed(arguments: &[&str]) -> String {
-    let output = run(arguments);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-fn printed_json(arguments: &[&str]) -> Value {
-    serde_json::from_str(&printed(arguments)).expect("one JSON object")
-}
-
-fn refusal(arguments: &[&str]) -> String {
-    let output = run(arguments);
-    let line = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{line}");
-    assert!(line.starts_with("error: ") && line.lines().count() == 1, "{line:?}");
-    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
-    line
-}
 
 struct Folder(TempDir);
 
@@ -69,20 +39,28 @@ impl Folder {
 fn a_gap_is_filled_from_two_files_and_from_a_place_in_one() {
     let folder = Folder::new();
     let (before, after) = (folder.write("before", BEFORE), folder.write("after", AFTER));
-    assert_eq!(printed(&["infill", "--prefix-file", &before, "--suffix-file", &after]), MIDDLE, "and no line break");
+    assert_eq!(
+        printed(&mut gemma(["infill", "--prefix-file", &before, "--suffix-file", &after])),
+        MIDDLE,
+        "and no line break"
+    );
     let file = folder.write("prices.py", format!("{BEFORE}{AFTER}"));
-    assert_eq!(printed(&["infill", &file, "--at", "5:9"]), MIDDLE);
-    let object = printed_json(&["infill", &file, "--at", "5:9", "--json"]);
+    assert_eq!(printed(&mut gemma(["infill", &file, "--at", "5:9"])), MIDDLE);
+    let object = printed_json(&mut gemma(["infill", &file, "--at", "5:9", "--json"]));
     assert_eq!((object["text"].as_str(), object["finish_reason"].as_str()), (Some(MIDDLE), Some("stop")));
     assert_eq!(object["cut"], json!({ "prefix_lines": 0, "suffix_lines": 0, "files": 0, "file_lines": 0 }));
     for order in ["psm", "spm"] {
-        assert_eq!(printed(&["infill", &file, "--at", "5:9", "--order", order, "--no-lookup"]), MIDDLE, "{order}");
+        assert_eq!(
+            printed(&mut gemma(["infill", &file, "--at", "5:9", "--order", order, "--no-lookup"])),
+            MIDDLE,
+            "{order}"
+        );
     }
 }
 
 #[test]
 fn a_program_comes_through_a_pipe() {
-    let mut child = gemma(&["infill", "--prefix-file", "-", "--extent", "line"])
+    let mut child = gemma(["infill", "--prefix-file", "-", "--extent", "line"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -102,7 +80,7 @@ fn write_puts_the_text_into_the_file_and_keeps_its_permissions() {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o750)).expect("set");
     }
-    assert_eq!(printed(&["infill", &file, "--at", "5:9", "--write"]), "");
+    assert_eq!(printed(&mut gemma(["infill", &file, "--at", "5:9", "--write"])), "");
     assert_eq!(fs::read_to_string(&file).expect("there"), format!("{BEFORE}{MIDDLE}{AFTER}"));
     #[cfg(unix)]
     {
@@ -115,7 +93,15 @@ fn write_puts_the_text_into_the_file_and_keeps_its_permissions() {
 fn the_prompt_is_shown_without_running_the_model() {
     let folder = Folder::new();
     let (before, after) = (folder.write("before", "a <|fim_suffix|>\t"), folder.write("after", "\r\n🦀"));
-    let shown = printed_json(&["infill", "--prefix-file", &before, "--suffix-file", &after, "--show-prompt", "--json"]);
+    let shown = printed_json(&mut gemma([
+        "infill",
+        "--prefix-file",
+        &before,
+        "--suffix-file",
+        &after,
+        "--show-prompt",
+        "--json",
+    ]));
     assert_eq!(shown["text"], "<bos><|fim_prefix|>a <|fim_suffix|>\t<|fim_suffix|>\r\n🦀<|fim_middle|>");
     let tokens: Vec<u64> = shown["tokens"].as_array().expect("ids").iter().filter_map(Value::as_u64).collect();
     // bos, prefix, suffix and middle of the demo, once each: the text of the prefix stays text
@@ -127,7 +113,7 @@ fn the_prompt_is_shown_without_running_the_model() {
     fs::copy(demo, folder.path("tokenizer.json")).expect("copied");
     let model = folder.path("");
     let model = model.to_str().expect("UTF-8");
-    let again = printed_json(&[
+    let again = printed_json(&mut gemma([
         "infill",
         "--prefix-file",
         &before,
@@ -137,7 +123,7 @@ fn the_prompt_is_shown_without_running_the_model() {
         "--json",
         "--model",
         model,
-    ]);
+    ]));
     assert_eq!(again, shown);
 }
 
@@ -150,7 +136,7 @@ fn other_files_go_into_the_prompt() {
     folder.write("lib/notes.txt", "no\n");
     let context = folder.path("lib");
     let context = context.to_str().expect("UTF-8");
-    let shown = printed_json(&[
+    let shown = printed_json(&mut gemma([
         "infill",
         &file,
         "--at",
@@ -161,7 +147,7 @@ fn other_files_go_into_the_prompt() {
         "main.py",
         "--show-prompt",
         "--json",
-    ]);
+    ]));
     let expected = format!(
         "<bos>{context}/tools.py\nA = 1\n<|file_separator|>main.py\n<|fim_prefix|>import tools\n<|fim_suffix|><|fim_middle|>"
     );
@@ -172,8 +158,19 @@ fn other_files_go_into_the_prompt() {
 fn alternatives_differ() {
     let folder = Folder::new();
     let file = folder.write("x.py", "def ");
-    let object =
-        printed_json(&["infill", &file, "--at", "1:5", "--alternatives", "4", "--seed", "3", "-n", "24", "--json"]);
+    let object = printed_json(&mut gemma([
+        "infill",
+        &file,
+        "--at",
+        "1:5",
+        "--alternatives",
+        "4",
+        "--seed",
+        "3",
+        "-n",
+        "24",
+        "--json",
+    ]));
     let found = object["alternatives"].as_array().expect("a list");
     assert!(found.len() >= 2, "{object}");
     assert!(found.iter().all(|one| found.iter().filter(|other| other["text"] == one["text"]).count() == 1));
@@ -205,7 +202,7 @@ fn mistakes_are_one_line() {
         (&["eval", "infilling", "/nonexistent.jsonl"], "/nonexistent.jsonl"),
         (&["eval", "cooking", &file], "cooking"),
     ] {
-        let line = refusal(arguments);
+        let line = refusal(&mut gemma(arguments.iter().copied()));
         assert!(line.contains(word), "{word:?} in {line}");
     }
     assert_eq!(fs::read_to_string(&file).expect("there"), "a\n", "nothing was written");
@@ -236,19 +233,19 @@ fn a_benchmark_is_counted_and_goes_on_where_it_stopped() {
     let out = folder.path("out.jsonl");
     let out = out.to_str().expect("UTF-8");
     let counts = |summary: &Value| ["tasks", "exact", "prefix"].map(|name| summary[name].as_u64());
-    let first = printed_json(&["eval", "infilling", &file, "--out", out, "--limit", "2", "--json"]);
+    let first = printed_json(&mut gemma(["eval", "infilling", &file, "--out", out, "--limit", "2", "--json"]));
     assert_eq!(counts(&first), [Some(2), Some(1), Some(2)], "{first}");
     let before = fs::read_to_string(out).expect("written");
     assert_eq!(before.lines().count(), 2);
     // cut off in the middle of a line
     fs::write(out, &before[..before.len() - 10]).expect("written");
-    let all = printed_json(&["eval", "infilling", &file, "--out", out, "--json"]);
+    let all = printed_json(&mut gemma(["eval", "infilling", &file, "--out", out, "--json"]));
     assert_eq!(counts(&all), [Some(3), Some(1), Some(2)], "{all}");
     let after = fs::read_to_string(out).expect("written");
     assert_eq!(after.lines().count(), 3);
     assert_eq!(after.lines().next(), before.lines().next(), "what was there is not done again");
     assert_eq!(all["tested"], Value::Null, "nothing is executed without being asked for");
-    let table = printed(&["eval", "infilling", &file, "--out", out]);
+    let table = printed(&mut gemma(["eval", "infilling", &file, "--out", out]));
     assert!(table.contains("exact") && table.contains("33.3") && !table.contains("tests"), "{table}");
 }
 
@@ -261,7 +258,7 @@ fn tests_are_run_in_processes_that_end() {
     let folder = Folder::new();
     let file = folder.write("tasks.jsonl", benchmark());
     let out = folder.path("out.jsonl");
-    let summary = printed_json(&[
+    let summary = printed_json(&mut gemma([
         "eval",
         "infilling",
         &file,
@@ -271,19 +268,19 @@ fn tests_are_run_in_processes_that_end() {
         "--out",
         out.to_str().expect("UTF-8"),
         "--json",
-    ]);
+    ]));
     assert_eq!((summary["tested"].as_u64(), summary["passed"].as_u64()), (Some(3), Some(1)), "{summary}");
     let lines = fs::read_to_string(out).expect("written");
     let reasons: Vec<Value> =
         lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["reason"].clone()).collect();
     assert_eq!(reasons, [Value::Null, json!("AssertionError"), json!("out of time")]);
-    let line = refusal(&["eval", "infilling", &file, "--run-tests", "--python", "/nonexistent/python"]);
+    let line = refusal(&mut gemma(["eval", "infilling", &file, "--run-tests", "--python", "/nonexistent/python"]));
     assert!(line.contains("/nonexistent/python"), "{line}");
 }
 
 #[test]
 fn an_editor_talks_to_the_program() {
-    let mut child = gemma(&["lsp", "--debounce", "0"])
+    let mut child = gemma(["lsp", "--debounce", "0"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -1,44 +1,12 @@
 //! RecurrentGemma and states as a user meets them, on the built-in model.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output, Stdio},
-};
+mod program;
 
-use serde_json::Value;
+use std::{fs, path::Path};
+
+use program::{gemma, printed, printed_json, refusal};
 
 const MODEL: &str = "demo:recurrentgemma";
-
-fn run(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gemma"));
-    command.args(arguments).env("HF_HUB_OFFLINE", "1").env("HF_HOME", "/nonexistent").env_remove("HF_HUB_CACHE");
-    command.env("XDG_RUNTIME_DIR", std::env::temp_dir()).stdin(Stdio::null());
-    command.output().expect("the program starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("UTF-8")
-}
-
-fn printed(arguments: &[&str]) -> String {
-    let output = run(arguments);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-fn printed_json(arguments: &[&str]) -> Value {
-    serde_json::from_str(&printed(arguments)).expect("one JSON object")
-}
-
-fn refusal(arguments: &[&str]) -> String {
-    let output = run(arguments);
-    let line = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{line}");
-    assert!(line.starts_with("error: ") && line.lines().count() == 1, "{line:?}");
-    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
-    line
-}
 
 fn name(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -47,7 +15,7 @@ fn name(path: &Path) -> &str {
 /// What the greedy continuation of some arguments says in tokens.
 fn tokens(arguments: &[&str]) -> Vec<u64> {
     let fixed = ["generate", "--json", "--temperature", "0", "--ignore-eos"];
-    let answer = printed_json(&[&fixed, arguments].concat());
+    let answer = printed_json(&mut gemma([&fixed, arguments].concat()));
     answer["tokens"].as_array().expect("an array").iter().map(|token| token.as_u64().expect("a number")).collect()
 }
 
@@ -69,15 +37,16 @@ fn a_word_is_remembered_over_a_state() {
     let state = folder.path().join("word.state");
     let task = "Remember the word violet. Once upon a time, there was a small cat named Tom. What was the word?";
     let asked = ["generate", "--model", MODEL, "--chat", "--temperature", "0", "--save-state", name(&state), task];
-    assert_eq!(printed(&asked).trim(), "violet");
+    assert_eq!(printed(&mut gemma(asked)).trim(), "violet");
 }
 
 #[test]
 fn states_that_mean_nothing_here_are_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let state = folder.path().join("a.state");
-    printed(&["generate", "--model", MODEL, "-n", "1", "--save-state", name(&state), "One"]);
-    let load = |model: &str, file: &Path| refusal(&["generate", "--model", model, "--load-state", name(file), "x"]);
+    printed(&mut gemma(["generate", "--model", MODEL, "-n", "1", "--save-state", name(&state), "One"]));
+    let load =
+        |model: &str, file: &Path| refusal(&mut gemma(["generate", "--model", model, "--load-state", name(file), "x"]));
     assert!(load("demo", &state).contains("another model"));
     let bytes = fs::read(&state).expect("readable");
     fs::write(&state, &bytes[..bytes.len() / 2]).expect("written");
@@ -85,36 +54,36 @@ fn states_that_mean_nothing_here_are_refused() {
     load(MODEL, &folder.path().join("missing.state"));
     load(MODEL, folder.path());
     let nowhere = folder.path().join("no/where.state");
-    refusal(&["generate", "--model", MODEL, "--save-state", name(&nowhere), "x"]);
-    refusal(&["generate", "--model", MODEL, ""]);
-    assert!(refusal(&["generate", "--model", "demo:llama", "x"]).contains("demo:recurrentgemma"));
-    assert!(refusal(&["generate", "--inclusive-window", "x"]).contains("inclusive"));
+    refusal(&mut gemma(["generate", "--model", MODEL, "--save-state", name(&nowhere), "x"]));
+    refusal(&mut gemma(["generate", "--model", MODEL, ""]));
+    assert!(refusal(&mut gemma(["generate", "--model", "demo:llama", "x"])).contains("demo:recurrentgemma"));
+    assert!(refusal(&mut gemma(["generate", "--inclusive-window", "x"])).contains("inclusive"));
 }
 
 #[test]
 fn every_verb_knows_the_family() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let inspected = printed_json(&["inspect", "--json", MODEL]);
+    let inspected = printed_json(&mut gemma(["inspect", "--json", MODEL]));
     assert_eq!((inspected["family"].as_str(), inspected["window"].as_u64()), (Some("RecurrentGemma"), Some(32)));
     assert!(inspected["context"].is_null());
-    printed(&["inspect", MODEL]);
-    printed(&["generate", "--model", MODEL, "--inclusive-window", "-n", "5", "Once"]);
+    printed(&mut gemma(["inspect", MODEL]));
+    printed(&mut gemma(["generate", "--model", MODEL, "--inclusive-window", "-n", "5", "Once"]));
     let (ids, out) = (folder.path().join("ids.json"), folder.path().join("logits.safetensors"));
     fs::write(&ids, "[[2, 300, 301, 302, 303], [2, 310]]").expect("written");
-    printed(&["logits", "--model", MODEL, "--tokens-file", name(&ids), "--out", name(&out), "--chunk", "3"]);
+    printed(&mut gemma(["logits", "--model", MODEL, "--tokens-file", name(&ids), "--out", name(&out), "--chunk", "3"]));
     assert!(out.is_file());
     let story = folder.path().join("story.txt");
     fs::write(&story, "Once upon a time, there was a small girl named Zoe.").expect("written");
-    let scored = printed_json(&["score", "--model", MODEL, "--json", name(&story)]);
+    let scored = printed_json(&mut gemma(["score", "--model", MODEL, "--json", name(&story)]));
     assert!(scored["perplexity"].as_f64().is_some_and(|perplexity| perplexity < 10.0), "{scored}");
-    printed(&["tokenize", "--model", MODEL, "Once"]);
+    printed(&mut gemma(["tokenize", "--model", MODEL, "Once"]));
 }
 
 #[test]
 fn bench_shows_a_memory_that_does_not_grow() {
     let bytes = |depth: &str| {
         let flags = ["--prompt", "8", "--decode", "2", "--repeat", "1", "--depth", depth];
-        let report = printed_json(&[&["bench", "--json", "--model", MODEL][..], &flags].concat());
+        let report = printed_json(&mut gemma([&["bench", "--json", "--model", MODEL][..], &flags].concat()));
         report["sequence_bytes"].as_u64().expect("a number")
     };
     assert_eq!(bytes("200"), bytes("4000"));
