@@ -386,3 +386,73 @@ fn training_has_the_gradients_of_the_reference() {
         }
     }
 }
+
+/// Takes down the gradient of every parameter.
+struct Noted<'a> {
+    gradients: &'a burn::tensor::Gradients,
+    values: Vec<(String, Vec<f32>)>,
+}
+
+impl Noted<'_> {
+    fn of(loss: &Tensor<1>, model: &VisionLanguageModel) -> Vec<(String, Vec<f32>)> {
+        let gradients = loss.backward();
+        let mut noted = Noted { gradients: &gradients, values: Vec::new() };
+        model.save(&mut noted);
+        noted.values
+    }
+
+    fn note<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+        let gradient = param.val().grad(self.gradients).unwrap_or_else(|| panic!("{name} has no gradient"));
+        self.values.push((name.to_owned(), values(gradient)));
+    }
+}
+
+impl Sink for Noted<'_> {
+    fn matrix(&mut self, name: &str, weight: &Weight) {
+        let Weight::Dense(param) = weight else { panic!("{name} is not trainable") };
+        self.note(name, param);
+    }
+
+    fn vector(&mut self, name: &str, param: &Param<Tensor<1>>) {
+        self.note(name, param);
+    }
+
+    fn tensor(&mut self, name: &str, _shape: &[usize], param: &Param<Tensor<1>>) {
+        self.note(name, param);
+    }
+}
+
+/// A batch of different pictures with different texts has the mean of their gradients, by tokens to be learned.
+#[test]
+fn a_batch_has_the_mean_gradient_of_its_examples() {
+    let tokenizer = paligemma::demo_tokenizer().expect("a tokenizer");
+    for (backend, device) in devices() {
+        let checkpoint = paligemma::demo_checkpoint().expect("a checkpoint");
+        let model = VisionLanguageModel::open_trainable(&checkpoint, &device).expect("a model");
+        let config = Network::config(&model);
+        let mut random = gemma_demo::random::Random::new(5);
+        let examples: Vec<PictureExample> = gemma_demo::scenes::scenes(5, 3, true)
+            .take(3)
+            .map(|scene| {
+                let pixels = scene.draw(56).pixels(config.vision.image_size);
+                gemma_demo::train_paligemma::example(&scene.lesson(&mut random), pixels, &tokenizer, config)
+                    .expect("a lesson")
+            })
+            .collect();
+        let together = Noted::of(&loss(&model, &examples), &model);
+        let learned = |example: &PictureExample| example.text.targets().flatten().count() as f32;
+        let total: f32 = examples.iter().map(learned).sum();
+        let mut sum: Vec<Vec<f32>> = together.iter().map(|(_, values)| vec![0.0; values.len()]).collect();
+        for example in &examples {
+            let alone = Noted::of(&loss(&model, std::slice::from_ref(example)), &model);
+            for (sum, (_, values)) in sum.iter_mut().zip(alone) {
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * learned(example) / total);
+            }
+        }
+        for ((name, found), expected) in together.iter().zip(&sum) {
+            let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+            let distance = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(distance <= 1e-3 * largest + 1e-6, "{backend}: {name} is {distance} off, of {largest}");
+        }
+    }
+}

@@ -62,7 +62,8 @@ const COLOURS: [(&str, [u8; 3]); 6] = [
     ("purple", [150, 60, 190]),
     ("orange", [245, 140, 30]),
 ];
-const GROUNDS: [[u8; 3]; 4] = [[255, 255, 255], [225, 225, 225], [40, 40, 45], [0, 0, 0]];
+/// Light ones only: on dark ground every edge has the opposite sign, which takes a small encoder long to learn.
+const GROUNDS: [[u8; 3]; 4] = [[255, 255, 255], [235, 235, 235], [250, 245, 230], [230, 240, 250]];
 const NUMBERS: [&str; 4] = ["no", "one", "two", "three"];
 
 /// One shape of a scene.

@@ -23,7 +23,7 @@ const ROUNDS: [(Round, u32); 5] = [
     (Round { name: "one shape", steps: 500, learning_rate: 3e-3 }, 1),
     (Round { name: "several", steps: 2500, learning_rate: 3e-3 }, MOST),
     (Round { name: "rest", steps: 800, learning_rate: 1e-3 }, MOST),
-    (Round { name: "several again", steps: 4000, learning_rate: 3e-3 }, MOST),
+    (Round { name: "several again", steps: 2500, learning_rate: 3e-3 }, MOST),
     (Round { name: "last", steps: 1500, learning_rate: 1e-3 }, MOST),
 ];
 /// Held-out scenes that are asked about after each round.
