@@ -9,6 +9,12 @@ Each folder holds a model of random weights (config.json, model.safetensors) and
 `loss` f32 [1] and `grad.<parameter>` where training is compared. RecurrentGemma, whose cached runs are not to be
 trusted in this version, continues without a cache; it also has `state.conv.<layer>` [R, K-1], the oldest input first,
 and `state.rg_lru.<layer>` [R] after `tokens`, and `logits.window_plus_one`, with one key more in each window.
+
+`paligemma/` and `paligemma2/` hold cases as `cases.json` lists them, with the names of tensors prefixed by the case:
+`pixel_values` [N, 3, S, S] of the PNGs, `image_features.siglip` and `.projected`, `input_ids`, `attention_mask` and
+`token_type_ids` [B, T] (padded on the left; type 1 is an answer), `logits` [B, T, V], `greedy.ids` and `.margin`;
+where there is an answer, `loss` [1] of its tokens and `grad.<parameter>` under the names of the released files.
+`paligemma/pictures.safetensors` holds what Pillow makes of `wide.png`.
 """
 
 import argparse
@@ -17,13 +23,18 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    SiglipVisionConfig,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
 )
@@ -173,6 +184,138 @@ def make(folder, name, dtype, seed):
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+# 4 patches of 4 pixels, a vocabulary whose last token is <image>
+SIDE, IMAGE = 8, 63
+
+
+def random_picture(generator, width, height):
+    rows = torch.arange(height)[:, None, None] * torch.randint(1, 9, (3,), generator=generator)
+    columns = torch.arange(width)[None, :, None] * torch.randint(1, 9, (3,), generator=generator)
+    noise = torch.randint(0, 60, (height, width, 3), generator=generator)
+    return Image.fromarray(((rows + columns + noise) % 256).to(torch.uint8).numpy(), "RGB")
+
+
+def pixels(picture):
+    # rows first whatever the shape: Pillow 13 begins with the columns of tall pictures, older versions do not
+    rows = picture.convert("RGB").resize((SIDE, picture.height), Image.BICUBIC)
+    small = rows.resize((SIDE, SIDE), Image.BICUBIC)
+    return (torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+
+
+def learn(model, ids, values, given, answer):
+    """The mean loss of the answer's tokens, and its gradients under the names of the released files."""
+    with torch.enable_grad():
+        model.zero_grad()
+        logits = model(input_ids=ids, pixel_values=values, **given).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[-answer - 1 : -1], ids[0, -answer:])
+        loss.backward()
+
+    def released(name):
+        name = name.removeprefix("model.")
+        if name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model."):
+            name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        return name.replace("language_model.", "language_model.model.", 1)
+
+    gradients = {released(name): value.grad.clone() for name, value in model.named_parameters()}
+    return loss.detach().reshape(1), gradients
+
+
+def make_paligemma(folder, text, seed):
+    vision = SiglipVisionConfig(
+        hidden_size=20, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE, patch_size=4
+    )
+    vision.vision_use_head = False
+    # transformers 5 takes the text model's own configuration
+    config = PaliGemmaConfig(
+        vision_config=vision.to_dict() | {"vision_use_head": False},
+        text_config=text.to_dict() | {"dtype": "float32", "architectures": None},
+        image_token_index=IMAGE,
+        projection_dim=text.hidden_size,
+        hidden_size=text.hidden_size,
+    )
+    config._attn_implementation = "eager"
+    config.text_config._attn_implementation = config.vision_config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = PaliGemmaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0.0, 0.3 if "norm" in name or "bias" in name else 0.25)
+            if "layer_norm" in name and name.endswith("weight") or "post_layernorm.weight" in name:
+                parameter.add_(1.0)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    path = folder / "config.json"
+    saved = json.loads(path.read_text())
+    saved.pop("transformers_version", None)
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+    generator = torch.Generator().manual_seed(seed + 1)
+    expected, cases = {}, []
+    # (name, pictures per row, text tokens per row, answer tokens)
+    for name, counts, lengths, answer in [
+        ("main", [1], [6], 0),
+        ("suffix", [1], [4], 9),
+        ("batch", [1, 1], [3, 7], 0),
+        ("two_images", [2], [5], 0),
+    ]:
+        files, pictures = [], []
+        for index in range(sum(counts)):
+            width, height = torch.randint(5, 40, (2,), generator=generator).tolist()
+            picture = random_picture(generator, width, height)
+            files.append(f"{name}.image{index}.png")
+            picture.save(folder / files[-1])
+            pictures.append(pixels(picture))
+        rows = []
+        for count, length in zip(counts, lengths):
+            words = torch.randint(3, IMAGE, (length + answer,), generator=generator).tolist()
+            rows.append([IMAGE] * (4 * count) + [2] + words)
+        longest = max(map(len, rows))
+        padded = [[0] * (longest - len(row)) + row for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        ids, mask = torch.tensor(padded), torch.tensor(mask)
+        types = torch.zeros_like(ids)
+        if answer:
+            types[:, -answer:] = 1
+        values = torch.stack(pictures)
+        given = dict(attention_mask=mask, token_type_ids=types)
+        with torch.no_grad():
+            vision_out = model.model.vision_tower(pixel_values=values).last_hidden_state
+            case = {
+                "pixel_values": values,
+                "image_features.siglip": vision_out,
+                "image_features.projected": model.model.multi_modal_projector(vision_out),
+                "input_ids": ids,
+                "token_type_ids": types,
+                "attention_mask": mask,
+                "logits": model(input_ids=ids, pixel_values=values, **given).logits,
+            }
+            if answer:
+                case["loss"], gradients = learn(model, ids, values, given, answer)
+                case |= {f"grad.{key}": value for key, value in gradients.items()}
+            if not answer:
+                out = model.generate(
+                    input_ids=ids, pixel_values=values, **given, max_new_tokens=8, do_sample=False,
+                    output_logits=True, return_dict_in_generate=True, eos_token_id=text.vocab_size,
+                )
+                best = torch.stack(out.logits, 1).topk(2, -1).values
+                case["greedy.ids"] = out.sequences[:, longest:]
+                case["greedy.margin"] = best[..., 0] - best[..., 1]
+        expected |= {f"{name}.{key}": value.contiguous() for key, value in case.items()}
+        cases.append({"name": name, "images": files, "images_per_row": counts})
+    save_file(expected, folder / "expected.safetensors")
+    (folder / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
+
+
+def make_pictures(folder, seed):
+    picture = random_picture(torch.Generator().manual_seed(seed), 61, 23)
+    picture.save(folder / "wide.png")
+    resized = {
+        "bicubic": picture.resize((28, 28), Image.BICUBIC),
+        "bilinear": picture.resize((40, 9), Image.BILINEAR),
+    }
+    save_file({key: torch.from_numpy(np.array(value)) for key, value in resized.items()}, folder / "pictures.safetensors")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent)
@@ -181,6 +324,10 @@ def main():
     make(out / "gemma1-bf16", "gemma1", torch.bfloat16, 11)
     make(out / "gemma2-f32", "gemma2", torch.float32, 23)
     make(out / "gemma2-bf16", "gemma2", torch.bfloat16, 23)
+    (_, gemma1), (_, gemma2) = MODELS["gemma1"], MODELS["gemma2"]
+    make_paligemma(out / "paligemma" / "f32", gemma1, 31)
+    make_paligemma(out / "paligemma2" / "f32", gemma2, 37)
+    make_pictures(out / "paligemma", 41)
     make(out / "recurrentgemma-f32", "recurrentgemma", torch.float32, 31)
     make(out / "recurrentgemma-bf16", "recurrentgemma", torch.bfloat16, 31)
 

@@ -4,6 +4,8 @@ mod codegemma;
 mod demo;
 mod documents;
 mod gradients;
+mod paligemma;
+mod paligemma_demo;
 mod parity;
 mod precision;
 mod recurrent;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use std::path::Path;
 
 /// The families with a demo model. Each has a verb of this name in `gemma-demo`.
-const FAMILIES: [&str; 3] = ["gemma", "codegemma", "recurrentgemma"];
+const FAMILIES: [&str; 4] = ["gemma", "codegemma", "recurrentgemma", "paligemma"];
 
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     step(arguments)?.run(root)

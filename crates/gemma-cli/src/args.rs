@@ -2,6 +2,8 @@
 //!
 //! Defaults of sampling flags are the library's own (`GenerateOptions::default()`), so they cannot drift apart.
 
+pub(crate) mod pictures;
+
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
@@ -27,6 +29,7 @@ Without --model, every verb uses a tiny model that is built into the program: no
 Start here:
   gemma generate \"Once upon a time\"             continue a text
   gemma chat                                    talk
+  gemma caption models/paligemma/demo/pictures  describe pictures
   gemma infill main.py --at 12:5                fill a gap in a program
   gemma models                                  what there is to download, and what fits this machine
   gemma pull google/gemma-2-2b-it               download it (after accepting its licence on the hub)
@@ -43,6 +46,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Verb {
     Generate(Generate),
     Chat(Chat),
+    Caption(pictures::Caption),
+    Ask(pictures::Ask),
+    Detect(pictures::Detect),
+    Segment(pictures::Segment),
     Tokenize(Tokenize),
     Logits(Logits),
     Score(Score),
@@ -61,6 +68,10 @@ impl Verb {
         match self {
             Self::Generate(args) => Some(&args.model.compute),
             Self::Chat(args) => Some(&args.model.compute),
+            Self::Caption(args) => Some(&args.pictures.model.compute),
+            Self::Ask(args) => Some(&args.pictures.model.compute),
+            Self::Detect(args) => Some(&args.pictures.model.compute),
+            Self::Segment(args) => Some(&args.pictures.model.compute),
             Self::Logits(args) => Some(&args.model.compute),
             Self::Score(args) => Some(&args.model.compute),
             Self::Bench(args) => Some(&args.compute),
@@ -217,6 +228,7 @@ Examples:
   gemma generate --model google/gemma-2-2b-it --chat \"Why is the sky blue?\"
   git diff | gemma generate --model google/gemma-2-9b-it --precision q8_0 --chat -f -
   gemma generate --tokens-file ids.json --temperature 0 --ignore-eos --json
+  gemma generate --image models/paligemma/demo/pictures/shapes1.png --temperature 0 \"caption en\"
   gemma generate --model DIR -f book.txt --max-tokens 1 --save-state book.state
   gemma generate --model DIR --load-state book.state \"In short,\"
 
@@ -228,8 +240,14 @@ pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) source: Source,
 
+    /// A picture that the text is about; may be given several times. For PaliGemma.
+    ///
+    /// Token ids from --tokens-file must hold the image tokens of each picture.
+    #[arg(long, value_name = "PICTURE")]
+    pub(crate) image: Vec<PathBuf>,
+
     /// Put the text as one question in the model's chat format and print its answer.
-    #[arg(long, conflicts_with = "tokens_file")]
+    #[arg(long, conflicts_with_all = ["tokens_file", "image"])]
     pub(crate) chat: bool,
 
     /// Print one JSON object at the end instead of the text as it appears.
@@ -336,6 +354,14 @@ pub(crate) struct Logits {
     /// Where to write; the file appears complete or not at all.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+
+    /// A picture, in the order of the image tokens in the rows; may be given several times. For PaliGemma.
+    #[arg(long, value_name = "PICTURE")]
+    pub(crate) image: Vec<PathBuf>,
+
+    /// The last N tokens of each row are an answer to the others. For PaliGemma, whose prompts see themselves both ways.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) suffix: usize,
 
     /// Read N tokens of each row at a time through the cache; all at once without it.
     #[arg(long, value_name = "N", value_parser = at_least_one)]

@@ -12,6 +12,7 @@ mod machine;
 mod new_file;
 mod output;
 mod panics;
+mod picture_files;
 mod progress;
 mod session;
 mod text;

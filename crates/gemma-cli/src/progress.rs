@@ -15,6 +15,13 @@ pub(crate) fn tokens(what: &'static str, total: usize) -> ProgressBar {
     bar
 }
 
+/// A bar that counts pictures.
+pub(crate) fn pictures(total: usize) -> ProgressBar {
+    let bar = bar("looking", "{pos}/{len} pictures ({per_sec}, {eta} left)");
+    bar.set_length(total as u64);
+    bar
+}
+
 /// A bar that counts the tasks of a benchmark.
 pub(crate) fn tasks(what: &'static str, total: usize) -> ProgressBar {
     let bar = bar(what, "{pos}/{len} tasks (left: {eta})");

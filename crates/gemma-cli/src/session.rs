@@ -18,6 +18,7 @@ use gemma_weights::{
     Checkpoint, HubId, HubOptions, Precision,
     catalogue::{self, SHAPES, Shape},
 };
+use paligemma::{PaliGemma, PaliGemmaConfig};
 use serde::Serialize;
 
 use crate::{
@@ -33,10 +34,12 @@ pub(crate) enum Kind {
     Gemma,
     /// RecurrentGemma.
     RecurrentGemma,
+    /// PaliGemma and PaliGemma 2.
+    PaliGemma,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Gemma, Self::RecurrentGemma];
+    const ALL: [Self; 3] = [Self::Gemma, Self::RecurrentGemma, Self::PaliGemma];
 
     /// The network that a `config.json` describes. One that no network knows is left for Gemma's to refuse.
     pub(crate) fn of(config: &[u8]) -> Result<Self, gemma_model::Error> {
@@ -48,12 +51,17 @@ impl Kind {
     fn is_called(self, name: Option<&str>) -> bool {
         match self {
             Self::Gemma => matches!(name, Some("gemma" | "GemmaForCausalLM" | "gemma2" | "Gemma2ForCausalLM")),
+            Self::PaliGemma => matches!(name, Some("paligemma" | "PaliGemmaForConditionalGeneration")),
             Self::RecurrentGemma => matches!(name, Some("recurrent_gemma" | "RecurrentGemmaForCausalLM")),
         }
     }
 
     /// The network that has a released shape.
-    fn of_shape(shape: &Shape) -> Option<Self> {
+    pub(crate) fn of_shape(shape: &Shape) -> Option<Self> {
+        if shape.vision.is_some() {
+            // its decoder alone would be Gemma's
+            return PaliGemmaConfig::from_shape(shape).map(|_| Self::PaliGemma);
+        }
         Self::ALL.into_iter().find(|kind| with_network!(*kind, N => N::config_from_shape(shape).is_some()))
     }
 }
@@ -64,6 +72,10 @@ macro_rules! with_network {
         match $kind {
             $crate::session::Kind::Gemma => {
                 type $N = gemma::Decoder;
+                $body
+            }
+            $crate::session::Kind::PaliGemma => {
+                type $N = paligemma::VisionLanguageModel;
                 $body
             }
             $crate::session::Kind::RecurrentGemma => {
@@ -118,6 +130,16 @@ pub(crate) fn find(args: &args::Model) -> Result<Found> {
     Ok(Found { inclusive_window: args.inclusive_window, ..found })
 }
 
+/// Opens the model that looks at pictures: the one that the flags name, or the demo of PaliGemma.
+pub(crate) fn open_pictures(args: &args::Model) -> Result<Opened<PaliGemma>> {
+    found_pictures(args)?.open_pictures()
+}
+
+/// [`find`], for verbs and flags that need pictures: without a name, the demo of PaliGemma.
+pub(crate) fn found_pictures(args: &args::Model) -> Result<Found> {
+    locate_or(paligemma::demo_checkpoint, args.model.as_deref(), args.offline, &args.compute)
+}
+
 /// [`find`], for a name and flags that stand apart.
 pub(crate) fn locate(model: Option<&str>, offline: bool, compute: &Compute) -> Result<Found> {
     locate_or(gemma::demo_checkpoint, model, offline, compute)
@@ -136,10 +158,11 @@ pub(crate) type Demo = fn() -> Result<Checkpoint, gemma_model::Error>;
 
 /// The models that are built in: `demo:NAME`, whose control tokens its tokenizer has, and what opens it. `demo` alone is
 /// the first.
-const DEMOS: [(&str, Family, Demo); 3] = [
+const DEMOS: [(&str, Family, Demo); 4] = [
     ("gemma", Family::Gemma, gemma::demo_checkpoint),
     ("codegemma", Family::CodeGemma, codegemma::demo_checkpoint),
     ("recurrentgemma", Family::RecurrentGemma, recurrentgemma::demo_checkpoint),
+    ("paligemma", Family::PaliGemma, paligemma::demo_checkpoint),
 ];
 
 /// The built-in model that a name stands for, `demo` or `demo:FAMILY`; `None` for all other names, and where a folder
@@ -195,6 +218,11 @@ impl Found {
         self.build(Model::<N>::from_checkpoint_with)
     }
 
+    /// Opens the model that looks at pictures.
+    pub(crate) fn open_pictures(self) -> Result<Opened<PaliGemma>> {
+        self.build(PaliGemma::from_checkpoint_with)
+    }
+
     /// Opens only the network, which needs no tokenizer.
     pub(crate) fn open_network<N: Network>(self) -> Result<Opened<N>> {
         self.build(N::open_with)
@@ -206,11 +234,17 @@ impl Found {
         Ok(Opened { model: CodeGemma::new(model)?, seconds })
     }
 
-    fn build<T>(self, build: Build<T>) -> Result<Opened<T>> {
+    fn build<T, E>(self, build: Build<T, E>) -> Result<Opened<T>>
+    where
+        anyhow::Error: From<E>,
+    {
         self.build_telling(build, &mut |_, _| {})
     }
 
-    fn build_telling<T>(self, build: Build<T>, on_load: OnLoad<'_>) -> Result<Opened<T>> {
+    fn build_telling<T, E>(self, build: Build<T, E>, on_load: OnLoad<'_>) -> Result<Opened<T>>
+    where
+        anyhow::Error: From<E>,
+    {
         let device = device(&self.compute)?;
         let bar = progress::bytes("loading");
         let options = LoadOptions {
@@ -229,16 +263,16 @@ impl Found {
 }
 
 /// What makes a model of a checkpoint.
-type Build<T> = fn(&Checkpoint, &LoadOptions, &Device, OnLoad<'_>) -> Result<T, gemma_model::Error>;
+type Build<T, E> = fn(&Checkpoint, &LoadOptions, &Device, OnLoad<'_>) -> Result<T, E>;
 
 /// The released shape of a name, and the network that has it.
 pub(crate) fn shape(name: &str) -> Result<(&'static Shape, Kind)> {
-    let text = |shape: &&Shape| shape.vision.is_none() && Kind::of_shape(shape).is_some();
-    match catalogue::shape(name).filter(text).and_then(|shape| Some((shape, Kind::of_shape(shape)?))) {
+    let known = |shape: &&Shape| Kind::of_shape(shape).is_some();
+    match catalogue::shape(name).filter(known).and_then(|shape| Some((shape, Kind::of_shape(shape)?))) {
         Some(found) => Ok(found),
         None => {
-            let names: Vec<&str> = SHAPES.iter().filter(text).map(|shape| shape.name).collect();
-            bail!("there is no text shape {name}; use one of {}", names.join(", "))
+            let names: Vec<&str> = SHAPES.iter().filter(known).map(|shape| shape.name).collect();
+            bail!("there is no shape {name}; use one of {}", names.join(", "))
         }
     }
 }

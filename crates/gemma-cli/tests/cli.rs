@@ -484,3 +484,95 @@ fn outputs_that_cannot_be_written_are_refused() {
     }
     assert_eq!(folder.files(), ["ids.json"]);
 }
+
+/// The pictures of PaliGemma's demo, in a folder of their own.
+fn pictures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/paligemma/demo/pictures")
+}
+
+fn named(name: &str) -> String {
+    pictures().join(name).display().to_string()
+}
+
+#[test]
+fn a_folder_of_pictures_is_described_line_by_line() {
+    let said = printed(&mut gemma(["caption", &pictures().display().to_string()]));
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    for (line, name) in lines.iter().zip(["shapes1.png", "shapes2.png", "shapes3.png"]) {
+        let (file, caption) = line.split_once(": ").expect("a file and a caption");
+        assert!(file.ends_with(name) && !caption.is_empty(), "{line}");
+    }
+}
+
+#[test]
+fn a_run_over_pictures_goes_on_where_it_was_and_one_bad_file_does_not_stop_it() {
+    let folder = Folder::new();
+    fs::write(folder.path("bad.png"), b"no picture").expect("written");
+    let (out, bad) = (folder.path("out").display().to_string(), folder.path("bad.png").display().to_string());
+    let output = run(&mut gemma(["detect", "-w", "shape", "--draw", "-o", &out, &bad, &named("shapes1.png")]));
+    assert_eq!(output.status.code(), Some(2), "a picture was left out");
+    assert!(text(&output.stderr).contains("bad.png: not a picture"), "{}", text(&output.stderr));
+    assert!(fs::read_dir(&out).expect("made").count() >= 2, "the answers and a drawn picture");
+    let file = folder.path("out/detect.jsonl");
+    let first = fs::read_to_string(&file).expect("written");
+    assert_eq!(first.lines().count(), 1);
+    // a line that a killed run left half written is written again; the one before it is not
+    fs::write(&file, format!("{first}{}", &first[..20])).expect("written");
+    let every = named("*.png");
+    let coco = printed(&mut gemma(["detect", "-w", "shape", "--coco", "-o", &out, &every]));
+    assert!(coco.is_empty(), "{coco}");
+    let second = fs::read_to_string(&file).expect("written");
+    assert!(second.starts_with(&first) && second.lines().count() == 3, "{second}");
+    let set: Value =
+        serde_json::from_slice(&fs::read(folder.path("out/detect.coco.json")).expect("written")).expect("JSON");
+    assert_eq!(set["images"].as_array().map(Vec::len), Some(3));
+    // another question is another matter
+    printed(&mut gemma(["detect", "-w", "circle", "-o", &out, &named("shapes1.png")]));
+    assert_eq!(fs::read_to_string(&file).expect("written").lines().count(), 4);
+}
+
+#[test]
+fn questions_are_printed_as_json_and_a_picture_can_be_continued() {
+    let answers = printed_json(&mut gemma([
+        "ask",
+        "--json",
+        "-q",
+        "how many shapes are there?",
+        "--prompt",
+        "caption en",
+        &named("shapes2.png"),
+    ]));
+    assert_eq!(answers[0]["width"], 224);
+    assert_eq!(answers[0]["answers"][0]["prompt"], "answer en how many shapes are there?");
+    let caption = answers[0]["answers"][1]["text"].clone();
+    let made = printed_json(&mut gemma([
+        "generate",
+        "--json",
+        "--temperature",
+        "0",
+        "--image",
+        &named("shapes2.png"),
+        "caption en",
+    ]));
+    assert_eq!(made["text"], caption);
+}
+
+#[test]
+fn what_is_wrong_with_pictures_is_said_in_a_line() {
+    let shapes = named("shapes1.png");
+    assert!(refusal(&mut gemma(["caption", "/no/such.png"])).contains("/no/such.png"));
+    assert!(refusal(&mut gemma(["caption", "/no/such/*.png"])).contains("no file matches"));
+    assert!(refusal(&mut gemma(["segment", "-w", "cat", &shapes])).contains("--mask-decoder"));
+    assert!(refusal(&mut gemma(["segment", "-w", "cat", "--mask-decoder", &shapes, &shapes])).contains("zip"));
+    assert!(refusal(&mut gemma(["detect", "-w", "cat", "--draw", &shapes])).contains("--out-dir"));
+    assert!(refusal(&mut gemma(["detect", &shapes])).contains("--what"));
+    assert!(refusal(&mut gemma(["ask", &shapes])).contains("--question"));
+    let long = "many words ".repeat(2_000);
+    assert!(refusal(&mut gemma(["ask", "-q", &long, &shapes])).contains("shorten the prompt"));
+    let demo = Folder::with_demo();
+    let model = demo.path("").display().to_string();
+    assert!(refusal(&mut gemma(["caption", "-m", &model, &shapes])).contains("PaliGemma"));
+    let hello = ["generate", "-m", &model, "--image", &shapes, "hello"];
+    assert!(refusal(&mut gemma(hello)).contains("reads text only"));
+}

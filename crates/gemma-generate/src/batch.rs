@@ -51,14 +51,34 @@ pub fn generate_batch<M: CausalModel>(
     tokenizer: &Tokenizer,
     requests: &[Request],
 ) -> Result<Vec<Generated>, Error> {
-    let mut waiting = Vec::with_capacity(requests.len());
+    let mut generations = Vec::with_capacity(requests.len());
     for (index, request) in requests.iter().enumerate() {
-        let member = Member::new(model, tokenizer, request);
+        let generation = Generation::new(model, &request.prompt, &request.options, &request.stop_tokens);
         let named = |error| Error::Request { index, source: Box::new(error) };
-        waiting.push((index, member.map_err(named)?));
+        let generation = generation.map_err(named)?;
+        generations.push(match &request.cancel {
+            Some(flag) => generation.with_cancel(Arc::clone(flag)),
+            None => generation,
+        });
     }
-    let budget = requests.iter().map(|request| request.options.prefill_chunk).max().unwrap_or(0);
-    let mut answers: Vec<Option<Generated>> = requests.iter().map(|_| None).collect();
+    finish_batch(model, tokenizer, generations)
+}
+
+/// Continues generations of one model together to their ends, as [`generate_batch`] does; they may have begun anywhere,
+/// for example after pictures ([`Generation::resume`]).
+///
+/// # Errors
+///
+/// A failing model or device ends the batch.
+pub fn finish_batch<M: CausalModel>(
+    model: &M,
+    tokenizer: &Tokenizer,
+    generations: Vec<Generation<'_, M>>,
+) -> Result<Vec<Generated>, Error> {
+    let budget = generations.iter().map(|generation| generation.options().prefill_chunk).max().unwrap_or(0);
+    let mut answers: Vec<Option<Generated>> = generations.iter().map(|_| None).collect();
+    let members = generations.into_iter().map(|generation| Member::new(tokenizer, generation));
+    let mut waiting: Vec<_> = members.enumerate().collect();
     while !waiting.is_empty() {
         step(model, &mut waiting, budget)?;
         for (index, member) in waiting.extract_if(.., |(_, member)| member.is_over()) {
@@ -74,6 +94,10 @@ fn step<M: CausalModel>(model: &M, members: &mut [(usize, Member<'_, '_, M>)], b
     let mut reading = Vec::with_capacity(members.len());
     for (_, member) in members.iter_mut() {
         let Some(mut count) = member.generation.due() else { continue };
+        if let Some(given) = member.generation.take_given() {
+            member.choose(&to_host(given, 1, model.vocab())?)?;
+            continue;
+        }
         if member.generation.picks().is_empty() {
             count = count.min(budget);
             budget -= count;
@@ -97,13 +121,9 @@ fn step<M: CausalModel>(model: &M, members: &mut [(usize, Member<'_, '_, M>)], b
 }
 
 impl<'m, 't, M: CausalModel> Member<'m, 't, M> {
-    fn new(model: &'m M, tokenizer: &'t Tokenizer, request: &Request) -> Result<Self, Error> {
-        let mut generation = Generation::new(model, &request.prompt, &request.options, &request.stop_tokens)?;
-        if let Some(flag) = &request.cancel {
-            generation = generation.with_cancel(Arc::clone(flag));
-        }
-        let decoder = TextDecoder::new(tokenizer.stream(), &request.options.stop);
-        Ok(Self { generation, decoder, text: String::new(), since: Instant::now() })
+    fn new(tokenizer: &'t Tokenizer, generation: Generation<'m, M>) -> Self {
+        let decoder = TextDecoder::new(tokenizer.stream(), &generation.options().stop);
+        Self { generation, decoder, text: String::new(), since: Instant::now() }
     }
 
     /// Picks from the logits that follow, and adds the text of what was picked.

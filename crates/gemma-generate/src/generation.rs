@@ -427,6 +427,11 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         self.sequence
     }
 
+    /// The logits that came with the sequence, once.
+    pub(crate) fn take_given(&mut self) -> Option<Tensor<2>> {
+        self.given.take()
+    }
+
     pub(crate) fn sequence_mut(&mut self) -> &mut Sequence<M::Memory> {
         &mut self.sequence
     }

@@ -49,7 +49,7 @@ mod softmax;
 mod stop_text;
 mod text;
 
-pub use batch::{Request, generate_batch};
+pub use batch::{Request, finish_batch, generate_batch};
 pub use error::Error;
 pub use generation::{FinishReason, Generation, Timings};
 pub use lookup::Lookup;

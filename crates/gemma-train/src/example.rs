@@ -20,12 +20,18 @@ impl Example {
     }
 
     /// What the model reads: every token but the last.
-    pub(crate) fn inputs(&self) -> &[TokenId] {
+    pub fn inputs(&self) -> &[TokenId] {
         &self.tokens[..self.tokens.len().saturating_sub(1)]
     }
 
     /// What it should say after each of them.
-    pub(crate) fn targets(&self) -> impl Iterator<Item = Option<TokenId>> {
+    pub fn targets(&self) -> impl Iterator<Item = Option<TokenId>> {
         self.tokens.iter().zip(&self.learn).skip(1).map(|(token, learn)| learn.then_some(*token))
+    }
+}
+
+impl AsRef<Example> for Example {
+    fn as_ref(&self) -> &Example {
+        self
     }
 }

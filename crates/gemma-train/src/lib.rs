@@ -12,4 +12,4 @@ mod train;
 pub use error::Error;
 pub use example::Example;
 pub use loss::cross_entropy;
-pub use train::{Step, TrainOptions, train};
+pub use train::{Step, TrainOptions, text_loss, train, train_with};

@@ -4,6 +4,7 @@ use crate::{Error, Example, cross_entropy};
 use burn::grad_clipping::GradientClippingConfig;
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
+use burn::tensor::Tensor;
 use gemma_generate::CausalModel;
 use gemma_nn::Segment;
 use std::time::Instant;
@@ -79,9 +80,24 @@ pub struct Step {
 /// # Errors
 /// When an option is outside its range or a batch has nothing to learn; the model is lost then.
 pub fn train<M: CausalModel + Module + Sync>(
+    model: M,
+    options: &TrainOptions,
+    batch: impl FnMut(usize) -> Vec<Example>,
+    report: impl FnMut(&Step),
+) -> Result<M, Error> {
+    train_with(model, options, batch, text_loss, report)
+}
+
+/// [`train`] on examples that carry more than text, such as a picture in front of it: `loss` is the mean loss, in nats
+/// per token to be learned, of a few examples, `[1]`. It is called on several threads at once.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_with<M: Module + Sync, E: AsRef<Example> + Sync>(
     mut model: M,
     options: &TrainOptions,
-    mut batch: impl FnMut(usize) -> Vec<Example>,
+    mut batch: impl FnMut(usize) -> Vec<E>,
+    loss: impl Fn(&M, &[E]) -> Tensor<1> + Sync,
     mut report: impl FnMut(&Step),
 ) -> Result<M, Error> {
     options.check()?;
@@ -94,12 +110,12 @@ pub fn train<M: CausalModel + Module + Sync>(
     for step in 0..options.steps {
         let begin = Instant::now();
         let examples = batch(step);
-        let learned = |examples: &[Example]| examples.iter().flat_map(Example::targets).flatten().count();
+        let learned = |examples: &[E]| examples.iter().flat_map(|example| example.as_ref().targets()).flatten().count();
         let total = learned(&examples);
         if total == 0 {
             return Err(Error::EmptyBatch { step });
         }
-        let parts: Vec<&[Example]> =
+        let parts: Vec<&[E]> =
             examples.chunks(examples.len().div_ceil(options.parts)).filter(|part| learned(part) > 0).collect();
         // each part gets leaves of its own: two backward passes cannot run at the same time in one graph
         let copies: Vec<M> = parts.iter().map(|_| model.valid().train()).collect();
@@ -107,26 +123,35 @@ pub fn train<M: CausalModel + Module + Sync>(
             let threads: Vec<_> = parts
                 .iter()
                 .zip(&copies)
-                .map(|(part, copy)| scope.spawn(move || gradients(copy, part, learned(part) as f32 / total as f32)))
+                .map(|(part, copy)| {
+                    let (loss, weight) = (&loss, learned(part) as f32 / total as f32);
+                    scope.spawn(move || gradients(copy, loss(copy, part).mul_scalar(weight)))
+                })
                 .collect();
             threads.into_iter().map(|thread| thread.join().expect("a part of the batch was computed")).collect()
         });
         let mut accumulator = GradientsAccumulator::new();
-        let mut loss = 0.0;
+        let mut sum = 0.0;
         for (part_loss, gradients) in results {
-            loss += part_loss;
+            sum += part_loss;
             accumulator.accumulate(&model, gradients);
         }
         let learning_rate = options.learning_rate_at(step);
         model = optimizer.step(learning_rate, model, accumulator.grads());
-        let tokens = examples.iter().map(|example| example.inputs().len()).sum();
-        report(&Step { step, loss, learning_rate, tokens, seconds: begin.elapsed().as_secs_f64() });
+        let tokens = examples.iter().map(|example| example.as_ref().inputs().len()).sum();
+        report(&Step { step, loss: sum, learning_rate, tokens, seconds: begin.elapsed().as_secs_f64() });
     }
     Ok(model)
 }
 
-/// The weighted loss of a few examples and its gradient.
-fn gradients<M: CausalModel + Module>(model: &M, examples: &[Example], weight: f32) -> (f32, GradientsParams) {
+/// The value of a loss and its gradient.
+fn gradients<M: Module>(model: &M, loss: Tensor<1>) -> (f32, GradientsParams) {
+    let gradients = GradientsParams::from_grads(loss.backward(), model);
+    (loss.into_scalar::<f32>(), gradients)
+}
+
+/// The mean loss of a few texts, in nats per token to be learned, `[1]`.
+pub fn text_loss<M: CausalModel>(model: &M, examples: &[Example]) -> Tensor<1> {
     let tokens: Vec<_> = examples.iter().flat_map(|example| example.inputs().iter().copied()).collect();
     let segments: Vec<_> = examples
         .iter()
@@ -134,7 +159,5 @@ fn gradients<M: CausalModel + Module>(model: &M, examples: &[Example], weight: f
         .filter(|segment| segment.len > 0)
         .collect();
     let targets: Vec<_> = examples.iter().flat_map(Example::targets).collect();
-    let loss = cross_entropy(model.score(&tokens, &segments), &targets).mul_scalar(weight);
-    let gradients = GradientsParams::from_grads(loss.backward(), model);
-    (loss.into_scalar::<f32>(), gradients)
+    cross_entropy(model.score(&tokens, &segments), &targets)
 }

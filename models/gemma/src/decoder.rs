@@ -81,7 +81,7 @@ impl Decoder {
     }
 
     /// Memory for a sequence that is read once, in one piece: it keeps nothing.
-    fn no_memory(&self) -> Memory {
+    pub fn no_memory(&self) -> Memory {
         Memory { layers: self.layers.iter().map(|_| KvCache::new(Retention::Nothing)).collect() }
     }
 }

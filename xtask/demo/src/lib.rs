@@ -5,6 +5,7 @@
 //!
 //! - [`corpus`] writes stories and conversations from a seed, and keeps a tenth of all questions for the test;
 //! - [`bpe`] learns word pieces from them, [`tokenizer_files`] stores these as Gemma's tokenizers are stored;
+//! - [`scenes`] draws pictures of shapes and says what is in them, for PaliGemma;
 //! - [`random`] is the source of all chance, so that the same seed gives the same model.
 //!
 //! ```
@@ -20,9 +21,11 @@
 pub mod bpe;
 pub mod corpus;
 pub mod random;
+pub mod scenes;
 pub mod tokenizer_files;
 pub mod train_codegemma;
 pub mod train_gemma;
+pub mod train_paligemma;
 pub mod train_recurrentgemma;
 pub mod training;
 

@@ -6,7 +6,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use gemma_demo::corpus::code::held_out_functions;
 use gemma_demo::corpus::holes::{CodeDocument, Hole, training_code};
-use gemma_demo::{Document, held_out_questions, train_codegemma, train_gemma, train_recurrentgemma, training_text};
+use gemma_demo::{
+    Document, held_out_questions, train_codegemma, train_gemma, train_paligemma, train_recurrentgemma, training_text,
+};
 use gemma_tokenizer::Role;
 
 /// Makes the embedded demo models.
@@ -64,6 +66,24 @@ enum Job {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Trains the PaliGemma demo model, and draws its pictures.
+    Paligemma {
+        /// The folder to write; it is made if it does not exist.
+        #[arg(long)]
+        out: PathBuf,
+        /// Optimizer steps of each round; the default is what the committed model was trained with.
+        #[arg(long)]
+        steps: Option<usize>,
+        /// A folder that a training has written: go on from there instead of from random weights.
+        #[arg(long)]
+        begun: Option<PathBuf>,
+        /// The first round to run, counted from 0.
+        #[arg(long, default_value_t = 0)]
+        first: usize,
+        /// What the scenes and the first weights follow from.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
     /// Prints training documents, held-out questions and held-out functions.
     Corpus {
         /// How many of each.
@@ -78,6 +98,9 @@ enum Job {
 fn main() -> Result<()> {
     match Arguments::parse().job {
         Job::Gemma { out, steps, begun, seed } => train_gemma::make(&out, begun.as_deref(), steps, seed),
+        Job::Paligemma { out, steps, begun, first, seed } => {
+            train_paligemma::make(&out, begun.as_deref(), first, steps, seed)
+        }
         Job::Codegemma { out, steps, begun, seed } => train_codegemma::make(&out, begun.as_deref(), steps, seed),
         Job::Recurrentgemma { out, steps, begun, seed } => {
             train_recurrentgemma::make(&out, begun.as_deref(), steps, seed)

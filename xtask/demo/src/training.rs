@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::module::Module;
+use burn::tensor::Tensor;
 use gemma_backend::{Backend, Device};
 use gemma_generate::CausalModel;
 use gemma_tokenizer::{Family, Tokenizer};
-use gemma_train::{Example, TrainOptions, train};
+use gemma_train::{Example, TrainOptions, text_loss, train_with};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bpe::Vocabulary;
@@ -49,7 +50,20 @@ impl Round {
     ///
     /// # Errors
     /// When a batch has nothing to learn.
-    pub fn run<M: CausalModel + Module + Sync>(&self, model: M, mut batch: impl FnMut() -> Vec<Example>) -> Result<M> {
+    pub fn run<M: CausalModel + Module + Sync>(&self, model: M, batch: impl FnMut() -> Vec<Example>) -> Result<M> {
+        self.run_with(model, batch, text_loss)
+    }
+
+    /// [`Round::run`] on examples that carry more than text, with the loss that they have.
+    ///
+    /// # Errors
+    /// As [`Round::run`].
+    pub fn run_with<M: Module + Sync, E: AsRef<Example> + Sync>(
+        &self,
+        model: M,
+        mut batch: impl FnMut() -> Vec<E>,
+        loss: impl Fn(&M, &[E]) -> Tensor<1> + Sync,
+    ) -> Result<M> {
         let Self { name, steps, learning_rate } = *self;
         let options = TrainOptions { steps, parts: 2, learning_rate, ..TrainOptions::default() };
         let pattern = "{prefix} {bar:30} step {pos}/{len}  {msg}  {elapsed} (left: {eta})";
@@ -57,10 +71,11 @@ impl Round {
         let bar = ProgressBar::new(steps as u64).with_style(style).with_prefix(name);
         let begin = Instant::now();
         let (mut average, mut tokens) = (f32::NAN, 0);
-        let model = train(
+        let model = train_with(
             model,
             &options,
             |_| batch(),
+            loss,
             |step| {
                 average = if average.is_nan() { step.loss } else { 0.98 * average + 0.02 * step.loss };
                 tokens += step.tokens;

@@ -2,17 +2,19 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use burn::tensor::Tensor;
 use gemma_generate::{CausalModel, GenerateOptions, Segment};
 use gemma_model::Network;
 use gemma_tokenizer::TokenId;
+use paligemma::{Pixels, Prompt, VisionLanguageModel};
 use serde::Serialize;
 
 use crate::{
     args,
     commands::Ending,
     machine, output,
-    session::{self, Opened, with_network},
+    session::{self, Kind, Opened, with_network},
 };
 
 /// The middle of some measurements, and the smallest and largest.
@@ -47,6 +49,10 @@ struct Report {
     load_seconds: Option<f64>,
     load_seconds_min: Option<f64>,
     load_seconds_max: Option<f64>,
+    /// Of one picture; null for models without an encoder.
+    encode_seconds: Option<f64>,
+    encode_seconds_min: Option<f64>,
+    encode_seconds_max: Option<f64>,
     prefill_tokens_per_second: Option<f64>,
     prefill_tokens_per_second_min: Option<f64>,
     prefill_tokens_per_second_max: Option<f64>,
@@ -71,6 +77,7 @@ struct Lengths {
 #[derive(Default)]
 struct Measured {
     load: Vec<f64>,
+    encode: Vec<f64>,
     prefill: Vec<f64>,
     decode: Vec<f64>,
     /// Buffers of the sequence that was read last.
@@ -80,17 +87,31 @@ struct Measured {
 pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
     if let Some(shape) = &args.shape {
         let (shape, kind) = session::shape(shape)?;
-        return with_network!(kind, N => measure(args, || session::random::<N>(shape, &args.compute)));
+        return match kind {
+            Kind::PaliGemma => measure(args, || session::random(shape, &args.compute), with_picture, one_picture_round),
+            kind => {
+                with_network!(kind, N => measure(args, || session::random::<N>(shape, &args.compute), |_| USUAL_PROMPT, one_round))
+            }
+        };
     }
     let find = || session::locate(args.model.as_deref(), args.offline, &args.compute);
-    with_network!(find()?.kind()?, N => measure(args, || find()?.open_network::<N>()))
+    match find()?.kind()? {
+        Kind::PaliGemma => measure(args, || find()?.open_network(), with_picture, one_picture_round),
+        kind => with_network!(kind, N => measure(args, || find()?.open_network::<N>(), |_| USUAL_PROMPT, one_round)),
+    }
 }
 
-/// Measures the network that `open` opens, opening it anew for each round.
-fn measure<N: Network>(args: &args::Bench, open: impl Fn() -> Result<Opened<N>>) -> Result<Ending> {
+/// Measures the network that `open` opens, opening it anew for each round; `usual` is the length of a prompt that was
+/// not asked for.
+fn measure<N: Network>(
+    args: &args::Bench,
+    open: impl Fn() -> Result<Opened<N>>,
+    usual: impl Fn(&N) -> usize,
+    one_round: impl Fn(&N, Lengths, &mut Measured) -> Result<()>,
+) -> Result<Ending> {
     let mut measured = Measured::default();
     let mut opened = open()?;
-    let lengths = lengths(args, &opened.model)?;
+    let lengths = lengths(args, &opened.model, usual(&opened.model))?;
     for round in 0..args.repeat.get() {
         // Random weights take longer to make than to load, and making them twice tells nothing.
         if round > 0 && args.shape.is_none() {
@@ -98,7 +119,7 @@ fn measure<N: Network>(args: &args::Bench, open: impl Fn() -> Result<Opened<N>>)
             opened = open()?;
         }
         measured.load.push(opened.seconds);
-        one_round(&opened.model, lengths, &mut measured);
+        one_round(&opened.model, lengths, &mut measured)?;
     }
     let report = report(args, &opened.model, gemma_backend::describe(&opened.model.device()), lengths, measured);
     if args.json {
@@ -110,9 +131,9 @@ fn measure<N: Network>(args: &args::Bench, open: impl Fn() -> Result<Opened<N>>)
 }
 
 /// The lengths asked for, if they fit; a prompt that was not asked for takes what room there is.
-fn lengths(args: &args::Bench, decoder: &impl CausalModel) -> Result<Lengths> {
+fn lengths(args: &args::Bench, decoder: &impl CausalModel, usual: usize) -> Result<Lengths> {
     let limit = decoder.context_length().unwrap_or(usize::MAX);
-    let prompt = args.prompt.unwrap_or_else(|| 512.min(limit.saturating_sub(args.depth)));
+    let prompt = args.prompt.unwrap_or_else(|| usual.min(limit.saturating_sub(args.depth)));
     let lengths = Lengths { prompt, decode: args.decode, depth: args.depth };
     let longest = args.depth.saturating_add(prompt.max(args.decode.saturating_add(1)));
     if longest > limit {
@@ -122,7 +143,7 @@ fn lengths(args: &args::Bench, decoder: &impl CausalModel) -> Result<Lengths> {
 }
 
 /// Reads a prompt and writes some tokens, both after `depth` tokens, and both once untimed before.
-fn one_round<N: Network>(decoder: &N, lengths: Lengths, measured: &mut Measured) {
+fn one_round<N: Network>(decoder: &N, lengths: Lengths, measured: &mut Measured) -> Result<()> {
     let after_depth = || {
         let mut memory = decoder.new_memory();
         read(decoder, &mut memory, 0, lengths.depth);
@@ -146,6 +167,58 @@ fn one_round<N: Network>(decoder: &N, lengths: Lengths, measured: &mut Measured)
         measured.decode.push(lengths.decode as f64 / start.elapsed().as_secs_f64());
         measured.sequence_bytes = N::memory_bytes(&memory);
     }
+    Ok(())
+}
+
+/// Tokens of a prompt, where none were asked for.
+const USUAL_PROMPT: usize = 512;
+
+/// Tokens of a usual prompt about one picture.
+fn with_picture(model: &VisionLanguageModel) -> usize {
+    Network::config(model).image_tokens() + PICTURE_TEXT
+}
+
+/// Text of a prompt about a picture, in tokens: `<bos>`, a few words, a line break.
+const PICTURE_TEXT: usize = 8;
+
+/// Encodes a picture, reads it with a short text as one prompt, and writes some tokens; each once untimed before.
+fn one_picture_round(model: &VisionLanguageModel, lengths: Lengths, measured: &mut Measured) -> Result<()> {
+    let config = Network::config(model);
+    let (side, image) = (config.vision.image_size, config.image_tokens());
+    let values = (0..3 * side * side).map(|i| (i % 255) as f32 / 127.0 - 1.0).collect();
+    let pixels = Pixels::new(values, side).context("as many values as pixels")?;
+    let wait = |features: &Tensor<2>| session::values(features.clone().narrow(0, 0, 1));
+    wait(&model.encode(&[&pixels])[0]);
+    let start = Instant::now();
+    let features = model.encode(&[&pixels]);
+    wait(&features[0]);
+    measured.encode.push(start.elapsed().as_secs_f64());
+    let length = lengths.prompt;
+    if length <= image || lengths.depth > 0 {
+        bail!("a prompt about a picture begins with its {image} tokens; give a longer --prompt and no --depth");
+    }
+    let text = (image..length).map(|place| token(place, config.image_token as usize));
+    let tokens: Vec<TokenId> = std::iter::repeat_n(config.image_token, image).chain(text).collect();
+    let prefill = || {
+        let mut memory = model.new_memory();
+        let prompt = Prompt { tokens: &tokens, features: &features };
+        session::values(model.prefill(&[prompt], &mut [&mut memory]));
+        memory
+    };
+    prefill();
+    let start = Instant::now();
+    let mut memory = prefill();
+    measured.prefill.push(length as f64 / start.elapsed().as_secs_f64());
+    measured.sequence_bytes = memory.bytes_len();
+    if lengths.decode > 0 {
+        read(model, &mut memory, length, 1);
+        let start = Instant::now();
+        for place in 1..=lengths.decode {
+            read(model, &mut memory, length + place, 1);
+        }
+        measured.decode.push(lengths.decode as f64 / start.elapsed().as_secs_f64());
+    }
+    Ok(())
 }
 
 /// Reads tokens as a generation does, in its chunks, and waits for the logits.
@@ -165,7 +238,8 @@ fn token(place: usize, vocab: usize) -> TokenId {
 
 fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: Lengths, measured: Measured) -> Report {
     let sequence_bytes = measured.sequence_bytes as u64;
-    let [load, prefill, decode] = [measured.load, measured.prefill, measured.decode].map(Spread::of);
+    let [load, encode, prefill, decode] =
+        [measured.load, measured.encode, measured.prefill, measured.decode].map(Spread::of);
     let model = match (&args.shape, &args.model) {
         (Some(shape), _) => format!("{shape} with random weights"),
         (None, Some(model)) => model.clone(),
@@ -183,6 +257,9 @@ fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: 
         load_seconds: load.map(|spread| spread.median),
         load_seconds_min: load.map(|spread| spread.min),
         load_seconds_max: load.map(|spread| spread.max),
+        encode_seconds: encode.map(|spread| spread.median),
+        encode_seconds_min: encode.map(|spread| spread.min),
+        encode_seconds_max: encode.map(|spread| spread.max),
         prefill_tokens_per_second: prefill.map(|spread| spread.median),
         prefill_tokens_per_second_min: prefill.map(|spread| spread.min),
         prefill_tokens_per_second_max: prefill.map(|spread| spread.max),
@@ -207,6 +284,8 @@ fn told(report: &Report) -> String {
         }
     };
     row("load", [report.load_seconds, report.load_seconds_min, report.load_seconds_max], "s".to_owned());
+    let encode = [report.encode_seconds, report.encode_seconds_min, report.encode_seconds_max];
+    row("look", encode, "s (one picture)".to_owned());
     row(
         "read",
         [report.prefill_tokens_per_second, report.prefill_tokens_per_second_min, report.prefill_tokens_per_second_max],

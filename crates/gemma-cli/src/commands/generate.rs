@@ -1,10 +1,13 @@
 //! `gemma generate`: continue a text.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, bail};
 use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings, TokenId};
 use gemma_model::{Model, Network, load_state, save_state};
-use gemma_tokenizer::{EncodeOptions, Turn};
+use gemma_tokenizer::{EncodeOptions, Tokenizer, Turn};
 use indicatif::ProgressBar;
+use paligemma::{PaliGemma, Picture};
 use serde::Serialize;
 
 use crate::{
@@ -13,7 +16,7 @@ use crate::{
     interrupt,
     new_file::NewFile,
     output, progress,
-    session::{self, Opened, with_network},
+    session::{self, Kind, Opened, with_network},
     text,
     tokens_file::TokenRows,
 };
@@ -50,8 +53,45 @@ pub(crate) fn run(args: &args::Generate) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
     let given = given(&args.source, args.load_state.is_some())?;
-    let found = session::find(&args.model)?;
-    with_network!(found.kind()?, N => write(args, &options, given, found.open::<N>()?))
+    // a picture that cannot be read should be known before a model is loaded
+    let pictures = args.image.iter().map(|file| Picture::open(file)).collect::<Result<Vec<_>, _>>()?;
+    let found = if pictures.is_empty() { session::find(&args.model)? } else { session::found_pictures(&args.model)? };
+    match found.kind()? {
+        Kind::PaliGemma => write_about(args, &options, given, &pictures, found.open_pictures()?),
+        _ if !pictures.is_empty() => bail!("--image needs a model that looks at pictures; this one reads text only"),
+        kind => with_network!(kind, N => write(args, &options, given, found.open::<N>()?)),
+    }
+}
+
+/// Continues a prompt of PaliGemma, with the pictures that it is about.
+fn write_about(
+    args: &args::Generate,
+    options: &GenerateOptions,
+    given: Given,
+    pictures: &[Picture],
+    opened: Opened<PaliGemma>,
+) -> Result<Ending> {
+    let (model, watch) = (&opened.model, interrupt::watch());
+    if args.load_state.is_some() || args.save_state.is_some() {
+        bail!("--load-state and --save-state are for models that read text only");
+    }
+    if args.chat {
+        bail!("--chat needs a model that was trained to talk; give PaliGemma a task instead, such as \"caption en\"");
+    }
+    let prompt = match given {
+        Given::Tokens(tokens) => tokens,
+        Given::Text(text) => model.prompt_tokens(pictures.len(), &text)?,
+    };
+    let begin = Instant::now();
+    let views = if pictures.is_empty() { Vec::new() } else { model.look_at(&pictures.iter().collect::<Vec<_>>()) };
+    let features: Vec<_> = views.iter().map(|view| view.features().clone()).collect();
+    let generation = model.begin(&prompt, &features, options)?.with_cancel(watch.flag());
+    let prompt_seconds = begin.elapsed().as_secs_f64();
+    let bar = progress::tokens("reading", prompt.len());
+    let (mut ended, text, _) = finish(generation, model.tokenizer().map_err(Into::into), options, &bar, args.json)?;
+    ended.timings.prompt_tokens = prompt.len();
+    ended.timings.prompt_seconds += prompt_seconds;
+    tell(args, ended, text, prompt.len(), opened.seconds)
 }
 
 fn write<N: Network>(
@@ -75,19 +115,43 @@ fn write<N: Network>(
     let generation = Generation::follow(model.network(), sequence, &prompt, options, model.stop_tokens())?
         .with_cancel(watch.flag())
         .with_progress(move |done, _| shown.set_position(done as u64));
-    let (ended, text, sequence) = match model.tokenizer() {
-        Ok(tokenizer) => with_text(TextStream::new(generation, tokenizer.stream()), &bar, args.json)?,
-        // A checkpoint without a tokenizer can be asked for numbers; words and stop texts need one.
-        Err(_) if args.json && options.stop.is_empty() => without_text(generation)?,
-        Err(error) => return Err(error.into()),
-    };
-    bar.finish_and_clear();
+    let tokenizer = model.tokenizer().map_err(Into::into);
+    let (ended, text, sequence) = finish(generation, tokenizer, options, &bar, args.json)?;
     if let Some(path) = &args.save_state {
         save_state(model.network(), &sequence, path)?;
     }
+    tell(args, ended, text, prompt.len(), opened.seconds)
+}
+
+/// Runs a generation to its end, as text where there is a tokenizer.
+fn finish<M: CausalModel>(
+    generation: Generation<'_, M>,
+    tokenizer: Result<&Tokenizer>,
+    options: &GenerateOptions,
+    bar: &ProgressBar,
+    quiet: bool,
+) -> Result<Written<M>> {
+    let ended = match tokenizer {
+        Ok(tokenizer) => with_text(TextStream::new(generation, tokenizer.stream()), bar, quiet)?,
+        // A checkpoint without a tokenizer can be asked for numbers; words and stop texts need one.
+        Err(_) if quiet && options.stop.is_empty() => without_text(generation)?,
+        Err(error) => return Err(error),
+    };
+    bar.finish_and_clear();
+    Ok(ended)
+}
+
+/// Prints what is left to say.
+fn tell(
+    args: &args::Generate,
+    ended: Ended,
+    text: Option<String>,
+    prompt_tokens: usize,
+    load_seconds: f64,
+) -> Result<Ending> {
     let Ended { tokens, finish_reason, seed, timings } = ended;
     if args.json {
-        let (prompt_tokens, timings) = (prompt.len(), seconds(opened.seconds, timings));
+        let timings = seconds(load_seconds, timings);
         output::json(&Report { tokens, text, finish_reason, prompt_tokens, seed, timings })?;
     } else {
         output::line("")?;

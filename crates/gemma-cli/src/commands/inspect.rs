@@ -8,6 +8,7 @@ use gemma_weights::{
     Checkpoint, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
 };
+use paligemma::{PaliGemmaConfig, SiglipConfig, VisionLanguageModel};
 use recurrentgemma::{Griffin, GriffinConfig, Temporal};
 use serde::{Serialize, Serializer};
 
@@ -38,6 +39,8 @@ struct Report {
     windowed_layers: usize,
     /// Null: a text of any length.
     context: Option<usize>,
+    /// The picture encoder, if there is one.
+    picture: Option<PictureRow>,
     dtype: String,
     parameters: u64,
     stored_bytes: u64,
@@ -50,6 +53,31 @@ struct Report {
     missing: Vec<String>,
     unexpected: Vec<String>,
     misshapen: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct PictureRow {
+    side: usize,
+    patch: usize,
+    tokens: usize,
+    width: usize,
+    layers: usize,
+    heads: usize,
+    hidden: usize,
+}
+
+impl PictureRow {
+    fn of(vision: &SiglipConfig) -> Self {
+        Self {
+            side: vision.image_size,
+            patch: vision.patch,
+            tokens: vision.patches(),
+            width: vision.width,
+            layers: vision.layers,
+            heads: vision.heads,
+            hidden: vision.hidden,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -131,17 +159,26 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         bail!("{model} holds no config.json; take it from the model's repository");
     };
     let device = gemma_backend::default_device()?;
-    let (facts, expected) = match Kind::of(&config_file)? {
+    let mut picture = None;
+    let (facts, expected, ignored): (_, _, fn(&str) -> bool) = match Kind::of(&config_file)? {
         Kind::Gemma => {
             let config = DecoderConfig::from_json(&config_file)?;
-            (Facts::of_gemma(&config).context("config.json describes no layer")?, Decoder::tensors(&config, &device))
+            let facts = Facts::of_gemma(&config, None).context("config.json describes no layer")?;
+            (facts, Decoder::tensors(&config, &device), Decoder::is_ignored)
         }
         Kind::RecurrentGemma => {
             let config = GriffinConfig::from_json(&config_file)?;
-            (Facts::of_recurrentgemma(&config), Griffin::tensors(&config, &device))
+            (Facts::of_recurrentgemma(&config), Griffin::tensors(&config, &device), Griffin::is_ignored)
+        }
+        Kind::PaliGemma => {
+            let config = PaliGemmaConfig::from_json(&config_file)?;
+            picture = Some(PictureRow::of(&config.vision));
+            let facts = Facts::of_gemma(&config.text, Some(&config.vision));
+            let expected = VisionLanguageModel::tensors_in(checkpoint, &config, &device);
+            (facts.context("config.json describes no layer")?, expected, VisionLanguageModel::is_ignored)
         }
     };
-    let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &Decoder::is_ignored) {
+    let (missing, unexpected, misshapen) = match checkpoint.check(&expected, &ignored) {
         Err(gemma_weights::Error::Tensors { missing, unexpected, misshapen }) => (missing, unexpected, misshapen),
         other => other.map(|()| Default::default())?,
     };
@@ -163,6 +200,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         window,
         windowed_layers,
         context,
+        picture,
         dtype: checkpoint.dtype().to_string(),
         parameters: expected.iter().map(values).sum(),
         stored_bytes: checkpoint.bytes_len(),
@@ -191,12 +229,17 @@ struct Facts {
 }
 
 impl Facts {
-    fn of_gemma(config: &DecoderConfig) -> Option<Self> {
+    fn of_gemma(config: &DecoderConfig, vision: Option<&SiglipConfig>) -> Option<Self> {
         let windows = || config.layers.iter().filter_map(|layer| layer.attention.span);
         let first = config.layers.first()?;
         Some(Self {
-            family: if first.norms == Norms::Before { "Gemma 1" } else { "Gemma 2" },
-            shape: SHAPES.iter().find(|shape| is_shape(config, shape)).map(|shape| shape.name),
+            family: match (first.norms, vision.is_some()) {
+                (Norms::Before, false) => "Gemma 1",
+                (Norms::BeforeAndAfter, false) => "Gemma 2",
+                (Norms::Before, true) => "PaliGemma",
+                (Norms::BeforeAndAfter, true) => "PaliGemma 2",
+            },
+            shape: SHAPES.iter().find(|shape| is_shape(config, vision, shape)).map(|shape| shape.name),
             vocab: config.vocab,
             width: config.width,
             layers: config.layers.len(),
@@ -237,9 +280,10 @@ impl Facts {
 }
 
 /// Whether a released shape has these numbers.
-fn is_shape(config: &DecoderConfig, shape: &Shape) -> bool {
+fn is_shape(config: &DecoderConfig, vision: Option<&SiglipConfig>, shape: &Shape) -> bool {
     let same = |other: DecoderConfig| DecoderConfig { eos: config.eos.clone(), ..other } == *config;
-    shape.vision.is_none() && DecoderConfig::from_shape(shape).is_some_and(same)
+    let encoder = shape.vision.as_ref().map(SiglipConfig::from_shape);
+    encoder.as_ref() == vision && DecoderConfig::from_shape(shape).is_some_and(same)
 }
 
 fn values(tensor: &TensorSpec) -> u64 {
@@ -295,6 +339,10 @@ fn told(report: &Report) -> String {
     let window = report.window.map(|span| format!("; {} layers see {span}", report.windowed_layers));
     let context = report.context.map_or("any number of".to_owned(), |context| context.to_string());
     row("context", format!("{context} tokens{}", window.unwrap_or_default()));
+    if let Some(PictureRow { side, patch, tokens, width, layers, .. }) = &report.picture {
+        row("pictures", format!("{side} x {side} pixels, {tokens} tokens of {patch} x {patch}"));
+        row("encoder", format!("{layers} layers of width {width}"));
+    }
     for file in &report.files {
         row("file", format!("{}, {}", file.name, output::bytes(file.bytes)));
     }
@@ -319,12 +367,13 @@ mod tests {
 
     #[test]
     fn released_shapes_are_recognised() {
-        for shape in SHAPES.iter().filter(|shape| shape.vision.is_none()) {
+        for shape in &SHAPES {
             let Some(config) = DecoderConfig::from_shape(shape) else { continue };
+            let vision = shape.vision.as_ref().map(SiglipConfig::from_shape);
             let other = DecoderConfig { eos: vec![1, 107], ..config };
-            let found = SHAPES.iter().find(|shape| is_shape(&other, shape));
+            let found = SHAPES.iter().find(|shape| is_shape(&other, vision.as_ref(), shape));
             assert_eq!(found.map(|shape| shape.name), Some(shape.name));
-            assert!(!is_shape(&DecoderConfig { width: 8, ..other }, shape));
+            assert!(!is_shape(&DecoderConfig { width: 8, ..other }, vision.as_ref(), shape));
         }
     }
 

@@ -1,17 +1,20 @@
 //! `gemma logits`: the numbers themselves, for comparing and for tools.
 
-use anyhow::Result;
-use gemma_generate::{Segment, TokenId};
+use anyhow::{Result, bail};
+use burn::tensor::Tensor;
+use gemma_generate::{CausalModel, Segment, TokenId};
 use gemma_model::Network;
+use indicatif::ProgressBar;
+use paligemma::{Picture, Prompt, VisionLanguageModel};
 
 use crate::{
     args,
     commands::Ending,
-    interrupt,
+    interrupt::{self, Watch},
     logits_file::LogitsFile,
     new_file::NewFile,
     progress,
-    session::{self, with_network},
+    session::{self, Kind, with_network},
     tokens_file::TokenRows,
 };
 
@@ -21,8 +24,106 @@ const HEAD_ROWS: usize = 64;
 pub(crate) fn run(args: &args::Logits) -> Result<Ending> {
     let ids = TokenRows::read(&args.tokens_file)?;
     let file = NewFile::open(&args.out)?;
-    let found = session::find(&args.model)?;
-    with_network!(found.kind()?, N => read(args, &ids, file, &found.open_network::<N>()?.model))
+    let pictures = args.image.iter().map(|file| Picture::open(file)).collect::<Result<Vec<_>, _>>()?;
+    let found = if pictures.is_empty() { session::find(&args.model)? } else { session::found_pictures(&args.model)? };
+    match found.kind()? {
+        Kind::PaliGemma => read_about(args, &ids, file, &pictures, &found.open_network()?.model),
+        _ if !pictures.is_empty() => bail!("--image needs a model that looks at pictures; this one reads text only"),
+        kind => with_network!(kind, N => read(args, &ids, file, &found.open_network::<N>()?.model)),
+    }
+}
+
+/// Reads rows of PaliGemma: the prompt of each, with its pictures, in one piece, then its answer.
+fn read_about(
+    args: &args::Logits,
+    ids: &TokenRows,
+    file: NewFile,
+    pictures: &[Picture],
+    model: &VisionLanguageModel,
+) -> Result<Ending> {
+    let config = Network::config(model);
+    let (image, each) = (config.image_token, config.image_tokens());
+    let wanted = |row: &[TokenId]| row.iter().filter(|token| **token == image).count() / each;
+    let total: usize = ids.rows().iter().map(|row| wanted(row)).sum();
+    if total != pictures.len() {
+        bail!("the rows have image tokens for {total} picture(s) and {} were given; give {each} each", pictures.len());
+    }
+    let pixels: Vec<_> = pictures.iter().map(|picture| picture.pixels(config.vision.image_size)).collect();
+    let mut pixels = pixels.iter();
+    let lengths: Vec<usize> = ids.rows().iter().map(Vec::len).collect();
+    let (mut rows, mut features) = (Vec::new(), Vec::new());
+    for row in ids.rows() {
+        let own: Vec<_> = pixels.by_ref().take(wanted(row)).collect();
+        model.check_prompt(row, own.len())?;
+        let Some(prefix) = row.len().checked_sub(args.suffix).filter(|prefix| *prefix > 0) else {
+            bail!("--suffix {} leaves nothing of a row of {} tokens; give less", args.suffix, row.len());
+        };
+        model.check_prompt(&row[..prefix], own.len())?;
+        rows.push(row.split_at(prefix));
+        features.push(model.encode(&own));
+    }
+    let batch = matches!(ids, TokenRows::Batch(_));
+    let mut file = LogitsFile::begin(file, &lengths, batch, model.vocab())?;
+    let bar = progress::tokens("reading", lengths.iter().sum());
+    let watch = interrupt::watch();
+    let mut memories: Vec<_> = rows.iter().map(|_| model.new_memory()).collect();
+    let prompts: Vec<Prompt<'_>> =
+        rows.iter().zip(&features).map(|((tokens, _), features)| Prompt { tokens, features }).collect();
+    let hidden = model.read_prompts(&prompts, &mut memories.iter_mut().collect::<Vec<_>>());
+    let mut places: Vec<Place> = Vec::new();
+    for (row, (tokens, _)) in rows.iter().enumerate() {
+        places.push(Place { row, start: 0, len: tokens.len() });
+    }
+    if !put(model, hidden, &places, &mut file, &bar, &watch)? {
+        return Ok(Ending::Interrupted);
+    }
+    let chunk = args.chunk.map_or(usize::MAX, |chunk| chunk.get());
+    for (row, ((prompt, answer), memory)) in rows.iter().zip(&mut memories).enumerate() {
+        let mut start = prompt.len();
+        for part in answer.chunks(chunk) {
+            let segment = Segment { start, len: part.len(), prefix_len: prompt.len() };
+            let hidden = model.read_hidden(part, &[segment], &mut [memory]);
+            if !put(model, hidden, &[Place { row, start, len: part.len() }], &mut file, &bar, &watch)? {
+                return Ok(Ending::Interrupted);
+            }
+            start += part.len();
+        }
+    }
+    bar.finish_and_clear();
+    file.finish()?;
+    Ok(Ending::Done)
+}
+
+/// Which tokens of which row a stretch of hidden rows belongs to.
+struct Place {
+    row: usize,
+    start: usize,
+    len: usize,
+}
+
+/// Writes the logits that follow rows of the network, a few at a time; `false` when Ctrl-C came in between.
+fn put<N: Network>(
+    network: &N,
+    hidden: Tensor<2>,
+    places: &[Place],
+    file: &mut LogitsFile,
+    bar: &ProgressBar,
+    watch: &Watch,
+) -> Result<bool> {
+    let mut first = 0;
+    for place in places {
+        for begin in (0..place.len).step_by(HEAD_ROWS) {
+            if watch.pressed() {
+                return Ok(false);
+            }
+            let count = HEAD_ROWS.min(place.len - begin);
+            let logits = network.logits(hidden.clone().narrow(0, first + begin, count));
+            file.put(place.row, place.start + begin, &session::values(logits))?;
+            bar.inc(count as u64);
+        }
+        first += place.len;
+    }
+    Ok(true)
 }
 
 fn read<N: Network>(args: &args::Logits, ids: &TokenRows, file: NewFile, decoder: &N) -> Result<Ending> {
@@ -43,29 +144,19 @@ fn write<N: Network>(decoder: &N, rows: &[Vec<TokenId>], chunk: usize, mut file:
     let watch = interrupt::watch();
     let mut memories: Vec<_> = rows.iter().map(|_| decoder.new_memory()).collect();
     for start in (0..longest).step_by(chunk) {
-        let (mut tokens, mut segments, mut unread, mut lent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut tokens, mut segments, mut places, mut lent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for ((index, row), memory) in rows.iter().enumerate().zip(&mut memories) {
             let end = row.len().min(start.saturating_add(chunk));
             if start < end {
                 tokens.extend_from_slice(&row[start..end]);
                 segments.push(Segment::causal(start, end - start));
-                unread.push(index);
+                places.push(Place { row: index, start, len: end - start });
                 lent.push(memory);
             }
         }
         let hidden = decoder.read_hidden(&tokens, &segments, &mut lent);
-        let mut first = 0;
-        for (&row, segment) in unread.iter().zip(&segments) {
-            for begin in (0..segment.len).step_by(HEAD_ROWS) {
-                if watch.pressed() {
-                    return Ok(Ending::Interrupted);
-                }
-                let count = HEAD_ROWS.min(segment.len - begin);
-                let logits = decoder.logits(hidden.clone().narrow(0, first + begin, count));
-                file.put(row, start + begin, &session::values(logits))?;
-                bar.inc(count as u64);
-            }
-            first += segment.len;
+        if !put(decoder, hidden, &places, &mut file, &bar, &watch)? {
+            return Ok(Ending::Interrupted);
         }
     }
     bar.finish_and_clear();

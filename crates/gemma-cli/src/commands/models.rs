@@ -163,9 +163,9 @@ fn table(releases: &[&Release], available: Option<u64>) -> output::Table {
     table
 }
 
-/// Whether this version runs a release: the text models, and CodeGemma, which is the same network.
+/// Whether this version runs a release.
 pub(super) fn runs(release: &Release) -> bool {
-    gemma::DecoderConfig::from_shape(release.shape()).is_some() && release.shape().vision.is_none()
+    session::Kind::of_shape(release.shape()).is_some()
 }
 
 /// The most exact precision that fits, `no`, or `?`; `-` for what this version does not run.
@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(fits(small, Some(1_000_000)), "no");
         assert_eq!(fits(small, None), "?");
         assert_eq!(fits(release("google/recurrentgemma-2b"), Some(u64::MAX)), "-");
-        assert_eq!(fits(release("google/paligemma-3b-pt-224"), Some(u64::MAX)), "-");
+        assert_eq!(fits(release("google/paligemma-3b-pt-224"), Some(u64::MAX)), "bf16");
         assert_eq!(fits(release("google/codegemma-2b"), Some(u64::MAX)), "bf16");
     }
 

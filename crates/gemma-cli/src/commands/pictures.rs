@@ -1,0 +1,330 @@
+//! `gemma caption`, `ask`, `detect` and `segment`: questions about many pictures.
+//!
+//! The four verbs differ in their prompts only. What is known of a picture is a [`Record`]: printed as text or JSON,
+//! and, with `--out-dir`, a line of a file that grows as the answers come, so that a run that was cut off goes on.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use gemma_generate::{FinishReason, GenerateOptions, TextStream};
+use paligemma::{BoundingBox, Detection, MaskDecoder, PaliGemma, Picture, Segmentation, View, coco, draw, loc, prompt};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    args::pictures as args,
+    commands::Ending,
+    interrupt::{self, Watch},
+    new_file::NewFile,
+    output, picture_files, progress, session,
+};
+
+/// What was said of a picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Record {
+    file: String,
+    width: usize,
+    height: usize,
+    answers: Vec<Answer>,
+}
+
+/// One prompt and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Answer {
+    prompt: String,
+    /// What the model said, as it said it.
+    text: String,
+    /// What it says there is, where that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    objects: Option<Vec<coco::Object>>,
+}
+
+/// What a verb asks, and what becomes of the answers.
+struct Task<'a> {
+    verb: &'static str,
+    prompts: Vec<String>,
+    /// Whether answers are looked through for boxes, and for masks.
+    finds: Finds,
+    pictures: &'a args::Pictures,
+    objects: Option<&'a args::Objects>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Finds {
+    Words,
+    Boxes,
+    Masks,
+}
+
+pub(crate) fn caption(args: &args::Caption) -> Result<Ending> {
+    let prompts = vec![prompt::caption(&args.lang)];
+    run(&Task { verb: "caption", prompts, finds: Finds::Words, pictures: &args.pictures, objects: None }, None)
+}
+
+pub(crate) fn ask(args: &args::Ask) -> Result<Ending> {
+    let mut prompts: Vec<String> = args.question.iter().map(|question| prompt::answer(&args.lang, question)).collect();
+    prompts.extend(args.prompt.iter().cloned());
+    prompts.extend(args.ocr.then(prompt::ocr));
+    run(&Task { verb: "ask", prompts, finds: Finds::Words, pictures: &args.pictures, objects: None }, None)
+}
+
+pub(crate) fn detect(args: &args::Detect) -> Result<Ending> {
+    let prompts = vec![prompt::detect(&args.things)];
+    let objects = Some(&args.objects);
+    run(&Task { verb: "detect", prompts, finds: Finds::Boxes, pictures: &args.pictures, objects }, None)
+}
+
+pub(crate) fn segment(args: &args::Segment) -> Result<Ending> {
+    let prompts = args.things.iter().map(|thing| prompt::segment(thing)).collect();
+    let objects = Some(&args.objects);
+    let task = Task { verb: "segment", prompts, finds: Finds::Masks, pictures: &args.pictures, objects };
+    run(&task, args.mask_decoder.as_deref())
+}
+
+fn run(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<Ending> {
+    let files = picture_files::find(&task.pictures.pictures)?;
+    let options = GenerateOptions::greedy(task.pictures.max_tokens);
+    options.check()?;
+    let mut store = task.pictures.out_dir.as_deref().map(|folder| Store::open(folder, task)).transpose()?;
+    let left = files.iter().filter(|file| store.as_ref().is_none_or(|store| store.get(file).is_none())).count();
+    if left < files.len() {
+        output::remark(format!("[{} of {} pictures were done before]", files.len() - left, files.len()));
+    }
+    // a run that has nothing left to do need not load a model
+    let mut model = if left > 0 { Some(open(task, mask_decoder)?) } else { None };
+    let (watch, bar) = (interrupt::watch(), progress::pictures(left));
+    let (mut records, mut faults) = (Vec::new(), Vec::new());
+    for file in &files {
+        if let Some(record) = store.as_ref().and_then(|store| store.get(file)) {
+            records.push(record.clone());
+            continue;
+        }
+        let Some(model) = &mut model else { continue };
+        if watch.pressed() {
+            break;
+        }
+        match look(model, task, file, &options, &watch) {
+            Ok(Some(record)) => {
+                if let Some(store) = &mut store {
+                    store.add(&record)?;
+                }
+                bar.suspend(|| shown(&record, task))?;
+                records.push(record);
+            }
+            Ok(None) => break,
+            // a picture that cannot be used does not stop the others; a model that cannot answer would fail on all
+            Err(error) if files.len() == 1 => return Err(error),
+            Err(error) => {
+                bar.suspend(|| eprintln!("error: {}", output::one_line(&error)));
+                faults.push(file.display().to_string());
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let interrupted = watch.pressed();
+    if !interrupted {
+        finish(&records, task)?;
+    }
+    match faults.as_slice() {
+        _ if interrupted => Ok(Ending::Interrupted),
+        [] => Ok(Ending::Done),
+        [one] => bail!("1 of {} pictures was left out: {one}", files.len()),
+        [first, .., last] => {
+            bail!("{} of {} pictures were left out, from {first} to {last}", faults.len(), files.len())
+        }
+    }
+}
+
+/// Opens the model, and the decoder of masks where one is needed.
+fn open(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<PaliGemma> {
+    let model = session::open_pictures(&task.pictures.model)?.model;
+    let model = match mask_decoder {
+        Some(file) => {
+            let device = paligemma::Network::device(model.network());
+            model.with_mask_decoder(MaskDecoder::open(file, &device)?)
+        }
+        None => model,
+    };
+    if task.finds == Finds::Masks {
+        model.mask_decoder()?;
+    }
+    Ok(model)
+}
+
+/// Asks everything about one picture; `None` when Ctrl-C came in between.
+fn look(
+    model: &PaliGemma,
+    task: &Task<'_>,
+    file: &Path,
+    options: &GenerateOptions,
+    watch: &Watch,
+) -> Result<Option<Record>> {
+    let picture = Picture::open(file)?;
+    let view = model.look(&picture);
+    let (width, height) = (picture.width(), picture.height());
+    let mut record = Record { file: file.display().to_string(), width, height, answers: Vec::new() };
+    let mut drawn: Vec<(String, BoundingBox, Option<paligemma::Mask>)> = Vec::new();
+    for prompt in &task.prompts {
+        let Some(mut answer) = answer(model, &view, prompt, options, watch)? else { return Ok(None) };
+        if task.finds != Finds::Words {
+            let objects = std::mem::take(&mut answer.1);
+            let found = if task.finds == Finds::Boxes {
+                let found = Detection::of(&objects, width, height);
+                drawn.extend(found.iter().map(|found| (found.label.clone(), found.bounds, None)));
+                found.iter().map(coco::Object::from).collect()
+            } else {
+                let found = model.segmentations(&objects, width, height)?;
+                let json = |found: &Segmentation| coco::Object::with_mask(found, width, height);
+                let json = found.iter().map(json).collect();
+                drawn.extend(found.into_iter().map(|found| (found.label, found.bounds, Some(found.mask))));
+                json
+            };
+            answer.0.objects = Some(found);
+        }
+        record.answers.push(answer.0);
+    }
+    if let (Some(folder), true) = (&task.pictures.out_dir, task.objects.is_some_and(|objects| objects.draw)) {
+        let objects = drawn.iter().map(|(label, bounds, mask)| (label.as_str(), bounds, mask.as_ref()));
+        let mut to = NewFile::open(&drawn_name(folder, file, task.verb))?;
+        draw(&picture, objects).write_png(to.as_file_mut()).context("cannot write a drawn picture")?;
+        to.finish()?;
+    }
+    Ok(Some(record))
+}
+
+/// Where the drawn copy of a picture goes. Pictures of one name in different folders keep apart by these.
+fn drawn_name(folder: &Path, file: &Path, verb: &str) -> PathBuf {
+    let plain = |part: std::path::Component<'_>| match part {
+        std::path::Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
+        _ => None,
+    };
+    let parts: Vec<String> = file.with_extension("").components().filter_map(plain).collect();
+    folder.join(format!("{}.{verb}.png", parts.join("_")))
+}
+
+/// One prompt about a picture; `None` when Ctrl-C came in between.
+fn answer(
+    model: &PaliGemma,
+    view: &View<'_>,
+    prompt: &str,
+    options: &GenerateOptions,
+    watch: &Watch,
+) -> Result<Option<(Answer, Vec<loc::Object>)>> {
+    let stream: TextStream<'_, '_, _> = model.stream(&[view], prompt, options)?;
+    let made = stream.with_cancel(watch.flag()).finish()?;
+    if made.finish_reason == FinishReason::Cancelled {
+        return Ok(None);
+    }
+    let items = loc::items_of_tokens(model.tokenizer()?, &made.tokens, &made.log_probs);
+    Ok(Some((Answer { prompt: prompt.to_owned(), text: made.text, objects: None }, loc::objects(&items))))
+}
+
+/// Prints a record as soon as it is there, unless the whole is printed at the end.
+fn shown(record: &Record, task: &Task<'_>) -> Result<()> {
+    if task.pictures.jsonl {
+        return output::json(record);
+    }
+    if task.pictures.json || task.objects.is_some_and(|objects| objects.coco) {
+        return Ok(());
+    }
+    for answer in &record.answers {
+        match &answer.objects {
+            None if task.prompts.len() == 1 => output::line(format_args!("{}: {}", record.file, answer.text))?,
+            None => output::line(format_args!("{}: {}: {}", record.file, answer.prompt, answer.text))?,
+            Some(objects) if objects.is_empty() => output::line(format_args!("{}: nothing found", record.file))?,
+            Some(objects) => {
+                for object in objects {
+                    let [x, y, width, height] = object.bbox;
+                    let score = object.score.map(|score| format!("  {:.0} %", 100.0 * score)).unwrap_or_default();
+                    let (right, lower) = (x + width, y + height);
+                    let label = &object.label;
+                    output::line(format_args!("{}: {label}  {x:.0} {y:.0} {right:.0} {lower:.0}{score}", record.file))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is printed or written when all pictures are done.
+fn finish(records: &[Record], task: &Task<'_>) -> Result<()> {
+    if task.pictures.json {
+        return output::json(&records);
+    }
+    if !task.objects.is_some_and(|objects| objects.coco) {
+        return Ok(());
+    }
+    let gathered: Vec<(&Record, Vec<coco::Object>)> = records
+        .iter()
+        .map(|record| {
+            (record, record.answers.iter().flat_map(|answer| answer.objects.clone().unwrap_or_default()).collect())
+        })
+        .collect();
+    let set = coco::dataset(
+        gathered
+            .iter()
+            .map(|(record, objects)| (record.file.as_str(), record.width, record.height, objects.as_slice())),
+    );
+    let Some(folder) = &task.pictures.out_dir else { return output::json(&set) };
+    let mut file = NewFile::open(&folder.join(format!("{}.coco.json", task.verb)))?;
+    let written = serde_json::to_writer(file.as_file_mut(), &set);
+    written.with_context(|| format!("cannot write {}", file.path().display()))?;
+    file.finish()
+}
+
+/// The file of records in an output folder: a line for each picture that is done.
+struct Store {
+    path: PathBuf,
+    file: File,
+    /// Records of the same prompts, by file.
+    known: BTreeMap<String, Record>,
+}
+
+impl Store {
+    /// Opens the file, made if it is not there, and reads what it holds. A line without an end, which a run that was
+    /// killed has left, is cut off.
+    fn open(folder: &Path, task: &Task<'_>) -> Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        let path = folder.join(format!("{}.jsonl", task.verb));
+        let unusable = || format!("cannot use {}", path.display());
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.read(true).write(true).create(true).truncate(false).open(&path).with_context(unusable)?;
+        let (mut known, mut end, mut line) = (BTreeMap::new(), 0, Vec::new());
+        let mut reader = BufReader::new(&file);
+        loop {
+            line.clear();
+            let count = reader.read_until(b'\n', &mut line).with_context(unusable)?;
+            if count == 0 || !line.ends_with(b"\n") {
+                break;
+            }
+            end += count as u64;
+            let record: Record = serde_json::from_slice(&line).with_context(|| {
+                format!("{}: a line is no record of this program; use another --out-dir", path.display())
+            })?;
+            // records of other questions stay in the file and do not count
+            if record.answers.iter().map(|answer| &answer.prompt).eq(&task.prompts) {
+                known.insert(record.file.clone(), record);
+            }
+        }
+        file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).with_context(unusable)?;
+        Ok(Self { path, file, known })
+    }
+
+    fn get(&self, file: &Path) -> Option<&Record> {
+        self.known.get(&file.display().to_string())
+    }
+
+    /// Appends a record and waits until it is on the disk.
+    fn add(&mut self, record: &Record) -> Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        written.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}

@@ -1,0 +1,142 @@
+//! Which pictures are meant: files, folders, and patterns with `*` and `?`.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+/// Endings of the files that are taken from a folder.
+const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
+/// The files that are meant, each once, in the order of the arguments; those of a folder or a pattern by name.
+///
+/// # Errors
+/// A folder or pattern without a picture.
+pub(crate) fn find(names: &[String]) -> Result<Vec<PathBuf>> {
+    let (mut found, mut known) = (Vec::new(), BTreeSet::new());
+    for name in names {
+        let path = Path::new(name);
+        let files = if path.is_dir() {
+            let pictures = listed(path)?.into_iter().filter(|file| is_picture(file)).collect();
+            some(pictures, name, "the folder holds no PNG, JPEG or WebP file")?
+        } else if !path.exists() && name.contains(['*', '?']) {
+            some(matching(path)?, name, "no file matches the pattern")?
+        } else {
+            // whether it is there is found when its turn comes: one bad file does not stop the others
+            vec![path.to_owned()]
+        };
+        found.extend(files.into_iter().filter(|file| known.insert(file.clone())));
+    }
+    Ok(found)
+}
+
+fn some(files: Vec<PathBuf>, name: &str, otherwise: &str) -> Result<Vec<PathBuf>> {
+    if files.is_empty() { bail!("{name}: {otherwise}") } else { Ok(files) }
+}
+
+fn is_picture(file: &Path) -> bool {
+    let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
+    file.is_file() && ENDINGS.contains(&ending.as_str())
+}
+
+/// What a folder holds, by name.
+fn listed(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    Ok(files)
+}
+
+/// The files whose path matches, part by part; hidden files only where the pattern says so.
+fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = vec![PathBuf::new()];
+    for part in pattern {
+        let part = part.to_string_lossy();
+        if !part.contains(['*', '?']) {
+            found.iter_mut().for_each(|path| path.push(&*part));
+            continue;
+        }
+        let mut deeper = Vec::new();
+        for folder in found {
+            let place = if folder.as_os_str().is_empty() { Path::new(".") } else { &folder };
+            if !place.is_dir() {
+                continue;
+            }
+            for entry in listed(place)? {
+                let Some(name) = entry.file_name().map(|name| name.to_string_lossy().into_owned()) else { continue };
+                if name.starts_with('.') == part.starts_with('.') && matches(&part, &name) {
+                    deeper.push(folder.join(name));
+                }
+            }
+        }
+        found = deeper;
+    }
+    found.retain(|path| path.is_file());
+    Ok(found)
+}
+
+/// Whether a name matches a pattern: `*` stands for any letters, `?` for one.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    // where to go on when letters after the last star do not fit: the star takes one letter more
+    let (mut p, mut n, mut star) = (0, 0, None);
+    while n < name.len() {
+        if p < pattern.len() && pattern[p] == '*' {
+            star = Some((p, n));
+            p += 1;
+        } else if p < pattern.len() && (pattern[p] == '?' || pattern[p] == name[n]) {
+            (p, n) = (p + 1, n + 1);
+        } else if let Some((at, taken)) = star {
+            star = Some((at, taken + 1));
+            (p, n) = (at + 1, taken + 1);
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|letter| *letter == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stars_and_question_marks() {
+        for (pattern, name) in
+            [("*", ""), ("*.png", "a.png"), ("a?c", "abc"), ("*a*b", "xaxxab"), ("a**b", "ab"), ("é?", "éä")]
+        {
+            assert!(matches(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [("?", ""), ("*.png", "a.jpg"), ("a?c", "ac"), ("*a*b", "xaxxba"), ("", "a")] {
+            assert!(!matches(pattern, name), "{pattern} {name}");
+        }
+        // a pattern of many stars takes no longer than name times pattern
+        assert!(!matches(&"*a".repeat(200), &"a".repeat(199)));
+    }
+
+    #[test]
+    fn folders_and_patterns_give_their_pictures_once_and_in_order() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("sub")).expect("made");
+        for name in ["b.png", "a.JPG", "c.webp", "notes.txt", ".hidden.png", "sub/d.png"] {
+            fs::write(at(name), "").expect("written");
+        }
+        let name = |name: &str| at(name).display().to_string();
+        let find =
+            |names: &[String]| find(names).map(|files| files.iter().map(|file| file.display().to_string()).collect());
+        let in_folder: Vec<String> = find(&[name("")]).expect("pictures");
+        assert_eq!(in_folder.len(), 4, "{in_folder:?}");
+        let found: Vec<String> = find(&[name("c.webp"), name("*.png"), name("b.png")]).expect("pictures");
+        assert_eq!(found, [name("c.webp"), name("b.png")]);
+        assert_eq!(find(&[name("s*/?.png")]).expect("pictures"), [name("sub/d.png")]);
+        fs::create_dir(at("empty")).expect("made");
+        for (wrong, said) in [("*.gif", "no file matches"), ("empty", "holds no PNG")] {
+            let error = find(&[name(wrong)]).expect_err(wrong).to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Finds shapes and draws boxes around them:
+//! `cargo run --release -p paligemma --example detect -- [OUT.png]`
+
+use std::fs::File;
+
+use anyhow::Result;
+use paligemma::{Detection, default_device, demo, demo_pictures, draw};
+
+/// Finds the shapes of a picture, writes a drawn copy to `out`, and returns what was found.
+///
+/// # Errors
+/// When the model or a file fails.
+pub fn run(out: Option<&str>) -> Result<Vec<Detection>> {
+    let model = demo(&default_device()?)?;
+    let (name, picture) = demo_pictures()?.remove(2);
+    let found = model.look(&picture).detect(&["shape"])?;
+    println!("{name}: {}", found.text);
+    for Detection { label, bounds, score } in found.iter() {
+        println!("{label} at {bounds:?}, probability {:.2}", score.unwrap_or_default());
+    }
+    let drawn = draw(&picture, found.iter().map(|found| (found.label.as_str(), &found.bounds, None)));
+    if let Some(out) = out {
+        drawn.write_png(File::create(out)?)?;
+    }
+    Ok(found.items)
+}
+
+fn main() -> Result<()> {
+    run(std::env::args().nth(1).as_deref()).map(drop)
+}

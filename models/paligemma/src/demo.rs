@@ -1,0 +1,71 @@
+//! The model and the pictures that come with the library.
+
+use gemma_backend::Device;
+use gemma_model::LoadOptions;
+use gemma_tokenizer::{Family, Tokenizer};
+use gemma_weights::Checkpoint;
+
+use crate::{Error, PaliGemma, Picture};
+
+const TOKENIZER: &[u8] = include_bytes!("../demo/tokenizer.json");
+
+/// The files of the demo model's folder; `cargo xtask demo paligemma` makes them.
+const FILES: [(&str, &[u8]); 6] = [
+    ("config.json", include_bytes!("../demo/config.json")),
+    ("generation_config.json", include_bytes!("../demo/generation_config.json")),
+    ("model.safetensors", include_bytes!("../demo/model.safetensors")),
+    ("special_tokens_map.json", include_bytes!("../demo/special_tokens_map.json")),
+    ("tokenizer.json", TOKENIZER),
+    ("tokenizer_config.json", include_bytes!("../demo/tokenizer_config.json")),
+];
+
+/// Pictures that the demo model has not learned from.
+const PICTURES: [(&str, &[u8]); 3] = [
+    ("shapes1.png", include_bytes!("../demo/pictures/shapes1.png")),
+    ("shapes2.png", include_bytes!("../demo/pictures/shapes2.png")),
+    ("shapes3.png", include_bytes!("../demo/pictures/shapes3.png")),
+];
+
+/// Opens the demo model: a tiny network of the PaliGemma architecture that this repository trained on pictures it drew.
+/// It describes circles, squares, triangles and crosses of six colours, counts them, and says where they are; it needs
+/// no file and no network.
+///
+/// # Errors
+/// Only when the device fails.
+pub fn demo(device: &Device) -> Result<PaliGemma, Error> {
+    PaliGemma::demo_with(&LoadOptions::default(), device)
+}
+
+/// The files of the demo model, opened like a folder.
+///
+/// # Errors
+/// Never, for the files that are built in.
+pub fn demo_checkpoint() -> Result<Checkpoint, gemma_model::Error> {
+    Ok(Checkpoint::from_static(&FILES)?)
+}
+
+/// The tokenizer of the demo model.
+///
+/// # Errors
+/// Never, for the file that is built in.
+pub fn demo_tokenizer() -> Result<Tokenizer, gemma_model::Error> {
+    Ok(Tokenizer::from_json(TOKENIZER, Family::PaliGemma)?)
+}
+
+/// A few pictures for the demo model, with their names.
+///
+/// # Errors
+/// Never, for the files that are built in.
+pub fn demo_pictures() -> Result<Vec<(&'static str, Picture)>, Error> {
+    PICTURES.iter().map(|(name, bytes)| Ok((*name, Picture::decode(bytes, name)?))).collect()
+}
+
+impl PaliGemma {
+    /// [`demo`] with options.
+    ///
+    /// # Errors
+    /// As [`demo`].
+    pub fn demo_with(options: &LoadOptions, device: &Device) -> Result<Self, Error> {
+        Self::from_checkpoint(&demo_checkpoint()?, options, device)
+    }
+}

@@ -1,0 +1,158 @@
+//! Boxes, labels and masks, drawn onto a picture.
+
+use crate::font::{HEIGHT, WIDTH, inked};
+use crate::{BoundingBox, Mask, Picture};
+
+/// Colours in turn; labels of one text share one.
+const COLOURS: [[u8; 3]; 8] = [
+    [230, 60, 50],
+    [40, 120, 220],
+    [30, 160, 70],
+    [240, 150, 20],
+    [150, 60, 190],
+    [0, 160, 170],
+    [220, 70, 150],
+    [120, 100, 40],
+];
+
+/// Draws objects onto a copy of a picture: for each a box with its label and, where there is one, its mask as a veil
+/// of colour. Objects with the same label have the same colour. What lies outside the picture is left out.
+pub fn draw<'a>(
+    picture: &Picture,
+    objects: impl IntoIterator<Item = (&'a str, &'a BoundingBox, Option<&'a Mask>)>,
+) -> Picture {
+    let mut canvas = Canvas { picture: picture.clone() };
+    let line = (picture.width().min(picture.height()) / 200).max(1);
+    let objects: Vec<_> = objects.into_iter().collect();
+    let mut labels: Vec<&str> = Vec::new();
+    for (label, ..) in &objects {
+        if !labels.contains(label) {
+            labels.push(label);
+        }
+    }
+    let colour = |label: &str| COLOURS[labels.iter().position(|known| *known == label).unwrap_or(0) % COLOURS.len()];
+    for (label, _, mask) in &objects {
+        if let Some(mask) = mask {
+            canvas.veil(mask, colour(label));
+        }
+    }
+    for (label, bounds, _) in &objects {
+        canvas.frame(bounds, line, colour(label));
+    }
+    // labels last, so that no box crosses one out
+    for (label, bounds, _) in &objects {
+        canvas.label(label, bounds, line, colour(label));
+    }
+    canvas.picture
+}
+
+struct Canvas {
+    picture: Picture,
+}
+
+impl Canvas {
+    fn pixel(&mut self, x: usize, y: usize) -> Option<&mut [u8]> {
+        let (width, height) = (self.picture.width(), self.picture.height());
+        (x < width && y < height).then(|| &mut self.picture.rgb_mut()[(y * width + x) * 3..][..3])
+    }
+
+    fn fill(&mut self, [x_min, y_min, x_max, y_max]: [usize; 4], colour: [u8; 3]) {
+        let (width, height) = (self.picture.width(), self.picture.height());
+        for y in y_min..y_max.min(height) {
+            for x in x_min..x_max.min(width) {
+                if let Some(pixel) = self.pixel(x, y) {
+                    pixel.copy_from_slice(&colour);
+                }
+            }
+        }
+    }
+
+    /// Half the colour, half what was there.
+    fn veil(&mut self, mask: &Mask, colour: [u8; 3]) {
+        for y in 0..mask.height {
+            for x in 0..mask.width {
+                if mask.inside[y * mask.width + x]
+                    && let Some(pixel) = self.pixel(mask.x + x, mask.y + y)
+                {
+                    pixel.iter_mut().zip(colour).for_each(|(old, new)| *old = old.midpoint(new));
+                }
+            }
+        }
+    }
+
+    /// The outline of a box, `line` pixels thick, inside the box.
+    fn frame(&mut self, bounds: &BoundingBox, line: usize, colour: [u8; 3]) {
+        let [x_min, y_min, x_max, y_max] = bounds.whole_pixels();
+        let (right, lower) = (x_max.saturating_sub(line).max(x_min), y_max.saturating_sub(line).max(y_min));
+        self.fill([x_min, y_min, x_max, y_min + line], colour);
+        self.fill([x_min, lower, x_max, y_max], colour);
+        self.fill([x_min, y_min, x_min + line, y_max], colour);
+        self.fill([right, y_min, x_max, y_max], colour);
+    }
+
+    /// A label on a ground of the box's colour: above the box, or inside where there is no room above.
+    fn label(&mut self, text: &str, bounds: &BoundingBox, line: usize, colour: [u8; 3]) {
+        if text.is_empty() {
+            return;
+        }
+        let step = (WIDTH + 1) * line;
+        let (width, height) = (text.chars().count() * step + line, (HEIGHT + 2) * line);
+        let [x, y, ..] = bounds.whole_pixels();
+        let left = x.min(self.picture.width().saturating_sub(width));
+        let top = y.checked_sub(height).unwrap_or(y);
+        self.fill([left, top, left + width, top + height], colour);
+        for (place, letter) in text.chars().enumerate() {
+            for row in 0..HEIGHT {
+                for column in (0..WIDTH).filter(|column| inked(letter, *column, row)) {
+                    let (x, y) = (left + line + place * step + column * line, top + (row + 1) * line);
+                    self.fill([x, y, x + line, y + line], [255; 3]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> Picture {
+        Picture::from_rgb(vec![200; 40 * 30 * 3], 40, 30).unwrap()
+    }
+
+    fn at(picture: &Picture, x: usize, y: usize) -> &[u8] {
+        &picture.rgb()[(y * picture.width() + x) * 3..][..3]
+    }
+
+    #[test]
+    fn a_frame_lies_on_the_edges_of_its_box() {
+        let bounds = BoundingBox { x_min: 5.0, y_min: 12.0, x_max: 35.0, y_max: 25.0 };
+        let drawn = draw(&plain(), [("", &bounds, None)]);
+        for (x, y) in [(5, 12), (34, 12), (5, 24), (34, 24), (20, 12), (5, 20)] {
+            assert_eq!(at(&drawn, x, y), COLOURS[0], "{x} {y}");
+        }
+        for (x, y) in [(4, 12), (35, 12), (20, 11), (20, 25), (20, 18), (6, 13)] {
+            assert_eq!(at(&drawn, x, y), [200; 3], "{x} {y}");
+        }
+    }
+
+    #[test]
+    fn labels_of_one_text_share_a_colour_and_a_mask_is_a_veil() {
+        let bounds = BoundingBox { x_min: 0.0, y_min: 10.0, x_max: 10.0, y_max: 20.0 };
+        let mask = Mask { x: 4, y: 14, width: 2, height: 1, inside: vec![true, false] };
+        let drawn = draw(&plain(), [("b", &bounds, None), ("a", &bounds, Some(&mask)), ("b", &bounds, None)]);
+        assert_eq!(at(&drawn, 4, 14), [120, 160, 210]);
+        assert_eq!(at(&drawn, 5, 14), [200; 3]);
+        assert_eq!(at(&drawn, 0, 19), COLOURS[0]);
+        assert_eq!(at(&drawn, 0, 1), COLOURS[0], "the ground of the label above the box");
+    }
+
+    #[test]
+    fn what_is_outside_is_left_out() {
+        let far = BoundingBox { x_min: 1e9, y_min: -5.0, x_max: f32::MAX, y_max: f32::INFINITY };
+        let mask = Mask { x: 39, y: 29, width: 3, height: 3, inside: vec![true; 9] };
+        draw(&plain(), [("a long label that does not fit", &far, Some(&mask))]);
+        let dot = Picture::from_rgb(vec![0; 3], 1, 1).unwrap();
+        draw(&dot, [("x", &BoundingBox { x_min: 0.0, y_min: 0.0, x_max: 1.0, y_max: 1.0 }, None)]);
+    }
+}

@@ -1,0 +1,102 @@
+//! Everything that can go wrong because of what a user gave, in one enum.
+
+use std::path::PathBuf;
+
+/// Why a model could not be opened, a picture not be read, or a question not be answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model: its checkpoint, configuration, tokenizer or device, a prompt or an option.
+    #[error(transparent)]
+    Model(#[from] gemma_model::Error),
+    /// A file cannot be read or written.
+    #[error("{}: {cause}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// A file of a picture that is larger than any picture should be.
+    #[error("{}: {bytes} bytes are more than a picture may have ({limit}); make it smaller first", path.display())]
+    FileSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        bytes: u64,
+        /// The most that is read.
+        limit: u64,
+    },
+    /// Bytes that are no PNG, JPEG or WebP picture, or a damaged one.
+    #[error("{name}: not a picture that can be read ({reason}); give a whole PNG, JPEG or WebP file")]
+    Picture {
+        /// The file, or what stands for it.
+        name: String,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A picture with more pixels than are decoded, or none.
+    #[error(
+        "{name}: a picture of {width} x {height} pixels; at most {limit} pixels are decoded, make it smaller first"
+    )]
+    PictureSize {
+        /// The file, or what stands for it.
+        name: String,
+        /// Its width in pixels.
+        width: u64,
+        /// Its height in pixels.
+        height: u64,
+        /// The most pixels that are decoded.
+        limit: u64,
+    },
+    /// The vocabulary lacks a token that PaliGemma needs.
+    #[error("the tokenizer has no {piece}; use the tokenizer that belongs to the model")]
+    MissingToken {
+        /// The token.
+        piece: &'static str,
+    },
+    /// A prompt's `<image>` tokens do not match its pictures.
+    #[error(
+        "the prompt has {found} image tokens and its {pictures} picture(s) take {expected}; give {each} per picture"
+    )]
+    ImageTokens {
+        /// Image tokens in the prompt.
+        found: usize,
+        /// Image tokens that the pictures take.
+        expected: usize,
+        /// Pictures given.
+        pictures: usize,
+        /// Image tokens of one picture.
+        each: usize,
+    },
+    /// A file of mask decoder weights is not what it should be.
+    #[error("{}: {reason}; give vae-oid.npz or a safetensors file of the same tensors", path.display())]
+    MaskWeights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Masks were asked for without a mask decoder.
+    #[error(
+        "masks need the weights of the mask decoder; put vae-oid.npz into the model folder, or name it with --mask-decoder"
+    )]
+    NoMaskDecoder,
+}
+
+/// Errors of the layers below come in as the front door's.
+macro_rules! through_the_front_door {
+    ($($error:ty),+) => {$(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::Model(error.into())
+            }
+        }
+    )+};
+}
+through_the_front_door!(
+    gemma_weights::Error,
+    gemma_tokenizer::Error,
+    gemma_generate::Error,
+    gemma_backend::BackendError
+);

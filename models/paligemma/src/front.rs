@@ -1,0 +1,231 @@
+//! The front door: a tokenizer, a network, and what belongs to them.
+
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use gemma_backend::Device;
+use gemma_generate::{CausalModel, GenerateOptions, Generated, Generation, TextStream, TokenId, finish_batch};
+use gemma_model::{LoadOptions, Model, Network, OnLoad};
+use gemma_tokenizer::Tokenizer;
+use gemma_weights::{Checkpoint, Dtype, HubOptions};
+
+use crate::network::Prompt;
+use crate::{Error, MaskDecoder, Picture, View, VisionLanguageModel, prompt};
+
+/// The file of mask decoder weights that is looked for in a model folder.
+const MASK_DECODER: &str = "vae-oid.npz";
+
+/// A PaliGemma model, ready to look at pictures.
+#[derive(Debug)]
+pub struct PaliGemma {
+    model: Model<VisionLanguageModel>,
+    mask_decoder: Option<MaskDecoder>,
+}
+
+/// A question about some pictures, for [`PaliGemma::ask_batch`].
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The pictures, in order.
+    pub views: &'a [&'a View<'a>],
+    /// The prompt: a task, such as `caption en`.
+    pub prompt: &'a str,
+}
+
+impl PaliGemma {
+    /// Opens a model: a folder in Hugging Face format, or a hub id `org/name[@revision]`, which is downloaded on
+    /// first use.
+    ///
+    /// # Errors
+    /// When there is no such model, it cannot be fetched, or it is not a sound PaliGemma checkpoint.
+    pub fn load(model: &str, device: &Device) -> Result<Self, Error> {
+        Self::load_with(model, &LoadOptions::default(), device)
+    }
+
+    /// [`PaliGemma::load`] with options.
+    ///
+    /// # Errors
+    /// As [`PaliGemma::load`].
+    pub fn load_with(model: &str, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
+        let hub = HubOptions::from_env();
+        let hub = HubOptions { offline: hub.offline || options.offline, ..hub };
+        Self::load_folder(&gemma_weights::resolve(model, &hub)?, options, device)
+    }
+
+    /// Opens a model folder. A file `vae-oid.npz` in it becomes the mask decoder.
+    ///
+    /// # Errors
+    /// When it is not a sound PaliGemma checkpoint.
+    pub fn load_folder(folder: &Path, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
+        Self::from_checkpoint(&Checkpoint::open(folder)?, options, device)
+    }
+
+    /// Makes a model of an opened checkpoint. One without tokenizer files can still be used with token numbers.
+    ///
+    /// # Errors
+    /// As [`PaliGemma::load_folder`].
+    pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device) -> Result<Self, Error> {
+        Self::from_checkpoint_with(checkpoint, options, device, &mut |_, _| {})
+    }
+
+    /// [`PaliGemma::from_checkpoint`], reporting progress.
+    ///
+    /// # Errors
+    /// As [`PaliGemma::load_folder`].
+    pub fn from_checkpoint_with(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        device: &Device,
+        progress: OnLoad<'_>,
+    ) -> Result<Self, Error> {
+        let model = Model::from_checkpoint_with(checkpoint, options, device, progress)?;
+        let masks = checkpoint.path().map(|folder| folder.join(MASK_DECODER)).filter(|file| file.is_file());
+        let mask_decoder = masks.map(|file| MaskDecoder::open(&file, device)).transpose()?;
+        Ok(Self { model, mask_decoder })
+    }
+
+    /// A model of parts that are there already, such as one that was just trained.
+    pub fn from_parts(network: VisionLanguageModel, tokenizer: Tokenizer) -> Self {
+        Self { model: Model::from_parts(network, tokenizer), mask_decoder: None }
+    }
+
+    /// The same model with this decoder of masks.
+    pub fn with_mask_decoder(self, mask_decoder: MaskDecoder) -> Self {
+        Self { mask_decoder: Some(mask_decoder), ..self }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// When the checkpoint came without one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        Ok(self.model.tokenizer()?)
+    }
+
+    /// The network.
+    pub fn network(&self) -> &VisionLanguageModel {
+        self.model.network()
+    }
+
+    /// The tokens that end an answer.
+    pub fn stop_tokens(&self) -> &[TokenId] {
+        self.model.stop_tokens()
+    }
+
+    /// The decoder of masks.
+    ///
+    /// # Errors
+    /// When none was found or given.
+    pub fn mask_decoder(&self) -> Result<&MaskDecoder, Error> {
+        self.mask_decoder.as_ref().ok_or(Error::NoMaskDecoder)
+    }
+
+    /// Looks at a picture: encodes it once, for any number of questions.
+    pub fn look(&self, picture: &Picture) -> View<'_> {
+        self.look_at(&[picture]).remove(0)
+    }
+
+    /// Looks at several pictures in one call of the encoder.
+    pub fn look_at(&self, pictures: &[&Picture]) -> Vec<View<'_>> {
+        let side = self.network().config().vision.image_size;
+        let pixels: Vec<_> = pictures.iter().map(|picture| picture.pixels(side)).collect();
+        let features = self.network().encode(&pixels.iter().collect::<Vec<_>>());
+        let view = |(picture, features): (&&Picture, Tensor<2>)| View::new(self, picture, features);
+        pictures.iter().zip(features).map(view).collect()
+    }
+
+    /// The tokens of a prompt about `pictures` pictures.
+    ///
+    /// # Errors
+    /// When there is no tokenizer, or it lacks a token.
+    pub fn prompt_tokens(&self, pictures: usize, text: &str) -> Result<Vec<TokenId>, Error> {
+        let config = self.network().config();
+        prompt::tokens(self.tokenizer()?, config.image_token, pictures * config.image_tokens(), text)
+    }
+
+    /// Answers a prompt about some pictures, usually one.
+    ///
+    /// # Errors
+    /// When an option is outside its range or the prompt does not fit.
+    pub fn ask(&self, views: &[&View<'_>], prompt: &str, options: &GenerateOptions) -> Result<Generated, Error> {
+        Ok(self.stream(views, prompt, options)?.finish()?)
+    }
+
+    /// Answers a prompt about some pictures, piece by piece: an iterator of texts that are ready to be shown.
+    ///
+    /// # Errors
+    /// As [`PaliGemma::ask`].
+    pub fn stream(
+        &self,
+        views: &[&View<'_>],
+        prompt: &str,
+        options: &GenerateOptions,
+    ) -> Result<TextStream<'_, '_, VisionLanguageModel>, Error> {
+        let tokens = self.prompt_tokens(views.len(), prompt)?;
+        let generation = self.begin(&tokens, &features(views), options)?;
+        Ok(TextStream::new(generation, self.tokenizer()?.stream()))
+    }
+
+    /// Answers many prompts together: their prompts are read in one call, as segments of their own lengths, and each
+    /// further step is one call for all of them.
+    ///
+    /// # Errors
+    /// As [`PaliGemma::ask`].
+    pub fn ask_batch(&self, questions: &[Question<'_>], options: &GenerateOptions) -> Result<Vec<Generated>, Error> {
+        let mut prompts = Vec::with_capacity(questions.len());
+        for question in questions {
+            let tokens = self.prompt_tokens(question.views.len(), question.prompt)?;
+            self.check(&tokens, question.views.len(), options)?;
+            prompts.push((tokens, features(question.views)));
+        }
+        if prompts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let network = self.network();
+        let lent: Vec<Prompt<'_>> = prompts.iter().map(|(tokens, features)| Prompt { tokens, features }).collect();
+        let mut memories: Vec<_> = prompts.iter().map(|_| network.new_memory()).collect();
+        let logits = network.prefill(&lent, &mut memories.iter_mut().collect::<Vec<_>>());
+        let mut generations = Vec::with_capacity(prompts.len());
+        for (row, ((tokens, _), memory)) in prompts.iter().zip(memories).enumerate() {
+            let logits = logits.clone().narrow(0, row, 1);
+            let generation = Generation::resume(network, memory, tokens.len(), logits, options, self.stop_tokens())?;
+            generations.push(generation);
+        }
+        Ok(finish_batch(network, self.tokenizer()?, generations)?)
+    }
+
+    /// Reads a prompt that is already tokens, image tokens included, with the features that belong to them, and begins
+    /// an answer.
+    ///
+    /// # Errors
+    /// As [`PaliGemma::ask`], and when image tokens and features do not match.
+    pub fn begin(
+        &self,
+        tokens: &[TokenId],
+        features: &[Tensor<2>],
+        options: &GenerateOptions,
+    ) -> Result<Generation<'_, VisionLanguageModel>, Error> {
+        self.check(tokens, features.len(), options)?;
+        let network = self.network();
+        let mut memory = network.new_memory();
+        let logits = network.prefill(&[Prompt { tokens, features }], &mut [&mut memory]);
+        Ok(Generation::resume(network, memory, tokens.len(), logits, options, self.stop_tokens())?)
+    }
+
+    /// Writes the model as a folder that [`PaliGemma::load`] and HF transformers open, see [`Model::save`].
+    ///
+    /// # Errors
+    /// When the folder cannot be written, or the weights are held in a quantized format.
+    pub fn save(&self, folder: &Path, dtype: Dtype, replace: bool) -> Result<(), Error> {
+        Ok(self.model.save(folder, dtype, replace)?)
+    }
+
+    /// Finds what a user can get wrong before the network reads anything.
+    fn check(&self, tokens: &[TokenId], pictures: usize, options: &GenerateOptions) -> Result<(), Error> {
+        options.check()?;
+        self.network().check_prompt(tokens, pictures)
+    }
+}
+
+fn features(views: &[&View<'_>]) -> Vec<Tensor<2>> {
+    views.iter().map(|view| view.features().clone()).collect()
+}

@@ -1,0 +1,62 @@
+//! PaliGemma and PaliGemma 2: pictures in; text, boxes and masks out.
+//!
+//! ```
+//! use paligemma::{Error, default_device, demo, demo_pictures};
+//!
+//! # fn main() -> Result<(), Error> {
+//! // the demo model is part of the library; `PaliGemma::load("google/paligemma-3b-mix-224", &device)` opens a real one
+//! let model = demo(&default_device()?)?;
+//! let view = model.look(&demo_pictures()?[0].1); // encoded once, for any number of questions
+//! println!("{}", view.caption("en")?);
+//! for found in view.detect(&["circle"])?.iter() {
+//!     println!("{} at {:?}", found.label, found.bounds);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The way of a picture: [`Picture`] is what a file holds; [`Siglip`] makes a feature of each patch of it; a projection
+//! turns these into what Gemma's decoder reads in the places of `<image>` tokens ([`VisionLanguageModel`]);
+//! [`PaliGemma`] is the front door, and a [`View`] is a picture that was looked at, with the tasks that can be asked of
+//! it. What the model answers in location and segment tokens becomes boxes in [`loc`] and masks in [`seg`].
+//!
+//! # Features
+//!
+//! `ndarray` (default, CPU), `flex` (CPU), `wgpu` (GPU; `vulkan` and `metal` add their shader compilers), `hub`
+//! (default: download from the Hugging Face hub). Backends can be combined and are chosen at run time.
+
+pub mod coco;
+mod config;
+mod demo;
+mod draw;
+mod error;
+mod font;
+mod front;
+pub mod loc;
+mod names;
+mod network;
+mod npz;
+mod picture;
+pub mod prompt;
+mod resample;
+pub mod seg;
+mod siglip;
+mod view;
+
+pub use config::PaliGemmaConfig;
+pub use demo::{demo, demo_checkpoint, demo_pictures, demo_tokenizer};
+pub use draw::draw;
+pub use error::Error;
+pub use front::{PaliGemma, Question};
+pub use loc::BoundingBox;
+pub use network::{Prompt, VisionLanguageModel};
+pub use picture::{PIXEL_LIMIT, Picture, Pixels};
+pub use resample::{Filter, resize_map, resize_rgb};
+pub use seg::{Mask, MaskDecoder};
+pub use siglip::{LayerNorm, Siglip, SiglipConfig};
+pub use view::{Detection, Found, Segmentation, View};
+
+pub use gemma_backend::{Backend, Device, default_device};
+pub use gemma_generate::{GenerateOptions, Generated};
+pub use gemma_model::{LoadOptions, Network};
+pub use gemma_nn::RandomWeights;

@@ -1,0 +1,305 @@
+//! The network: pictures through the encoder and the projector, among the embeddings of the text, through the decoder.
+//!
+//! The prompt (pictures, `<bos>`, text, line break) is a prefix that sees itself both ways; the answer is causal. That
+//! is [`Segment::prefix_len`] and nothing else, so the decoder is Gemma's own, and an answer is made by the loop that
+//! makes all texts.
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use gemma::{Decoder, Memory};
+use gemma_generate::{CausalModel, TokenId};
+use gemma_model::{LoadOptions, Network, OnLoad};
+use gemma_nn::{Projection, RandomSource, RandomWeights, Segment, Sink, Source, Trainable};
+use gemma_tokenizer::Family;
+use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
+
+use crate::names::{Beginning, Layout, Released, Renamed};
+use crate::siglip::Siglip;
+use crate::{Error, PaliGemmaConfig, Pixels};
+
+/// SigLIP, a projection, and Gemma's decoder: PaliGemma with Gemma 1, PaliGemma 2 with Gemma 2.
+#[derive(Module, Debug)]
+pub struct VisionLanguageModel {
+    vision_tower: Siglip,
+    multi_modal_projector: Projection,
+    language_model: Decoder,
+    #[module(skip)]
+    config: PaliGemmaConfig,
+}
+
+/// A prompt: tokens, and the features that take the places of the `<image>` tokens among them, in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Prompt<'a> {
+    /// Image tokens, `<bos>`, text, line break.
+    pub tokens: &'a [TokenId],
+    /// What [`VisionLanguageModel::encode`] made of each picture.
+    pub features: &'a [Tensor<2>],
+}
+
+impl VisionLanguageModel {
+    /// Builds the network from a source that is asked by the names inside, see `names.rs`.
+    pub(crate) fn build(source: &mut dyn Source, config: &PaliGemmaConfig, dtype: Dtype) -> Self {
+        let projector = "multi_modal_projector.linear";
+        Self {
+            vision_tower: Siglip::load(source, "vision_tower", &config.vision),
+            multi_modal_projector: Projection::load(source, projector, config.vision.width, config.text.width, true),
+            language_model: Decoder::load(source, &config.text, dtype),
+            config: config.clone(),
+        }
+    }
+
+    /// A trainable network that begins with what a checkpoint holds.
+    ///
+    /// # Errors
+    /// When the checkpoint is not a sound PaliGemma model.
+    pub fn open_trainable(checkpoint: &Checkpoint, device: &Device) -> Result<Self, gemma_model::Error> {
+        let config = Self::config_of(checkpoint)?;
+        let layout = Layout::of(checkpoint);
+        checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
+        let mut loader = Loader::new(checkpoint, None, device);
+        let mut trainable = Trainable::new(&mut loader);
+        Ok(Self::build(&mut Renamed { inner: &mut trainable, layout }, &config, checkpoint.dtype()))
+    }
+
+    /// Name and shape of every tensor that the model needs, in the layout of a checkpoint.
+    pub fn tensors_in(checkpoint: &Checkpoint, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
+        Layout::of(checkpoint).tensors(config, device)
+    }
+
+    /// The picture encoder.
+    pub fn vision_tower(&self) -> &Siglip {
+        &self.vision_tower
+    }
+
+    /// The text decoder.
+    pub fn language_model(&self) -> &Decoder {
+        &self.language_model
+    }
+
+    /// From the encoder's features `[rows, vision width]` to what the decoder reads, `[rows, text width]`:
+    /// `p = x Wᵀ + b`, no activation.
+    pub fn project(&self, features: Tensor<2>) -> Tensor<2> {
+        self.multi_modal_projector.forward(features)
+    }
+
+    /// Encodes pictures of the model's size: for each `[image_tokens, text width]`.
+    ///
+    /// # Panics
+    /// When a picture does not have that size.
+    pub fn encode(&self, pictures: &[&Pixels]) -> Vec<Tensor<2>> {
+        if pictures.is_empty() {
+            return Vec::new();
+        }
+        let features = self.project(self.vision_tower.forward(pictures));
+        let rows = self.config.image_tokens();
+        (0..pictures.len()).map(|picture| features.clone().narrow(0, picture * rows, rows)).collect()
+    }
+
+    /// Embeddings of tokens, `[tokens, width]`: of text scaled, as the decoder does it; each `<image>` the next row of
+    /// `features`, which are *not* scaled.
+    ///
+    /// # Panics
+    /// When there is no token, or not one row per `<image>`.
+    pub fn embed(&self, tokens: &[TokenId], features: &[Tensor<2>]) -> Tensor<2> {
+        let image = self.config.image_token;
+        let mut features = features.iter();
+        let (mut current, mut used) = (None::<&Tensor<2>>, 0);
+        let mut parts = Vec::new();
+        for run in tokens.chunk_by(|a, b| (*a == image) == (*b == image)) {
+            if run[0] != image {
+                parts.push(self.language_model.embed(run));
+                continue;
+            }
+            let mut wanted = run.len();
+            while wanted > 0 {
+                let rows = match current.filter(|rows| used < rows.dims()[0]) {
+                    Some(rows) => rows,
+                    None => {
+                        used = 0;
+                        current = features.next();
+                        current.expect("as many rows of features as image tokens")
+                    }
+                };
+                let count = wanted.min(rows.dims()[0] - used);
+                parts.push(if count == rows.dims()[0] { rows.clone() } else { rows.clone().narrow(0, used, count) });
+                (used, wanted) = (used + count, wanted - count);
+            }
+        }
+        if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+    }
+
+    /// Reads prompts, each into a new memory: the rows `[tokens, width]` after the last norm, all prompts one after the
+    /// other. Each prompt is a prefix of its own, which sees itself both ways.
+    ///
+    /// # Panics
+    /// When prompts and memories do not match, a memory is not new, or features do not match image tokens.
+    pub fn read_prompts(&self, prompts: &[Prompt<'_>], memories: &mut [&mut Memory]) -> Tensor<2> {
+        let parts: Vec<Tensor<2>> = prompts.iter().map(|prompt| self.embed(prompt.tokens, prompt.features)).collect();
+        let segment = |prompt: &Prompt<'_>| {
+            let len = prompt.tokens.len();
+            Segment { start: 0, len, prefix_len: len }
+        };
+        let segments: Vec<Segment> = prompts.iter().map(segment).collect();
+        self.language_model.hidden(Tensor::cat(parts, 0), &segments, memories)
+    }
+
+    /// Reads prompts, each into a new memory: the logits `[prompts, vocab]` that follow them.
+    ///
+    /// # Panics
+    /// As [`VisionLanguageModel::read_prompts`].
+    pub fn prefill(&self, prompts: &[Prompt<'_>], memories: &mut [&mut Memory]) -> Tensor<2> {
+        let hidden = self.read_prompts(prompts, memories);
+        let mut end = 0;
+        let last = prompts.iter().map(|prompt| {
+            end += prompt.tokens.len();
+            end as i32 - 1
+        });
+        let last: Vec<i32> = last.collect();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(last, [prompts.len()]), &hidden.device());
+        self.language_model.logits(hidden.select(0, index))
+    }
+
+    /// The rows `[tokens, width]` after the last norm, of sequences that are read whole and forgotten at once: for
+    /// training and for comparing. `segments` say how much of each is prompt; `features` belong to the image tokens of
+    /// all sequences, in order.
+    ///
+    /// # Panics
+    /// When segments, tokens and features do not match.
+    pub fn read_once(&self, tokens: &[TokenId], features: &[Tensor<2>], segments: &[Segment]) -> Tensor<2> {
+        let mut memories: Vec<Memory> = segments.iter().map(|_| self.language_model.no_memory()).collect();
+        let mut memories: Vec<&mut Memory> = memories.iter_mut().collect();
+        self.language_model.hidden(self.embed(tokens, features), segments, &mut memories)
+    }
+
+    /// Whether a prompt can be read: one image token for each patch of its pictures, known tokens, and no more than the
+    /// context holds.
+    ///
+    /// # Errors
+    /// The first of these that is wrong.
+    pub fn check_prompt(&self, tokens: &[TokenId], pictures: usize) -> Result<(), Error> {
+        use gemma_generate::Error as Prompt;
+        let (image, each) = (self.config.image_token, self.config.image_tokens());
+        let found = tokens.iter().filter(|token| **token == image).count();
+        if found != pictures * each {
+            return Err(Error::ImageTokens { found, expected: pictures * each, pictures, each });
+        }
+        if tokens.is_empty() {
+            return Err(Prompt::EmptyPrompt.into());
+        }
+        let (vocab, limit) = (self.config.text.vocab, self.config.text.context);
+        let unknown = |token: &TokenId| *token as usize >= vocab && *token != image;
+        if let Some(place) = tokens.iter().position(unknown) {
+            return Err(Prompt::TokenOutOfRange { token: tokens[place], place, vocab }.into());
+        }
+        if tokens.len() > limit {
+            return Err(Prompt::PromptTooLong { tokens: tokens.len(), limit }.into());
+        }
+        Ok(())
+    }
+}
+
+/// The decoder's own: what follows a prompt is text.
+impl CausalModel for VisionLanguageModel {
+    type Memory = Memory;
+
+    fn new_memory(&self) -> Memory {
+        self.language_model.new_memory()
+    }
+
+    fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
+        self.language_model.read(tokens, segments, memories)
+    }
+
+    fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
+        self.language_model.read_all(tokens, segments, memories)
+    }
+
+    fn score(&self, tokens: &[TokenId], segments: &[Segment]) -> Tensor<2> {
+        self.language_model.score(tokens, segments)
+    }
+
+    fn context_length(&self) -> Option<usize> {
+        self.language_model.context_length()
+    }
+
+    fn vocab(&self) -> usize {
+        self.language_model.vocab()
+    }
+}
+
+impl Network for VisionLanguageModel {
+    type Config = PaliGemmaConfig;
+
+    const FAMILY: Family = Family::PaliGemma;
+
+    fn config_from_json(text: &[u8]) -> Result<PaliGemmaConfig, gemma_model::Error> {
+        PaliGemmaConfig::from_json(text)
+    }
+
+    fn config_from_shape(shape: &Shape) -> Option<PaliGemmaConfig> {
+        PaliGemmaConfig::from_shape(shape)
+    }
+
+    fn config_to_json(config: &PaliGemmaConfig, dtype: Dtype) -> serde_json::Value {
+        config.to_json(dtype)
+    }
+
+    fn eos(config: &PaliGemmaConfig) -> &[TokenId] {
+        &config.text.eos
+    }
+
+    /// The source is asked by the names of the released files.
+    fn load(source: &mut dyn Source, config: &PaliGemmaConfig, dtype: Dtype) -> Self {
+        Self::build(&mut Renamed { inner: source, layout: Layout::RELEASED }, config, dtype)
+    }
+
+    fn save(&self, sink: &mut dyn Sink) {
+        let sink = &mut Released(sink);
+        self.vision_tower.save(sink, "vision_tower");
+        self.multi_modal_projector.save(sink, "multi_modal_projector.linear");
+        self.language_model.save(sink);
+    }
+
+    fn config(&self) -> &PaliGemmaConfig {
+        &self.config
+    }
+
+    fn device(&self) -> Device {
+        self.language_model.device()
+    }
+
+    fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
+        self.language_model.read_hidden(tokens, segments, memories)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.language_model.logits(hidden)
+    }
+
+    fn memory_bytes(memory: &Memory) -> usize {
+        memory.bytes_len()
+    }
+
+    fn is_ignored(name: &str) -> bool {
+        Layout::is_ignored(name)
+    }
+
+    /// Opens a checkpoint in any of the layouts.
+    fn open_with(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        device: &Device,
+        progress: OnLoad<'_>,
+    ) -> Result<Self, gemma_model::Error> {
+        let config = Self::configure(Self::config_of(checkpoint)?, options)?;
+        let layout = Layout::of(checkpoint);
+        checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
+        let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
+        Ok(Self::build(&mut Renamed { inner: &mut loader, layout }, &config, checkpoint.dtype()))
+    }
+
+    fn random(config: &PaliGemmaConfig, weights: RandomWeights, seed: u64, device: &Device) -> Self {
+        let mut source = RandomSource::new(weights, seed, device);
+        Self::build(&mut Beginning(&mut source), config, Dtype::Bf16)
+    }
+}

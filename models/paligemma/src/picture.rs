@@ -1,0 +1,336 @@
+//! Pictures: from a file to RGB bytes, and from those to what the encoder reads.
+//!
+//! What Pillow's `convert("RGB")` makes of each kind of picture is made of it here: grey is repeated, a palette looked
+//! up, transparency dropped, 16-bit colours keep their upper byte; 16-bit grey is cut off at 255, as Pillow does. The
+//! orientation that a camera noted is applied first. Memory is bounded before a pixel is decoded.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use crate::Error;
+use crate::resample::{Filter, resize_rgb};
+
+/// The most bytes of a file that are read.
+const FILE_LIMIT: u64 = 256 << 20;
+/// The most pixels that are decoded: 300 MB as RGB. Pillow warns a little below that.
+pub const PIXEL_LIMIT: u64 = 100_000_000;
+/// The most bytes that a decoder may hold: a picture of [`PIXEL_LIMIT`] with four 16-bit channels, and something for
+/// the decoder itself.
+const MEMORY_LIMIT: u64 = 1 << 30;
+
+/// A picture: RGB bytes, row after row, upright.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    width: usize,
+    height: usize,
+    rgb: Vec<u8>,
+}
+
+/// A square picture as the encoder reads it: `[3, side, side]`, values from -1 to 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pixels {
+    side: usize,
+    values: Vec<f32>,
+}
+
+impl Picture {
+    /// A picture of `[height, width, 3]` bytes; `None` when the sizes do not match or there is no pixel.
+    pub fn from_rgb(rgb: Vec<u8>, width: usize, height: usize) -> Option<Self> {
+        let bytes = width.checked_mul(height)?.checked_mul(3)?;
+        (bytes > 0 && rgb.len() == bytes).then_some(Self { width, height, rgb })
+    }
+
+    /// Reads a PNG, JPEG or WebP file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no such picture, is damaged or cut off, or has more than [`PIXEL_LIMIT`]
+    /// pixels.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |cause| Error::File { path: path.to_owned(), cause };
+        let file = File::open(path).map_err(failed)?;
+        let found = file.metadata().map_err(failed)?;
+        if found.is_dir() {
+            return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+        }
+        let too_large = |bytes| Error::FileSize { path: path.to_owned(), bytes, limit: FILE_LIMIT };
+        if found.len() > FILE_LIMIT {
+            return Err(too_large(found.len()));
+        }
+        let mut bytes = Vec::new();
+        file.take(FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > FILE_LIMIT {
+            return Err(too_large(bytes.len() as u64));
+        }
+        Self::decode(&bytes, &path.display().to_string())
+    }
+
+    /// Reads the bytes of a PNG, JPEG or WebP file; `name` stands for it in messages.
+    ///
+    /// # Errors
+    /// As [`Picture::open`].
+    pub fn decode(bytes: &[u8], name: &str) -> Result<Self, Error> {
+        let failed = |reason: String| {
+            let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+            Error::Picture { name: name.to_owned(), reason }
+        };
+        let mut reader =
+            ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|cause| failed(cause.to_string()))?;
+        match reader.format() {
+            Some(ImageFormat::Png | ImageFormat::WebP) => {}
+            Some(ImageFormat::Jpeg) if is_cut_off(bytes) => return Err(failed("the file is cut off".into())),
+            Some(ImageFormat::Jpeg) => {}
+            _ => return Err(failed("its first bytes are those of another format".into())),
+        }
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(MEMORY_LIMIT);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder().map_err(|cause| failed(cause.to_string()))?;
+        let (width, height) = decoder.dimensions();
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels == 0 || pixels > PIXEL_LIMIT {
+            let (width, height) = (width.into(), height.into());
+            return Err(Error::PictureSize { name: name.to_owned(), width, height, limit: PIXEL_LIMIT });
+        }
+        // a camera's note that cannot be read does not make the picture unreadable
+        let orientation = decoder.orientation().ok();
+        let mut image = DynamicImage::from_decoder(decoder).map_err(|cause| failed(cause.to_string()))?;
+        if let Some(orientation) = orientation {
+            image.apply_orientation(orientation);
+        }
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        let rgb = rgb_bytes(image);
+        Ok(Self { width, height, rgb })
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// The bytes, `[height, width, 3]`.
+    pub fn rgb(&self) -> &[u8] {
+        &self.rgb
+    }
+
+    /// The bytes, to be drawn upon.
+    pub fn rgb_mut(&mut self) -> &mut [u8] {
+        &mut self.rgb
+    }
+
+    /// The picture squashed to a square, its aspect ratio given up: Pillow's bicubic.
+    ///
+    /// # Panics
+    /// When `side` is zero.
+    pub fn squashed(&self, side: usize) -> Self {
+        let rgb = resize_rgb(&self.rgb, self.width, self.height, side, side, Filter::Bicubic);
+        Self { width: side, height: side, rgb }
+    }
+
+    /// What the encoder reads: squashed, channels first, `(v / 255 - 0.5) / 0.5`.
+    ///
+    /// # Panics
+    /// When `side` is zero.
+    pub fn pixels(&self, side: usize) -> Pixels {
+        let squashed = self.squashed(side);
+        let channel = |channel: usize| {
+            squashed.rgb.iter().skip(channel).step_by(3).map(|value| (f32::from(*value) / 255.0 - 0.5) / 0.5)
+        };
+        Pixels { side, values: (0..3).flat_map(channel).collect() }
+    }
+
+    /// Writes the picture as a PNG file.
+    ///
+    /// # Errors
+    /// When the writer fails.
+    pub fn write_png(&self, to: impl std::io::Write) -> std::io::Result<()> {
+        use image::ImageEncoder;
+        let (width, height) = (self.width as u32, self.height as u32);
+        image::codecs::png::PngEncoder::new(to)
+            .write_image(&self.rgb, width, height, image::ExtendedColorType::Rgb8)
+            .map_err(std::io::Error::other)
+    }
+}
+
+impl Pixels {
+    /// Values of `[3, side, side]`; `None` when there are more or fewer.
+    pub fn new(values: Vec<f32>, side: usize) -> Option<Self> {
+        (side > 0 && values.len() == 3 * side * side).then_some(Self { side, values })
+    }
+
+    /// Width and height.
+    pub fn side(&self) -> usize {
+        self.side
+    }
+
+    /// The values, `[3, side, side]`.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// The square patches of `patch` pixels, row by row, each flattened as `[3, patch, patch]`: what a convolution
+    /// whose stride is its kernel multiplies. Rows and columns that fill no patch are left out.
+    pub(crate) fn patches(&self, patch: usize) -> Vec<f32> {
+        let (side, across) = (self.side, self.side / patch);
+        let mut out = Vec::with_capacity(3 * across * across * patch * patch);
+        for row in 0..across {
+            for column in 0..across {
+                for channel in 0..3 {
+                    for y in row * patch..(row + 1) * patch {
+                        let from = (channel * side + y) * side + column * patch;
+                        out.extend_from_slice(&self.values[from..from + patch]);
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Whether a JPEG file ends before its picture does: after the last start of scan comes no end marker. (Decoders fill
+/// what is missing with grey and say nothing.)
+fn is_cut_off(jpeg: &[u8]) -> bool {
+    let last = |marker: [u8; 2]| jpeg.windows(2).rposition(|bytes| bytes == marker);
+    match (last([0xff, 0xda]), last([0xff, 0xd9])) {
+        (Some(scan), Some(end)) => end < scan,
+        _ => true,
+    }
+}
+
+/// The pixels as RGB bytes, `[height, width, 3]`, in the way of Pillow's `convert("RGB")`.
+fn rgb_bytes(image: DynamicImage) -> Vec<u8> {
+    let high = |value: u16| (value >> 8) as u8;
+    let grey = |value: u8| [value; 3];
+    match image {
+        DynamicImage::ImageRgb8(image) => image.into_raw(),
+        DynamicImage::ImageRgba8(image) => image.pixels().flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        DynamicImage::ImageLuma8(image) => image.pixels().flat_map(|p| grey(p[0])).collect(),
+        DynamicImage::ImageLumaA8(image) => image.pixels().flat_map(|p| grey(p[0])).collect(),
+        DynamicImage::ImageLuma16(image) => image.pixels().flat_map(|p| grey(p[0].min(255) as u8)).collect(),
+        DynamicImage::ImageLumaA16(image) => image.pixels().flat_map(|p| grey(high(p[0]))).collect(),
+        DynamicImage::ImageRgb16(image) => image.pixels().flat_map(|p| [p[0], p[1], p[2]].map(high)).collect(),
+        DynamicImage::ImageRgba16(image) => image.pixels().flat_map(|p| [p[0], p[1], p[2]].map(high)).collect(),
+        // no format that is read has other kinds
+        other => other.into_rgb8().into_raw(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::ExtendedColorType::{self, L8, L16, La8, La16, Rgb8, Rgb16, Rgba8, Rgba16};
+    use image::ImageEncoder;
+
+    fn png(bytes: &[u8], width: u32, height: u32, kind: ExtendedColorType) -> Vec<u8> {
+        let mut out = Vec::new();
+        image::codecs::png::PngEncoder::new(&mut out).write_image(bytes, width, height, kind).unwrap();
+        out
+    }
+
+    fn samples(values: &[u16]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_ne_bytes()).collect()
+    }
+
+    /// What Pillow 13.0.0 gives for the same files.
+    #[test]
+    fn every_kind_of_colour_becomes_rgb_as_pillow_makes_it() {
+        let decode = |bytes: &[u8], kind| Picture::decode(&png(bytes, 1, 1, kind), "one pixel").unwrap().rgb;
+        assert_eq!(decode(&[9], L8), [9, 9, 9]);
+        assert_eq!(decode(&[9, 3], La8), [9, 9, 9]);
+        assert_eq!(decode(&[9, 8, 7], Rgb8), [9, 8, 7]);
+        assert_eq!(decode(&[9, 8, 7, 0], Rgba8), [9, 8, 7], "transparency is dropped, not applied");
+        for (value, grey, colour) in [(0, 0, 0), (127, 127, 0), (256, 255, 1), (511, 255, 1), (65535, 255, 255)] {
+            assert_eq!(decode(&samples(&[value]), L16), [grey; 3], "{value}");
+            assert_eq!(decode(&samples(&[value, 9]), La16), [colour; 3], "{value}");
+            assert_eq!(decode(&samples(&[value, 0, 512]), Rgb16), [colour, 0, 2], "{value}");
+            assert_eq!(decode(&samples(&[value, 0, 512, 9]), Rgba16), [colour, 0, 2], "{value}");
+        }
+    }
+
+    #[test]
+    fn pixels_run_from_minus_one_to_one_channels_first() {
+        let picture = Picture::from_rgb(vec![0, 255, 51, 255, 0, 102], 2, 1).unwrap();
+        let pixels = picture.pixels(2);
+        assert_eq!(pixels.values()[..2], [-1.0, 1.0]);
+        assert_eq!(pixels.values()[4..6], [1.0, -1.0]);
+        assert!((pixels.values()[8] - (51.0 / 255.0 - 0.5) / 0.5).abs() < 1e-6);
+        assert_eq!(pixels.values().len(), 12);
+    }
+
+    #[test]
+    fn patches_come_row_by_row_and_channel_by_channel() {
+        let values: Vec<f32> = (0..3 * 25).map(|i| i as f32).collect();
+        let patches = Pixels::new(values, 5).unwrap().patches(2);
+        assert_eq!(patches.len(), 4 * 12, "the fifth row and column fill no patch");
+        assert_eq!(patches[..12], [0., 1., 5., 6., 25., 26., 30., 31., 50., 51., 55., 56.]);
+        assert_eq!(patches[12..14], [2., 3.]);
+        assert_eq!(patches[24..26], [10., 11.]);
+    }
+
+    #[test]
+    fn a_picture_of_one_pixel_fills_the_square() {
+        let picture = Picture::decode(&png(&[7, 8, 9], 1, 1, Rgb8), "dot").unwrap();
+        assert_eq!(picture.squashed(28).rgb(), [7, 8, 9].repeat(28 * 28));
+    }
+
+    #[test]
+    fn damaged_and_foreign_files_are_refused_in_a_sentence() {
+        let whole = png(&[5; 30 * 30 * 3], 30, 30, Rgb8);
+        for length in 0..whole.len() - 13 {
+            let error = Picture::decode(&whole[..length], "cut.png").expect_err("a cut file").to_string();
+            assert!(error.starts_with("cut.png: not a picture"), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        for other in [&b"GIF89a\x01\x00\x01\x00\x80\x00\x00"[..], b"%PDF-1.7", b"\0\0\0\0", b"BM1234567890"] {
+            assert!(Picture::decode(other, "x").is_err());
+        }
+        let mut jpeg = Vec::new();
+        let noise: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * i % 251) as u8).collect();
+        image::codecs::jpeg::JpegEncoder::new(&mut jpeg).write_image(&noise, 64, 64, Rgb8).unwrap();
+        assert!(Picture::decode(&jpeg, "whole.jpg").is_ok());
+        for length in [jpeg.len() - 2, jpeg.len() / 2, 10] {
+            assert!(Picture::decode(&jpeg[..length], "cut.jpg").is_err(), "{length} of {} bytes", jpeg.len());
+        }
+    }
+
+    /// A header that claims more pixels than any memory holds is refused before anything is allocated.
+    #[test]
+    fn a_decompression_bomb_is_refused_by_its_header() {
+        let mut bomb = png(&[5], 1, 1, L8);
+        bomb[16..20].copy_from_slice(&60_000u32.to_be_bytes());
+        bomb[20..24].copy_from_slice(&60_000u32.to_be_bytes());
+        let crc = {
+            let mut crc = flate2::Crc::new();
+            crc.update(&bomb[12..29]);
+            crc.sum()
+        };
+        bomb[29..33].copy_from_slice(&crc.to_be_bytes());
+        let error = Picture::decode(&bomb, "bomb.png").expect_err("a bomb").to_string();
+        assert!(error.contains("60000 x 60000"), "{error}");
+    }
+
+    /// Six is "rotate by 90 degrees": what was the left lower corner is the left upper one.
+    #[test]
+    fn the_orientation_noted_by_a_camera_is_applied() {
+        let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
+        let mut jpeg = Vec::new();
+        let left_white: Vec<u8> = (0..16 * 8).flat_map(|i| [if i % 16 < 8 { 255u8 } else { 0 }; 3]).collect();
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 100)
+            .write_image(&left_white, 16, 8, Rgb8)
+            .unwrap();
+        let mut segment = vec![0xff, 0xe1];
+        segment.extend_from_slice(&(exif.len() as u16 + 2).to_be_bytes());
+        segment.append(&mut exif);
+        jpeg.splice(2..2, segment);
+        let picture = Picture::decode(&jpeg, "turned.jpg").unwrap();
+        assert_eq!((picture.width(), picture.height()), (8, 16));
+        assert!(picture.rgb()[0] > 200 && picture.rgb()[16 * 8 * 3 - 1] < 50, "white is on top");
+    }
+}

@@ -1,0 +1,288 @@
+//! SigLIP's picture encoder: patches in, a feature per patch out.
+//!
+//! A vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) in the form of SigLIP (Zhai et al. 2023,
+//! arXiv:2303.15343): no class token, no pooling head, a learned table of positions, every patch sees every patch. It
+//! knows nothing of the text that comes after it and can be used alone.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | `patches` | patches of one picture, row by row |
+//! | `rows` | patches of all pictures of a call, one picture after the other |
+
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, TensorData, activation::gelu_approximate};
+use gemma_kernels::{AttendParams, attend};
+use gemma_nn::{Projection, Sink, Source};
+use gemma_weights::catalogue::Vision;
+
+use crate::Pixels;
+
+/// The numbers that make an encoder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SiglipConfig {
+    /// Side of the square picture, in pixels.
+    pub image_size: usize,
+    /// Side of one square patch, in pixels.
+    pub patch: usize,
+    /// Numbers per patch between layers.
+    pub width: usize,
+    /// Encoder layers.
+    pub layers: usize,
+    /// Attention heads; divides `width`.
+    pub heads: usize,
+    /// Inner dimension of the MLP.
+    pub hidden: usize,
+    /// `eps` of every layer norm.
+    pub norm_eps: f32,
+}
+
+impl SiglipConfig {
+    /// Patches of one picture; what does not fill a patch at the right and lower edge is not seen.
+    pub fn patches(&self) -> usize {
+        let across = self.image_size / self.patch;
+        across * across
+    }
+
+    /// Of a row of the catalogue.
+    pub fn from_shape(vision: &Vision) -> Self {
+        let Vision { image_size, patch, width, layers, heads, hidden } = *vision;
+        Self { image_size, patch, width, layers, heads, hidden, norm_eps: 1e-6 }
+    }
+}
+
+/// `y = (x - mean(x)) / sqrt(var(x) + eps) · w + b` over the last axis (Ba et al. 2016, arXiv:1607.06450, eq. 4). All
+/// in f32.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// `w`, `[width]`.
+    pub weight: Param<Tensor<1>>,
+    /// `b`, `[width]`.
+    pub bias: Param<Tensor<1>>,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// The norm whose parameters are called `{name}.weight` and `{name}.bias`.
+    pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32) -> Self {
+        let weight = source.vector(&format!("{name}.weight"), width);
+        Self { weight, bias: source.vector(&format!("{name}.bias"), width), eps }
+    }
+
+    /// Hands the parameters to a sink, under the names they were loaded by.
+    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
+        sink.vector(&format!("{name}.weight"), &self.weight);
+        sink.vector(&format!("{name}.bias"), &self.bias);
+    }
+
+    /// `[rows, width]` to the same shape.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let centred = x.clone() - x.mean_dim(1);
+        let variance = centred.clone().square().mean_dim(1);
+        let inverse = variance.add_scalar(self.eps).sqrt().recip();
+        centred.mul(inverse).mul(self.weight.val().unsqueeze::<2>()).add(self.bias.val().unsqueeze::<2>())
+    }
+}
+
+/// Attention of every patch of a picture over every patch of the same picture.
+#[derive(Module, Debug)]
+struct SelfAttention {
+    q_proj: Projection,
+    k_proj: Projection,
+    v_proj: Projection,
+    out_proj: Projection,
+    heads: usize,
+}
+
+impl SelfAttention {
+    fn load(source: &mut dyn Source, name: &str, width: usize, heads: usize) -> Self {
+        let mut project = |field: &str| Projection::load(source, &format!("{name}.{field}"), width, width, true);
+        Self {
+            q_proj: project("q_proj"),
+            k_proj: project("k_proj"),
+            v_proj: project("v_proj"),
+            out_proj: project("out_proj"),
+            heads,
+        }
+    }
+
+    fn save(&self, sink: &mut dyn Sink, name: &str) {
+        self.q_proj.save(sink, &format!("{name}.q_proj"));
+        self.k_proj.save(sink, &format!("{name}.k_proj"));
+        self.v_proj.save(sink, &format!("{name}.v_proj"));
+        self.out_proj.save(sink, &format!("{name}.out_proj"));
+    }
+
+    /// `[rows, width]` to the same shape; a picture has `patches` rows.
+    fn forward(&self, x: Tensor<2>, patches: usize) -> Tensor<2> {
+        let [rows, width] = x.dims();
+        let head_dim = width / self.heads;
+        let split = |x: Tensor<2>| x.reshape([rows, self.heads, head_dim]);
+        let q = split(self.q_proj.forward(x.clone()));
+        let k = split(self.k_proj.forward(x.clone()));
+        let v = split(self.v_proj.forward(x));
+        // a picture is a sequence whose prefix, which sees itself both ways, is all of it
+        let scale = (head_dim as f32).powf(-0.5);
+        let params = AttendParams { start: 0, prefix_len: patches, span: None, scale, softcap: None };
+        let one = |picture: usize| {
+            let part = |x: &Tensor<3>| x.clone().narrow(0, picture * patches, patches);
+            if rows == patches {
+                attend(q.clone(), None, k.clone(), v.clone(), params)
+            } else {
+                attend(part(&q), None, part(&k), part(&v), params)
+            }
+        };
+        let attended: Vec<Tensor<3>> = (0..rows / patches).map(one).collect();
+        self.out_proj.forward(Tensor::cat(attended, 0).reshape([rows, width]))
+    }
+}
+
+/// `fc2(gelu(fc1(x)))`, the tanh form of GELU.
+#[derive(Module, Debug)]
+struct Mlp {
+    fc1: Projection,
+    fc2: Projection,
+}
+
+/// `x += attn(norm1(x)); x += mlp(norm2(x))`.
+#[derive(Module, Debug)]
+struct EncoderLayer {
+    layer_norm1: LayerNorm,
+    self_attn: SelfAttention,
+    layer_norm2: LayerNorm,
+    mlp: Mlp,
+}
+
+impl EncoderLayer {
+    fn load(source: &mut dyn Source, name: &str, config: &SiglipConfig) -> Self {
+        let SiglipConfig { width, heads, hidden, norm_eps, .. } = *config;
+        Self {
+            layer_norm1: LayerNorm::load(source, &format!("{name}.layer_norm1"), width, norm_eps),
+            self_attn: SelfAttention::load(source, &format!("{name}.self_attn"), width, heads),
+            layer_norm2: LayerNorm::load(source, &format!("{name}.layer_norm2"), width, norm_eps),
+            mlp: Mlp {
+                fc1: Projection::load(source, &format!("{name}.mlp.fc1"), width, hidden, true),
+                fc2: Projection::load(source, &format!("{name}.mlp.fc2"), hidden, width, true),
+            },
+        }
+    }
+
+    fn save(&self, sink: &mut dyn Sink, name: &str) {
+        self.layer_norm1.save(sink, &format!("{name}.layer_norm1"));
+        self.self_attn.save(sink, &format!("{name}.self_attn"));
+        self.layer_norm2.save(sink, &format!("{name}.layer_norm2"));
+        self.mlp.fc1.save(sink, &format!("{name}.mlp.fc1"));
+        self.mlp.fc2.save(sink, &format!("{name}.mlp.fc2"));
+    }
+
+    fn forward(&self, x: Tensor<2>, patches: usize) -> Tensor<2> {
+        let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), patches);
+        let inner = gelu_approximate(self.mlp.fc1.forward(self.layer_norm2.forward(x.clone())));
+        x + self.mlp.fc2.forward(inner)
+    }
+}
+
+/// The encoder.
+#[derive(Module, Debug)]
+pub struct Siglip {
+    /// The convolution whose stride is its kernel, `[width, 3, patch, patch]` as one line.
+    patch_embedding: Param<Tensor<1>>,
+    /// Its bias, `[width]`.
+    patch_bias: Param<Tensor<1>>,
+    /// One row per patch, `[patches, width]` as one line.
+    position_embedding: Param<Tensor<1>>,
+    layers: Vec<EncoderLayer>,
+    post_layernorm: LayerNorm,
+    #[module(skip)]
+    config: SiglipConfig,
+}
+
+impl Siglip {
+    /// The encoder whose parameters begin with `{name}.`.
+    pub fn load(source: &mut dyn Source, name: &str, config: &SiglipConfig) -> Self {
+        let SiglipConfig { width, patch, norm_eps, .. } = *config;
+        let [patches, bias, positions] = embeddings(name);
+        Self {
+            patch_embedding: source.tensor(&patches, &[width, 3, patch, patch]),
+            patch_bias: source.vector(&bias, width),
+            position_embedding: source.tensor(&positions, &[config.patches(), width]),
+            layers: (0..config.layers)
+                .map(|index| EncoderLayer::load(source, &format!("{name}.encoder.layers.{index}"), config))
+                .collect(),
+            post_layernorm: LayerNorm::load(source, &format!("{name}.post_layernorm"), width, norm_eps),
+            config: *config,
+        }
+    }
+
+    /// Hands the parameters to a sink, under the names they were loaded by.
+    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
+        let SiglipConfig { width, patch, .. } = self.config;
+        let [patches, bias, positions] = embeddings(name);
+        sink.tensor(&patches, &[width, 3, patch, patch], &self.patch_embedding);
+        sink.vector(&bias, &self.patch_bias);
+        sink.tensor(&positions, &[self.config.patches(), width], &self.position_embedding);
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.save(sink, &format!("{name}.encoder.layers.{index}"));
+        }
+        self.post_layernorm.save(sink, &format!("{name}.post_layernorm"));
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &SiglipConfig {
+        &self.config
+    }
+
+    /// The features of pictures: `[pictures · patches, width]`, one picture after the other.
+    ///
+    /// # Panics
+    /// When there is no picture, or one does not have the encoder's size.
+    pub fn forward(&self, pictures: &[&Pixels]) -> Tensor<2> {
+        let x = self.layers.iter().fold(self.embed(pictures), |x, layer| layer.forward(x, self.config.patches()));
+        self.post_layernorm.forward(x)
+    }
+
+    /// What enters the first layer: patches and positions, `[pictures · patches, width]`.
+    fn embed(&self, pictures: &[&Pixels]) -> Tensor<2> {
+        let SiglipConfig { image_size, patch, width, .. } = self.config;
+        let patches = self.config.patches();
+        let mut values = Vec::with_capacity(pictures.len() * patches * 3 * patch * patch);
+        for pixels in pictures {
+            assert_eq!(pixels.side(), image_size, "a picture of the encoder's size");
+            values.extend(pixels.patches(patch));
+        }
+        let device = self.post_layernorm.weight.val().device();
+        let rows = pictures.len() * patches;
+        let x = Tensor::<2>::from_data(TensorData::new(values, [rows, 3 * patch * patch]), &device);
+        let kernel = self.patch_embedding.val().reshape([width, 3 * patch * patch]);
+        let x = x.matmul(kernel.transpose()) + self.patch_bias.val().unsqueeze::<2>();
+        let positions = self.position_embedding.val().reshape([1, patches, width]);
+        (x.reshape([pictures.len(), patches, width]) + positions).reshape([rows, width])
+    }
+}
+
+/// What the parameters before the first layer are called: patches, their bias, positions.
+fn embeddings(name: &str) -> [String; 3] {
+    ["patch_embedding.weight", "patch_embedding.bias", "position_embedding.weight"]
+        .map(|tail| format!("{name}.embeddings.{tail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gemma_backend::Backend;
+
+    #[test]
+    fn a_layer_norm_takes_the_mean_away_and_adds_its_bias() {
+        for backend in Backend::compiled() {
+            let device = backend.device().unwrap();
+            let param = |values: [f32; 4]| Param::from_tensor(Tensor::<1>::from_data(values, &device));
+            let norm = LayerNorm { weight: param([1.0, 2.0, 1.0, 1.0]), bias: param([0.0, 0.5, 0.0, -1.0]), eps: 1e-6 };
+            let x = Tensor::<2>::from_data([[1.0, 2.0, 3.0, 6.0], [5.0, 5.0, 5.0, 5.0]], &device);
+            let y: Vec<f32> = norm.forward(x).into_data().try_into_vec().unwrap();
+            let deviation = 3.5f32.sqrt(); // of 1, 2, 3, 6 around 3
+            let expected = [-2.0 / deviation, -2.0 / deviation + 0.5, 0.0, 3.0 / deviation - 1.0, 0.0, 0.5, 0.0, -1.0];
+            for (a, b) in y.iter().zip(expected) {
+                assert!((a - b).abs() < 1e-5, "{backend}: {y:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Trains the PaliGemma demo model, from random weights to the folder that the library embeds.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, TensorData};
+use gemma::{DecoderConfig, LayerSpec, Norms};
+use gemma_nn::{AttentionSpec, RandomWeights, RopeSpec, Segment};
+use gemma_tokenizer::{Family, Tokenizer};
+use gemma_train::{Example, cross_entropy};
+use gemma_weights::{Checkpoint, Dtype};
+use paligemma::{BoundingBox, Network, PaliGemma, PaliGemmaConfig, Pixels, SiglipConfig, VisionLanguageModel, prompt};
+
+use crate::bpe::{CONTROL, learn};
+use crate::random::Random;
+use crate::scenes::{Lesson, MOST, Scene, scenes};
+use crate::training::{Round, device, tokenizer};
+
+/// The rounds of the committed model, and the most shapes of a scene in each. One shape alone teaches what shapes,
+/// colours and places are; with several from the start, that takes many times as long.
+const ROUNDS: [(Round, u32); 5] = [
+    (Round { name: "one shape", steps: 500, learning_rate: 3e-3 }, 1),
+    (Round { name: "several", steps: 2500, learning_rate: 3e-3 }, MOST),
+    (Round { name: "rest", steps: 800, learning_rate: 1e-3 }, MOST),
+    (Round { name: "several again", steps: 2500, learning_rate: 3e-3 }, MOST),
+    (Round { name: "last", steps: 1500, learning_rate: 1e-3 }, MOST),
+];
+/// Held-out scenes that are asked about after each round.
+const EXAMINED: usize = 100;
+/// Lessons of one step.
+const LESSONS: usize = 32;
+/// Pieces of the vocabulary before the location, segment and image tokens: every word is one piece.
+const TEXT_PIECES: usize = 448;
+/// Sides at which scenes are drawn, in pixels.
+const SIDES: [usize; 4] = [56, 84, 112, 224];
+/// Sides of the sample pictures that are written beside the model.
+const SAMPLE_SIDE: usize = 224;
+/// Keys that a word of an answer sees in a windowed layer: some of the picture, and the prompt.
+const WINDOW: usize = 64;
+/// Number of sample pictures.
+const SAMPLES: usize = 3;
+
+/// The demo's network: PaliGemma 2 in everything but size. (Gemma 2's norms after each branch let a tied embedding of
+/// this size be trained quickly: without them the branches have to outgrow the scaled embeddings first.)
+pub fn config(vocab: usize) -> PaliGemmaConfig {
+    let (heads, head_dim) = (4, 32);
+    let layer = |index: usize| LayerSpec {
+        attention: AttentionSpec {
+            heads,
+            kv_heads: 2,
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            softcap: Some(50.0),
+            span: index.is_multiple_of(2).then_some(WINDOW),
+            qkv_bias: false,
+            output_bias: false,
+        },
+        hidden: 256,
+        norms: Norms::BeforeAndAfter,
+    };
+    PaliGemmaConfig {
+        vision: SiglipConfig { image_size: 56, patch: 8, width: 96, layers: 3, heads: 4, hidden: 192, norm_eps: 1e-6 },
+        text: DecoderConfig {
+            vocab,
+            width: 96,
+            layers: (0..3).map(layer).collect(),
+            norm_eps: 1e-6,
+            rope: RopeSpec { rotary_dim: head_dim, theta: 10_000.0 },
+            final_softcap: Some(30.0),
+            context: 256,
+            eos: vec![1],
+        },
+        image_token: vocab as u32 - 1,
+    }
+}
+
+/// A picture, a prompt and its answer, as the model reads them.
+#[derive(Clone, Debug)]
+pub struct PictureExample {
+    /// Image tokens, `<bos>`, prompt, line break, answer, `<eos>`; only the answer and `<eos>` are learned.
+    pub text: Example,
+    /// Tokens up to and including the line break.
+    pub prefix_len: usize,
+    /// The picture.
+    pub pixels: Pixels,
+}
+
+impl AsRef<Example> for PictureExample {
+    fn as_ref(&self) -> &Example {
+        &self.text
+    }
+}
+
+/// A lesson about a scene, as an example.
+///
+/// # Errors
+/// When the tokenizer lacks a token.
+pub fn example(
+    lesson: &Lesson,
+    pixels: Pixels,
+    tokenizer: &Tokenizer,
+    config: &PaliGemmaConfig,
+) -> Result<PictureExample> {
+    let mut tokens = prompt::tokens(tokenizer, config.image_token, config.image_tokens(), &lesson.prompt)?;
+    let prefix_len = tokens.len();
+    // an answer is a prompt without its frame: location names become tokens
+    let framed = prompt::tokens(tokenizer, config.image_token, 0, &lesson.answer)?;
+    tokens.extend_from_slice(&framed[1..framed.len() - 1]);
+    tokens.push(tokenizer.eos());
+    let learn = (0..tokens.len()).map(|place| place >= prefix_len).collect();
+    Ok(PictureExample { text: Example { tokens, learn }, prefix_len, pixels })
+}
+
+/// The mean loss of a few examples, in nats per token of their answers: all pictures through the encoder, all texts
+/// through the decoder, each prompt seeing itself both ways; only the rows that are learned through the head.
+pub fn loss(model: &VisionLanguageModel, examples: &[PictureExample]) -> Tensor<1> {
+    let pictures: Vec<&Pixels> = examples.iter().map(|example| &example.pixels).collect();
+    let features = model.encode(&pictures);
+    let tokens: Vec<u32> = examples.iter().flat_map(|example| example.text.inputs().iter().copied()).collect();
+    let segment = |example: &PictureExample| Segment {
+        start: 0,
+        len: example.text.inputs().len(),
+        prefix_len: example.prefix_len,
+    };
+    let segments: Vec<Segment> = examples.iter().map(segment).collect();
+    let hidden = model.read_once(&tokens, &features, &segments);
+    let targets = examples.iter().flat_map(|example| example.text.targets()).enumerate();
+    let (rows, targets): (Vec<i32>, Vec<Option<u32>>) =
+        targets.filter_map(|(row, target)| target.map(|target| (row as i32, Some(target)))).unzip();
+    let index = Tensor::<1, Int>::from_data(TensorData::new(rows, [targets.len()]), &hidden.device());
+    cross_entropy(model.language_model().logits(hidden.select(0, index)), &targets)
+}
+
+/// Trains the model in rounds and saves it to `out` after each, which is replaced; then draws the sample pictures.
+/// `steps` overrides the length of each round; `begun`, a folder that a training has written, is gone on from with the
+/// rounds from `first` on, counted from 0.
+///
+/// # Errors
+/// When the device, the tokenizer or a folder fail.
+pub fn make(out: &Path, begun: Option<&Path>, first: usize, steps: Option<usize>, seed: u64) -> Result<()> {
+    let tokenizer = make_tokenizer(seed)?;
+    let config = config(tokenizer.vocab_len());
+    let device = device()?;
+    let mut model = match begun {
+        Some(folder) => VisionLanguageModel::open_trainable(&Checkpoint::open(folder)?, &device)?,
+        None => VisionLanguageModel::random(&config, RandomWeights::Dense, seed, &device.clone().autodiff()),
+    };
+    for (index, (round, most)) in ROUNDS.into_iter().enumerate().skip(first) {
+        let round = Round { steps: steps.unwrap_or(round.steps), ..round };
+        // a seed of its own, so that each round brings new scenes
+        let seed = seed + index as u64;
+        let (mut scenes, mut random) = (scenes(seed, most, false), Random::new(seed ^ 0x5eed));
+        let batch = || {
+            let mut one = || {
+                let scene = scenes.next()?;
+                let pixels = scene.draw(random.pick(&SIDES)).pixels(config.vision.image_size);
+                example(&scene.lesson(&mut random), pixels, &tokenizer, &config).ok()
+            };
+            (0..LESSONS).filter_map(|_| one()).collect()
+        };
+        model = round.run_with(model, batch, loss)?;
+        PaliGemma::from_parts(model.valid(), make_tokenizer(seed - index as u64)?).save(out, Dtype::Bf16, true)?;
+        draw_samples(out)?;
+        // judged as it will be used: as saved
+        let saved = PaliGemma::load_folder(out, &Default::default(), &device)?;
+        let marks = examine(&saved, EXAMINED, 1)?;
+        for mark in marks.iter().filter(|mark| mark.caption != mark.scene.caption()).take(5) {
+            println!("wrong: {:?}, not {:?}", mark.caption, mark.scene.caption());
+        }
+        println!("{}: {}", round.name, Summary::of(&marks));
+    }
+    Ok(())
+}
+
+/// Writes the sample pictures beside the model: held-out scenes with one to three shapes.
+fn draw_samples(out: &Path) -> Result<()> {
+    let folder = out.join("pictures");
+    std::fs::create_dir_all(&folder)?;
+    let mut held_out = scenes(7, MOST, true);
+    for count in 1..=SAMPLES {
+        let scene = held_out.find(|scene| scene.things.len() == count).context("scenes do not end")?;
+        let mut png = Vec::new();
+        scene.draw(SAMPLE_SIDE).write_png(&mut png)?;
+        std::fs::write(folder.join(format!("shapes{count}.png")), png)?;
+    }
+    Ok(())
+}
+
+/// The tokenizer: pieces for what is said of scenes, and PaliGemma's own tokens after them.
+///
+/// # Errors
+/// Never, in practice: the file is written here.
+pub fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
+    let mut random = Random::new(seed);
+    let text = scenes(0, MOST, false).take(5_000).flat_map(|scene| {
+        let asked = scene.asking(&mut random);
+        let wanted = scene.wanted(&mut random);
+        [scene.caption(), prompt::caption("en"), asked.prompt, asked.answer, prompt::detect(&[wanted])]
+    });
+    tokenizer(&learn(&CONTROL, text, TEXT_PIECES), Family::PaliGemma)
+}
+
+/// What the model says of a held-out scene.
+#[derive(Debug)]
+pub struct Mark {
+    /// The scene.
+    pub scene: Scene,
+    /// Its caption by the model.
+    pub caption: String,
+    /// A question, its answer, and the model's.
+    pub asked: (Lesson, String),
+    /// What was looked for.
+    pub wanted: String,
+    /// For each of them that is there, how well the model's best box covers it: intersection over union.
+    pub overlaps: Vec<f32>,
+    /// Boxes of the model that cover none of them by half.
+    pub invented: usize,
+}
+
+/// Asks `model` about held-out scenes.
+///
+/// # Errors
+/// When an answer cannot be generated.
+pub fn examine(model: &PaliGemma, count: usize, seed: u64) -> Result<Vec<Mark>> {
+    let mut random = Random::new(seed);
+    scenes(seed, MOST, true)
+        .take(count)
+        .map(|scene| {
+            let picture = scene.draw(random.pick(&SIDES));
+            let view = model.look(&picture);
+            let lesson = scene.asking(&mut random);
+            let answer = view.ask(&lesson.prompt, &paligemma::GenerateOptions::greedy(32))?.text;
+            let wanted = scene.wanted(&mut random);
+            let boxes: Vec<BoundingBox> = view.detect(&[&wanted])?.iter().map(|found| found.bounds).collect();
+            let there: Vec<BoundingBox> =
+                scene.named(&wanted).iter().map(|thing| thing.bounds(picture.width())).collect();
+            let best = |one: &BoundingBox, others: &[BoundingBox]| {
+                others.iter().map(|other| one.iou(other)).fold(0f32, f32::max)
+            };
+            Ok(Mark {
+                caption: view.caption("en")?,
+                asked: (lesson, answer),
+                wanted,
+                overlaps: there.iter().map(|one| best(one, &boxes)).collect(),
+                invented: boxes.iter().filter(|one| best(one, &there) < 0.5).count(),
+                scene,
+            })
+        })
+        .collect()
+}
+
+/// Marks in numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    /// The part of the captions that is right, word for word.
+    pub captions: f64,
+    /// The part of the questions that is answered rightly.
+    pub answers: f64,
+    /// Mean intersection over union of the boxes of what is there.
+    pub overlap: f64,
+    /// Boxes of nothing, per picture.
+    pub invented: f64,
+}
+
+impl Summary {
+    /// The numbers of some marks.
+    pub fn of(marks: &[Mark]) -> Self {
+        let count = marks.len() as f64;
+        let part = |right: &dyn Fn(&Mark) -> bool| marks.iter().filter(|mark| right(mark)).count() as f64 / count;
+        let overlaps: Vec<f64> = marks.iter().flat_map(|mark| &mark.overlaps).map(|iou| f64::from(*iou)).collect();
+        Self {
+            captions: part(&|mark| mark.caption == mark.scene.caption()),
+            answers: part(&|mark| mark.asked.0.answer == mark.asked.1),
+            overlap: overlaps.iter().sum::<f64>() / overlaps.len() as f64,
+            invented: marks.iter().map(|mark| mark.invented).sum::<usize>() as f64 / count,
+        }
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "held-out scenes: {:.1} % of captions and {:.1} % of answers right, mean IoU of boxes {:.3}, {:.3} invented boxes per picture",
+            100.0 * self.captions,
+            100.0 * self.answers,
+            self.overlap,
+            self.invented
+        )
+    }
+}
