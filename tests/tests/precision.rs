@@ -1,6 +1,6 @@
 //! A checkpoint in every precision: the same model, as far as the precision allows.
 
-use gemma::{Backend, Decoder, LoadOptions, Network};
+use gemma::{Activations, Backend, Decoder, LoadOptions, Network};
 use gemma_generate::CausalModel;
 use gemma_nn::Segment;
 use gemma_tests::{References, goldens, rms_distance};
@@ -38,6 +38,35 @@ fn coarser_precisions_stay_near_the_reference() {
             }
             if matches!(precision, Precision::Q4_0) {
                 assert!(distance > last, "4 bits are nearer than 8");
+            }
+        }
+    }
+}
+
+/// Quantized weights on a processor: 16-bit activations, the default, change the logits of a small model by less than
+/// its own rounding, 8-bit ones by little, and exact ones are those of the dequantized weights.
+#[test]
+fn activations_are_as_fine_as_was_asked_for() {
+    let checkpoint = Checkpoint::open(&goldens().join("gemma2-f32")).expect("a model folder");
+    let expected = References::open(&goldens().join("gemma2-f32").join("expected.safetensors"));
+    let tokens: Vec<u32> = expected.tensor("tokens").values.iter().map(|id| *id as u32).collect();
+    for backend in [Backend::NdArray, Backend::Flex].into_iter().filter(|backend| backend.is_compiled()) {
+        let device = backend.device().expect("a compiled backend opens");
+        for precision in [Precision::Q8_0, Precision::Q4_0] {
+            let logits = |activations, tokens: &[u32]| -> Vec<f32> {
+                let options = LoadOptions { precision: Some(precision), activations, ..LoadOptions::default() };
+                let model = Decoder::open(&checkpoint, &options, &device).expect("a model");
+                model.score(tokens, &[Segment::causal(0, tokens.len())]).into_data().try_into_vec().expect("f32")
+            };
+            for tokens in [&tokens[..1], &tokens[..]] {
+                let exact = logits(Activations::Exact, tokens);
+                let distance = |activations| {
+                    let found = logits(activations, tokens);
+                    found.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
+                };
+                let (fine, coarse) = (distance(Activations::Fine), distance(Activations::Coarse));
+                assert!(fine < 1e-3 && coarse < 0.1, "{precision} on {backend}: {fine} and {coarse}");
+                assert!(tokens.len() > 1 || fine > 0.0, "{precision} on {backend}: 16 bits changed nothing");
             }
         }
     }

@@ -9,6 +9,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use gemma_backend::Backend;
 use gemma_generate::GenerateOptions;
+use gemma_model::Activations;
 use gemma_tokenizer::Family;
 use gemma_weights::Precision;
 
@@ -125,6 +126,30 @@ pub(crate) struct Compute {
     /// Processor threads to use; all cores without it.
     #[arg(short, long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
+
+    /// Compute with f32 activations throughout, on the processor too.
+    ///
+    /// Without it, products with q8_0 and q4_0 weights represent them by 16-bit whole numbers: faster, and wrong by
+    /// about a fifty-thousandth.
+    #[arg(long)]
+    pub(crate) exact_activations: bool,
+
+    /// Represent activations by 8 bits with q8_0 and q4_0 weights, and by bf16 with bf16 weights, where that is faster.
+    ///
+    /// Each product is then wrong by up to a hundredth.
+    #[arg(long, conflicts_with = "exact_activations")]
+    pub(crate) fast_activations: bool,
+}
+
+impl Compute {
+    /// How finely products represent activations.
+    pub(crate) fn activations(&self) -> Activations {
+        match (self.exact_activations, self.fast_activations) {
+            (true, _) => Activations::Exact,
+            (_, true) => Activations::Coarse,
+            _ => Activations::default(),
+        }
+    }
 }
 
 /// The most threads that can be asked for: more than any machine has, few enough to start.

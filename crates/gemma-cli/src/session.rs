@@ -249,6 +249,7 @@ impl Found {
         let bar = progress::bytes("loading");
         let options = LoadOptions {
             precision: self.compute.precision,
+            activations: self.compute.activations(),
             family: self.family,
             inclusive_window: self.inclusive_window,
             ..LoadOptions::default()
@@ -283,7 +284,8 @@ pub(crate) fn random<N: Network>(shape: &Shape, compute: &Compute) -> Result<Ope
     let precision = compute.precision.unwrap_or(Precision::Bf16);
     let device = device(compute)?;
     let start = Instant::now();
-    let model = N::random(&config, RandomWeights::Packed(precision.format()), 0, &device);
+    let weights = RandomWeights::Packed(precision.format());
+    let model = N::random_with(&config, weights, compute.activations(), 0, &device);
     Ok(Opened { model, seconds: start.elapsed().as_secs_f64() })
 }
 

@@ -10,6 +10,8 @@
 //! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, and [`gated_decay`], which makes its
 //!   coefficients.
 //!
+//! On the processor, [`geglu`], [`rms_norm`] and [`rotate`] pass over their operands once, too.
+//!
 //! Each exists once for the CPU (`cpu/`: slices in, slices out, shared by the ndarray and flex backends; the
 //! instruction set is chosen at run time) and once for CubeCL runtimes such as wgpu (`cube/`). Each has a plain
 //! twin made of Burn's own operations ([`plain`]), which the tests compare with and which training
@@ -19,11 +21,13 @@
 
 #![allow(unsafe_code, reason = "SIMD kernels and memory maps live here, and only here")]
 
+mod activations;
 mod cpu;
 #[cfg(feature = "wgpu")]
 mod cube;
 mod error;
 mod format;
+mod fused;
 mod map;
 mod ops;
 mod packed;
@@ -31,9 +35,11 @@ pub mod plain;
 mod recurrence;
 mod visibility;
 
+pub use activations::Activations;
 pub use cpu::{Level, cpu_level};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
+pub use fused::{FusedOps, geglu, rms_norm, rotate};
 pub use map::map_file;
 pub use ops::{KernelOps, attend, packed_linear, packed_rows};
 pub use packed::PackedWeight;

@@ -1,6 +1,6 @@
 //! The operations at the level of tensors, and the backend extension below them.
 
-use crate::{AttendParams, Format, PackedWeight, plain};
+use crate::{Activations, AttendParams, Format, PackedWeight, plain};
 use burn::backend::{
     Backend, Dispatch, backend_extension,
     tensor::{FloatTensor, IntTensor},
@@ -22,6 +22,7 @@ mod extension {
             weight: IntTensor<Self>,
             format: Format,
             cols: usize,
+            activations: Activations,
         ) -> FloatTensor<Self>;
         /// See [`packed_rows`].
         fn packed_rows(
@@ -44,7 +45,8 @@ mod extension {
 
 pub use extension::KernelOps;
 
-/// `y = x Wᵀ`: `[tokens, cols]` to `[tokens, rows]`, f32, accumulated in f32.
+/// `y = x Wᵀ`: `[tokens, cols]` to `[tokens, rows]`, f32, accumulated in f32. On the processor, the weight's
+/// [`activations`](PackedWeight::activations) say how finely `x` is represented in the product.
 ///
 /// On an autodiff device the product is differentiable with respect to `x`; the weight is a constant.
 ///
@@ -62,6 +64,7 @@ pub fn packed_linear(x: Tensor<2>, weight: &PackedWeight) -> Tensor<2> {
             shard.clone().into_dispatch(),
             weight.format(),
             cols,
+            weight.activations(),
         ))
     };
     match weight.shards() {
@@ -160,14 +163,20 @@ pub fn attend(
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod on_cpu {
     use crate::cpu::{self, AttendShape, Keys, cpu_level};
-    use crate::{AttendParams, Format};
+    use crate::{Activations, AttendParams, Format};
     use burn::tensor::TensorData;
 
-    pub(super) fn packed_linear(x: &[f32], weight: &[u8], format: Format, cols: usize) -> TensorData {
+    pub(super) fn packed_linear(
+        x: &[f32],
+        weight: &[u8],
+        format: Format,
+        cols: usize,
+        activations: Activations,
+    ) -> TensorData {
         let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
         let (tokens, rows) = (x.len() / cols, weight.len() / row_bytes);
         let mut out = vec![0.0; tokens * rows];
-        cpu::linear(cpu_level(), x, weight, format, cols, &mut out);
+        cpu::linear(cpu_level(), activations, x, weight, format, cols, &mut out);
         TensorData::new(out, [tokens, rows])
     }
 
@@ -203,7 +212,7 @@ mod on_cpu {
 pub(crate) mod ndarray {
     use super::{KernelOps, on_cpu};
     use crate::cpu::Keys;
-    use crate::{AttendParams, Format};
+    use crate::{Activations, AttendParams, Format};
     use burn::backend::{
         NdArray,
         ndarray::NdArrayTensor,
@@ -237,10 +246,11 @@ pub(crate) mod ndarray {
             weight: IntTensor<Self>,
             format: Format,
             cols: usize,
+            activations: Activations,
         ) -> FloatTensor<Self> {
             let (x, weight) = (values!(&x, F32), values!(&weight, U8));
             let (x, weight) = (x.view(), weight.view());
-            NdArrayTensor::from_data(on_cpu::packed_linear(&slice!(x), &slice!(weight), format, cols))
+            NdArrayTensor::from_data(on_cpu::packed_linear(&slice!(x), &slice!(weight), format, cols, activations))
         }
 
         fn packed_rows(
@@ -278,7 +288,7 @@ pub(crate) mod ndarray {
 pub(crate) mod flex {
     use super::{KernelOps, on_cpu};
     use crate::cpu::Keys;
-    use crate::{AttendParams, Format};
+    use crate::{Activations, AttendParams, Format};
     use burn::backend::{
         Flex,
         flex::FlexTensor,
@@ -304,9 +314,10 @@ pub(crate) mod flex {
             weight: IntTensor<Self>,
             format: Format,
             cols: usize,
+            activations: Activations,
         ) -> FloatTensor<Self> {
             let x = contiguous(x);
-            FlexTensor::from_data(on_cpu::packed_linear(slice!(x, f32), slice!(weight, u8), format, cols))
+            FlexTensor::from_data(on_cpu::packed_linear(slice!(x, f32), slice!(weight, u8), format, cols, activations))
         }
 
         fn packed_rows(
@@ -342,7 +353,7 @@ pub(crate) mod flex {
 #[cfg(feature = "wgpu")]
 mod cube {
     use super::KernelOps;
-    use crate::{AttendParams, Format, cube};
+    use crate::{Activations, AttendParams, Format, cube};
     use burn::backend::tensor::{FloatTensor, IntTensor};
     use burn_cubecl::CubeBackend;
 
@@ -352,6 +363,7 @@ mod cube {
             weight: IntTensor<Self>,
             format: Format,
             cols: usize,
+            _activations: Activations, // f32 there, always
         ) -> FloatTensor<Self> {
             cube::packed_linear(x, weight, format, cols)
         }
@@ -435,7 +447,10 @@ pub(crate) mod tests {
                         let x = tensor([tokens, cols], 4, &device);
                         let context = format!("{backend} {format} {tokens} x {cols} x {rows}");
                         let expected = values(x.clone().matmul(twin.clone().transpose()));
-                        assert_close(&values(packed_linear(x, &weight)), &expected, 1e-4, &context);
+                        for (activations, tolerance) in [(Activations::Exact, 1e-4), (Activations::Fine, 5e-4)] {
+                            let weight = weight.clone().with_activations(activations);
+                            assert_close(&values(packed_linear(x.clone(), &weight)), &expected, tolerance, &context);
+                        }
                     }
                     let ids: Vec<u32> = (0..rows as u32).rev().chain([0, 0]).collect();
                     let expected: Vec<f32> =

@@ -1,6 +1,6 @@
 //! A weight matrix as it lies in the file.
 
-use crate::{Format, KernelError};
+use crate::{Activations, Format, KernelError};
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, Int, Tensor, TensorData};
 
@@ -20,6 +20,7 @@ pub struct PackedWeight {
     rows: usize,
     cols: usize,
     format: Format,
+    activations: Activations,
 }
 
 impl PackedWeight {
@@ -62,7 +63,7 @@ impl PackedWeight {
             let data = TensorData::from_bytes(shared, [rows, row_bytes], DType::U8);
             (vec![Tensor::from_data(data, (&device, DType::U8))], rows.max(1))
         };
-        Ok(Self { shards, rows_per_shard, rows, cols, format })
+        Ok(Self { shards, rows_per_shard, rows, cols, format, activations: Activations::default() })
     }
 
     /// Encodes f32 values, row-major, in `format`.
@@ -101,6 +102,17 @@ impl PackedWeight {
         self.format
     }
 
+    /// How finely products with this matrix represent the other side.
+    pub fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// The same matrix, with products of another fineness.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
+    }
+
     /// Size of the matrix in its format, in bytes, without the padding that a GPU may need.
     pub fn bytes_len(&self) -> usize {
         self.rows * self.format.row_bytes(self.cols).expect("checked on construction")
@@ -126,8 +138,8 @@ impl PackedWeight {
     }
 }
 
-/// Whether weights on this device are stored as 32-bit words.
-fn stores_words(device: &Device) -> bool {
+/// Whether weights on this device are stored as 32-bit words: on a graphics processor.
+pub(crate) fn stores_words(device: &Device) -> bool {
     // CubeCL runtimes are the only ones without byte storage
     #[cfg(feature = "wgpu")]
     {

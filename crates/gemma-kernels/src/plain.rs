@@ -4,7 +4,7 @@
 //! compare the kernels with them; training uses them.
 
 use crate::{AttendParams, RecurrentGates};
-use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::activation::{gelu_approximate, sigmoid, softmax};
 use burn::tensor::{Bool, Tensor, TensorData};
 
 /// [`attend`](crate::attend) without a past: `[tokens, heads, head_dim]` from q of that shape and k, v
@@ -96,6 +96,33 @@ fn bounded_sqrt(x: Tensor<2>) -> Tensor<2> {
     let slope = root.clone().mul_scalar(2.0).clamp_min(1.0 / STEEPEST).recip();
     // the second term is zero, and its derivative the slope
     root + slope * (x - constant)
+}
+
+/// [`geglu`](crate::geglu).
+pub fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    gelu_approximate(gate) * up
+}
+
+/// [`rms_norm`](crate::rms_norm).
+pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f32) -> Tensor<2> {
+    let mean_square = x.clone().square().mean_dim(1);
+    let inverse = mean_square.add_scalar(eps).sqrt().recip();
+    x.mul(inverse).mul(weight.add_scalar(1.0).unsqueeze::<2>())
+}
+
+/// [`rotate`](crate::rotate).
+pub fn rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
+    let [tokens, heads, head_dim] = x.dims();
+    let [_, _, half] = cos.dims();
+    let part = |from: usize, to: usize| x.clone().slice([0..tokens, 0..heads, from..to]);
+    let (a, b) = (part(0, half), part(half, 2 * half));
+    let first = a.clone() * cos.clone() - b.clone() * sin.clone();
+    let second = b * cos + a * sin;
+    let mut parts = vec![first, second];
+    if 2 * half < head_dim {
+        parts.push(part(2 * half, head_dim));
+    }
+    Tensor::cat(parts, 2)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use crate::save::Collect;
 use crate::{Error, Network};
 use burn::tensor::Device;
 use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
+use gemma_nn::Activations;
 use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
 use gemma_weights::{Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
 use std::path::Path;
@@ -21,6 +22,8 @@ pub struct LoadOptions {
     /// Read a window of `W` as DeepMind's own code reads RecurrentGemma's: `W` keys before a token and the token
     /// itself, one more than transformers sees. Other models refuse it.
     pub inclusive_window: bool,
+    /// How finely products on the processor represent activations; the default loses nothing that shows.
+    pub activations: Activations,
 }
 
 /// Called while a model is opened: bytes done and bytes in all.

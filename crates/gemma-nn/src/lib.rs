@@ -35,13 +35,14 @@ mod source;
 pub use attention::{Attention, AttentionSpec};
 pub use cache::{KvCache, Retention};
 pub use embedder::Embedder;
+pub use gemma_kernels::Activations;
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
 pub use projection::{Projection, Weight};
 pub use rope::{RopeSpec, RopeTable};
 pub use segment::{Segment, last_rows, total_tokens};
 pub use softcap::softcap;
-pub use source::{Inventory, RandomSource, RandomWeights, Sink, Source, Trainable};
+pub use source::{Inventory, RandomSource, RandomWeights, Sink, Source, Trainable, WithActivations};
 
 #[cfg(test)]
 mod test_device {

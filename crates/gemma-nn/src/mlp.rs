@@ -2,7 +2,8 @@
 
 use crate::{Projection, Sink, Source};
 use burn::module::Module;
-use burn::tensor::{Tensor, activation::gelu_approximate};
+use burn::tensor::Tensor;
+use gemma_kernels::geglu;
 
 /// `down(gelu(gate(x)) · up(x))` with the tanh form of GELU (GeGLU, Shazeer 2020, arXiv:2002.05202, eq. 6).
 #[derive(Module, Debug)]
@@ -34,7 +35,7 @@ impl GeGlu {
 
     /// `[tokens, width]` to the same shape.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let gate = gelu_approximate(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
+        let gate = self.gate_proj.forward(x.clone());
+        self.down_proj.forward(geglu(gate, self.up_proj.forward(x)))
     }
 }

@@ -3,6 +3,7 @@
 use crate::{Sink, Source};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use gemma_kernels::rms_norm;
 
 /// `y = x / sqrt(mean(x²) + eps) · (1 + w)` over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467; the
 /// `1 +` is Gemma's). All in f32.
@@ -26,10 +27,7 @@ impl RmsNorm {
 
     /// `[tokens, width]` to the same shape.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let mean_square = x.clone().square().mean_dim(1);
-        let inverse = mean_square.add_scalar(self.eps).sqrt().recip();
-        let gain = self.weight.val().add_scalar(1.0).unsqueeze::<2>();
-        x.mul(inverse).mul(gain)
+        rms_norm(x, self.weight.val(), self.eps)
     }
 }
 

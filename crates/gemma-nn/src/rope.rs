@@ -1,6 +1,7 @@
 //! Rotary position embedding, half-split.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use gemma_kernels::rotate;
 
 /// Which part of a head rotates, and how fast.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,7 +20,6 @@ pub struct RopeSpec {
 pub struct RopeTable {
     cos: Tensor<3>,
     sin: Tensor<3>,
-    half: usize,
 }
 
 impl RopeTable {
@@ -30,22 +30,13 @@ impl RopeTable {
             (0..half).map(|i| 1.0 / spec.theta.powf((2 * i) as f32 / spec.rotary_dim as f32)).collect();
         let angles = || positions.iter().flat_map(|p| frequencies.iter().map(move |f| *p as f32 * f));
         let table = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [positions.len(), 1, half]), device);
-        Self { cos: table(angles().map(f32::cos).collect()), sin: table(angles().map(f32::sin).collect()), half }
+        Self { cos: table(angles().map(f32::cos).collect()), sin: table(angles().map(f32::sin).collect()) }
     }
 
     /// Rotates `[tokens, heads, head_dim]`: with halves `(a, b)` of the rotating dimensions,
     /// `(a cos - b sin, b cos + a sin)`.
     pub fn rotate(&self, x: Tensor<3>) -> Tensor<3> {
-        let [tokens, heads, head_dim] = x.dims();
-        let part = |from: usize, to: usize| x.clone().slice([0..tokens, 0..heads, from..to]);
-        let (a, b) = (part(0, self.half), part(self.half, 2 * self.half));
-        let first = a.clone() * self.cos.clone() - b.clone() * self.sin.clone();
-        let second = b * self.cos.clone() + a * self.sin.clone();
-        let mut parts = vec![first, second];
-        if 2 * self.half < head_dim {
-            parts.push(part(2 * self.half, head_dim));
-        }
-        Tensor::cat(parts, 2)
+        rotate(x, self.cos.clone(), self.sin.clone())
     }
 }
 

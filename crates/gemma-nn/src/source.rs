@@ -3,7 +3,7 @@
 use crate::Weight;
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_kernels::{Format, PackedWeight};
+use gemma_kernels::{Activations, Format, PackedWeight};
 
 /// A supplier of parameters by name.
 ///
@@ -124,6 +124,41 @@ impl Source for Trainable<'_> {
     fn vector(&mut self, name: &str, len: usize) -> Param<Tensor<1>> {
         let values = self.inner.vector(name, len).val().without_autodiff();
         Param::from_tensor(Tensor::from_data(values.into_data(), &self.device))
+    }
+
+    fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
+        self.inner.array(name, shape)
+    }
+}
+
+/// A source whose packed matrices multiply activations of another fineness: it asks another one, and says so in what
+/// that answers.
+pub struct WithActivations<'a> {
+    inner: &'a mut dyn Source,
+    activations: Activations,
+}
+
+impl<'a> WithActivations<'a> {
+    /// Whatever `inner` has, multiplied with `activations`.
+    pub fn new(inner: &'a mut dyn Source, activations: Activations) -> Self {
+        Self { inner, activations }
+    }
+}
+
+impl Source for WithActivations<'_> {
+    fn device(&self) -> Device {
+        self.inner.device()
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
+        match self.inner.matrix(name, rows, cols) {
+            Weight::Packed(packed) => Weight::Packed(packed.with_activations(self.activations)),
+            dense @ Weight::Dense(_) => dense,
+        }
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Param<Tensor<1>> {
+        self.inner.vector(name, len)
     }
 
     fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {

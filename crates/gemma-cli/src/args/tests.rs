@@ -88,3 +88,15 @@ fn a_text_to_tokenize_may_begin_with_a_hyphen() {
     let Verb::Tokenize(args) = parsed("gemma tokenize --json -x") else { panic!("another verb") };
     assert_eq!((args.text.as_deref(), args.json), (Some("-x"), true));
 }
+
+#[test]
+fn activations_are_exact_or_fast_and_not_both() {
+    let activations = |line: &str| parsed(line).compute().expect("a verb that computes").activations();
+    assert_eq!(activations("gemma bench --exact-activations"), Activations::Exact);
+    assert_eq!(activations("gemma score --fast-activations x"), Activations::Coarse);
+    for verb in ["generate x", "chat", "logits --tokens-file x --out y", "score x", "bench"] {
+        assert_eq!(activations(&format!("gemma {verb}")), Activations::default());
+        assert_eq!(activations(&format!("gemma {verb} --exact-activations")), Activations::Exact);
+    }
+    assert!(refusal("gemma chat --exact-activations --fast-activations").contains("cannot be used with"));
+}

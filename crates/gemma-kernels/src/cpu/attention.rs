@@ -1,16 +1,36 @@
 //! Attention of one segment's queries over a cache and over the segment itself.
 //!
-//! One pass over the visible keys with a running maximum (the online softmax of flash attention), a block of keys
-//! at a time, so that no score matrix is stored and the query heads of a group share each key and value while it is
-//! in the cache. The keys stay where they are: in the slots of the caller's buffer, and in the segment.
+//! One pass over the visible keys with a running maximum (the online softmax of flash attention, Dao et al. 2022,
+//! arXiv:2205.14135), some keys at a time, so that no score matrix is stored. All query heads that share a key head,
+//! of several tokens, lie side by side in the vectors of a register tile: a key or value is read once for all of
+//! them, and the softmax runs along the vectors without a sum across. The keys stay where they are: in the slots of
+//! the caller's buffer, and in the segment.
+//!
+//! With one token there are few queries but many keys, so the keys are divided among the threads and the parts are
+//! merged at the end.
 
-use super::lanes::Lanes;
+use super::buffer::Buffer;
+use super::lanes::{Lanes, prefetch};
 use super::level::{Level, with_level};
+use super::linear::Output;
+use super::tile::{self, Left, Right, Sums, block_width};
+use super::{math, pool};
 use crate::AttendParams;
-use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ops::Range;
 
-/// Keys scored at a time.
-const KEYS: usize = 64;
+/// Keys scored at a time; a multiple of [`PANEL`].
+const KEYS: usize = 48;
+/// Keys copied together for the register tile.
+const PANEL: usize = 12;
+/// Values of a key in a panel.
+const DEPTH: usize = 256;
+/// Values from one key of a panel to the next: a cache line more, so that keys do not fall into the same sets.
+const PANEL_ROW: usize = DEPTH + 16;
+/// The most queries that lie side by side: the widest block of any level.
+const WIDEST: usize = 32;
+/// Fewer keys than this are not worth a thread of their own.
+const PART_KEYS: usize = 128;
 /// Fewer multiplications than this are not worth a second thread.
 const SERIAL_WORK: usize = 1 << 16;
 
@@ -25,6 +45,19 @@ pub(crate) struct AttendShape {
     pub(crate) capacity: usize,
 }
 
+impl AttendShape {
+    /// Query heads per key head.
+    fn group(self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Where query `index` of a key head lies, in values: token after token, and in each the heads of the group.
+    fn query(self, kv_head: usize, index: usize) -> usize {
+        let (token, head) = (index / self.group(), index % self.group());
+        (token * self.heads + kv_head * self.group() + head) * self.head_dim
+    }
+}
+
 /// Keys and values, `[.., kv_heads, head_dim]` each: those read before, by slot, and those of the segment.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys<'a> {
@@ -32,6 +65,20 @@ pub(crate) struct Keys<'a> {
     pub(crate) past_v: &'a [f32],
     pub(crate) fresh_k: &'a [f32],
     pub(crate) fresh_v: &'a [f32],
+}
+
+impl<'a> Keys<'a> {
+    /// The keys and values of a key head from `position` on, and how many (at most) follow each other there.
+    fn run(&self, position: usize, head: usize, shape: AttendShape, start: usize) -> (&'a [f32], &'a [f32], usize) {
+        let (k, v, row, run) = if position < start {
+            let slot = position % shape.capacity;
+            (self.past_k, self.past_v, slot, (shape.capacity - slot).min(start - position))
+        } else {
+            (self.fresh_k, self.fresh_v, position - start, usize::MAX)
+        };
+        let at = (row * shape.kv_heads + head) * shape.head_dim;
+        (&k[at..], &v[at..], run)
+    }
 }
 
 /// `out[t, h] = Σ_key softmax_key(score(q[t, h], k[key])) v[key]`, all `[tokens, heads, head_dim]`.
@@ -59,144 +106,530 @@ pub(crate) fn attend(
     if out.is_empty() {
         return;
     }
-    let group = heads / kv_heads;
-    let work = out.len() * (params.start + tokens).min(params.span.unwrap_or(usize::MAX));
-    let threads = if work < SERIAL_WORK { 1 } else { rayon::current_num_threads() };
-    // heads of a group stay together, unless that would leave a thread idle
-    let parts = (1..=group).find(|parts| group % parts == 0 && tokens * kv_heads * parts >= threads).unwrap_or(group);
-    let task_heads = group / parts;
-    let one = |(task, out): (usize, &mut [f32])| {
-        let first_head = task * task_heads % heads;
-        let token = task * task_heads / heads;
-        let query = Query {
-            q: &q[task * task_heads * head_dim..][..out.len()],
-            position: params.start + token,
-            kv_head: first_head / group,
-        };
-        attend_group(level, query, keys, shape, params, out);
+    #[inline(always)]
+    unsafe fn width<L: Lanes>() -> usize {
+        block_width::<L>()
+    }
+    let width = with_level!(level, width() -> usize);
+    let queries = tokens * shape.group();
+    let blocks = queries.div_ceil(width);
+    let tasks = kv_heads * blocks;
+    let span = params.span.unwrap_or(usize::MAX).max(params.prefix_len);
+    let most_keys = (params.start + tokens).min(span.saturating_add(tokens));
+    let serial = out.len() * most_keys < SERIAL_WORK;
+    let threads = if serial { 1 } else { pool::threads() };
+    // keys are divided only where there are not enough queries to go round
+    let parts = if tasks >= threads { 1 } else { (2 * threads).div_ceil(tasks).min(most_keys.div_ceil(PART_KEYS)) };
+
+    let part_len = (head_dim + 2) * width;
+    let mut partial = Buffer::<f32>::zeroed(if parts > 1 { tasks * parts * part_len } else { 0 });
+    let (to, partial_to) = (Output(out.as_mut_ptr()), Output(partial.as_mut_ptr()));
+    let block = |task: usize| {
+        let (kv_head, block) = (task / blocks, task % blocks);
+        Block { q, keys, shape, params, kv_head, queries: (block * width, width.min(queries - block * width)) }
     };
-    let chunks = task_heads * head_dim;
-    if threads == 1 {
-        out.chunks_exact_mut(chunks).enumerate().for_each(one);
+    let one = |index: usize| {
+        let (task, part) = (index / parts, index % parts);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let (block, parts) = (block(task), (part, parts));
+            scratch.resize(head_dim, width);
+            with_level!(level, attend_block(block: Block<'_>, parts: (usize, usize), scratch: &mut Scratch));
+            if parts.1 == 1 {
+                with_level!(level, finish(block: Block<'_>, scratch: &mut Scratch, to: Output));
+            } else {
+                // SAFETY: every task has a place of its own.
+                let place = unsafe { std::slice::from_raw_parts_mut(partial_to.at(index * part_len), part_len) };
+                scratch.store(place);
+            }
+        });
+    };
+    let merge = |task: usize| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(head_dim, width);
+            scratch.merge(partial[task * parts * part_len..(task + 1) * parts * part_len].chunks_exact(part_len));
+            let block = block(task);
+            with_level!(level, finish(block: Block<'_>, scratch: &mut Scratch, to: Output));
+        });
+    };
+    if serial {
+        (0..tasks * parts).for_each(one);
     } else {
-        out.par_chunks_exact_mut(chunks).enumerate().for_each(one);
+        pool::for_each(tasks * parts, one);
+    }
+    if parts > 1 {
+        (0..tasks).for_each(merge);
     }
 }
 
-/// The query heads of one token that share a key head.
+/// Queries of one key head that are computed together.
 #[derive(Clone, Copy)]
-struct Query<'a> {
+struct Block<'a> {
     q: &'a [f32],
-    position: usize,
-    kv_head: usize,
-}
-
-fn attend_group(
-    level: Level,
-    query: Query<'_>,
-    keys: Keys<'_>,
+    keys: Keys<'a>,
     shape: AttendShape,
     params: AttendParams,
-    out: &mut [f32],
-) {
-    #[inline(always)]
-    unsafe fn kernel<L: Lanes>(
-        query: Query<'_>,
-        keys: Keys<'_>,
-        shape: AttendShape,
-        params: AttendParams,
-        out: &mut [f32],
-    ) {
-        let dim = shape.head_dim;
-        let heads = query.q.len() / dim;
-        let mut maxima = vec![f32::NEG_INFINITY; heads];
-        let mut sums = vec![0f32; heads];
-        out.fill(0.0);
-        // where a position's key or value lies
-        let find = |position: usize| {
-            let before = position < params.start;
-            let row = if before { position % shape.capacity } else { position - params.start };
-            (before, row * shape.kv_heads * dim + query.kv_head * dim)
+    kv_head: usize,
+    /// The first of them, and how many; see [`AttendShape::query`].
+    queries: (usize, usize),
+}
+
+/// What a thread keeps from task to task. A row is as long as a block is wide.
+struct Scratch {
+    /// Queries `[width, head_dim]`, and outputs at the end.
+    rows: Buffer<f32>,
+    /// Queries packed, `[head_dim, width]`; or, where the vectors run along a head, sums, `[width, head_dim]`.
+    queries: Buffer<f32>,
+    /// Some keys, `[PANEL, PANEL_ROW]`.
+    panel: Buffer<f32>,
+    /// Scores, then weights, `[KEYS, width]`.
+    scores: Buffer<f32>,
+    /// Weighted sums of values, `[head_dim, width]`.
+    sums: Buffer<f32>,
+    /// The highest score of each query.
+    highest: [f32; WIDEST],
+    /// The sum of each query's weights.
+    totals: [f32; WIDEST],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch {
+            rows: Buffer::empty(),
+            queries: Buffer::empty(),
+            panel: Buffer::empty(),
+            scores: Buffer::empty(),
+            sums: Buffer::empty(),
+            highest: [0.0; WIDEST],
+            totals: [0.0; WIDEST],
+        })
+    };
+}
+
+impl Scratch {
+    /// Makes room, and begins anew.
+    fn resize(&mut self, head_dim: usize, width: usize) {
+        for buffer in [&mut self.rows, &mut self.queries, &mut self.sums] {
+            buffer.resize(head_dim * width);
+        }
+        self.panel.resize(PANEL * PANEL_ROW);
+        self.scores.resize(KEYS * width);
+        self.sums.fill(0.0);
+        self.highest = [f32::NEG_INFINITY; WIDEST];
+        self.totals = [0.0; WIDEST];
+    }
+
+    /// Writes sums, highest scores and totals to `to`, `[head_dim + 2, width]`.
+    fn store(&self, to: &mut [f32]) {
+        let width = to.len() - self.sums.len();
+        let (sums, rest) = to.split_at_mut(self.sums.len());
+        let (highest, totals) = rest.split_at_mut(width / 2);
+        sums.copy_from_slice(&self.sums);
+        highest.copy_from_slice(&self.highest[..width / 2]);
+        totals.copy_from_slice(&self.totals[..width / 2]);
+    }
+
+    /// Takes up what others stored, each weighted by how far its highest score lies below the highest of all.
+    fn merge<'a>(&mut self, parts: impl Iterator<Item = &'a [f32]> + Clone) {
+        let len = self.sums.len();
+        let split = |part: &'a [f32]| {
+            let (sums, rest) = part.split_at(len);
+            let (highest, totals) = rest.split_at(rest.len() / 2);
+            (sums, highest, totals)
         };
-        let visible = params.visible(query.position, params.start + shape.tokens);
-        let mut begin = visible.start;
-        while begin < visible.end {
-            let count = KEYS.min(visible.end - begin);
-            for head in 0..heads {
-                let q = &query.q[head * dim..(head + 1) * dim];
-                let out = &mut out[head * dim..(head + 1) * dim];
-                let mut scores = [0f32; KEYS];
-                let mut highest = maxima[head];
-                for (j, score) in scores[..count].iter_mut().enumerate() {
-                    let (before, at) = find(begin + j);
-                    let k = if before { keys.past_k } else { keys.fresh_k };
-                    // SAFETY: the lanes' instructions are available where this is expanded.
-                    *score = unsafe { dot::<L>(q, &k[at..at + dim]) } * params.scale;
-                    if let Some(cap) = params.softcap {
-                        *score = cap * (*score / cap).tanh();
-                    }
-                    highest = highest.max(*score);
-                }
-                let correction = (maxima[head] - highest).exp();
-                maxima[head] = highest;
-                sums[head] *= correction;
-                if correction != 1.0 {
-                    out.iter_mut().for_each(|value| *value *= correction);
-                }
-                for (j, score) in scores[..count].iter().enumerate() {
-                    let weight = (score - highest).exp();
-                    sums[head] += weight;
-                    let (before, at) = find(begin + j);
-                    let v = if before { keys.past_v } else { keys.fresh_v };
-                    // SAFETY: as above.
-                    unsafe { add_scaled::<L>(out, weight, &v[at..at + dim]) };
+        for part in parts.clone() {
+            self.highest.iter_mut().zip(split(part).1).for_each(|(highest, other)| *highest = highest.max(*other));
+        }
+        for part in parts {
+            let (sums, highest, totals) = split(part);
+            let mut weights = [0f32; WIDEST];
+            for (i, other) in highest.iter().enumerate() {
+                // a part in which a query sees nothing has no weight
+                weights[i] = if *other == f32::NEG_INFINITY { 0.0 } else { math::exp(other - self.highest[i]) };
+                self.totals[i] += weights[i] * totals[i];
+            }
+            let width = highest.len();
+            for (sums, others) in self.sums.chunks_exact_mut(width).zip(sums.chunks_exact(width)) {
+                for ((sum, other), weight) in sums.iter_mut().zip(others).zip(&weights) {
+                    *sum += weight * other;
                 }
             }
-            begin += count;
         }
-        for (head, sum) in sums.iter().enumerate() {
-            let inverse = 1.0 / sum;
-            out[head * dim..(head + 1) * dim].iter_mut().for_each(|value| *value *= inverse);
-        }
-    }
-    with_level!(level, kernel(query: Query<'_>, keys: Keys<'_>, shape: AttendShape, params: AttendParams, out: &mut [f32]));
-}
-
-/// # Safety
-/// The lanes' instruction set must be available.
-#[inline(always)]
-unsafe fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
-    let whole = a.len() / L::N * L::N;
-    // SAFETY: both slices have `a.len()` values, which the callers slice to one length.
-    unsafe {
-        let mut sums = [L::splat(0.0); 2];
-        for (step, i) in (0..whole).step_by(L::N).enumerate() {
-            sums[step & 1] = L::load(a.as_ptr().add(i)).mul_add(L::load(b.as_ptr().add(i)), sums[step & 1]);
-        }
-        let mut sum = sums[0].mul_add(L::splat(1.0), sums[1]).sum();
-        for i in whole..a.len() {
-            sum += a[i] * b[i];
-        }
-        sum
     }
 }
 
-/// `to += factor * from`.
+/// One of `parts` equal parts of the keys that some query of the block sees.
 ///
 /// # Safety
 /// The lanes' instruction set must be available.
 #[inline(always)]
-unsafe fn add_scaled<L: Lanes>(to: &mut [f32], factor: f32, from: &[f32]) {
-    let whole = to.len() / L::N * L::N;
-    // SAFETY: both slices have `to.len()` values, which the callers slice to one length.
-    unsafe {
-        let factors = L::splat(factor);
-        for i in (0..whole).step_by(L::N) {
-            let at = to.as_mut_ptr().add(i);
-            L::load(from.as_ptr().add(i)).mul_add(factors, L::load(at)).store(at);
+unsafe fn attend_block<L: Lanes>(block: Block<'_>, parts: (usize, usize), scratch: &mut Scratch) {
+    let Block { q, keys, shape, params, kv_head, queries: (first_query, count) } = block;
+    let queries = first_query..first_query + count;
+    let (dim, width) = (shape.head_dim, block_width::<L>());
+    let vectors = queries.len().div_ceil(L::N);
+    let active = vectors * L::N;
+    for (row, query) in scratch.rows.chunks_exact_mut(dim).zip(queries.clone()) {
+        let from = &q[shape.query(kv_head, query)..][..dim];
+        row.iter_mut().zip(from).for_each(|(to, value)| *to = value * params.scale);
+    }
+    // the vectors run along the queries, unless these would leave most of a vector empty: then along a head
+    let along_heads = 4 * queries.len() <= L::N;
+    if along_heads {
+        scratch.queries[..queries.len() * dim].fill(0.0);
+    } else {
+        // SAFETY: the queries were just written, and the lanes' instructions are available.
+        unsafe { tile::pack::<L>(scratch.rows.as_ptr(), dim, queries.len(), dim, scratch.queries.as_mut_ptr()) };
+    }
+
+    // the positions that each query sees, and those that any does; what is beside the queries sees everything
+    let mut first = [0i32; WIDEST];
+    let mut end = [i32::MAX; WIDEST];
+    let (mut begin, mut stop) = (usize::MAX, 0);
+    for (i, query) in queries.clone().enumerate() {
+        let token = params.start + query / shape.group();
+        let visible = params.visible(token, params.start + shape.tokens);
+        (first[i], end[i]) = (visible.start as i32, visible.end as i32);
+        (begin, stop) = (begin.min(visible.start), stop.max(visible.end));
+    }
+    let common = *first[..queries.len()].iter().max().unwrap_or(&0)..*end[..queries.len()].iter().min().unwrap_or(&0);
+    let bound = |part: usize| begin + (stop - begin) * part / parts.1;
+    let mut position = bound(parts.0);
+    let stop = bound(parts.0 + 1);
+    while position < stop {
+        let (k, v, run) = keys.run(position, kv_head, shape, params.start);
+        let count = KEYS.min(run).min(stop - position);
+        let step = shape.kv_heads * dim;
+        // SAFETY: `count` keys and values follow each other here, `step` apart; the buffers have the sizes that
+        // their documentation says; the lanes' instructions are available.
+        unsafe {
+            if along_heads {
+                score_along_heads::<L>((k, v), step, count, dim, queries.len(), scratch);
+            } else {
+                score::<L>((k, v), step, count, dim, vectors, scratch);
+            }
+        }
+        let scores = &mut scratch.scores[..count * width];
+        if let Some(cap) = params.softcap {
+            for row in scores.chunks_exact_mut(width) {
+                row[..active].iter_mut().for_each(|score| *score = cap * math::tanh(*score / cap));
+            }
+        }
+        if (position as i32) < common.start || (position + count) as i32 > common.end {
+            for (row, position) in scores.chunks_exact_mut(width).zip(position as i32..) {
+                for ((score, first), end) in row[..active].iter_mut().zip(&first).zip(&end) {
+                    *score = if position < *first || position >= *end { f32::NEG_INFINITY } else { *score };
+                }
+            }
+        }
+        let old = scratch.highest;
+        let highest = &mut scratch.highest[..active];
+        for row in scores.chunks_exact(width) {
+            for (highest, score) in highest.iter_mut().zip(row) {
+                *highest = if *score > *highest { *score } else { *highest };
+            }
+        }
+        // where nothing was seen yet, any finite number does
+        let mut base = [0f32; WIDEST];
+        let mut corrections = [0f32; WIDEST];
+        for i in 0..active {
+            base[i] = if highest[i] == f32::NEG_INFINITY { 0.0 } else { highest[i] };
+            corrections[i] = math::exp(old[i] - base[i]);
+            scratch.totals[i] *= corrections[i];
+        }
+        for row in scores.chunks_exact_mut(width) {
+            for ((score, base), total) in row[..active].iter_mut().zip(&base).zip(&mut scratch.totals) {
+                *score = math::exp(*score - base);
+                *total += *score;
+            }
+        }
+        let corrected = corrections[..queries.len()].iter().any(|correction| *correction != 1.0);
+        // SAFETY: as above; the weights take the place of `A` or of `B`.
+        unsafe {
+            if along_heads {
+                let sums = &mut scratch.queries[..queries.len() * dim];
+                if corrected {
+                    for (row, correction) in sums.chunks_exact_mut(dim).zip(&corrections) {
+                        row.iter_mut().for_each(|sum| *sum *= correction);
+                    }
+                }
+                add_along_heads::<L>(&scratch.scores, v, step, count, dim, sums);
+            } else {
+                if corrected {
+                    for row in scratch.sums.chunks_exact_mut(width) {
+                        row[..active].iter_mut().zip(&corrections).for_each(|(sum, correction)| *sum *= correction);
+                    }
+                }
+                let left = Left { at: v.as_ptr(), row: 1, step };
+                let to = Sums { at: scratch.sums.as_mut_ptr(), row: width, add: true };
+                tile::multiply::<L>(left, dim, Right::block::<L>(&scratch.scores), count, vectors, to);
+            }
+        }
+        position += count;
+    }
+    if along_heads {
+        for (i, row) in scratch.queries[..queries.len() * dim].chunks_exact(dim).enumerate() {
+            scratch.sums[i..].iter_mut().step_by(width).zip(row).for_each(|(to, sum)| *to = *sum);
         }
     }
-    for i in whole..to.len() {
-        to[i] += factor * from[i];
+}
+
+/// The scores of `count` keys that lie `step` values apart, with their values behind them.
+///
+/// # Safety
+/// The lanes' instruction set must be available, and the scratch has room.
+#[inline(always)]
+unsafe fn score<L: Lanes>(
+    (k, v): (&[f32], &[f32]),
+    step: usize,
+    count: usize,
+    dim: usize,
+    vectors: usize,
+    scratch: &mut Scratch,
+) {
+    let width = block_width::<L>();
+    for key in (0..count).step_by(PANEL) {
+        let rows = PANEL.min(count - key);
+        for begin in (0..dim).step_by(DEPTH) {
+            let depth = DEPTH.min(dim - begin);
+            for (row, to) in (key..key + rows).zip(scratch.panel.chunks_exact_mut(PANEL_ROW)) {
+                if vectors < L::TILE.1 {
+                    ahead((k, v), row, step, begin..begin + depth);
+                }
+                to[..depth].copy_from_slice(&k[row * step + begin..][..depth]);
+            }
+            let left = Left { at: scratch.panel.as_ptr(), row: PANEL_ROW, step: 1 };
+            let to = Sums { at: scratch.scores[key * width..].as_mut_ptr(), row: width, add: begin > 0 };
+            let queries = Right::block::<L>(&scratch.queries[begin * width..]);
+            // SAFETY: the panel has `rows` rows of `depth` values, the queries as many rows, and the scores a row
+            // for each key.
+            unsafe { tile::multiply::<L>(left, rows, queries, depth, vectors, to) };
+        }
+    }
+}
+
+/// Asks for a key some rows on, and for the value of this row: few queries do not hide the memory's latency.
+#[inline(always)]
+fn ahead((k, v): (&[f32], &[f32]), row: usize, step: usize, columns: Range<usize>) {
+    for i in columns.step_by(16) {
+        prefetch(k.as_ptr().wrapping_add((row + PANEL) * step + i).cast());
+        prefetch(v.as_ptr().wrapping_add(row * step + i).cast());
+    }
+}
+
+/// [`score`], for so few queries that the vectors run along a head.
+///
+/// # Safety
+/// As [`score`].
+#[inline(always)]
+unsafe fn score_along_heads<L: Lanes>(
+    (k, v): (&[f32], &[f32]),
+    step: usize,
+    count: usize,
+    dim: usize,
+    queries: usize,
+    scratch: &mut Scratch,
+) {
+    let width = block_width::<L>();
+    let whole = dim / L::N * L::N;
+    for (row, scores) in scratch.scores.chunks_exact_mut(width).take(count).enumerate() {
+        ahead((k, v), row, step, 0..dim);
+        let key = &k[row * step..][..dim];
+        scores.fill(0.0);
+        for (score, query) in scores.iter_mut().zip(scratch.rows.chunks_exact(dim)).take(queries) {
+            // SAFETY: both have `dim` values, and the lanes' instructions are available.
+            let dot = unsafe {
+                let mut sums = [L::splat(0.0); 4];
+                for (step, i) in (0..whole).step_by(L::N).enumerate() {
+                    let factor = L::load(query.as_ptr().add(i));
+                    sums[step % 4] = L::load(key.as_ptr().add(i)).mul_add(factor, sums[step % 4]);
+                }
+                sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
+            };
+            *score = key[whole..].iter().zip(&query[whole..]).fold(dot, |sum, (a, b)| sum + a * b);
+        }
+    }
+}
+
+/// `sums[i] += Σ_key weight[key][i] v[key]`, the vectors along a head; `sums` `[queries, dim]`.
+///
+/// # Safety
+/// The lanes' instruction set must be available; `count` values lie `step` apart, and as many rows of weights.
+#[inline(always)]
+unsafe fn add_along_heads<L: Lanes>(
+    weights: &[f32],
+    v: &[f32],
+    step: usize,
+    count: usize,
+    dim: usize,
+    sums: &mut [f32],
+) {
+    let (width, queries) = (block_width::<L>(), sums.len() / dim);
+    let whole = dim / L::N * L::N;
+    let left = Left { at: weights.as_ptr(), row: 1, step: width };
+    for begin in (0..whole).step_by(width) {
+        let vectors = (width.min(whole - begin)) / L::N;
+        let right = Right { at: v[begin..].as_ptr(), row: step };
+        let to = Sums { at: sums[begin..].as_mut_ptr(), row: dim, add: true };
+        // SAFETY: as required of the caller.
+        unsafe { tile::multiply::<L>(left, queries, right, count, vectors, to) };
+    }
+    for (i, sums) in sums.chunks_exact_mut(dim).enumerate() {
+        for (d, sum) in sums.iter_mut().enumerate().skip(whole) {
+            *sum = (0..count).fold(*sum, |sum, key| sum + weights[key * width + i] * v[key * step + d]);
+        }
+    }
+}
+
+/// Divides by the weights' sums and writes the block's outputs.
+///
+/// # Safety
+/// The lanes' instruction set must be available, and the block's outputs must belong to the calling task.
+#[inline(always)]
+unsafe fn finish<L: Lanes>(block: Block<'_>, scratch: &mut Scratch, out: Output) {
+    let Block { shape, kv_head, queries: (first_query, count), .. } = block;
+    let queries = first_query..first_query + count;
+    let (dim, width) = (shape.head_dim, block_width::<L>());
+    let mut inverse = [0f32; WIDEST];
+    inverse[..queries.len()].iter_mut().zip(&scratch.totals).for_each(|(inverse, total)| *inverse = 1.0 / total);
+    for row in scratch.sums.chunks_exact_mut(width) {
+        row.iter_mut().zip(&inverse).for_each(|(sum, inverse)| *sum *= inverse);
+    }
+    // SAFETY: rows and sums have room for `width` queries; this task owns its queries' outputs.
+    unsafe {
+        tile::unpack::<L>(scratch.sums.as_ptr(), width, dim, queries.len(), scratch.rows.as_mut_ptr(), dim);
+        for (row, query) in scratch.rows.chunks_exact(dim).zip(queries) {
+            out.at(shape.query(kv_head, query)).copy_from_nonoverlapping(row.as_ptr(), dim);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                ((state >> 40) as f32) / (1u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    /// A whole history, of which the last tokens are the segment and the rest lies in a ring.
+    struct Case {
+        shape: AttendShape,
+        params: AttendParams,
+        q: Vec<f32>,
+        k: Vec<f32>,
+        v: Vec<f32>,
+    }
+
+    impl Case {
+        fn new(shape: AttendShape, params: AttendParams, size: f32) -> Self {
+            let row = shape.kv_heads * shape.head_dim;
+            let all = params.start + shape.tokens;
+            let q = noise(shape.tokens * shape.heads * shape.head_dim, 1).iter().map(|value| value * size).collect();
+            Self { shape, params, q, k: noise(all * row, 2), v: noise(all * row, 3) }
+        }
+
+        fn found(&self, level: Level) -> Vec<f32> {
+            let Self { shape, params, .. } = self;
+            let row = shape.kv_heads * shape.head_dim;
+            // slots that hold nothing must not be looked at
+            let ring = |all: &[f32]| {
+                let mut ring = vec![f32::NAN; shape.capacity * row];
+                for position in params.start.saturating_sub(shape.capacity)..params.start {
+                    let slot = position % shape.capacity * row;
+                    ring[slot..slot + row].copy_from_slice(&all[position * row..][..row]);
+                }
+                ring
+            };
+            let (past_k, past_v) = (ring(&self.k), ring(&self.v));
+            let fresh = params.start * row..;
+            let keys =
+                Keys { past_k: &past_k, past_v: &past_v, fresh_k: &self.k[fresh.clone()], fresh_v: &self.v[fresh] };
+            let mut out = vec![f32::NAN; self.q.len()];
+            attend(level, &self.q, keys, *shape, *params, &mut out);
+            out
+        }
+
+        /// In f64, with every score kept.
+        fn exact(&self) -> Vec<f64> {
+            let AttendShape { tokens, heads, kv_heads, head_dim, .. } = self.shape;
+            let params = self.params;
+            let mut out = Vec::new();
+            for (token, head) in (0..tokens).flat_map(|token| (0..heads).map(move |head| (token, head))) {
+                let q = &self.q[(token * heads + head) * head_dim..][..head_dim];
+                let seen: Vec<usize> =
+                    (0..params.start + tokens).filter(|key| params.allows(params.start + token, *key)).collect();
+                let at = |key: usize| (key * kv_heads + head / (heads / kv_heads)) * head_dim;
+                let score = |key: &usize| {
+                    let k = &self.k[at(*key)..][..head_dim];
+                    let dot: f64 = q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    let score = dot * f64::from(params.scale);
+                    params.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                };
+                let scores: Vec<f64> = seen.iter().map(score).collect();
+                let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|score| (score - highest).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                out.extend((0..head_dim).map(|d| {
+                    let sum: f64 = seen.iter().zip(&weights).map(|(key, w)| w * f64::from(self.v[at(*key) + d])).sum();
+                    sum / total
+                }));
+            }
+            out
+        }
+
+        fn check(&self, tolerance: f64) {
+            let exact = self.exact();
+            for level in Level::available() {
+                for (i, (found, exact)) in self.found(level).iter().zip(&exact).enumerate() {
+                    let error = (f64::from(*found) - exact).abs();
+                    assert!(error < tolerance, "{level:?} {:?} {:?} at {i}: {error}", self.shape, self.params);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_equals_loops_in_f64() {
+        for (heads, kv_heads, head_dim) in [(8, 1, 256), (4, 2, 24), (3, 3, 5), (1, 1, 300), (40, 1, 3), (2, 1, 1)] {
+            for (start, tokens, capacity) in
+                [(0, 1, 1), (0, 9, 1), (5, 1, 8), (50, 4, 64), (20, 3, 6), (700, 1, 1024), (6, 70, 6), (401, 1, 300)]
+            {
+                for (span, prefix_len, softcap) in [
+                    (None, 0, None),
+                    (Some(6), 0, Some(2.0)),
+                    (Some(1), 0, None),
+                    (Some(300), 0, None),
+                    (None, 7, None),
+                    (Some(6), 4, Some(1.0)),
+                ] {
+                    let holds = capacity >= start || span.is_some_and(|span| span <= capacity);
+                    let whole = start == 0 && tokens >= prefix_len || start >= prefix_len;
+                    if holds && whole {
+                        let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
+                        let params = AttendParams { start, prefix_len, span, scale: 0.1, softcap };
+                        Case::new(shape, params, 1.0).check(1e-5);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Scores of ±2000: most weights vanish, none overflows.
+    #[test]
+    fn large_scores_neither_overflow_nor_vanish() {
+        for start in [0, 300] {
+            let shape = AttendShape { tokens: 3, heads: 4, kv_heads: 1, head_dim: 16, capacity: 512 };
+            let params = AttendParams { start, prefix_len: 0, span: None, scale: 1.0, softcap: None };
+            Case::new(shape, params, 1000.0).check(1e-2);
+            for level in Level::available() {
+                assert!(Case::new(shape, params, 1e30).found(level).iter().all(|value| value.is_finite()));
+            }
+        }
     }
 }

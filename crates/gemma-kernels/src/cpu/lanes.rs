@@ -11,7 +11,8 @@
 pub(super) trait Lanes: Copy {
     /// Number of lanes.
     const N: usize;
-    /// Weight rows, then activation rows, of the product's register tile.
+    /// Rows, then vectors per row, of the register tile of a product: as many sums as there are registers, less
+    /// those for the operands.
     const TILE: (usize, usize);
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
@@ -27,7 +28,12 @@ pub(super) trait Lanes: Copy {
     unsafe fn mul(self, factor: Self) -> Self;
     /// `self * factor + addend`.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// `self + addend`.
+    unsafe fn add(self, addend: Self) -> Self;
     unsafe fn sum(self) -> f32;
+    /// Writes the transpose of an `N` x `N` square: value `j` of row `i` goes to place `i` of row `j`. Rows of the
+    /// source and of the target lie `from_step` and `to_step` values apart.
+    unsafe fn transpose(from: *const f32, from_step: usize, to: *mut f32, to_step: usize);
 }
 
 /// Asks for the cache line at `from`; never faults.
@@ -58,7 +64,7 @@ impl Plain {
 
 impl Lanes for Plain {
     const N: usize = 8;
-    const TILE: (usize, usize) = (2, 2);
+    const TILE: (usize, usize) = (4, 1);
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -116,179 +122,39 @@ impl Lanes for Plain {
 
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
-        // not `f32::mul_add`: without the instruction that is a library call
-        Self(std::array::from_fn(|i| self.0[i] * factor.0[i] + addend.0[i]))
+        // `f32::mul_add` only where it is an instruction: elsewhere it is a library call
+        let one = |i: usize| {
+            if cfg!(target_arch = "aarch64") {
+                self.0[i].mul_add(factor.0[i], addend.0[i])
+            } else {
+                self.0[i] * factor.0[i] + addend.0[i]
+            }
+        };
+        Self(std::array::from_fn(one))
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, addend: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + addend.0[i]))
     }
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         self.0.iter().sum()
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::Lanes;
-    use std::arch::x86_64::*;
-
-    /// AVX2 with FMA and F16C.
-    #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(__m256);
-
-    // SAFETY (for every block below): `Lanes` demands the instruction set and readable pointers of its callers.
-    #[allow(clippy::undocumented_unsafe_blocks, reason = "said once, above")]
-    impl Lanes for Avx2 {
-        const N: usize = 8;
-        const TILE: (usize, usize) = (4, 2);
-
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            unsafe { Self(_mm256_set1_ps(value)) }
-        }
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { Self(_mm256_loadu_ps(from)) }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm256_storeu_ps(to, self.0) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u8) -> Self {
-            unsafe {
-                let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-                Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves)))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn load_f16(from: *const u8) -> Self {
-            unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_i8(from: *const u8) -> Self {
-            unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_low_nibbles(from: *const u8) -> Self {
-            unsafe {
-                let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
-                let nibbles = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
-                Self(_mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8))))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn load_high_nibbles(from: *const u8) -> Self {
-            unsafe {
-                let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
-                let nibbles = _mm256_srli_epi32::<4>(bytes);
-                Self(_mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8))))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn mul(self, factor: Self) -> Self {
-            unsafe { Self(_mm256_mul_ps(self.0, factor.0)) }
-        }
-
-        #[inline(always)]
-        unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
-            unsafe { Self(_mm256_fmadd_ps(self.0, factor.0, addend.0)) }
-        }
-
-        #[inline(always)]
-        unsafe fn sum(self) -> f32 {
-            unsafe {
-                let pairs = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
-                let pairs = _mm_add_ps(pairs, _mm_movehl_ps(pairs, pairs));
-                _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)))
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_step: usize, to: *mut f32, to_step: usize) {
+        for i in 0..Self::N {
+            for j in 0..Self::N {
+                // SAFETY: the caller gives two squares of that size.
+                unsafe { *to.add(j * to_step + i) = *from.add(i * from_step + j) };
             }
         }
     }
-
-    /// AVX-512 F, BW, VL and DQ.
-    #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx512(__m512);
-
-    // SAFETY (for every block below): `Lanes` demands the instruction set and readable pointers of its callers.
-    #[allow(clippy::undocumented_unsafe_blocks, reason = "said once, above")]
-    impl Lanes for Avx512 {
-        const N: usize = 16;
-        const TILE: (usize, usize) = (4, 4);
-
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            unsafe { Self(_mm512_set1_ps(value)) }
-        }
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { Self(_mm512_loadu_ps(from)) }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm512_storeu_ps(to, self.0) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u8) -> Self {
-            unsafe {
-                let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves)))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn load_f16(from: *const u8) -> Self {
-            unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_i8(from: *const u8) -> Self {
-            unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_low_nibbles(from: *const u8) -> Self {
-            unsafe {
-                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-                let nibbles = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
-                Self(_mm512_cvtepi32_ps(_mm512_sub_epi32(nibbles, _mm512_set1_epi32(8))))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn load_high_nibbles(from: *const u8) -> Self {
-            unsafe {
-                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-                let nibbles = _mm512_srli_epi32::<4>(bytes);
-                Self(_mm512_cvtepi32_ps(_mm512_sub_epi32(nibbles, _mm512_set1_epi32(8))))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn mul(self, factor: Self) -> Self {
-            unsafe { Self(_mm512_mul_ps(self.0, factor.0)) }
-        }
-
-        #[inline(always)]
-        unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
-            unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, addend.0)) }
-        }
-
-        #[inline(always)]
-        unsafe fn sum(self) -> f32 {
-            unsafe { _mm512_reduce_add_ps(self.0) }
-        }
-    }
 }
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512, Pairs, pairs_are_faster};

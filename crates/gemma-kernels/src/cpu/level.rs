@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-/// The instruction sets that the CPU kernels are compiled for.
+/// The instruction sets that the CPU kernels are compiled for. A processor that has one has all before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Plain Rust, which the compiler vectorizes for the target's baseline (SSE2, NEON).
@@ -11,12 +11,18 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, VL and DQ: 16 lanes.
     Avx512,
+    /// AVX-512 with VNNI: products of bytes, four at a time.
+    Avx512Vnni,
+    /// AVX-512 with VNNI and BF16: products of bf16, two at a time.
+    Avx512Bf16,
 }
 
 impl Level {
+    const ALL: [Level; 5] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16];
+
     /// The levels that this processor can run, slowest first.
     pub fn available() -> Vec<Level> {
-        [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter(|level| *level <= cpu_level()).collect()
+        Level::ALL.into_iter().filter(|level| *level <= cpu_level()).collect()
     }
 }
 
@@ -33,11 +39,8 @@ fn detect() -> Level {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512dq");
-    match (avx2, avx512) {
-        (true, true) => Level::Avx512,
-        (true, false) => Level::Avx2,
-        _ => Level::Portable,
-    }
+    let steps = [avx2, avx512, is_x86_feature_detected!("avx512vnni"), is_x86_feature_detected!("avx512bf16")];
+    Level::ALL[steps.iter().take_while(|has| **has).count()]
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -66,7 +69,7 @@ macro_rules! with_level {
         match $level {
             // SAFETY: a level is chosen only when the processor was found to have its features.
             #[cfg(target_arch = "x86_64")]
-            $crate::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
+            level if level >= $crate::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::Level::Avx2 => unsafe { avx2($($arg),*) },

@@ -1,29 +1,23 @@
 //! Products with a packed matrix, and look-ups of its rows.
 //!
-//! Two ways to multiply. With few tokens the time is that of reading the weights once, so each row is streamed
-//! from memory, its next lines requested ahead, and multiplied with every token while it is in the cache. With
-//! many tokens arithmetic dominates: blocks of rows are decoded to f32 and multiplied in register tiles.
+//! Two ways to multiply. With few tokens the time is that of reading the weights once, so each row is streamed from
+//! memory ([`stream`](super::stream), [`integer`](super::integer)). With many tokens arithmetic dominates: blocks of
+//! rows are decoded and multiplied in register tiles ([`blocked`](super::blocked)).
 
-use super::lanes::{Lanes, prefetch};
-use super::level::{Level, with_level};
-use crate::Format;
-use half::f16;
-use rayon::prelude::*;
+use super::level::Level;
+use super::{blocked, integer, pool, stream};
+use crate::{Activations, Format};
 
 /// Up to this many tokens, rows are streamed; above, blocks of rows are decoded first.
-const STREAMED_TOKENS: usize = 6;
-/// How far ahead of its use a line of weights is requested, in bytes.
-const AHEAD: usize = 3072;
-/// Rows of a decoded block.
-const BLOCK_ROWS: usize = 32;
-/// Columns of a decoded block: 32 x 2048 f32 values fill 256 KiB, within the second-level cache.
-const BLOCK_COLS: usize = 2048;
+const STREAMED_TOKENS: usize = 8;
+/// Bytes of weights that a thread streams before it looks for work again.
+const STREAM_BYTES: usize = 1 << 18;
 /// Products smaller than this many multiplications are not worth a second thread.
 const SERIAL_WORK: usize = 1 << 16;
 
 /// The output, written by several threads at places that do not overlap.
 #[derive(Clone, Copy)]
-struct Output(*mut f32);
+pub(super) struct Output(pub(super) *mut f32);
 
 // SAFETY: every task writes columns of its own; see `linear`.
 unsafe impl Send for Output {}
@@ -33,12 +27,26 @@ unsafe impl Sync for Output {}
 impl Output {
     /// # Safety
     /// `index` must lie inside the output, and no other thread may touch that element.
-    unsafe fn write(self, index: usize, value: f32, add: bool) {
+    pub(super) unsafe fn at(self, index: usize) -> *mut f32 {
         // SAFETY: as required of the caller.
-        unsafe {
-            let at = self.0.add(index);
-            *at = if add { *at + value } else { value };
-        }
+        unsafe { self.0.add(index) }
+    }
+}
+
+/// The sizes of one product.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) format: Format,
+    pub(super) tokens: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_bytes: usize,
+}
+
+impl Shape {
+    /// Where column `column`, the first of a block, begins in a row.
+    pub(super) fn bytes(self, column: usize) -> usize {
+        column / self.format.block_len() * self.format.block_bytes()
     }
 }
 
@@ -46,7 +54,15 @@ impl Output {
 ///
 /// # Panics
 /// When a slice does not have the size of its shape.
-pub(crate) fn linear(level: Level, x: &[f32], weight: &[u8], format: Format, cols: usize, out: &mut [f32]) {
+pub(crate) fn linear(
+    level: Level,
+    activations: Activations,
+    x: &[f32],
+    weight: &[u8],
+    format: Format,
+    cols: usize,
+    out: &mut [f32],
+) {
     let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
     let tokens = x.len() / cols;
     let rows = weight.len() / row_bytes;
@@ -58,307 +74,40 @@ pub(crate) fn linear(level: Level, x: &[f32], weight: &[u8], format: Format, col
     }
     let output = Output(out.as_mut_ptr());
     let shape = Shape { format, tokens, rows, cols, row_bytes };
-    let threads = if tokens * rows * cols < SERIAL_WORK { 1 } else { rayon::current_num_threads() };
-    if tokens <= STREAMED_TOKENS {
-        // one long stretch of rows per thread: short ones would restart the memory stream
-        let stretch = rows.div_ceil(threads);
-        in_parallel(threads, rows.div_ceil(stretch), |task| {
-            let range = task * stretch..((task + 1) * stretch).min(rows);
-            stream_rows(level, x, weight, shape, range, output);
-        });
+    if tokens > STREAMED_TOKENS {
+        if activations == Activations::Coarse && format == Format::Bf16 && cols.is_multiple_of(2) && has_pairs(level) {
+            return blocked::multiply_bf16(level, x, weight, shape, output);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if activations != Activations::Exact && integer::has(format) && level >= Level::Avx512Vnni {
+            let fine = activations == Activations::Fine;
+            // SAFETY: the level says that the processor has the instructions.
+            return unsafe { super::bytes::multiply(x, weight, shape, fine, output) };
+        }
+        return blocked::multiply(level, x, weight, shape, output);
+    }
+    let stretch = if tokens * rows * cols < SERIAL_WORK { rows } else { STREAM_BYTES.div_ceil(row_bytes) };
+    let range = |task: usize| task * stretch..((task + 1) * stretch).min(rows);
+    let tasks = rows.div_ceil(stretch);
+    if activations == Activations::Exact || !integer::has(format) {
+        pool::for_each(tasks, |task| stream::multiply(level, x, weight, shape, range(task), output));
     } else {
-        in_parallel(threads, rows.div_ceil(BLOCK_ROWS), |task| {
-            let range = task * BLOCK_ROWS..((task + 1) * BLOCK_ROWS).min(rows);
-            multiply_block(level, x, weight, shape, range, output);
-        });
+        let x = integer::prepare(level, x, shape, activations);
+        pool::for_each(tasks, |task| integer::multiply(level, &x, weight, shape, range(task), output));
     }
 }
 
-fn in_parallel(threads: usize, tasks: usize, task: impl Fn(usize) + Sync + Send) {
-    if threads == 1 || tasks == 1 {
-        (0..tasks).for_each(task);
-    } else {
-        (0..tasks).into_par_iter().for_each(task);
+/// Whether products of bf16 with bf16 are worth it.
+fn has_pairs(level: Level) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        level >= Level::Avx512Bf16 && super::lanes::pairs_are_faster()
     }
-}
-
-#[derive(Clone, Copy)]
-struct Shape {
-    format: Format,
-    tokens: usize,
-    rows: usize,
-    cols: usize,
-    row_bytes: usize,
-}
-
-fn stream_rows(level: Level, x: &[f32], weight: &[u8], shape: Shape, range: std::ops::Range<usize>, out: Output) {
-    #[inline(always)]
-    unsafe fn kernel<L: Lanes>(x: &[f32], weight: &[u8], shape: Shape, range: std::ops::Range<usize>, out: Output) {
-        for row in range {
-            let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
-            for token in 0..shape.tokens {
-                let x = &x[token * shape.cols..(token + 1) * shape.cols];
-                // SAFETY: the lanes' instructions are available where this is expanded; this task owns the row.
-                unsafe {
-                    let sum = if token == 0 {
-                        dot::<L, true>(shape.format, x, bytes)
-                    } else {
-                        dot::<L, false>(shape.format, x, bytes)
-                    };
-                    out.write(token * shape.rows + row, sum, false);
-                }
-            }
-        }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = level;
+        false
     }
-    with_level!(level, kernel(x: &[f32], weight: &[u8], shape: Shape, range: std::ops::Range<usize>, out: Output));
-}
-
-/// The product of one row with one vector. `FETCH` requests the lines `AHEAD` of the read position.
-///
-/// # Safety
-/// The lanes' instruction set must be available. `bytes` is a row of `x.len()` values.
-#[inline(always)]
-unsafe fn dot<L: Lanes, const FETCH: bool>(format: Format, x: &[f32], bytes: &[u8]) -> f32 {
-    // SAFETY: every pointer below stays inside `x` and `bytes`, which hold the same number of values.
-    unsafe {
-        match format {
-            Format::F32 => dot_plain::<L, FETCH, 4>(x, bytes, |from| L::load(from.cast()), |b| f32::from_le_bytes(*b)),
-            Format::Bf16 => dot_plain::<L, FETCH, 2>(
-                x,
-                bytes,
-                |from| L::load_bf16(from),
-                |b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16),
-            ),
-            Format::F16 => {
-                dot_plain::<L, FETCH, 2>(x, bytes, |from| L::load_f16(from), |b| f16::from_le_bytes(*b).to_f32())
-            }
-            Format::Q8_0 => dot_blocks::<L, FETCH, 34>(x, bytes, |x, quants| {
-                let mut sum = L::splat(0.0);
-                for i in (0..32).step_by(L::N) {
-                    sum = L::load_i8(quants.add(i)).mul_add(L::load(x.add(i)), sum);
-                }
-                sum
-            }),
-            Format::Q4_0 => dot_blocks::<L, FETCH, 18>(x, bytes, |x, quants| {
-                let mut sum = L::splat(0.0);
-                for i in (0..16).step_by(L::N) {
-                    sum = L::load_low_nibbles(quants.add(i)).mul_add(L::load(x.add(i)), sum);
-                    sum = L::load_high_nibbles(quants.add(i)).mul_add(L::load(x.add(16 + i)), sum);
-                }
-                sum
-            }),
-        }
-    }
-}
-
-/// # Safety
-/// As [`dot`]; `SIZE` bytes per value.
-#[inline(always)]
-unsafe fn dot_plain<L: Lanes, const FETCH: bool, const SIZE: usize>(
-    x: &[f32],
-    bytes: &[u8],
-    load: impl Fn(*const u8) -> L,
-    scalar: impl Fn(&[u8; SIZE]) -> f32,
-) -> f32 {
-    const STEPS: usize = 4;
-    let step = STEPS * L::N;
-    // SAFETY: `i` counts values, and both slices hold `x.len()` of them.
-    unsafe {
-        let mut sums = [L::splat(0.0); STEPS];
-        let mut i = 0;
-        while i + step <= x.len() {
-            let from = bytes.as_ptr().add(i * SIZE);
-            if FETCH {
-                for line in 0..(step * SIZE).div_ceil(64) {
-                    prefetch(from.wrapping_add(AHEAD + line * 64));
-                }
-            }
-            for (s, sum) in sums.iter_mut().enumerate() {
-                *sum = load(from.add(s * L::N * SIZE)).mul_add(L::load(x.as_ptr().add(i + s * L::N)), *sum);
-            }
-            i += step;
-        }
-        let one = L::splat(1.0);
-        let mut sum = sums[0].mul_add(one, sums[1]).mul_add(one, sums[2].mul_add(one, sums[3])).sum();
-        for (x, value) in x[i..].iter().zip(bytes[i * SIZE..].as_chunks::<SIZE>().0) {
-            sum += x * scalar(value);
-        }
-        sum
-    }
-}
-
-/// # Safety
-/// As [`dot`]; blocks of 32 values in `SIZE` bytes that begin with an f16 scale.
-#[inline(always)]
-unsafe fn dot_blocks<L: Lanes, const FETCH: bool, const SIZE: usize>(
-    x: &[f32],
-    bytes: &[u8],
-    block: impl Fn(*const f32, *const u8) -> L,
-) -> f32 {
-    // SAFETY: block `b` covers values 32 b to 32 b + 31 of `x` and `SIZE` bytes.
-    unsafe {
-        let mut sums = [L::splat(0.0); 2];
-        for b in 0..bytes.len() / SIZE {
-            let from = bytes.as_ptr().add(b * SIZE);
-            if FETCH {
-                prefetch(from.wrapping_add(AHEAD));
-            }
-            let scale = L::splat(f16::from_le_bytes(from.cast::<[u8; 2]>().read()).to_f32());
-            sums[b & 1] = block(x.as_ptr().add(b * 32), from.add(2)).mul_add(scale, sums[b & 1]);
-        }
-        sums[0].mul_add(L::splat(1.0), sums[1]).sum()
-    }
-}
-
-fn multiply_block(level: Level, x: &[f32], weight: &[u8], shape: Shape, range: std::ops::Range<usize>, out: Output) {
-    #[inline(always)]
-    unsafe fn kernel<L: Lanes>(x: &[f32], weight: &[u8], shape: Shape, range: std::ops::Range<usize>, out: Output) {
-        let mut panel = vec![0f32; BLOCK_ROWS * BLOCK_COLS.min(shape.cols)];
-        for begin in (0..shape.cols).step_by(BLOCK_COLS) {
-            let width = BLOCK_COLS.min(shape.cols - begin);
-            let columns = shape.format.row_bytes(begin).expect("whole blocks")
-                ..shape.format.row_bytes(begin + width).expect("whole blocks");
-            for (row, values) in range.clone().zip(panel.chunks_exact_mut(width)) {
-                let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes][columns.clone()];
-                // SAFETY: the lanes' instructions are available where this is expanded.
-                unsafe { decode::<L>(shape.format, bytes, values) };
-            }
-            let tile = Tile { x, panel: &panel, shape, begin, width, range: range.clone() };
-            let mut token = 0;
-            while token < shape.tokens {
-                // SAFETY: as above; the tile stays inside the matrices, and this task owns its rows.
-                token += unsafe { tile.multiply::<L>(token, out) };
-            }
-        }
-    }
-    with_level!(level, kernel(x: &[f32], weight: &[u8], shape: Shape, range: std::ops::Range<usize>, out: Output));
-}
-
-/// A decoded block of rows and the activations it is multiplied with.
-struct Tile<'a> {
-    x: &'a [f32],
-    panel: &'a [f32],
-    shape: Shape,
-    begin: usize,
-    width: usize,
-    range: std::ops::Range<usize>,
-}
-
-impl Tile<'_> {
-    /// Multiplies all rows with the tokens from `token` on; returns how many tokens that were.
-    ///
-    /// # Safety
-    /// The lanes' instruction set must be available, and the rows must belong to the calling task.
-    #[inline(always)]
-    unsafe fn multiply<L: Lanes>(&self, token: usize, out: Output) -> usize {
-        let left = self.shape.tokens - token;
-        // SAFETY: as required of the caller.
-        unsafe {
-            match L::TILE {
-                (4, 4) if left >= 4 => self.rows::<L, 4, 4>(token, out),
-                (4, _) if left >= 2 => self.rows::<L, 4, 2>(token, out),
-                (2, _) if left >= 2 => self.rows::<L, 2, 2>(token, out),
-                _ => self.rows::<L, 2, 1>(token, out),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Tile::multiply`], with at least `T` tokens from `token` on.
-    #[inline(always)]
-    unsafe fn rows<L: Lanes, const R: usize, const T: usize>(&self, token: usize, out: Output) -> usize {
-        let rows = self.range.len();
-        let mut row = 0;
-        // SAFETY: as required of the caller; `row + R` never exceeds the rows of the panel.
-        unsafe {
-            while row + R <= rows {
-                self.registers::<L, R, T>(row, token, out);
-                row += R;
-            }
-            while row < rows {
-                self.registers::<L, 1, T>(row, token, out);
-                row += 1;
-            }
-        }
-        T
-    }
-
-    /// `R` rows times `T` tokens, their `R T` sums held in registers.
-    ///
-    /// # Safety
-    /// As [`Tile::rows`].
-    #[inline(always)]
-    unsafe fn registers<L: Lanes, const R: usize, const T: usize>(&self, row: usize, token: usize, out: Output) {
-        // SAFETY: rows `row..row + R` of the panel and tokens `token..token + T` of x exist, `width` values each.
-        unsafe {
-            let w: [*const f32; R] = std::array::from_fn(|r| self.panel.as_ptr().add((row + r) * self.width));
-            let x: [*const f32; T] =
-                std::array::from_fn(|t| self.x.as_ptr().add((token + t) * self.shape.cols + self.begin));
-            let mut sums = [[L::splat(0.0); T]; R];
-            let mut i = 0;
-            while i + L::N <= self.width {
-                let xs: [L; T] = std::array::from_fn(|t| L::load(x[t].add(i)));
-                for r in 0..R {
-                    let weights = L::load(w[r].add(i));
-                    for t in 0..T {
-                        sums[r][t] = weights.mul_add(xs[t], sums[r][t]);
-                    }
-                }
-                i += L::N;
-            }
-            for r in 0..R {
-                for t in 0..T {
-                    let mut sum = sums[r][t].sum();
-                    for j in i..self.width {
-                        sum += *w[r].add(j) * *x[t].add(j);
-                    }
-                    let index = (token + t) * self.shape.rows + self.range.start + row + r;
-                    out.write(index, sum, self.begin > 0);
-                }
-            }
-        }
-    }
-}
-
-/// A stretch of a row as f32.
-///
-/// # Safety
-/// The lanes' instruction set must be available; `bytes` holds `values.len()` values.
-#[inline(always)]
-unsafe fn decode<L: Lanes>(format: Format, bytes: &[u8], values: &mut [f32]) {
-    let whole = values.len() / L::N * L::N;
-    // SAFETY: every load and store stays inside the two slices.
-    unsafe {
-        let (from, to) = (bytes.as_ptr(), values.as_mut_ptr());
-        match format {
-            Format::Bf16 => (0..whole).step_by(L::N).for_each(|i| L::load_bf16(from.add(i * 2)).store(to.add(i))),
-            Format::F16 => (0..whole).step_by(L::N).for_each(|i| L::load_f16(from.add(i * 2)).store(to.add(i))),
-            Format::Q8_0 => {
-                for b in 0..values.len() / 32 {
-                    let block = from.add(b * 34);
-                    let scale = L::splat(f16::from_le_bytes(block.cast::<[u8; 2]>().read()).to_f32());
-                    for i in (0..32).step_by(L::N) {
-                        L::load_i8(block.add(2 + i)).mul(scale).store(to.add(b * 32 + i));
-                    }
-                }
-                return;
-            }
-            Format::Q4_0 => {
-                for b in 0..values.len() / 32 {
-                    let block = from.add(b * 18);
-                    let scale = L::splat(f16::from_le_bytes(block.cast::<[u8; 2]>().read()).to_f32());
-                    for i in (0..16).step_by(L::N) {
-                        L::load_low_nibbles(block.add(2 + i)).mul(scale).store(to.add(b * 32 + i));
-                        L::load_high_nibbles(block.add(2 + i)).mul(scale).store(to.add(b * 32 + 16 + i));
-                    }
-                }
-                return;
-            }
-            Format::F32 => (0..whole).step_by(L::N).for_each(|i| L::load(from.add(i * 4).cast()).store(to.add(i))),
-        }
-    }
-    let size = format.block_bytes();
-    format.decode_row(&bytes[whole * size..], &mut values[whole..]);
 }
 
 /// The rows `ids` of a packed matrix as f32, `[ids, cols]`.
@@ -382,6 +131,7 @@ pub(crate) fn rows(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::quantize;
 
     fn noise(len: usize, seed: u64) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -393,40 +143,144 @@ mod tests {
             .collect()
     }
 
+    /// A random matrix in a format: its bytes, and the values that they stand for.
+    fn encoded(format: Format, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+        let values = noise(rows * cols, 1);
+        let row_bytes = format.row_bytes(cols).unwrap();
+        let mut weight = vec![0; rows * row_bytes];
+        let mut decoded = vec![0.0; rows * cols];
+        for row in 0..rows {
+            let bytes = &mut weight[row * row_bytes..(row + 1) * row_bytes];
+            format.encode_row(&values[row * cols..(row + 1) * cols], bytes);
+            format.decode_row(bytes, &mut decoded[row * cols..(row + 1) * cols]);
+        }
+        (weight, decoded)
+    }
+
+    fn product(
+        level: Level,
+        activations: Activations,
+        x: &[f32],
+        weight: &[u8],
+        format: Format,
+        cols: usize,
+    ) -> Vec<f32> {
+        let rows = weight.len() / format.row_bytes(cols).unwrap();
+        let mut out = vec![f32::NAN; x.len() / cols * rows];
+        linear(level, activations, x, weight, format, cols, &mut out);
+        out
+    }
+
+    /// In f64, over the decoded weights.
+    fn loops(x: &[f32], decoded: &[f32], cols: usize) -> Vec<f64> {
+        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+        x.chunks(cols).flat_map(|x| decoded.chunks(cols).map(move |w| dot(x, w))).collect()
+    }
+
+    const SHAPES: [(usize, usize); 9] =
+        [(1, 32), (7, 96), (33, 160), (70, 2080), (5, 1), (3, 17), (40, 67), (131, 288), (12, 512)];
+
     /// Every level, format and path against an f64 loop over the decoded weights.
     #[test]
     fn products_equal_a_plain_loop() {
         for format in Format::ALL {
-            for (rows, cols) in [(1, 32), (7, 96), (33, 160), (70, 2080), (5, 1), (3, 17), (40, 67)] {
-                if format.row_bytes(cols).is_none() {
-                    continue;
+            for (rows, cols) in SHAPES.into_iter().filter(|(_, cols)| format.row_bytes(*cols).is_some()) {
+                let (weight, decoded) = encoded(format, rows, cols);
+                for tokens in [1, 2, 3, 6, 7, 8, 9, 13, 16, 17, 33, 40] {
+                    let x = noise(tokens * cols, 2);
+                    let exact = loops(&x, &decoded, cols);
+                    for level in Level::available() {
+                        let found = product(level, Activations::Exact, &x, &weight, format, cols);
+                        for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
+                            let error = (f64::from(*found) - exact).abs();
+                            assert!(
+                                error < 2e-6 * (cols as f64).sqrt() + 1e-5,
+                                "{level:?} {format} {tokens}x{cols}x{rows} at {i}: {error}"
+                            );
+                        }
+                    }
                 }
-                let values = noise(rows * cols, 1);
-                let row_bytes = format.row_bytes(cols).unwrap();
-                let mut weight = vec![0; rows * row_bytes];
-                let mut decoded = vec![0.0; rows * cols];
-                for row in 0..rows {
-                    let bytes = &mut weight[row * row_bytes..(row + 1) * row_bytes];
-                    format.encode_row(&values[row * cols..(row + 1) * cols], bytes);
-                    format.decode_row(bytes, &mut decoded[row * cols..(row + 1) * cols]);
-                }
-                for tokens in [1, 2, 6, 7, 8, 13] {
+            }
+        }
+    }
+
+    /// Products in whole numbers are exact but for the last f32 sums: each level against an f64 loop over the
+    /// quantized activations.
+    #[test]
+    fn whole_numbers_are_multiplied_exactly() {
+        for format in [Format::Q8_0, Format::Q4_0] {
+            for (rows, cols) in SHAPES.into_iter().filter(|(_, cols)| format.row_bytes(*cols).is_some()) {
+                let (weight, decoded) = encoded(format, rows, cols);
+                let tokens = (1..=STREAMED_TOKENS).chain([9, 16, 17, 33, 40, 64]);
+                for (tokens, activations) in
+                    tokens.flat_map(|tokens| [(tokens, Activations::Fine), (tokens, Activations::Coarse)])
+                {
                     let x = noise(tokens * cols, 2);
                     for level in Level::available() {
-                        let mut out = vec![f32::NAN; tokens * rows];
-                        linear(level, &x, &weight, format, cols, &mut out);
-                        for t in 0..tokens {
-                            for r in 0..rows {
-                                let exact: f64 = (0..cols)
-                                    .map(|c| f64::from(x[t * cols + c]) * f64::from(decoded[r * cols + c]))
-                                    .sum();
-                                let error = (f64::from(out[t * rows + r]) - exact).abs();
-                                assert!(
-                                    error < 2e-6 * (cols as f64).sqrt() + 1e-5,
-                                    "{level:?} {format} {tokens}x{cols}x{rows} at {t},{r}: {error}"
-                                );
-                            }
+                        if tokens > STREAMED_TOKENS && level < Level::Avx512Vnni {
+                            continue;
                         }
+                        let coarse = activations == Activations::Coarse && level >= Level::Avx512Vnni;
+                        let limit = if coarse { quantize::COARSE } else { quantize::FINE };
+                        let seen = |block: &[f32; 32]| {
+                            let (scale, values) = quantize::quantize(block, limit);
+                            values.map(|value| value as f32 * scale)
+                        };
+                        let x_seen: Vec<f32> = x.as_chunks().0.iter().flat_map(seen).collect();
+                        let exact = loops(&x_seen, &decoded, cols);
+                        let found = product(level, activations, &x, &weight, format, cols);
+                        for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
+                            let error = (f64::from(*found) - exact).abs();
+                            assert!(
+                                error < 2e-6 * (cols as f64).sqrt() + 1e-5,
+                                "{level:?} {format} {activations:?} {tokens}x{cols}x{rows} at {i}: {error}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The errors that [`Activations`] and docs/numerics.md name.
+    #[test]
+    fn activations_are_as_exact_as_they_promise() {
+        let (rows, cols) = (64, 2048);
+        for format in Format::ALL {
+            let (weight, decoded) = encoded(format, rows, cols);
+            for tokens in [1, 8, 32] {
+                let x = noise(tokens * cols, 2);
+                let exact = loops(&x, &decoded, cols);
+                for level in Level::available() {
+                    let error = |activations| {
+                        let found = product(level, activations, &x, &weight, format, cols);
+                        let wrong = found.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>();
+                        (wrong / exact.iter().map(|value| value * value).sum::<f64>()).sqrt()
+                    };
+                    let context = format!("{level:?} {format} {tokens}");
+                    let bounds = [(Activations::Exact, 1e-6), (Activations::Fine, 3e-5), (Activations::Coarse, 1e-2)];
+                    for (activations, bound) in bounds {
+                        let error = error(activations);
+                        assert!(error < bound, "{context} {activations:?}: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where an activation is infinite or not a number, every sum with it says so; other tokens are untouched.
+    #[test]
+    fn what_is_not_finite_is_not_hidden() {
+        for format in Format::ALL {
+            let (weight, _) = encoded(format, 3, 64);
+            for (bad, tokens) in [f32::NAN, f32::INFINITY].into_iter().flat_map(|bad| [(bad, 2), (bad, 20)]) {
+                let mut x = noise(tokens * 64, 3);
+                x[64 + 40] = bad;
+                for level in Level::available() {
+                    let found = product(level, Activations::Fine, &x, &weight, format, 64);
+                    for (t, sums) in found.chunks(3).enumerate() {
+                        assert_eq!(sums.iter().all(|sum| !sum.is_finite()), t == 1, "{level:?} {format} {sums:?}");
+                        assert_eq!(sums.iter().all(|sum| sum.is_finite()), t != 1, "{level:?} {format} {sums:?}");
                     }
                 }
             }
@@ -440,7 +294,7 @@ mod tests {
         Format::F32.encode_row(&[f32::MAX, -f32::MAX, f32::MIN_POSITIVE, -0.0], &mut weight);
         for level in Level::available() {
             let mut out = [0.0];
-            linear(level, &x, &weight, Format::F32, 4, &mut out);
+            linear(level, Activations::Fine, &x, &weight, Format::F32, 4, &mut out);
             assert!(out[0].is_finite(), "{level:?}: {}", out[0]);
         }
     }

@@ -1,16 +1,31 @@
 //! The operations on the CPU: slices in, slices out, for the ndarray and the flex backend alike.
 //!
-//! `level` finds out what the processor can do, `lanes` is the vector type of each instruction set, `linear`,
-//! `attention`, `recurrence` and `gates` are written once over it.
+//! `level` finds out what the processor can do, `lanes` is the vector type of each instruction set, `pool` the
+//! threads. `linear` decides how a product is computed: `stream` or `integer` for few tokens, `blocked` or `bytes` for
+//! many. `attention` is one algorithm for both; the innermost loops of the last two are in `tile`. `recurrence` and
+//! `gates` are RecurrentGemma's.
 
 mod attention;
+mod blocked;
+mod buffer;
+#[cfg(target_arch = "x86_64")]
+mod bytes;
+mod decode;
+mod fused;
 mod gates;
+mod integer;
 mod lanes;
 mod level;
 mod linear;
+mod math;
+mod pool;
+mod quantize;
 mod recurrence;
+mod stream;
+mod tile;
 
 pub(crate) use attention::{AttendShape, Keys, attend};
+pub(crate) use fused::{geglu, rms_norm, rotate};
 pub(crate) use gates::{Gates, gated_decay};
 pub use level::{Level, cpu_level};
 pub(crate) use linear::{linear, rows};

@@ -1,0 +1,285 @@
+//! Products of many tokens with quantized weights, in whole numbers, with AVX-512 VNNI.
+//!
+//! The plan is that of [`blocked`](super::blocked), with tokens along the vectors; but a panel holds bytes, moved up
+//! to be unsigned, and a lane of the packed activations four bytes of one token. Within a block of 32 columns the sums
+//! are exact; they are turned into f32 once per block, times the scales of both sides. 16-bit activations are two such
+//! products: the sum over the high bytes is shifted before the low bytes are added to it.
+
+use super::buffer::Buffer;
+use super::linear::{Output, Shape};
+use super::pool;
+use super::quantize::{COARSE, FINE, quantize};
+use super::tile;
+use crate::Format;
+use crate::cpu::lanes::{Avx512, prefetch};
+use half::f16;
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Columns that share a scale.
+const BLOCK: usize = 32;
+/// Tokens of a packed block: two vectors.
+const WIDTH: usize = 32;
+/// Words of four activations, or of four high bytes, of a block of columns.
+const PLANE: usize = BLOCK / 4 * WIDTH;
+/// Rows of a register tile, and of a panel.
+const ROWS: usize = 6;
+/// Blocks of columns in a panel.
+const DEPTH: usize = 16;
+/// Bytes from one row of a panel to the next: a cache line more, so that rows do not fall into the same sets.
+const PANEL_ROW: usize = DEPTH * BLOCK + 64;
+/// The most panels of a task.
+const TASK_PANELS: usize = 16;
+/// The most tokens whose sums are collected at a time.
+const TOKENS: usize = 512;
+
+/// Words of the record that holds a block of columns of a block of tokens: where the sums start, the scales, the low
+/// bytes, and for 16-bit activations the high bytes.
+const fn record(fine: bool) -> usize {
+    2 * WIDTH + PLANE * (1 + fine as usize)
+}
+
+/// What the weights' bytes are moved up by.
+fn offset(format: Format) -> i32 {
+    if format == Format::Q8_0 { 128 } else { 8 }
+}
+
+/// `out[t, r] = Σ_c x[t, c] w[r, c]` with `w` in `q8_0` or `q4_0`; see [`linear`](super::linear()).
+///
+/// # Safety
+/// The processor must have AVX-512 F, BW, VL, DQ and VNNI.
+pub(super) unsafe fn multiply(x: &[f32], weight: &[u8], shape: Shape, fine: bool, out: Output) {
+    let blocks = shape.cols / BLOCK;
+    let token_blocks = shape.tokens.div_ceil(WIDTH);
+    let mut packed = Buffer::<f32>::zeroed(token_blocks * blocks * record(fine));
+    let to = Output(packed.as_mut_ptr());
+    pool::for_each(shape.tokens, |token| {
+        // SAFETY: as required of the caller; every token has places of its own.
+        unsafe { pack(&x[token * shape.cols..(token + 1) * shape.cols], token, fine, offset(shape.format), to) };
+    });
+    let panels = shape.rows.div_ceil(ROWS);
+    let stretch = ROWS * panels.div_ceil(4 * pool::threads()).clamp(1, TASK_PANELS);
+    pool::for_each(shape.rows.div_ceil(stretch), |task| {
+        let range = task * stretch..((task + 1) * stretch).min(shape.rows);
+        SCRATCH.with_borrow_mut(|scratch| {
+            for first in (0..shape.tokens).step_by(TOKENS) {
+                let tokens = first..(first + TOKENS).min(shape.tokens);
+                // SAFETY: as required of the caller; every task has rows of its own.
+                unsafe {
+                    if fine {
+                        stretch_of_rows::<true>(&packed, weight, shape, range.clone(), tokens, scratch, out);
+                    } else {
+                        stretch_of_rows::<false>(&packed, weight, shape, range.clone(), tokens, scratch, out);
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// Quantizes a token into its places of the records.
+///
+/// # Safety
+/// The processor must have the instructions, and nobody else touches this token's places.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn pack(x: &[f32], token: usize, fine: bool, offset: i32, to: Output) {
+    let blocks = x.len() / BLOCK;
+    for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let (scale, values) = quantize(x, if fine { FINE } else { COARSE });
+        let low = values.map(|value| value as i8);
+        let high: [i8; BLOCK] = std::array::from_fn(|i| ((values[i] - i32::from(low[i])) >> 8) as i8);
+        let start = -offset * values.iter().sum::<i32>();
+        // SAFETY: the record exists, and has these places.
+        unsafe {
+            let at = to.at((token / WIDTH * blocks + b) * record(fine) + token % WIDTH);
+            at.cast::<i32>().write(start);
+            at.add(WIDTH).write(scale);
+            for (four, low) in low.as_chunks::<4>().0.iter().enumerate() {
+                at.add(2 * WIDTH + four * WIDTH).cast::<[i8; 4]>().write(*low);
+            }
+            if fine {
+                for (four, high) in high.as_chunks::<4>().0.iter().enumerate() {
+                    at.add(2 * WIDTH + PLANE + four * WIDTH).cast::<[i8; 4]>().write(*high);
+                }
+            }
+        }
+    }
+}
+
+/// What a thread keeps from task to task.
+struct Scratch {
+    /// Unsigned bytes, `[ROWS, PANEL_ROW]`.
+    panel: [u8; ROWS * PANEL_ROW],
+    /// Their scales, `[ROWS, DEPTH]`.
+    scales: [f32; ROWS * DEPTH],
+    /// The sums of a task, `[rows, tokens]`, both rounded up to whole tiles.
+    sums: Buffer<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch {
+            panel: [0; ROWS * PANEL_ROW],
+            scales: [0.0; ROWS * DEPTH],
+            sums: Buffer::empty(),
+        })
+    };
+}
+
+/// The rows `range` times `tokens`.
+///
+/// # Safety
+/// The processor must have the instructions, and the rows must belong to the calling task.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn stretch_of_rows<const FINE: bool>(
+    packed: &[f32],
+    weight: &[u8],
+    shape: Shape,
+    range: Range<usize>,
+    tokens: Range<usize>,
+    scratch: &mut Scratch,
+    out: Output,
+) {
+    let blocks = shape.cols / BLOCK;
+    let padded = tokens.len().next_multiple_of(WIDTH);
+    let block_bytes = shape.format.block_bytes();
+    scratch.sums.resize(range.len().next_multiple_of(ROWS) * padded);
+    for begin in (0..blocks).step_by(DEPTH) {
+        let depth = DEPTH.min(blocks - begin);
+        let bytes = begin * block_bytes..(begin + depth) * block_bytes;
+        for first in range.clone().step_by(ROWS) {
+            for (i, row) in (first..range.end.min(first + ROWS)).enumerate() {
+                // the rows of the next panel, which the memory does not send by itself
+                for line in (0..bytes.len()).step_by(64) {
+                    prefetch(weight.as_ptr().wrapping_add((row + ROWS) * shape.row_bytes + bytes.start + line));
+                }
+                let row = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes][bytes.clone()];
+                let panel = &mut scratch.panel[i * PANEL_ROW..][..depth * BLOCK];
+                unpack(shape.format, row, panel, &mut scratch.scales[i * DEPTH..][..depth]);
+            }
+            for token in (0..tokens.len()).step_by(WIDTH) {
+                let records = &packed[((tokens.start + token) / WIDTH * blocks + begin) * record(FINE)..];
+                let sums = &mut scratch.sums[(first - range.start) * padded + token..];
+                let call = Tile {
+                    panel: scratch.panel.as_ptr(),
+                    scales: scratch.scales.as_ptr(),
+                    records: records.as_ptr(),
+                    blocks: depth,
+                    sums: sums.as_mut_ptr(),
+                    row: padded,
+                    add: begin > 0,
+                };
+                // SAFETY: the panel has `ROWS` rows of `depth` blocks, each block has a record, and there is room for
+                // the sums.
+                unsafe {
+                    if tokens.len() - token > WIDTH / 2 {
+                        call.multiply::<2, FINE>();
+                    } else {
+                        call.multiply::<1, FINE>();
+                    }
+                }
+            }
+        }
+    }
+    // SAFETY: as required of the caller.
+    unsafe {
+        let to = out.at(tokens.start * shape.rows + range.start);
+        tile::unpack::<Avx512>(scratch.sums.as_ptr(), padded, range.len(), tokens.len(), to, shape.rows);
+    }
+}
+
+/// Blocks of a row as unsigned bytes in the order of the columns, and their scales.
+#[inline(always)]
+fn unpack(format: Format, row: &[u8], bytes: &mut [u8], scales: &mut [f32]) {
+    let bytes = bytes.as_chunks_mut::<BLOCK>().0;
+    if format == Format::Q8_0 {
+        for ((block, bytes), scale) in row.as_chunks::<34>().0.iter().zip(bytes).zip(scales) {
+            *scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+            bytes.iter_mut().zip(&block[2..]).for_each(|(to, byte)| *to = byte ^ 128);
+        }
+    } else {
+        for ((block, bytes), scale) in row.as_chunks::<18>().0.iter().zip(bytes).zip(scales) {
+            *scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+            let (low, high) = bytes.split_at_mut(BLOCK / 2);
+            low.iter_mut().zip(&block[2..]).for_each(|(to, byte)| *to = byte & 15);
+            high.iter_mut().zip(&block[2..]).for_each(|(to, byte)| *to = byte >> 4);
+        }
+    }
+}
+
+/// A register tile: `ROWS` rows times some vectors of tokens.
+struct Tile {
+    panel: *const u8,
+    scales: *const f32,
+    records: *const f32,
+    /// Blocks of columns.
+    blocks: usize,
+    sums: *mut f32,
+    /// Values from one row of the sums to the next.
+    row: usize,
+    /// Whether to add to what lies there.
+    add: bool,
+}
+
+impl Tile {
+    /// # Safety
+    /// All that the fields name must be there, and the processor must have the instructions.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn multiply<const V: usize, const FINE: bool>(&self) {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
+            for b in 0..self.blocks {
+                let record = self.records.add(b * record(FINE));
+                let starts: [__m512i; V] = std::array::from_fn(|v| _mm512_load_si512(record.add(16 * v).cast()));
+                let scales: [__m512; V] = std::array::from_fn(|v| _mm512_load_ps(record.add(WIDTH + 16 * v)));
+                let panel = self.panel.add(b * BLOCK);
+                let low = record.add(2 * WIDTH);
+                let mut exact = [starts; ROWS];
+                if FINE {
+                    exact = [[_mm512_setzero_si512(); V]; ROWS];
+                    products::<V>(&mut exact, panel, low.add(PLANE));
+                    for exact in &mut exact {
+                        *exact = std::array::from_fn(|v| _mm512_add_epi32(_mm512_slli_epi32::<8>(exact[v]), starts[v]));
+                    }
+                }
+                products::<V>(&mut exact, panel, low);
+                for (r, (sums, exact)) in sums.iter_mut().zip(exact).enumerate() {
+                    let scale = _mm512_set1_ps(*self.scales.add(r * DEPTH + b));
+                    *sums = std::array::from_fn(|v| {
+                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact[v]), _mm512_mul_ps(scale, scales[v]), sums[v])
+                    });
+                }
+            }
+            for (r, sums) in sums.into_iter().enumerate() {
+                for (v, sum) in sums.into_iter().enumerate() {
+                    let to = self.sums.add(r * self.row + 16 * v);
+                    let sum = if self.add { _mm512_add_ps(sum, _mm512_loadu_ps(to)) } else { sum };
+                    _mm512_storeu_ps(to, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of a block of columns: rows of bytes times a plane of activations.
+///
+/// # Safety
+/// As [`Tile::multiply`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn products<const V: usize>(exact: &mut [[__m512i; V]; ROWS], panel: *const u8, plane: *const f32) {
+    for four in 0..BLOCK / 4 {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let x: [__m512i; V] = std::array::from_fn(|v| _mm512_load_si512(plane.add(four * WIDTH + 16 * v).cast()));
+            for (r, exact) in exact.iter_mut().enumerate() {
+                let weights = panel.add(r * PANEL_ROW + 4 * four).cast::<i32>().read_unaligned();
+                let weights = _mm512_set1_epi32(weights);
+                *exact = std::array::from_fn(|v| _mm512_dpbusd_epi32(exact[v], weights, x[v]));
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Activations as whole numbers, for products with quantized weights.
+//!
+//! 32 values share a scale, `d = max|x| / LIMIT`, and become `round(x / d)`, ties to even. A block that holds an
+//! infinity or NaN has the scale NaN, so that the product says so.
+
+use super::buffer::Buffer;
+
+/// Values per block.
+const BLOCK: usize = 32;
+
+/// The largest magnitude of a 16-bit activation: 127 · 256, so that its high byte stays within ±127.
+pub(super) const FINE: f32 = 32512.0;
+/// The largest magnitude of an 8-bit activation.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86 gains from 8 bits"))]
+pub(super) const COARSE: f32 = 127.0;
+
+/// The scale of a block and its whole numbers.
+#[inline(always)]
+pub(super) fn quantize(x: &[f32; BLOCK], limit: f32) -> (f32, [i32; BLOCK]) {
+    // Adding 1.5·2²³ leaves the integer nearest to a small number in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    // as bits, magnitudes are ordered like whole numbers, with infinity and NaN at the end
+    let largest = x.iter().fold(0, |largest: u32, value| largest.max(value.to_bits() & 0x7fff_ffff));
+    let scale = f32::from_bits(largest) / limit;
+    if !scale.is_normal() {
+        // all (nearly) zero, or not finite
+        return (if largest < f32::INFINITY.to_bits() { 0.0 } else { f32::NAN }, [0; BLOCK]);
+    }
+    let inverse = limit / f32::from_bits(largest);
+    (scale, x.map(|value| (value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed()))
+}
+
+/// 16-bit activations as they are.
+pub(super) struct Words {
+    /// `[tokens, cols]`.
+    pub(super) values: Buffer<i16>,
+    /// A scale per block, `[tokens, blocks]`.
+    pub(super) scales: Buffer<f32>,
+    /// The sum of a block's values, `[tokens, blocks]`.
+    pub(super) sums: Buffer<i32>,
+}
+
+impl Words {
+    /// Of `x` `[tokens, cols]` with `cols` a whole number of blocks.
+    #[inline(always)]
+    pub(super) fn new(x: &[f32]) -> Self {
+        let blocks = x.len() / BLOCK;
+        let mut words =
+            Self { values: Buffer::zeroed(x.len()), scales: Buffer::zeroed(blocks), sums: Buffer::zeroed(blocks) };
+        for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let (scale, values) = quantize(x, FINE);
+            words.scales[b] = scale;
+            words.sums[b] = values.iter().sum();
+            let to = &mut words.values[b * BLOCK..(b + 1) * BLOCK];
+            to.iter_mut().zip(values).for_each(|(to, value)| *to = value as i16);
+        }
+        words
+    }
+}
+
+/// Activations as bytes, in the order of a group of four blocks of weights: `value = 256 high + low`, or `low` alone.
+///
+/// The instruction multiplies unsigned bytes with signed ones, so the weights' bytes are moved up by an offset, and
+/// each product starts from what that offset contributes.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Split {
+    /// The high bytes, `[tokens, groups, 128]`; empty for 8-bit activations.
+    pub(super) high: Buffer<i8>,
+    /// The low bytes, `[tokens, groups, 128]`.
+    pub(super) low: Buffer<i8>,
+    /// A scale per block, `[tokens, groups, 4]`.
+    pub(super) scales: Buffer<f32>,
+    /// Where the sum of each block starts, `[tokens, groups, 4]`.
+    pub(super) starts: Buffer<i32>,
+}
+
+/// Values of a group of blocks.
+#[cfg(target_arch = "x86_64")]
+pub(super) const GROUP: usize = 4 * BLOCK;
+
+#[cfg(target_arch = "x86_64")]
+impl Split {
+    /// Of `x` `[tokens, cols]` with `cols` a whole number of blocks. `halves`: whether the first halves of a group's
+    /// blocks lie together, then the second halves; otherwise blocks follow each other. `offset` is what the weights'
+    /// bytes are moved up by.
+    #[inline(always)]
+    pub(super) fn new(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32) -> Self {
+        let (tokens, groups) = (x.len() / cols, cols.div_ceil(GROUP));
+        let all = tokens * groups;
+        let mut split = Self {
+            high: Buffer::zeroed(if fine { all * GROUP } else { 0 }),
+            low: Buffer::zeroed(all * GROUP),
+            scales: Buffer::zeroed(all * 4),
+            starts: Buffer::zeroed(all * 4),
+        };
+        for (t, x) in x.chunks_exact(cols).enumerate() {
+            for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+                let (group, b) = (t * groups + b / 4, b % 4);
+                let (scale, values) = quantize(x, if fine { FINE } else { COARSE });
+                split.scales[group * 4 + b] = scale;
+                // the low byte as a signed number, and what is missing then
+                let low = values.map(|value| value as i8);
+                let high: [i8; BLOCK] = std::array::from_fn(|i| ((values[i] - i32::from(low[i])) >> 8) as i8);
+                split.starts[group * 4 + b] = -offset * values.iter().sum::<i32>();
+                let half = BLOCK / 2;
+                let places = if halves { [b * half, GROUP / 2 + b * half] } else { [b * BLOCK, b * BLOCK + half] };
+                for (place, i) in places.into_iter().zip([0, half]) {
+                    let at = group * GROUP + place..group * GROUP + place + half;
+                    split.low[at.clone()].copy_from_slice(&low[i..i + half]);
+                    if fine {
+                        split.high[at].copy_from_slice(&high[i..i + half]);
+                    }
+                }
+            }
+        }
+        split
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(scale: f32) -> [f32; BLOCK] {
+        std::array::from_fn(|i| ((i * 37 % 64) as f32 / 32.0 - 1.0) * scale)
+    }
+
+    #[test]
+    fn values_come_back_within_half_a_step() {
+        for limit in [FINE, COARSE] {
+            for scale in [1.0, 1e-30, 1e30, f32::MAX] {
+                let x = block(scale);
+                let (d, values) = quantize(&x, limit);
+                for (x, value) in x.iter().zip(values) {
+                    assert!(value.unsigned_abs() as f32 <= limit);
+                    let error = (f64::from(*x) - f64::from(value) * f64::from(d)).abs();
+                    assert!(error <= f64::from(d) * 0.51, "{x} became {value} times {d}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_have_no_scale_and_what_is_not_finite_has_none_that_hides_it() {
+        assert_eq!(quantize(&[0.0; BLOCK], FINE), (0.0, [0; BLOCK]));
+        assert_eq!(quantize(&[f32::from_bits(3); BLOCK], FINE).0, 0.0);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = block(1.0);
+            x[7] = bad;
+            assert!(quantize(&x, FINE).0.is_nan());
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn bytes_add_up_to_the_value() {
+        let x: Vec<f32> = (0..5).flat_map(|i| block(1.0 + i as f32)).collect();
+        for halves in [false, true] {
+            let split = Split::new(&x, x.len(), true, halves, 8);
+            let words = Words::new(&x);
+            for (i, word) in words.values.iter().enumerate() {
+                let (b, j) = (i / BLOCK % 4, i % BLOCK);
+                let place = if halves { j / 16 * 64 + b * 16 + j % 16 } else { b * BLOCK + j };
+                let at = i / GROUP * GROUP + place;
+                assert_eq!(256 * i32::from(split.high[at]) + i32::from(split.low[at]), i32::from(*word));
+            }
+            let all: i32 = words.values.iter().map(|word| i32::from(*word)).sum();
+            assert_eq!(split.starts.iter().sum::<i32>(), -8 * all);
+            assert_eq!(words.sums.iter().sum::<i32>(), all);
+        }
+    }
+}
