@@ -3,6 +3,7 @@
 mod codegemma;
 mod demo;
 mod documents;
+mod gguf;
 mod gradients;
 mod paligemma;
 mod paligemma_demo;

@@ -98,7 +98,8 @@ pub struct StateTensors {
 impl StateTensors {
     /// The tensor of this name and shape, on `device`; `None` when the file has no such tensor.
     pub fn get<const D: usize>(&self, name: &str, shape: [usize; D], device: &Device) -> Option<Tensor<D>> {
-        let tensor = self.tensors.get(name).filter(|tensor| tensor.shape == shape && tensor.dtype == Dtype::F32)?;
+        let tensor =
+            self.tensors.get(name).filter(|tensor| tensor.shape == shape && tensor.format == Dtype::F32.format())?;
         Some(Tensor::from_data(TensorData::new(tensor.to_f32(), shape), device))
     }
 

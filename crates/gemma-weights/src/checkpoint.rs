@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use gemma_kernels::Format;
 use serde::Deserialize;
 
-use crate::files::{Files, is_plain_name};
+use crate::files::{self, Files, is_plain_name};
+use crate::gguf;
 use crate::json::Entries;
 use crate::safetensors::parse_safetensors;
 use crate::{Dtype, Error, GenerationConfig, StoredTensor};
@@ -27,7 +29,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder that holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
+    /// Opens a folder that holds `model.safetensors`, or `model.safetensors.index.json` and its shards; or a GGUF file,
+    /// of a split model any of its parts.
     ///
     /// ```no_run
     /// # use gemma_weights::Checkpoint;
@@ -40,7 +43,17 @@ impl Checkpoint {
     /// When there is no such folder, when it holds no weights, and for each way in which a file can be damaged or
     /// index and shards can disagree; the message names file and tensor.
     pub fn open(folder: &Path) -> Result<Self, Error> {
+        if files::begins_with(folder, gguf::MAGIC) {
+            return Self::open_gguf(folder);
+        }
         Self::from_files(Files::of_folder(folder)?)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, Error> {
+        let parts = gguf::map_parts(path)?;
+        let damaged = |fault| Error::Gguf { file: path.to_owned(), fault };
+        let (files, tensors) = gguf::translate(gguf::parse(&parts)?).map_err(damaged)?;
+        Ok(Self { files: Files::Gguf { path: path.to_owned(), files }, tensors })
     }
 
     /// A checkpoint that is part of the program: (file name, content) of what would lie in a folder.
@@ -92,18 +105,28 @@ impl Checkpoint {
         content.map(|json| GenerationConfig::from_json(&self.files.path(NAME), &json)).transpose()
     }
 
-    /// The folder; `None` for a checkpoint that is part of the program.
+    /// The folder, or the GGUF file; `None` for a checkpoint that is part of the program.
     pub fn path(&self) -> Option<&Path> {
         match &self.files {
             Files::Folder(folder) => Some(folder),
+            Files::Gguf { path, .. } => Some(path),
             Files::BuiltIn(_) => None,
         }
     }
 
-    /// The type of the largest tensor: in practice that of every matrix.
-    pub fn dtype(&self) -> Dtype {
+    /// The format of the largest tensor: in practice that of every matrix.
+    pub fn format(&self) -> Format {
         let largest = self.tensors.values().max_by_key(|tensor| tensor.elements());
-        largest.map_or(Dtype::F32, |tensor| tensor.dtype)
+        largest.map_or(Format::F32, |tensor| tensor.format)
+    }
+
+    /// The type to which a model's constants are rounded: that of the largest tensor of a folder, as the reference
+    /// computes; f32 for a GGUF file, as the programs compute for which such files are made.
+    pub fn dtype(&self) -> Dtype {
+        match self.files {
+            Files::Gguf { .. } => Dtype::F32,
+            _ => Dtype::of_format(self.format()).unwrap_or(Dtype::F32),
+        }
     }
 
     /// Number of values in all tensors.

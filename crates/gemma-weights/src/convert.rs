@@ -19,11 +19,11 @@ pub(crate) fn held_format(stored: Format, wish: Option<Precision>, cols: usize) 
 /// The bytes of a matrix with rows of `cols` values in `format`. Borrowed when it is stored so; otherwise made by all
 /// cores, with one row of f32 per core beside the result.
 pub(crate) fn matrix_bytes(tensor: &StoredTensor, cols: usize, format: Format) -> Bytes {
-    let stored = tensor.dtype.format();
+    let stored = tensor.format;
     if stored == format || tensor.bytes.is_empty() {
         return tensor.bytes.clone();
     }
-    let stored_row = stored.row_bytes(cols).expect("unquantized formats store rows of any length");
+    let stored_row = stored.row_bytes(cols).expect("a stored row is whole blocks");
     let held_row = format.row_bytes(cols).expect("held_format() chose a format whose blocks fill a row");
     let rows = tensor.bytes.len() / stored_row;
     let mut held = vec![0; rows * held_row];
@@ -47,7 +47,7 @@ mod tests {
         let values: Vec<f32> = (0..rows * cols).map(|i| (i * 53 % 257) as f32 / 8.0 - 16.0).collect();
         let mut bytes = vec![0; values.len() * dtype.bytes()];
         dtype.format().encode_row(&values, &mut bytes);
-        (values, StoredTensor { dtype, shape: vec![rows, cols], bytes: bytes.into() })
+        (values, StoredTensor { format: dtype.format(), shape: vec![rows, cols], bytes: bytes.into() })
     }
 
     #[test]

@@ -53,6 +53,11 @@ impl Dtype {
         }
     }
 
+    /// The type whose values a format stores one by one.
+    pub fn of_format(format: Format) -> Option<Self> {
+        [Self::F32, Self::Bf16, Self::F16].into_iter().find(|dtype| dtype.format() == format)
+    }
+
     /// `value` as arithmetic in this type would hold it.
     pub fn round(self, value: f32) -> f32 {
         let mut bytes = [0; 4];

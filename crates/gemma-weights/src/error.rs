@@ -2,11 +2,13 @@
 //! what to do; names that come out of a file are escaped and shortened before they are shown.
 
 mod fault;
+mod gguf;
 mod shown;
 
 use std::path::PathBuf;
 
 pub use fault::SafetensorsFault;
+pub use gguf::GgufFault;
 use shown::{Listed, Lists, OneLine, Shown};
 
 /// The error of every fallible function of this crate.
@@ -26,9 +28,9 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The path is a file (or a device, a pipe, ...), not a folder.
+    /// The path is a file (or a device, a pipe, ...) that is no GGUF file, not a folder.
     #[error(
-        "{}: not a model folder but a file; give the folder that holds config.json and the .safetensors files",
+        "{}: neither a model folder nor a GGUF file; give the folder that holds config.json and the .safetensors files",
         path.display()
     )]
     NotAFolder {
@@ -97,6 +99,15 @@ pub enum Error {
         found: String,
         /// What it has to be.
         expected: &'static str,
+    },
+
+    /// A GGUF file breaks the rules of its format, or is not one of a Gemma model.
+    #[error("{}: this GGUF file cannot be used: {fault}; fetch it again, or take a file of another quantization", file.display())]
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        fault: GgufFault,
     },
 
     /// A safetensors file breaks the rules of its format.

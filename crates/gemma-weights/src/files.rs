@@ -17,6 +17,11 @@ const FILE_LIMIT: u64 = 256 << 20;
 pub(crate) enum Files {
     Folder(PathBuf),
     BuiltIn(Vec<(&'static str, &'static [u8])>),
+    /// What a GGUF file says, as a folder's files.
+    Gguf {
+        path: PathBuf,
+        files: Vec<(&'static str, Vec<u8>)>,
+    },
 }
 
 impl Files {
@@ -35,6 +40,7 @@ impl Files {
         match self {
             Self::Folder(folder) => folder.join(name),
             Self::BuiltIn(_) => Path::new("(built in)").join(name),
+            Self::Gguf { path, .. } => path.clone(),
         }
     }
 
@@ -42,6 +48,7 @@ impl Files {
         match self {
             Self::Folder(folder) => folder.join(name).exists(),
             Self::BuiltIn(files) => files.iter().any(|(file, _)| *file == name),
+            Self::Gguf { files, .. } => files.iter().any(|(file, _)| *file == name),
         }
     }
 
@@ -50,6 +57,7 @@ impl Files {
         match self {
             Self::Folder(folder) => map(&folder.join(name)),
             Self::BuiltIn(files) => Ok(built_in(files, name).map(Bytes::from_static)),
+            Self::Gguf { .. } => Ok(None),
         }
     }
 
@@ -61,6 +69,7 @@ impl Files {
         match self {
             Self::Folder(folder) => read_capped(&folder.join(name), FILE_LIMIT),
             Self::BuiltIn(files) => Ok(built_in(files, name).map(<[u8]>::to_vec)),
+            Self::Gguf { files, .. } => Ok(files.iter().find(|(file, _)| *file == name).map(|(_, text)| text.clone())),
         }
     }
 
@@ -98,6 +107,13 @@ fn file_len(path: &Path) -> Result<Option<u64>, Error> {
 pub(crate) fn map(path: &Path) -> Result<Option<Bytes>, Error> {
     let mapped = file_len(path)?.map(|_| gemma_kernels::map_file(path)).transpose();
     mapped.map_err(|cause| Error::Read { path: path.to_owned(), cause })
+}
+
+/// Whether a regular file begins with these bytes.
+pub(crate) fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
+    let mut begin = [0; 4];
+    let is_file = file_len(path).is_ok_and(|len| len.is_some());
+    is_file && File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == *magic
 }
 
 /// Reads a file of at most `limit` bytes; `None` if there is none. A file that grows while it is read cannot

@@ -1,4 +1,4 @@
-//! Checkpoints on disk: safetensors folders and shards, the Hugging Face cache, quantizing, saving.
+//! Checkpoints on disk: safetensors folders and shards, GGUF files, the Hugging Face cache, quantizing, saving.
 //!
 //! The archive of the house. A model's name becomes a folder ([`resolve`]); the folder is opened and every header
 //! checked, without reading a weight ([`Checkpoint`]); its tensors are compared with what the configuration asks for
@@ -15,7 +15,7 @@
 //! let folder = resolve("google/gemma-2-2b-it", &HubOptions::from_env())?;
 //! let checkpoint = Checkpoint::open(&folder)?;
 //! for (name, tensor) in checkpoint.tensors() {
-//!     println!("{name} {:?} {}", tensor.shape, tensor.dtype);
+//!     println!("{name} {:?} {}", tensor.shape, tensor.format);
 //! }
 //! # Ok::<(), gemma_weights::Error>(())
 //! ```
@@ -28,6 +28,7 @@ mod dtype;
 mod error;
 mod files;
 mod generation_config;
+mod gguf;
 mod hub;
 mod json;
 mod loader;
@@ -38,7 +39,7 @@ mod shard;
 pub use check::TensorSpec;
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, Precision};
-pub use error::{Error, SafetensorsFault};
+pub use error::{Error, GgufFault, SafetensorsFault};
 pub use generation_config::GenerationConfig;
 pub use hub::{Download, HubId, HubOptions, OnDownload, cached, pull, resolve, resolve_with};
 pub use loader::{Loader, OnProgress};

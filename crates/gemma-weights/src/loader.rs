@@ -73,7 +73,7 @@ impl Source for Loader<'_> {
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
         let tensor = self.stored(name, &[rows, cols]);
-        let format: Format = held_format(tensor.dtype.format(), self.precision, cols);
+        let format: Format = held_format(tensor.format, self.precision, cols);
         if self.precision.is_some_and(|wish| wish.format() != format) {
             self.unquantized.push(name.to_owned());
         }

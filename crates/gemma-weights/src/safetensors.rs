@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
+use gemma_kernels::Format;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
@@ -25,8 +26,8 @@ const AXES_LIMIT: usize = 8;
 /// One tensor of a file: what it is, and its bytes, row-major and little-endian.
 #[derive(Clone, Debug)]
 pub struct StoredTensor {
-    /// The type of its values.
-    pub dtype: Dtype,
+    /// How its values are stored, row by row: the last axis is a row.
+    pub format: Format,
     /// Its shape; empty for a single value.
     pub shape: Vec<usize>,
     /// Its bytes: a slice of the memory map they were found in. They need not be aligned.
@@ -36,13 +37,13 @@ pub struct StoredTensor {
 impl StoredTensor {
     /// Number of values.
     pub fn elements(&self) -> usize {
-        self.bytes.len() / self.dtype.bytes()
+        self.bytes.len() / self.format.block_bytes() * self.format.block_len()
     }
 
     /// The values as f32, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.elements()];
-        self.dtype.format().decode_row(&self.bytes, &mut values);
+        self.format.decode_row(&self.bytes, &mut values);
         values
     }
 }
@@ -91,7 +92,7 @@ fn parse(file: &Path, bytes: &Bytes) -> Result<Described, Error> {
         let [begin, end] = check_extent(&name, dtype, &entry, data.len() as u64).map_err(damaged)?;
         claims.push((begin, end, name.clone()));
         let tensor = StoredTensor {
-            dtype,
+            format: dtype.format(),
             // the number of bytes fits the file, so each axis fits a usize (or an axis is zero: then all are small or refused)
             shape: entry.shape.iter().map(|&axis| axis as usize).collect(),
             bytes: data.slice(begin as usize..end as usize),

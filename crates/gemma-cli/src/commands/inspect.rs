@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::{Context, Result, bail};
 use gemma::{Decoder, DecoderConfig, Network, Norms};
 use gemma_weights::{
-    Checkpoint, HubId, Precision, TensorSpec,
+    Checkpoint, Dtype, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
 };
 use paligemma::{PaliGemmaConfig, SiglipConfig, VisionLanguageModel};
@@ -201,7 +201,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         windowed_layers,
         context,
         picture,
-        dtype: checkpoint.dtype().to_string(),
+        dtype: stored_as(checkpoint),
         parameters: expected.iter().map(values).sum(),
         stored_bytes: checkpoint.bytes_len(),
         memory_bytes: Precision::ALL.map(|precision| (precision.name(), weight_bytes(&expected, precision))).to_vec(),
@@ -277,6 +277,12 @@ impl Facts {
             context: None,
         }
     }
+}
+
+/// How most of the values are stored: a type, or the format of a quantized file.
+fn stored_as(checkpoint: &Checkpoint) -> String {
+    let format = checkpoint.format();
+    Dtype::of_format(format).map_or_else(|| format.to_string(), |dtype| dtype.to_string())
 }
 
 /// Whether a released shape has these numbers.

@@ -1,0 +1,394 @@
+//! The GGUF container, versions 2 and 3, read strictly and without copying.
+//!
+//! A file is a head (`GGUF`, version, counts), key-value pairs, a table of tensors, and the data, each tensor aligned.
+//! Nothing is believed before it is checked against the file's size, so a lying file costs no memory. What the keys and
+//! the names of the tensors mean is said in [`gemma`].
+//!
+//! The format is described at <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+
+mod gemma;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use gemma_kernels::Format;
+
+use crate::{Error, GgufFault as Fault, StoredTensor, files};
+
+pub(crate) use gemma::translate;
+
+/// The first four bytes of every file.
+pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
+/// More axes than the format allows.
+const AXES_LIMIT: usize = 4;
+/// Alignment of the data where the file says nothing, in bytes.
+const ALIGNMENT: u64 = 32;
+/// More parts than any split model has.
+const PARTS_LIMIT: u64 = 1000;
+
+/// What a key-value pair holds.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value<'a> {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Bool(bool),
+    Text(&'a str),
+    List(List<'a>),
+}
+
+/// A list of numbers or texts, checked and still as it lies in the file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct List<'a> {
+    kind: u32,
+    len: usize,
+    bytes: &'a [u8],
+}
+
+/// The numbers by which the format calls its types.
+mod kind {
+    pub(super) const TEXT: u32 = 8;
+    pub(super) const LIST: u32 = 9;
+}
+
+/// The key-value pairs of a file.
+pub(crate) type Pairs<'a> = BTreeMap<&'a str, Value<'a>>;
+
+/// A parsed file, or the parts of a split one taken together.
+pub(crate) struct Gguf<'a> {
+    /// The pairs of the (first) file.
+    pub(crate) pairs: Pairs<'a>,
+    /// Every tensor, by the name it has in the file. Shapes are `[rows, cols]`, the slowest axis first.
+    pub(crate) tensors: BTreeMap<String, StoredTensor>,
+}
+
+/// The number with which GGML calls a format that is read.
+fn format_of(number: u32) -> Option<Format> {
+    Some(match number {
+        0 => Format::F32,
+        1 => Format::F16,
+        2 => Format::Q4_0,
+        8 => Format::Q8_0,
+        30 => Format::Bf16,
+        _ => return None,
+    })
+}
+
+/// What GGML calls the formats that are not read.
+fn foreign_format(number: u32) -> String {
+    let name = match number {
+        3 => "Q4_1",
+        6 => "Q5_0",
+        7 => "Q5_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        12 => "Q4_K",
+        13 => "Q5_K",
+        14 => "Q6_K",
+        _ => return format!("GGML type {number}"),
+    };
+    name.to_owned()
+}
+
+/// Maps a GGUF file, and the other parts of a split one: the first part is enough to name.
+///
+/// # Errors
+/// [`Error::Read`] for a part that is missing or unreadable.
+pub(crate) fn map_parts(path: &Path) -> Result<Vec<(PathBuf, Bytes)>, Error> {
+    let map = |path: PathBuf| {
+        let missing = || Error::Read { path: path.clone(), cause: std::io::ErrorKind::NotFound.into() };
+        let bytes = files::map(&path)?.ok_or_else(missing)?;
+        Ok((path, bytes))
+    };
+    let Some((stem, count)) = split_name(path) else { return Ok(vec![map(path.to_owned())?]) };
+    (1..=count).map(|part| map(path.with_file_name(format!("{stem}-{part:05}-of-{count:05}.gguf")))).collect()
+}
+
+/// The stem and the number of parts of `STEM-00001-of-00003.gguf`.
+fn split_name(path: &Path) -> Option<(&str, u64)> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+    let (rest, count) = name.rsplit_once("-of-")?;
+    let (stem, part) = rest.rsplit_once('-')?;
+    let number = |digits: &str| (digits.len() == 5).then(|| digits.parse::<u64>().ok()).flatten();
+    let count = number(count).filter(|count| (2..=PARTS_LIMIT).contains(count))?;
+    number(part).filter(|part| (1..=count).contains(part)).map(|_| (stem, count))
+}
+
+/// Checks the parts of a model; tensors borrow from their bytes.
+///
+/// # Errors
+/// [`Error::Gguf`], naming the part.
+pub(crate) fn parse(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Error> {
+    let mut whole: Option<Gguf<'_>> = None;
+    for (path, bytes) in parts {
+        let damaged = |fault| Error::Gguf { file: path.clone(), fault };
+        let part = parse_part(bytes).map_err(damaged)?;
+        let Some(whole) = &mut whole else {
+            whole = Some(part);
+            continue;
+        };
+        for (name, tensor) in part.tensors {
+            if whole.tensors.contains_key(&name) {
+                return Err(damaged(Fault::Duplicate { name }));
+            }
+            whole.tensors.insert(name, tensor);
+        }
+    }
+    Ok(whole.expect("a model has at least one part"))
+}
+
+fn parse_part(bytes: &Bytes) -> Result<Gguf<'_>, Fault> {
+    let mut reader = Reader { bytes, at: 0 };
+    if reader.take(4)? != MAGIC {
+        return Err(Fault::Magic);
+    }
+    let version = reader.u32()?;
+    if !(2..=3).contains(&version) {
+        return Err(Fault::Version { version });
+    }
+    let (tensor_count, pair_count) = (reader.u64()?, reader.u64()?);
+    let mut pairs = Pairs::new();
+    for _ in 0..pair_count {
+        let key = reader.text()?;
+        let kind = reader.u32()?;
+        let value = reader.value(kind)?;
+        if pairs.insert(key, value).is_some() {
+            return Err(Fault::Duplicate { name: key.to_owned() });
+        }
+    }
+    let mut infos = Vec::new();
+    for _ in 0..tensor_count {
+        infos.push(reader.info()?);
+    }
+    let alignment = match pairs.get("general.alignment") {
+        None => ALIGNMENT,
+        Some(Value::Unsigned(alignment)) if alignment.is_power_of_two() && *alignment <= 1 << 20 => *alignment,
+        Some(_) => return Err(Fault::Field { key: "general.alignment".to_owned(), expected: "a power of two" }),
+    };
+    let begin = (reader.at as u64).next_multiple_of(alignment);
+    let mut tensors = BTreeMap::new();
+    for Info { name, shape, kind, offset } in infos {
+        let Some(format) = format_of(kind) else {
+            return Err(Fault::Format { tensor: name.to_owned(), format: foreign_format(kind) });
+        };
+        let outside = || Fault::OutOfRange { tensor: name.to_owned(), file: bytes.len() as u64 };
+        let cols = shape.last().copied().unwrap_or(1);
+        let rows = shape[..shape.len().saturating_sub(1)].iter().try_fold(1usize, |rows, axis| rows.checked_mul(*axis));
+        let row = format.row_bytes(cols).ok_or_else(|| Fault::Block { tensor: name.to_owned(), format, cols })?;
+        let len = rows.and_then(|rows| rows.checked_mul(row)).ok_or_else(outside)?;
+        let start = begin.checked_add(offset).and_then(|start| usize::try_from(start).ok()).ok_or_else(outside)?;
+        let end = start.checked_add(len).filter(|end| *end <= bytes.len()).ok_or_else(outside)?;
+        let tensor = StoredTensor { format, shape, bytes: bytes.slice(start..end) };
+        if tensors.insert(name.to_owned(), tensor).is_some() {
+            return Err(Fault::Duplicate { name: name.to_owned() });
+        }
+    }
+    Ok(Gguf { pairs, tensors })
+}
+
+/// A line of the table of tensors.
+struct Info<'a> {
+    name: &'a str,
+    /// The slowest axis first.
+    shape: Vec<usize>,
+    kind: u32,
+    offset: u64,
+}
+
+/// A place in the bytes of a file.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Fault> {
+        let rest = &self.bytes[self.at..];
+        let taken = rest.get(..len).ok_or(Fault::Truncated { at: self.at as u64 })?;
+        self.at += len;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        Ok(self.take(N)?.try_into().expect("as many bytes as were taken"))
+    }
+
+    fn u32(&mut self) -> Result<u32, Fault> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, Fault> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn text(&mut self) -> Result<&'a str, Fault> {
+        let at = self.at as u64;
+        let len = usize::try_from(self.u64()?).map_err(|_| Fault::Truncated { at })?;
+        std::str::from_utf8(self.take(len)?).map_err(|_| Fault::NotText { at })
+    }
+
+    fn value(&mut self, kind: u32) -> Result<Value<'a>, Fault> {
+        Ok(match kind {
+            0 => Value::Unsigned(u64::from(self.array::<1>()?[0])),
+            1 => Value::Signed(i64::from(i8::from_le_bytes(self.array()?))),
+            2 => Value::Unsigned(u64::from(u16::from_le_bytes(self.array()?))),
+            3 => Value::Signed(i64::from(i16::from_le_bytes(self.array()?))),
+            4 => Value::Unsigned(u64::from(self.u32()?)),
+            5 => Value::Signed(i64::from(i32::from_le_bytes(self.array()?))),
+            6 => Value::Float(f64::from(f32::from_le_bytes(self.array()?))),
+            7 => Value::Bool(self.array::<1>()?[0] != 0),
+            kind::TEXT => Value::Text(self.text()?),
+            kind::LIST => Value::List(self.list()?),
+            10 => Value::Unsigned(self.u64()?),
+            11 => Value::Signed(i64::from_le_bytes(self.array()?)),
+            12 => Value::Float(f64::from_le_bytes(self.array()?)),
+            _ => return Err(Fault::Kind { kind, at: self.at as u64 }),
+        })
+    }
+
+    fn list(&mut self) -> Result<List<'a>, Fault> {
+        let kind = self.u32()?;
+        let truncated = Fault::Truncated { at: self.at as u64 };
+        let len = self.u64()?;
+        let width = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            10..=12 => 8,
+            kind::TEXT => 0,
+            _ => return Err(Fault::Kind { kind, at: self.at as u64 }),
+        };
+        let begin = self.at;
+        if kind == kind::TEXT {
+            for _ in 0..len {
+                self.text()?;
+            }
+        } else {
+            let bytes = len.checked_mul(width).and_then(|bytes| usize::try_from(bytes).ok());
+            self.take(bytes.ok_or(truncated)?)?;
+        }
+        // every element took at least a byte, so that the number fits
+        Ok(List { kind, len: len as usize, bytes: &self.bytes[begin..self.at] })
+    }
+
+    fn info(&mut self) -> Result<Info<'a>, Fault> {
+        let name = self.text()?;
+        let axes = self.u32()? as usize;
+        if axes > AXES_LIMIT {
+            return Err(Fault::Axes { tensor: name.to_owned(), axes });
+        }
+        let mut shape = Vec::with_capacity(axes);
+        for _ in 0..axes {
+            let axis = usize::try_from(self.u64()?).map_err(|_| Fault::Truncated { at: self.at as u64 })?;
+            shape.insert(0, axis);
+        }
+        Ok(Info { name, shape, kind: self.u32()?, offset: self.u64()? })
+    }
+}
+
+impl<'a> List<'a> {
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The elements, if they are texts.
+    pub(crate) fn texts(&self) -> Option<Vec<&'a str>> {
+        let mut reader = Reader { bytes: self.bytes, at: 0 };
+        let text = |_| reader.text().expect("checked when the file was parsed");
+        (self.kind == kind::TEXT).then(|| (0..self.len).map(text).collect())
+    }
+
+    /// The elements, if they are numbers.
+    pub(crate) fn numbers(&self) -> Option<Vec<f64>> {
+        let mut reader = Reader { bytes: self.bytes, at: 0 };
+        let number = |_| match reader.value(self.kind).expect("checked when the file was parsed") {
+            Value::Unsigned(value) => value as f64,
+            Value::Signed(value) => value as f64,
+            Value::Float(value) => value,
+            _ => f64::NAN,
+        };
+        (!matches!(self.kind, kind::TEXT | 7)).then(|| (0..self.len).map(number).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: &mut Vec<u8>, text: &str) {
+        bytes.extend((text.len() as u64).to_le_bytes());
+        bytes.extend(text.as_bytes());
+    }
+
+    /// A file with one pair and one tensor `w` of 3 rows of 2 values.
+    fn small() -> Vec<u8> {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(1u64.to_le_bytes());
+        bytes.extend(2u64.to_le_bytes());
+        text(&mut bytes, "general.name");
+        bytes.extend(8u32.to_le_bytes());
+        text(&mut bytes, "small");
+        text(&mut bytes, "list");
+        bytes.extend(9u32.to_le_bytes());
+        bytes.extend(5u32.to_le_bytes());
+        bytes.extend(2u64.to_le_bytes());
+        bytes.extend([(-7i32).to_le_bytes(), 9i32.to_le_bytes()].concat());
+        text(&mut bytes, "w");
+        bytes.extend(2u32.to_le_bytes());
+        bytes.extend(2u64.to_le_bytes());
+        bytes.extend(3u64.to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend(0u64.to_le_bytes());
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        for value in 0..6u8 {
+            bytes.extend(f32::from(value).to_le_bytes());
+        }
+        bytes
+    }
+
+    fn parts(bytes: Vec<u8>) -> Vec<(PathBuf, Bytes)> {
+        vec![(PathBuf::from("small.gguf"), bytes.into())]
+    }
+
+    #[test]
+    fn pairs_and_tensors_are_found() {
+        let parts = parts(small());
+        let file = parse(&parts).unwrap();
+        assert_eq!(file.pairs["general.name"], Value::Text("small"));
+        let Value::List(list) = &file.pairs["list"] else { panic!("no list") };
+        assert_eq!((list.len(), list.numbers(), list.texts()), (2, Some(vec![-7.0, 9.0]), None));
+        let tensor = &file.tensors["w"];
+        assert_eq!((tensor.shape.as_slice(), tensor.to_f32()), (&[3, 2][..], vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]));
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        let whole = small();
+        for len in 0..whole.len() {
+            assert!(parse(&parts(whole[..len].to_vec())).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_never_panics() {
+        let whole = small();
+        for at in 0..whole.len() {
+            for value in [0, 1, 9, 127, 255] {
+                let mut bytes = whole.clone();
+                bytes[at] = value;
+                let _ = parse(&parts(bytes));
+            }
+        }
+    }
+
+    #[test]
+    fn the_parts_of_a_split_model_are_known_by_their_names() {
+        assert_eq!(split_name(Path::new("a/gemma-00002-of-00003.gguf")), Some(("gemma", 3)));
+        for name in ["gemma.gguf", "gemma-00004-of-00003.gguf", "gemma-1-of-3.gguf", "gemma-00001-of-00001.gguf"] {
+            assert_eq!(split_name(Path::new(name)), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! What a GGUF file says of a Gemma model, in the words of a Hugging Face folder.
+//!
+//! A file is one model with everything beside it. Here its keys become the files that a folder would hold
+//! (`config.json`, `tokenizer.model`, ...) and its tensors get the names that the layers ask for, so that nothing above
+//! this crate knows where a model came from. Two things differ in value: norm weights are stored as `1 + w`, and a
+//! table may have more rows than the vocabulary has pieces.
+
+use std::collections::BTreeMap;
+
+use gemma_kernels::Format;
+use serde_json::{Value as Json, json};
+
+use super::{Gguf, List, Pairs, Value};
+use crate::{GgufFault as Fault, StoredTensor};
+
+/// A model in a folder's words: the small files by name, and the tensors.
+pub(crate) type Translated = (Vec<(&'static str, Vec<u8>)>, BTreeMap<String, StoredTensor>);
+
+/// Layers of Gemma 2 27B, the one released model whose scores are scaled by the width of a query head's share of the
+/// model (144) and not by the head (128). The files do not store the scale.
+const LAYERS_OF_27B: u64 = 46;
+
+/// Turns a parsed file into a folder's files and tensors.
+///
+/// # Errors
+/// When it is of another architecture, or lacks what a model needs.
+pub(crate) fn translate(file: Gguf<'_>) -> Result<Translated, Fault> {
+    let keys = Keys(&file.pairs);
+    let architecture = keys.text("general.architecture")?;
+    if !matches!(architecture, "gemma" | "gemma2") {
+        return Err(Fault::Architecture { architecture: architecture.to_owned() });
+    }
+    let mut files = Vec::new();
+    let pieces = match keys.optional("tokenizer.ggml.tokens") {
+        Some(_) => {
+            files.push(("tokenizer.model", tokenizer(&keys)?));
+            Some(keys.list("tokenizer.ggml.tokens")?.len())
+        }
+        None => None,
+    };
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in file.tensors {
+        let Some(known) = folder_name(&name, architecture) else { return Err(Fault::UnknownTensor { tensor: name }) };
+        let tensor = match (known.as_str(), pieces) {
+            ("model.embed_tokens.weight", Some(pieces)) => first_rows(tensor, pieces),
+            (known, _) if known.ends_with("norm.weight") => offset_from_one(&tensor),
+            _ => tensor,
+        };
+        tensors.insert(known, tensor);
+    }
+    let rows = tensors.get("model.embed_tokens.weight").and_then(|table| table.shape.first().copied());
+    files.push(("config.json", text(&config(&keys, architecture, rows)?)));
+    if let Some(template) = keys.optional("tokenizer.chat_template") {
+        let Value::Text(template) = template else { return Err(wrong("tokenizer.chat_template", "a text")) };
+        files.push(("tokenizer_config.json", text(&json!({ "chat_template": template }))));
+    }
+    Ok((files, tensors))
+}
+
+fn text(json: &Json) -> Vec<u8> {
+    json.to_string().into_bytes()
+}
+
+fn wrong(key: &str, expected: &'static str) -> Fault {
+    Fault::Field { key: key.to_owned(), expected }
+}
+
+/// The key-value pairs, asked for by name and type.
+struct Keys<'f, 'a>(&'f Pairs<'a>);
+
+impl<'a> Keys<'_, 'a> {
+    fn optional(&self, key: &str) -> Option<&Value<'a>> {
+        self.0.get(key)
+    }
+
+    fn get(&self, key: &str) -> Result<&Value<'a>, Fault> {
+        self.optional(key).ok_or_else(|| wrong(key, "there"))
+    }
+
+    fn text(&self, key: &str) -> Result<&'a str, Fault> {
+        match self.get(key)? {
+            Value::Text(text) => Ok(text),
+            _ => Err(wrong(key, "a text")),
+        }
+    }
+
+    fn list(&self, key: &str) -> Result<&List<'a>, Fault> {
+        match self.get(key)? {
+            Value::List(list) => Ok(list),
+            _ => Err(wrong(key, "a list")),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<u64, Fault> {
+        match self.get(key)? {
+            Value::Unsigned(number) => Ok(*number),
+            Value::Signed(number) => u64::try_from(*number).map_err(|_| wrong(key, "a number from 0")),
+            _ => Err(wrong(key, "a whole number")),
+        }
+    }
+
+    /// The value of a float, with the digits that tell it from its neighbours in f32.
+    fn float(&self, key: &str) -> Result<f64, Fault> {
+        match self.get(key)? {
+            Value::Float(value) => Ok((*value as f32).to_string().parse().unwrap_or(*value)),
+            _ => Err(wrong(key, "a floating-point number")),
+        }
+    }
+
+    fn optional_float(&self, key: &str) -> Result<Option<f64>, Fault> {
+        self.optional(key).map(|_| self.float(key)).transpose()
+    }
+}
+
+/// The `config.json` of the model.
+fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Result<Json, Fault> {
+    let key = |name: &str| format!("{architecture}.{name}");
+    let (width, heads) = (keys.number(&key("embedding_length"))?, keys.number(&key("attention.head_count"))?);
+    let layers = keys.number(&key("block_count"))?;
+    let head_dim = keys.number(&key("attention.key_length"))?;
+    if keys.optional(&key("attention.value_length")).is_some()
+        && keys.number(&key("attention.value_length"))? != head_dim
+    {
+        return Err(wrong(&key("attention.value_length"), "the key length"));
+    }
+    if keys.optional(&key("rope.dimension_count")).is_some() && keys.number(&key("rope.dimension_count"))? != head_dim {
+        return Err(wrong(&key("rope.dimension_count"), "the key length"));
+    }
+    let kv_heads = match keys.optional(&key("attention.head_count_kv")) {
+        Some(_) => keys.number(&key("attention.head_count_kv"))?,
+        None => heads,
+    };
+    let eos = match keys.optional("tokenizer.ggml.eos_token_id") {
+        Some(_) => keys.number("tokenizer.ggml.eos_token_id")?,
+        None => 1,
+    };
+    let mut config = json!({
+        "model_type": architecture,
+        "vocab_size": rows,
+        "hidden_size": width,
+        "intermediate_size": keys.number(&key("feed_forward_length"))?,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": keys.number(&key("context_length"))?,
+        "rms_norm_eps": keys.float(&key("attention.layer_norm_rms_epsilon"))?,
+        "rope_theta": keys.optional_float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+        "eos_token_id": eos,
+        "tie_word_embeddings": true,
+    });
+    if architecture == "gemma2" {
+        let cap = |name: &str, default: f64| Ok(keys.optional_float(&key(name))?.unwrap_or(default));
+        config["attn_logit_softcapping"] = json!(cap("attn_logit_softcapping", 50.0)?);
+        config["final_logit_softcapping"] = json!(cap("final_logit_softcapping", 30.0)?);
+        config["sliding_window"] = json!(match keys.optional(&key("attention.sliding_window")) {
+            Some(_) => keys.number(&key("attention.sliding_window"))?,
+            None => 4096,
+        });
+        let scalar = if layers == LAYERS_OF_27B { width.checked_div(heads).unwrap_or(head_dim) } else { head_dim };
+        config["query_pre_attn_scalar"] = json!(scalar);
+    }
+    Ok(config)
+}
+
+/// The name that a layer asks for; `None` for a name that no layer knows.
+fn folder_name(name: &str, architecture: &str) -> Option<String> {
+    match name {
+        "token_embd.weight" => return Some("model.embed_tokens.weight".to_owned()),
+        "output_norm.weight" => return Some("model.norm.weight".to_owned()),
+        // a head of its own, which tied models do not need
+        "output.weight" => return Some("lm_head.weight".to_owned()),
+        _ => {}
+    }
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    layer.parse::<u32>().ok()?;
+    let gemma2 = architecture == "gemma2";
+    let part = match part.strip_suffix(".weight")? {
+        "attn_norm" => "input_layernorm",
+        "attn_q" => "self_attn.q_proj",
+        "attn_k" => "self_attn.k_proj",
+        "attn_v" => "self_attn.v_proj",
+        "attn_output" => "self_attn.o_proj",
+        "ffn_norm" if gemma2 => "pre_feedforward_layernorm",
+        "ffn_norm" => "post_attention_layernorm",
+        "post_attention_norm" if gemma2 => "post_attention_layernorm",
+        "post_ffw_norm" if gemma2 => "post_feedforward_layernorm",
+        "ffn_gate" => "mlp.gate_proj",
+        "ffn_up" => "mlp.up_proj",
+        "ffn_down" => "mlp.down_proj",
+        _ => return None,
+    };
+    Some(format!("model.layers.{layer}.{part}.weight"))
+}
+
+/// A norm's weight as the layers have it, `w` of the `1 + w` that is stored.
+fn offset_from_one(tensor: &StoredTensor) -> StoredTensor {
+    let bytes: Vec<u8> = tensor.to_f32().into_iter().flat_map(|value| (value - 1.0).to_le_bytes()).collect();
+    StoredTensor { format: Format::F32, shape: tensor.shape.clone(), bytes: bytes.into() }
+}
+
+/// A table without the rows that pad it beyond the vocabulary.
+fn first_rows(tensor: StoredTensor, rows: usize) -> StoredTensor {
+    match tensor.shape[..] {
+        [stored, cols] if stored > rows => {
+            let row = tensor.bytes.len() / stored;
+            StoredTensor { shape: vec![rows, cols], bytes: tensor.bytes.slice(..rows * row), ..tensor }
+        }
+        _ => tensor,
+    }
+}
+
+/// The vocabulary as a SentencePiece model: pieces with scores and types, merged by score.
+fn tokenizer(keys: &Keys<'_, '_>) -> Result<Vec<u8>, Fault> {
+    let model = keys.text("tokenizer.ggml.model")?;
+    if model != "llama" {
+        return Err(wrong("tokenizer.ggml.model", "`llama`, a SentencePiece vocabulary"));
+    }
+    if let Some(Value::Bool(true)) = keys.optional("tokenizer.ggml.add_space_prefix") {
+        return Err(wrong("tokenizer.ggml.add_space_prefix", "false"));
+    }
+    let pieces = keys.list("tokenizer.ggml.tokens")?.texts().ok_or_else(|| wrong("tokenizer.ggml.tokens", "texts"))?;
+    let numbers = |key: &str| {
+        let list = keys.list(key)?;
+        let numbers = list.numbers().filter(|numbers| numbers.len() == pieces.len());
+        numbers.ok_or_else(|| wrong(key, "a number for each token"))
+    };
+    let (scores, types) = (numbers("tokenizer.ggml.scores")?, numbers("tokenizer.ggml.token_type")?);
+    let mut bytes = Vec::new();
+    for ((piece, score), kind) in pieces.iter().zip(scores).zip(types) {
+        // ModelProto.pieces: text, score, type (the numbers of the types are SentencePiece's own)
+        let mut message = Vec::with_capacity(piece.len() + 16);
+        field(&mut message, 1, piece.as_bytes());
+        message.push(2 << 3 | 5);
+        message.extend((score as f32).to_le_bytes());
+        message.push(3 << 3);
+        varint(&mut message, kind.max(0.0) as u64);
+        field(&mut bytes, 1, &message);
+    }
+    // trainer_spec.model_type BPE; normalizer_spec: no dummy prefix, white space kept, spaces escaped
+    field(&mut bytes, 2, &[3 << 3, 2]);
+    field(&mut bytes, 3, &[3 << 3, 0, 4 << 3, 0, 5 << 3, 1]);
+    Ok(bytes)
+}
+
+/// A length-delimited field of a protocol buffer.
+fn field(message: &mut Vec<u8>, number: u8, content: &[u8]) {
+    message.push(number << 3 | 2);
+    varint(message, content.len() as u64);
+    message.extend(content);
+}
+
+fn varint(message: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        message.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    message.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_norm_before_the_mlp_has_two_names() {
+        let name = |architecture| folder_name("blk.3.ffn_norm.weight", architecture).unwrap();
+        assert_eq!(name("gemma"), "model.layers.3.post_attention_layernorm.weight");
+        assert_eq!(name("gemma2"), "model.layers.3.pre_feedforward_layernorm.weight");
+        assert_eq!(folder_name("blk.3.post_ffw_norm.weight", "gemma"), None);
+        assert_eq!(folder_name("blk.x.attn_q.weight", "gemma"), None);
+        assert_eq!(folder_name("blk.3.attn_q.bias", "gemma"), None);
+    }
+
+    #[test]
+    fn norms_lose_the_one_that_is_stored_with_them() {
+        let bytes: Vec<u8> = [1.5f32, 0.75].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let tensor = StoredTensor { format: Format::F32, shape: vec![2], bytes: bytes.into() };
+        assert_eq!(offset_from_one(&tensor).to_f32(), [0.5, -0.25]);
+    }
+
+    #[test]
+    fn padding_rows_are_cut_off() {
+        let tensor = StoredTensor { format: Format::F32, shape: vec![3, 2], bytes: vec![7; 24].into() };
+        let cut = first_rows(tensor.clone(), 2);
+        assert_eq!((cut.shape, cut.bytes.len()), (vec![2, 2], 16));
+        assert_eq!(first_rows(tensor, 5).shape, [3, 2]);
+    }
+
+    #[test]
+    fn the_scale_of_27b_is_that_of_its_layers() {
+        let pairs = |layers| {
+            Pairs::from([
+                ("gemma2.embedding_length", Value::Unsigned(4608)),
+                ("gemma2.attention.head_count", Value::Unsigned(32)),
+                ("gemma2.attention.head_count_kv", Value::Unsigned(16)),
+                ("gemma2.attention.key_length", Value::Unsigned(128)),
+                ("gemma2.block_count", Value::Unsigned(layers)),
+                ("gemma2.feed_forward_length", Value::Unsigned(36864)),
+                ("gemma2.context_length", Value::Unsigned(8192)),
+                ("gemma2.attention.layer_norm_rms_epsilon", Value::Float(f64::from(1e-6f32))),
+            ])
+        };
+        let scalar = |layers| {
+            let pairs = pairs(layers);
+            config(&Keys(&pairs), "gemma2", Some(256_000)).unwrap()["query_pre_attn_scalar"].as_u64()
+        };
+        assert_eq!((scalar(46), scalar(26)), (Some(144), Some(128)));
+        let pairs = pairs(46);
+        assert_eq!(config(&Keys(&pairs), "gemma2", Some(9)).unwrap()["rms_norm_eps"].to_string(), "1e-6");
+    }
+}
