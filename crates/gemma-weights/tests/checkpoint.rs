@@ -93,9 +93,11 @@ fn what_is_no_model_folder() {
     fs::write(folder.path().join("pytorch_model.bin"), b"").unwrap();
     let no_weights = error(folder.path());
     assert!(no_weights.to_string().contains("pytorch_model.bin"), "{no_weights}");
+    let file = folder.path().join("pytorch_model.bin");
+    assert!(matches!(error(&file), Error::NotAFolder { .. }));
     let file = folder.path().join("model.gguf");
     fs::write(&file, b"GGUF").unwrap();
-    assert!(matches!(error(&file), Error::NotAFolder { .. }));
+    assert!(matches!(error(&file), Error::Gguf { .. }));
     fs::create_dir(folder.path().join("model.safetensors")).unwrap();
     assert!(matches!(error(folder.path()), Error::Read { .. }));
 }

@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(fits(small, Some(need(Precision::Q4_0))), "q4_0");
         assert_eq!(fits(small, Some(1_000_000)), "no");
         assert_eq!(fits(small, None), "?");
-        assert_eq!(fits(release("google/recurrentgemma-2b"), Some(u64::MAX)), "-");
+        assert_eq!(fits(release("google/recurrentgemma-2b"), Some(u64::MAX)), "bf16");
         assert_eq!(fits(release("google/paligemma-3b-pt-224"), Some(u64::MAX)), "bf16");
         assert_eq!(fits(release("google/codegemma-2b"), Some(u64::MAX)), "bf16");
     }

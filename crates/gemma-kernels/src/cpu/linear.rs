@@ -3,6 +3,10 @@
 //! Two ways to multiply. With few tokens the time is that of reading the weights once, so each row is streamed from
 //! memory ([`stream`](super::stream), [`integer`](super::integer)). With many tokens arithmetic dominates: blocks of
 //! rows are decoded and multiplied in register tiles ([`blocked`](super::blocked)).
+//!
+//! The two add in different orders, so a token's last bits can depend on how many others are computed with it. Weights in
+//! f32, which somebody keeps for exactness and not for speed, are therefore always multiplied in tiles, where every
+//! sum runs over the columns in order: a sequence in a batch is bit for bit what it is alone.
 
 use super::level::Level;
 use super::{blocked, integer, pool, stream};
@@ -10,6 +14,8 @@ use crate::{Activations, Format};
 
 /// Up to this many tokens, rows are streamed; above, blocks of rows are decoded first.
 const STREAMED_TOKENS: usize = 8;
+/// The same for rows of bf16 and f16, of which several are multiplied at once.
+const STREAMED_TOKENS_OF_HALVES: usize = 16;
 /// Bytes of weights that a thread streams before it looks for work again.
 const STREAM_BYTES: usize = 1 << 18;
 /// Products smaller than this many multiplications are not worth a second thread.
@@ -74,7 +80,12 @@ pub(crate) fn linear(
     }
     let output = Output(out.as_mut_ptr());
     let shape = Shape { format, tokens, rows, cols, row_bytes };
-    if tokens > STREAMED_TOKENS {
+    let streamed = match format {
+        Format::F32 => 0,
+        Format::Bf16 | Format::F16 => STREAMED_TOKENS_OF_HALVES,
+        Format::Q8_0 | Format::Q4_0 => STREAMED_TOKENS,
+    };
+    if tokens > streamed {
         if activations == Activations::Coarse && format == Format::Bf16 && cols.is_multiple_of(2) && has_pairs(level) {
             return blocked::multiply_bf16(level, x, weight, shape, output);
         }
@@ -86,7 +97,11 @@ pub(crate) fn linear(
         }
         return blocked::multiply(level, x, weight, shape, output);
     }
-    let stretch = if tokens * rows * cols < SERIAL_WORK { rows } else { STREAM_BYTES.div_ceil(row_bytes) };
+    let stretch = if tokens * rows * cols < SERIAL_WORK {
+        rows
+    } else {
+        STREAM_BYTES.div_ceil(row_bytes).next_multiple_of(stream::ROWS)
+    };
     let range = |task: usize| task * stretch..((task + 1) * stretch).min(rows);
     let tasks = rows.div_ceil(stretch);
     if activations == Activations::Exact || !integer::has(format) {

@@ -10,20 +10,30 @@ use std::ops::Range;
 
 /// How far ahead of its use a line of weights is requested, in bytes.
 const AHEAD: usize = 3072;
+/// The same where several rows are read at once.
+const TILE_AHEAD: usize = 1024;
+/// Rows that are multiplied with several tokens at once: with eight tokens, as many sums as there are registers.
+pub(super) const ROWS: usize = 3;
+/// From this many tokens on, rows are multiplied in such tiles.
+const TILE_TOKENS: usize = 4;
 
 /// The rows `range` of `out[t, r] = Σ_c x[t, c] w[r, c]`; see [`linear`](super::linear()).
 pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, range: Range<usize>, out: Output) {
     #[inline(always)]
     unsafe fn kernel<L: Lanes>(x: &[f32], weight: &[u8], shape: Shape, range: Range<usize>, out: Output) {
-        for row in range {
-            let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
-            let mut token = 0;
-            while token < shape.tokens {
-                let x = &x[token * shape.cols..];
-                // SAFETY: the lanes' instructions are available where this is expanded; this task owns the row, and
-                // as many tokens as the match says are there.
-                unsafe {
-                    let to = out.at(token * shape.rows + row);
+        // SAFETY: the lanes' instructions are available where this is expanded; this task owns the rows, and as many
+        // rows and tokens as the calls say are there.
+        unsafe {
+            let row = match shape.format {
+                Format::Bf16 if shape.tokens >= TILE_TOKENS => tiles::<L, true>(x, weight, shape, range.clone(), out),
+                Format::F16 if shape.tokens >= TILE_TOKENS => tiles::<L, false>(x, weight, shape, range.clone(), out),
+                _ => range.start,
+            };
+            for row in row..range.end {
+                let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
+                let mut token = 0;
+                while token < shape.tokens {
+                    let (x, to) = (&x[token * shape.cols..], out.at(token * shape.rows + row));
                     token += match shape.tokens - token {
                         1 if token == 0 => tokens::<L, 1, 4, true>(shape, x, bytes, to),
                         1 => tokens::<L, 1, 4, false>(shape, x, bytes, to),
@@ -37,6 +47,87 @@ pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, ran
         }
     }
     with_level!(level, kernel(x: &[f32], weight: &[u8], shape: Shape, range: Range<usize>, out: Output));
+}
+
+/// As many of the rows `range` as make whole tiles; returns the first that is left.
+///
+/// # Safety
+/// The lanes' instruction set must be available, and the rows must belong to the calling task.
+#[inline(always)]
+unsafe fn tiles<L: Lanes, const BF16: bool>(
+    x: &[f32],
+    weight: &[u8],
+    shape: Shape,
+    range: Range<usize>,
+    out: Output,
+) -> usize {
+    let mut row = range.start;
+    while row + ROWS <= range.end {
+        let bytes = &weight[row * shape.row_bytes..(row + ROWS) * shape.row_bytes];
+        let mut token = 0;
+        while token < shape.tokens {
+            let (x, first) = (&x[token * shape.cols..], token == 0);
+            // SAFETY: as required of the caller; as many tokens as the match says are there.
+            unsafe {
+                let to = out.at(token * shape.rows + row);
+                token += match shape.tokens - token {
+                    // eight tokens need more registers than AVX2 has
+                    8.. if L::N == 16 => tile::<L, 8, BF16>(shape, x, bytes, first, to),
+                    4.. => tile::<L, 4, BF16>(shape, x, bytes, first, to),
+                    2 | 3 => tile::<L, 2, BF16>(shape, x, bytes, first, to),
+                    _ => tile::<L, 1, BF16>(shape, x, bytes, first, to),
+                };
+            }
+        }
+        row += ROWS;
+    }
+    row
+}
+
+/// [`ROWS`] rows of two bytes a value times `M` tokens, so that what is loaded of one side serves all of the other;
+/// returns `M`. The lines ahead are requested with the `first` tokens.
+///
+/// # Safety
+/// The lanes' instruction set must be available, and there is room for the sums at `out`, those of a token a row of
+/// the output apart.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const M: usize, const BF16: bool>(
+    shape: Shape,
+    x: &[f32],
+    bytes: &[u8],
+    first: bool,
+    out: *mut f32,
+) -> usize {
+    let Shape { cols, row_bytes, .. } = shape;
+    assert!(x.len() >= M * cols && bytes.len() == ROWS * row_bytes, "tokens and rows");
+    // SAFETY: `i` counts values, of which the rows and the tokens hold `cols`.
+    unsafe {
+        let mut sums = [[L::splat(0.0); M]; ROWS];
+        let mut i = 0;
+        while i + L::N <= cols {
+            let weights: [L; ROWS] = std::array::from_fn(|r| {
+                let from = bytes.as_ptr().add(r * row_bytes + 2 * i);
+                if first && (2 * i).is_multiple_of(64) {
+                    prefetch(from.wrapping_add(TILE_AHEAD));
+                }
+                load_half::<L, BF16>(from)
+            });
+            for t in 0..M {
+                let x = L::load(x.as_ptr().add(t * cols + i));
+                for (sums, weights) in sums.iter_mut().zip(weights) {
+                    sums[t] = weights.mul_add(x, sums[t]);
+                }
+            }
+            i += L::N;
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (t, sum) in sums.into_iter().enumerate() {
+                let bytes = &bytes[r * row_bytes..(r + 1) * row_bytes];
+                *out.add(t * shape.rows + r) = sum.sum() + rest::<BF16>(&bytes[2 * i..], &x[t * cols + i..]);
+            }
+        }
+    }
+    M
 }
 
 /// One row times `M` tokens, each with `STEPS` sums, so that an addition need not wait for the one before; returns
@@ -56,18 +147,9 @@ unsafe fn tokens<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
     // SAFETY: every load below stays inside the row and the tokens, which hold the same number of values.
     let sums = unsafe {
         match shape.format {
-            Format::F32 => {
-                plain::<L, M, STEPS, FETCH, 4>(x, bytes, |from| L::load(from.cast()), |b| f32::from_le_bytes(*b))
-            }
-            Format::Bf16 => plain::<L, M, STEPS, FETCH, 2>(
-                x,
-                bytes,
-                |from| L::load_bf16(from),
-                |b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16),
-            ),
-            Format::F16 => {
-                plain::<L, M, STEPS, FETCH, 2>(x, bytes, |from| L::load_f16(from), |b| f16::from_le_bytes(*b).to_f32())
-            }
+            Format::F32 => unreachable!("f32 weights are multiplied in tiles"),
+            Format::Bf16 => halves::<L, M, STEPS, FETCH, true>(x, bytes),
+            Format::F16 => halves::<L, M, STEPS, FETCH, false>(x, bytes),
             Format::Q8_0 => blocks::<L, M, FETCH, 34>(x, bytes, |quants, i| L::load_i8(quants.add(i))),
             Format::Q4_0 => blocks::<L, M, FETCH, 18>(x, bytes, |quants, i| {
                 if i < 16 { L::load_low_nibbles(quants.add(i)) } else { L::load_high_nibbles(quants.add(i - 16)) }
@@ -82,13 +164,11 @@ unsafe fn tokens<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
 }
 
 /// # Safety
-/// As [`tokens`]; `SIZE` bytes per value.
+/// As [`tokens`]; two bytes per value, bf16 or f16.
 #[inline(always)]
-unsafe fn plain<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool, const SIZE: usize>(
+unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool, const BF16: bool>(
     x: [&[f32]; M],
     bytes: &[u8],
-    load: impl Fn(*const u8) -> L,
-    scalar: impl Fn(&[u8; SIZE]) -> f32,
 ) -> [f32; M] {
     let step = STEPS * L::N;
     let cols = x[0].len();
@@ -97,26 +177,41 @@ unsafe fn plain<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool,
         let mut sums = [[L::splat(0.0); M]; STEPS];
         let mut i = 0;
         while i + step <= cols {
-            let from = bytes.as_ptr().add(i * SIZE);
+            let from = bytes.as_ptr().add(2 * i);
             if FETCH {
-                for line in 0..(step * SIZE).div_ceil(64) {
+                for line in 0..(2 * step).div_ceil(64) {
                     prefetch(from.wrapping_add(AHEAD + line * 64));
                 }
             }
             for (s, sums) in sums.iter_mut().enumerate() {
-                let weights = load(from.add(s * L::N * SIZE));
+                let weights = load_half::<L, BF16>(from.add(2 * s * L::N));
                 *sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(i + s * L::N)), sums[t]));
             }
             i += step;
         }
         std::array::from_fn(|t| {
-            let mut sum = sums[1..].iter().fold(sums[0][t], |sum, sums| sum.add(sums[t])).sum();
-            for (x, value) in x[t][i..].iter().zip(bytes[i * SIZE..].as_chunks::<SIZE>().0) {
-                sum += x * scalar(value);
-            }
-            sum
+            let sum = sums[1..].iter().fold(sums[0][t], |sum, sums| sum.add(sums[t])).sum();
+            sum + rest::<BF16>(&bytes[2 * i..], &x[t][i..])
         })
     }
+}
+
+/// # Safety
+/// `L::N` values must be readable.
+#[inline(always)]
+unsafe fn load_half<L: Lanes, const BF16: bool>(from: *const u8) -> L {
+    // SAFETY: as required of the caller.
+    unsafe { if BF16 { L::load_bf16(from) } else { L::load_f16(from) } }
+}
+
+/// What the lanes leave of a row, times as many activations.
+#[inline(always)]
+fn rest<const BF16: bool>(bytes: &[u8], x: &[f32]) -> f32 {
+    let value = |bytes: [u8; 2]| match BF16 {
+        true => f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16),
+        false => f16::from_le_bytes(bytes).to_f32(),
+    };
+    bytes.as_chunks().0.iter().zip(x).map(|(bytes, x)| x * value(*bytes)).sum()
 }
 
 /// # Safety
