@@ -12,6 +12,8 @@ use std::path::Path;
 const LOGITS: f64 = 1e-3;
 /// The largest permitted distance of a logit in a batch from what it is alone.
 const ALONE: f32 = 1e-5;
+/// The same with weights in bf16, where few tokens are added up in another order than many.
+const ALONE_BF16: f32 = 1e-4;
 /// A greedy choice counts where the reference's best two logits are farther apart than this.
 const MARGIN: f64 = 1e-3;
 
@@ -93,6 +95,7 @@ fn greedy(model: &impl CausalModel, case: &Case, context: &str) {
 
 /// All cases as segments of one call, then one more token for each: as each alone.
 fn batch(model: &impl CausalModel, cases: &[Case], context: &str) {
+    let permitted = if cases.iter().any(|case| case.wide.is_some()) { ALONE_BF16 } else { ALONE };
     let tokens: Vec<u32> = cases.iter().flat_map(|case| case.tokens.iter().copied()).collect();
     let segments: Vec<Segment> = cases.iter().map(|case| Segment::causal(0, case.tokens.len())).collect();
     let mut memories: Vec<_> = cases.iter().map(|_| model.new_memory()).collect();
@@ -112,7 +115,7 @@ fn batch(model: &impl CausalModel, cases: &[Case], context: &str) {
             let (found, rest) = part.split_at(alone.len());
             *part = rest;
             let distance = found.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(distance <= ALONE, "{context}: {} is {distance} off in a {what}", case.name);
+            assert!(distance <= permitted, "{context}: {} is {distance} off in a {what}", case.name);
         }
     }
     assert!(together.is_empty() && after.is_empty(), "{context}: rows of {vocab} logits");
