@@ -1,7 +1,8 @@
 //! Models in GGUF files: the same logits as the reference computes from the weights they stand for.
 
-use crate::parity::{Case, check, ids};
+use crate::parity::{Case, check_with, ids};
 use gemma::{Backend, Gemma, GenerateOptions};
+use gemma_model::{Activations, LoadOptions};
 use gemma_tests::{References, max_distance, shared};
 use gemma_weights::Checkpoint;
 
@@ -28,7 +29,8 @@ fn files_of_the_shared_set() {
                 wide: None,
                 greedy: None,
             };
-            check::<gemma::Decoder>(&file, &[case]);
+            let options = LoadOptions { activations: Activations::Exact, ..LoadOptions::default() };
+            check_with::<gemma::Decoder>(&file, &options, &[case]);
         }
     }
 }

@@ -18,8 +18,12 @@ const ALONE_BF16: f32 = 1e-4;
 const MARGIN: f64 = 1e-3;
 
 pub(crate) fn open<N: Network>(folder: &Path, device: &Device) -> N {
+    open_with(folder, &LoadOptions::default(), device)
+}
+
+pub(crate) fn open_with<N: Network>(folder: &Path, options: &LoadOptions, device: &Device) -> N {
     let checkpoint = Checkpoint::open(folder).expect("a model folder");
-    N::open(&checkpoint, &LoadOptions::default(), device).expect("a model")
+    N::open(&checkpoint, options, device).expect("a model")
 }
 
 pub(crate) fn values(tensor: burn::Tensor<2>) -> Vec<f32> {
@@ -48,9 +52,13 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn check<N: Network>(folder: &Path, cases: &[Case]) {
+    check_with::<N>(folder, &LoadOptions::default(), cases);
+}
+
+pub(crate) fn check_with<N: Network>(folder: &Path, options: &LoadOptions, cases: &[Case]) {
     assert!(!cases.is_empty(), "{}: no case", folder.display());
     for (backend, device) in devices() {
-        let model: N = open(folder, &device);
+        let model: N = open_with(folder, options, &device);
         for case in cases {
             let context = format!("{} {} on {backend}", folder.display(), case.name);
             for chunk in [case.tokens.len(), 1, 3, 7] {

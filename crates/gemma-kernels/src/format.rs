@@ -3,6 +3,8 @@
 //! The quantized ones are GGML's block layouts, so that a GGUF file is used as it is. All values are
 //! little-endian; scales are IEEE half precision.
 
+mod blocks;
+
 use half::{bf16, f16};
 use std::{fmt, str::FromStr};
 
@@ -20,19 +22,43 @@ pub enum Format {
     /// Blocks of 32 values in 18 bytes: an f16 scale `d`, then 16 bytes; value `d (nibble - 8)`, low nibbles
     /// are values 0 to 15, high nibbles 16 to 31.
     Q4_0,
+    /// Blocks of 32 values in 20 bytes: f16 `d` and `m`, then 16 bytes as in Q4_0; value `d nibble + m`.
+    Q4_1,
+    /// Blocks of 32 values in 22 bytes: an f16 scale `d`, the fifth bits in 4 bytes, the others as in Q4_0; value
+    /// `d (q - 16)`.
+    Q5_0,
+    /// Blocks of 32 values in 24 bytes: f16 `d` and `m`, fifth bits, the others; value `d q + m`.
+    Q5_1,
+    /// Blocks of 256 values in 144 bytes: f16 `d` and `m`, 6-bit scales `a` and `b` for each 32 values, 4 bits a
+    /// value; value `(d a) q - (m b)`.
+    Q4K,
+    /// Blocks of 256 values in 176 bytes: the same with a fifth bit a value.
+    Q5K,
+    /// Blocks of 256 values in 210 bytes: 6 bits a value, an 8-bit scale `a` for each 16, an f16 scale `d`; value
+    /// `(d a) (q - 32)`.
+    Q6K,
 }
 
 /// A word that names no format.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown format `{0}`; the formats are f32, bf16, f16, q8_0 and q4_0")]
+#[error("unknown format `{0}`; the formats are f32, bf16, f16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k")]
 pub struct ParseFormatError(String);
-
-/// Values per block of the quantized formats.
-pub(crate) const BLOCK: usize = 32;
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 5] = [Format::F32, Format::Bf16, Format::F16, Format::Q8_0, Format::Q4_0];
+    pub const ALL: [Format; 11] = [
+        Format::F32,
+        Format::Bf16,
+        Format::F16,
+        Format::Q8_0,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q4K,
+        Format::Q5K,
+        Format::Q6K,
+    ];
 
     /// The name used on command lines and in messages.
     pub fn name(self) -> &'static str {
@@ -42,14 +68,21 @@ impl Format {
             Format::F16 => "f16",
             Format::Q8_0 => "q8_0",
             Format::Q4_0 => "q4_0",
+            Format::Q4_1 => "q4_1",
+            Format::Q5_0 => "q5_0",
+            Format::Q5_1 => "q5_1",
+            Format::Q4K => "q4_k",
+            Format::Q5K => "q5_k",
+            Format::Q6K => "q6_k",
         }
     }
 
-    /// Values per block: 32 for the quantized formats, 1 for the others.
+    /// Values per block: 32 or 256 for the quantized formats, 1 for the others.
     pub fn block_len(self) -> usize {
         match self {
             Format::F32 | Format::Bf16 | Format::F16 => 1,
-            Format::Q8_0 | Format::Q4_0 => BLOCK,
+            Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => blocks::SMALL,
+            Format::Q4K | Format::Q5K | Format::Q6K => blocks::LARGE,
         }
     }
 
@@ -58,8 +91,14 @@ impl Format {
         match self {
             Format::F32 => 4,
             Format::Bf16 | Format::F16 => 2,
-            Format::Q8_0 => 2 + BLOCK,
-            Format::Q4_0 => 2 + BLOCK / 2,
+            Format::Q8_0 => 34,
+            Format::Q4_0 => 18,
+            Format::Q4_1 => 20,
+            Format::Q5_0 => 22,
+            Format::Q5_1 => 24,
+            Format::Q4K => blocks::Q4_K,
+            Format::Q5K => blocks::Q5_K,
+            Format::Q6K => blocks::Q6_K,
         }
     }
 
@@ -73,9 +112,10 @@ impl Format {
 
     /// Stores a row of values.
     ///
-    /// Rounding is to nearest, ties to even, for bf16 and f16. The quantized formats follow GGML: Q8_0 takes
-    /// `d = max|x| / 127` and rounds `x / d` half away from zero; Q4_0 takes `d = m / -8` with `m` the value of
-    /// largest magnitude and rounds `x / d + 8` half up, at most 15.
+    /// Rounding is to nearest, ties to even, for bf16 and f16. The blocks of 32 follow GGML to the byte: Q8_0 takes
+    /// `d = max|x| / 127` and rounds `x / d` half away from zero; Q4_0 and Q5_0 take `d = m / -8` (16) with `m` the
+    /// value of largest magnitude and round `x / d + 8` (16) half up, at most 15 (31); Q4_1 and Q5_1 divide the span of
+    /// the values. So do the blocks of 256, for which GGML searches longer.
     ///
     /// # Panics
     /// When `values` is not a whole number of blocks or `bytes` does not have their size.
@@ -97,16 +137,14 @@ impl Format {
                     *out = f16::from_f32(*value).to_le_bytes();
                 }
             }
-            Format::Q8_0 => {
-                for (block, out) in values.as_chunks::<BLOCK>().0.iter().zip(bytes.as_chunks_mut::<34>().0) {
-                    encode_q8_0(block, out);
-                }
-            }
-            Format::Q4_0 => {
-                for (block, out) in values.as_chunks::<BLOCK>().0.iter().zip(bytes.as_chunks_mut::<18>().0) {
-                    encode_q4_0(block, out);
-                }
-            }
+            Format::Q8_0 => each_to(values, bytes, blocks::encode_q8_0),
+            Format::Q4_0 => each_to(values, bytes, blocks::encode_q4_0),
+            Format::Q4_1 => each_to(values, bytes, blocks::encode_q4_1),
+            Format::Q5_0 => each_to(values, bytes, blocks::encode_q5_0),
+            Format::Q5_1 => each_to(values, bytes, blocks::encode_q5_1),
+            Format::Q4K => each_to(values, bytes, blocks::encode_q4_k),
+            Format::Q5K => each_to(values, bytes, blocks::encode_q5_k),
+            Format::Q6K => each_to(values, bytes, blocks::encode_q6_k),
         }
     }
 
@@ -115,6 +153,12 @@ impl Format {
     /// # Panics
     /// When `values` is not a whole number of blocks or `bytes` does not have their size.
     pub fn decode_row(self, bytes: &[u8], values: &mut [f32]) {
+        self.decode_row_inline(bytes, values);
+    }
+
+    /// [`decode_row`](Self::decode_row), compiled for the instructions of the caller.
+    #[inline(always)]
+    pub(crate) fn decode_row_inline(self, bytes: &[u8], values: &mut [f32]) {
         assert_eq!(self.row_bytes(values.len()), Some(bytes.len()), "row size");
         match self {
             Format::F32 => {
@@ -132,49 +176,35 @@ impl Format {
                     *value = f16::from_le_bytes(*bytes).to_f32();
                 }
             }
-            Format::Q8_0 => {
-                for (out, block) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(bytes.as_chunks::<34>().0) {
-                    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-                    for (value, &q) in out.iter_mut().zip(&block[2..]) {
-                        *value = scale * f32::from(q.cast_signed());
-                    }
-                }
-            }
-            Format::Q4_0 => {
-                for (out, block) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(bytes.as_chunks::<18>().0) {
-                    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-                    for (i, &q) in block[2..].iter().enumerate() {
-                        out[i] = scale * (f32::from(q & 15) - 8.0);
-                        out[i + BLOCK / 2] = scale * (f32::from(q >> 4) - 8.0);
-                    }
-                }
-            }
+            Format::Q8_0 => each_from(bytes, values, blocks::decode_q8_0),
+            Format::Q4_0 => each_from(bytes, values, blocks::decode_q4_0),
+            Format::Q4_1 => each_from(bytes, values, blocks::decode_q4_1),
+            Format::Q5_0 => each_from(bytes, values, blocks::decode_q5_0),
+            Format::Q5_1 => each_from(bytes, values, blocks::decode_q5_1),
+            Format::Q4K => each_from(bytes, values, blocks::decode_q4_k),
+            Format::Q5K => each_from(bytes, values, blocks::decode_q5_k),
+            Format::Q6K => each_from(bytes, values, blocks::decode_q6_k),
         }
     }
 }
 
-fn encode_q8_0(block: &[f32; BLOCK], out: &mut [u8; 34]) {
-    let largest = block.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let scale = largest / 127.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let (head, quants) = out.split_at_mut(2);
-    head.copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-    for (quant, value) in quants.iter_mut().zip(block) {
-        // the cast saturates, and maps NaN to 0
-        *quant = ((value * inverse).round() as i8).cast_unsigned();
-    }
+/// Encodes a row block by block.
+fn each_to<const N: usize, const SIZE: usize>(
+    values: &[f32],
+    bytes: &mut [u8],
+    encode: fn(&[f32; N], &mut [u8; SIZE]),
+) {
+    values.as_chunks::<N>().0.iter().zip(bytes.as_chunks_mut::<SIZE>().0).for_each(|(from, to)| encode(from, to));
 }
 
-fn encode_q4_0(block: &[f32; BLOCK], out: &mut [u8; 18]) {
-    let extreme = block.iter().fold(0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
-    let scale = extreme / -8.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let (head, quants) = out.split_at_mut(2);
-    head.copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-    let nibble = |value: f32| ((value * inverse + 8.5) as u8).min(15);
-    for (i, quant) in quants.iter_mut().enumerate() {
-        *quant = nibble(block[i]) | (nibble(block[i + BLOCK / 2]) << 4);
-    }
+/// Decodes a row block by block.
+#[inline(always)]
+fn each_from<const N: usize, const SIZE: usize>(
+    bytes: &[u8],
+    values: &mut [f32],
+    decode: impl Fn(&[u8; SIZE], &mut [f32; N]),
+) {
+    bytes.as_chunks::<SIZE>().0.iter().zip(values.as_chunks_mut::<N>().0).for_each(|(from, to)| decode(from, to));
 }
 
 impl fmt::Display for Format {
@@ -202,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_format_comes_back_within_its_step() {
-        let values = wave(96);
+        let values = wave(512);
         for format in Format::ALL {
             let mut bytes = vec![0; format.row_bytes(values.len()).unwrap()];
             let mut back = vec![0.0; values.len()];
@@ -210,12 +240,20 @@ mod tests {
             format.decode_row(&bytes, &mut back);
             for (i, (a, b)) in values.iter().zip(&back).enumerate() {
                 let largest = 1.0 + (i / 32) as f32;
+                let block_largest = 8.0 + (i / 256 * 8) as f32;
                 let step = match format {
                     Format::F32 => 0.0,
                     Format::Bf16 => largest / 256.0,
                     Format::F16 => largest / 2048.0,
                     Format::Q8_0 => largest / 127.0 * 0.51 + largest / 1000.0,
                     Format::Q4_0 => largest / 8.0 * 1.01, // the positive end saturates at 7/8
+                    Format::Q5_0 => largest / 16.0 * 1.01,
+                    Format::Q4_1 => largest / 15.0 * 1.01,
+                    Format::Q5_1 => largest / 31.0 * 1.01,
+                    // the scales of a block's parts have steps of their own, of the largest part's
+                    Format::Q4K => block_largest / 15.0 * 1.3,
+                    Format::Q5K => block_largest / 31.0 * 1.6,
+                    Format::Q6K => block_largest / 32.0 * 1.2,
                 };
                 assert!((a - b).abs() <= step, "{format} value {i}: {a} became {b}");
             }
@@ -242,10 +280,10 @@ mod tests {
 
     #[test]
     fn zeros_and_odd_values_do_not_divide_by_zero() {
-        for format in [Format::Q8_0, Format::Q4_0] {
-            let mut bytes = vec![0; format.row_bytes(32).unwrap()];
-            let mut back = vec![1.0; 32];
-            format.encode_row(&[0.0; 32], &mut bytes);
+        for format in Format::ALL {
+            let mut bytes = vec![0; format.row_bytes(256).unwrap()];
+            let mut back = vec![1.0; 256];
+            format.encode_row(&[0.0; 256], &mut bytes);
             format.decode_row(&bytes, &mut back);
             assert!(back.iter().all(|v| *v == 0.0), "{format}: {back:?}");
         }

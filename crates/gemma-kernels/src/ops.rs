@@ -432,7 +432,7 @@ pub(crate) mod tests {
     fn packed_products_and_rows_equal_dense_ones() {
         for (backend, device) in devices() {
             for format in Format::ALL {
-                for (rows, cols) in [(1, 32), (7, 96), (300, 64), (65, 160), (9, 5), (3, 1), (40, 33)] {
+                for (rows, cols) in [(1, 32), (7, 96), (300, 64), (65, 160), (9, 5), (3, 1), (40, 33), (5, 512)] {
                     let Some(row_bytes) = format.row_bytes(cols) else { continue };
                     let dense = noise(rows * cols, 3);
                     let mut decoded = vec![0.0; rows * cols];

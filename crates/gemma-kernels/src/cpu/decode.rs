@@ -38,6 +38,9 @@ pub(super) unsafe fn decode<L: Lanes>(format: Format, bytes: &[u8], values: &mut
                 }
                 return;
             }
+            Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q4K | Format::Q5K | Format::Q6K => {
+                return format.decode_row_inline(bytes, values);
+            }
             Format::F32 => (0..whole).step_by(L::N).for_each(|i| L::load(from.add(i * 4).cast()).store(to.add(i))),
         }
     }

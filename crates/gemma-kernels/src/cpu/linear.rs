@@ -83,7 +83,7 @@ pub(crate) fn linear(
     let streamed = match format {
         Format::F32 => 0,
         Format::Bf16 | Format::F16 => STREAMED_TOKENS_OF_HALVES,
-        Format::Q8_0 | Format::Q4_0 => STREAMED_TOKENS,
+        _ => STREAMED_TOKENS,
     };
     if tokens > streamed {
         if activations == Activations::Coarse && format == Format::Bf16 && cols.is_multiple_of(2) && has_pairs(level) {
@@ -192,8 +192,8 @@ mod tests {
         x.chunks(cols).flat_map(|x| decoded.chunks(cols).map(move |w| dot(x, w))).collect()
     }
 
-    const SHAPES: [(usize, usize); 9] =
-        [(1, 32), (7, 96), (33, 160), (70, 2080), (5, 1), (3, 17), (40, 67), (131, 288), (12, 512)];
+    const SHAPES: [(usize, usize); 10] =
+        [(1, 32), (7, 96), (33, 160), (70, 2080), (5, 1), (3, 17), (40, 67), (131, 288), (12, 512), (7, 768)];
 
     /// Every level, format and path against an f64 loop over the decoded weights.
     #[test]
@@ -287,12 +287,12 @@ mod tests {
     #[test]
     fn what_is_not_finite_is_not_hidden() {
         for format in Format::ALL {
-            let (weight, _) = encoded(format, 3, 64);
+            let (weight, _) = encoded(format, 3, 256);
             for (bad, tokens) in [f32::NAN, f32::INFINITY].into_iter().flat_map(|bad| [(bad, 2), (bad, 20)]) {
-                let mut x = noise(tokens * 64, 3);
-                x[64 + 40] = bad;
+                let mut x = noise(tokens * 256, 3);
+                x[256 + 40] = bad;
                 for level in Level::available() {
-                    let found = product(level, Activations::Fine, &x, &weight, format, 64);
+                    let found = product(level, Activations::Fine, &x, &weight, format, 256);
                     for (t, sums) in found.chunks(3).enumerate() {
                         assert_eq!(sums.iter().all(|sum| !sum.is_finite()), t == 1, "{level:?} {format} {sums:?}");
                         assert_eq!(sums.iter().all(|sum| sum.is_finite()), t != 1, "{level:?} {format} {sums:?}");

@@ -154,6 +154,9 @@ unsafe fn tokens<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
             Format::Q4_0 => blocks::<L, M, FETCH, 18>(x, bytes, |quants, i| {
                 if i < 16 { L::load_low_nibbles(quants.add(i)) } else { L::load_high_nibbles(quants.add(i - 16)) }
             }),
+            Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q4K | Format::Q5K | Format::Q6K => {
+                decoded::<L, M, FETCH>(x, bytes, shape.format)
+            }
         }
     };
     for (t, sum) in sums.into_iter().enumerate() {
@@ -239,6 +242,36 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
                     std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * 32 + i)), products[t]));
             }
             sums = std::array::from_fn(|t| products[t].mul_add(scale, sums[t]));
+        }
+        sums.map(|sum| sum.sum())
+    }
+}
+
+/// # Safety
+/// As [`tokens`]; a block is decoded to f32 first.
+#[inline(always)]
+unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
+    x: [&[f32]; M],
+    bytes: &[u8],
+    format: Format,
+) -> [f32; M] {
+    let (len, size) = (format.block_len(), format.block_bytes());
+    let mut values = [0f32; 256];
+    let values = &mut values[..len];
+    // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes.
+    unsafe {
+        let mut sums = [L::splat(0.0); M];
+        for (b, block) in bytes.chunks_exact(size).enumerate() {
+            if FETCH {
+                for line in (0..size).step_by(64) {
+                    prefetch(block.as_ptr().wrapping_add(AHEAD + line));
+                }
+            }
+            format.decode_row_inline(block, values);
+            for i in (0..len).step_by(L::N) {
+                let weights = L::load(values.as_ptr().add(i));
+                sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * len + i)), sums[t]));
+            }
         }
         sums.map(|sum| sum.sum())
     }

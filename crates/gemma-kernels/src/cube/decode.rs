@@ -1,8 +1,8 @@
 //! Packed values out of 32-bit words.
 //!
-//! Values are decoded eight at a time, a *group*. In the plain formats a group is eight neighbours; in the
-//! quantized ones it is a quarter of a block of 32. A block begins with its f16 scale, so blocks of 34 (Q8_0) or
-//! 18 bytes (Q4_0) start at a word when their number is even and in the middle of a word when it is odd.
+//! Values are decoded eight at a time, a *group*: eight neighbours, but for Q4_0, where the low and high nibbles of four
+//! bytes are a quarter of a block. Blocks whose bytes are no multiple of four start at a word when their number is
+//! even and in the middle of a word when it is odd.
 
 use crate::Format;
 use cubecl::prelude::*;
@@ -107,10 +107,8 @@ pub(super) fn decode(
             }
         }
     } else if whole || group * GROUP < cols {
-        let block = group / 4;
-        let part = group % 4;
         if comptime!(format == Format::Q8_0) {
-            let start = block * 17;
+            let (start, part) = (group / 4 * 17, group % 4);
             let scale = half_to_f32(half_word(words, row, start));
             #[unroll]
             for i in 0..2usize {
@@ -122,8 +120,8 @@ pub(super) fn decode(
                     values[comptime!(to + 4 * i + j)] = (f32::cast_from(byte) - 128.0f32) * scale;
                 }
             }
-        } else {
-            let start = block * 9;
+        } else if comptime!(format == Format::Q4_0) {
+            let (start, part) = (group / 4 * 9, group % 4);
             let scale = half_to_f32(half_word(words, row, start));
             let word = word_at(words, row, start + 1 + part * 2);
             #[unroll]
@@ -133,11 +131,133 @@ pub(super) fn decode(
                 values[comptime!(to + j)] = (f32::cast_from(low) - 8.0f32) * scale;
                 values[comptime!(to + 4 + j)] = (f32::cast_from(high) - 8.0f32) * scale;
             }
+        } else if comptime!(format == Format::Q6K) {
+            decode_six_bits(words, row, group, values, to);
+        } else if comptime!(format == Format::Q4K || format == Format::Q5K) {
+            decode_parts(words, row, group, values, to, comptime!(format == Format::Q5K));
+        } else {
+            decode_small(
+                words,
+                row,
+                group,
+                values,
+                to,
+                comptime!(format != Format::Q4_1),
+                comptime!(format != Format::Q5_0),
+            );
         }
     } else {
         #[unroll]
         for i in 0..GROUP {
             values[comptime!(to + i)] = 0.0f32;
+        }
+    }
+}
+
+/// A group of Q4_1, Q5_0 or Q5_1: blocks of 32 values, the high nibbles after the low ones, with a `fifth` bit or a
+/// `least` value or both.
+#[cube]
+fn decode_small(
+    words: &[u32],
+    row: usize,
+    group: usize,
+    values: &mut Array<f32>,
+    #[comptime] to: usize,
+    #[comptime] fifth: bool,
+    #[comptime] least: bool,
+) {
+    // in half words: the scale, the least value, the fifth bits, the nibbles
+    let bits = comptime!(if least { 2usize } else { 1 });
+    let nibbles = comptime!(bits + if fifth { 2 } else { 0 });
+    let (start, part) = (group / 4 * comptime!(nibbles + 8), group % 4);
+    let scale = half_to_f32(half_word(words, row, start));
+    let mut addend = 0.0f32;
+    if comptime!(least) {
+        addend = half_to_f32(half_word(words, row, start + 1));
+    }
+    let mut fifths = 0u32;
+    if comptime!(fifth) {
+        fifths = word_at(words, row, start + bits) >> (part as u32 * 8u32);
+    }
+    let shift = part as u32 / 2u32 * 4u32;
+    #[unroll]
+    for i in 0..2usize {
+        let word = word_at(words, row, start + nibbles + part % 2 * 4 + comptime!(2 * i)) >> shift;
+        #[unroll]
+        for j in 0..4usize {
+            let nibble = (word >> comptime!(8 * j as u32)) & 15u32;
+            let high = ((fifths >> comptime!((4 * i + j) as u32)) & 1u32) << 4u32;
+            if comptime!(least) {
+                values[comptime!(to + 4 * i + j)] = f32::cast_from(nibble | high) * scale + addend;
+            } else {
+                values[comptime!(to + 4 * i + j)] = (f32::cast_from(nibble | high) - 16.0f32) * scale;
+            }
+        }
+    }
+}
+
+/// A group of Q4_K or Q5_K: blocks of 256 values, whole words, in parts of 32 with scales of six bits.
+#[cube]
+fn decode_parts(
+    words: &[u32],
+    row: usize,
+    group: usize,
+    values: &mut Array<f32>,
+    #[comptime] to: usize,
+    #[comptime] fifth: bool,
+) {
+    let nibbles = comptime!(if fifth { 12usize } else { 4 });
+    let start = row + group / 32 * comptime!(nibbles + 32);
+    let (part, within) = (group % 32 / 4, group % 4);
+    // three words hold the four bytes a, b and c of the scales
+    let shift = (part % 4) as u32 * 8u32;
+    let a = words[start + 1] >> shift;
+    let b = words[start + 2] >> shift;
+    let c = words[start + 3] >> shift;
+    let late = part >= 4;
+    let scale = select(late, (c & 15u32) | ((a >> 6u32 & 3u32) << 4u32), a & 63u32);
+    let least = select(late, (c >> 4u32 & 15u32) | ((b >> 6u32 & 3u32) << 4u32), b & 63u32);
+    let scale = half_to_f32(words[start] & 0xffffu32) * f32::cast_from(scale);
+    let least = half_to_f32(words[start] >> 16u32) * f32::cast_from(least);
+    let shift = (part % 2) as u32 * 4u32;
+    #[unroll]
+    for i in 0..2usize {
+        let word = words[start + nibbles + part / 2 * 8 + within * 2 + i] >> shift;
+        let mut high = 0u32;
+        if comptime!(fifth) {
+            high = words[start + 4 + within * 2 + i] >> part as u32;
+        }
+        #[unroll]
+        for j in 0..4usize {
+            let nibble = (word >> comptime!(8 * j as u32)) & 15u32;
+            let bit = ((high >> comptime!(8 * j as u32)) & 1u32) << 4u32;
+            values[comptime!(to + 4 * i + j)] = f32::cast_from(nibble | bit) * scale - least;
+        }
+    }
+}
+
+/// A group of Q6_K: blocks of 256 values in 105 half words.
+#[cube]
+fn decode_six_bits(words: &[u32], row: usize, group: usize, values: &mut Array<f32>, #[comptime] to: usize) {
+    let start = group / 32 * 105;
+    let (half, quarter, within) = (group % 32 / 16, group % 16 / 4, group % 4);
+    // a signed byte for each 16 values
+    let index = group % 32 / 2;
+    let bytes = half_word(words, row, start + 96 + index / 2);
+    let byte = ((bytes >> ((index % 2) as u32 * 8u32)) & 255u32) ^ 128u32;
+    let scale = half_to_f32(half_word(words, row, start + 104)) * (f32::cast_from(byte) - 128.0f32);
+    let low_at = start + half * 32 + quarter % 2 * 16 + within * 4;
+    let high_at = start + 64 + half * 16 + within * 4;
+    let (low_shift, high_shift) = ((quarter / 2) as u32 * 4u32, quarter as u32 * 2u32);
+    #[unroll]
+    for i in 0..2usize {
+        let low = word_at(words, row, low_at + comptime!(2 * i)) >> low_shift;
+        let high = word_at(words, row, high_at + comptime!(2 * i)) >> high_shift;
+        #[unroll]
+        for j in 0..4usize {
+            let nibble = (low >> comptime!(8 * j as u32)) & 15u32;
+            let bits = ((high >> comptime!(8 * j as u32)) & 3u32) << 4u32;
+            values[comptime!(to + 4 * i + j)] = (f32::cast_from(nibble | bits) - 32.0f32) * scale;
         }
     }
 }

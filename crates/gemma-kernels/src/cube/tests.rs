@@ -59,9 +59,16 @@ impl Noise {
             match format {
                 Format::F32 | Format::Bf16 => format.encode_row(&self.values(cols), &mut bytes),
                 _ => {
+                    let halves: &[usize] = match format {
+                        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+                        Format::Q6K => &[208],
+                        _ => &[0],
+                    };
                     for block in bytes.chunks_mut(format.block_bytes()) {
                         block.fill_with(|| self.bits() as u8);
-                        block[..2].copy_from_slice(&self.half(exponent));
+                        for at in halves {
+                            block[*at..at + 2].copy_from_slice(&self.half(exponent));
+                        }
                     }
                 }
             }
@@ -100,7 +107,7 @@ fn rows_come_back_exactly_down_to_subnormal_scales() {
     let Some(device) = device() else { return };
     let mut noise = Noise(1);
     for format in Format::ALL {
-        for cols in [1, 2, 3, 5, 33, 64, 160].into_iter().filter(|cols| format.row_bytes(*cols).is_some()) {
+        for cols in [1, 2, 3, 5, 33, 64, 160, 768].into_iter().filter(|cols| format.row_bytes(*cols).is_some()) {
             for exponent in [1, 20] {
                 let (words, values) = noise.matrix(format, 37, cols, exponent);
                 let row_words = words.len() / 37;
@@ -112,7 +119,18 @@ fn rows_come_back_exactly_down_to_subnormal_scales() {
                     upload_ints(ids.iter().map(|id| *id as u32).collect(), &[70], &device),
                 ] {
                     let rows = download(packed_rows(words.clone(), ids, format, cols));
-                    assert_eq!(rows, expected, "{format}, {cols} columns, exponents below {exponent}");
+                    let context = format!("{format}, {cols} columns, exponents below {exponent}");
+                    if matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K) {
+                        // a product and a sum, which a driver may round together
+                        let blocks = rows.chunks(format.block_len()).zip(expected.chunks(format.block_len()));
+                        for (found, expected) in blocks {
+                            let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+                            let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * largest;
+                            assert!(found.iter().zip(expected).all(close), "{context}");
+                        }
+                    } else {
+                        assert!(rows == expected, "{context}");
+                    }
                 }
             }
         }
@@ -137,7 +155,7 @@ fn products_match_the_loops() {
     let Some(device) = device() else { return };
     let mut noise = Noise(2);
     for format in Format::ALL {
-        for cols in [1, 5, 33, 64, 160].into_iter().filter(|cols| format.row_bytes(*cols).is_some()) {
+        for cols in [1, 5, 33, 64, 160, 512].into_iter().filter(|cols| format.row_bytes(*cols).is_some()) {
             // a driver compiles each number of tokens up to 4 and each depth of tiles: all of them for one format
             let few = [(7, 1), (300, 3), (7, 5), (65, 70)];
             let all = [(1, 1), (7, 2), (300, 3), (65, 4), (7, 5), (300, 17), (1, 40), (65, 70)];
