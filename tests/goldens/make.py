@@ -23,6 +23,7 @@ import json
 import pathlib
 import shutil
 
+import gguf
 import numpy as np
 import torch
 from PIL import Image
@@ -316,6 +317,32 @@ def make_pictures(folder, seed):
     save_file({key: torch.from_numpy(np.array(value)) for key, value in resized.items()}, folder / "pictures.safetensors")
 
 
+def make_blocks(folder, seed):
+    """What the gguf package reads from blocks of each GGML format, and what it writes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    # where the f16 scales of a block stand; the other bytes may be anything
+    scales = {"q8_0": [0], "q4_0": [0], "q4_1": [0, 2], "q5_0": [0], "q5_1": [0, 2], "q4_k": [0, 2], "q5_k": [0, 2],
+              "q6_k": [208]}
+    values = torch.from_numpy(generator.standard_normal((3, 256)).astype(np.float32))
+    values[1, 32:64] = 0
+    values[2] *= 1e-3
+    tensors = {"values": values}
+    for name, places in scales.items():
+        kind = getattr(gguf.GGMLQuantizationType, name.replace("_k", "_K").upper())
+        per_block, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = generator.integers(0, 256, (512 // per_block, size), dtype=np.uint8)
+        for place in places:
+            scale = generator.uniform(-0.1, 0.1, len(blocks)).astype(np.float16)
+            blocks[:, place:place + 2] = scale.view(np.uint8).reshape(-1, 2)
+        read = gguf.dequantize(blocks, kind).reshape(-1).astype(np.float32)
+        tensors |= {f"{name}.bytes": torch.from_numpy(blocks.reshape(-1)), f"{name}.read": torch.from_numpy(read)}
+        if per_block == 32:
+            written = np.ascontiguousarray(gguf.quantize(values.numpy(), kind)).reshape(-1)
+            tensors[f"{name}.written"] = torch.from_numpy(written)
+    save_file(tensors, folder / "blocks.safetensors")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent)
@@ -330,6 +357,7 @@ def main():
     make_pictures(out / "paligemma", 41)
     make(out / "recurrentgemma-f32", "recurrentgemma", torch.float32, 31)
     make(out / "recurrentgemma-bf16", "recurrentgemma", torch.bfloat16, 31)
+    make_blocks(out / "gguf", 43)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 //! Models in GGUF files: the same logits as the reference computes from the weights they stand for.
 
-use crate::parity::{Case, check_with, ids};
-use gemma::{Backend, Gemma, GenerateOptions};
-use gemma_model::{Activations, LoadOptions};
-use gemma_tests::{References, max_distance, shared};
-use gemma_weights::Checkpoint;
+use crate::parity::{Case, check_with, ids, values};
+use gemma::{Backend, Decoder, Gemma, GenerateOptions};
+use gemma_generate::{CausalModel, Segment};
+use gemma_model::{Activations, Error, LoadOptions, Network, convert_to_folder, convert_to_gguf, read_tokenizer};
+use gemma_tests::{References, devices, goldens, max_distance, shared};
+use gemma_weights::{Checkpoint, Dtype, Format, Precision};
+use std::ops::ControlFlow;
 
 /// The largest permitted distance of a value from what the reference reads in the same block.
 const VALUES: f64 = 1e-6;
@@ -30,24 +32,169 @@ fn files_of_the_shared_set() {
                 greedy: None,
             };
             let options = LoadOptions { activations: Activations::Exact, ..LoadOptions::default() };
-            check_with::<gemma::Decoder>(&file, &options, &[case]);
+            check_with::<Decoder>(&file, &options, &[case]);
         }
     }
 }
 
-/// The file brings its own tokenizer, which cuts texts as the folder's does.
+/// Blocks of every format hold what the gguf package reads from them, and those of 32 values are written as it does.
 #[test]
-fn the_tokenizer_in_the_file_is_that_of_the_folder() {
+fn blocks_are_those_of_ggml() {
+    let expected = References::open(&goldens().join("gguf/blocks.safetensors"));
+    let values: Vec<f32> = expected.tensor("values").values.iter().map(|value| *value as f32).collect();
+    let quantized = Format::ALL.into_iter().filter(|format| format.block_len() > 1);
+    for format in quantized {
+        let bytes = |what: &str| -> Option<Vec<u8>> {
+            Some(expected.get(&format!("{format}.{what}"))?.values.iter().map(|byte| *byte as u8).collect())
+        };
+        let read = expected.tensor(&format!("{format}.read")).values;
+        let mut found = vec![0.0; read.len()];
+        format.decode_row(&bytes("bytes").expect("blocks"), &mut found);
+        assert!(max_distance(&found, &read) == 0.0, "{format}");
+        if let Some(written) = bytes("written") {
+            let mut found = vec![0; written.len()];
+            format.encode_row(&values, &mut found);
+            assert_eq!(found, written, "{format}");
+        }
+    }
+}
+
+/// The demo as a GGUF file and back: the same tensors, the same words on every backend.
+#[test]
+fn a_model_goes_into_a_file_and_comes_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, back) = (folder.path().join("demo.gguf"), folder.path().join("back"));
+    let demo = gemma::demo_checkpoint().expect("the demo");
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    convert_to_gguf::<Decoder>(&demo, None, Some(Format::F32), &file, false, go_on).expect("a file");
+    let again = convert_to_gguf::<Decoder>(&demo, None, None, &file, false, go_on);
+    assert!(matches!(again, Err(Error::Weights(gemma_weights::Error::WouldOverwrite { .. }))));
+    let opened = Checkpoint::open(&file).expect("a GGUF file");
+    convert_to_folder::<Decoder>(&opened, None, Dtype::Bf16, &back, false, go_on).expect("a folder");
+    let returned = Checkpoint::open(&back).expect("a folder");
+    assert_eq!(returned.tensors().count(), demo.tensors().count());
+    for (name, tensor) in demo.tensors() {
+        let found = returned.get(name).expect(name);
+        assert_eq!((found.format, &found.shape), (tensor.format, &tensor.shape), "{name}");
+        if name.ends_with("norm.weight") {
+            // the one that is added for the file rounds
+            let expected: Vec<f64> = tensor.to_f32().into_iter().map(f64::from).collect();
+            assert!(max_distance(&found.to_f32(), &expected) < 2e-7, "{name} changed");
+        } else {
+            assert!(found.bytes == tensor.bytes, "{name} changed");
+        }
+    }
+    let options = GenerateOptions::greedy(24);
+    for (backend, device) in devices() {
+        let said = |model: Gemma| model.generate("Once upon a time", &options).expect("a text").text;
+        let expected = said(gemma::demo(&device).expect("the demo"));
+        for place in [&file, &back] {
+            let model = Gemma::load(place.to_str().expect("a plain path"), &device).expect("a model");
+            assert_eq!(said(model), expected, "{backend} {}", place.display());
+        }
+    }
+    // whoever is told of the progress can stop it, and nothing is left behind
+    let stopped = folder.path().join("stopped.gguf");
+    let stop = &mut |_, _| ControlFlow::Break(());
+    let ended = convert_to_gguf::<Decoder>(&demo, None, None, &stopped, false, stop);
+    assert!(matches!(ended, Err(Error::Weights(gemma_weights::Error::Stopped))));
+    let ended = convert_to_folder::<Decoder>(&demo, None, Dtype::F32, &stopped, false, stop);
+    assert!(matches!(ended, Err(Error::Weights(gemma_weights::Error::Stopped))));
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 2);
+}
+
+/// Quantized while converting, a model is what it is when quantized while loading.
+#[test]
+fn quantizing_before_or_while_loading_is_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let demo = gemma::demo_checkpoint().expect("the demo");
+    let tokens = [2, 17, 300, 45, 6, 78, 100, 9];
+    for (format, precision) in [(Format::Q8_0, Precision::Q8_0), (Format::Q4_0, Precision::Q4_0)] {
+        let file = folder.path().join(format!("{format}.gguf"));
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        convert_to_gguf::<Decoder>(&demo, None, Some(format), &file, false, go_on).expect("a file");
+        let device = Backend::compiled()[0].device().expect("a compiled backend opens");
+        let options = LoadOptions { precision: Some(precision), ..LoadOptions::default() };
+        let expected = Decoder::open(&demo, &options, &device).expect("a model");
+        let file = Checkpoint::open(&file).expect("a GGUF file");
+        let found = Decoder::open(&file, &LoadOptions::default(), &device).expect("a model");
+        let logits = |model: &Decoder| values(model.score(&tokens, &[Segment::causal(0, tokens.len())]));
+        let distance = logits(&found).iter().zip(logits(&expected)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // constants are rounded to bf16 for a bf16 folder only
+        assert!(distance < 0.1, "{format}: {distance}");
+    }
+}
+
+/// The released vocabularies come out of a file as they went in, whichever of their files they were read from.
+#[test]
+fn released_vocabularies_come_back() {
+    let Some(shared) = shared() else { return };
+    let golden = goldens().join("gemma2-f32");
+    let texts = [
+        "Hello, world",
+        "  two  spaces\n\n\tand a tab ",
+        "naïve café 12345 <b>bold</b>",
+        "日本語 \u{1f600} \u{10ffff}",
+        "fn main() { println!(\"{}\", x as u8); }",
+        "<start_of_turn>user",
+        "",
+    ];
+    for name in ["tokenizer.model", "gemma2/tokenizer.json"] {
+        let source = shared.join("tokenizer").join(name);
+        let folder = tempfile::tempdir().expect("a folder");
+        for part in ["config.json", "model.safetensors"] {
+            std::fs::copy(golden.join(part), folder.path().join(part)).expect("a copy");
+        }
+        std::fs::copy(&source, folder.path().join(source.file_name().expect("a name"))).expect("a copy");
+        let checkpoint = Checkpoint::open(folder.path()).expect("a folder");
+        let file = folder.path().join("model.gguf");
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        convert_to_gguf::<Decoder>(&checkpoint, None, None, &file, false, go_on).expect("a file");
+        let tokenizer = |checkpoint: &Checkpoint| {
+            read_tokenizer(checkpoint, Decoder::FAMILY).expect("a sound tokenizer").expect("a tokenizer")
+        };
+        let (before, after) = (tokenizer(&checkpoint), tokenizer(&Checkpoint::open(&file).expect("a GGUF file")));
+        for text in texts {
+            assert_eq!(after.encode(text), before.encode(text), "{name}: {text:?}");
+        }
+        assert_eq!(after.control(), before.control());
+    }
+}
+
+/// A file says nothing of the scale of the scores; the configuration beside it may, or a key of its own.
+#[test]
+fn the_scale_of_the_scores_is_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = Checkpoint::open(&goldens().join("gemma2-f32")).expect("goldens");
+    let scale = |checkpoint: &Checkpoint| {
+        let config = Decoder::config_of(checkpoint).expect("a configuration");
+        config.layers[0].attention.scale
+    };
+    let file = folder.path().join("model.gguf");
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    convert_to_gguf::<Decoder>(&source, None, None, &file, false, go_on).expect("a file");
+    assert!((scale(&Checkpoint::open(&file).expect("a GGUF file")) - scale(&source)).abs() < 1e-6);
+}
+
+/// The file brings its own tokenizer.
+#[test]
+fn the_tokenizer_in_the_file_is_used() {
     let Some(shared) = shared() else { return };
     let folder = shared.join("reference/fixtures/gemma1_mha/f32");
     let device = Backend::compiled()[0].device().expect("a compiled backend opens");
     let open = |name: &str| Gemma::load(folder.join(name).to_str().expect("a plain path"), &device).expect("a model");
     let (file, folder) = (open("model-q8_0.gguf"), open(""));
-    let texts = ["Hello, world", "  two spaces\n\n\tand a tab", "naïve café 12345 <b>bold</b>", "日本語 \u{1f600}", ""];
-    for text in texts {
-        let tokens = |gemma: &Gemma| gemma.tokenizer().expect("a tokenizer").encode(text);
-        assert_eq!(tokens(&file), tokens(&folder), "{text:?}");
+    // a piece of two characters, of which one has no piece of its own, is made by scores and not by a list of merges
+    for text in ["12345<b>", "\u{1f600}", ""] {
+        assert_eq!(
+            file.tokenizer().expect("one").encode(text),
+            folder.tokenizer().expect("one").encode(text),
+            "{text:?}"
+        );
     }
+    let text = "naïve,café(日本語)";
+    let tokens = file.tokenizer().expect("one").encode(text);
+    assert_eq!(file.tokenizer().expect("one").decode(&tokens), text);
     assert_eq!(file.stop_tokens(), folder.stop_tokens());
     assert!(file.generate("Hello", &GenerateOptions::greedy(4)).is_ok());
 }

@@ -11,7 +11,7 @@ use gemma_backend::Backend;
 use gemma_generate::GenerateOptions;
 use gemma_model::Activations;
 use gemma_tokenizer::Family;
-use gemma_weights::Precision;
+use gemma_weights::{Format, Precision};
 
 mod code;
 
@@ -57,6 +57,7 @@ pub(crate) enum Verb {
     Inspect(Inspect),
     Models(Models),
     Pull(Pull),
+    Convert(Convert),
     Bench(Bench),
     Infill(Infill),
     Lsp(Lsp),
@@ -79,7 +80,7 @@ impl Verb {
             Self::Infill(args) => Some(&args.model.compute),
             Self::Lsp(args) => Some(&args.model.compute),
             Self::Eval(Eval { task: EvalTask::Infilling(args) }) => Some(&args.model.compute),
-            Self::Tokenize(_) | Self::Inspect(_) | Self::Models(_) | Self::Pull(_) => None,
+            Self::Tokenize(_) | Self::Inspect(_) | Self::Models(_) | Self::Pull(_) | Self::Convert(_) => None,
         }
     }
 }
@@ -498,6 +499,46 @@ An interrupted download goes on where it stopped. HF_HOME and HF_HUB_CACHE say w
 pub(crate) struct Pull {
     /// Hub id, ORGANISATION/NAME or ORGANISATION/NAME@REVISION.
     pub(crate) id: String,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Write a model as a GGUF file, or as a folder in Hugging Face format.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma convert google/gemma-2-2b-it gemma.gguf --format q8_0     for llama.cpp, or for less disk
+  gemma convert gemma.gguf gemma-2-2b                             a folder of safetensors
+  gemma convert demo:gemma demo.gguf
+
+The name of the target says what is written: FILE.gguf, or else a folder. Tensors go from file to file one at a time, so
+the model need not fit into memory. A folder holds f32, bf16 or f16 (default: bf16); a GGUF file any of f32, bf16, f16,
+q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k (default: as stored), with f16 where rows are no whole blocks. GGUF has
+Gemma, Gemma 2 and CodeGemma; RecurrentGemma and PaliGemma can be written as folders.")]
+pub(crate) struct Convert {
+    /// The model: a folder, a GGUF file, a hub id, or demo:FAMILY.
+    pub(crate) model: String,
+
+    /// Where to write: FILE.gguf, or a folder.
+    pub(crate) target: PathBuf,
+
+    /// How values are stored.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+
+    /// Whose control tokens the tokenizer has, where its file leaves their names out.
+    #[arg(long, value_name = "FAMILY", value_parser = family)]
+    pub(crate) family: Option<Family>,
+
+    /// Replace what is there.
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// Do not go to the network.
+    #[arg(long)]
+    pub(crate) offline: bool,
 
     /// Print one JSON object.
     #[arg(long)]

@@ -153,6 +153,16 @@ pub(crate) fn find_code(args: &args::CodeModel) -> Result<Found> {
     Ok(Found { family: args.family.or(named), ..found })
 }
 
+/// Finds a model by its name alone, and whose control tokens it has.
+pub(crate) fn find_named(model: &str, offline: bool) -> Result<Found> {
+    let found = locate(Some(model), offline, &Compute::default())?;
+    let family = match demo_called(model)? {
+        Some((family, _)) => family,
+        None => family_of(model, found.checkpoint.path().unwrap_or(Path::new(""))),
+    };
+    Ok(Found { family: Some(family), ..found })
+}
+
 /// What opens a model that is built in.
 pub(crate) type Demo = fn() -> Result<Checkpoint, gemma_model::Error>;
 
@@ -207,6 +217,16 @@ fn locate_or(demo: Demo, model: Option<&str>, offline: bool, compute: &Compute) 
 }
 
 impl Found {
+    /// The checkpoint itself.
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Whose control tokens the tokenizer has, where that is known beforehand.
+    pub(crate) fn family(&self) -> Option<Family> {
+        self.family
+    }
+
     /// Which network it is.
     pub(crate) fn kind(&self) -> Result<Kind> {
         let config = self.checkpoint.file("config.json")?;

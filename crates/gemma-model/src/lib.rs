@@ -11,11 +11,13 @@
 //! | `model` | [`Model`]: open, generate, chat, save |
 //! | `conversation` | [`Conversation`]: each turn reads only what is new |
 //! | [`fields`] | `config.json`: what its fields have in common |
+//! | `convert` | a checkpoint in another type or container |
 //! | `save` | parameters on their way to disk |
 //! | `state` | what was read of a text, kept in a file |
 //! | `error` | [`Error`] |
 
 mod conversation;
+mod convert;
 mod error;
 pub mod fields;
 mod model;
@@ -24,6 +26,7 @@ mod save;
 mod state;
 
 pub use conversation::{Answered, Conversation};
+pub use convert::{convert_to_folder, convert_to_gguf};
 pub use error::{Error, StateFault};
 pub use gemma_nn::Activations;
 pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};

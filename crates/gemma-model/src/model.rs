@@ -179,34 +179,46 @@ impl<N: Network> Model<N> {
         if let Some(format) = parameters.quantized {
             return Err(Error::SaveQuantized { format });
         }
-        let tokenizer = self.tokenizer()?;
-        let generation = serde_json::json!({
-            "bos_token_id": tokenizer.bos(), "eos_token_id": self.stop_tokens, "pad_token_id": 0,
-        });
-        let token_names = serde_json::json!({ "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>" });
-        let mut tokenizer_config = serde_json::json!({
-            "add_bos_token": true, "add_eos_token": false, "clean_up_tokenization_spaces": false,
-            "tokenizer_class": "GemmaTokenizerFast", "chat_template": CHAT_TEMPLATE,
-        });
-        for (key, value) in token_names.as_object().expect("an object") {
-            tokenizer_config[key] = value.clone();
-        }
-        let text = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
-        let files = [
-            ("config.json", text(&N::config_to_json(self.network.config(), dtype))),
-            ("generation_config.json", text(&generation)),
-            ("tokenizer.json", tokenizer.to_json()?),
-            ("tokenizer_config.json", text(&tokenizer_config)),
-            ("special_tokens_map.json", text(&token_names)),
-        ];
+        let config = N::config_to_json(self.network.config(), dtype);
+        let files = small_files(&config, Some(self.tokenizer()?), &self.stop_tokens)?;
         let files: Vec<(&str, &[u8])> = files.iter().map(|(name, content)| (*name, content.as_slice())).collect();
         let options = SaveOptions { replace, ..SaveOptions::default() };
         Ok(gemma_weights::save_folder_with(folder, &files, &mut parameters.tensors.into_iter(), &options)?)
     }
 }
 
+/// What lies beside the weights in a folder: configuration and tokenizer.
+pub(crate) fn small_files(
+    config: &serde_json::Value,
+    tokenizer: Option<&Tokenizer>,
+    stop_tokens: &[TokenId],
+) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    let text = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
+    let mut files = vec![("config.json", text(config))];
+    let Some(tokenizer) = tokenizer else { return Ok(files) };
+    let generation = serde_json::json!({
+        "bos_token_id": tokenizer.bos(), "eos_token_id": stop_tokens, "pad_token_id": 0,
+    });
+    let token_names =
+        serde_json::json!({ "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>" });
+    let mut tokenizer_config = serde_json::json!({
+        "add_bos_token": true, "add_eos_token": false, "clean_up_tokenization_spaces": false,
+        "tokenizer_class": "GemmaTokenizerFast", "chat_template": CHAT_TEMPLATE,
+    });
+    for (key, value) in token_names.as_object().expect("an object") {
+        tokenizer_config[key] = value.clone();
+    }
+    files.extend([
+        ("generation_config.json", text(&generation)),
+        ("tokenizer.json", tokenizer.to_json()?),
+        ("tokenizer_config.json", text(&tokenizer_config)),
+        ("special_tokens_map.json", text(&token_names)),
+    ]);
+    Ok(files)
+}
+
 /// Gemma's chat format as a Jinja template, for the programs that read a saved folder.
-const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
+pub(crate) const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
 {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
 {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
 {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}\
@@ -239,7 +251,11 @@ pub fn read_chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error
 
 /// What ends an answer: what either configuration names, and the end of a turn, which instruction-tuned checkpoints say
 /// whatever their configuration lists.
-fn stop_tokens(checkpoint: &Checkpoint, eos: &[TokenId], tokenizer: Option<&Tokenizer>) -> Result<Vec<TokenId>, Error> {
+pub(crate) fn stop_tokens(
+    checkpoint: &Checkpoint,
+    eos: &[TokenId],
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<TokenId>, Error> {
     let mut tokens = eos.to_vec();
     tokens.extend(checkpoint.generation_config()?.map(|file| file.eos).unwrap_or_default());
     if let Some(tokenizer) = tokenizer {

@@ -59,7 +59,7 @@ pub use chat::{ChatPiece, ChatTemplate, RenderedChat, Role, Turn};
 pub use control::{ControlTokens, Family, FimTokens};
 pub use error::Error;
 pub use stream::DecodeStream;
-pub use tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
+pub use tokenizer::{DecodeOptions, EncodeOptions, SentencePiece, Tokenizer};
 
 /// The number of a token in its vocabulary.
 pub type TokenId = u32;

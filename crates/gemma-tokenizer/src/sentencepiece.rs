@@ -13,12 +13,12 @@ use crate::{Error, Result, TokenId};
 const FILE: &str = "tokenizer.model";
 
 /// Numbers of `ModelProto.SentencePiece.Type`.
-mod kind {
-    pub(super) const NORMAL: u64 = 1;
-    pub(super) const UNKNOWN: u64 = 2;
-    pub(super) const CONTROL: u64 = 3;
-    pub(super) const USER_DEFINED: u64 = 4;
-    pub(super) const BYTE: u64 = 6;
+pub(crate) mod kind {
+    pub(crate) const NORMAL: u64 = 1;
+    pub(crate) const UNKNOWN: u64 = 2;
+    pub(crate) const CONTROL: u64 = 3;
+    pub(crate) const USER_DEFINED: u64 = 4;
+    pub(crate) const BYTE: u64 = 6;
 }
 
 /// `TrainerSpec.ModelType.BPE`.

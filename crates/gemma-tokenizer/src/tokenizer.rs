@@ -5,6 +5,7 @@
 //! trusted or not; a control token is taken only where all of it is trusted. A program's own text is trusted when it
 //! asks for that, a chat template always is, a message in a chat never is.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -37,6 +38,21 @@ impl Default for EncodeOptions {
 pub struct DecodeOptions {
     /// Show structural control tokens (`<bos>`, `<end_of_turn>`, ...) by name instead of leaving them out.
     pub specials: bool,
+}
+
+/// The tab as `tokenizer.json` spells its byte, and as `tokenizer.model` does.
+const TAB: &str = "\t";
+const TAB_BYTE: &str = "<0x09>";
+
+/// A piece as a SentencePiece model lists it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SentencePiece {
+    /// How it is spelled: a space is `▁`, a byte `<0x0A>`.
+    pub text: String,
+    /// Of two pairs of neighbours, the one whose piece has the higher score is merged first.
+    pub score: f32,
+    /// 1 text, 2 unknown, 3 control, 4 literal, 6 byte.
+    pub kind: u8,
 }
 
 /// A vocabulary with its rules: text to tokens and back.
@@ -249,6 +265,48 @@ impl Tokenizer {
     /// None in practice; writing JSON to memory reports errors as a matter of form.
     pub fn to_json(&self) -> Result<Vec<u8>> {
         tokenizer_json::write(&self.vocabulary, &self.engine, self.control.bos)
+    }
+
+    /// Every piece as SentencePiece lists it, by token: spelling, score and type. Pairs that are merged first make the
+    /// pieces with the highest scores. A hole in the numbering becomes a control piece that nothing produces.
+    ///
+    /// # Errors
+    /// None in practice; as [`to_json`](Self::to_json).
+    pub fn to_sentencepiece(&self) -> Result<Vec<SentencePiece>> {
+        let mut scores = HashMap::new();
+        for (rank, (left, right)) in self.engine.merge_list(&self.vocabulary)?.into_iter().enumerate() {
+            scores.entry(left + &right).or_insert(-(rank as f32));
+        }
+        let last = -(scores.len() as f32);
+        Ok((0..self.vocabulary.len() as TokenId)
+            .map(|id| {
+                let kind = match self.vocabulary.kind(id) {
+                    _ if self.control.unk == Some(id) => sentencepiece::kind::UNKNOWN,
+                    Kind::Text => sentencepiece::kind::NORMAL,
+                    Kind::Byte(_) => sentencepiece::kind::BYTE,
+                    Kind::Literal => sentencepiece::kind::USER_DEFINED,
+                    Kind::Control { .. } | Kind::Absent => sentencepiece::kind::CONTROL,
+                };
+                let text = match self.vocabulary.piece(id) {
+                    // `tokenizer.json` spells one byte as the character it is
+                    Some(TAB) if self.vocabulary.id(TAB_BYTE).is_none() => {
+                        return SentencePiece {
+                            text: TAB_BYTE.to_owned(),
+                            score: 0.0,
+                            kind: sentencepiece::kind::BYTE as u8,
+                        };
+                    }
+                    Some(piece) => piece.to_owned(),
+                    None => format!("[PAD{id}]"),
+                };
+                // only what merging makes is ever compared
+                let score = match kind {
+                    sentencepiece::kind::NORMAL => scores.get(&text).copied().unwrap_or(last),
+                    _ => 0.0,
+                };
+                SentencePiece { text, score, kind: kind as u8 }
+            })
+            .collect())
     }
 
     pub(crate) fn vocabulary(&self) -> &Vocabulary {

@@ -16,6 +16,8 @@ use crate::{Dtype, Error, GenerationConfig, StoredTensor};
 /// The file of an unsharded model.
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 /// The file that says which shard holds which tensor.
+/// The largest `config.json` beside a GGUF file that is looked at, in bytes.
+const CONFIG_LIMIT: u64 = 1 << 20;
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// An opened model folder: its tensors, mapped and not read, and the files beside them.
@@ -52,7 +54,11 @@ impl Checkpoint {
     fn open_gguf(path: &Path) -> Result<Self, Error> {
         let parts = gguf::map_parts(path)?;
         let damaged = |fault| Error::Gguf { file: path.to_owned(), fault };
-        let (files, tensors) = gguf::translate(gguf::parse(&parts)?).map_err(damaged)?;
+        // not the model's own, so what cannot be read is as if it were not there
+        let beside = path.parent().map(|folder| folder.join("config.json"));
+        let beside = beside.and_then(|file| files::read_capped(&file, CONFIG_LIMIT).ok().flatten());
+        let beside = beside.and_then(|text| serde_json::from_slice(&text).ok());
+        let (files, tensors) = gguf::translate(gguf::parse(&parts)?, beside.as_ref()).map_err(damaged)?;
         Ok(Self { files: Files::Gguf { path: path.to_owned(), files }, tensors })
     }
 

@@ -207,11 +207,22 @@ pub enum Error {
         name: String,
     },
 
-    /// The folder to save into holds something already.
-    #[error("{}: exists and is not empty; choose another folder or ask for it to be replaced", folder.display())]
+    /// The folder to save into holds something already, or the file to write is there.
+    #[error("{}: exists and is not empty; choose another place or ask for it to be replaced", folder.display())]
     WouldOverwrite {
-        /// The folder.
+        /// The folder or file.
         folder: PathBuf,
+    },
+
+    /// Whoever was told of the progress wanted no more.
+    #[error("stopped before it was complete; nothing was written")]
+    Stopped,
+
+    /// A model that GGUF files cannot hold.
+    #[error("it cannot be written as a GGUF file: {reason}; write a folder instead")]
+    NotForGguf {
+        /// Why not.
+        reason: String,
     },
 
     /// A file or folder could not be written.

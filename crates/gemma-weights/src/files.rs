@@ -118,7 +118,7 @@ pub(crate) fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
 
 /// Reads a file of at most `limit` bytes; `None` if there is none. A file that grows while it is read cannot
 /// exceed the limit either.
-fn read_capped(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
+pub(crate) fn read_capped(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     let unreadable = |cause| Error::Read { path: path.to_owned(), cause };
     let Some(len) = file_len(path)? else { return Ok(None) };
     let mut content = Vec::new();

@@ -1,4 +1,4 @@
-//! The GGUF container, versions 2 and 3, read strictly and without copying.
+//! The GGUF container, versions 2 and 3, read strictly and without copying, and written.
 //!
 //! A file is a head (`GGUF`, version, counts), key-value pairs, a table of tensors, and the data, each tensor aligned.
 //! Nothing is believed before it is checked against the file's size, so a lying file costs no memory. What the keys and
@@ -7,6 +7,7 @@
 //! The format is described at <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod gemma;
+mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use gemma_kernels::Format;
 use crate::{Error, GgufFault as Fault, StoredTensor, files};
 
 pub(crate) use gemma::translate;
+pub use write::{GgufVocabulary, OnConvert, save_gguf};
 
 /// The first four bytes of every file.
 pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
@@ -48,6 +50,10 @@ pub(crate) struct List<'a> {
 
 /// The numbers by which the format calls its types.
 mod kind {
+    pub(super) const U32: u32 = 4;
+    pub(super) const I32: u32 = 5;
+    pub(super) const F32: u32 = 6;
+    pub(super) const BOOL: u32 = 7;
     pub(super) const TEXT: u32 = 8;
     pub(super) const LIST: u32 = 9;
 }
@@ -63,29 +69,35 @@ pub(crate) struct Gguf<'a> {
     pub(crate) tensors: BTreeMap<String, StoredTensor>,
 }
 
-/// The number with which GGML calls a format that is read.
+/// The numbers by which GGML calls the formats.
+const NUMBERS: [(u32, Format); 11] = [
+    (0, Format::F32),
+    (1, Format::F16),
+    (2, Format::Q4_0),
+    (3, Format::Q4_1),
+    (6, Format::Q5_0),
+    (7, Format::Q5_1),
+    (8, Format::Q8_0),
+    (12, Format::Q4K),
+    (13, Format::Q5K),
+    (14, Format::Q6K),
+    (30, Format::Bf16),
+];
+
 fn format_of(number: u32) -> Option<Format> {
-    Some(match number {
-        0 => Format::F32,
-        1 => Format::F16,
-        2 => Format::Q4_0,
-        8 => Format::Q8_0,
-        30 => Format::Bf16,
-        _ => return None,
-    })
+    NUMBERS.iter().find(|(known, _)| *known == number).map(|(_, format)| *format)
+}
+
+fn ggml_number(format: Format) -> u32 {
+    let known = NUMBERS.iter().find(|(_, known)| *known == format);
+    known.expect("every format has a number").0
 }
 
 /// What GGML calls the formats that are not read.
 fn foreign_format(number: u32) -> String {
     let name = match number {
-        3 => "Q4_1",
-        6 => "Q5_0",
-        7 => "Q5_1",
         10 => "Q2_K",
         11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         _ => return format!("GGML type {number}"),
     };
     name.to_owned()

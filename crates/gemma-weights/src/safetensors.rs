@@ -15,6 +15,7 @@ use gemma_kernels::Format;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
+use crate::convert::matrix_bytes;
 use crate::json::Entries;
 use crate::{Dtype, Error, SafetensorsFault as Fault, files};
 
@@ -38,6 +39,11 @@ impl StoredTensor {
     /// Number of values.
     pub fn elements(&self) -> usize {
         self.bytes.len() / self.format.block_bytes() * self.format.block_len()
+    }
+
+    /// The values in a type, little-endian; made by all cores where the type is another.
+    pub fn in_dtype(&self, dtype: Dtype) -> Vec<u8> {
+        matrix_bytes(self, self.shape.last().copied().unwrap_or(1), dtype.format()).to_vec()
     }
 
     /// The values as f32, row-major.

@@ -68,6 +68,19 @@ pub fn save_folder_with(
     tensors: &mut dyn Iterator<Item = SavedTensor>,
     options: &SaveOptions,
 ) -> Result<(), Error> {
+    try_save_folder(folder, files, &mut tensors.map(Ok), options)
+}
+
+/// [`save_folder_with`], from tensors that may fail to come: the first error ends it.
+///
+/// # Errors
+/// As [`save_folder_with`], and what the tensors bring.
+pub fn try_save_folder(
+    folder: &Path,
+    files: &[(&str, &[u8])],
+    tensors: &mut dyn Iterator<Item = Result<SavedTensor, Error>>,
+    options: &SaveOptions,
+) -> Result<(), Error> {
     let target = Target::new(folder, options.replace)?;
     let draft = target.draft()?;
     let written =
@@ -196,7 +209,7 @@ impl Target {
 }
 
 /// Makes sure that a folder's entries are on the disk. (Windows has no such call and needs none.)
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
@@ -224,14 +237,19 @@ fn write_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<(), Error> {
     Ok(())
 }
 
-fn write_tensors(folder: &Path, tensors: &mut dyn Iterator<Item = SavedTensor>, shard_bytes: u64) -> Result<(), Error> {
+fn write_tensors(
+    folder: &Path,
+    tensors: &mut dyn Iterator<Item = Result<SavedTensor, Error>>,
+    shard_bytes: u64,
+) -> Result<(), Error> {
     let failed = write_error(folder);
     let mut names = BTreeSet::new();
     // tensor names of each finished shard; how many there are is known only at the end, so names come last
     let mut finished: Vec<Vec<String>> = Vec::new();
     let mut total_size = 0;
     let mut shard = Shard::new(folder).map_err(&failed)?;
-    for (name, dtype, shape, data) in tensors {
+    for tensor in tensors {
+        let (name, dtype, shape, data) = tensor?;
         let bytes = checked_bytes(&name, dtype, &shape, data.len())?;
         if !names.insert(name.clone()) {
             return Err(Error::GivenTwice { name });

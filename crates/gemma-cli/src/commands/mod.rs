@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod convert;
 mod eval;
 mod generate;
 mod infill;
@@ -45,6 +46,7 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Models(args) => models::run(&args),
         Verb::Pull(args) => pull::run(&args),
+        Verb::Convert(args) => convert::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Infill(args) => infill::run(&args),
         Verb::Lsp(args) => lsp::run(&args),

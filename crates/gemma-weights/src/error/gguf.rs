@@ -52,7 +52,10 @@ pub enum GgufFault {
         axes: usize,
     },
     /// A tensor in a format that is not read.
-    #[error("tensor {} is stored as {format}; F32, F16, BF16, Q8_0 and Q4_0 are read", Shown(tensor))]
+    #[error(
+        "tensor {} is stored as {format}; F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are read",
+        Shown(tensor)
+    )]
     Format {
         /// The tensor.
         tensor: String,

@@ -20,11 +20,17 @@ pub(crate) type Translated = (Vec<(&'static str, Vec<u8>)>, BTreeMap<String, Sto
 /// model (144) and not by the head (128). The files do not store the scale.
 const LAYERS_OF_27B: u64 = 46;
 
-/// Turns a parsed file into a folder's files and tensors.
+/// The `query_pre_attn_scalar` of a Gemma 2 file that says nothing of it.
+pub(crate) fn default_query_scalar(layers: u64, width: u64, heads: u64, head_dim: u64) -> u64 {
+    if layers == LAYERS_OF_27B { width.checked_div(heads).unwrap_or(head_dim) } else { head_dim }
+}
+
+/// Turns a parsed file into a folder's files and tensors. `beside` is a `config.json` that lies beside the file: if it is
+/// one of the same network, it says what such files do not, the scale of the scores.
 ///
 /// # Errors
 /// When it is of another architecture, or lacks what a model needs.
-pub(crate) fn translate(file: Gguf<'_>) -> Result<Translated, Fault> {
+pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Translated, Fault> {
     let keys = Keys(&file.pairs);
     let architecture = keys.text("general.architecture")?;
     if !matches!(architecture, "gemma" | "gemma2") {
@@ -49,7 +55,16 @@ pub(crate) fn translate(file: Gguf<'_>) -> Result<Translated, Fault> {
         tensors.insert(known, tensor);
     }
     let rows = tensors.get("model.embed_tokens.weight").and_then(|table| table.shape.first().copied());
-    files.push(("config.json", text(&config(&keys, architecture, rows)?)));
+    let mut config = config(&keys, architecture, rows)?;
+    if let Some(beside) = beside {
+        let same = |field: &str| beside.get(field).is_some_and(|value| *value == config[field]);
+        let scalar = beside.get("query_pre_attn_scalar").filter(|scalar| scalar.is_number());
+        let network = ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"];
+        if let (Some(scalar), true) = (scalar, architecture == "gemma2" && network.into_iter().all(same)) {
+            config["query_pre_attn_scalar"] = scalar.clone();
+        }
+    }
+    files.push(("config.json", text(&config)));
     if let Some(template) = keys.optional("tokenizer.chat_template") {
         let Value::Text(template) = template else { return Err(wrong("tokenizer.chat_template", "a text")) };
         files.push(("tokenizer_config.json", text(&json!({ "chat_template": template }))));
@@ -157,40 +172,64 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
             Some(_) => keys.number(&key("attention.sliding_window"))?,
             None => 4096,
         });
-        let scalar = if layers == LAYERS_OF_27B { width.checked_div(heads).unwrap_or(head_dim) } else { head_dim };
-        config["query_pre_attn_scalar"] = json!(scalar);
+        config["query_pre_attn_scalar"] = match keys.optional_float(&key("attention.scale"))? {
+            // a small number of digits, as a configuration has
+            Some(scale) => json!((scale.powi(-2) * 1e3).round() / 1e3),
+            None => json!(default_query_scalar(layers, width, heads, head_dim)),
+        };
     }
     Ok(config)
 }
 
+/// Parts of a layer: in the file, in a folder of Gemma, in a folder of Gemma 2.
+const PARTS: [(&str, Option<&str>, Option<&str>); 11] = [
+    ("attn_norm", Some("input_layernorm"), Some("input_layernorm")),
+    ("attn_q", Some("self_attn.q_proj"), Some("self_attn.q_proj")),
+    ("attn_k", Some("self_attn.k_proj"), Some("self_attn.k_proj")),
+    ("attn_v", Some("self_attn.v_proj"), Some("self_attn.v_proj")),
+    ("attn_output", Some("self_attn.o_proj"), Some("self_attn.o_proj")),
+    ("ffn_norm", Some("post_attention_layernorm"), Some("pre_feedforward_layernorm")),
+    ("post_attention_norm", None, Some("post_attention_layernorm")),
+    ("post_ffw_norm", None, Some("post_feedforward_layernorm")),
+    ("ffn_gate", Some("mlp.gate_proj"), Some("mlp.gate_proj")),
+    ("ffn_up", Some("mlp.up_proj"), Some("mlp.up_proj")),
+    ("ffn_down", Some("mlp.down_proj"), Some("mlp.down_proj")),
+];
+/// The rest, in the file and in a folder; the head of its own is one that tied models do not need.
+const OUTSIDE: [(&str, &str); 3] = [
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+];
+
+/// The parts of a layer of an architecture, in the file and in a folder.
+fn parts(architecture: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let gemma2 = architecture == "gemma2";
+    PARTS.into_iter().filter_map(move |(file, gemma, second)| Some((file, if gemma2 { second } else { gemma }?)))
+}
+
 /// The name that a layer asks for; `None` for a name that no layer knows.
 fn folder_name(name: &str, architecture: &str) -> Option<String> {
-    match name {
-        "token_embd.weight" => return Some("model.embed_tokens.weight".to_owned()),
-        "output_norm.weight" => return Some("model.norm.weight".to_owned()),
-        // a head of its own, which tied models do not need
-        "output.weight" => return Some("lm_head.weight".to_owned()),
-        _ => {}
+    if let Some((_, outside)) = OUTSIDE.iter().find(|(file, _)| *file == name) {
+        return Some((*outside).to_owned());
     }
     let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
     layer.parse::<u32>().ok()?;
-    let gemma2 = architecture == "gemma2";
-    let part = match part.strip_suffix(".weight")? {
-        "attn_norm" => "input_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "ffn_norm" if gemma2 => "pre_feedforward_layernorm",
-        "ffn_norm" => "post_attention_layernorm",
-        "post_attention_norm" if gemma2 => "post_attention_layernorm",
-        "post_ffw_norm" if gemma2 => "post_feedforward_layernorm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    };
+    let part = part.strip_suffix(".weight")?;
+    let (_, part) = parts(architecture).find(|(file, _)| *file == part)?;
     Some(format!("model.layers.{layer}.{part}.weight"))
+}
+
+/// The name in a file of what a layer asks for; `None` for a name that such files do not have.
+pub(crate) fn file_name(name: &str, architecture: &str) -> Option<String> {
+    if let Some((file, _)) = OUTSIDE.iter().find(|(_, outside)| *outside == name) {
+        return Some((*file).to_owned());
+    }
+    let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    layer.parse::<u32>().ok()?;
+    let part = part.strip_suffix(".weight")?;
+    let (part, _) = parts(architecture).find(|(_, folder)| *folder == part)?;
+    Some(format!("blk.{layer}.{part}.weight"))
 }
 
 /// A norm's weight as the layers have it, `w` of the `1 + w` that is stored.

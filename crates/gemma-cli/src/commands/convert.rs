@@ -1,0 +1,70 @@
+//! `gemma convert`: a model in another type or container.
+
+use std::ops::ControlFlow;
+
+use anyhow::{Result, bail};
+use gemma_model::{convert_to_folder, convert_to_gguf};
+use gemma_weights::Dtype;
+use serde::Serialize;
+
+use crate::{
+    args,
+    commands::Ending,
+    interrupt, output, progress,
+    session::{self, Kind, with_network},
+};
+
+/// The JSON object.
+#[derive(Serialize)]
+struct Converted {
+    path: String,
+    bytes: u64,
+}
+
+pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
+    let found = session::find_named(&args.model, args.offline)?;
+    let (kind, checkpoint) = (found.kind()?, found.checkpoint());
+    let family = args.family.or(found.family());
+    let target = &args.target;
+    let is_gguf = target.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if is_gguf && kind != Kind::Gemma {
+        bail!("GGUF has no architecture for {}; name a folder to write instead of {}", args.model, target.display());
+    }
+    let bar = progress::bytes("writing");
+    let watch = interrupt::watch();
+    let mut on_progress = |done, total| {
+        progress::set(&bar, done, total);
+        if watch.pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let written = if is_gguf {
+        with_network!(kind, N => convert_to_gguf::<N>(checkpoint, family, args.format, target, args.force, &mut on_progress))
+    } else {
+        let dtype = match args.format.map(|format| (format, Dtype::of_format(format))) {
+            None => Dtype::Bf16,
+            Some((_, Some(dtype))) => dtype,
+            Some((format, None)) => bail!("a folder holds f32, bf16 or f16, not {format}; name a target FILE.gguf"),
+        };
+        with_network!(kind, N => convert_to_folder::<N>(checkpoint, family, dtype, target, args.force, &mut on_progress))
+    };
+    bar.finish_and_clear();
+    match written {
+        Err(gemma_model::Error::Weights(gemma_weights::Error::Stopped)) => return Ok(Ending::Interrupted),
+        other => other?,
+    }
+    let bytes = size_of(target)?;
+    if args.json {
+        output::json(&Converted { path: target.display().to_string(), bytes })?;
+    } else {
+        output::line(format!("{}: {}", target.display(), output::bytes(bytes)))?;
+    }
+    Ok(Ending::Done)
+}
+
+/// Bytes of a file, or of the files of a folder.
+fn size_of(path: &std::path::Path) -> Result<u64> {
+    let found = std::fs::metadata(path)?;
+    if found.is_file() {
+        return Ok(found.len());
+    }
+    std::fs::read_dir(path)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
+}
