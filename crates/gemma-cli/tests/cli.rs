@@ -576,3 +576,44 @@ fn what_is_wrong_with_pictures_is_said_in_a_line() {
     let hello = ["generate", "-m", &model, "--image", &shapes, "hello"];
     assert!(refusal(&mut gemma(hello)).contains("reads text only"));
 }
+
+#[test]
+fn a_model_is_converted_both_ways_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = |name: &str| folder.path().join(name).to_str().expect("a plain path").to_owned();
+    let (file, back) = (place("demo.gguf"), place("back"));
+    let found = printed_json(&mut gemma(["convert", "demo:gemma", &file, "--format", "f32", "--json"]));
+    assert_eq!(found["bytes"], std::fs::metadata(&file).expect("the file").len());
+    printed(&mut gemma(["convert", &file, &back]));
+    let said = |model: &str| {
+        let arguments = ["generate", "Once upon a time", "--temperature", "0", "-n", "12", "--model", model];
+        printed(&mut gemma(arguments))
+    };
+    assert_eq!(said(&file), said("demo:gemma"));
+    assert_eq!(said(&back), said("demo:gemma"));
+    assert!(printed(&mut gemma(["inspect", &file])).contains("Gemma 2"));
+    for (target, more, complaint) in [
+        (file.as_str(), &[][..], "exists"),
+        (back.as_str(), &[][..], "exists"),
+        (&place("x"), &["--format", "q8_0"][..], "q8_0"),
+        (&place("x"), &["--format", "q9"][..], "q9"),
+        (&place("none/x.gguf"), &[][..], "cannot be written"),
+    ] {
+        let line = refusal(gemma(["convert", "demo:gemma", target]).args(more));
+        assert!(line.contains(complaint), "{line}");
+    }
+    assert!(refusal(&mut gemma(["convert", "demo:recurrentgemma", &place("x.gguf")])).contains("GGUF"));
+    assert!(refusal(&mut gemma(["convert", "demo:unknown", &place("x.gguf")])).contains("demo:unknown"));
+    printed(&mut gemma(["convert", "demo:gemma", &file, "--format", "q4_0", "--force"]));
+    printed(&mut gemma(["convert", "demo:recurrentgemma", &place("griffin"), "--format", "f32"]));
+    printed(&mut gemma(["convert", "demo:paligemma", &place("pali")]));
+    // a file cut off anywhere is refused in one line
+    let whole = std::fs::read(&file).expect("the file");
+    for len in [3, 4, 30, 1000, whole.len() / 2, whole.len() - 1] {
+        let cut = place("cut.gguf");
+        std::fs::write(&cut, &whole[..len]).expect("a file");
+        refusal(&mut gemma(["generate", "Once", "--model", &cut]));
+    }
+    // nothing else was left behind
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 5);
+}
