@@ -7,6 +7,8 @@ use paligemma::{GenerateOptions, Question, demo, demo_pictures};
 
 /// At least this part of the captions must be right, word for word.
 const CAPTIONS: f64 = 0.9;
+/// At least this part of the answers must be right.
+const ANSWERS: f64 = 0.85;
 /// At least this much of the boxes must be covered, as mean intersection over union.
 const OVERLAP: f64 = 0.7;
 
@@ -24,7 +26,7 @@ fn describes_answers_and_finds_in_held_out_scenes() {
     let summary = Summary::of(&marks);
     println!("{summary}");
     assert!(summary.captions >= CAPTIONS, "{summary}");
-    assert!(summary.answers >= CAPTIONS, "{summary}");
+    assert!(summary.answers >= ANSWERS, "{summary}");
     assert!(summary.overlap >= OVERLAP, "{summary}");
 }
 

@@ -2,7 +2,12 @@
 //! docs/performance.md.
 //!
 //! The measuring is `gemma bench`'s, in a process of its own per row, so that one row's peak memory says nothing
-//! about another. This chore adds the yardstick, the description of the machine and the commands.
+//! about another. This chore adds the yardstick, the description of the machine and the commands; with `--peers` also
+//! what llama.cpp and Hugging Face transformers do on the same files, in turn with ours, and a chart.
+
+mod chart;
+mod compare;
+mod peers;
 
 use crate::cargo::Step;
 use crate::machine;
@@ -13,6 +18,9 @@ use std::path::Path;
 const DOCUMENT: &str = "docs/performance.md";
 const BEGIN: &str = "<!-- bench: begin -->";
 const END: &str = "<!-- bench: end -->";
+const PEERS_BEGIN: &str = "<!-- peers: begin -->";
+const PEERS_END: &str = "<!-- peers: end -->";
+const CHART: &str = "docs/performance.svg";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
@@ -25,6 +33,8 @@ struct Options {
     prompt: usize,
     /// Tokens written one by one.
     decode: usize,
+    /// Whether to compare with other programs.
+    peers: bool,
     /// Whether the table goes into the document, and not only to the terminal.
     write: bool,
 }
@@ -44,6 +54,9 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
 
     let bandwidth = Step::new("bandwidth", &["run", "--release", "--quiet", "--package", "xtask", "--", "bandwidth"]);
     let bandwidth: f64 = bandwidth.output(root)?.trim().parse().context("the bandwidth is not a number")?;
+    if options.peers {
+        return compare_with_peers(root, &options, bandwidth);
+    }
     let mut rows = Vec::new();
     for shape in &options.shapes {
         for precision in &options.precisions {
@@ -58,10 +71,42 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     let section = section(&options, &machine::describe(), bandwidth, &rows)?;
     println!("{section}");
     if options.write {
-        let path = root.join(DOCUMENT);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {DOCUMENT}"))?;
-        std::fs::write(&path, replaced(&text, &section)?).with_context(|| format!("cannot write {DOCUMENT}"))?;
-        println!("written to {DOCUMENT}");
+        write(root, &section, [BEGIN, END])?;
+    }
+    Ok(())
+}
+
+fn write(root: &Path, section: &str, markers: [&str; 2]) -> Result<()> {
+    let path = root.join(DOCUMENT);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {DOCUMENT}"))?;
+    std::fs::write(&path, replaced(&text, section, markers)?).with_context(|| format!("cannot write {DOCUMENT}"))?;
+    println!("written to {DOCUMENT}");
+    Ok(())
+}
+
+fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<()> {
+    let peers = peers::Peers::find()?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder));
+    let gemma = target.join("release").join(format!("gemma{}", std::env::consts::EXE_SUFFIX));
+    let comparisons = compare::compare(options, &gemma, &peers)?;
+    let section = format!(
+        "Machine: {}; it reads memory at {:.1} GB/s (`cargo xtask bandwidth`). {} tokens are read, then {} written, \
+         {} times in turn (`cargo xtask bench --peers --shape {} --precisions {}`).\n\n{}\n![Ratios](performance.svg)\n",
+        machine::describe(),
+        bandwidth / 1e9,
+        options.prompt,
+        options.decode,
+        options.repeat,
+        options.shapes.join(","),
+        options.precisions.join(","),
+        compare::table(&comparisons, bandwidth)?
+    );
+    println!("{section}");
+    if options.write {
+        let bars: Vec<(String, f64)> = comparisons.iter().flat_map(compare::Comparison::bars).collect();
+        let chart = chart::chart("Times as fast as the others", &bars);
+        std::fs::write(root.join(CHART), chart).with_context(|| format!("cannot write {CHART}"))?;
+        write(root, &section, [PEERS_BEGIN, PEERS_END])?;
     }
     Ok(())
 }
@@ -75,6 +120,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
         repeat: 3,
         prompt: 512,
         decode: 32,
+        peers: false,
         write: true,
     };
     let mut arguments = arguments.iter();
@@ -83,9 +129,14 @@ fn parse(arguments: &[String]) -> Result<Options> {
         match argument.as_str() {
             "--shape" => options.shapes = list(value()?),
             "--precisions" => options.precisions = list(value()?),
+            "--prompt" => options.prompt = value()?.parse().context("--prompt takes a whole number")?,
+            "--decode" => options.decode = value()?.parse().context("--decode takes a whole number")?,
+            "--peers" => options.peers = true,
             "--repeat" => options.repeat = value()?.parse().context("--repeat takes a whole number")?,
             "--quick" => (options.repeat, options.prompt, options.decode, options.write) = (1, 64, 8, false),
-            unknown => bail!("unknown option {unknown:?}; the options are --shape, --precisions, --repeat and --quick"),
+            unknown => bail!(
+                "unknown option {unknown:?}; the options are --shape, --precisions, --prompt, --decode, --repeat, --peers and --quick"
+            ),
         }
     }
     if options.shapes.is_empty() || options.precisions.is_empty() || options.repeat == 0 {
@@ -155,10 +206,10 @@ fn rounded(number: f64) -> String {
 }
 
 /// `document` with `section` between the markers.
-fn replaced(document: &str, section: &str) -> Result<String> {
-    let places = document.find(BEGIN).zip(document.find(END)).filter(|(begin, end)| begin < end);
-    let (begin, end) = places.with_context(|| format!("{DOCUMENT} lacks the markers {BEGIN} and {END}"))?;
-    Ok(format!("{}\n{section}{}", &document[..begin + BEGIN.len()], &document[end..]))
+fn replaced(document: &str, section: &str, [first, last]: [&str; 2]) -> Result<String> {
+    let places = document.find(first).zip(document.find(last)).filter(|(begin, end)| begin < end);
+    let (begin, end) = places.with_context(|| format!("{DOCUMENT} lacks the markers {first} and {last}"))?;
+    Ok(format!("{}\n{section}{}", &document[..begin + first.len()], &document[end..]))
 }
 
 #[cfg(test)]
@@ -211,8 +262,11 @@ mod tests {
     #[test]
     fn only_the_text_between_the_markers_changes() {
         let document = format!("# Speed\n{BEGIN}\nold\n{END}\nafter\n");
-        assert_eq!(replaced(&document, "new\n").ok(), Some(format!("# Speed\n{BEGIN}\nnew\n{END}\nafter\n")));
-        assert!(replaced("# Speed\n", "new").is_err());
-        assert!(replaced(&format!("{END}{BEGIN}"), "new").is_err());
+        assert_eq!(
+            replaced(&document, "new\n", [BEGIN, END]).ok(),
+            Some(format!("# Speed\n{BEGIN}\nnew\n{END}\nafter\n"))
+        );
+        assert!(replaced("# Speed\n", "new", [BEGIN, END]).is_err());
+        assert!(replaced(&format!("{END}{BEGIN}"), "new", [BEGIN, END]).is_err());
     }
 }

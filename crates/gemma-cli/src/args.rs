@@ -512,13 +512,14 @@ Examples:
   gemma convert google/gemma-2-2b-it gemma.gguf --format q8_0     for llama.cpp, or for less disk
   gemma convert gemma.gguf gemma-2-2b                             a folder of safetensors
   gemma convert demo:gemma demo.gguf
+  gemma convert shape:gemma-2b random.gguf                        random weights of a released shape, to measure with
 
 The name of the target says what is written: FILE.gguf, or else a folder. Tensors go from file to file one at a time, so
 the model need not fit into memory. A folder holds f32, bf16 or f16 (default: bf16); a GGUF file any of f32, bf16, f16,
 q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k (default: as stored), with f16 where rows are no whole blocks. GGUF has
 Gemma, Gemma 2 and CodeGemma; RecurrentGemma and PaliGemma can be written as folders.")]
 pub(crate) struct Convert {
-    /// The model: a folder, a GGUF file, a hub id, or demo:FAMILY.
+    /// The model: a folder, a GGUF file, a hub id, demo:FAMILY, or shape:NAME for random weights.
     pub(crate) model: String,
 
     /// Where to write: FILE.gguf, or a folder.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use gemma_kernels::Format;
 use gemma_tokenizer::{Family, Tokenizer};
+use gemma_weights::catalogue::Shape;
 use gemma_weights::{Checkpoint, Dtype, GgufVocabulary, OnConvert, SaveOptions, save_gguf, try_save_folder};
 
 use crate::model::{CHAT_TEMPLATE, read_tokenizer, small_files, stop_tokens};
@@ -66,6 +67,17 @@ pub fn convert_to_gguf<N: Network>(
     let config = N::config_to_json(&config, checkpoint.dtype());
     let vocabulary = tokenizer.map(|tokenizer| vocabulary(checkpoint, &tokenizer)).transpose()?;
     Ok(save_gguf(checkpoint, &config, vocabulary.as_ref(), format, path, replace, on_progress)?)
+}
+
+/// A checkpoint of random bf16 values in a released shape, to measure programs with; `None` when the shape is of another
+/// architecture.
+///
+/// # Errors
+/// When no backend opens.
+pub fn random_checkpoint<N: Network>(shape: &Shape) -> Result<Option<Checkpoint>, Error> {
+    let Some(config) = N::config_from_shape(shape) else { return Ok(None) };
+    let json = N::config_to_json(&config, Dtype::Bf16).to_string().into_bytes();
+    Ok(Some(Checkpoint::random(json, &N::tensors(&config, &gemma_backend::default_device()?))))
 }
 
 fn described<N: Network>(

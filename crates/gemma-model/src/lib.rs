@@ -26,7 +26,7 @@ mod save;
 mod state;
 
 pub use conversation::{Answered, Conversation};
-pub use convert::{convert_to_folder, convert_to_gguf};
+pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
 pub use gemma_nn::Activations;
 pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use gemma_kernels::Format;
 use serde::Deserialize;
 
@@ -11,14 +12,14 @@ use crate::files::{self, Files, is_plain_name};
 use crate::gguf;
 use crate::json::Entries;
 use crate::safetensors::parse_safetensors;
-use crate::{Dtype, Error, GenerationConfig, StoredTensor};
+use crate::{Dtype, Error, GenerationConfig, StoredTensor, TensorSpec};
 
 /// The file of an unsharded model.
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 /// The file that says which shard holds which tensor.
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The largest `config.json` beside a GGUF file that is looked at, in bytes.
 const CONFIG_LIMIT: u64 = 1 << 20;
-pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// An opened model folder: its tensors, mapped and not read, and the files beside them.
 ///
@@ -60,6 +61,26 @@ impl Checkpoint {
         let beside = beside.and_then(|text| serde_json::from_slice(&text).ok());
         let (files, tensors) = gguf::translate(gguf::parse(&parts)?, beside.as_ref()).map_err(damaged)?;
         Ok(Self { files: Files::Gguf { path: path.to_owned(), files }, tensors })
+    }
+
+    /// A checkpoint of random bf16 values that has the size of a real one, to measure programs with: `config` is its
+    /// `config.json`. All tensors share one buffer, the largest tensor's.
+    pub fn random(config: Vec<u8>, tensors: &[TensorSpec]) -> Self {
+        let elements = |spec: &TensorSpec| spec.shape.iter().product::<usize>();
+        let largest = tensors.iter().map(elements).max().unwrap_or(0);
+        let mut state = 1u64;
+        let mut value = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let bits = (state >> 33) as u16;
+            // between 1/64 and 1/32, of either sign
+            ((bits & 0x807f) | 0x3c80).to_le_bytes()
+        };
+        let values: Bytes = (0..largest).flat_map(|_| value()).collect::<Vec<u8>>().into();
+        let stored = |spec: &TensorSpec| {
+            let bytes = values.slice(..2 * elements(spec));
+            (spec.name.clone(), StoredTensor { format: Format::Bf16, shape: spec.shape.clone(), bytes })
+        };
+        Self { files: Files::Made(vec![("config.json", config)]), tensors: tensors.iter().map(stored).collect() }
     }
 
     /// A checkpoint that is part of the program: (file name, content) of what would lie in a folder.
@@ -116,7 +137,7 @@ impl Checkpoint {
         match &self.files {
             Files::Folder(folder) => Some(folder),
             Files::Gguf { path, .. } => Some(path),
-            Files::BuiltIn(_) => None,
+            Files::BuiltIn(_) | Files::Made(_) => None,
         }
     }
 

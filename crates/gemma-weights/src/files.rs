@@ -17,6 +17,8 @@ const FILE_LIMIT: u64 = 256 << 20;
 pub(crate) enum Files {
     Folder(PathBuf),
     BuiltIn(Vec<(&'static str, &'static [u8])>),
+    /// Files that were made, and lie nowhere.
+    Made(Vec<(&'static str, Vec<u8>)>),
     /// What a GGUF file says, as a folder's files.
     Gguf {
         path: PathBuf,
@@ -40,6 +42,7 @@ impl Files {
         match self {
             Self::Folder(folder) => folder.join(name),
             Self::BuiltIn(_) => Path::new("(built in)").join(name),
+            Self::Made(_) => Path::new("(made)").join(name),
             Self::Gguf { path, .. } => path.clone(),
         }
     }
@@ -48,7 +51,7 @@ impl Files {
         match self {
             Self::Folder(folder) => folder.join(name).exists(),
             Self::BuiltIn(files) => files.iter().any(|(file, _)| *file == name),
-            Self::Gguf { files, .. } => files.iter().any(|(file, _)| *file == name),
+            Self::Made(files) | Self::Gguf { files, .. } => files.iter().any(|(file, _)| *file == name),
         }
     }
 
@@ -57,7 +60,7 @@ impl Files {
         match self {
             Self::Folder(folder) => map(&folder.join(name)),
             Self::BuiltIn(files) => Ok(built_in(files, name).map(Bytes::from_static)),
-            Self::Gguf { .. } => Ok(None),
+            Self::Made(_) | Self::Gguf { .. } => Ok(None),
         }
     }
 
@@ -69,7 +72,9 @@ impl Files {
         match self {
             Self::Folder(folder) => read_capped(&folder.join(name), FILE_LIMIT),
             Self::BuiltIn(files) => Ok(built_in(files, name).map(<[u8]>::to_vec)),
-            Self::Gguf { files, .. } => Ok(files.iter().find(|(file, _)| *file == name).map(|(_, text)| text.clone())),
+            Self::Made(files) | Self::Gguf { files, .. } => {
+                Ok(files.iter().find(|(file, _)| *file == name).map(|(_, text)| text.clone()))
+            }
         }
     }
 

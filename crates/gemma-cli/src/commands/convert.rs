@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::{Result, bail};
-use gemma_model::{convert_to_folder, convert_to_gguf};
+use anyhow::{Context, Result, bail};
+use gemma_model::{convert_to_folder, convert_to_gguf, random_checkpoint};
 use gemma_weights::Dtype;
 use serde::Serialize;
 
@@ -22,9 +22,18 @@ struct Converted {
 }
 
 pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
-    let found = session::find_named(&args.model, args.offline)?;
-    let (kind, checkpoint) = (found.kind()?, found.checkpoint());
-    let family = args.family.or(found.family());
+    let (kind, checkpoint, family) = match args.model.strip_prefix("shape:") {
+        Some(name) => {
+            let (shape, kind) = session::shape(name)?;
+            let checkpoint = with_network!(kind, N => random_checkpoint::<N>(shape))?;
+            (kind, checkpoint.context("the network has this shape")?, None)
+        }
+        None => {
+            let found = session::find_named(&args.model, args.offline)?;
+            (found.kind()?, found.checkpoint().clone(), found.family())
+        }
+    };
+    let family = args.family.or(family);
     let target = &args.target;
     let is_gguf = target.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     if is_gguf && kind != Kind::Gemma {
@@ -37,14 +46,14 @@ pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
         if watch.pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let written = if is_gguf {
-        with_network!(kind, N => convert_to_gguf::<N>(checkpoint, family, args.format, target, args.force, &mut on_progress))
+        with_network!(kind, N => convert_to_gguf::<N>(&checkpoint, family, args.format, target, args.force, &mut on_progress))
     } else {
         let dtype = match args.format.map(|format| (format, Dtype::of_format(format))) {
             None => Dtype::Bf16,
             Some((_, Some(dtype))) => dtype,
             Some((format, None)) => bail!("a folder holds f32, bf16 or f16, not {format}; name a target FILE.gguf"),
         };
-        with_network!(kind, N => convert_to_folder::<N>(checkpoint, family, dtype, target, args.force, &mut on_progress))
+        with_network!(kind, N => convert_to_folder::<N>(&checkpoint, family, dtype, target, args.force, &mut on_progress))
     };
     bar.finish_and_clear();
     match written {

@@ -237,6 +237,10 @@ fn pairs(
             pairs.text("tokenizer.chat_template", template);
         }
     }
+    if vocabulary.is_none() {
+        pairs.text("tokenizer.ggml.model", "no_vocab");
+        pairs.number(&key("vocab_size"), number("vocab_size")?);
+    }
     Ok(pairs)
 }
 

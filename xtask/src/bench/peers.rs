@@ -1,0 +1,229 @@
+//! The programs that a user would take instead, found or built in a cache folder, and what they measure.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Measures transformers; written into the cache before it is run.
+const SCRIPT: &str = include_str!("hf.py");
+/// What builds llama.cpp from the source package that is on PyPI.
+const BUILD: &str = "set -e
+cd \"$1\"
+[ -x venv/bin/pip ] || python3 -m venv venv
+venv/bin/pip install -q cmake ninja
+[ -d llama_cpp_python ] || {
+    venv/bin/pip download -q llama-cpp-python --no-binary llama-cpp-python --no-deps -d .
+    mkdir llama_cpp_python
+    tar xf llama_cpp_python-*.tar.gz -C llama_cpp_python --strip-components 1
+}
+venv/bin/cmake -S llama_cpp_python/vendor/llama.cpp -B llama -G Ninja -DCMAKE_MAKE_PROGRAM=\"$1/venv/bin/ninja\" \
+    -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF \
+    -DLLAMA_BUILD_EXAMPLES=OFF -DBUILD_SHARED_LIBS=OFF
+venv/bin/ninja -C llama llama-bench
+";
+/// What installs transformers.
+const INSTALL: &str = "set -e
+cd \"$1\"
+[ -x venv/bin/pip ] || python3 -m venv venv
+venv/bin/pip install -q torch transformers accelerate
+";
+
+/// The peers that can be had on this machine.
+pub(super) struct Peers {
+    cache: PathBuf,
+    llama: Option<PathBuf>,
+    python: Option<PathBuf>,
+}
+
+/// What one run of one program gave.
+pub(super) struct Run {
+    /// The program's own numbers, under the names that `gemma bench --json` has.
+    pub(super) measured: Value,
+    /// Most memory in use, in bytes, where the system tells.
+    pub(super) peak: Option<u64>,
+    /// Cores that other programs used meanwhile, where the system tells.
+    pub(super) others: Option<f64>,
+}
+
+impl Peers {
+    /// Finds the peers, or makes them; one that cannot be had is left out, with the reason on stderr.
+    ///
+    /// # Errors
+    /// The cache folder cannot be made.
+    pub(super) fn find() -> Result<Self> {
+        let cache = cache()?;
+        let given = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let llama = given("GEMMA_BENCH_LLAMA").map(Ok).unwrap_or_else(|| {
+            let built = cache.join("llama/bin/llama-bench");
+            if !built.is_file() {
+                made("llama.cpp", BUILD, &cache)?;
+            }
+            Ok(built)
+        });
+        let python = given("GEMMA_BENCH_PYTHON").map(Ok).unwrap_or_else(|| {
+            let python = cache.join("venv/bin/python");
+            if !imports(&python) {
+                made("transformers", INSTALL, &cache)?;
+            }
+            Ok(python)
+        });
+        let had = |name: &str, found: Result<PathBuf>| {
+            found.inspect_err(|error| eprintln!("{name} is left out: {error:#}")).ok()
+        };
+        let (llama, python) = (had("llama.cpp", llama), had("transformers", python));
+        Ok(Self { cache, llama, python })
+    }
+
+    /// The folder that keeps models and programs.
+    pub(super) fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    pub(super) fn has_llama(&self) -> bool {
+        self.llama.is_some()
+    }
+
+    pub(super) fn has_transformers(&self) -> bool {
+        self.python.is_some()
+    }
+
+    /// One run of llama.cpp.
+    ///
+    /// # Errors
+    /// It could not be started, failed, or printed no numbers.
+    pub(super) fn llama(&self, model: &Path, prompt: usize, decode: usize, threads: usize) -> Result<Run> {
+        let mut command = Command::new(self.llama.as_ref().context("llama.cpp is not there")?);
+        let [prompt, decode, threads] = [prompt, decode, threads].map(|number| number.to_string());
+        command.arg("-m").arg(model);
+        command.args(["-p", &prompt, "-n", &decode, "-t", &threads, "-r", "1", "-o", "json"]);
+        let mut run = run(&mut command)?;
+        let speed = |field: &str| {
+            let rows = run.measured.as_array()?;
+            rows.iter().find(|row| row[field].as_u64().is_some_and(|tokens| tokens > 0))?["avg_ts"].as_f64()
+        };
+        run.measured = serde_json::json!({
+            "prefill_tokens_per_second": speed("n_prompt"), "decode_tokens_per_second": speed("n_gen"),
+        });
+        Ok(run)
+    }
+
+    /// One run of transformers in bf16.
+    ///
+    /// # Errors
+    /// As [`Peers::llama`].
+    pub(super) fn transformers(&self, folder: &Path, prompt: usize, decode: usize, threads: usize) -> Result<Run> {
+        let script = self.cache.join("hf.py");
+        std::fs::write(&script, SCRIPT).with_context(|| format!("cannot write {}", script.display()))?;
+        let mut command = Command::new(self.python.as_ref().context("transformers is not there")?);
+        command.arg(script).arg(folder).args([prompt, decode, threads].map(|number| number.to_string()));
+        run(command.env("HF_HUB_OFFLINE", "1"))
+    }
+}
+
+/// `$GEMMA_BENCH_CACHE`, or a folder among the user's caches.
+fn cache() -> Result<PathBuf> {
+    let chosen = std::env::var_os("GEMMA_BENCH_CACHE").map(PathBuf::from);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/gemma-bench"));
+    let cache = chosen.or_else(home).context("set GEMMA_BENCH_CACHE to a folder for models and programs")?;
+    std::fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    Ok(std::path::absolute(cache)?)
+}
+
+fn imports(python: &Path) -> bool {
+    let command = Command::new(python).args(["-c", "import torch, transformers"]).stderr(Stdio::null()).status();
+    command.is_ok_and(|status| status.success())
+}
+
+fn made(name: &str, script: &str, cache: &Path) -> Result<()> {
+    eprintln!("making {name} in {}, which takes some minutes", cache.display());
+    let status = Command::new("bash").args(["-c", script, "bash"]).arg(cache).stdout(Stdio::null()).status();
+    let status = status.context("bash could not be started")?;
+    if !status.success() {
+        bail!("making it ended with {status}");
+    }
+    Ok(())
+}
+
+/// Runs a program that prints JSON, and watches it.
+///
+/// # Errors
+/// It could not be started, failed, or printed something else.
+pub(super) fn run(command: &mut Command) -> Result<Run> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let start = (Instant::now(), busy());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = child.with_context(|| format!("{name} could not be started"))?;
+    let mut stdout = child.stdout.take().context("its output was asked for")?;
+    let reader = std::thread::spawn(move || std::io::read_to_string(&mut stdout));
+    let (mut peak, mut own) = (None, None);
+    let status = loop {
+        peak = memory(child.id()).or(peak);
+        own = processor_seconds(child.id()).or(own);
+        match child.try_wait().with_context(|| format!("{name} was lost"))? {
+            Some(status) => break status,
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    let others = busy()
+        .zip(start.1)
+        .zip(own)
+        .map(|((after, before), own)| (after - before - own).max(0.0) / start.0.elapsed().as_secs_f64());
+    let printed = reader.join().map_err(|_| anyhow::anyhow!("{name} could not be read from"))??;
+    if !status.success() {
+        bail!("{name} ended with {status}");
+    }
+    let measured = serde_json::from_str(&printed).with_context(|| format!("{name} printed no JSON: {printed:?}"))?;
+    Ok(Run { measured, peak, others })
+}
+
+/// Most memory that a process had resident so far, in bytes (Linux).
+fn memory(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// Ticks of a second in which Linux counts processor time for programs.
+const TICKS: f64 = 100.0;
+
+/// Processor time of a process so far, in seconds (Linux).
+fn processor_seconds(process: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // the name, in brackets, may hold anything
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some((fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?) / TICKS)
+}
+
+/// Processor time of all programs so far, in seconds (Linux).
+fn busy() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let fields: Vec<f64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
+    // user, nice, system; not idle and what follows
+    Some(fields.get(..3)?.iter().sum::<f64>() / TICKS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_watched_and_its_numbers_are_read() {
+        let found = run(Command::new("echo").arg("{\"a\": 1}")).expect("it prints JSON");
+        assert_eq!(found.measured["a"], 1);
+        assert!(run(&mut Command::new("false")).is_err());
+        assert!(run(Command::new("echo").arg("no")).is_err());
+        assert!(run(&mut Command::new("/nowhere/at/all")).is_err());
+    }
+
+    #[test]
+    fn what_linux_tells_of_a_process_is_read() {
+        if cfg!(target_os = "linux") {
+            let own = std::process::id();
+            assert!(memory(own).is_some_and(|bytes| bytes > 1 << 16));
+            assert!(processor_seconds(own).is_some() && busy().is_some());
+        }
+        assert_eq!(memory(0), None);
+    }
+}
