@@ -554,6 +554,7 @@ Examples:
   gemma bench --model google/gemma-2-2b-it --precision q8_0
   gemma bench --shape gemma-2b --precision q4_0 --prompt 512 --decode 32
   gemma bench --shape gemma-2b --precision bf16 --depth 2048 --threads 2 --json
+  gemma bench --shape gemma-2b --precision bf16 --sequences 8
 
 --shape measures random weights of a released shape (gemma-2b, gemma-7b, gemma-2-2b, gemma-2-9b, gemma-2-27b,
 recurrentgemma-2b, recurrentgemma-9b), so nothing need be downloaded; its load time is that of making them. Numbers are medians with the smallest
@@ -580,6 +581,10 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) depth: usize,
 
+    /// Sequences to write together, up to 256; the rate is that of all of them.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = sequences)]
+    pub(crate) sequences: NonZeroUsize,
+
     /// How often to measure.
     #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
     pub(crate) repeat: NonZeroUsize,
@@ -594,6 +599,12 @@ pub(crate) struct Bench {
     /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
     #[arg(long)]
     pub(crate) offline: bool,
+}
+
+/// A number of sequences whose logits fit into memory at once.
+fn sequences(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= 256);
+    number.ok_or_else(|| "give a number from 1 to 256".to_owned())
 }
 
 /// A family by its name.

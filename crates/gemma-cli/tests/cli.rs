@@ -326,6 +326,9 @@ fn bench_measures_the_demo_and_a_shape_is_checked() {
         assert!(min > Some(0.0) && min <= median && median <= max, "{speed}: {min:?} {median:?} {max:?}");
     }
     assert!(report["weight_bytes"].as_u64() > Some(0));
+    let together = printed_json(&mut gemma(["bench", "--sequences", "3", "--decode", "4", "--repeat", "1", "--json"]));
+    assert_eq!(together["sequences"], 3);
+    assert!(refusal(&mut gemma(["bench", "--sequences", "257"])).contains("256"));
     assert!(refusal(&mut gemma(["bench", "--shape", "gemma-5b"])).contains("gemma-2b"));
     assert!(refusal(&mut gemma(["bench", "--depth", "1000000"])).contains("context"));
 }

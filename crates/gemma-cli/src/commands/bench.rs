@@ -45,6 +45,8 @@ struct Report {
     prompt_tokens: usize,
     decode_tokens: usize,
     depth_tokens: usize,
+    /// Sequences that are written together; the rate is that of all of them.
+    sequences: usize,
     repeat: usize,
     load_seconds: Option<f64>,
     load_seconds_min: Option<f64>,
@@ -71,6 +73,7 @@ struct Lengths {
     prompt: usize,
     decode: usize,
     depth: usize,
+    sequences: usize,
 }
 
 /// Every single measurement.
@@ -134,7 +137,7 @@ fn measure<N: Network>(
 fn lengths(args: &args::Bench, decoder: &impl CausalModel, usual: usize) -> Result<Lengths> {
     let limit = decoder.context_length().unwrap_or(usize::MAX);
     let prompt = args.prompt.unwrap_or_else(|| usual.min(limit.saturating_sub(args.depth)));
-    let lengths = Lengths { prompt, decode: args.decode, depth: args.depth };
+    let lengths = Lengths { prompt, decode: args.decode, depth: args.depth, sequences: args.sequences.get() };
     let longest = args.depth.saturating_add(prompt.max(args.decode.saturating_add(1)));
     if longest > limit {
         bail!("{longest} tokens are more than the model's context of {limit}; lower --depth, --prompt or --decode");
@@ -158,14 +161,14 @@ fn one_round<N: Network>(decoder: &N, lengths: Lengths, measured: &mut Measured)
         measured.sequence_bytes = N::memory_bytes(&memory);
     }
     if lengths.decode > 0 {
-        let mut memory = after_depth();
-        read(decoder, &mut memory, lengths.depth, 1);
+        let mut memories: Vec<_> = (0..lengths.sequences).map(|_| after_depth()).collect();
+        step(decoder, &mut memories, lengths.depth);
         let start = Instant::now();
         for place in 1..=lengths.decode {
-            read(decoder, &mut memory, lengths.depth + place, 1);
+            step(decoder, &mut memories, lengths.depth + place);
         }
-        measured.decode.push(lengths.decode as f64 / start.elapsed().as_secs_f64());
-        measured.sequence_bytes = N::memory_bytes(&memory);
+        measured.decode.push((lengths.sequences * lengths.decode) as f64 / start.elapsed().as_secs_f64());
+        measured.sequence_bytes = N::memory_bytes(&memories[0]);
     }
     Ok(())
 }
@@ -194,8 +197,11 @@ fn one_picture_round(model: &VisionLanguageModel, lengths: Lengths, measured: &m
     wait(&features[0]);
     measured.encode.push(start.elapsed().as_secs_f64());
     let length = lengths.prompt;
-    if length <= image || lengths.depth > 0 {
-        bail!("a prompt about a picture begins with its {image} tokens; give a longer --prompt and no --depth");
+    if length <= image || lengths.depth > 0 || lengths.sequences > 1 {
+        bail!(
+            "a prompt about a picture begins with its {image} tokens and is written alone; give a longer --prompt, and \
+             neither --depth nor --sequences"
+        );
     }
     let text = (image..length).map(|place| token(place, config.image_token as usize));
     let tokens: Vec<TokenId> = std::iter::repeat_n(config.image_token, image).chain(text).collect();
@@ -231,6 +237,13 @@ fn read<M: CausalModel>(decoder: &M, memory: &mut M::Memory, start: usize, count
     }
 }
 
+/// Writes one token of each sequence, as a batch does, and waits for the logits.
+fn step<M: CausalModel>(decoder: &M, memories: &mut [M::Memory], place: usize) {
+    let tokens: Vec<TokenId> = (0..memories.len()).map(|sequence| token(place + sequence, decoder.vocab())).collect();
+    let segments = vec![Segment::causal(place, 1); memories.len()];
+    session::values(decoder.read(&tokens, &segments, &mut memories.iter_mut().collect::<Vec<_>>()));
+}
+
 /// Some token for each place, spread over the vocabulary.
 fn token(place: usize, vocab: usize) -> TokenId {
     (place.wrapping_mul(2_654_435_761) % vocab) as TokenId
@@ -253,6 +266,7 @@ fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: 
         prompt_tokens: lengths.prompt,
         decode_tokens: lengths.decode,
         depth_tokens: lengths.depth,
+        sequences: lengths.sequences,
         repeat: args.repeat.get(),
         load_seconds: load.map(|spread| spread.median),
         load_seconds_min: load.map(|spread| spread.min),
@@ -275,6 +289,10 @@ fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: 
 fn told(report: &Report) -> String {
     let precision = report.precision.unwrap_or("as stored");
     let Report { model, backend, threads, repeat, prompt_tokens, decode_tokens, depth_tokens, .. } = report;
+    let together = match report.sequences {
+        1 => String::new(),
+        sequences => format!(", {sequences} sequences together"),
+    };
     let (times, after) = (if *repeat == 1 { "once".to_owned() } else { format!("{repeat} times") }, depth_tokens);
     let mut table = output::Table::new(["", "median", "least", "most", ""]);
     let mut row = |what: &str, [median, min, max]: [Option<f64>; 3], unit: String| {
@@ -294,7 +312,7 @@ fn told(report: &Report) -> String {
     row(
         "write",
         [report.decode_tokens_per_second, report.decode_tokens_per_second_min, report.decode_tokens_per_second_max],
-        format!("tokens/s ({decode_tokens} tokens)"),
+        format!("tokens/s ({decode_tokens} tokens{together})"),
     );
     let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), output::bytes);
     format!(

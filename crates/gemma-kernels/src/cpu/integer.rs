@@ -227,7 +227,7 @@ mod vnni {
     use std::arch::x86_64::*;
 
     /// How far ahead of its use a line of weights is requested, in bytes.
-    const AHEAD: usize = 2048;
+    const AHEAD: usize = 7168;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
     pub(super) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32) -> Split {
@@ -259,23 +259,15 @@ mod vnni {
         last.as_ptr()
     }
 
-    /// `start + w · low + 256 (w · high)`, four products per lane.
+    /// The first or second half of a token's group of low or high bytes.
     ///
     /// # Safety
-    /// 64 bytes must be readable at each place.
+    /// 64 bytes must be readable at the place.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn products<const FINE: bool>(sum: __m512i, w: __m512i, x: &Split, at: usize) -> __m512i {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(bytes: &[i8], at: usize) -> __m512i {
         // SAFETY: as required of the caller.
-        unsafe {
-            let mut sum = sum;
-            if FINE {
-                let high = _mm512_load_si512(x.high.as_ptr().add(at).cast());
-                let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, high);
-                sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<8>(high));
-            }
-            _mm512_dpbusd_epi32(sum, w, _mm512_load_si512(x.low.as_ptr().add(at).cast()))
-        }
+        unsafe { _mm512_load_si512(bytes.as_ptr().add(at).cast()) }
     }
 
     /// # Safety
@@ -316,7 +308,12 @@ mod vnni {
                     for pair in 0..2 {
                         // into the first lane of each block
                         let start = _mm512_maskz_permutexvar_epi32(0x0101, spread[pair], starts);
-                        let sum = products::<FINE>(start, weights[pair], x, at * GROUP + pair * 64);
+                        let mut sum = _mm512_dpbusd_epi32(start, weights[pair], load(&x.low, at * GROUP + pair * 64));
+                        if FINE {
+                            let high = load(&x.high, at * GROUP + pair * 64);
+                            let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[pair], high);
+                            sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<8>(high));
+                        }
                         let scale = _mm512_permutexvar_ps(spread[pair], scale);
                         sums[pair] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[pair]);
                     }
@@ -338,7 +335,7 @@ mod vnni {
         let nibble = _mm512_set1_epi8(15);
         // each 128-bit lane holds one block
         let spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-        let mut sums = [[_mm512_setzero_ps(); 2]; M];
+        let mut sums = [_mm512_setzero_ps(); M];
         for g in 0..groups {
             let from = group::<18, 72>(call.bytes, g, &mut last);
             if call.token == 0 {
@@ -353,22 +350,30 @@ mod vnni {
                 let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pair(0)), pair(2));
                 let low = _mm512_and_si512(bytes, nibble);
                 let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+                // both halves of the blocks, which share lanes
+                let dot = |start, bytes: &[i8], at| {
+                    let sum = _mm512_dpbusd_epi32(start, low, load(bytes, at));
+                    _mm512_dpbusd_epi32(sum, high, load(bytes, at + 64))
+                };
                 let scale = scales::<18>(from);
-                for (t, sums) in sums.iter_mut().enumerate() {
+                for (t, sum) in sums.iter_mut().enumerate() {
                     let at = (call.token + t) * groups + g;
                     let scale = _mm_mul_ps(scale, _mm_load_ps(x.scales.as_ptr().add(at * 4)));
                     let scale = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(scale));
                     let starts = _mm512_castsi128_si512(_mm_load_si128(x.starts.as_ptr().add(at * 4).cast()));
                     let start = _mm512_maskz_permutexvar_epi32(0x1111, spread, starts);
-                    let sum = products::<FINE>(start, low, x, at * GROUP);
-                    let sum = products::<FINE>(sum, high, x, at * GROUP + 64);
-                    sums[g & 1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[g & 1]);
+                    let mut exact = dot(start, &x.low, at * GROUP);
+                    if FINE {
+                        let high = dot(_mm512_setzero_si512(), &x.high, at * GROUP);
+                        exact = _mm512_add_epi32(exact, _mm512_slli_epi32::<8>(high));
+                    }
+                    *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, *sum);
                 }
             }
         }
-        for (t, sums) in sums.into_iter().enumerate() {
+        for (t, sum) in sums.into_iter().enumerate() {
             // SAFETY: `M` tokens exist.
-            unsafe { call.write(t, _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))) };
+            unsafe { call.write(t, _mm512_reduce_add_ps(sum)) };
         }
     }
 }
