@@ -12,8 +12,10 @@ use std::ops::Range;
 const AHEAD: usize = 3072;
 /// The same where several rows are read at once.
 const TILE_AHEAD: usize = 1024;
-/// Rows that are multiplied with several tokens at once: with eight tokens, as many sums as there are registers.
-pub(super) const ROWS: usize = 3;
+/// Rows that are multiplied with four tokens at once: as many sums as there are registers.
+pub(super) const ROWS: usize = 6;
+/// The same with the half as many registers of other instruction sets than AVX-512.
+const FEW_ROWS: usize = 3;
 /// From this many tokens on, rows are multiplied in such tiles.
 const TILE_TOKENS: usize = 4;
 
@@ -25,8 +27,14 @@ pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, ran
         // rows and tokens as the calls say are there.
         unsafe {
             let row = match shape.format {
-                Format::Bf16 if shape.tokens >= TILE_TOKENS => tiles::<L, true>(x, weight, shape, range.clone(), out),
-                Format::F16 if shape.tokens >= TILE_TOKENS => tiles::<L, false>(x, weight, shape, range.clone(), out),
+                Format::Bf16 if shape.tokens >= TILE_TOKENS => match L::N {
+                    16 => tiles::<L, ROWS, true>(x, weight, shape, range.clone(), out),
+                    _ => tiles::<L, FEW_ROWS, true>(x, weight, shape, range.clone(), out),
+                },
+                Format::F16 if shape.tokens >= TILE_TOKENS => match L::N {
+                    16 => tiles::<L, ROWS, false>(x, weight, shape, range.clone(), out),
+                    _ => tiles::<L, FEW_ROWS, false>(x, weight, shape, range.clone(), out),
+                },
                 _ => range.start,
             };
             for row in row..range.end {
@@ -54,7 +62,7 @@ pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, ran
 /// # Safety
 /// The lanes' instruction set must be available, and the rows must belong to the calling task.
 #[inline(always)]
-unsafe fn tiles<L: Lanes, const BF16: bool>(
+unsafe fn tiles<L: Lanes, const R: usize, const BF16: bool>(
     x: &[f32],
     weight: &[u8],
     shape: Shape,
@@ -62,8 +70,8 @@ unsafe fn tiles<L: Lanes, const BF16: bool>(
     out: Output,
 ) -> usize {
     let mut row = range.start;
-    while row + ROWS <= range.end {
-        let bytes = &weight[row * shape.row_bytes..(row + ROWS) * shape.row_bytes];
+    while row + R <= range.end {
+        let bytes = &weight[row * shape.row_bytes..(row + R) * shape.row_bytes];
         let mut token = 0;
         while token < shape.tokens {
             let (x, first) = (&x[token * shape.cols..], token == 0);
@@ -71,27 +79,25 @@ unsafe fn tiles<L: Lanes, const BF16: bool>(
             unsafe {
                 let to = out.at(token * shape.rows + row);
                 token += match shape.tokens - token {
-                    // eight tokens need more registers than AVX2 has
-                    8.. if L::N == 16 => tile::<L, 8, BF16>(shape, x, bytes, first, to),
-                    4.. => tile::<L, 4, BF16>(shape, x, bytes, first, to),
-                    2 | 3 => tile::<L, 2, BF16>(shape, x, bytes, first, to),
-                    _ => tile::<L, 1, BF16>(shape, x, bytes, first, to),
+                    4.. => tile::<L, R, 4, BF16>(shape, x, bytes, first, to),
+                    2 | 3 => tile::<L, R, 2, BF16>(shape, x, bytes, first, to),
+                    _ => tile::<L, R, 1, BF16>(shape, x, bytes, first, to),
                 };
             }
         }
-        row += ROWS;
+        row += R;
     }
     row
 }
 
-/// [`ROWS`] rows of two bytes a value times `M` tokens, so that what is loaded of one side serves all of the other;
+/// `R` rows of two bytes a value times `M` tokens, so that what is loaded of one side serves all of the other;
 /// returns `M`. The lines ahead are requested with the `first` tokens.
 ///
 /// # Safety
 /// The lanes' instruction set must be available, and there is room for the sums at `out`, those of a token a row of
 /// the output apart.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const M: usize, const BF16: bool>(
+unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
     shape: Shape,
     x: &[f32],
     bytes: &[u8],
@@ -99,13 +105,13 @@ unsafe fn tile<L: Lanes, const M: usize, const BF16: bool>(
     out: *mut f32,
 ) -> usize {
     let Shape { cols, row_bytes, .. } = shape;
-    assert!(x.len() >= M * cols && bytes.len() == ROWS * row_bytes, "tokens and rows");
+    assert!(x.len() >= M * cols && bytes.len() == R * row_bytes, "tokens and rows");
     // SAFETY: `i` counts values, of which the rows and the tokens hold `cols`.
     unsafe {
-        let mut sums = [[L::splat(0.0); M]; ROWS];
+        let mut sums = [[L::splat(0.0); M]; R];
         let mut i = 0;
         while i + L::N <= cols {
-            let weights: [L; ROWS] = std::array::from_fn(|r| {
+            let weights: [L; R] = std::array::from_fn(|r| {
                 let from = bytes.as_ptr().add(r * row_bytes + 2 * i);
                 if first && (2 * i).is_multiple_of(64) {
                     prefetch(from.wrapping_add(TILE_AHEAD));
