@@ -18,9 +18,9 @@ use std::path::Path;
 const DOCUMENT: &str = "docs/performance.md";
 const BEGIN: &str = "<!-- bench: begin -->";
 const END: &str = "<!-- bench: end -->";
-const PEERS_BEGIN: &str = "<!-- peers: begin -->";
-const PEERS_END: &str = "<!-- peers: end -->";
-const CHART: &str = "docs/performance.svg";
+/// Marks and chart of the comparison, and of the one in which we round activations as the others do.
+const PEERS: ([&str; 2], &str) = (["<!-- peers: begin -->", "<!-- peers: end -->"], "performance.svg");
+const FAST: ([&str; 2], &str) = (["<!-- fast: begin -->", "<!-- fast: end -->"], "performance-fast.svg");
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
@@ -35,6 +35,8 @@ struct Options {
     decode: usize,
     /// Whether to compare with other programs.
     peers: bool,
+    /// Whether our side runs with `--fast-activations`.
+    fast: bool,
     /// Whether the table goes into the document, and not only to the terminal.
     write: bool,
 }
@@ -89,14 +91,16 @@ fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder));
     let gemma = target.join("release").join(format!("gemma{}", std::env::consts::EXE_SUFFIX));
     let comparisons = compare::compare(options, &gemma, &peers)?;
+    let (markers, chart) = if options.fast { FAST } else { PEERS };
     let section = format!(
         "Machine: {}; it reads memory at {:.1} GB/s (`cargo xtask bandwidth`). {} tokens are read, then {} written, \
-         {} times in turn (`cargo xtask bench --peers --shape {} --precisions {}`).\n\n{}\n![Ratios](performance.svg)\n",
+         {} times in turn (`cargo xtask bench --peers{} --shape {} --precisions {}`).\n\n{}\n![Ratios]({chart})\n",
         machine::describe(),
         bandwidth / 1e9,
         options.prompt,
         options.decode,
         options.repeat,
+        if options.fast { " --fast-activations" } else { "" },
         options.shapes.join(","),
         options.precisions.join(","),
         compare::table(&comparisons, bandwidth)?
@@ -104,9 +108,10 @@ fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<
     println!("{section}");
     if options.write {
         let bars: Vec<(String, f64)> = comparisons.iter().flat_map(compare::Comparison::bars).collect();
-        let chart = chart::chart("Times as fast as the others", &bars);
-        std::fs::write(root.join(CHART), chart).with_context(|| format!("cannot write {CHART}"))?;
-        write(root, &section, [PEERS_BEGIN, PEERS_END])?;
+        let drawn = chart::chart("Times as fast as the others", &bars);
+        let path = root.join("docs").join(chart);
+        std::fs::write(&path, drawn).with_context(|| format!("cannot write {}", path.display()))?;
+        write(root, &section, markers)?;
     }
     Ok(())
 }
@@ -121,6 +126,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
         prompt: 512,
         decode: 32,
         peers: false,
+        fast: false,
         write: true,
     };
     let mut arguments = arguments.iter();
@@ -132,10 +138,11 @@ fn parse(arguments: &[String]) -> Result<Options> {
             "--prompt" => options.prompt = value()?.parse().context("--prompt takes a whole number")?,
             "--decode" => options.decode = value()?.parse().context("--decode takes a whole number")?,
             "--peers" => options.peers = true,
+            "--fast-activations" => options.fast = true,
             "--repeat" => options.repeat = value()?.parse().context("--repeat takes a whole number")?,
             "--quick" => (options.repeat, options.prompt, options.decode, options.write) = (1, 64, 8, false),
             unknown => bail!(
-                "unknown option {unknown:?}; the options are --shape, --precisions, --prompt, --decode, --repeat, --peers and --quick"
+                "unknown option {unknown:?}; the options are --shape, --precisions, --prompt, --decode, --repeat, --peers, --fast-activations and --quick"
             ),
         }
     }
@@ -151,7 +158,8 @@ fn measurement(options: &Options, shape: &str, precision: &str) -> Vec<String> {
     let command = format!(
         "bench --shape {shape} --precision {precision} --prompt {prompt} --decode {decode} --repeat {repeat} --json"
     );
-    command.split(' ').map(str::to_string).collect()
+    let fast = options.fast.then_some("--fast-activations");
+    command.split(' ').chain(fast).map(str::to_string).collect()
 }
 
 /// The text between the markers: machine, command and table.

@@ -111,6 +111,9 @@ fn measure_ours(gemma: &Path, model: &Path, options: &Options, shape: &str, thre
     if !shape.starts_with("paligemma") {
         command.args(["--prompt", &options.prompt.to_string()]);
     }
+    if options.fast {
+        command.arg("--fast-activations");
+    }
     run(&mut command)
 }
 
