@@ -1,5 +1,6 @@
 //! A checkpoint in every precision: the same model, as far as the precision allows.
 
+use crate::parity::values;
 use gemma::{Activations, Backend, Decoder, LoadOptions, Network};
 use gemma_generate::CausalModel;
 use gemma_nn::Segment;
@@ -70,4 +71,27 @@ fn activations_are_as_fine_as_was_asked_for() {
             }
         }
     }
+}
+
+/// What is asked for of activations reaches the products of every family.
+#[test]
+fn every_family_is_told_how_finely_to_see_activations() {
+    fn logits<N: Network>(checkpoint: &Checkpoint, activations: Activations) -> Vec<f32> {
+        // graphics processors have f32 whatever is asked for
+        let backend = if Backend::NdArray.is_compiled() { Backend::NdArray } else { Backend::Flex };
+        let device = backend.device().expect("a compiled backend opens");
+        let options = LoadOptions { precision: Some(Precision::Q8_0), activations, ..LoadOptions::default() };
+        let model = N::open(checkpoint, &options, &device).expect("a demo");
+        values(model.read(&[2, 5, 7], &[Segment::causal(0, 3)], &mut [&mut model.new_memory()]))
+    }
+    fn told<N: Network>(demo: Result<Checkpoint, gemma_model::Error>) -> bool {
+        let demo = demo.expect("a demo");
+        logits::<N>(&demo, Activations::Exact) != logits::<N>(&demo, Activations::Fine)
+    }
+    if !Backend::NdArray.is_compiled() && !Backend::Flex.is_compiled() {
+        return println!("skipped: no backend on the processor is compiled in");
+    }
+    assert!(told::<gemma::Decoder>(gemma::demo_checkpoint()), "Gemma");
+    assert!(told::<recurrentgemma::Griffin>(recurrentgemma::demo_checkpoint()), "RecurrentGemma");
+    assert!(told::<paligemma::VisionLanguageModel>(paligemma::demo_checkpoint()), "PaliGemma");
 }

@@ -9,7 +9,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use gemma::{Decoder, Memory};
 use gemma_generate::{CausalModel, TokenId};
 use gemma_model::{LoadOptions, Network, OnLoad};
-use gemma_nn::{Projection, RandomSource, RandomWeights, Segment, Sink, Source, Trainable};
+use gemma_nn::{
+    Activations, Projection, RandomSource, RandomWeights, Segment, Sink, Source, Trainable, WithActivations,
+};
 use gemma_tokenizer::Family;
 use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
 
@@ -295,11 +297,19 @@ impl Network for VisionLanguageModel {
         let layout = Layout::of(checkpoint);
         checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        Ok(Self::build(&mut Renamed { inner: &mut loader, layout }, &config, checkpoint.dtype()))
+        let mut source = WithActivations::new(&mut loader, options.activations);
+        Ok(Self::build(&mut Renamed { inner: &mut source, layout }, &config, checkpoint.dtype()))
     }
 
-    fn random(config: &PaliGemmaConfig, weights: RandomWeights, seed: u64, device: &Device) -> Self {
+    fn random_with(
+        config: &PaliGemmaConfig,
+        weights: RandomWeights,
+        activations: Activations,
+        seed: u64,
+        device: &Device,
+    ) -> Self {
         let mut source = RandomSource::new(weights, seed, device);
+        let mut source = WithActivations::new(&mut source, activations);
         Self::build(&mut Beginning(&mut source), config, Dtype::Bf16)
     }
 }

@@ -62,10 +62,20 @@ pub(super) fn compare(options: &Options, gemma: &Path, peers: &Peers) -> Result<
                     ours.push(quietly(|| measure_ours(gemma, &model, options, shape, threads))?);
                     let picture = shape.starts_with("paligemma");
                     let prompt = if picture { PICTURE_TEXT } else { options.prompt };
-                    theirs.push(quietly(|| match rival {
+                    let run = quietly(|| match rival {
                         Rival::Llama => peers.llama(&model, prompt, options.decode, threads),
                         Rival::Transformers => peers.transformers(&model, prompt, options.decode, threads),
-                    })?);
+                    });
+                    match run {
+                        Ok(run) => theirs.push(run),
+                        Err(error) => {
+                            eprintln!("{} is left out of {shape} in {precision}: {error:#}", rival.name());
+                            break;
+                        }
+                    }
+                }
+                if theirs.is_empty() {
+                    continue;
                 }
                 found.push(Comparison { shape: shape.clone(), precision: precision.clone(), rival, ours, theirs });
             }

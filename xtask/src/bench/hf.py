@@ -30,9 +30,10 @@ def read():
     ids = (5 + torch.arange(prompt) * 7919 % vocab)[None]
     more = {}
     if pictures:
-        image = torch.full((1, config.vision_config.num_image_tokens), config.image_token_id)
+        vision = config.vision_config
+        image = torch.full((1, (vision.image_size // vision.patch_size) ** 2), config.image_token_id)
         ids = torch.cat([image, ids], 1)
-        side = config.vision_config.image_size
+        side = vision.image_size
         more = {
             "pixel_values": torch.randn(1, 3, side, side).to(torch.bfloat16),
             "token_type_ids": torch.zeros_like(ids),
