@@ -100,6 +100,31 @@ pub fn save_safetensors(
     tensors: &mut dyn Iterator<Item = SavedTensor>,
 ) -> Result<(), Error> {
     let failed = write_error(path);
+    replace_file(path, |file, folder| {
+        let mut shard = Shard::new(folder).map_err(&failed)?.with_metadata(metadata);
+        let mut names = BTreeSet::new();
+        for (name, dtype, shape, data) in tensors {
+            checked_bytes(&name, dtype, &shape, data.len())?;
+            if !names.insert(name.clone()) {
+                return Err(Error::GivenTwice { name });
+            }
+            shard.push(name, dtype, shape, &data).map_err(&failed)?;
+        }
+        shard.write(file).map_err(&failed)?;
+        Ok(())
+    })
+}
+
+/// Writes a file in full, or not at all: `write` is handed a temporary file and the folder in which it lies, and the file
+/// takes its name at the end. A file that is there is replaced; a link is followed.
+///
+/// # Errors
+/// [`Error::Write`], and those of `write`.
+pub(crate) fn replace_file(
+    path: &Path,
+    write: impl FnOnce(&mut File, &Path) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let failed = write_error(path);
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -108,15 +133,6 @@ pub fn save_safetensors(
     if fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
         return Err(failed(io::ErrorKind::AlreadyExists.into()));
     }
-    let mut shard = Shard::new(folder).map_err(&failed)?.with_metadata(metadata);
-    let mut names = BTreeSet::new();
-    for (name, dtype, shape, data) in tensors {
-        checked_bytes(&name, dtype, &shape, data.len())?;
-        if !names.insert(name.clone()) {
-            return Err(Error::GivenTwice { name });
-        }
-        shard.push(name, dtype, shape, &data).map_err(&failed)?;
-    }
     let mut draft = tempfile::Builder::new();
     draft.prefix(".saving-").suffix(".tmp");
     #[cfg(unix)]
@@ -124,8 +140,10 @@ pub fn save_safetensors(
         use std::os::unix::fs::PermissionsExt;
         draft.permissions(fs::Permissions::from_mode(0o666));
     }
+    // of the cause only its kind is kept: its text names the draft
     let mut draft = draft.tempfile_in(folder).map_err(|cause| failed(cause.kind().into()))?;
-    shard.write(draft.as_file_mut()).map_err(&failed)?;
+    write(draft.as_file_mut(), folder)?;
+    draft.as_file().sync_all().map_err(&failed)?;
     draft.persist(&target).map_err(|error| failed(error.error))?;
     sync_folder(folder).map_err(failed)
 }
@@ -209,7 +227,7 @@ impl Target {
 }
 
 /// Makes sure that a folder's entries are on the disk. (Windows has no such call and needs none.)
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 

@@ -1,6 +1,5 @@
 //! Writing a Gemma model as a GGUF file that llama.cpp opens: the whole file, or nothing.
 
-use std::fs;
 use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -11,6 +10,7 @@ use serde_json::Value as Json;
 use super::{ALIGNMENT, MAGIC, ggml_number, kind};
 use crate::convert::matrix_bytes;
 use crate::gguf::gemma::{default_query_scalar, file_name};
+use crate::save::replace_file;
 use crate::{Checkpoint, Error, StoredTensor};
 
 /// The version of the container that is written.
@@ -70,34 +70,16 @@ pub fn save_gguf(
         tensors.push((known, tensor, stored_format(tensor, format)));
     }
     let pairs = pairs(config, architecture, vocabulary, &tensors)?;
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let failed = |cause: std::io::Error| Error::Write { path: path.to_owned(), cause };
-    if let Ok(found) = fs::metadata(&target) {
-        if !found.is_file() {
-            return Err(failed(std::io::ErrorKind::AlreadyExists.into()));
+    if !replace && path.exists() {
+        return Err(Error::WouldOverwrite { folder: path.to_owned() });
+    }
+    replace_file(path, |file, _| {
+        let written = write(&mut BufWriter::new(file), &pairs, &tensors, on_progress);
+        match written.map_err(|cause| Error::Write { path: path.to_owned(), cause })? {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Stopped),
         }
-        if !replace {
-            return Err(Error::WouldOverwrite { folder: path.to_owned() });
-        }
-    }
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut draft = tempfile::Builder::new();
-    draft.prefix(".saving-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        draft.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let draft = draft.tempfile_in(folder).map_err(|cause| failed(cause.kind().into()))?;
-    if write(&mut BufWriter::new(draft.as_file()), &pairs, &tensors, on_progress).map_err(failed)?.is_break() {
-        return Err(Error::Stopped);
-    }
-    draft.as_file().sync_all().map_err(failed)?;
-    draft.persist(&target).map_err(|error| failed(error.error))?;
-    crate::save::sync_folder(folder).map_err(failed)
+    })
 }
 
 /// A tensor on its way into the file: its name there, and the format in which it will lie.
