@@ -4,7 +4,8 @@ use crate::conv::CausalConv;
 use crate::memory::Recurrent;
 use crate::rg_lru::RgLru;
 use burn::module::Module;
-use burn::tensor::{Tensor, activation::gelu_approximate};
+use burn::tensor::Tensor;
+use gemma_kernels::geglu;
 use gemma_nn::{Projection, Segment, Sink, Source};
 
 /// `out( rg_lru(conv(x(u))) ⊙ gelu(y(u)) )` (De et al. 2024, arXiv:2402.19427, §2.3).
@@ -60,7 +61,7 @@ impl RecurrentBlock {
     /// # Panics
     /// When segments, states and `x` do not match.
     pub fn forward(&self, x: Tensor<2>, segments: &[Segment], states: &mut [&mut Recurrent]) -> Tensor<2> {
-        let gate = gelu_approximate(self.linear_y.forward(x.clone()));
+        let gate = self.linear_y.forward(x.clone());
         let mut tails: Vec<_> = states.iter_mut().map(|state| state.tail.take()).collect();
         let mut hidden: Vec<_> = states.iter_mut().map(|state| state.hidden.take()).collect();
         let mixed = self.conv_1d.forward(self.linear_x.forward(x), segments, &mut tails);
@@ -68,6 +69,6 @@ impl RecurrentBlock {
         for (state, (tail, hidden)) in states.iter_mut().zip(tails.into_iter().zip(hidden)) {
             **state = Recurrent { hidden, tail };
         }
-        self.linear_out.forward(remembered * gate)
+        self.linear_out.forward(geglu(gate, remembered))
     }
 }
