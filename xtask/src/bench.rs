@@ -18,9 +18,11 @@ use std::path::Path;
 const DOCUMENT: &str = "docs/performance.md";
 const BEGIN: &str = "<!-- bench: begin -->";
 const END: &str = "<!-- bench: end -->";
-/// Marks and chart of the comparison, and of the one in which we round activations as the others do.
+/// Marks and chart of the comparison, of the one in which we round activations as the others do, and of the one after
+/// many tokens.
 const PEERS: ([&str; 2], &str) = (["<!-- peers: begin -->", "<!-- peers: end -->"], "performance.svg");
 const FAST: ([&str; 2], &str) = (["<!-- fast: begin -->", "<!-- fast: end -->"], "performance-fast.svg");
+const DEEP: ([&str; 2], &str) = (["<!-- deep: begin -->", "<!-- deep: end -->"], "performance-deep.svg");
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
@@ -33,6 +35,10 @@ struct Options {
     prompt: usize,
     /// Tokens written one by one.
     decode: usize,
+    /// Tokens read already before either.
+    depth: usize,
+    /// Whether models that were made to compare are removed when they have been measured.
+    discard: bool,
     /// Whether to compare with other programs.
     peers: bool,
     /// Whether our side runs with `--fast-activations`.
@@ -78,23 +84,39 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+fn read(root: &Path) -> Result<String> {
+    std::fs::read_to_string(root.join(DOCUMENT)).with_context(|| format!("cannot read {DOCUMENT}"))
+}
+
 fn write(root: &Path, section: &str, markers: [&str; 2]) -> Result<()> {
-    let path = root.join(DOCUMENT);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {DOCUMENT}"))?;
-    std::fs::write(&path, replaced(&text, section, markers)?).with_context(|| format!("cannot write {DOCUMENT}"))?;
+    let text = replaced(&read(root)?, section, markers)?;
+    std::fs::write(root.join(DOCUMENT), text).with_context(|| format!("cannot write {DOCUMENT}"))?;
     println!("written to {DOCUMENT}");
     Ok(())
 }
 
 fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<()> {
+    let (markers, chart) = match options {
+        Options { depth: 1.., .. } => DEEP,
+        Options { fast: true, .. } => FAST,
+        _ => PEERS,
+    };
+    if options.write {
+        // before the hours, not after them
+        replaced(&read(root)?, "", markers)?;
+    }
     let peers = peers::Peers::find()?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder));
     let gemma = target.join("release").join(format!("gemma{}", std::env::consts::EXE_SUFFIX));
     let comparisons = compare::compare(options, &gemma, &peers)?;
-    let (markers, chart) = if options.fast { FAST } else { PEERS };
+    if comparisons.is_empty() {
+        bail!("nothing could be compared; the reasons are above");
+    }
+    let after = if options.depth > 0 { format!("After {} tokens, ", options.depth) } else { String::new() };
+    let depth = if options.depth > 0 { format!(" --depth {}", options.depth) } else { String::new() };
     let section = format!(
-        "Machine: {}; it reads memory at {:.1} GB/s (`cargo xtask bandwidth`). {} tokens are read, then {} written, \
-         {} times in turn (`cargo xtask bench --peers{} --shape {} --precisions {}`).\n\n{}\n![Ratios]({chart})\n",
+        "Machine: {}; it reads memory at {:.1} GB/s (`cargo xtask bandwidth`). {after}{} tokens are read, then {} \
+         written, {} times in turn (`cargo xtask bench --peers{}{depth} --shape {} --precisions {}`).\n\n{}\n![Ratios]({chart})\n",
         machine::describe(),
         bandwidth / 1e9,
         options.prompt,
@@ -125,6 +147,8 @@ fn parse(arguments: &[String]) -> Result<Options> {
         repeat: 3,
         prompt: 512,
         decode: 32,
+        depth: 0,
+        discard: false,
         peers: false,
         fast: false,
         write: true,
@@ -137,17 +161,26 @@ fn parse(arguments: &[String]) -> Result<Options> {
             "--precisions" => options.precisions = list(value()?),
             "--prompt" => options.prompt = value()?.parse().context("--prompt takes a whole number")?,
             "--decode" => options.decode = value()?.parse().context("--decode takes a whole number")?,
+            "--depth" => options.depth = value()?.parse().context("--depth takes a whole number")?,
+            "--discard" => options.discard = true,
             "--peers" => options.peers = true,
             "--fast-activations" => options.fast = true,
             "--repeat" => options.repeat = value()?.parse().context("--repeat takes a whole number")?,
             "--quick" => (options.repeat, options.prompt, options.decode, options.write) = (1, 64, 8, false),
             unknown => bail!(
-                "unknown option {unknown:?}; the options are --shape, --precisions, --prompt, --decode, --repeat, --peers, --fast-activations and --quick"
+                "unknown option {unknown:?}; the options are --shape, --precisions, --prompt, --decode, --depth, --repeat, \
+                 --peers, --discard, --fast-activations and --quick"
             ),
         }
     }
     if options.shapes.is_empty() || options.precisions.is_empty() || options.repeat == 0 {
         bail!("there is nothing to measure: give at least one shape, one precision and one repetition");
+    }
+    if options.depth > 0 && options.shapes.iter().any(|shape| shape.starts_with("paligemma")) {
+        bail!("a picture comes first: leave paligemma out of --shape, or --depth");
+    }
+    if options.prompt == 0 || options.decode == 0 {
+        bail!("reading and writing are both measured: give --prompt and --decode at least 1");
     }
     Ok(options)
 }
@@ -158,8 +191,10 @@ fn measurement(options: &Options, shape: &str, precision: &str) -> Vec<String> {
     let command = format!(
         "bench --shape {shape} --precision {precision} --prompt {prompt} --decode {decode} --repeat {repeat} --json"
     );
+    let depth = options.depth.to_string();
+    let depth = if options.depth > 0 { vec!["--depth", &depth] } else { Vec::new() };
     let fast = options.fast.then_some("--fast-activations");
-    command.split(' ').chain(fast).map(str::to_string).collect()
+    command.split(' ').chain(depth).chain(fast).map(str::to_string).collect()
 }
 
 /// The text between the markers: machine, command and table.
@@ -245,8 +280,19 @@ mod tests {
             (vec!["a".into(), "b".into()], vec!["q8_0".into()], 5, true)
         );
         assert!(!options(&["--quick"]).expect("it is right").write);
-        for wrong in [&["--shape"][..], &["--repeat", "many"], &["--repeat", "0"], &["--precisions", ","], &["--fast"]]
-        {
+        let deep = options(&["--peers", "--depth", "2048", "--discard"]).expect("they are right");
+        assert_eq!((deep.peers, deep.depth, deep.discard), (true, 2048, true));
+        assert!(measurement(&deep, "a", "bf16").join(" ").ends_with("--json --depth 2048"));
+        let wrongs = [
+            &["--shape"][..],
+            &["--repeat", "many"],
+            &["--repeat", "0"],
+            &["--precisions", ","],
+            &["--fast"],
+            &["--decode", "0"],
+            &["--depth", "9", "--shape", "paligemma-3b-224"],
+        ];
+        for wrong in wrongs {
             assert!(options(wrong).is_err(), "{wrong:?}");
         }
     }
@@ -265,6 +311,15 @@ mod tests {
         let row = Row { measured: serde_json::json!({}), ..row() };
         let error = section(&options(&[]).expect("defaults"), "", 1.0, &[row]).expect_err("nothing was measured");
         assert!(error.to_string().contains("weight_bytes"), "{error}");
+    }
+
+    #[test]
+    fn the_document_has_a_place_for_every_table() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let document = read(&root).expect("it is part of the repository");
+        for markers in [[BEGIN, END], PEERS.0, FAST.0, DEEP.0] {
+            assert!(replaced(&document, "", markers).is_ok(), "{markers:?}");
+        }
     }
 
     #[test]

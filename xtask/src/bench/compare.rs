@@ -1,15 +1,20 @@
 //! Ours and theirs in turn, on the same files with the same threads.
 
-use super::peers::{Peers, Run, run};
+use super::peers::{Peers, Run, Work, free, load, run};
 use super::{Options, rounded};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// A run in which other programs used more cores than this is repeated.
 const QUIET: f64 = 0.1;
-/// How often.
+/// How often; the least disturbed one counts.
 const ATTEMPTS: usize = 3;
+/// How long a run waits for others to end.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What making a model leaves free on the disk, in bytes.
+const RESERVE: u64 = 2 << 30;
 /// Text of a prompt about a picture, in tokens.
 const PICTURE_TEXT: usize = 8;
 
@@ -38,12 +43,12 @@ pub(super) struct Comparison {
     theirs: Vec<Run>,
 }
 
-/// Measures every shape and precision against the peers that have it.
+/// Measures every shape and precision against the peers that have it. What cannot be measured is left out, with the
+/// reason on stderr.
 ///
 /// # Errors
-/// A model could not be made, or a program failed.
+/// A program of ours failed.
 pub(super) fn compare(options: &Options, gemma: &Path, peers: &Peers) -> Result<Vec<Comparison>> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut found = Vec::new();
     for shape in &options.shapes {
         for precision in &options.precisions {
@@ -55,33 +60,57 @@ pub(super) fn compare(options: &Options, gemma: &Path, peers: &Peers) -> Result<
                 if !there {
                     continue;
                 }
-                let model = model(gemma, peers.cache(), shape, precision, rival)?;
-                let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-                for round in 1..=options.repeat {
-                    eprintln!("==> {shape} {precision}, {}, round {round} of {}", rival.name(), options.repeat);
-                    ours.push(quietly(|| measure_ours(gemma, &model, options, shape, threads))?);
-                    let picture = shape.starts_with("paligemma");
-                    let prompt = if picture { PICTURE_TEXT } else { options.prompt };
-                    let run = quietly(|| match rival {
-                        Rival::Llama => peers.llama(&model, prompt, options.decode, threads),
-                        Rival::Transformers => peers.transformers(&model, prompt, options.decode, threads),
-                    });
-                    match run {
-                        Ok(run) => theirs.push(run),
-                        Err(error) => {
-                            eprintln!("{} is left out of {shape} in {precision}: {error:#}", rival.name());
-                            break;
-                        }
+                let model = match Model::find(gemma, peers.cache(), shape, precision, rival) {
+                    Ok(model) => model,
+                    Err(error) => {
+                        eprintln!("{} is left out of {shape} in {precision}: {error:#}", rival.name());
+                        continue;
                     }
+                };
+                let measured = in_turn(options, gemma, peers, shape, precision, rival, &model.path);
+                if options.discard && model.made {
+                    model.remove()?;
                 }
-                if theirs.is_empty() {
-                    continue;
-                }
-                found.push(Comparison { shape: shape.clone(), precision: precision.clone(), rival, ours, theirs });
+                found.extend(measured?);
             }
         }
     }
     Ok(found)
+}
+
+/// Ours and theirs in turn; nothing if theirs fails from the start.
+fn in_turn(
+    options: &Options,
+    gemma: &Path,
+    peers: &Peers,
+    shape: &str,
+    precision: &str,
+    rival: Rival,
+    model: &Path,
+) -> Result<Option<Comparison>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let prompt = if shape.starts_with("paligemma") { PICTURE_TEXT } else { options.prompt };
+    let work = Work { prompt, decode: options.decode, depth: options.depth, threads };
+    // so that neither waits for the disk
+    touch(model).with_context(|| format!("cannot read {}", model.display()))?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 1..=options.repeat {
+        eprintln!("==> {shape} {precision}, {}, round {round} of {}", rival.name(), options.repeat);
+        ours.push(quietly(|| measure_ours(gemma, model, options, shape, threads))?);
+        let run = quietly(|| match rival {
+            Rival::Llama => peers.llama(model, work),
+            Rival::Transformers => peers.transformers(model, work),
+        });
+        match run {
+            Ok(run) => theirs.push(run),
+            Err(error) => {
+                eprintln!("{} is left out of {shape} in {precision}: {error:#}", rival.name());
+                break;
+            }
+        }
+    }
+    let comparison = Comparison { shape: shape.to_owned(), precision: precision.to_owned(), rival, ours, theirs };
+    Ok((!comparison.theirs.is_empty()).then_some(comparison))
 }
 
 /// Who has a shape in a precision.
@@ -98,20 +127,70 @@ fn rivals(shape: &str, precision: &str) -> Vec<Rival> {
     rivals
 }
 
-/// The file or folder with random weights, made if it is not there.
-fn model(gemma: &Path, cache: &Path, shape: &str, precision: &str, rival: Rival) -> Result<PathBuf> {
-    let name = match rival {
-        Rival::Llama => format!("{shape}-{precision}.gguf"),
-        Rival::Transformers => format!("{shape}-{precision}"),
-    };
-    let path = cache.join(name);
-    if !path.exists() {
+/// A file or folder with random weights.
+struct Model {
+    path: PathBuf,
+    /// Whether it was not there before.
+    made: bool,
+}
+
+impl Model {
+    /// The one in the cache, made if it is not there.
+    ///
+    /// # Errors
+    /// There is too little room for it, or it could not be written.
+    fn find(gemma: &Path, cache: &Path, shape: &str, precision: &str, rival: Rival) -> Result<Self> {
+        let name = match rival {
+            Rival::Llama => format!("{shape}-{precision}.gguf"),
+            Rival::Transformers => format!("{shape}-{precision}"),
+        };
+        let path = cache.join(name);
+        if path.exists() {
+            return Ok(Self { path, made: false });
+        }
+        let needed = weight_bytes(gemma, shape, precision)?;
+        if let Some(free) = free(cache)
+            && free < needed + RESERVE
+        {
+            bail!(
+                "{} would take {:.1} GB and {:.1} GB are free; make room, or set GEMMA_BENCH_CACHE to another disk",
+                path.display(),
+                needed as f64 / 1e9,
+                free as f64 / 1e9
+            );
+        }
         eprintln!("making {}", path.display());
         let mut command = Command::new(gemma);
         command.arg("convert").arg(format!("shape:{shape}")).arg(&path).args(["--format", precision, "--json"]);
         run(&mut command)?;
+        Ok(Self { path, made: true })
     }
-    Ok(path)
+
+    fn remove(self) -> Result<()> {
+        let removed =
+            if self.path.is_dir() { std::fs::remove_dir_all(&self.path) } else { std::fs::remove_file(&self.path) };
+        removed.with_context(|| format!("cannot remove {}", self.path.display()))
+    }
+}
+
+/// Bytes of a shape's weights, from the program's catalogue.
+fn weight_bytes(gemma: &Path, shape: &str, precision: &str) -> Result<u64> {
+    let listed = run(Command::new(gemma).args(["models", "--all", "--json"]))?;
+    bytes_listed(&listed.measured, shape, precision)
+        .with_context(|| format!("gemma models lists no {shape} in {precision}"))
+}
+
+fn bytes_listed(listed: &serde_json::Value, shape: &str, precision: &str) -> Option<u64> {
+    let model = listed["models"].as_array()?.iter().find(|model| model["shape"] == shape)?;
+    model["weight_bytes"][precision].as_u64()
+}
+
+/// Reads a file, or the files of a folder, once.
+fn touch(model: &Path) -> std::io::Result<()> {
+    if model.is_dir() {
+        return std::fs::read_dir(model)?.try_for_each(|entry| touch(&entry?.path()));
+    }
+    std::io::copy(&mut std::fs::File::open(model)?, &mut std::io::sink()).map(|_| ())
 }
 
 fn measure_ours(gemma: &Path, model: &Path, options: &Options, shape: &str, threads: usize) -> Result<Run> {
@@ -119,7 +198,7 @@ fn measure_ours(gemma: &Path, model: &Path, options: &Options, shape: &str, thre
     command.args(["bench", "--backend", "ndarray", "--repeat", "1", "--json", "--model"]).arg(model);
     command.args(["--threads", &threads.to_string(), "--decode", &options.decode.to_string()]);
     if !shape.starts_with("paligemma") {
-        command.args(["--prompt", &options.prompt.to_string()]);
+        command.args(["--prompt", &options.prompt.to_string(), "--depth", &options.depth.to_string()]);
     }
     if options.fast {
         command.arg("--fast-activations");
@@ -127,19 +206,45 @@ fn measure_ours(gemma: &Path, model: &Path, options: &Options, shape: &str, thre
     run(&mut command)
 }
 
-/// A run while the machine was quiet; after some attempts, one while it was not, with a word about it.
+/// A run while the machine was quiet; after some attempts the least disturbed one, with a word about it.
 fn quietly(mut measure: impl FnMut() -> Result<Run>) -> Result<Run> {
-    let mut run = measure()?;
-    for _ in 1..ATTEMPTS {
-        if run.others.is_none_or(|cores| cores <= QUIET) {
-            break;
-        }
-        run = measure()?;
-    }
+    let run = least_disturbed(|| {
+        wait_for_quiet();
+        measure()
+    })?;
     if let Some(cores) = run.others.filter(|cores| *cores > QUIET) {
         eprintln!("other programs used {cores:.2} cores meanwhile");
     }
     Ok(run)
+}
+
+fn least_disturbed(mut measure: impl FnMut() -> Result<Run>) -> Result<Run> {
+    let mut best = measure()?;
+    for _ in 1..ATTEMPTS {
+        if best.others.is_none_or(|cores| cores <= QUIET) {
+            break;
+        }
+        let run = measure()?;
+        if run.others < best.others {
+            best = run;
+        }
+    }
+    Ok(best)
+}
+
+/// Waits until other programs rest, but not for ever.
+fn wait_for_quiet() {
+    let start = Instant::now();
+    let mut told = false;
+    while let Some(cores) = load().filter(|cores| *cores > QUIET) {
+        if start.elapsed() > PATIENCE {
+            return;
+        }
+        if !told {
+            eprintln!("waiting: other programs use {cores:.2} cores");
+            told = true;
+        }
+    }
 }
 
 /// The middle of some numbers, and the smallest and largest.
@@ -166,6 +271,7 @@ impl Spread {
 
 const PREFILL: &str = "prefill_tokens_per_second";
 const DECODE: &str = "decode_tokens_per_second";
+const FIRST: &str = "first_token_seconds";
 
 impl Comparison {
     /// Ours over theirs, of the medians.
@@ -216,6 +322,7 @@ pub(super) fn table(comparisons: &[Comparison], bandwidth: f64) -> Result<String
             peak(theirs),
         );
     }
+    text += &starts(comparisons);
     for Comparison { shape, ours, theirs, .. } in comparisons {
         let encode = |runs: &[Run]| Spread::of(runs, "encode_seconds");
         if let Some((ours, theirs)) = encode(ours).zip(encode(theirs)) {
@@ -237,6 +344,29 @@ pub(super) fn table(comparisons: &[Comparison], bandwidth: f64) -> Result<String
     Ok(text)
 }
 
+/// How long programs take from their start to the first token, as a table; nothing where nobody says.
+fn starts(comparisons: &[Comparison]) -> String {
+    let rows: String = comparisons
+        .iter()
+        .filter_map(|Comparison { shape, precision, rival, ours, theirs }| {
+            let (ours, theirs) = Spread::of(ours, FIRST).zip(Spread::of(theirs, FIRST))?;
+            let (name, ratio) = (rival.name(), theirs.median / ours.median);
+            Some(format!(
+                "| {shape}, {precision} | {name} | {} s | {} s | **{ratio:.2}** |\n",
+                ours.told(),
+                theirs.told()
+            ))
+        })
+        .collect();
+    if rows.is_empty() {
+        return rows;
+    }
+    format!(
+        "\nFrom the start of the program to the first token after a prompt of 8, the file in the page cache:\n\n\
+         | shape, precision | against | ours | theirs | times as fast |\n|---|---|---|---|---|\n{rows}"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,9 +374,10 @@ mod tests {
 
     fn runs(values: &[(f64, f64)]) -> Vec<Run> {
         let run = |(prefill, decode): &(f64, f64)| Run {
-            measured: json!({ PREFILL: prefill, DECODE: decode, "weight_bytes": 5e9 }),
+            measured: json!({ PREFILL: prefill, DECODE: decode, FIRST: 40.0 / decode, "weight_bytes": 5e9 }),
             peak: Some(5_100_000_000),
             others: Some(0.02),
+            seconds: 60.0,
         };
         values.iter().map(run).collect()
     }
@@ -264,6 +395,7 @@ mod tests {
         let table = table(std::slice::from_ref(&one), 40e9).expect("all numbers are there");
         assert!(table.contains("| 100 [90.0–120] | 45.0 [40.0–50.0] | **2.22** |"), "{table}");
         assert!(table.contains("| 75 % | 5.10 GB | 5.10 GB |") && table.contains("0.02 cores"), "{table}");
+        assert!(table.contains("| 6.67 [5.71–8.00] s | 11.7 [10.0–13.3] s | **1.75** |"), "{table}");
         assert_eq!(one.bars()[1].0, "gemma-2b bf16, writing, to llama.cpp");
     }
 
@@ -273,5 +405,34 @@ mod tests {
         assert_eq!(rivals("gemma-2-2b", "q8_0"), [Rival::Llama]);
         assert_eq!(rivals("recurrentgemma-2b", "bf16"), [Rival::Transformers]);
         assert!(rivals("paligemma-3b-224", "q4_0").is_empty());
+    }
+
+    #[test]
+    fn a_disturbed_run_is_repeated_and_the_least_disturbed_counts() {
+        let measure = |noises: &[f64]| {
+            let mut noises = noises.iter();
+            let run = least_disturbed(|| {
+                let others = noises.next().copied();
+                Ok(Run { measured: json!({}), peak: None, others, seconds: 1.0 })
+            });
+            (run.expect("nothing fails").others, noises.len())
+        };
+        assert_eq!(measure(&[0.05, 0.0]), (Some(0.05), 1));
+        assert_eq!(measure(&[0.5, 0.01, 0.0]), (Some(0.01), 1));
+        assert_eq!(measure(&[0.5, 0.3, 0.4, 0.0]), (Some(0.3), 1));
+        assert_eq!(measure(&[]), (None, 0));
+    }
+
+    #[test]
+    fn sizes_come_from_the_catalogue() {
+        let listed = json!({ "models": [{ "shape": "a", "weight_bytes": { "bf16": 7 } }] });
+        assert_eq!(bytes_listed(&listed, "a", "bf16"), Some(7));
+        assert_eq!((bytes_listed(&listed, "a", "q4_0"), bytes_listed(&listed, "b", "bf16")), (None, None));
+    }
+
+    #[test]
+    fn files_are_read_where_they_are() {
+        assert!(touch(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bench")).is_ok());
+        assert!(touch(Path::new("/nowhere/at/all")).is_err());
     }
 }

@@ -1,9 +1,10 @@
 """Measures Hugging Face transformers on a model folder: token numbers only, bf16 on the processor.
 
-    hf.py FOLDER PROMPT DECODE THREADS
+    hf.py FOLDER PROMPT DECODE DEPTH THREADS FIRST
 
-Prints one JSON object. A folder of PaliGemma reads a picture and PROMPT tokens after it. Everything is done once
-before it is timed, since the first call of a process makes kernels.
+Prints one JSON object. A folder of PaliGemma reads a picture and PROMPT tokens after it. DEPTH tokens are read before
+the prompt and before writing, untimed. Everything is done once before it is timed, since the first call of a process
+makes kernels; only the time to the first token, after a prompt of FIRST tokens, counts from the start of the program.
 """
 
 import json
@@ -14,7 +15,7 @@ begin = time.perf_counter()
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-folder, prompt, decode, threads = sys.argv[1], *map(int, sys.argv[2:5])
+folder, (prompt, decode, depth, threads, first) = sys.argv[1], map(int, sys.argv[2:7])
 torch.set_num_threads(threads)
 torch.manual_seed(0)
 config = transformers.AutoConfig.from_pretrained(folder)
@@ -22,12 +23,14 @@ pictures = config.model_type == "paligemma"
 recurrent = config.model_type == "recurrent_gemma"
 kind = transformers.PaliGemmaForConditionalGeneration if pictures else transformers.AutoModelForCausalLM
 model = kind.from_pretrained(folder, dtype=torch.bfloat16).eval()
-result = {"load_seconds": time.perf_counter() - begin, "versions": f"transformers {transformers.__version__}, torch {torch.__version__}"}
+versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+result = {"load_seconds": time.perf_counter() - begin, "versions": versions}
 vocab = 250_000
 
 
-def read():
-    ids = (5 + torch.arange(prompt) * 7919 % vocab)[None]
+def read(count, before=None):
+    """Reads a prompt, after what `before` has read; its output, how many tokens there are now, and the seconds."""
+    ids = (5 + torch.arange(count) * 7919 % vocab)[None]
     more = {}
     if pictures:
         vision = config.vision_config
@@ -39,9 +42,13 @@ def read():
             "token_type_ids": torch.zeros_like(ids),
             "attention_mask": torch.ones_like(ids),
         }
+    place = 0
+    if before is not None:
+        past, place = before[0].past_key_values, before[1]
+        more["past_key_values"] = past
     start = time.perf_counter()
     out = model(input_ids=ids, use_cache=True, logits_to_keep=1, **more)
-    return out, ids.shape[1], time.perf_counter() - start
+    return out, place + ids.shape[1], time.perf_counter() - start
 
 
 def write(out, place, count):
@@ -62,10 +69,19 @@ with torch.inference_mode():
         start = time.perf_counter()
         model.get_image_features(pixels)
         result["encode_seconds"] = time.perf_counter() - start
-    read()
-    out, place, seconds = read()
-    result["prefill_tokens_per_second"] = place / seconds
-    result["prefill_seconds"] = seconds
-    write(out, place, 1)
-    result["decode_tokens_per_second"] = decode / write(out, place + 1, decode)
+    else:
+        read(first)[0].logits.argmax(-1).item()
+        result["first_token_seconds"] = time.perf_counter() - begin
+    read(prompt)
+    deep = read(depth)[:2] if depth else None
+    # a recurrent model keeps its state to itself, and takes up no second prompt
+    if not (recurrent and depth):
+        out, place, seconds = read(prompt, deep)
+        result["prefill_tokens_per_second"] = (place - depth) / seconds
+        result["prefill_seconds"] = seconds
+    if decode:
+        if depth:
+            out, place = read(depth)[:2]
+        write(out, place, 1)
+        result["decode_tokens_per_second"] = decode / write(out, place + 1, decode)
 print(json.dumps(result))

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Tokens of the prompt whose answer tells how long a program takes to start; `gemma bench` has as many.
+const FIRST_PROMPT: usize = 8;
 /// Measures transformers; written into the cache before it is run.
 const SCRIPT: &str = include_str!("hf.py");
 /// What builds llama.cpp from the source package that is on PyPI.
@@ -45,6 +47,20 @@ pub(super) struct Run {
     pub(super) peak: Option<u64>,
     /// Cores that other programs used meanwhile, where the system tells.
     pub(super) others: Option<f64>,
+    /// From its start to its end.
+    pub(super) seconds: f64,
+}
+
+/// What a program is asked to do, in tokens and threads.
+#[derive(Clone, Copy)]
+pub(super) struct Work {
+    /// Read at once.
+    pub(super) prompt: usize,
+    /// Written one by one.
+    pub(super) decode: usize,
+    /// Read already before either.
+    pub(super) depth: usize,
+    pub(super) threads: usize,
 }
 
 impl Peers {
@@ -89,23 +105,29 @@ impl Peers {
         self.python.is_some()
     }
 
-    /// One run of llama.cpp.
+    /// One run of llama.cpp, and one before it that reads a few tokens once and ends: how long it takes to start.
     ///
     /// # Errors
     /// It could not be started, failed, or printed no numbers.
-    pub(super) fn llama(&self, model: &Path, prompt: usize, decode: usize, threads: usize) -> Result<Run> {
-        let mut command = Command::new(self.llama.as_ref().context("llama.cpp is not there")?);
-        let [prompt, decode, threads] = [prompt, decode, threads].map(|number| number.to_string());
-        command.arg("-m").arg(model);
-        command.args(["-p", &prompt, "-n", &decode, "-t", &threads, "-r", "1", "-o", "json"]);
-        let mut run = run(&mut command)?;
+    pub(super) fn llama(&self, model: &Path, work: Work) -> Result<Run> {
+        let program = self.llama.as_ref().context("llama.cpp is not there")?;
+        let bench = |prompt: usize, decode: usize, depth: usize, more: &[&str]| {
+            let mut command = Command::new(program);
+            command.arg("-m").arg(model).args(["-r", "1", "-o", "json", "-t", &work.threads.to_string()]);
+            command.args(["-p", &prompt.to_string(), "-n", &decode.to_string(), "-d", &depth.to_string()]);
+            run(command.args(more))
+        };
+        let start = bench(FIRST_PROMPT, 0, 0, &["--no-warmup"])?;
+        let mut run = bench(work.prompt, work.decode, work.depth, &[])?;
         let speed = |field: &str| {
             let rows = run.measured.as_array()?;
             rows.iter().find(|row| row[field].as_u64().is_some_and(|tokens| tokens > 0))?["avg_ts"].as_f64()
         };
         run.measured = serde_json::json!({
+            "first_token_seconds": start.seconds,
             "prefill_tokens_per_second": speed("n_prompt"), "decode_tokens_per_second": speed("n_gen"),
         });
+        run.others = run.others.zip(start.others).map(|(one, other)| one.max(other));
         Ok(run)
     }
 
@@ -113,11 +135,12 @@ impl Peers {
     ///
     /// # Errors
     /// As [`Peers::llama`].
-    pub(super) fn transformers(&self, folder: &Path, prompt: usize, decode: usize, threads: usize) -> Result<Run> {
+    pub(super) fn transformers(&self, folder: &Path, work: Work) -> Result<Run> {
         let script = self.cache.join("hf.py");
         std::fs::write(&script, SCRIPT).with_context(|| format!("cannot write {}", script.display()))?;
         let mut command = Command::new(self.python.as_ref().context("transformers is not there")?);
-        command.arg(script).arg(folder).args([prompt, decode, threads].map(|number| number.to_string()));
+        let numbers = [work.prompt, work.decode, work.depth, work.threads, FIRST_PROMPT];
+        command.arg(script).arg(folder).args(numbers.map(|number| number.to_string()));
         run(command.env("HF_HUB_OFFLINE", "1"))
     }
 }
@@ -152,30 +175,49 @@ fn made(name: &str, script: &str, cache: &Path) -> Result<()> {
 /// It could not be started, failed, or printed something else.
 pub(super) fn run(command: &mut Command) -> Result<Run> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let start = (Instant::now(), busy());
+    let (start, before) = (Instant::now(), busy().zip(own()));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = child.with_context(|| format!("{name} could not be started"))?;
     let mut stdout = child.stdout.take().context("its output was asked for")?;
     let reader = std::thread::spawn(move || std::io::read_to_string(&mut stdout));
-    let (mut peak, mut own) = (None, None);
+    let mut peak = None;
     let status = loop {
         peak = memory(child.id()).or(peak);
-        own = processor_seconds(child.id()).or(own);
         match child.try_wait().with_context(|| format!("{name} was lost"))? {
             Some(status) => break status,
-            None => std::thread::sleep(Duration::from_millis(50)),
+            None => std::thread::sleep(Duration::from_millis(10)),
         }
     };
-    let others = busy()
-        .zip(start.1)
-        .zip(own)
-        .map(|((after, before), own)| (after - before - own).max(0.0) / start.0.elapsed().as_secs_f64());
+    let seconds = start.elapsed().as_secs_f64();
+    let others = before
+        .zip(busy().zip(own()))
+        .map(|((all, own), (all_after, own_after))| ((all_after - all) - (own_after - own)).max(0.0) / seconds);
     let printed = reader.join().map_err(|_| anyhow::anyhow!("{name} could not be read from"))??;
     if !status.success() {
         bail!("{name} ended with {status}");
     }
     let measured = serde_json::from_str(&printed).with_context(|| format!("{name} printed no JSON: {printed:?}"))?;
-    Ok(Run { measured, peak, others })
+    Ok(Run { measured, peak, others, seconds })
+}
+
+/// Cores that all programs use, measured over a second (Linux).
+pub(super) fn load() -> Option<f64> {
+    let (start, before) = (Instant::now(), busy()?);
+    std::thread::sleep(Duration::from_secs(1));
+    Some((busy()? - before) / start.elapsed().as_secs_f64())
+}
+
+/// Bytes that a folder's file system has left, as `df` tells.
+pub(super) fn free(folder: &Path) -> Option<u64> {
+    let output = Command::new("df").arg("-Pk").arg(folder).stderr(Stdio::null()).output().ok()?;
+    available(&String::from_utf8(output.stdout).ok()?)
+}
+
+/// The number before the percentage in the second line, in KiB; names on both sides of them may hold spaces.
+fn available(df: &str) -> Option<u64> {
+    let fields: Vec<&str> = df.lines().nth(1)?.split_whitespace().collect();
+    let percentage = fields.iter().position(|field| field.ends_with('%') && *field != "%")?;
+    fields.get(percentage.checked_sub(1)?)?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Most memory that a process had resident so far, in bytes (Linux).
@@ -188,12 +230,14 @@ fn memory(process: u32) -> Option<u64> {
 /// Ticks of a second in which Linux counts processor time for programs.
 const TICKS: f64 = 100.0;
 
-/// Processor time of a process so far, in seconds (Linux).
-fn processor_seconds(process: u32) -> Option<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+/// Processor time of this program and of those it started and saw the end of, in seconds (Linux).
+fn own() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // the name, in brackets, may hold anything
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    Some((fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?) / TICKS)
+    // user and system, of its own and of its children
+    let ticks = fields.get(11..15)?.iter().map(|field| field.parse::<f64>().ok()).sum::<Option<f64>>()?;
+    Some(ticks / TICKS)
 }
 
 /// Processor time of all programs so far, in seconds (Linux).
@@ -218,11 +262,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_a_disk_is_read() {
+        let df = "Filesystem 1024-blocks Used Available Capacity Mounted on\nmy disk 250 200 36 85% /mnt/a b\n";
+        assert_eq!(available(df), Some(36 * 1024));
+        assert_eq!(available("df: no such file\n"), None);
+        assert_eq!(available("a\n85% /\n"), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_childs_work_is_not_that_of_others() {
+        // a shell that counts: some time of one core, all of it ours
+        let before = super::own().expect("Linux tells");
+        let script = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo 1";
+        run(Command::new("sh").args(["-c", script])).expect("it prints JSON");
+        let spent = super::own().expect("Linux tells") - before;
+        assert!(spent > 0.05, "{spent} s");
+    }
+
+    #[test]
     fn what_linux_tells_of_a_process_is_read() {
         if cfg!(target_os = "linux") {
             let own = std::process::id();
             assert!(memory(own).is_some_and(|bytes| bytes > 1 << 16));
-            assert!(processor_seconds(own).is_some() && busy().is_some());
+            assert!(super::own().is_some() && busy().is_some() && load().is_some());
         }
         assert_eq!(memory(0), None);
     }
