@@ -78,7 +78,7 @@ impl Format {
     }
 
     /// Values per block: 32 or 256 for the quantized formats, 1 for the others.
-    pub fn block_len(self) -> usize {
+    pub const fn block_len(self) -> usize {
         match self {
             Format::F32 | Format::Bf16 | Format::F16 => 1,
             Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => blocks::SMALL,
@@ -87,7 +87,7 @@ impl Format {
     }
 
     /// Bytes per block.
-    pub fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         match self {
             Format::F32 => 4,
             Format::Bf16 | Format::F16 => 2,
@@ -153,12 +153,6 @@ impl Format {
     /// # Panics
     /// When `values` is not a whole number of blocks or `bytes` does not have their size.
     pub fn decode_row(self, bytes: &[u8], values: &mut [f32]) {
-        self.decode_row_inline(bytes, values);
-    }
-
-    /// [`decode_row`](Self::decode_row), compiled for the instructions of the caller.
-    #[inline(always)]
-    pub(crate) fn decode_row_inline(self, bytes: &[u8], values: &mut [f32]) {
         assert_eq!(self.row_bytes(values.len()), Some(bytes.len()), "row size");
         match self {
             Format::F32 => {

@@ -1,6 +1,7 @@
 //! A stretch of a packed row as f32 values.
 
 use super::lanes::Lanes;
+use super::parts::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
 use crate::Format;
 use half::f16;
 
@@ -38,12 +39,34 @@ pub(super) unsafe fn decode<L: Lanes>(format: Format, bytes: &[u8], values: &mut
                 }
                 return;
             }
-            Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q4K | Format::Q5K | Format::Q6K => {
-                return format.decode_row_inline(bytes, values);
-            }
+            Format::Q4_1 => return parted::<L, Q41>(bytes, values),
+            Format::Q5_0 => return parted::<L, Q50>(bytes, values),
+            Format::Q5_1 => return parted::<L, Q51>(bytes, values),
+            Format::Q4K => return parted::<L, Q4K>(bytes, values),
+            Format::Q5K => return parted::<L, Q5K>(bytes, values),
+            Format::Q6K => return parted::<L, Q6K>(bytes, values),
             Format::F32 => (0..whole).step_by(L::N).for_each(|i| L::load(from.add(i * 4).cast()).store(to.add(i))),
         }
     }
     let size = format.block_bytes();
     format.decode_row(&bytes[whole * size..], &mut values[whole..]);
+}
+
+/// Blocks of one of the formats with parts.
+///
+/// # Safety
+/// As [`decode`].
+#[inline(always)]
+unsafe fn parted<L: Lanes, B: Blocks>(bytes: &[u8], values: &mut [f32]) {
+    let mut scales = Scales::new();
+    let blocks = bytes.chunks_exact(B::FORMAT.block_bytes());
+    for (block, values) in blocks.zip(values.chunks_exact_mut(B::FORMAT.block_len())) {
+        // SAFETY: as required of the caller; a block's values are a multiple of the lanes.
+        unsafe {
+            B::scales::<L>(block.as_ptr(), &mut scales);
+            for i in (0..values.len()).step_by(L::N) {
+                B::values::<L>(block.as_ptr(), &scales, i).store(values.as_mut_ptr().add(i));
+            }
+        }
+    }
 }

@@ -24,6 +24,13 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_low_nibbles(from: *const u8) -> Self;
     /// The high four bits of `N` bytes, minus 8.
     unsafe fn load_high_nibbles(from: *const u8) -> Self;
+    /// Four bits of each of `N` bytes, from bit `shift` on: 0 to 15.
+    unsafe fn load_nibbles(from: *const u8, shift: u32) -> Self;
+    /// The same, and 16 more in the lanes whose bit of `fifth` is set.
+    unsafe fn load_five_bits(from: *const u8, shift: u32, fifth: u32) -> Self;
+    /// The same nibbles of `low`, and above them the bits of `MASK` of each of `N` bytes at `high`, from bit
+    /// `high_shift` on.
+    unsafe fn load_split<const MASK: i32>(low: *const u8, shift: u32, high: *const u8, high_shift: u32) -> Self;
     /// `self * factor`.
     unsafe fn mul(self, factor: Self) -> Self;
     /// `self * factor + addend`.
@@ -113,6 +120,26 @@ impl Lanes for Plain {
     unsafe fn load_high_nibbles(from: *const u8) -> Self {
         // SAFETY: as required of the caller.
         unsafe { Self::from_bytes(from, |byte| f32::from(byte >> 4) - 8.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8, shift: u32) -> Self {
+        // SAFETY: as required of the caller.
+        unsafe { Self::from_bytes(from, |byte| f32::from(byte >> shift & 15)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_five_bits(from: *const u8, shift: u32, fifth: u32) -> Self {
+        // SAFETY: the caller gives eight readable bytes.
+        let bytes = unsafe { from.cast::<[u8; 8]>().read_unaligned() };
+        Self(std::array::from_fn(|i| f32::from((bytes[i] >> shift & 15) | ((fifth >> i & 1) as u8) << 4)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_split<const MASK: i32>(low: *const u8, shift: u32, high: *const u8, high_shift: u32) -> Self {
+        // SAFETY: the caller gives eight readable bytes at both places.
+        let [low, high] = unsafe { [low, high].map(|from| from.cast::<[u8; 8]>().read_unaligned()) };
+        Self(std::array::from_fn(|i| f32::from((low[i] >> shift & 15) | (high[i] >> high_shift & MASK as u8) << 4)))
     }
 
     #[inline(always)]

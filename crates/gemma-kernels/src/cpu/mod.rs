@@ -2,7 +2,7 @@
 //!
 //! `level` finds out what the processor can do, `lanes` is the vector type of each instruction set, `pool` the
 //! threads. `linear` decides how a product is computed: `stream` or `integer` for few tokens, `blocked` or `bytes` for
-//! many. `attention` is one algorithm for both; the innermost loops of the last two are in `tile`. `recurrence` and
+//! many, with blocks of parts taken apart by `parts`. `attention` is one algorithm for both; the innermost loops of the last two are in `tile`. `recurrence` and
 //! `gates` are RecurrentGemma's.
 
 mod attention;
@@ -18,6 +18,7 @@ mod lanes;
 mod level;
 mod linear;
 mod math;
+mod parts;
 mod pool;
 mod quantize;
 mod recurrence;

@@ -4,6 +4,7 @@
 use super::lanes::{Lanes, prefetch};
 use super::level::{Level, with_level};
 use super::linear::{Output, Shape};
+use super::parts::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
 use crate::Format;
 use half::f16;
 use std::ops::Range;
@@ -160,9 +161,12 @@ unsafe fn tokens<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
             Format::Q4_0 => blocks::<L, M, FETCH, 18>(x, bytes, |quants, i| {
                 if i < 16 { L::load_low_nibbles(quants.add(i)) } else { L::load_high_nibbles(quants.add(i - 16)) }
             }),
-            Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q4K | Format::Q5K | Format::Q6K => {
-                decoded::<L, M, FETCH>(x, bytes, shape.format)
-            }
+            Format::Q4_1 => parted::<L, Q41, M, FETCH>(x, bytes),
+            Format::Q5_0 => parted::<L, Q50, M, FETCH>(x, bytes),
+            Format::Q5_1 => parted::<L, Q51, M, FETCH>(x, bytes),
+            Format::Q4K => parted::<L, Q4K, M, FETCH>(x, bytes),
+            Format::Q5K => parted::<L, Q5K, M, FETCH>(x, bytes),
+            Format::Q6K => parted::<L, Q6K, M, FETCH>(x, bytes),
         }
     };
     for (t, sum) in sums.into_iter().enumerate() {
@@ -254,31 +258,30 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
 }
 
 /// # Safety
-/// As [`tokens`]; a block is decoded to f32 first.
+/// As [`tokens`]; the blocks of one of the formats with parts.
 #[inline(always)]
-unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
-    x: [&[f32]; M],
-    bytes: &[u8],
-    format: Format,
-) -> [f32; M] {
-    let (len, size) = (format.block_len(), format.block_bytes());
-    let mut values = [0f32; 256];
-    let values = &mut values[..len];
-    // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes.
+unsafe fn parted<L: Lanes, B: Blocks, const M: usize, const FETCH: bool>(x: [&[f32]; M], bytes: &[u8]) -> [f32; M] {
+    let (len, size) = (B::FORMAT.block_len(), B::FORMAT.block_bytes());
+    // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes, twice.
     unsafe {
-        let mut sums = [L::splat(0.0); M];
+        let mut scales = Scales::new();
+        // two sums, so that an addition need not wait for the one before
+        let mut sums = [[L::splat(0.0); M]; 2];
         for (b, block) in bytes.chunks_exact(size).enumerate() {
             if FETCH {
                 for line in (0..size).step_by(64) {
                     prefetch(block.as_ptr().wrapping_add(AHEAD + line));
                 }
             }
-            format.decode_row_inline(block, values);
-            for i in (0..len).step_by(L::N) {
-                let weights = L::load(values.as_ptr().add(i));
-                sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * len + i)), sums[t]));
+            B::scales::<L>(block.as_ptr(), &mut scales);
+            for pair in (0..len).step_by(2 * L::N) {
+                for (s, sums) in sums.iter_mut().enumerate() {
+                    let i = pair + s * L::N;
+                    let weights = B::values::<L>(block.as_ptr(), &scales, i);
+                    *sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * len + i)), sums[t]));
+                }
             }
         }
-        sums.map(|sum| sum.sum())
+        std::array::from_fn(|t| sums[0][t].add(sums[1][t]).sum())
     }
 }

@@ -9,6 +9,31 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Avx2(__m256);
 
+impl Avx2 {
+    /// `N` bytes, each in a lane.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
+    }
+
+    /// Four bits of each byte, from bit `shift` on.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8, shift: u32) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let moved = _mm256_srl_epi32(Self::bytes(from), _mm_cvtsi32_si128(shift.cast_signed()));
+            _mm256_and_si256(moved, _mm256_set1_epi32(15))
+        }
+    }
+}
+
 impl From<__m256> for Avx2 {
     fn from(lanes: __m256) -> Self {
         Self(lanes)
@@ -73,6 +98,30 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8, shift: u32) -> Self {
+        unsafe { Self(_mm256_cvtepi32_ps(Self::nibbles(from, shift))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_five_bits(from: *const u8, shift: u32, fifth: u32) -> Self {
+        unsafe {
+            // each lane shifts by its own number
+            let bits = _mm256_srlv_epi32(_mm256_set1_epi32(fifth.cast_signed()), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            let sixteen = _mm256_and_si256(_mm256_slli_epi32::<4>(bits), _mm256_set1_epi32(16));
+            Self(_mm256_cvtepi32_ps(_mm256_or_si256(Self::nibbles(from, shift), sixteen)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_split<const MASK: i32>(low: *const u8, shift: u32, high: *const u8, high_shift: u32) -> Self {
+        unsafe {
+            let moved = _mm256_srl_epi32(Self::bytes(high), _mm_cvtsi32_si128(high_shift.cast_signed()));
+            let high = _mm256_slli_epi32::<4>(_mm256_and_si256(moved, _mm256_set1_epi32(MASK)));
+            Self(_mm256_cvtepi32_ps(_mm256_or_si256(Self::nibbles(low, shift), high)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn mul(self, factor: Self) -> Self {
         unsafe { Self(_mm256_mul_ps(self.0, factor.0)) }
     }
@@ -122,6 +171,31 @@ impl Lanes for Avx2 {
 /// AVX-512 F, BW, VL and DQ.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Avx512(__m512);
+
+impl Avx512 {
+    /// `N` bytes, each in a lane.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> __m512i {
+        // SAFETY: as required of the caller.
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
+    }
+
+    /// Four bits of each byte, from bit `shift` on.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8, shift: u32) -> __m512i {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let moved = _mm512_srl_epi32(Self::bytes(from), _mm_cvtsi32_si128(shift.cast_signed()));
+            _mm512_and_si512(moved, _mm512_set1_epi32(15))
+        }
+    }
+}
 
 // SAFETY (for every block below): `Lanes` demands the instruction set and readable pointers of its callers.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "said once, above")]
@@ -177,6 +251,28 @@ impl Lanes for Avx512 {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
             let nibbles = _mm512_srli_epi32::<4>(bytes);
             Self(_mm512_cvtepi32_ps(_mm512_sub_epi32(nibbles, _mm512_set1_epi32(8))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8, shift: u32) -> Self {
+        unsafe { Self(_mm512_cvtepi32_ps(Self::nibbles(from, shift))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_five_bits(from: *const u8, shift: u32, fifth: u32) -> Self {
+        unsafe {
+            let nibbles = Self::nibbles(from, shift);
+            Self(_mm512_cvtepi32_ps(_mm512_mask_add_epi32(nibbles, fifth as __mmask16, nibbles, _mm512_set1_epi32(16))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_split<const MASK: i32>(low: *const u8, shift: u32, high: *const u8, high_shift: u32) -> Self {
+        unsafe {
+            let moved = _mm512_srl_epi32(Self::bytes(high), _mm_cvtsi32_si128(high_shift.cast_signed()));
+            let high = _mm512_slli_epi32::<4>(_mm512_and_si512(moved, _mm512_set1_epi32(MASK)));
+            Self(_mm512_cvtepi32_ps(_mm512_or_si512(Self::nibbles(low, shift), high)))
         }
     }
 
@@ -281,6 +377,21 @@ impl Lanes for Pairs {
     #[inline(always)]
     unsafe fn load_high_nibbles(from: *const u8) -> Self {
         unsafe { Self(Avx512::load_high_nibbles(from)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8, shift: u32) -> Self {
+        unsafe { Self(Avx512::load_nibbles(from, shift)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_five_bits(from: *const u8, shift: u32, fifth: u32) -> Self {
+        unsafe { Self(Avx512::load_five_bits(from, shift, fifth)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_split<const MASK: i32>(low: *const u8, shift: u32, high: *const u8, high_shift: u32) -> Self {
+        unsafe { Self(Avx512::load_split::<MASK>(low, shift, high, high_shift)) }
     }
 
     #[inline(always)]
