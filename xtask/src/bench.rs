@@ -58,10 +58,8 @@ struct Row {
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     let options = parse(arguments)?;
     // Built once and first, so that no compiler runs while something is measured.
-    Step::new("build", &["build", "--release", "--package", "gemma-cli", "--package", "xtask"]).run(root)?;
-
-    let bandwidth = Step::new("bandwidth", &["run", "--release", "--quiet", "--package", "xtask", "--", "bandwidth"]);
-    let bandwidth: f64 = bandwidth.output(root)?.trim().parse().context("the bandwidth is not a number")?;
+    Step::new("build", &["build", "--release", "--package", "gemma-cli"]).run(root)?;
+    let bandwidth = memory_speed(root)?;
     if options.peers {
         return compare_with_peers(root, &options, bandwidth);
     }
@@ -82,6 +80,23 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
         write(root, &section, [BEGIN, END])?;
     }
     Ok(())
+}
+
+/// Prints what `gemma bench --bandwidth` measures.
+pub(crate) fn bandwidth(root: &Path, arguments: &[String]) -> Result<()> {
+    if let Some(argument) = arguments.first() {
+        bail!("bandwidth takes no options (got {argument:?})");
+    }
+    Step::new("build", &["build", "--release", "--package", "gemma-cli"]).run(root)?;
+    println!("{}", memory_speed(root)?);
+    Ok(())
+}
+
+/// Bytes per second that all cores together read from memory.
+fn memory_speed(root: &Path) -> Result<f64> {
+    let arguments = ["run", "--release", "--quiet", "--package", "gemma-cli", "--", "bench", "--bandwidth"];
+    let printed = Step::new("bandwidth", &arguments).output(root)?;
+    printed.trim().parse().context("the bandwidth is not a number")
 }
 
 fn read(root: &Path) -> Result<String> {
@@ -125,7 +140,7 @@ fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<
         if options.fast { " --fast-activations" } else { "" },
         options.shapes.join(","),
         options.precisions.join(","),
-        compare::table(&comparisons, bandwidth)?
+        compare::table(&comparisons)?
     );
     println!("{section}");
     if options.write {
@@ -206,7 +221,7 @@ fn section(options: &Options, machine: &str, bandwidth: f64, rows: &[Row]) -> Re
     let mut text = format!(
         "Machine: {machine}; it reads memory at {:.1} GB/s (`cargo xtask bandwidth`).\n\
          Each row: `gemma {command}`.\n\n\
-         | shape | precision | weights | prefill | decode | weights read while decoding | peak memory |\n\
+         | shape | precision | weights | prefill | decode | of the bandwidth | peak memory |\n\
          |---|---|---|---|---|---|---|\n",
         bandwidth / 1e9
     );
@@ -222,18 +237,16 @@ fn section(options: &Options, machine: &str, bandwidth: f64, rows: &[Row]) -> Re
         };
         let (prefill, decode) = ("prefill_tokens_per_second", "decode_tokens_per_second");
         let weights = number("weight_bytes")?;
-        let read = weights * number(decode)?;
+        let part = number("memory_part").map_or("–".to_string(), |part| format!("{:.0} %", 100.0 * part));
         // Not every system says how much memory was in use at most.
         let peak = number("peak_rss_bytes").map_or("unknown".to_string(), |bytes| format!("{:.2} GB", bytes / 1e9));
         text.push_str(&format!(
-            "| {shape} | {precision} | {:.2} GB | {}{} tok/s | {}{} tok/s | {:.1} GB/s, {:.0} % | {peak} |\n",
+            "| {shape} | {precision} | {:.2} GB | {}{} tok/s | {}{} tok/s | {part} | {peak} |\n",
             weights / 1e9,
             rounded(number(prefill)?),
             spread(prefill),
             rounded(number(decode)?),
             spread(decode),
-            read / 1e9,
-            100.0 * read / bandwidth,
         ));
     }
     Ok(text)
@@ -268,6 +281,7 @@ mod tests {
             "prefill_tokens_per_second": 123.4, "decode_tokens_per_second": 5.0,
             "decode_tokens_per_second_min": 4.9, "decode_tokens_per_second_max": 5.1,
             "peak_rss_bytes": 5_200_000_000u64, "weight_bytes": 5_000_000_000u64,
+            "memory_part": 0.5,
         });
         Row { shape: "gemma-2b".into(), precision: "bf16".into(), measured }
     }
@@ -301,7 +315,7 @@ mod tests {
     fn a_row_says_how_much_of_the_bandwidth_is_used() {
         let text =
             section(&options(&[]).expect("defaults"), "a machine", 50e9, &[row()]).expect("all numbers are there");
-        let expected = "| gemma-2b | bf16 | 5.00 GB | 123 tok/s | 5.00 [4.90–5.10] tok/s | 25.0 GB/s, 50 % | 5.20 GB |";
+        let expected = "| gemma-2b | bf16 | 5.00 GB | 123 tok/s | 5.00 [4.90–5.10] tok/s | 50 % | 5.20 GB |";
         assert!(text.contains(expected), "{text}");
         assert!(text.contains("gemma bench --shape SHAPE --precision PRECISION --prompt 512"), "{text}");
     }

@@ -3,7 +3,6 @@
 //! One file per chore. Nothing here depends on Burn, so a chore starts at once; what needs a model runs the
 //! program that has it (`gemma-cli`, `gemma-demo`, `gemma-tests`) as a child.
 
-mod bandwidth;
 mod bench;
 mod cargo;
 mod check;
@@ -59,7 +58,7 @@ fn run(chore: &str, arguments: &[String]) -> Result<()> {
         "goldens" => goldens::run(&root, arguments),
         "demo" => demo::run(&root, arguments),
         "bench" => bench::run(&root, arguments),
-        "bandwidth" => bandwidth::run(arguments),
+        "bandwidth" => bench::bandwidth(&root, arguments),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             Ok(())

@@ -555,11 +555,13 @@ Examples:
   gemma bench --shape gemma-2b --precision q4_0 --prompt 512 --decode 32
   gemma bench --shape gemma-2b --precision bf16 --depth 2048 --threads 2 --json
   gemma bench --shape gemma-2b --precision bf16 --sequences 8
+  gemma bench --bandwidth
 
 --shape measures random weights of a released shape (gemma-2b, gemma-7b, gemma-2-2b, gemma-2-9b, gemma-2-27b,
 recurrentgemma-2b, recurrentgemma-9b), so nothing need be downloaded; its load time is that of making them. Numbers are medians with the smallest
 and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
-_min and _max, peak_rss_bytes, weight_bytes.")]
+_min and _max, peak_rss_bytes, weight_bytes; first_token_seconds since the program began, after a prompt of 8, for files;
+memory_bytes_per_second and memory_part (how much of it writing used), for large weights on a processor.")]
 pub(crate) struct Bench {
     /// A folder or hub id; the demo without it.
     #[arg(short, long, value_name = "FOLDER|ID", conflicts_with = "shape")]
@@ -588,6 +590,10 @@ pub(crate) struct Bench {
     /// How often to measure.
     #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
     pub(crate) repeat: NonZeroUsize,
+
+    /// Measure no model, only how many bytes of memory the threads read in a second.
+    #[arg(long, conflicts_with_all = ["model", "shape"])]
+    pub(crate) bandwidth: bool,
 
     /// Print one JSON object.
     #[arg(long)]

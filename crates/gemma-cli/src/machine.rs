@@ -1,8 +1,20 @@
-//! What this machine has: memory left for a model, and the most this process has used.
+//! What this machine has: memory left for a model, and the most this process has used; how long it has run.
 //!
 //! Read from the files Linux offers; elsewhere the answers are unknown rather than guessed.
 
-use std::fs;
+use std::{fs, sync::OnceLock, time::Instant};
+
+static START: OnceLock<Instant> = OnceLock::new();
+
+/// To be called first of all.
+pub(crate) fn note_start() {
+    START.get_or_init(Instant::now);
+}
+
+/// Seconds since the program began.
+pub(crate) fn seconds_since_start() -> f64 {
+    START.get_or_init(Instant::now).elapsed().as_secs_f64()
+}
 
 /// Bytes a program can still use before the machine swaps or a container is ended.
 pub(crate) fn available_memory() -> Option<u64> {

@@ -5,6 +5,7 @@
 //! 2 a mistake in what was asked (one line on standard error), 130 interrupted.
 
 mod args;
+mod bandwidth;
 mod commands;
 mod interrupt;
 mod logits_file;
@@ -28,6 +29,7 @@ use crate::{args::Arguments, commands::Ending};
 const FAILURE: u8 = 2;
 
 fn main() -> ExitCode {
+    machine::note_start();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),

@@ -326,6 +326,13 @@ fn bench_measures_the_demo_and_a_shape_is_checked() {
         assert!(min > Some(0.0) && min <= median && median <= max, "{speed}: {min:?} {median:?} {max:?}");
     }
     assert!(report["weight_bytes"].as_u64() > Some(0));
+    assert!(report["first_token_seconds"].as_f64() > report["load_seconds_min"].as_f64());
+    assert!(report["memory_part"].is_null(), "the demo may lie in a cache");
+    let told = printed(&mut gemma(["bench", "--prompt", "4", "--decode", "2", "--repeat", "1"]));
+    assert!(told.contains("first token") && told.contains("most memory"), "{told}");
+    let bandwidth = printed(&mut gemma(["bench", "--bandwidth", "--threads", "1"]));
+    assert!(bandwidth.trim().parse::<u64>().is_ok_and(|speed| speed > 1 << 20), "{bandwidth}");
+    assert!(refusal(&mut gemma(["bench", "--bandwidth", "--shape", "gemma-2b"])).contains("--shape"));
     let together = printed_json(&mut gemma(["bench", "--sequences", "3", "--decode", "4", "--repeat", "1", "--json"]));
     assert_eq!(together["sequences"], 3);
     assert!(refusal(&mut gemma(["bench", "--sequences", "257"])).contains("256"));

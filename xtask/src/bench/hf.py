@@ -25,7 +25,8 @@ kind = transformers.PaliGemmaForConditionalGeneration if pictures else transform
 model = kind.from_pretrained(folder, dtype=torch.bfloat16).eval()
 versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
 result = {"load_seconds": time.perf_counter() - begin, "versions": versions}
-vocab = 250_000
+# leaves out control tokens, and what PaliGemma has beyond the words
+vocab = min(250_000, config.get_text_config().vocab_size - 5)
 
 
 def read(count, before=None):

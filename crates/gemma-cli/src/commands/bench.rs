@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
+use gemma_backend::Backend;
 use gemma_generate::{CausalModel, GenerateOptions, Segment};
 use gemma_model::Network;
 use gemma_tokenizer::TokenId;
@@ -11,7 +12,7 @@ use paligemma::{Pixels, Prompt, VisionLanguageModel};
 use serde::Serialize;
 
 use crate::{
-    args,
+    args, bandwidth,
     commands::Ending,
     machine, output,
     session::{self, Kind, Opened, with_network},
@@ -51,6 +52,8 @@ struct Report {
     load_seconds: Option<f64>,
     load_seconds_min: Option<f64>,
     load_seconds_max: Option<f64>,
+    /// From the start of the program to the first token after a short prompt; null for weights made here.
+    first_token_seconds: Option<f64>,
     /// Of one picture; null for models without an encoder.
     encode_seconds: Option<f64>,
     encode_seconds_min: Option<f64>,
@@ -63,6 +66,10 @@ struct Report {
     decode_tokens_per_second_max: Option<f64>,
     peak_rss_bytes: Option<u64>,
     weight_bytes: u64,
+    /// How fast the threads read memory; null where weights may lie in a cache or not in the processor's memory.
+    memory_bytes_per_second: Option<u64>,
+    /// How much of that reading the weights took while writing.
+    memory_part: Option<f64>,
     /// Buffers of one sequence after everything that was read.
     sequence_bytes: u64,
 }
@@ -88,6 +95,15 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
+    if args.bandwidth {
+        let bytes_per_second = bandwidth::of_memory(rayon::current_num_threads());
+        if args.json {
+            output::json(&serde_json::json!({ "memory_bytes_per_second": bytes_per_second }))?
+        } else {
+            output::line(bytes_per_second)?
+        }
+        return Ok(Ending::Done);
+    }
     if let Some(shape) = &args.shape {
         let (shape, kind) = session::shape(shape)?;
         return match kind {
@@ -115,6 +131,10 @@ fn measure<N: Network>(
     let mut measured = Measured::default();
     let mut opened = open()?;
     let lengths = lengths(args, &opened.model, usual(&opened.model))?;
+    let first_token_seconds = args.shape.is_none().then(|| {
+        read(&opened.model, &mut opened.model.new_memory(), 0, FIRST_PROMPT);
+        machine::seconds_since_start()
+    });
     for round in 0..args.repeat.get() {
         // Random weights take longer to make than to load, and making them twice tells nothing.
         if round > 0 && args.shape.is_none() {
@@ -124,7 +144,11 @@ fn measure<N: Network>(
         measured.load.push(opened.seconds);
         one_round(&opened.model, lengths, &mut measured)?;
     }
-    let report = report(args, &opened.model, gemma_backend::describe(&opened.model.device()), lengths, measured);
+    let mut report = report(args, &opened.model, gemma_backend::describe(&opened.model.device()), lengths, measured);
+    report.first_token_seconds = first_token_seconds;
+    // after the most memory was noted, and with the model's given back
+    drop(opened);
+    compare_with_memory(&mut report);
     if args.json {
         output::json(&report)?
     } else {
@@ -132,6 +156,23 @@ fn measure<N: Network>(
     }
     Ok(Ending::Done)
 }
+
+/// Measures the memory's speed beside that of writing, where the processor reads all weights from it.
+fn compare_with_memory(report: &mut Report) {
+    let processor = [Backend::NdArray, Backend::Flex].iter().any(|backend| report.backend.starts_with(backend.name()));
+    // the encoder of pictures is not read while writing
+    if !processor || report.weight_bytes < UNCACHED || report.encode_seconds.is_some() {
+        return;
+    }
+    let speed = bandwidth::of_memory(report.threads);
+    report.memory_bytes_per_second = Some(speed);
+    report.memory_part = report
+        .decode_tokens_per_second
+        .map(|rate| report.weight_bytes as f64 * rate / report.sequences as f64 / speed as f64);
+}
+
+/// Weights beyond any processor's cache, in bytes.
+const UNCACHED: u64 = 1 << 30;
 
 /// The lengths asked for, if they fit; a prompt that was not asked for takes what room there is.
 fn lengths(args: &args::Bench, decoder: &impl CausalModel, usual: usize) -> Result<Lengths> {
@@ -172,6 +213,9 @@ fn one_round<N: Network>(decoder: &N, lengths: Lengths, measured: &mut Measured)
     }
     Ok(())
 }
+
+/// Tokens of the prompt before the first token that is timed from the start of the program.
+const FIRST_PROMPT: usize = 8;
 
 /// Tokens of a prompt, where none were asked for.
 const USUAL_PROMPT: usize = 512;
@@ -271,6 +315,7 @@ fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: 
         load_seconds: load.map(|spread| spread.median),
         load_seconds_min: load.map(|spread| spread.min),
         load_seconds_max: load.map(|spread| spread.max),
+        first_token_seconds: None,
         encode_seconds: encode.map(|spread| spread.median),
         encode_seconds_min: encode.map(|spread| spread.min),
         encode_seconds_max: encode.map(|spread| spread.max),
@@ -282,6 +327,8 @@ fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: 
         decode_tokens_per_second_max: decode.map(|spread| spread.max),
         peak_rss_bytes: machine::peak_memory(),
         weight_bytes: decoder.weight_bytes() as u64,
+        memory_bytes_per_second: None,
+        memory_part: None,
         sequence_bytes,
     }
 }
@@ -314,10 +361,16 @@ fn told(report: &Report) -> String {
         [report.decode_tokens_per_second, report.decode_tokens_per_second_min, report.decode_tokens_per_second_max],
         format!("tokens/s ({decode_tokens} tokens{together})"),
     );
+    let first = report
+        .first_token_seconds
+        .map_or(String::new(), |seconds| format!("\nfirst token {} s after the program began", significant(seconds)));
+    let memory = report.memory_bytes_per_second.zip(report.memory_part).map_or(String::new(), |(speed, part)| {
+        format!("\nmemory is read at {}/s; writing used {:.0} % of that", output::bytes(speed), 100.0 * part)
+    });
     let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), output::bytes);
     format!(
         "{model}, {precision}\n{backend}, --threads {threads}\nmeasured {times}, after {after} tokens\n\n{table}\n\n\
-         weights {}, this sequence {}, most memory {peak}",
+         weights {}, this sequence {}, most memory {peak}{first}{memory}",
         output::bytes(report.weight_bytes),
         output::bytes(report.sequence_bytes)
     )

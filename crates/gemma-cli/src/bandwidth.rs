@@ -1,31 +1,30 @@
 //! How fast this machine reads memory: the yardstick of decoding, which reads every weight once per token.
 
-use anyhow::{Result, bail};
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::machine;
+
 /// Read per round: far beyond any cache that one program has to itself.
-const BYTES: usize = 2 << 30;
+const BYTES: u64 = 2 << 30;
+/// One part in so many of the memory that is left is the most that is taken.
+const PART: u64 = 4;
 /// The best round counts: a slower one was disturbed.
 const ROUNDS: usize = 5;
 /// Streams that each thread reads side by side; one alone does not keep enough loads in flight.
 const STREAMS: usize = 8;
 
-/// Prints the bandwidth in bytes per second.
-pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    if let Some(argument) = arguments.first() {
-        bail!("bandwidth takes no options (got {argument:?})");
-    }
-    println!("{}", measure(BYTES, ROUNDS));
-    Ok(())
+/// Bytes per second that so many threads read together.
+pub(crate) fn of_memory(threads: usize) -> u64 {
+    let bytes = machine::available_memory().map_or(BYTES, |left| BYTES.min(left / PART));
+    measure(bytes, threads, ROUNDS)
 }
 
-/// Bytes per second that all cores together read from a buffer of `bytes`; the best of `rounds`.
-fn measure(bytes: usize, rounds: usize) -> u64 {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+/// Bytes per second that `threads` read together from a buffer of `bytes`; the best of `rounds`.
+fn measure(bytes: u64, threads: usize, rounds: usize) -> u64 {
     // Not zeros: those may all be one page of the kernel's.
-    let buffer: Vec<u64> = (0..bytes as u64 / 8).collect();
-    let part = buffer.len().div_ceil(threads).max(1);
+    let buffer: Vec<u64> = (0..bytes / 8).collect();
+    let part = buffer.len().div_ceil(threads.max(1)).max(1);
     let mut best = f64::INFINITY;
     for _ in 0..rounds {
         let start = Instant::now();
@@ -70,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_small_buffer_gives_a_plausible_speed() {
-        let speed = measure(1 << 20, 2);
+        let speed = measure(1 << 20, 3, 2);
         assert!(speed > 1_000_000, "{speed} bytes per second");
     }
 }
