@@ -106,7 +106,8 @@ impl Lanes for Avx2 {
     unsafe fn load_five_bits(from: *const u8, shift: u32, fifth: u32) -> Self {
         unsafe {
             // each lane shifts by its own number
-            let bits = _mm256_srlv_epi32(_mm256_set1_epi32(fifth.cast_signed()), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            let bits =
+                _mm256_srlv_epi32(_mm256_set1_epi32(fifth.cast_signed()), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
             let sixteen = _mm256_and_si256(_mm256_slli_epi32::<4>(bits), _mm256_set1_epi32(16));
             Self(_mm256_cvtepi32_ps(_mm256_or_si256(Self::nibbles(from, shift), sixteen)))
         }
