@@ -1,7 +1,7 @@
 //! CodeGemma as a whole: prompts as the reference makes them, gaps filled, guesses and reuse that change nothing.
 
 use codegemma::{CodeGemma, Cut, Error, File, Infill, InfillOptions, Language, Order};
-use gemma::{Backend, Device};
+use gemma::{Activations, Backend, Device, LoadOptions};
 use gemma_demo::corpus::code::held_out_functions;
 use gemma_demo::corpus::holes::Hole;
 use gemma_demo::random::Random;
@@ -273,7 +273,9 @@ fn typed() -> Vec<Infill> {
 #[test]
 fn a_prompt_read_in_part_gives_the_logits_of_one_read_anew() {
     for (device, _) in devices() {
-        let model = codegemma::demo(&device).unwrap();
+        // otherwise long pieces are rounded as short ones are not
+        let exact = LoadOptions { activations: Activations::Exact, ..LoadOptions::default() };
+        let model = codegemma::demo_with(&exact, &device).unwrap();
         for order in [Order::Psm, Order::Spm] {
             let options = InfillOptions { order, ..InfillOptions::default() };
             let mut session = model.session();

@@ -25,6 +25,9 @@ use clap::{Parser, error::ErrorKind};
 
 use crate::{args::Arguments, commands::Ending};
 
+#[global_allocator]
+static ALLOCATOR: gemma_kernels::LargeBlocks = gemma_kernels::LargeBlocks::new();
+
 /// Exit code of everything that went wrong.
 const FAILURE: u8 = 2;
 

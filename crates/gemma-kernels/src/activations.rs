@@ -1,19 +1,19 @@
 //! How finely activations are represented inside a product on the processor.
 
-/// The representation of the activations in products with packed weights on the processor. Weights are never
-/// rounded, and sums over a row are f32, in each of them; graphics processors always compute with f32.
+/// The representation of the activations in products with packed weights on the processor. Sums over a row are f32 in
+/// each of them; graphics processors always compute with f32, and so do products with f32 weights.
 ///
 /// The errors are relative to the root mean square of the product, for random values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activations {
     /// f32 throughout: error below 1e-6.
     Exact,
-    /// With quantized weights, 16-bit whole numbers that share a scale per 32 values, or f32 where that is as fast:
-    /// error below 3e-5. f32 with all other weights.
+    /// Few rows: with quantized weights 16-bit whole numbers that share a scale per 32 values, or f32 where that is as
+    /// fast, error below 3e-5; with all other weights f32. Many rows, as of a prompt: bf16, to which weights that are
+    /// not are rounded as well, where the processor multiplies that faster than f32: error below 4e-3.
     #[default]
     Fine,
-    /// With quantized weights, 8-bit whole numbers that share a scale per 32 values, where the processor gains from
-    /// it: error below 1e-2. With bf16 weights and many rows, bf16 where the processor multiplies it faster than
-    /// f32: error below 1e-2. f32 with all other weights.
+    /// As `Fine`, but with quantized weights 8-bit whole numbers that share a scale per 32 values, where the processor
+    /// gains from it: error below 1e-2.
     Coarse,
 }

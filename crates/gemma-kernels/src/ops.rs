@@ -447,7 +447,9 @@ pub(crate) mod tests {
                         let x = tensor([tokens, cols], 4, &device);
                         let context = format!("{backend} {format} {tokens} x {cols} x {rows}");
                         let expected = values(x.clone().matmul(twin.clone().transpose()));
-                        for (activations, tolerance) in [(Activations::Exact, 1e-4), (Activations::Fine, 5e-4)] {
+                        // a prompt's operands are bf16 where the processor has instructions for that
+                        let fine = if tokens > 8 { 0.2 } else { 5e-4 };
+                        for (activations, tolerance) in [(Activations::Exact, 1e-4), (Activations::Fine, fine)] {
                             let weight = weight.clone().with_activations(activations);
                             assert_close(&values(packed_linear(x.clone(), &weight)), &expected, tolerance, &context);
                         }

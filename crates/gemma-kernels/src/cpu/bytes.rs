@@ -40,6 +40,11 @@ const fn record(fine: bool) -> usize {
     2 * WIDTH + PLANE * (1 + fine as usize)
 }
 
+/// Whether there are kernels here for this format.
+pub(super) fn has(format: Format) -> bool {
+    matches!(format, Format::Q8_0 | Format::Q4_0)
+}
+
 /// What the weights' bytes are moved up by.
 fn offset(format: Format) -> i32 {
     if format == Format::Q8_0 { 128 } else { 8 }

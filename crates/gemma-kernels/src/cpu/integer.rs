@@ -8,6 +8,8 @@ use super::linear::{Output, Shape};
 #[cfg(target_arch = "x86_64")]
 use super::quantize::Split;
 use super::quantize::Words;
+#[cfg(target_arch = "x86_64")]
+use super::superblocks;
 use crate::{Activations, Format};
 use half::f16;
 use std::ops::Range;
@@ -20,7 +22,12 @@ pub(super) enum Prepared {
 }
 
 /// Whether there are integer kernels for this format.
-pub(super) fn has(format: Format) -> bool {
+pub(super) fn has(level: Level, format: Format) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx512Vnni && superblocks::has(format) {
+        return true;
+    }
+    let _ = level;
     matches!(format, Format::Q8_0 | Format::Q4_0)
 }
 
@@ -32,10 +39,16 @@ pub(super) fn prepare(level: Level, x: &[f32], shape: Shape, activations: Activa
     let _ = (activations, shape);
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni | Level::Avx512Bf16 => {
-            let q4 = shape.format == Format::Q4_0;
+        level if level >= Level::Avx512Vnni => {
+            let (format, cols) = (shape.format, shape.cols);
             // SAFETY: the level says that the processor has the instructions.
-            Prepared::Split(unsafe { vnni::split(x, shape.cols, fine, q4, if q4 { 8 } else { 128 }) })
+            Prepared::Split(unsafe {
+                match format {
+                    Format::Q4_0 => vnni::split(x, cols, fine, true, 8),
+                    Format::Q8_0 => vnni::split(x, cols, fine, false, 128),
+                    _ => superblocks::split(x, cols, fine, superblocks::part(format)),
+                }
+            })
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -62,10 +75,10 @@ pub(super) fn multiply(level: Level, x: &Prepared, weight: &[u8], shape: Shape, 
 
 /// One row times some tokens, from `token` on. The calling task owns the row.
 #[derive(Clone, Copy)]
-struct Call<'a> {
-    bytes: &'a [u8],
-    shape: Shape,
-    token: usize,
+pub(super) struct Call<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) shape: Shape,
+    pub(super) token: usize,
     row: usize,
     out: Output,
 }
@@ -74,7 +87,7 @@ impl Call<'_> {
     /// # Safety
     /// `t` must be one of the call's tokens.
     #[inline(always)]
-    unsafe fn write(&self, t: usize, sum: f32) {
+    pub(super) unsafe fn write(&self, t: usize, sum: f32) {
         // SAFETY: the task owns the row, and the token exists.
         unsafe { *self.out.at((self.token + t) * self.shape.rows + self.row) = sum };
     }
@@ -90,6 +103,9 @@ fn tokens<const M: usize>(level: Level, x: &Prepared, call: &Call<'_>) -> usize 
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level says that the processor has the instructions, `x` was prepared for this product, and it has
         // `M` tokens from the call's on.
+        Prepared::Split(x) if superblocks::has(call.shape.format) => unsafe { superblocks::row::<M>(x, call) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
         Prepared::Split(x) => unsafe {
             match (q4, !x.high.is_empty()) {
                 (false, true) => vnni::q8::<M, true>(x, call),
@@ -231,7 +247,7 @@ mod vnni {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
     pub(super) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32) -> Split {
-        Split::new(x, cols, fine, halves, offset)
+        Split::new(x, cols, fine, halves, offset, 32)
     }
 
     /// The scales of four blocks of `SIZE` bytes. Scalar loads leave the vector units to the products.

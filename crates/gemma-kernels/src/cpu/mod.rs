@@ -1,8 +1,9 @@
 //! The operations on the CPU: slices in, slices out, for the ndarray and the flex backend alike.
 //!
 //! `level` finds out what the processor can do, `lanes` is the vector type of each instruction set, `pool` the
-//! threads. `linear` decides how a product is computed: `stream` or `integer` for few tokens, `blocked` or `bytes` for
-//! many, with blocks of parts taken apart by `parts`. `attention` is one algorithm for both; the innermost loops of the last two are in `tile`. `recurrence` and
+//! threads. `linear` decides how a product is computed: `stream` or `integer`, which hands blocks of 256 to
+//! `superblocks`, for few tokens, `blocked` or `bytes` for many, with blocks of parts taken apart by `parts`.
+//! `attention` is one algorithm for both; its innermost loop, and that of `blocked`, is in `tile`. `recurrence` and
 //! `gates` are RecurrentGemma's.
 
 mod attention;
@@ -23,6 +24,8 @@ mod pool;
 mod quantize;
 mod recurrence;
 mod stream;
+#[cfg(target_arch = "x86_64")]
+mod superblocks;
 mod tile;
 
 pub(crate) use attention::{AttendShape, Keys, attend};

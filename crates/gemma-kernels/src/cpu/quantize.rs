@@ -70,7 +70,7 @@ pub(super) struct Split {
     pub(super) low: Buffer<i8>,
     /// A scale per block, `[tokens, groups, 4]`.
     pub(super) scales: Buffer<f32>,
-    /// Where the sum of each block starts, `[tokens, groups, 4]`.
+    /// Where the sum of each part starts, `[tokens, groups, 128 / part]`.
     pub(super) starts: Buffer<i32>,
 }
 
@@ -82,16 +82,16 @@ pub(super) const GROUP: usize = 4 * BLOCK;
 impl Split {
     /// Of `x` `[tokens, cols]` with `cols` a whole number of blocks. `halves`: whether the first halves of a group's
     /// blocks lie together, then the second halves; otherwise blocks follow each other. `offset` is what the weights'
-    /// bytes are moved up by.
+    /// bytes are moved up by, and `part`, a whole or a half block, how many values share a start.
     #[inline(always)]
-    pub(super) fn new(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32) -> Self {
+    pub(super) fn new(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32, part: usize) -> Self {
         let (tokens, groups) = (x.len() / cols, cols.div_ceil(GROUP));
         let all = tokens * groups;
         let mut split = Self {
             high: Buffer::zeroed(if fine { all * GROUP } else { 0 }),
             low: Buffer::zeroed(all * GROUP),
             scales: Buffer::zeroed(all * 4),
-            starts: Buffer::zeroed(all * 4),
+            starts: Buffer::zeroed(all * (GROUP / part)),
         };
         for (t, x) in x.chunks_exact(cols).enumerate() {
             for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
@@ -101,7 +101,11 @@ impl Split {
                 // the low byte as a signed number, and what is missing then
                 let low = values.map(|value| value as i8);
                 let high: [i8; BLOCK] = std::array::from_fn(|i| ((values[i] - i32::from(low[i])) >> 8) as i8);
-                split.starts[group * 4 + b] = -offset * values.iter().sum::<i32>();
+                let parts = BLOCK / part;
+                let starts = &mut split.starts[(group * 4 + b) * parts..][..parts];
+                for (start, values) in starts.iter_mut().zip(values.chunks_exact(part)) {
+                    *start = -offset * values.iter().sum::<i32>();
+                }
                 let half = BLOCK / 2;
                 let places = if halves { [b * half, GROUP / 2 + b * half] } else { [b * BLOCK, b * BLOCK + half] };
                 for (place, i) in places.into_iter().zip([0, half]) {
@@ -156,7 +160,7 @@ mod tests {
     fn bytes_add_up_to_the_value() {
         let x: Vec<f32> = (0..5).flat_map(|i| block(1.0 + i as f32)).collect();
         for halves in [false, true] {
-            let split = Split::new(&x, x.len(), true, halves, 8);
+            let split = Split::new(&x, x.len(), true, halves, 8, BLOCK);
             let words = Words::new(&x);
             for (i, word) in words.values.iter().enumerate() {
                 let (b, j) = (i / BLOCK % 4, i % BLOCK);

@@ -11,8 +11,6 @@ use std::ops::Range;
 
 /// How far ahead of its use a line of weights is requested, in bytes.
 const AHEAD: usize = 3072;
-/// The same where several rows are read at once.
-const TILE_AHEAD: usize = 1024;
 /// Rows that are multiplied with four tokens at once: as many sums as there are registers.
 pub(super) const ROWS: usize = 6;
 /// The same with the half as many registers of other instruction sets than AVX-512.
@@ -71,20 +69,24 @@ unsafe fn tiles<L: Lanes, const R: usize, const BF16: bool>(
     out: Output,
 ) -> usize {
     let mut row = range.start;
+    // calls of `tile` for a tile's tokens
+    let calls = shape.tokens / 4 + [0, 1, 1, 2][shape.tokens % 4];
     while row + R <= range.end {
         let bytes = &weight[row * shape.row_bytes..(row + R) * shape.row_bytes];
-        let mut token = 0;
+        let (mut token, mut call) = (0, 0);
         while token < shape.tokens {
-            let (x, first) = (&x[token * shape.cols..], token == 0);
+            let x = &x[token * shape.cols..];
+            let fetch = call * R / calls..(call + 1) * R / calls;
             // SAFETY: as required of the caller; as many tokens as the match says are there.
             unsafe {
                 let to = out.at(token * shape.rows + row);
                 token += match shape.tokens - token {
-                    4.. => tile::<L, R, 4, BF16>(shape, x, bytes, first, to),
-                    2 | 3 => tile::<L, R, 2, BF16>(shape, x, bytes, first, to),
-                    _ => tile::<L, R, 1, BF16>(shape, x, bytes, first, to),
+                    4.. => tile::<L, R, 4, BF16>(shape, x, bytes, fetch, to),
+                    2 | 3 => tile::<L, R, 2, BF16>(shape, x, bytes, fetch, to),
+                    _ => tile::<L, R, 1, BF16>(shape, x, bytes, fetch, to),
                 };
             }
+            call += 1;
         }
         row += R;
     }
@@ -92,7 +94,7 @@ unsafe fn tiles<L: Lanes, const R: usize, const BF16: bool>(
 }
 
 /// `R` rows of two bytes a value times `M` tokens, so that what is loaded of one side serves all of the other;
-/// returns `M`. The lines ahead are requested with the `first` tokens.
+/// returns `M`. Of the next tile, which the memory does not send by itself, the rows `fetch` are requested.
 ///
 /// # Safety
 /// The lanes' instruction set must be available, and there is room for the sums at `out`, those of a token a row of
@@ -102,7 +104,7 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
     shape: Shape,
     x: &[f32],
     bytes: &[u8],
-    first: bool,
+    fetch: Range<usize>,
     out: *mut f32,
 ) -> usize {
     let Shape { cols, row_bytes, .. } = shape;
@@ -114,11 +116,13 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
         while i + L::N <= cols {
             let weights: [L; R] = std::array::from_fn(|r| {
                 let from = bytes.as_ptr().add(r * row_bytes + 2 * i);
-                if first && (2 * i).is_multiple_of(64) {
-                    prefetch(from.wrapping_add(TILE_AHEAD));
-                }
-                load_half::<L, BF16>(from)
+                load::<L, BF16>(from)
             });
+            if (2 * i).is_multiple_of(64) {
+                for row in fetch.clone() {
+                    prefetch(bytes.as_ptr().wrapping_add((R + row) * row_bytes + 2 * i));
+                }
+            }
             for t in 0..M {
                 let x = L::load(x.as_ptr().add(t * cols + i));
                 for (sums, weights) in sums.iter_mut().zip(weights) {
@@ -197,7 +201,7 @@ unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
                 }
             }
             for (s, sums) in sums.iter_mut().enumerate() {
-                let weights = load_half::<L, BF16>(from.add(2 * s * L::N));
+                let weights = load::<L, BF16>(from.add(2 * s * L::N));
                 *sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(i + s * L::N)), sums[t]));
             }
             i += step;
@@ -212,7 +216,7 @@ unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
 /// # Safety
 /// `L::N` values must be readable.
 #[inline(always)]
-unsafe fn load_half<L: Lanes, const BF16: bool>(from: *const u8) -> L {
+unsafe fn load<L: Lanes, const BF16: bool>(from: *const u8) -> L {
     // SAFETY: as required of the caller.
     unsafe { if BF16 { L::load_bf16(from) } else { L::load_f16(from) } }
 }

@@ -41,6 +41,18 @@ pub(super) struct Sums {
     pub(super) add: bool,
 }
 
+/// What is to be requested from memory meanwhile: for each row of `A` some bytes, `row` apart, in steps of at most a
+/// cache line.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    pub(super) at: *const u8,
+    pub(super) row: usize,
+    pub(super) step: usize,
+}
+
+/// How many steps of `B` a step of [`Ahead`] takes.
+pub(super) const AHEAD_STEP: usize = 16;
+
 /// `rows` rows of `A` times the first `vectors` vectors of `depth` rows of `B`.
 ///
 /// # Safety
@@ -56,12 +68,48 @@ pub(super) unsafe fn multiply<L: Lanes>(
 ) {
     // SAFETY: as required of the caller.
     unsafe {
+        of_size::<L, false>(left, rows, right, depth, vectors, sums, Ahead { at: left.at.cast(), row: 0, step: 0 })
+    };
+}
+
+/// The same, requesting some bytes meanwhile.
+///
+/// # Safety
+/// As [`multiply`]; what is requested need not be there.
+#[inline(always)]
+pub(super) unsafe fn multiply_and_request<L: Lanes>(
+    left: Left,
+    rows: usize,
+    right: Right,
+    depth: usize,
+    vectors: usize,
+    sums: Sums,
+    ahead: Ahead,
+) {
+    // SAFETY: as required of the caller.
+    unsafe { of_size::<L, true>(left, rows, right, depth, vectors, sums, ahead) };
+}
+
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn of_size<L: Lanes, const FETCH: bool>(
+    left: Left,
+    rows: usize,
+    right: Right,
+    depth: usize,
+    vectors: usize,
+    sums: Sums,
+    ahead: Ahead,
+) {
+    // SAFETY: as required of the caller.
+    unsafe {
         match (L::TILE, vectors) {
-            ((12, _), 2) => every_row::<L, 12, 2>(left, rows, right, depth, sums),
-            ((12, _), _) => every_row::<L, 12, 1>(left, rows, right, depth, sums),
-            ((6, _), 2) => every_row::<L, 6, 2>(left, rows, right, depth, sums),
-            ((6, _), _) => every_row::<L, 6, 1>(left, rows, right, depth, sums),
-            _ => every_row::<L, 4, 1>(left, rows, right, depth, sums),
+            ((12, _), 2) => every_row::<L, 12, 2, FETCH>(left, rows, right, depth, sums, ahead),
+            ((12, _), _) => every_row::<L, 12, 1, FETCH>(left, rows, right, depth, sums, ahead),
+            ((6, _), 2) => every_row::<L, 6, 2, FETCH>(left, rows, right, depth, sums, ahead),
+            ((6, _), _) => every_row::<L, 6, 1, FETCH>(left, rows, right, depth, sums, ahead),
+            _ => every_row::<L, 4, 1, FETCH>(left, rows, right, depth, sums, ahead),
         }
     }
 }
@@ -69,38 +117,40 @@ pub(super) unsafe fn multiply<L: Lanes>(
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn every_row<L: Lanes, const R: usize, const V: usize>(
+unsafe fn every_row<L: Lanes, const R: usize, const V: usize, const FETCH: bool>(
     left: Left,
     rows: usize,
     right: Right,
     depth: usize,
     sums: Sums,
+    ahead: Ahead,
 ) {
     let mut row = 0;
     // SAFETY: as required of the caller; only rows below `rows` are touched.
     unsafe {
         let at = |row: usize| {
             let left = Left { at: left.at.add(row * left.row), ..left };
-            (left, Sums { at: sums.at.add(row * sums.row), ..sums })
+            let ahead = Ahead { at: ahead.at.wrapping_add(row * ahead.row), ..ahead };
+            (left, Sums { at: sums.at.add(row * sums.row), ..sums }, ahead)
         };
         while row + R <= rows {
-            let (left, sums) = at(row);
-            registers::<L, R, V>(left, right, depth, sums);
+            let (left, sums, ahead) = at(row);
+            registers::<L, R, V, FETCH>(left, right, depth, sums, ahead);
             row += R;
         }
         while row + 4 <= rows {
-            let (left, sums) = at(row);
-            registers::<L, 4, V>(left, right, depth, sums);
+            let (left, sums, ahead) = at(row);
+            registers::<L, 4, V, FETCH>(left, right, depth, sums, ahead);
             row += 4;
         }
         while row + 2 <= rows {
-            let (left, sums) = at(row);
-            registers::<L, 2, V>(left, right, depth, sums);
+            let (left, sums, ahead) = at(row);
+            registers::<L, 2, V, FETCH>(left, right, depth, sums, ahead);
             row += 2;
         }
         if row < rows {
-            let (left, sums) = at(row);
-            registers::<L, 1, V>(left, right, depth, sums);
+            let (left, sums, ahead) = at(row);
+            registers::<L, 1, V, FETCH>(left, right, depth, sums, ahead);
         }
     }
 }
@@ -110,22 +160,35 @@ unsafe fn every_row<L: Lanes, const R: usize, const V: usize>(
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn registers<L: Lanes, const R: usize, const V: usize>(left: Left, right: Right, depth: usize, sums: Sums) {
+unsafe fn registers<L: Lanes, const R: usize, const V: usize, const FETCH: bool>(
+    left: Left,
+    right: Right,
+    depth: usize,
+    sums: Sums,
+    ahead: Ahead,
+) {
     // SAFETY: as required of the caller.
     unsafe {
         let mut tile = [[L::splat(0.0); V]; R];
         let mut at = left.at;
         let mut block = right.at;
-        for _ in 0..depth {
-            let vectors: [L; V] = std::array::from_fn(|v| L::load(block.add(v * L::N)));
-            for (r, tile) in tile.iter_mut().enumerate() {
-                let value = L::splat(*at.add(r * left.row));
-                for (tile, vector) in tile.iter_mut().zip(vectors) {
-                    *tile = value.mul_add(vector, *tile);
+        for begin in (0..depth).step_by(AHEAD_STEP) {
+            if FETCH {
+                for row in 0..R {
+                    prefetch(ahead.at.wrapping_add(row * ahead.row + begin / AHEAD_STEP * ahead.step));
                 }
             }
-            at = at.wrapping_add(left.step);
-            block = block.wrapping_add(right.row);
+            for _ in begin..depth.min(begin + AHEAD_STEP) {
+                let vectors: [L; V] = std::array::from_fn(|v| L::load(block.add(v * L::N)));
+                for (r, tile) in tile.iter_mut().enumerate() {
+                    let value = L::splat(*at.add(r * left.row));
+                    for (tile, vector) in tile.iter_mut().zip(vectors) {
+                        *tile = value.mul_add(vector, *tile);
+                    }
+                }
+                at = at.wrapping_add(left.step);
+                block = block.wrapping_add(right.row);
+            }
         }
         for (r, tile) in tile.into_iter().enumerate() {
             for (v, sum) in tile.into_iter().enumerate() {
