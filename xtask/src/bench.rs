@@ -27,7 +27,9 @@ const DEEP: ([&str; 2], &str) = (["<!-- deep: begin -->", "<!-- deep: end -->"],
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
 struct Options {
+    /// Empty: the usual ones.
     shapes: Vec<String>,
+    /// Empty: those that are usual for a shape.
     precisions: Vec<String>,
     /// Measurements per number, of which the median counts.
     repeat: usize,
@@ -47,6 +49,33 @@ struct Options {
     write: bool,
 }
 
+impl Options {
+    /// The shapes asked for; without any, small ones, and alone also large ones.
+    fn shapes(&self) -> Vec<&str> {
+        match (self.shapes.is_empty(), self.peers) {
+            (false, _) => self.shapes.iter().map(String::as_str).collect(),
+            (true, true) => vec!["gemma-2b"],
+            (true, false) => vec!["gemma-2b", "gemma-2-2b", "gemma-2-9b", "gemma-2-27b"],
+        }
+    }
+
+    /// The precisions asked for; without any, those in which a shape fits into the memory of a usual machine.
+    fn precisions(&self, shape: &str) -> Vec<&str> {
+        match self.precisions.is_empty() {
+            false => self.precisions.iter().map(String::as_str).collect(),
+            true if shape.ends_with("-2b") || shape.starts_with("paligemma") => vec!["bf16", "q8_0", "q4_0"],
+            true => vec!["q4_0"],
+        }
+    }
+
+    /// Those of `--shape` and `--precisions` that were given, to say it again.
+    fn chosen(&self) -> String {
+        let each = [("--shape", &self.shapes), ("--precisions", &self.precisions)];
+        let given = each.iter().filter(|(_, list)| !list.is_empty());
+        given.map(|(name, list)| format!(" {name} {}", list.join(","))).collect()
+    }
+}
+
 /// One measured configuration.
 struct Row {
     shape: String,
@@ -64,13 +93,14 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
         return compare_with_peers(root, &options, bandwidth);
     }
     let mut rows = Vec::new();
-    for shape in &options.shapes {
-        for precision in &options.precisions {
+    for shape in options.shapes() {
+        for precision in options.precisions(shape) {
+            eprintln!("==> {shape} {precision}");
             let step = Step::new("bench", &["run", "--release", "--quiet", "--package", "gemma-cli", "--"]);
             let output = step.and(&measurement(&options, shape, precision)).output(root)?;
             let measured =
                 serde_json::from_str(&output).with_context(|| format!("gemma bench printed no JSON: {output:?}"))?;
-            rows.push(Row { shape: shape.clone(), precision: precision.clone(), measured });
+            rows.push(Row { shape: shape.to_string(), precision: precision.to_string(), measured });
         }
     }
 
@@ -131,15 +161,14 @@ fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<
     let depth = if options.depth > 0 { format!(" --depth {}", options.depth) } else { String::new() };
     let section = format!(
         "Machine: {}; it reads memory at {:.1} GB/s (`cargo xtask bandwidth`). {after}{} tokens are read, then {} \
-         written, {} times in turn (`cargo xtask bench --peers{}{depth} --shape {} --precisions {}`).\n\n{}\n![Ratios]({chart})\n",
+         written, {} times in turn (`cargo xtask bench --peers{}{depth}{}`).\n\n{}\n![Ratios]({chart})\n",
         machine::describe(),
         bandwidth / 1e9,
         options.prompt,
         options.decode,
         options.repeat,
         if options.fast { " --fast-activations" } else { "" },
-        options.shapes.join(","),
-        options.precisions.join(","),
+        options.chosen(),
         compare::table(&comparisons)?
     );
     println!("{section}");
@@ -154,11 +183,14 @@ fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<
 }
 
 fn parse(arguments: &[String]) -> Result<Options> {
-    let list =
-        |text: &str| text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_string).collect();
+    let list = |text: &str| -> Result<Vec<String>> {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let items: Vec<String> = items.map(str::to_string).collect();
+        if items.is_empty() { bail!("{text:?} names nothing to measure") } else { Ok(items) }
+    };
     let mut options = Options {
-        shapes: vec!["gemma-2b".to_string()],
-        precisions: list("bf16,q8_0,q4_0"),
+        shapes: Vec::new(),
+        precisions: Vec::new(),
         repeat: 3,
         prompt: 512,
         decode: 32,
@@ -172,8 +204,8 @@ fn parse(arguments: &[String]) -> Result<Options> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
         match argument.as_str() {
-            "--shape" => options.shapes = list(value()?),
-            "--precisions" => options.precisions = list(value()?),
+            "--shape" => options.shapes = list(value()?)?,
+            "--precisions" => options.precisions = list(value()?)?,
             "--prompt" => options.prompt = value()?.parse().context("--prompt takes a whole number")?,
             "--decode" => options.decode = value()?.parse().context("--decode takes a whole number")?,
             "--depth" => options.depth = value()?.parse().context("--depth takes a whole number")?,
@@ -188,8 +220,8 @@ fn parse(arguments: &[String]) -> Result<Options> {
             ),
         }
     }
-    if options.shapes.is_empty() || options.precisions.is_empty() || options.repeat == 0 {
-        bail!("there is nothing to measure: give at least one shape, one precision and one repetition");
+    if options.repeat == 0 {
+        bail!("there is nothing to measure: give at least one repetition");
     }
     if options.depth > 0 && options.shapes.iter().any(|shape| shape.starts_with("paligemma")) {
         bail!("a picture comes first: leave paligemma out of --shape, or --depth");
@@ -294,6 +326,13 @@ mod tests {
             (vec!["a".into(), "b".into()], vec!["q8_0".into()], 5, true)
         );
         assert!(!options(&["--quick"]).expect("it is right").write);
+        let usual = options(&[]).expect("it is right");
+        assert_eq!((usual.shapes()[0], usual.precisions("gemma-2b").len()), ("gemma-2b", 3));
+        assert_eq!((usual.shapes()[3], usual.precisions("gemma-2-27b")), ("gemma-2-27b", vec!["q4_0"]));
+        assert_eq!(usual.chosen(), "");
+        let chosen = options(&["--peers", "--shape", "a,b", "--precisions", "f32"]).expect("they are right");
+        assert_eq!((chosen.shapes(), chosen.precisions("a")), (vec!["a", "b"], vec!["f32"]));
+        assert_eq!(chosen.chosen(), " --shape a,b --precisions f32");
         let deep = options(&["--peers", "--depth", "2048", "--discard"]).expect("they are right");
         assert_eq!((deep.peers, deep.depth, deep.discard), (true, 2048, true));
         assert!(measurement(&deep, "a", "bf16").join(" ").ends_with("--json --depth 2048"));

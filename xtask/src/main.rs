@@ -27,7 +27,8 @@ Chores:
   goldens [--python PATH]   compute the expected values in tests/goldens again (needs a Python with torch)
   demo FAMILY [ARGS]        train the demo model of gemma, codegemma or recurrentgemma into models/FAMILY/demo (ARGS go to gemma-demo)
   bench [OPTIONS]           measure the speed at a released shape and write docs/performance.md
-                            --shape NAME (gemma-2b), --precisions LIST (bf16,q8_0,q4_0), --repeat N (3),
+                            --shape LIST (2B to 27B; with --peers gemma-2b), --precisions LIST (bf16,q8_0,q4_0; large
+                            shapes: q4_0), --repeat N (3),
                             --prompt N (512), --decode N (32), --depth N (0): tokens read at once, written, there before
                             --fast-activations: ours rounds activations, --quick: fewer tokens, nothing written
                             --peers: against llama.cpp and transformers, built and kept in GEMMA_BENCH_CACHE;

@@ -50,8 +50,8 @@ pub(super) struct Comparison {
 /// A program of ours failed.
 pub(super) fn compare(options: &Options, gemma: &Path, peers: &Peers) -> Result<Vec<Comparison>> {
     let mut found = Vec::new();
-    for shape in &options.shapes {
-        for precision in &options.precisions {
+    for shape in options.shapes() {
+        for precision in options.precisions(shape) {
             for rival in rivals(shape, precision) {
                 let there = match rival {
                     Rival::Llama => peers.has_llama(),

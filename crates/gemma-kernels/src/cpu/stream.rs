@@ -206,10 +206,16 @@ unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
             }
             i += step;
         }
-        std::array::from_fn(|t| {
-            let sum = sums[1..].iter().fold(sums[0][t], |sum, sums| sum.add(sums[t])).sum();
-            sum + rest::<BF16>(&bytes[2 * i..], &x[t][i..])
-        })
+        // a closure would not have the instructions
+        let mut totals = [0f32; M];
+        for (t, total) in totals.iter_mut().enumerate() {
+            let mut sum = sums[0][t];
+            for sums in &sums[1..] {
+                sum = sum.add(sums[t]);
+            }
+            *total = sum.sum() + rest::<BF16>(&bytes[2 * i..], &x[t][i..]);
+        }
+        totals
     }
 }
 
@@ -257,7 +263,11 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
             }
             sums = std::array::from_fn(|t| products[t].mul_add(scale, sums[t]));
         }
-        sums.map(|sum| sum.sum())
+        let mut totals = [0f32; M];
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total = sum.sum();
+        }
+        totals
     }
 }
 
@@ -286,6 +296,10 @@ unsafe fn parted<L: Lanes, B: Blocks, const M: usize, const FETCH: bool>(x: [&[f
                 }
             }
         }
-        std::array::from_fn(|t| sums[0][t].add(sums[1][t]).sum())
+        let mut totals = [0f32; M];
+        for (t, total) in totals.iter_mut().enumerate() {
+            *total = sums[0][t].add(sums[1][t]).sum();
+        }
+        totals
     }
 }
