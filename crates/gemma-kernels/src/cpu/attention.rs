@@ -13,7 +13,7 @@ use super::buffer::Buffer;
 use super::lanes::{Lanes, prefetch};
 use super::level::{Level, with_level};
 use super::linear::Output;
-use super::tile::{self, Left, Right, Sums, block_width};
+use super::tile::{self, Ahead, Left, Right, Sums, block_width};
 use super::{math, pool};
 use crate::AttendParams;
 use std::cell::RefCell;
@@ -361,7 +361,7 @@ unsafe fn attend_block<L: Lanes>(block: Block<'_>, parts: (usize, usize), scratc
                 }
                 let left = Left { at: v.as_ptr(), row: 1, step };
                 let to = Sums { at: scratch.sums.as_mut_ptr(), row: width, add: true };
-                tile::multiply::<L>(left, dim, Right::block::<L>(&scratch.scores), count, vectors, to);
+                tile::multiply::<L>(left, dim, Right::block::<L>(&scratch.scores), count, vectors, to, Ahead::NOTHING);
             }
         }
         position += count;
@@ -402,7 +402,7 @@ unsafe fn score<L: Lanes>(
             let queries = Right::block::<L>(&scratch.queries[begin * width..]);
             // SAFETY: the panel has `rows` rows of `depth` values, the queries as many rows, and the scores a row
             // for each key.
-            unsafe { tile::multiply::<L>(left, rows, queries, depth, vectors, to) };
+            unsafe { tile::multiply::<L>(left, rows, queries, depth, vectors, to, Ahead::NOTHING) };
         }
     }
 }
@@ -471,7 +471,7 @@ unsafe fn add_along_heads<L: Lanes>(
         let right = Right { at: v[begin..].as_ptr(), row: step };
         let to = Sums { at: sums[begin..].as_mut_ptr(), row: dim, add: true };
         // SAFETY: as required of the caller.
-        unsafe { tile::multiply::<L>(left, queries, right, count, vectors, to) };
+        unsafe { tile::multiply::<L>(left, queries, right, count, vectors, to, Ahead::NOTHING) };
     }
     for (i, sums) in sums.chunks_exact_mut(dim).enumerate() {
         for (d, sum) in sums.iter_mut().enumerate().skip(whole) {

@@ -6,7 +6,7 @@
 
 use super::lanes::Lanes;
 use super::level::{Level, with_level};
-use rayon::prelude::*;
+use super::pool;
 
 /// Tokens that one task takes.
 const TOKENS: usize = 64;
@@ -61,7 +61,7 @@ pub(crate) fn gated_decay(level: Level, gates: Gates<'_>, a: &mut [f32], b: &mut
     if x.len() * size < SERIAL_WORK {
         (0..blocks * ranges).for_each(one);
     } else {
-        (0..blocks * ranges).into_par_iter().for_each(one);
+        pool::for_each(blocks * ranges, one);
     }
 }
 

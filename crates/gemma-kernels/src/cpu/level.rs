@@ -15,10 +15,13 @@ pub enum Level {
     Avx512Vnni,
     /// AVX-512 with VNNI and BF16: products of bf16, two at a time.
     Avx512Bf16,
+    /// The same, and tiles of bf16 (AMX), which the system lets this process use.
+    Amx,
 }
 
 impl Level {
-    const ALL: [Level; 5] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16];
+    const ALL: [Level; 6] =
+        [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16, Level::Amx];
 
     /// The levels that this processor can run, slowest first.
     pub fn available() -> Vec<Level> {
@@ -39,7 +42,8 @@ fn detect() -> Level {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512dq");
-    let steps = [avx2, avx512, is_x86_feature_detected!("avx512vnni"), is_x86_feature_detected!("avx512bf16")];
+    let (vnni, bf16) = (is_x86_feature_detected!("avx512vnni"), is_x86_feature_detected!("avx512bf16"));
+    let steps = [avx2, avx512, vnni, bf16, super::amx::is_available()];
     Level::ALL[steps.iter().take_while(|has| **has).count()]
 }
 

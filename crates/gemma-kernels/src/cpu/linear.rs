@@ -83,14 +83,14 @@ pub(crate) fn linear(
     let shape = Shape { format, tokens, rows, cols, row_bytes };
     let finely = activations == Activations::Fine;
     #[cfg(target_arch = "x86_64")]
-    if activations != Activations::Exact && tokens > STREAMED_TOKENS {
+    if activations != Activations::Exact && tokens > few_tokens(level, format) {
         let bytes = super::bytes::has(format) && level >= Level::Avx512Vnni;
         // few tokens in bytes are as fast as in pairs, and finer
         let few = bytes && (tokens <= STREAMED_TOKENS_OF_HALVES || !finely);
         // f16 has eight times the precision
         let paired = has_pairs(level, shape) && !few && !(finely && format == Format::F16);
         if paired {
-            return blocked::multiply_pairs(level, x, weight, shape, output);
+            return super::pairs::multiply(level, x, weight, shape, output);
         }
         if bytes {
             // SAFETY: the level says that the processor has the instructions.
@@ -112,6 +112,13 @@ pub(crate) fn linear(
     }
 }
 
+/// Up to this many tokens, nothing is rounded to bf16.
+#[cfg(target_arch = "x86_64")]
+fn few_tokens(level: Level, format: Format) -> usize {
+    // tiles take as long for one token as for sixteen
+    if level >= Level::Amx && format.block_len() == 1 { STREAMED_TOKENS / 2 } else { STREAMED_TOKENS }
+}
+
 /// Calls `multiply` with all rows, in stretches that threads stream.
 fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
     let Shape { tokens, rows, cols, row_bytes, .. } = shape;
@@ -128,7 +135,7 @@ fn has_pairs(level: Level, shape: Shape) -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         let possible = shape.format != Format::F32 && shape.cols.is_multiple_of(2) && level >= Level::Avx512Bf16;
-        possible && super::lanes::pairs_are_faster()
+        possible && (level >= Level::Amx || super::lanes::pairs_are_faster())
     }
     #[cfg(not(target_arch = "x86_64"))]
     {

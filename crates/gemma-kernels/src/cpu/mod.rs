@@ -2,12 +2,16 @@
 //!
 //! `level` finds out what the processor can do, `lanes` is the vector type of each instruction set, `pool` the
 //! threads. `linear` decides how a product is computed: `stream` or `integer`, which hands blocks of 256 to
-//! `superblocks`, for few tokens, `blocked` or `bytes` for many, with blocks of parts taken apart by `parts`.
+//! `superblocks`, for few tokens, `blocked`, `pairs` or `bytes` for many, with blocks of parts taken apart by `parts`.
 //! `attention` is one algorithm for both; its innermost loop, and that of `blocked`, is in `tile`. `recurrence` and
 //! `gates` are RecurrentGemma's.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod blocked;
+#[cfg(all(test, unix))]
+mod bounds;
 mod buffer;
 #[cfg(target_arch = "x86_64")]
 mod bytes;
@@ -19,6 +23,8 @@ mod lanes;
 mod level;
 mod linear;
 mod math;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod parts;
 mod pool;
 mod quantize;

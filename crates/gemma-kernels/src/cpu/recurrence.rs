@@ -6,7 +6,7 @@
 
 use super::lanes::Lanes;
 use super::level::{Level, with_level};
-use rayon::prelude::*;
+use super::pool;
 
 /// Channels that one task takes along the tokens: 1 KiB of each row.
 const BLOCK: usize = 256;
@@ -57,7 +57,7 @@ pub(crate) fn linear_recurrence(level: Level, operands: Recurrence<'_>, backward
     if out.len() < SERIAL_WORK {
         (0..segments * blocks).for_each(one);
     } else {
-        (0..segments * blocks).into_par_iter().for_each(one);
+        pool::for_each(segments * blocks, one);
     }
 }
 

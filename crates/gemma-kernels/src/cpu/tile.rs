@@ -41,13 +41,20 @@ pub(super) struct Sums {
     pub(super) add: bool,
 }
 
-/// What is to be requested from memory meanwhile: for each row of `A` some bytes, `row` apart, in steps of at most a
-/// cache line.
+/// What is to be requested from memory meanwhile: rows `first` to `end` of bytes, `row` apart, in steps of at most a
+/// cache line. It need not be there.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
     pub(super) at: *const u8,
     pub(super) row: usize,
     pub(super) step: usize,
+    pub(super) first: usize,
+    pub(super) end: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub(super) const NOTHING: Self = Self { at: std::ptr::null(), row: 0, step: 0, first: 0, end: 0 };
 }
 
 /// How many steps of `B` a step of [`Ahead`] takes.
@@ -65,51 +72,16 @@ pub(super) unsafe fn multiply<L: Lanes>(
     depth: usize,
     vectors: usize,
     sums: Sums,
-) {
-    // SAFETY: as required of the caller.
-    unsafe {
-        of_size::<L, false>(left, rows, right, depth, vectors, sums, Ahead { at: left.at.cast(), row: 0, step: 0 })
-    };
-}
-
-/// The same, requesting some bytes meanwhile.
-///
-/// # Safety
-/// As [`multiply`]; what is requested need not be there.
-#[inline(always)]
-pub(super) unsafe fn multiply_and_request<L: Lanes>(
-    left: Left,
-    rows: usize,
-    right: Right,
-    depth: usize,
-    vectors: usize,
-    sums: Sums,
-    ahead: Ahead,
-) {
-    // SAFETY: as required of the caller.
-    unsafe { of_size::<L, true>(left, rows, right, depth, vectors, sums, ahead) };
-}
-
-/// # Safety
-/// As [`multiply`].
-#[inline(always)]
-unsafe fn of_size<L: Lanes, const FETCH: bool>(
-    left: Left,
-    rows: usize,
-    right: Right,
-    depth: usize,
-    vectors: usize,
-    sums: Sums,
     ahead: Ahead,
 ) {
     // SAFETY: as required of the caller.
     unsafe {
         match (L::TILE, vectors) {
-            ((12, _), 2) => every_row::<L, 12, 2, FETCH>(left, rows, right, depth, sums, ahead),
-            ((12, _), _) => every_row::<L, 12, 1, FETCH>(left, rows, right, depth, sums, ahead),
-            ((6, _), 2) => every_row::<L, 6, 2, FETCH>(left, rows, right, depth, sums, ahead),
-            ((6, _), _) => every_row::<L, 6, 1, FETCH>(left, rows, right, depth, sums, ahead),
-            _ => every_row::<L, 4, 1, FETCH>(left, rows, right, depth, sums, ahead),
+            ((12, _), 2) => every_row::<L, 12, 2>(left, rows, right, depth, sums, ahead),
+            ((12, _), _) => every_row::<L, 12, 1>(left, rows, right, depth, sums, ahead),
+            ((6, _), 2) => every_row::<L, 6, 2>(left, rows, right, depth, sums, ahead),
+            ((6, _), _) => every_row::<L, 6, 1>(left, rows, right, depth, sums, ahead),
+            _ => every_row::<L, 4, 1>(left, rows, right, depth, sums, ahead),
         }
     }
 }
@@ -117,7 +89,7 @@ unsafe fn of_size<L: Lanes, const FETCH: bool>(
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn every_row<L: Lanes, const R: usize, const V: usize, const FETCH: bool>(
+unsafe fn every_row<L: Lanes, const R: usize, const V: usize>(
     left: Left,
     rows: usize,
     right: Right,
@@ -130,27 +102,28 @@ unsafe fn every_row<L: Lanes, const R: usize, const V: usize, const FETCH: bool>
     unsafe {
         let at = |row: usize| {
             let left = Left { at: left.at.add(row * left.row), ..left };
-            let ahead = Ahead { at: ahead.at.wrapping_add(row * ahead.row), ..ahead };
+            // all is requested with the first rows
+            let ahead = if row == 0 { ahead } else { Ahead::NOTHING };
             (left, Sums { at: sums.at.add(row * sums.row), ..sums }, ahead)
         };
         while row + R <= rows {
             let (left, sums, ahead) = at(row);
-            registers::<L, R, V, FETCH>(left, right, depth, sums, ahead);
+            registers::<L, R, V>(left, right, depth, sums, ahead);
             row += R;
         }
         while row + 4 <= rows {
             let (left, sums, ahead) = at(row);
-            registers::<L, 4, V, FETCH>(left, right, depth, sums, ahead);
+            registers::<L, 4, V>(left, right, depth, sums, ahead);
             row += 4;
         }
         while row + 2 <= rows {
             let (left, sums, ahead) = at(row);
-            registers::<L, 2, V, FETCH>(left, right, depth, sums, ahead);
+            registers::<L, 2, V>(left, right, depth, sums, ahead);
             row += 2;
         }
         if row < rows {
             let (left, sums, ahead) = at(row);
-            registers::<L, 1, V, FETCH>(left, right, depth, sums, ahead);
+            registers::<L, 1, V>(left, right, depth, sums, ahead);
         }
     }
 }
@@ -160,7 +133,7 @@ unsafe fn every_row<L: Lanes, const R: usize, const V: usize, const FETCH: bool>
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn registers<L: Lanes, const R: usize, const V: usize, const FETCH: bool>(
+unsafe fn registers<L: Lanes, const R: usize, const V: usize>(
     left: Left,
     right: Right,
     depth: usize,
@@ -173,10 +146,8 @@ unsafe fn registers<L: Lanes, const R: usize, const V: usize, const FETCH: bool>
         let mut at = left.at;
         let mut block = right.at;
         for begin in (0..depth).step_by(AHEAD_STEP) {
-            if FETCH {
-                for row in 0..R {
-                    prefetch(ahead.at.wrapping_add(row * ahead.row + begin / AHEAD_STEP * ahead.step));
-                }
+            for row in ahead.first..ahead.end {
+                prefetch(ahead.at.wrapping_add(row * ahead.row + begin / AHEAD_STEP * ahead.step));
             }
             for _ in begin..depth.min(begin + AHEAD_STEP) {
                 let vectors: [L; V] = std::array::from_fn(|v| L::load(block.add(v * L::N)));

@@ -1,0 +1,221 @@
+//! Whether kernels stay inside their slices: each slice ends where a page begins that may not be touched, and then
+//! begins where such a page ends, so that a load or store beside it ends the test run.
+
+use super::*;
+use crate::{Activations, AttendParams, Format};
+
+/// Bytes of a page, on every system that is met.
+const PAGE: usize = 1 << 16;
+
+/// Where a slice touches a forbidden page.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Side {
+    Begin,
+    End,
+}
+
+const SIDES: [Side; 2] = [Side::Begin, Side::End];
+
+/// Values between pages that may not be touched.
+struct Fenced<T> {
+    base: *mut u8,
+    bytes: usize,
+    values: *mut T,
+    len: usize,
+}
+
+impl<T: Copy> Fenced<T> {
+    fn new(values: &[T], side: Side) -> Self {
+        let room = size_of_val(values).next_multiple_of(PAGE);
+        let bytes = room + 2 * PAGE;
+        // SAFETY: a fresh mapping; both fences are whole pages of it, and the values lie between them, aligned, because
+        // a page is a multiple of every value's size.
+        unsafe {
+            let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANON);
+            let base = libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0).cast::<u8>();
+            assert!(base.cast() != libc::MAP_FAILED, "no memory");
+            for fence in [base, base.add(PAGE + room)] {
+                assert_eq!(libc::mprotect(fence.cast(), PAGE, libc::PROT_NONE), 0, "no fence");
+            }
+            let offset = if side == Side::Begin { 0 } else { room - size_of_val(values) };
+            let to = base.add(PAGE + offset).cast::<T>();
+            to.copy_from_nonoverlapping(values.as_ptr(), values.len());
+            Self { base, bytes, values: to, len: values.len() }
+        }
+    }
+
+    fn get(&self) -> &[T] {
+        // SAFETY: the values were written.
+        unsafe { std::slice::from_raw_parts(self.values, self.len) }
+    }
+
+    fn get_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.values, self.len) }
+    }
+}
+
+impl<T> Drop for Fenced<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's.
+        unsafe { libc::munmap(self.base.cast(), self.bytes) };
+    }
+}
+
+fn noise(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// The result is that of slices without fences, which other tests hold to its formula.
+fn assert_same(found: &[f32], expected: &[f32], context: &str) {
+    let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+    assert!(found.len() == expected.len() && found.iter().zip(expected).all(same), "{context}");
+}
+
+#[test]
+fn fences_are_where_they_should_be() {
+    for side in SIDES {
+        let mut fenced = Fenced::new(&noise(1000, 1), side);
+        fenced.get_mut()[999] = 2.0;
+        let (first, last) = (fenced.values.addr(), fenced.values.addr() + 4000);
+        let touched = if side == Side::Begin { first == fenced.base.addr() + PAGE } else { last.is_multiple_of(4096) };
+        assert!(touched && fenced.get()[999] == 2.0, "{side:?}");
+    }
+}
+
+#[test]
+fn products_stay_inside() {
+    for format in Format::ALL {
+        for (rows, cols) in [(1, 32), (13, 96), (40, 256), (7, 512), (5, 67), (3, 1), (33, 34), (14, 2080)] {
+            let Some(row_bytes) = format.row_bytes(cols) else { continue };
+            let mut weight = vec![0; rows * row_bytes];
+            let values = noise(rows * cols, 1);
+            for (values, bytes) in values.chunks(cols).zip(weight.chunks_mut(row_bytes)) {
+                format.encode_row(values, bytes);
+            }
+            let weights = SIDES.map(|side| Fenced::new(&weight, side));
+            for tokens in [1, 2, 3, 4, 7, 9, 16, 17, 33] {
+                let x = noise(tokens * cols, 2);
+                for level in Level::available() {
+                    for activations in [Activations::Exact, Activations::Fine, Activations::Coarse] {
+                        let mut expected = vec![f32::NAN; tokens * rows];
+                        linear(level, activations, &x, &weight, format, cols, &mut expected);
+                        for (side, weight) in SIDES.into_iter().zip(&weights) {
+                            let x = Fenced::new(&x, side);
+                            let mut out = Fenced::new(&vec![f32::NAN; tokens * rows], side);
+                            linear(level, activations, x.get(), weight.get(), format, cols, out.get_mut());
+                            let context = format!("{level:?} {activations:?} {format} {tokens} {rows} {cols} {side:?}");
+                            assert_same(out.get(), &expected, &context);
+                        }
+                    }
+                }
+            }
+            let mut expected = vec![0.0; 2 * cols];
+            rows_of(&weight, rows, format, cols, &mut expected);
+            for (side, weight) in SIDES.into_iter().zip(&weights) {
+                let mut out = Fenced::new(&vec![f32::NAN; 2 * cols], side);
+                rows_of(weight.get(), rows, format, cols, out.get_mut());
+                assert_same(out.get(), &expected, &format!("{format} rows {side:?}"));
+            }
+        }
+    }
+}
+
+/// The last row, then the first.
+fn rows_of(weight: &[u8], rows: usize, format: Format, cols: usize, out: &mut [f32]) {
+    super::rows(weight, [rows - 1, 0].into_iter(), format, cols, out);
+}
+
+#[test]
+fn attention_stays_inside() {
+    let shapes = [(1, 4, 1, 16), (3, 2, 2, 33), (20, 8, 1, 256), (70, 3, 3, 8), (2, 8, 4, 72)];
+    for (tokens, heads, kv_heads, head_dim) in shapes {
+        for (start, capacity, span, softcap) in
+            [(0, 1, None, None), (5, 8, None, Some(3.0)), (40, 16, Some(16), None), (300, 512, None, None)]
+        {
+            let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
+            let params = AttendParams { start, prefix_len: 0, span, scale: 0.2, softcap };
+            let row = kv_heads * head_dim;
+            let [q, out] = [noise(tokens * heads * head_dim, 1), vec![f32::NAN; tokens * heads * head_dim]];
+            let buffers = [capacity, capacity, tokens, tokens].map(|rows| noise(rows * row, rows as u32));
+            for level in Level::available() {
+                let run = |q: &[f32], buffers: [&[f32]; 4], out: &mut [f32]| {
+                    let [past_k, past_v, fresh_k, fresh_v] = buffers;
+                    attend(level, q, Keys { past_k, past_v, fresh_k, fresh_v }, shape, params, out);
+                };
+                let mut expected = out.clone();
+                run(&q, buffers.each_ref().map(|buffer| buffer.as_slice()), &mut expected);
+                for side in SIDES {
+                    let (q, mut out) = (Fenced::new(&q, side), Fenced::new(&out, side));
+                    let buffers = buffers.each_ref().map(|buffer| Fenced::new(buffer, side));
+                    run(q.get(), buffers.each_ref().map(|buffer| buffer.get()), out.get_mut());
+                    assert_same(out.get(), &expected, &format!("{level:?} {shape:?} {params:?} {side:?}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn everything_else_stays_inside() {
+    for (level, side) in Level::available().into_iter().flat_map(|level| SIDES.map(|side| (level, side))) {
+        let fenced = |len: usize, seed: u32| Fenced::new(&noise(len, seed), side);
+        for (tokens, heads, head_dim) in [(1, 1, 2), (3, 2, 33), (9, 4, 256), (70, 1, 67)] {
+            let (context, len) = (format!("{level:?} {side:?} {tokens} {heads} {head_dim}"), tokens * heads * head_dim);
+            let (x, other, mut out) = (fenced(len, 1), fenced(len, 2), fenced(len, 3));
+            let mut expected = vec![0.0; len];
+            let (plain, plain_other) = (noise(len, 1), noise(len, 2));
+            geglu(level, x.get(), other.get(), out.get_mut());
+            geglu(level, &plain, &plain_other, &mut expected);
+            assert_same(out.get(), &expected, &context);
+
+            let width = heads * head_dim;
+            let weight = fenced(width, 4);
+            rms_norm(level, x.get(), weight.get(), 1e-6, out.get_mut());
+            rms_norm(level, &plain, &noise(width, 4), 1e-6, &mut expected);
+            assert_same(out.get(), &expected, &context);
+
+            let half = head_dim / 2;
+            let angles = [fenced(tokens * half, 5), fenced(tokens * half, 6)];
+            let plain_angles = [noise(tokens * half, 5), noise(tokens * half, 6)];
+            rotate(level, x.get(), angles.each_ref().map(|a| a.get()), [heads, head_dim, half], out.get_mut());
+            let slices = plain_angles.each_ref().map(|a| a.as_slice());
+            rotate(level, &plain, slices, [heads, head_dim, half], &mut expected);
+            assert_same(out.get(), &expected, &context);
+
+            let bounds = [0, tokens / 2, tokens];
+            let initial = fenced(2 * width, 7);
+            for backwards in [false, true] {
+                let operands = |a, b, initial| Recurrence { a, b, initial, bounds: &bounds, channels: width };
+                linear_recurrence(level, operands(x.get(), other.get(), initial.get()), backwards, out.get_mut());
+                linear_recurrence(
+                    level,
+                    operands(&plain, &plain_other, &noise(2 * width, 7)),
+                    backwards,
+                    &mut expected,
+                );
+                assert_same(out.get(), &expected, &context);
+            }
+
+            let begins = Fenced::new(&(0..tokens).map(|token| token % 3 == 1).collect::<Vec<_>>(), side);
+            let weights = [8, 9].map(|seed| fenced(width * head_dim, seed));
+            let (biases, decay) = ([10, 11].map(|seed| fenced(width, seed)), fenced(width, 12));
+            let gates = Gates {
+                x: x.get(),
+                input: (weights[0].get(), biases[0].get()),
+                recurrent: (weights[1].get(), biases[1].get()),
+                decay: decay.get(),
+                begins: begins.get(),
+                blocks: heads,
+            };
+            let (mut a, mut b) = (fenced(len, 0), fenced(len, 0));
+            gated_decay(level, gates, a.get_mut(), b.get_mut());
+            assert!(a.get().iter().chain(b.get()).all(|value| !value.is_infinite()), "{context}");
+        }
+    }
+}
