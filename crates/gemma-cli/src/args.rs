@@ -9,7 +9,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use gemma_backend::Backend;
 use gemma_generate::GenerateOptions;
-use gemma_model::Activations;
+use gemma_model::{Activations, CachePrecision, Fineness};
 use gemma_tokenizer::Family;
 use gemma_weights::{Format, Precision};
 
@@ -141,9 +141,18 @@ pub(crate) struct Compute {
     /// Each product is then wrong by up to a hundredth.
     #[arg(long, conflicts_with = "exact_activations")]
     pub(crate) fast_activations: bool,
+
+    /// In how many bits keys and values are kept: f32, or f16 for half the memory.
+    #[arg(long, value_name = "PRECISION", default_value = "f32")]
+    pub(crate) cache_precision: CachePrecision,
 }
 
 impl Compute {
+    /// How finely models compute.
+    pub(crate) fn fineness(&self) -> Fineness {
+        Fineness { activations: self.activations(), cache: self.cache_precision }
+    }
+
     /// How finely products represent activations.
     pub(crate) fn activations(&self) -> Activations {
         match (self.exact_activations, self.fast_activations) {

@@ -270,6 +270,7 @@ impl Found {
         let options = LoadOptions {
             precision: self.compute.precision,
             activations: self.compute.activations(),
+            cache: self.compute.cache_precision,
             family: self.family,
             inclusive_window: self.inclusive_window,
             ..LoadOptions::default()
@@ -305,7 +306,7 @@ pub(crate) fn random<N: Network>(shape: &Shape, compute: &Compute) -> Result<Ope
     let device = device(compute)?;
     let start = Instant::now();
     let weights = RandomWeights::Packed(precision.format());
-    let model = N::random_with(&config, weights, compute.activations(), 0, &device);
+    let model = N::random_with(&config, weights, compute.fineness(), 0, &device);
     Ok(Opened { model, seconds: start.elapsed().as_secs_f64() })
 }
 

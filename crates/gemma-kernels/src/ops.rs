@@ -1,6 +1,6 @@
 //! The operations at the level of tensors, and the backend extension below them.
 
-use crate::{Activations, AttendParams, Format, PackedWeight, plain};
+use crate::{Activations, AttendParams, Format, PackedWeight, Past, plain};
 use burn::backend::{
     Backend, Dispatch, backend_extension,
     tensor::{FloatTensor, IntTensor},
@@ -40,6 +40,17 @@ mod extension {
             fresh_v: FloatTensor<Self>,
             params: AttendParams,
         ) -> FloatTensor<Self>;
+        /// See [`attend`], with a past in [`halves`](crate::halves).
+        fn attend_halves(
+            q: FloatTensor<Self>,
+            past_k: IntTensor<Self>,
+            past_v: IntTensor<Self>,
+            fresh_k: FloatTensor<Self>,
+            fresh_v: FloatTensor<Self>,
+            params: AttendParams,
+        ) -> FloatTensor<Self>;
+        /// See [`halves`](crate::halves).
+        fn halves(values: FloatTensor<Self>) -> IntTensor<Self>;
     }
 }
 
@@ -110,7 +121,7 @@ pub fn packed_rows(weight: &PackedWeight, rows: &[u32]) -> Tensor<2> {
 /// Softmax attention of one segment over what was read before and over itself.
 ///
 /// - `q` `[tokens, heads, head_dim]`, rotated; `fresh_k`, `fresh_v` `[tokens, kv_heads, head_dim]`, the segment's own;
-/// - `past` the cache's key and value buffers, `[capacity, kv_heads, head_dim]`, read in place: slot `s` holds the
+/// - `past` the cache's key and value buffers, read in place: slot `s` holds the
 ///   last position before `params.start` that is congruent to `s` modulo the capacity. `None`: nothing before.
 ///
 /// Query head `n` reads key head `n / (heads / kv_heads)`. Scores are `scale q·k`, capped, then softmax over the keys
@@ -122,7 +133,7 @@ pub fn packed_rows(weight: &PackedWeight, rows: &[u32]) -> Tensor<2> {
 /// When the shapes do not match, or on an autodiff device with a past.
 pub fn attend(
     q: Tensor<3>,
-    past: Option<(&Tensor<3>, &Tensor<3>)>,
+    past: Option<Past<'_>>,
     fresh_k: Tensor<3>,
     fresh_v: Tensor<3>,
     params: AttendParams,
@@ -131,32 +142,33 @@ pub fn attend(
         assert!(past.is_none(), "training reads sequences whole, without a cache");
         return plain::attend(q, fresh_k, fresh_v, &params);
     }
-    let (past_k, past_v, params) = match past {
-        Some((k, v)) => {
-            let held = k.dims()[0];
-            let reach = params.visible(params.start, params.start).start.min(params.start);
-            assert!(
-                params.start - reach <= held,
-                "the cache holds {held} tokens, fewer than the attention span reaches back"
-            );
-            (k.clone(), v.clone(), params)
+    if let Some(past) = past {
+        let held = past.capacity();
+        let reach = params.visible(params.start, params.start).start.min(params.start);
+        assert!(
+            params.start - reach <= held,
+            "the cache holds {held} tokens, fewer than the attention span reaches back"
+        );
+    }
+    let [_, kv_heads, head_dim] = fresh_k.dims();
+    let (q, device) = (q.into_dispatch(), fresh_k.device());
+    let (fresh_k, fresh_v) = (fresh_k.into_dispatch(), fresh_v.into_dispatch());
+    Tensor::from_dispatch(match past {
+        Some(Past::F32(k, v)) => {
+            let (k, v) = (k.clone().into_dispatch(), v.clone().into_dispatch());
+            <Dispatch as KernelOps>::attend(q, k, v, fresh_k, fresh_v, params)
+        }
+        Some(Past::F16(k, v)) => {
+            let (k, v) = (k.clone().into_dispatch(), v.clone().into_dispatch());
+            <Dispatch as KernelOps>::attend_halves(q, k, v, fresh_k, fresh_v, params)
         }
         None => {
             // a stand-in of one slot, which no query looks at: positions count from the segment's first token
-            let [_, kv_heads, head_dim] = fresh_k.dims();
-            let nothing = Tensor::zeros([1, kv_heads, head_dim], &fresh_k.device());
+            let nothing = Tensor::<3>::zeros([1, kv_heads, head_dim], &device).into_dispatch();
             assert!(params.start == 0, "a segment that starts at {} needs its past", params.start);
-            (nothing.clone(), nothing, params)
+            <Dispatch as KernelOps>::attend(q, nothing.clone(), nothing, fresh_k, fresh_v, params)
         }
-    };
-    Tensor::from_dispatch(<Dispatch as KernelOps>::attend(
-        q.into_dispatch(),
-        past_k.into_dispatch(),
-        past_v.into_dispatch(),
-        fresh_k.into_dispatch(),
-        fresh_v.into_dispatch(),
-        params,
-    ))
+    })
 }
 
 /// The slices of the CPU backends' tensors, and the shared kernels on them.
@@ -202,6 +214,14 @@ mod on_cpu {
         TensorData::new(out, q_dims)
     }
 
+    pub(super) fn halves(values: &[f32], [a, b, dim]: [usize; 3]) -> TensorData {
+        let word = |pair: &[f32; 2]| {
+            let [low, high] = pair.map(|value| u32::from(crate::past::half_of(value).to_bits()));
+            low | high << 16
+        };
+        TensorData::new(values.as_chunks().0.iter().map(word).collect(), [a, b, dim / 2])
+    }
+
     pub(super) fn dims<const D: usize>(shape: &[usize]) -> [usize; D] {
         shape.try_into().expect("the rank is fixed by the public function")
     }
@@ -211,7 +231,7 @@ mod on_cpu {
 #[allow(deprecated, reason = "ndarray is one of the two backends this workspace promises")]
 pub(crate) mod ndarray {
     use super::{KernelOps, on_cpu};
-    use crate::cpu::Keys;
+    use crate::cpu::{Keys, Stored};
     use crate::{Activations, AttendParams, Format};
     use burn::backend::{
         NdArray,
@@ -278,8 +298,32 @@ pub(crate) mod ndarray {
             let (q, past_k, past_v, fresh_k, fresh_v) =
                 (q.view(), past_k.view(), past_v.view(), fresh_k.view(), fresh_v.view());
             let (past_k, past_v, fresh_k, fresh_v) = (slice!(past_k), slice!(past_v), slice!(fresh_k), slice!(fresh_v));
-            let keys = Keys { past_k: &past_k, past_v: &past_v, fresh_k: &fresh_k, fresh_v: &fresh_v };
+            let keys = Keys { past: Stored::F32(&past_k, &past_v), fresh_k: &fresh_k, fresh_v: &fresh_v };
             NdArrayTensor::from_data(on_cpu::attend(&slice!(q), keys, q_dims, past_dims, params))
+        }
+
+        fn attend_halves(
+            q: FloatTensor<Self>,
+            past_k: IntTensor<Self>,
+            past_v: IntTensor<Self>,
+            fresh_k: FloatTensor<Self>,
+            fresh_v: FloatTensor<Self>,
+            params: AttendParams,
+        ) -> FloatTensor<Self> {
+            let (q, past_k, past_v) = (values!(&q, F32), values!(&past_k, U32), values!(&past_v, U32));
+            let (fresh_k, fresh_v) = (values!(&fresh_k, F32), values!(&fresh_v, F32));
+            let (q_dims, past_dims) = (on_cpu::dims(q.shape()), on_cpu::dims(past_k.shape()));
+            let (q, past_k, past_v, fresh_k, fresh_v) =
+                (q.view(), past_k.view(), past_v.view(), fresh_k.view(), fresh_v.view());
+            let (past_k, past_v, fresh_k, fresh_v) = (slice!(past_k), slice!(past_v), slice!(fresh_k), slice!(fresh_v));
+            let keys = Keys { past: Stored::words(&past_k, &past_v), fresh_k: &fresh_k, fresh_v: &fresh_v };
+            NdArrayTensor::from_data(on_cpu::attend(&slice!(q), keys, q_dims, past_dims, params))
+        }
+
+        fn halves(x: FloatTensor<Self>) -> IntTensor<Self> {
+            let x = values!(&x, F32);
+            let dims = on_cpu::dims(x.shape());
+            NdArrayTensor::from_data(on_cpu::halves(&slice!(x.view()), dims))
         }
     }
 }
@@ -287,7 +331,7 @@ pub(crate) mod ndarray {
 #[cfg(feature = "flex")]
 pub(crate) mod flex {
     use super::{KernelOps, on_cpu};
-    use crate::cpu::Keys;
+    use crate::cpu::{Keys, Stored};
     use crate::{Activations, AttendParams, Format};
     use burn::backend::{
         Flex,
@@ -338,14 +382,31 @@ pub(crate) mod flex {
             params: AttendParams,
         ) -> FloatTensor<Self> {
             let [q, past_k, past_v, fresh_k, fresh_v] = [q, past_k, past_v, fresh_k, fresh_v].map(contiguous);
-            let keys = Keys {
-                past_k: slice!(past_k, f32),
-                past_v: slice!(past_v, f32),
-                fresh_k: slice!(fresh_k, f32),
-                fresh_v: slice!(fresh_v, f32),
-            };
+            let past = Stored::F32(slice!(past_k, f32), slice!(past_v, f32));
+            let keys = Keys { past, fresh_k: slice!(fresh_k, f32), fresh_v: slice!(fresh_v, f32) };
             let (q_dims, past_dims) = (on_cpu::dims(q.layout().shape()), on_cpu::dims(past_k.layout().shape()));
             FlexTensor::from_data(on_cpu::attend(slice!(q, f32), keys, q_dims, past_dims, params))
+        }
+
+        fn attend_halves(
+            q: FloatTensor<Self>,
+            past_k: IntTensor<Self>,
+            past_v: IntTensor<Self>,
+            fresh_k: FloatTensor<Self>,
+            fresh_v: FloatTensor<Self>,
+            params: AttendParams,
+        ) -> FloatTensor<Self> {
+            let [q, past_k, past_v, fresh_k, fresh_v] = [q, past_k, past_v, fresh_k, fresh_v].map(contiguous);
+            let past = Stored::words(slice!(past_k, u32), slice!(past_v, u32));
+            let keys = Keys { past, fresh_k: slice!(fresh_k, f32), fresh_v: slice!(fresh_v, f32) };
+            let (q_dims, past_dims) = (on_cpu::dims(q.layout().shape()), on_cpu::dims(past_k.layout().shape()));
+            FlexTensor::from_data(on_cpu::attend(slice!(q, f32), keys, q_dims, past_dims, params))
+        }
+
+        fn halves(x: FloatTensor<Self>) -> IntTensor<Self> {
+            let x = contiguous(x);
+            let dims = on_cpu::dims(x.layout().shape());
+            FlexTensor::from_data(on_cpu::halves(slice!(x, f32), dims))
         }
     }
 }
@@ -385,7 +446,22 @@ mod cube {
             fresh_v: FloatTensor<Self>,
             params: AttendParams,
         ) -> FloatTensor<Self> {
-            cube::attend(q, past_k, past_v, fresh_k, fresh_v, params)
+            cube::attend(q, [past_k, past_v], false, [fresh_k, fresh_v], params)
+        }
+
+        fn attend_halves(
+            q: FloatTensor<Self>,
+            past_k: IntTensor<Self>,
+            past_v: IntTensor<Self>,
+            fresh_k: FloatTensor<Self>,
+            fresh_v: FloatTensor<Self>,
+            params: AttendParams,
+        ) -> FloatTensor<Self> {
+            cube::attend(q, [past_k, past_v], true, [fresh_k, fresh_v], params)
+        }
+
+        fn halves(x: FloatTensor<Self>) -> IntTensor<Self> {
+            cube::halves(x)
         }
     }
 }
@@ -511,20 +587,25 @@ pub(crate) mod tests {
                             .collect();
                         let held = Tensor::<1, Int>::from_data(TensorData::new(held, [capacity]), &device);
                         let (past_k, past_v) = (all_k.clone().select(0, held.clone()), all_v.clone().select(0, held));
-                        let past = (start > 0).then_some((&past_k, &past_v));
-                        let found = attend(
-                            q.clone(),
-                            past,
-                            rows(&all_k, start, start + tokens),
-                            rows(&all_v, start, start + tokens),
-                            params,
-                        );
+                        let found = |past| {
+                            let fresh = |all: &Tensor<3>| rows(all, start, start + tokens);
+                            attend(q.clone(), past, fresh(&all_k), fresh(&all_v), params)
+                        };
+                        let past = (start > 0).then_some(Past::F32(&past_k, &past_v));
                         let positions: Vec<usize> = (0..start + tokens).collect();
-                        let expected = plain::attend_at(q, all_k, all_v, &positions, &params);
+                        let expected = plain::attend_at(q.clone(), all_k.clone(), all_v.clone(), &positions, &params);
                         let context = format!(
                             "{backend} {heads}/{kv_heads} heads of {head_dim}, {tokens} after {start} in {capacity}, {params:?}"
                         );
-                        assert_close(&values(found), &values(expected), 2e-5, &context);
+                        assert_close(&values(found(past)), &values(expected), 2e-5, &context);
+                        if start > 0 && head_dim % 2 == 0 {
+                            // halves are their values
+                            let words = [&past_k, &past_v].map(|past| crate::halves(past.clone()));
+                            let rounded = words.each_ref().map(crate::from_halves);
+                            let expected = values(found(Some(Past::F32(&rounded[0], &rounded[1]))));
+                            let found = values(found(Some(Past::F16(&words[0], &words[1]))));
+                            assert_close(&found, &expected, 1e-6, &format!("{context} in halves"));
+                        }
                     }
                 }
             }

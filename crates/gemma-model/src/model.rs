@@ -4,7 +4,7 @@ use crate::save::Collect;
 use crate::{Error, Network};
 use burn::tensor::Device;
 use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
-use gemma_nn::Activations;
+use gemma_nn::{Activations, CachePrecision, Fineness};
 use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
 use gemma_weights::{Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
 use std::path::Path;
@@ -24,6 +24,15 @@ pub struct LoadOptions {
     pub inclusive_window: bool,
     /// How finely products on the processor represent activations; the default loses nothing that shows.
     pub activations: Activations,
+    /// In how many bits keys and values are kept.
+    pub cache: CachePrecision,
+}
+
+impl LoadOptions {
+    /// How finely the layers compute.
+    pub fn fineness(&self) -> Fineness {
+        Fineness { activations: self.activations, cache: self.cache }
+    }
 }
 
 /// Called while a model is opened: bytes done and bytes in all.

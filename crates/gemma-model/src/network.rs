@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{CausalModel, TokenId};
-use gemma_nn::{Activations, Inventory, RandomSource, RandomWeights, Segment, Sink, Source, Weight, WithActivations};
+use gemma_nn::{Fineness, Inventory, RandomSource, RandomWeights, Segment, Sink, Source, Weight, WithFineness};
 use gemma_tokenizer::Family;
 use gemma_weights::{Checkpoint, Dtype, Loader, SavedTensor, TensorSpec, catalogue::Shape};
 
@@ -108,7 +108,7 @@ pub trait Network: CausalModel + Sized {
         let config = Self::configure(Self::config_of(checkpoint)?, options)?;
         checkpoint.check(&Self::tensors(&config, device), &Self::is_ignored)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        let mut source = WithActivations::new(&mut loader, options.activations);
+        let mut source = WithFineness::new(&mut loader, options.fineness());
         Ok(Self::load(&mut source, &config, checkpoint.dtype()))
     }
 
@@ -127,19 +127,19 @@ pub trait Network: CausalModel + Sized {
     /// A network of random parameters: trainable ones to begin a training with, or packed ones that have the size and
     /// speed of a real model. Constants are rounded as in a bf16 checkpoint.
     fn random(config: &Self::Config, weights: RandomWeights, seed: u64, device: &Device) -> Self {
-        Self::random_with(config, weights, Activations::default(), seed, device)
+        Self::random_with(config, weights, Fineness::default(), seed, device)
     }
 
-    /// [`Network::random`], with products of another fineness on the processor.
+    /// [`Network::random`], computing with another fineness.
     fn random_with(
         config: &Self::Config,
         weights: RandomWeights,
-        activations: Activations,
+        fineness: Fineness,
         seed: u64,
         device: &Device,
     ) -> Self {
         let mut source = RandomSource::new(weights, seed, device);
-        Self::load(&mut WithActivations::new(&mut source, activations), config, Dtype::Bf16)
+        Self::load(&mut WithFineness::new(&mut source, fineness), config, Dtype::Bf16)
     }
 
     /// Bytes that generating one token reads: all weights once.

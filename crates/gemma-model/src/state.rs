@@ -11,7 +11,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use gemma_generate::{Sequence, TokenId};
-use gemma_nn::{AttentionSpec, KvCache, Sink, Weight};
+use gemma_nn::{Attention, AttentionSpec, KvCache, Sink, Weight};
 use gemma_weights::{Dtype, SavedTensor, StoredTensor, read_safetensors_with_metadata, save_safetensors};
 use sha2::{Digest, Sha256};
 
@@ -113,18 +113,18 @@ impl StateTensors {
         self.tensors.len()
     }
 
-    /// The cache that [`cache_tensors`] kept under `name`, after `len` tokens.
-    pub fn cache(&self, name: &str, spec: &AttentionSpec, len: usize, device: &Device) -> Option<KvCache> {
-        let AttentionSpec { kv_heads, head_dim, .. } = *spec;
+    /// The cache of a layer that [`cache_tensors`] kept under `name`, after `len` tokens.
+    pub fn cache(&self, name: &str, layer: &Attention, len: usize, device: &Device) -> Option<KvCache> {
+        let AttentionSpec { kv_heads, head_dim, .. } = *layer.spec();
         let keys = format!("{name}.keys");
         let buffers = match self.len_of(&keys) {
             None => None,
             Some(slots) => {
                 let shape = [slots, kv_heads, head_dim];
-                Some((self.get(&keys, shape, device)?, self.get(&format!("{name}.values"), shape, device)?))
+                Some([self.get(&keys, shape, device)?, self.get(&format!("{name}.values"), shape, device)?])
             }
         };
-        KvCache::restore(spec.retention(), len, buffers)
+        layer.restore_cache(len, buffers)
     }
 }
 
@@ -135,12 +135,12 @@ pub fn state_tensor<const D: usize>(name: String, tensor: &Tensor<D>) -> SavedTe
     (name, Dtype::F32, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
 }
 
-/// The tensors of a cache.
+/// The tensors of a cache, as f32 whatever its precision.
 pub fn cache_tensors(name: &str, cache: &KvCache) -> Vec<SavedTensor> {
-    let tensors = |(keys, values)| {
-        vec![state_tensor(format!("{name}.keys"), keys), state_tensor(format!("{name}.values"), values)]
+    let tensors = |[keys, values]: [Tensor<3>; 2]| {
+        vec![state_tensor(format!("{name}.keys"), &keys), state_tensor(format!("{name}.values"), &values)]
     };
-    cache.past().map(tensors).unwrap_or_default()
+    cache.values().map(tensors).unwrap_or_default()
 }
 
 /// Digest of everything a state file says.

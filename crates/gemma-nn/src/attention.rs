@@ -3,7 +3,7 @@
 use crate::{KvCache, Projection, Retention, RopeTable, Segment, Sink, Source};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use gemma_kernels::{AttendParams, attend};
+use gemma_kernels::{AttendParams, CachePrecision, attend};
 
 /// What one attention layer needs to know; resolved once, per layer, when a configuration is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +47,8 @@ pub struct Attention {
     pub o_proj: Projection,
     #[module(skip)]
     spec: AttentionSpec,
+    #[module(skip)]
+    cache: CachePrecision,
 }
 
 impl Attention {
@@ -59,7 +61,24 @@ impl Attention {
             v_proj: Projection::load(source, &format!("{name}.v_proj"), width, keys, spec.qkv_bias),
             o_proj: Projection::load(source, &format!("{name}.o_proj"), queries, width, spec.output_bias),
             spec,
+            // two values share a word
+            cache: if spec.head_dim.is_multiple_of(2) { source.cache_precision() } else { CachePrecision::F32 },
         }
+    }
+
+    /// An empty cache for the layer; `window` may change how much of the sequence it keeps.
+    pub fn new_cache(&self, window: impl Fn(Retention) -> Retention) -> KvCache {
+        KvCache::new(window(self.spec.retention())).with_precision(self.cache)
+    }
+
+    /// The cache of buffers that were kept, as f32, after `len` tokens; `None` when it could not have come to them.
+    pub fn restore_cache(&self, len: usize, buffers: Option<[Tensor<3>; 2]>) -> Option<KvCache> {
+        Some(KvCache::restore(self.spec.retention(), len, buffers)?.with_precision(self.cache))
+    }
+
+    /// Its sizes.
+    pub fn spec(&self) -> &AttentionSpec {
+        &self.spec
     }
 
     /// Hands the parameters to a sink, under the names they were loaded by.

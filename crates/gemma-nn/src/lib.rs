@@ -35,14 +35,14 @@ mod source;
 pub use attention::{Attention, AttentionSpec};
 pub use cache::{KvCache, Retention};
 pub use embedder::Embedder;
-pub use gemma_kernels::Activations;
+pub use gemma_kernels::{Activations, CachePrecision};
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
 pub use projection::{Projection, Weight};
 pub use rope::{RopeSpec, RopeTable};
 pub use segment::{Segment, last_rows, total_tokens};
 pub use softcap::softcap;
-pub use source::{Inventory, RandomSource, RandomWeights, Sink, Source, Trainable, WithActivations};
+pub use source::{Fineness, Inventory, RandomSource, RandomWeights, Sink, Source, Trainable, WithFineness};
 
 #[cfg(test)]
 mod test_device {

@@ -3,7 +3,7 @@
 use crate::Weight;
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_kernels::{Activations, Format, PackedWeight};
+use gemma_kernels::{Activations, CachePrecision, Format, PackedWeight};
 
 /// A supplier of parameters by name.
 ///
@@ -24,6 +24,10 @@ pub trait Source {
         let line = self.array(name, shape).try_into_vec::<f32>().expect("arrays are f32");
         let data = TensorData::new(line, [shape.iter().product::<usize>()]);
         Param::from_tensor(Tensor::from_data(data, &self.device()))
+    }
+    /// In which precision the layers built from it keep keys and values.
+    fn cache_precision(&self) -> CachePrecision {
+        CachePrecision::F32
     }
 }
 
@@ -131,28 +135,36 @@ impl Source for Trainable<'_> {
     }
 }
 
-/// A source whose packed matrices multiply activations of another fineness: it asks another one, and says so in what
-/// that answers.
-pub struct WithActivations<'a> {
-    inner: &'a mut dyn Source,
-    activations: Activations,
+/// How finely layers compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fineness {
+    /// How products on the processor represent activations.
+    pub activations: Activations,
+    /// In how many bits keys and values are kept.
+    pub cache: CachePrecision,
 }
 
-impl<'a> WithActivations<'a> {
-    /// Whatever `inner` has, multiplied with `activations`.
-    pub fn new(inner: &'a mut dyn Source, activations: Activations) -> Self {
-        Self { inner, activations }
+/// A source whose layers compute with another fineness: it asks another one, and says so in what that answers.
+pub struct WithFineness<'a> {
+    inner: &'a mut dyn Source,
+    fineness: Fineness,
+}
+
+impl<'a> WithFineness<'a> {
+    /// Whatever `inner` has, computed with so finely.
+    pub fn new(inner: &'a mut dyn Source, fineness: Fineness) -> Self {
+        Self { inner, fineness }
     }
 }
 
-impl Source for WithActivations<'_> {
+impl Source for WithFineness<'_> {
     fn device(&self) -> Device {
         self.inner.device()
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
         match self.inner.matrix(name, rows, cols) {
-            Weight::Packed(packed) => Weight::Packed(packed.with_activations(self.activations)),
+            Weight::Packed(packed) => Weight::Packed(packed.with_activations(self.fineness.activations)),
             dense @ Weight::Dense(_) => dense,
         }
     }
@@ -163,6 +175,10 @@ impl Source for WithActivations<'_> {
 
     fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
         self.inner.array(name, shape)
+    }
+
+    fn cache_precision(&self) -> CachePrecision {
+        self.fineness.cache
     }
 }
 

@@ -158,9 +158,9 @@ impl Network for Decoder {
 
     fn memory_of_tensors(&self, position: usize, tensors: &StateTensors) -> Option<Memory> {
         let device = self.device();
-        let layers = self.config.layers.iter().enumerate();
-        let cache = |(index, layer): (usize, &crate::LayerSpec)| {
-            tensors.cache(&format!("layers.{index}"), &layer.attention, position, &device)
+        let layers = self.layers.iter().enumerate();
+        let cache = |(index, layer): (usize, &DecoderLayer)| {
+            tensors.cache(&format!("layers.{index}"), layer.attention(), position, &device)
         };
         Some(Memory { layers: layers.map(cache).collect::<Option<_>>()? })
     }
@@ -170,7 +170,7 @@ impl CausalModel for Decoder {
     type Memory = Memory;
 
     fn new_memory(&self) -> Memory {
-        Memory { layers: self.config.layers.iter().map(|layer| KvCache::new(layer.attention.retention())).collect() }
+        Memory { layers: self.layers.iter().map(|layer| layer.attention().new_cache(|window| window)).collect() }
     }
 
     fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {

@@ -20,6 +20,11 @@ pub struct DecoderLayer {
 }
 
 impl DecoderLayer {
+    /// The attention inside.
+    pub(crate) fn attention(&self) -> &Attention {
+        &self.self_attn
+    }
+
     /// The layer whose parameters begin with `{name}.`.
     pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32, spec: &LayerSpec) -> Self {
         let norm = |source: &mut dyn Source, field: &str| RmsNorm::load(source, &format!("{name}.{field}"), width, eps);

@@ -11,7 +11,7 @@
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use gemma::{Decoder, Network};
-use gemma_nn::{Inventory, Sink, Source, Weight};
+use gemma_nn::{CachePrecision, Inventory, Sink, Source, Weight};
 use gemma_weights::{Checkpoint, Dtype, TensorSpec};
 
 use crate::{PaliGemmaConfig, VisionLanguageModel};
@@ -110,6 +110,10 @@ impl Source for Renamed<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
         self.inner.tensor(&self.layout.outside(name), shape)
     }
+
+    fn cache_precision(&self) -> CachePrecision {
+        self.inner.cache_precision()
+    }
 }
 
 /// A sink that is given the names inside and hands on those of the released files.
@@ -152,6 +156,10 @@ impl Source for Beginning<'_> {
 
     fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
         self.0.array(name, shape)
+    }
+
+    fn cache_precision(&self) -> CachePrecision {
+        self.0.cache_precision()
     }
 
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {

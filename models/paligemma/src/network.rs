@@ -9,9 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use gemma::{Decoder, Memory};
 use gemma_generate::{CausalModel, TokenId};
 use gemma_model::{LoadOptions, Network, OnLoad};
-use gemma_nn::{
-    Activations, Projection, RandomSource, RandomWeights, Segment, Sink, Source, Trainable, WithActivations,
-};
+use gemma_nn::{Fineness, Projection, RandomSource, RandomWeights, Segment, Sink, Source, Trainable, WithFineness};
 use gemma_tokenizer::Family;
 use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
 
@@ -297,19 +295,19 @@ impl Network for VisionLanguageModel {
         let layout = Layout::of(checkpoint);
         checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        let mut source = WithActivations::new(&mut loader, options.activations);
+        let mut source = WithFineness::new(&mut loader, options.fineness());
         Ok(Self::build(&mut Renamed { inner: &mut source, layout }, &config, checkpoint.dtype()))
     }
 
     fn random_with(
         config: &PaliGemmaConfig,
         weights: RandomWeights,
-        activations: Activations,
+        fineness: Fineness,
         seed: u64,
         device: &Device,
     ) -> Self {
         let mut source = RandomSource::new(weights, seed, device);
-        let mut source = WithActivations::new(&mut source, activations);
+        let mut source = WithFineness::new(&mut source, fineness);
         Self::build(&mut Beginning(&mut source), config, Dtype::Bf16)
     }
 }

@@ -28,6 +28,14 @@ pub struct ResidualBlock {
 }
 
 impl ResidualBlock {
+    /// The attention inside, where the temporal part is one.
+    pub(crate) fn attention(&self) -> Option<&Attention> {
+        match &self.temporal_block {
+            TemporalBlock::Attention(attention) => Some(attention),
+            TemporalBlock::Recurrent(_) => None,
+        }
+    }
+
     /// The block whose parameters begin with `{name}.`.
     pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32, spec: &BlockSpec) -> Self {
         let temporal = format!("{name}.temporal_block");

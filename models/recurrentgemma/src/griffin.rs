@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::CausalModel;
 use gemma_model::{Error, LoadOptions, Network, StateTensors, cache_tensors, state_tensor};
-use gemma_nn::{Embedder, KvCache, Retention, RmsNorm, RopeTable, Segment, Sink, Source, last_rows, softcap};
+use gemma_nn::{Embedder, Retention, RmsNorm, RopeTable, Segment, Sink, Source, last_rows, softcap};
 use gemma_tokenizer::{Family, TokenId};
 use gemma_weights::{Dtype, SavedTensor, catalogue::Shape};
 
@@ -44,11 +44,11 @@ impl Griffin {
 
     /// Memory with this much of the windows.
     fn memory(&self, window: impl Fn(Retention) -> Retention) -> Memory {
-        let layer = |temporal: &Temporal| match temporal {
-            Temporal::Recurrent(_) => LayerMemory::Recurrent(Recurrent::default()),
-            Temporal::Attention(spec) => LayerMemory::Attention(KvCache::new(window(spec.retention()))),
+        let layer = |block: &ResidualBlock| match block.attention() {
+            None => LayerMemory::Recurrent(Recurrent::default()),
+            Some(attention) => LayerMemory::Attention(attention.new_cache(&window)),
         };
-        Memory { position: 0, layers: self.config.blocks.iter().map(|block| layer(&block.temporal)).collect() }
+        Memory { position: 0, layers: self.layers.iter().map(layer).collect() }
     }
 }
 
@@ -137,10 +137,12 @@ impl Network for Griffin {
 
     fn memory_of_tensors(&self, position: usize, tensors: &StateTensors) -> Option<Memory> {
         let device = self.device();
-        let layer = |(index, temporal): (usize, &Temporal)| {
+        let layer = |(index, (block, temporal)): (usize, (&ResidualBlock, &Temporal))| {
             let name = format!("layers.{index}");
             Some(match temporal {
-                Temporal::Attention(spec) => LayerMemory::Attention(tensors.cache(&name, spec, position, &device)?),
+                Temporal::Attention(_) => {
+                    LayerMemory::Attention(tensors.cache(&name, block.attention()?, position, &device)?)
+                }
                 Temporal::Recurrent(_) if position == 0 => LayerMemory::Recurrent(Recurrent::default()),
                 Temporal::Recurrent(spec) => {
                     let hidden = Some(tensors.get(&format!("{name}.hidden"), [1, spec.channels], &device)?);
@@ -152,7 +154,7 @@ impl Network for Griffin {
                 }
             })
         };
-        let blocks = self.config.blocks.iter().map(|block| &block.temporal);
+        let blocks = self.layers.iter().zip(self.config.blocks.iter().map(|block| &block.temporal));
         Some(Memory { position, layers: blocks.enumerate().map(layer).collect::<Option<_>>()? })
     }
 }

@@ -100,3 +100,11 @@ fn activations_are_exact_or_fast_and_not_both() {
     }
     assert!(refusal("gemma chat --exact-activations --fast-activations").contains("cannot be used with"));
 }
+
+#[test]
+fn the_cache_is_f32_or_f16() {
+    let cache = |line: &str| parsed(line).compute().expect("a verb that computes").fineness().cache;
+    assert_eq!(cache("gemma chat"), CachePrecision::F32);
+    assert_eq!(cache("gemma generate --cache-precision f16 x"), CachePrecision::F16);
+    assert!(refusal("gemma chat --cache-precision f8").contains("f32 or f16"));
+}

@@ -16,6 +16,7 @@ use super::linear::Output;
 use super::tile::{self, Ahead, Left, Right, Sums, block_width};
 use super::{math, pool};
 use crate::AttendParams;
+use half::f16;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -61,23 +62,53 @@ impl AttendShape {
 /// Keys and values, `[.., kv_heads, head_dim]` each: those read before, by slot, and those of the segment.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys<'a> {
-    pub(crate) past_k: &'a [f32],
-    pub(crate) past_v: &'a [f32],
+    pub(crate) past: Stored<'a>,
     pub(crate) fresh_k: &'a [f32],
     pub(crate) fresh_v: &'a [f32],
 }
 
+/// Keys and values as they are kept.
+#[derive(Clone, Copy)]
+pub(crate) enum Stored<'a> {
+    F32(&'a [f32], &'a [f32]),
+    /// As f16 values.
+    F16(&'a [[u8; 2]], &'a [[u8; 2]]),
+}
+
+impl<'a> Stored<'a> {
+    /// Of words of two f16 values.
+    pub(crate) fn words(keys: &'a [u32], values: &'a [u32]) -> Self {
+        let [keys, values] = [keys, values].map(|words| bytemuck::cast_slice::<u32, u8>(words).as_chunks().0);
+        Stored::F16(keys, values)
+    }
+
+    /// From the value at an index on.
+    fn from(self, index: usize) -> Self {
+        match self {
+            Stored::F32(keys, values) => Stored::F32(&keys[index..], &values[index..]),
+            Stored::F16(keys, values) => Stored::F16(&keys[index..], &values[index..]),
+        }
+    }
+
+    /// How many values there are of either.
+    fn lens(self) -> [usize; 2] {
+        match self {
+            Stored::F32(keys, values) => [keys.len(), values.len()],
+            Stored::F16(keys, values) => [keys.len(), values.len()],
+        }
+    }
+}
+
 impl<'a> Keys<'a> {
     /// The keys and values of a key head from `position` on, and how many (at most) follow each other there.
-    fn run(&self, position: usize, head: usize, shape: AttendShape, start: usize) -> (&'a [f32], &'a [f32], usize) {
-        let (k, v, row, run) = if position < start {
+    fn run(&self, position: usize, head: usize, shape: AttendShape, start: usize) -> (Stored<'a>, usize) {
+        let (stored, row, run) = if position < start {
             let slot = position % shape.capacity;
-            (self.past_k, self.past_v, slot, (shape.capacity - slot).min(start - position))
+            (self.past, slot, (shape.capacity - slot).min(start - position))
         } else {
-            (self.fresh_k, self.fresh_v, position - start, usize::MAX)
+            (Stored::F32(self.fresh_k, self.fresh_v), position - start, usize::MAX)
         };
-        let at = (row * shape.kv_heads + head) * shape.head_dim;
-        (&k[at..], &v[at..], run)
+        (stored.from((row * shape.kv_heads + head) * shape.head_dim), run)
     }
 }
 
@@ -97,9 +128,7 @@ pub(crate) fn attend(
     assert!(kv_heads > 0 && heads % kv_heads == 0, "query heads come in equal groups");
     assert_eq!(q.len(), tokens * heads * head_dim, "queries");
     assert_eq!(out.len(), q.len(), "outputs");
-    for past in [keys.past_k, keys.past_v] {
-        assert_eq!(past.len(), capacity * kv_heads * head_dim, "cache");
-    }
+    assert_eq!(keys.past.lens(), [capacity * kv_heads * head_dim; 2], "cache");
     for fresh in [keys.fresh_k, keys.fresh_v] {
         assert_eq!(fresh.len(), tokens * kv_heads * head_dim, "segment");
     }
@@ -185,6 +214,8 @@ struct Scratch {
     scores: Buffer<f32>,
     /// Weighted sums of values, `[head_dim, width]`.
     sums: Buffer<f32>,
+    /// Keys and values that were kept as f16, `[KEYS, head_dim]` each.
+    wide: [Buffer<f32>; 2],
     /// The highest score of each query.
     highest: [f32; WIDEST],
     /// The sum of each query's weights.
@@ -199,6 +230,7 @@ thread_local! {
             panel: Buffer::empty(),
             scores: Buffer::empty(),
             sums: Buffer::empty(),
+            wide: [Buffer::empty(), Buffer::empty()],
             highest: [0.0; WIDEST],
             totals: [0.0; WIDEST],
         })
@@ -295,10 +327,22 @@ unsafe fn attend_block<L: Lanes>(block: Block<'_>, parts: (usize, usize), scratc
     let bound = |part: usize| begin + (stop - begin) * part / parts.1;
     let mut position = bound(parts.0);
     let stop = bound(parts.0 + 1);
+    let mut wide = std::mem::replace(&mut scratch.wide, [Buffer::empty(), Buffer::empty()]);
     while position < stop {
-        let (k, v, run) = keys.run(position, kv_head, shape, params.start);
+        let (stored, run) = keys.run(position, kv_head, shape, params.start);
         let count = KEYS.min(run).min(stop - position);
         let step = shape.kv_heads * dim;
+        let (k, v, step) = match stored {
+            Stored::F32(k, v) => (k, v, step),
+            Stored::F16(k, v) => {
+                for (to, from) in wide.iter_mut().zip([k, v]) {
+                    to.resize(KEYS * dim);
+                    // SAFETY: the lanes' instructions are available.
+                    unsafe { widen::<L>(from, step, to, dim, count) };
+                }
+                (&wide[0][..], &wide[1][..], dim)
+            }
+        };
         // SAFETY: `count` keys and values follow each other here, `step` apart; the buffers have the sizes that
         // their documentation says; the lanes' instructions are available.
         unsafe {
@@ -366,9 +410,29 @@ unsafe fn attend_block<L: Lanes>(block: Block<'_>, parts: (usize, usize), scratc
         }
         position += count;
     }
+    scratch.wide = wide;
     if along_heads {
         for (i, row) in scratch.queries[..queries.len() * dim].chunks_exact(dim).enumerate() {
             scratch.sums[i..].iter_mut().step_by(width).zip(row).for_each(|(to, sum)| *to = *sum);
+        }
+    }
+}
+
+/// `count` rows of `dim` f16 values, `step` apart, as f32, one behind the other.
+///
+/// # Safety
+/// The lanes' instruction set must be available.
+#[inline(always)]
+unsafe fn widen<L: Lanes>(from: &[[u8; 2]], step: usize, to: &mut [f32], dim: usize, count: usize) {
+    for (row, to) in to.chunks_exact_mut(dim).take(count).enumerate() {
+        let from = &from[row * step..][..dim];
+        let whole = dim / L::N * L::N;
+        for i in (0..whole).step_by(L::N) {
+            // SAFETY: as many values are left of both rows.
+            unsafe { L::load_f16(from[i..].as_ptr().cast()).store(to[i..].as_mut_ptr()) };
+        }
+        for (to, from) in to[whole..].iter_mut().zip(&from[whole..]) {
+            *to = f16::from_le_bytes(*from).to_f32();
         }
     }
 }
@@ -534,7 +598,22 @@ mod tests {
             Self { shape, params, q, k: noise(all * row, 2), v: noise(all * row, 3) }
         }
 
+        /// The same with what was read before rounded to f16.
+        fn rounded(&self) -> Self {
+            let row = self.shape.kv_heads * self.shape.head_dim;
+            let rounded = |values: &[f32]| -> Vec<f32> {
+                let (past, fresh) = values.split_at(self.params.start * row);
+                past.iter().map(|value| f16::from_f32(*value).to_f32()).chain(fresh.iter().copied()).collect()
+            };
+            Self { q: self.q.clone(), k: rounded(&self.k), v: rounded(&self.v), ..*self }
+        }
+
         fn found(&self, level: Level) -> Vec<f32> {
+            self.found_with(level, false)
+        }
+
+        /// With what was read before kept as f32, or as f16.
+        fn found_with(&self, level: Level, halves: bool) -> Vec<f32> {
             let Self { shape, params, .. } = self;
             let row = shape.kv_heads * shape.head_dim;
             // slots that hold nothing must not be looked at
@@ -548,8 +627,12 @@ mod tests {
             };
             let (past_k, past_v) = (ring(&self.k), ring(&self.v));
             let fresh = params.start * row..;
-            let keys =
-                Keys { past_k: &past_k, past_v: &past_v, fresh_k: &self.k[fresh.clone()], fresh_v: &self.v[fresh] };
+            let bytes = |values: &[f32]| -> Vec<[u8; 2]> {
+                values.iter().map(|value| f16::from_f32(*value).to_le_bytes()).collect()
+            };
+            let (half_k, half_v) = (bytes(&past_k), bytes(&past_v));
+            let past = if halves { Stored::F16(&half_k, &half_v) } else { Stored::F32(&past_k, &past_v) };
+            let keys = Keys { past, fresh_k: &self.k[fresh.clone()], fresh_v: &self.v[fresh] };
             let mut out = vec![f32::NAN; self.q.len()];
             attend(level, &self.q, keys, *shape, *params, &mut out);
             out
@@ -589,6 +672,32 @@ mod tests {
                 for (i, (found, exact)) in self.found(level).iter().zip(&exact).enumerate() {
                     let error = (f64::from(*found) - exact).abs();
                     assert!(error < tolerance, "{level:?} {:?} {:?} at {i}: {error}", self.shape, self.params);
+                }
+            }
+        }
+    }
+
+    /// Keys kept as f16 give what their values give in f32.
+    #[test]
+    fn halves_are_read_as_the_values_they_are() {
+        for (heads, kv_heads, head_dim) in [(4, 1, 16), (3, 3, 33), (8, 2, 256)] {
+            for (tokens, start, capacity, span) in
+                [(1, 5, 8, None), (1, 300, 512, None), (7, 40, 16, Some(16)), (33, 70, 128, None)]
+            {
+                let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
+                let params = AttendParams { start, prefix_len: 0, span, scale: 0.3, softcap: None };
+                let case = Case::new(shape, params, 1.0);
+                for level in Level::available() {
+                    assert_eq!(
+                        case.found_with(level, true),
+                        case.rounded().found(level),
+                        "{level:?} {shape:?} {params:?}"
+                    );
+                    assert_ne!(
+                        case.found_with(level, true),
+                        case.found(level),
+                        "{level:?} {shape:?}: nothing was rounded"
+                    );
                 }
             }
         }

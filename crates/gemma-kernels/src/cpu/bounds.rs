@@ -146,7 +146,8 @@ fn attention_stays_inside() {
             for level in Level::available() {
                 let run = |q: &[f32], buffers: [&[f32]; 4], out: &mut [f32]| {
                     let [past_k, past_v, fresh_k, fresh_v] = buffers;
-                    attend(level, q, Keys { past_k, past_v, fresh_k, fresh_v }, shape, params, out);
+                    let keys = Keys { past: Stored::F32(past_k, past_v), fresh_k, fresh_v };
+                    attend(level, q, keys, shape, params, out);
                 };
                 let mut expected = out.clone();
                 run(&q, buffers.each_ref().map(|buffer| buffer.as_slice()), &mut expected);
@@ -155,6 +156,22 @@ fn attention_stays_inside() {
                     let buffers = buffers.each_ref().map(|buffer| Fenced::new(buffer, side));
                     run(q.get(), buffers.each_ref().map(|buffer| buffer.get()), out.get_mut());
                     assert_same(out.get(), &expected, &format!("{level:?} {shape:?} {params:?} {side:?}"));
+
+                    let halves = [1, 2].map(|seed| {
+                        noise(capacity * row, seed)
+                            .iter()
+                            .map(|x| half::f16::from_f32(*x).to_le_bytes())
+                            .collect::<Vec<_>>()
+                    });
+                    let run = |q: &[f32], past: Stored<'_>, out: &mut [f32]| {
+                        let keys = Keys { past, fresh_k: buffers[2].get(), fresh_v: buffers[3].get() };
+                        attend(level, q, keys, shape, params, out);
+                    };
+                    let mut expected = vec![f32::NAN; out.get().len()];
+                    run(q.get(), Stored::F16(&halves[0], &halves[1]), &mut expected);
+                    let halves = halves.each_ref().map(|halves| Fenced::new(halves, side));
+                    run(q.get(), Stored::F16(halves[0].get(), halves[1].get()), out.get_mut());
+                    assert_same(out.get(), &expected, &format!("f16 {level:?} {shape:?} {params:?} {side:?}"));
                 }
             }
         }

@@ -34,7 +34,7 @@ mod stream;
 mod superblocks;
 mod tile;
 
-pub(crate) use attention::{AttendShape, Keys, attend};
+pub(crate) use attention::{AttendShape, Keys, Stored, attend};
 pub(crate) use fused::{geglu, rms_norm, rotate};
 pub(crate) use gates::{Gates, gated_decay};
 pub use level::{Level, cpu_level};

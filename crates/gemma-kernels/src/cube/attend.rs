@@ -7,9 +7,11 @@
 //! rescales the sums when the largest score grows (Milakov & Gimelshein, arXiv:1805.02867, algorithm 3; Dao et
 //! al., arXiv:2205.14135, algorithm 1).
 
+use super::decode::half_to_f32;
 use super::{cube_count, floats, is_empty, output};
 use crate::AttendParams;
-use burn_cubecl::tensor::CubeTensor;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::{kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 /// Units of a cube.
@@ -27,24 +29,28 @@ const WIDTH: usize = 64;
 
 /// Attention of `q` `[tokens, heads, head_dim]` over `past` and `fresh` keys and values, to the shape of `q`.
 ///
-/// `past_k` and `past_v` are `[capacity, kv_heads, head_dim]` rings: slot `s` holds the last position below
-/// `start` that is `s` modulo the capacity. `fresh_k` and `fresh_v` are `[tokens, kv_heads, head_dim]`, at
-/// positions `start..start + tokens` like the queries.
+/// The past keys and values are `[capacity, kv_heads, head_dim]` rings: slot `s` holds the last position below
+/// `start` that is `s` modulo the capacity; f32, or [`halves`], two to a word. The fresh ones are
+/// `[tokens, kv_heads, head_dim]`, at positions `start..start + tokens` like the queries.
 ///
 /// # Panics
 /// When the shapes contradict each other or the span is zero.
 pub(crate) fn attend(
     q: CubeTensor,
-    past_k: CubeTensor,
-    past_v: CubeTensor,
-    fresh_k: CubeTensor,
-    fresh_v: CubeTensor,
+    past: [CubeTensor; 2],
+    in_halves: bool,
+    [fresh_k, fresh_v]: [CubeTensor; 2],
     params: AttendParams,
 ) -> CubeTensor {
     let [tokens, heads, head_dim] = q.meta.shape().dims::<3>();
-    let [capacity, kv_heads, key_dim] = past_k.meta.shape().dims::<3>();
-    assert_eq!(key_dim, head_dim, "keys have the dimension of queries");
-    assert_eq!(past_v.meta.shape().dims::<3>(), [capacity, kv_heads, head_dim], "past values");
+    let [capacity, kv_heads, key_words] = past[0].meta.shape().dims::<3>();
+    let (values, kind) = if in_halves { (2, DType::U32) } else { (1, DType::F32) };
+    assert_eq!(key_words * values, head_dim, "keys have the dimension of queries");
+    for past in &past {
+        assert_eq!(past.meta.shape().dims::<3>(), [capacity, kv_heads, key_words], "past keys and values");
+        assert_eq!(past.dtype, kind, "past keys and values");
+    }
+    let [past_k, past_v] = past.map(into_contiguous);
     assert_eq!(fresh_k.meta.shape().dims::<3>(), [tokens, kv_heads, head_dim], "fresh keys");
     assert_eq!(fresh_v.meta.shape().dims::<3>(), [tokens, kv_heads, head_dim], "fresh values");
     assert!(params.span != Some(0), "a query sees at least itself");
@@ -77,8 +83,8 @@ pub(crate) fn attend(
             cube_count(tokens * heads),
             CubeDim::new_1d(UNITS as u32),
             floats(q).into_buffer_arg(),
-            floats(past_k).into_buffer_arg(),
-            floats(past_v).into_buffer_arg(),
+            past_k.into_buffer_arg(),
+            past_v.into_buffer_arg(),
             floats(fresh_k).into_buffer_arg(),
             floats(fresh_v).into_buffer_arg(),
             out.clone().into_buffer_arg(),
@@ -86,9 +92,73 @@ pub(crate) fn attend(
             width,
             head_dim.div_ceil(width),
             params.softcap.is_some(),
+            in_halves,
         );
     }
     out
+}
+
+/// Units of a cube of [`halves_kernel`]; each makes one word.
+const HALVES_UNITS: usize = 64;
+
+/// Values as f16, two in a word: `[a, b, 2 n]` to `[a, b, n]`.
+pub(crate) fn halves(values: CubeTensor) -> CubeTensor {
+    let [a, b, dim] = values.meta.shape().dims::<3>();
+    let (client, device) = (values.client.clone(), values.device.clone());
+    let out = empty_device_contiguous_dtype(client.clone(), device, Shape::new([a, b, dim / 2]), DType::U32);
+    let words = a * b * dim / 2;
+    if words == 0 {
+        return out;
+    }
+    // SAFETY: units past the last word do nothing, and there are two values for each.
+    unsafe {
+        halves_kernel::launch_unchecked(
+            &client,
+            cube_count(words.div_ceil(HALVES_UNITS)),
+            CubeDim::new_1d(HALVES_UNITS as u32),
+            floats(values).into_buffer_arg(),
+            out.clone().into_buffer_arg(),
+            words,
+        );
+    }
+    out
+}
+
+/// Each unit makes a word of two values.
+#[cube(launch_unchecked)]
+fn halves_kernel(values: &[f32], out: &mut [u32], words: usize) {
+    if ABSOLUTE_POS >= words {
+        terminate!();
+    }
+    let low = half_of(values[2 * ABSOLUTE_POS]);
+    let high = half_of(values[2 * ABSOLUTE_POS + 1]);
+    out[ABSOLUTE_POS] = low | (high << 16u32);
+}
+
+/// The bits of the nearest f16, ties to even; larger values become the largest.
+#[cube]
+fn half_of(value: f32) -> u32 {
+    let bits = u32::reinterpret(value);
+    let magnitude = bits & 0x7fff_ffffu32;
+    // the exponent moved by 112, and half a step more, less one where that would round a tie to odd
+    let normal = (magnitude - 0x3800_0000u32 + 0xfffu32 + ((magnitude >> 13u32) & 1u32)) >> 13u32;
+    // below 2^-14 steps of 2^-24 are counted: those of f32 just above a half
+    let small = u32::reinterpret(f32::reinterpret(magnitude) + 0.5f32) - 0x3f00_0000u32;
+    let finite = select(magnitude < 0x3880_0000u32, small, normal);
+    // from 65520 on the nearest would be infinite
+    let limited = select(magnitude >= 0x477f_f000u32, 0x7bffu32, finite);
+    let half = select(magnitude > 0x7f80_0000u32, 0x7e00u32, limited);
+    half | ((bits >> 16u32) & 0x8000u32)
+}
+
+/// A value of keys or values, which are f32 or f16, two to a word.
+#[cube]
+fn value_at(words: &[u32], index: usize, #[comptime] in_halves: bool) -> f32 {
+    if comptime!(in_halves) {
+        half_to_f32((words[index / 2] >> ((index % 2) as u32 * 16u32)) & 0xffffu32)
+    } else {
+        f32::reinterpret(words[index])
+    }
 }
 
 /// The extents of the axes and the parameters of the call.
@@ -148,15 +218,16 @@ struct Walk {
 #[cube(launch_unchecked)]
 fn attend_kernel(
     q: &[f32],
-    past_k: &[f32],
-    past_v: &[f32],
-    fresh_k: &[f32],
-    fresh_v: &[f32],
+    past_k: &[u32],
+    past_v: &[u32],
+    fresh_k: &[u32],
+    fresh_v: &[u32],
     out: &mut [f32],
     scene: Scene,
     #[comptime] width: usize,
     #[comptime] chunks: usize,
     #[comptime] capped: bool,
+    #[comptime] in_halves: bool,
 ) {
     let unit = UNIT_POS as usize;
     let index = min(CUBE_POS, scene.tokens * scene.heads - 1);
@@ -193,9 +264,9 @@ fn attend_kernel(
     sync_cube();
 
     let past = Stretch { from: first, to: min(end, scene.start), origin: 0usize, slots: scene.capacity };
-    read(past_k, past_v, past, kv_head, &scene, &mut board, &mut walk, width, chunks, capped);
+    read(past_k, past_v, past, kv_head, &scene, &mut board, &mut walk, width, chunks, capped, in_halves);
     let fresh = Stretch { from: max(first, scene.start), to: end, origin: scene.start, slots: scene.tokens };
-    read(fresh_k, fresh_v, fresh, kv_head, &scene, &mut board, &mut walk, width, chunks, capped);
+    read(fresh_k, fresh_v, fresh, kv_head, &scene, &mut board, &mut walk, width, chunks, capped, false);
 
     // Units with the same dimensions add up what their keys gave.
     let lines = comptime!(UNITS / width);
@@ -229,8 +300,8 @@ fn attend_kernel(
 /// one barrier after its last reader at the earliest.
 #[cube]
 fn read(
-    keys: &[f32],
-    values: &[f32],
+    keys: &[u32],
+    values: &[u32],
     stretch: Stretch,
     kv_head: usize,
     scene: &Scene,
@@ -239,6 +310,7 @@ fn read(
     #[comptime] width: usize,
     #[comptime] chunks: usize,
     #[comptime] capped: bool,
+    #[comptime] in_halves: bool,
 ) {
     let unit = UNIT_POS as usize;
     let mut tile = stretch.from;
@@ -262,7 +334,7 @@ fn read(
             #[unroll]
             for i in 0..UNIT_KEYS {
                 if comptime!(i == 0) || comptime!(i * COLUMNS) < count {
-                    dots[i] += factor * keys[bases[i] + dim];
+                    dots[i] += factor * value_at(keys, bases[i] + dim, in_halves);
                 }
             }
             dim += PARTS;
@@ -313,7 +385,7 @@ fn read(
             #[unroll]
             for c in 0..chunks {
                 if unit % width + comptime!(c * width) < scene.head_dim {
-                    walk.sums[c] += weight * values[base + comptime!(c * width)];
+                    walk.sums[c] += weight * value_at(values, base + comptime!(c * width), in_halves);
                 }
             }
             k += comptime!(UNITS / width);

@@ -20,7 +20,7 @@ pub(super) fn groups(cols: usize) -> usize {
 /// In integer arithmetic, because shaders may flush the subnormal f32 that a shift and a multiplication would
 /// pass through.
 #[cube]
-fn half_to_f32(bits: u32) -> f32 {
+pub(super) fn half_to_f32(bits: u32) -> f32 {
     let exponent = (bits >> 10u32) & 31u32;
     let fraction = bits & 1023u32;
     let normal = ((exponent + 112u32) << 23u32) | (fraction << 13u32);

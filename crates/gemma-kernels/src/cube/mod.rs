@@ -21,7 +21,7 @@ mod linear;
 mod recurrence;
 mod rows;
 
-pub(crate) use attend::attend;
+pub(crate) use attend::{attend, halves};
 pub(crate) use linear::packed_linear;
 pub(crate) use recurrence::linear_recurrence;
 pub(crate) use rows::packed_rows;

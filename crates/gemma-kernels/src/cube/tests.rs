@@ -196,10 +196,9 @@ fn check_attention(noise: &mut Noise, device: &CubeDevice, dims: [usize; 5], par
     let (past_shape, fresh_shape) = ([capacity, kv_heads, head_dim], [tokens, kv_heads, head_dim]);
     let out = download(attend(
         upload(&q, &[tokens, heads, head_dim], device),
-        upload(&past[0], &past_shape, device),
-        upload(&past[1], &past_shape, device),
-        upload(&fresh[0], &fresh_shape, device),
-        upload(&fresh[1], &fresh_shape, device),
+        past.each_ref().map(|past| upload(past, &past_shape, device)),
+        false,
+        fresh.each_ref().map(|fresh| upload(fresh, &fresh_shape, device)),
         params,
     ));
     for (i, out) in out.chunks(head_dim).enumerate() {
@@ -263,7 +262,7 @@ fn large_scores_neither_overflow_nor_vanish() {
         let keys = upload(&[sign * 1e3, 0.0], &[2, 1, 1], &device);
         let values = upload(&[1.0, 2.0], &[2, 1, 1], &device);
         let nothing = upload(&[f32::NAN], &[1, 1, 1], &device);
-        let out = download(attend(ones, nothing.clone(), nothing, keys, values, params));
+        let out = download(attend(ones, [nothing.clone(), nothing], false, [keys, values], params));
         assert_eq!(out, [1.0, if sign > 0.0 { 1.0 } else { 2.0 }], "exp(-50) is lost beside 1");
     }
 }
