@@ -349,19 +349,20 @@ pub(super) mod tests {
         if cpu_level() < Level::Amx {
             return println!("skipped: this processor has no tiles");
         }
+        // sums of magnitudes: what the order of additions inside an instruction, which is the processor's own, may move
+        let magnitudes = |words: &[f32]| -> Vec<f32> {
+            words.iter().map(|word| f32::from_bits(word.to_bits() & 0x7fff_7fff)).collect()
+        };
         for (seed, extreme) in (0..40).map(|seed| (seed, seed % 2 == 1)) {
             let (panel, block) = (words(32 * 48, seed, extreme), words(48 * 32, seed + 100, extreme));
             for (depth, vectors) in [(16, 1), (32, 2), (48, 2)] {
                 let found = products::<Hardware>(&panel, &block, depth, vectors);
                 let expected = products::<Modelled>(&panel, &block, depth, vectors);
-                for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                    let same = found == expected || found.is_nan() && expected.is_nan();
-                    // the order of the sums inside an instruction is the processor's own
-                    let near = (found - expected).abs() <= 1e-5 * expected.abs().max(1.0);
-                    assert!(
-                        same || near || extreme && !(found.is_finite() && expected.is_finite()),
-                        "{seed} {depth} at {i}: {found} {expected}"
-                    );
+                let sizes = products::<Modelled>(&magnitudes(&panel), &magnitudes(&block), depth, vectors);
+                for (i, ((found, expected), size)) in found.iter().zip(&expected).zip(&sizes).enumerate() {
+                    // where magnitudes overflow, so may the sums, or not, as they are ordered
+                    let near = !size.is_finite() || (found - expected).abs() <= 1e-5 * size;
+                    assert!(near, "{seed} {depth} at {i}: {found} {expected}");
                 }
             }
         }

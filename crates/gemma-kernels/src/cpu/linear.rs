@@ -81,9 +81,9 @@ pub(crate) fn linear(
     }
     let output = Output(out.as_mut_ptr());
     let shape = Shape { format, tokens, rows, cols, row_bytes };
-    let finely = activations == Activations::Fine;
     #[cfg(target_arch = "x86_64")]
-    if activations != Activations::Exact && tokens > few_tokens(level, format) {
+    if activations != Activations::Exact && tokens > STREAMED_TOKENS {
+        let finely = activations == Activations::Fine;
         let bytes = super::bytes::has(format) && level >= Level::Avx512Vnni;
         // few tokens in bytes are as fast as in pairs, and finer
         let few = bytes && (tokens <= STREAMED_TOKENS_OF_HALVES || !finely);
@@ -112,13 +112,6 @@ pub(crate) fn linear(
     }
 }
 
-/// Up to this many tokens, nothing is rounded to bf16.
-#[cfg(target_arch = "x86_64")]
-fn few_tokens(level: Level, format: Format) -> usize {
-    // tiles take as long for one token as for sixteen
-    if level >= Level::Amx && format.block_len() == 1 { STREAMED_TOKENS / 2 } else { STREAMED_TOKENS }
-}
-
 /// Calls `multiply` with all rows, in stretches that threads stream.
 fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
     let Shape { tokens, rows, cols, row_bytes, .. } = shape;
@@ -131,17 +124,10 @@ fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
 }
 
 /// Whether products of bf16 with bf16 can be had and are worth it.
+#[cfg(target_arch = "x86_64")]
 fn has_pairs(level: Level, shape: Shape) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let possible = shape.format != Format::F32 && shape.cols.is_multiple_of(2) && level >= Level::Avx512Bf16;
-        possible && (level >= Level::Amx || super::lanes::pairs_are_faster())
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (level, shape);
-        false
-    }
+    let possible = shape.format != Format::F32 && shape.cols.is_multiple_of(2) && level >= Level::Avx512Bf16;
+    possible && (level >= Level::Amx || super::lanes::pairs_are_faster())
 }
 
 /// The rows `ids` of a packed matrix as f32, `[ids, cols]`.
