@@ -248,7 +248,7 @@ mod tests {
                         if !whole_numbers {
                             continue;
                         }
-                        let coarse = activations == Activations::Coarse && level >= Level::Avx512Vnni;
+                        let coarse = activations == Activations::Coarse && level.multiplies_bytes();
                         let limit = if coarse { quantize::COARSE } else { quantize::FINE };
                         let seen = |block: &[f32; 32]| {
                             let (scale, values) = quantize::quantize(block, limit);

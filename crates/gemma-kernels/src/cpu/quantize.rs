@@ -11,7 +11,7 @@ const BLOCK: usize = 32;
 /// The largest magnitude of a 16-bit activation: 127 · 256, so that its high byte stays within ±127.
 pub(super) const FINE: f32 = 32512.0;
 /// The largest magnitude of an 8-bit activation.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86 gains from 8 bits"))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "no gain there"))]
 pub(super) const COARSE: f32 = 127.0;
 
 /// The scale of a block and its whole numbers.
@@ -60,9 +60,9 @@ impl Words {
 
 /// Activations as bytes, in the order of a group of four blocks of weights: `value = 256 high + low`, or `low` alone.
 ///
-/// The instruction multiplies unsigned bytes with signed ones, so the weights' bytes are moved up by an offset, and
-/// each product starts from what that offset contributes.
-#[cfg(target_arch = "x86_64")]
+/// On x86 the instruction multiplies unsigned bytes with signed ones, so the weights' bytes are moved up by an offset,
+/// and each product starts from what that offset contributes.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) struct Split {
     /// The high bytes, `[tokens, groups, 128]`; empty for 8-bit activations.
     pub(super) high: Buffer<i8>,
@@ -75,10 +75,10 @@ pub(super) struct Split {
 }
 
 /// Values of a group of blocks.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) const GROUP: usize = 4 * BLOCK;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl Split {
     /// Of `x` `[tokens, cols]` with `cols` a whole number of blocks. `halves`: whether the first halves of a group's
     /// blocks lie together, then the second halves; otherwise blocks follow each other. `offset` is what the weights'
@@ -155,7 +155,7 @@ mod tests {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[test]
     fn bytes_add_up_to_the_value() {
         let x: Vec<f32> = (0..5).flat_map(|i| block(1.0 + i as f32)).collect();
