@@ -7,10 +7,11 @@
 
 use std::collections::HashSet;
 
+use gemma_kernels::math::exp;
 use gemma_tokenizer::TokenId;
 
 use crate::random::{Xoshiro256PlusPlus, fresh_seed};
-use crate::softmax::{exp, highest, log_sum_exp};
+use crate::softmax::{highest, log_sum_exp};
 use crate::{Error, GenerateOptions};
 
 /// The weight of the likeliest candidate. 256 000 of these add up to less than 2⁵⁸.

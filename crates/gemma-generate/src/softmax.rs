@@ -1,39 +1,12 @@
-//! The two pieces of a softmax that a sampler and a score need on the host: `exp` and the log of a sum of exps.
+//! What a sampler and a score need of a softmax on the host: the highest logit, and the log of a sum of exps.
 //!
-//! Both run over 256 000 logits for each token, so they are written for the compiler to vectorize; and `exp`
-//! is our own because the platforms' differ in their last bit, and a seed shall mean the same everywhere.
+//! Both run over 256 000 logits for each token, so they are written for the compiler to vectorize.
 
 use crate::Error;
+use gemma_kernels::math::exp;
 
 /// Independent running values per loop turn; two AVX registers of f32, and enough to hide the latency of an add.
 const LANES: usize = 16;
-
-/// eˣ for x ≤ 0, within 1.2e-7 relative, down to x = −87; smaller x count as −87 (1.6e-38). NaN stays NaN.
-///
-/// x = n·ln 2 + r with |r| ≤ ln 2 / 2, so eˣ = 2ⁿ·eʳ: the power of two goes into the exponent bits, eʳ is its
-/// Taylor polynomial of degree 7 (next term below 6e-9). ln 2 is split in two so that n·ln 2 loses nothing
-/// (W. J. Cody and W. Waite, "Software Manual for the Elementary Functions", 1980).
-#[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    // Adding 1.5·2²³ leaves the integer nearest to a small number in the low bits of the mantissa.
-    const ROUND: f32 = 12_582_912.0;
-    // Nine bits, so that n times it is exact.
-    const LN_2_HIGH: f32 = 355.0 / 512.0;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-
-    // `max` would turn NaN into -87; this comparison lets it through.
-    let x = if x < -87.0 { -87.0 } else { x };
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
-    let n = rounded - ROUND;
-    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
-    let mut polynomial = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        polynomial = polynomial * r + coefficient;
-    }
-    // 127 is the exponent bias of f32, 23 its mantissa's width.
-    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
-    f32::from_bits(exponent << 23) * polynomial
-}
 
 /// The largest value that is a number; -inf for none.
 pub(crate) fn highest(values: &[f32]) -> f32 {
@@ -88,25 +61,6 @@ fn fault(logits: &[f32]) -> Error {
 mod tests {
     use super::*;
     use crate::random::Xoshiro256PlusPlus;
-
-    #[test]
-    fn exp_agrees_with_f64_over_its_range() {
-        assert_eq!(exp(0.0), 1.0);
-        let mut worst = 0.0_f64;
-        for step in 0..=870_000 {
-            let x = -(step as f32) * 1e-4;
-            let exact = f64::from(x).exp();
-            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
-        }
-        assert!(worst < 1.2e-7, "{worst}");
-    }
-
-    #[test]
-    fn exp_of_the_very_small_is_almost_nothing_and_of_nan_is_nan() {
-        assert!(exp(f32::NEG_INFINITY) < 2e-38);
-        assert!(exp(-1e30) < 2e-38);
-        assert!(exp(f32::NAN).is_nan());
-    }
 
     #[test]
     fn log_sum_exp_agrees_with_f64() {

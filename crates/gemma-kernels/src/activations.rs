@@ -1,5 +1,7 @@
 //! How finely activations are represented inside a product on the processor.
 
+use crate::Format;
+
 /// The representation of the activations in products with packed weights on the processor. Sums over a row are f32 in
 /// each of them; graphics processors always compute with f32, and so do products with f32 weights.
 ///
@@ -16,4 +18,16 @@ pub enum Activations {
     /// As `Fine`, but with quantized weights 8-bit whole numbers that share a scale per 32 values, where the processor
     /// gains from it: error below 1e-2.
     Coarse,
+}
+
+impl Activations {
+    /// Whether a prompt may be multiplied in bf16 with weights of this format. f32 weights are kept for exactness, and
+    /// f16 has eight times the precision of bf16, which is not given away by default.
+    pub(crate) fn round_prompts(self, format: Format) -> bool {
+        match format {
+            Format::F32 => false,
+            Format::F16 => self == Activations::Coarse,
+            _ => self != Activations::Exact,
+        }
+    }
 }

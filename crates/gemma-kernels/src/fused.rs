@@ -88,16 +88,18 @@ pub fn rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 fn on_cpu(x: &[f32], [first, second]: [&[f32]; 2], dims: &[usize], operation: Fused) -> burn::tensor::TensorData {
     use crate::cpu::{self, cpu_level};
-    let mut out = vec![0.0; x.len()];
-    match operation {
-        Fused::GeGlu => cpu::geglu(cpu_level(), x, first, &mut out),
-        Fused::RmsNorm { eps } => cpu::rms_norm(cpu_level(), x, first, eps, &mut out),
+    use std::mem::MaybeUninit;
+    let write = |out: &mut [MaybeUninit<f32>]| match operation {
+        Fused::GeGlu => cpu::geglu(cpu_level(), x, first, out),
+        Fused::RmsNorm { eps } => cpu::rms_norm(cpu_level(), x, first, eps, out),
         Fused::Rotate => {
             let &[tokens, heads, head_dim] = dims else { unreachable!("heads have three axes") };
             let half = first.len() / tokens.max(1);
-            cpu::rotate(cpu_level(), x, [first, second], [heads, head_dim, half], &mut out);
+            cpu::rotate(cpu_level(), x, [first, second], [heads, head_dim, half], out);
         }
-    }
+    };
+    // SAFETY: each writes every value.
+    let out = unsafe { cpu::written(x.len(), write) };
     burn::tensor::TensorData::new(out, dims.to_vec())
 }
 

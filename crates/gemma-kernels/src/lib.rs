@@ -30,6 +30,7 @@ mod format;
 mod fused;
 mod large;
 mod map;
+pub mod math;
 mod ops;
 mod packed;
 mod past;

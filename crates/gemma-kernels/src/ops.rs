@@ -177,6 +177,7 @@ mod on_cpu {
     use crate::cpu::{self, AttendShape, Keys, cpu_level};
     use crate::{Activations, AttendParams, Format};
     use burn::tensor::TensorData;
+    use std::mem::MaybeUninit;
 
     pub(super) fn packed_linear(
         x: &[f32],
@@ -187,9 +188,10 @@ mod on_cpu {
     ) -> TensorData {
         let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
         let (tokens, rows) = (x.len() / cols, weight.len() / row_bytes);
-        let mut out = vec![0.0; tokens * rows];
-        cpu::linear(cpu_level(), activations, x, weight, format, cols, &mut out);
-        TensorData::new(out, [tokens, rows])
+        let product =
+            |out: &mut [MaybeUninit<f32>]| cpu::linear(cpu_level(), activations, x, weight, format, cols, out);
+        // SAFETY: a product writes every value.
+        TensorData::new(unsafe { cpu::written(tokens * rows, product) }, [tokens, rows])
     }
 
     pub(super) fn packed_rows(weight: &[u8], rows: &[i32], format: Format, cols: usize) -> TensorData {
@@ -209,9 +211,9 @@ mod on_cpu {
         let [tokens, heads, head_dim] = q_dims;
         let [capacity, kv_heads, _] = past_dims;
         let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
-        let mut out = vec![0.0; q.len()];
-        cpu::attend(cpu_level(), q, keys, shape, params, &mut out);
-        TensorData::new(out, q_dims)
+        let attend = |out: &mut [MaybeUninit<f32>]| cpu::attend(cpu_level(), q, keys, shape, params, out);
+        // SAFETY: attention writes every value.
+        TensorData::new(unsafe { cpu::written(q.len(), attend) }, q_dims)
     }
 
     pub(super) fn halves(values: &[f32], [a, b, dim]: [usize; 3]) -> TensorData {
@@ -575,7 +577,14 @@ pub(crate) mod tests {
                         if !holds || !whole {
                             continue;
                         }
-                        let params = AttendParams { start, prefix_len, span, scale: 0.4, softcap };
+                        let params = AttendParams {
+                            start,
+                            prefix_len,
+                            span,
+                            scale: 0.4,
+                            softcap,
+                            activations: Activations::Exact,
+                        };
                         let q = tensor([tokens, heads, head_dim], 7, &device);
                         let all_k = tensor([start + tokens, kv_heads, head_dim], 8, &device);
                         let all_v = tensor([start + tokens, kv_heads, head_dim], 9, &device);

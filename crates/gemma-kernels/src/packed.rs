@@ -107,6 +107,12 @@ impl PackedWeight {
         self.activations
     }
 
+    /// How finely attention between projections like this one need see its operands:
+    /// [`AttendParams::activations`](crate::AttendParams::activations).
+    pub fn attention_activations(&self) -> Activations {
+        if self.activations.round_prompts(self.format) { self.activations } else { Activations::Exact }
+    }
+
     /// The same matrix, with products of another fineness.
     #[must_use]
     pub fn with_activations(self, activations: Activations) -> Self {

@@ -3,6 +3,7 @@
 //! Causal, windowed and prefix attention are one rule about *positions*. A cache may therefore store its keys in
 //! any order (a ring does), and a prompt may be read in chunks of any size.
 
+use crate::Activations;
 use std::ops::Range;
 
 /// What the queries of one segment see, and how their scores are formed.
@@ -18,6 +19,9 @@ pub struct AttendParams {
     pub scale: f32,
     /// `cap`: scores become `cap tanh(score / cap)`, before the softmax.
     pub softcap: Option<f32>,
+    /// How finely the processor sees queries, keys, values and weights of many tokens: in bf16, where that is faster,
+    /// unless [`Exact`](Activations::Exact).
+    pub activations: Activations,
 }
 
 impl AttendParams {
@@ -54,7 +58,7 @@ mod tests {
     use super::*;
 
     fn params(start: usize, prefix_len: usize, span: Option<usize>) -> AttendParams {
-        AttendParams { start, prefix_len, span, scale: 1.0, softcap: None }
+        AttendParams { start, prefix_len, span, scale: 1.0, softcap: None, activations: Activations::Exact }
     }
 
     #[test]

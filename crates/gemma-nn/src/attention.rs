@@ -136,6 +136,7 @@ impl Attention {
             span: self.spec.span,
             scale: self.spec.scale,
             softcap: self.spec.softcap,
+            activations: self.q_proj.weight.attention_activations(),
         };
         let output = attend(q, cache.past(), k.clone(), v.clone(), params);
         cache.extend(k, v);

@@ -3,7 +3,7 @@
 use crate::{Sink, Source};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use gemma_kernels::{PackedWeight, packed_linear, packed_rows};
+use gemma_kernels::{Activations, PackedWeight, packed_linear, packed_rows};
 
 /// A weight matrix `[out, in]`: frozen as it lies in a file, or dense and trainable. No layer asks which.
 #[derive(Module, Debug)]
@@ -15,6 +15,14 @@ pub enum Weight {
 }
 
 impl Weight {
+    /// See [`PackedWeight::attention_activations`]; exact beside weights in f32 that are trained.
+    pub fn attention_activations(&self) -> Activations {
+        match self {
+            Weight::Packed(weight) => weight.attention_activations(),
+            Weight::Dense(_) => Activations::Exact,
+        }
+    }
+
     /// `x Wᵀ`: `[tokens, in]` to `[tokens, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match self {

@@ -122,7 +122,8 @@ impl SelfAttention {
         let v = split(self.v_proj.forward(x));
         // a picture is a sequence whose prefix, which sees itself both ways, is all of it
         let scale = (head_dim as f32).powf(-0.5);
-        let params = AttendParams { start: 0, prefix_len: patches, span: None, scale, softcap: None };
+        let activations = self.q_proj.weight.attention_activations();
+        let params = AttendParams { start: 0, prefix_len: patches, span: None, scale, softcap: None, activations };
         let one = |picture: usize| {
             let part = |x: &Tensor<3>| x.clone().narrow(0, picture * patches, patches);
             if rows == patches {

@@ -302,7 +302,7 @@ pub(super) mod tests {
         // SAFETY: the operands have as many rows and words as the units need, and the caller has the instructions.
         unsafe {
             Tiled::<T>::begin();
-            for add in [false, true] {
+            for add in [true, false, true] {
                 let sums = Sums { at: sums.as_mut_ptr(), row: 32, add };
                 Tiled::<T>::multiply(left, 32, right, depth, vectors, sums, ahead);
             }

@@ -6,22 +6,28 @@
 //! them, and the softmax runs along the vectors without a sum across. The keys stay where they are: in the slots of
 //! the caller's buffer, and in the segment.
 //!
+//! Where products of many tokens are taken in bf16 ([`pairs`](super::pairs)), so are these: keys and values are then
+//! rounded and laid together once, for all queries.
+//!
 //! With one token there are few queries but many keys, so the keys are divided among the threads and the parts are
 //! merged at the end.
 
 use super::buffer::Buffer;
 use super::lanes::{Lanes, prefetch};
 use super::level::{Level, with_level};
-use super::linear::Output;
+use super::linear::{Output, STREAMED_TOKENS};
+#[cfg(target_arch = "x86_64")]
+use super::pairs;
+use super::pool;
 use super::tile::{self, Ahead, Left, Right, Sums, block_width};
-use super::{math, pool};
-use crate::AttendParams;
+use crate::{Activations, AttendParams, math};
 use half::f16;
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Keys scored at a time; a multiple of [`PANEL`].
-const KEYS: usize = 48;
+const KEYS: usize = 96;
 /// Keys copied together for the register tile.
 const PANEL: usize = 12;
 /// Values of a key in a panel.
@@ -90,6 +96,22 @@ impl<'a> Stored<'a> {
         }
     }
 
+    /// The first key and value.
+    #[cfg(target_arch = "x86_64")]
+    fn read(self, [k, v]: [&mut [f32]; 2]) {
+        match self {
+            Stored::F32(keys, values) => {
+                k.copy_from_slice(&keys[..k.len()]);
+                v.copy_from_slice(&values[..v.len()]);
+            }
+            Stored::F16(keys, values) => {
+                for (to, from) in [(k, keys), (v, values)] {
+                    to.iter_mut().zip(from).for_each(|(to, half)| *to = f16::from_le_bytes(*half).to_f32());
+                }
+            }
+        }
+    }
+
     /// How many values there are of either.
     fn lens(self) -> [usize; 2] {
         match self {
@@ -112,7 +134,8 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// `out[t, h] = Σ_key softmax_key(score(q[t, h], k[key])) v[key]`, all `[tokens, heads, head_dim]`.
+/// `out[t, h] = Σ_key softmax_key(score(q[t, h], k[key])) v[key]`, all `[tokens, heads, head_dim]`. Every value of `out` is
+/// written.
 ///
 /// # Panics
 /// When a slice does not have the size of its shape.
@@ -122,7 +145,7 @@ pub(crate) fn attend(
     keys: Keys<'_>,
     shape: AttendShape,
     params: AttendParams,
-    out: &mut [f32],
+    out: &mut [MaybeUninit<f32>],
 ) {
     let AttendShape { tokens, heads, kv_heads, head_dim, capacity } = shape;
     assert!(kv_heads > 0 && heads % kv_heads == 0, "query heads come in equal groups");
@@ -150,19 +173,26 @@ pub(crate) fn attend(
     // keys are divided only where there are not enough queries to go round
     let parts = if tasks >= threads { 1 } else { (2 * threads).div_ceil(tasks).min(most_keys.div_ceil(PART_KEYS)) };
 
+    let paired = Paired::new(level, keys, shape, params);
     let part_len = (head_dim + 2) * width;
     let mut partial = Buffer::<f32>::zeroed(if parts > 1 { tasks * parts * part_len } else { 0 });
-    let (to, partial_to) = (Output(out.as_mut_ptr()), Output(partial.as_mut_ptr()));
+    let (to, partial_to) = (Output(out.as_mut_ptr().cast()), Output(partial.as_mut_ptr()));
     let block = |task: usize| {
         let (kv_head, block) = (task / blocks, task % blocks);
-        Block { q, keys, shape, params, kv_head, queries: (block * width, width.min(queries - block * width)) }
+        let queries = (block * width, width.min(queries - block * width));
+        Block { q, keys, paired: paired.as_ref(), shape, params, kv_head, queries }
     };
     let one = |index: usize| {
         let (task, part) = (index / parts, index % parts);
         SCRATCH.with_borrow_mut(|scratch| {
             let (block, parts) = (block(task), (part, parts));
             scratch.resize(head_dim, width);
-            with_level!(level, attend_block(block: Block<'_>, parts: (usize, usize), scratch: &mut Scratch));
+            match block.paired {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: there are pairs only where the processor has the instructions.
+                Some(_) => unsafe { attend_pairs(block, parts, scratch) },
+                _ => with_level!(level, attend_block(block: Block<'_>, parts: (usize, usize), scratch: &mut Scratch)),
+            }
             if parts.1 == 1 {
                 with_level!(level, finish(block: Block<'_>, scratch: &mut Scratch, to: Output));
             } else {
@@ -190,11 +220,83 @@ pub(crate) fn attend(
     }
 }
 
+/// The keys and values that any query sees, as words of two bf16 values.
+struct Paired {
+    /// Two neighbours of a key, `[kv_heads, keys, head_dim / 2]`.
+    k: Buffer<f32>,
+    /// The values of two neighbouring keys, `[kv_heads, keys / 2, head_dim]`.
+    v: Buffer<f32>,
+    /// The position of the first key.
+    base: usize,
+    /// How many there are; if they are odd, a key of zeros is the last.
+    keys: usize,
+}
+
+impl Paired {
+    /// `None` where they are not to be rounded, or nothing is gained.
+    #[cfg(not(target_arch = "x86_64"))]
+    fn new(_level: Level, _keys: Keys<'_>, _shape: AttendShape, _params: AttendParams) -> Option<Self> {
+        None
+    }
+
+    /// `None` where they are not to be rounded, or nothing is gained.
+    #[cfg(target_arch = "x86_64")]
+    fn new(level: Level, keys: Keys<'_>, shape: AttendShape, params: AttendParams) -> Option<Self> {
+        let AttendShape { tokens, kv_heads, head_dim, .. } = shape;
+        let many = params.activations != Activations::Exact && tokens > STREAMED_TOKENS;
+        let possible = head_dim.is_multiple_of(2) && level >= Level::Avx512Bf16;
+        if !(many && possible && super::lanes::pairs_are_faster()) {
+            return None;
+        }
+        let end = params.start + tokens;
+        let base = (params.start..end).map(|token| params.visible(token, end).start).min().unwrap_or(params.start);
+        let count = (end - base).next_multiple_of(2);
+        let mut paired = Self {
+            k: Buffer::zeroed(kv_heads * count * head_dim / 2),
+            v: Buffer::zeroed(kv_heads * count / 2 * head_dim),
+            base,
+            keys: count,
+        };
+        let to = [Output(paired.k.as_mut_ptr()), Output(paired.v.as_mut_ptr())];
+        let stretches = count.div_ceil(PART_KEYS);
+        pool::for_each(kv_heads * stretches, |task| {
+            let (head, first) = (task / stretches, task % stretches * PART_KEYS);
+            // two keys and their values, and what is beyond the last
+            let mut rows = vec![0f32; 4 * head_dim];
+            for pair in (first..count.min(first + PART_KEYS)).step_by(2) {
+                for (i, rows) in rows.chunks_exact_mut(2 * head_dim).enumerate() {
+                    let (k, v) = rows.split_at_mut(head_dim);
+                    if base + pair + i < end {
+                        keys.run(base + pair + i, head, shape, params.start).0.read([k, v]);
+                    } else {
+                        k.fill(0.0);
+                        v.fill(0.0);
+                    }
+                }
+                let at = (head * count + pair) * head_dim / 2;
+                // SAFETY: the level says that the processor has the instructions; both keys' places are this task's.
+                unsafe {
+                    let k = std::slice::from_raw_parts_mut(to[0].at(at), head_dim);
+                    let (first, second) = rows.split_at(2 * head_dim);
+                    let (words, more_words) = k.split_at_mut(head_dim / 2);
+                    pairs::pair(&first[..head_dim], words);
+                    pairs::pair(&second[..head_dim], more_words);
+                    let values = [first, second].map(|row| row[head_dim..].as_ptr());
+                    pairs::interleave(values[0], values[1], head_dim, to[1].at(at));
+                }
+            }
+        });
+        Some(paired)
+    }
+}
+
 /// Queries of one key head that are computed together.
 #[derive(Clone, Copy)]
 struct Block<'a> {
     q: &'a [f32],
     keys: Keys<'a>,
+    /// The same in pairs, where these are to be multiplied.
+    paired: Option<&'a Paired>,
     shape: AttendShape,
     params: AttendParams,
     kv_head: usize,
@@ -289,13 +391,24 @@ impl Scratch {
     }
 }
 
+/// [`attend_block`] with [`Paired`] keys.
+///
+/// # Safety
+/// The processor must have the instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn attend_pairs(block: Block<'_>, parts: (usize, usize), scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { attend_block::<super::lanes::Pairs>(block, parts, scratch) };
+}
+
 /// One of `parts` equal parts of the keys that some query of the block sees.
 ///
 /// # Safety
 /// The lanes' instruction set must be available.
 #[inline(always)]
 unsafe fn attend_block<L: Lanes>(block: Block<'_>, parts: (usize, usize), scratch: &mut Scratch) {
-    let Block { q, keys, shape, params, kv_head, queries: (first_query, count) } = block;
+    let Block { q, keys, paired, shape, params, kv_head, queries: (first_query, count) } = block;
     let queries = first_query..first_query + count;
     let (dim, width) = (shape.head_dim, block_width::<L>());
     let vectors = queries.len().div_ceil(L::N);
@@ -303,14 +416,24 @@ unsafe fn attend_block<L: Lanes>(block: Block<'_>, parts: (usize, usize), scratc
     for (row, query) in scratch.rows.chunks_exact_mut(dim).zip(queries.clone()) {
         let from = &q[shape.query(kv_head, query)..][..dim];
         row.iter_mut().zip(from).for_each(|(to, value)| *to = value * params.scale);
+        #[cfg(target_arch = "x86_64")]
+        if L::EACH == 2 {
+            let words = &mut scratch.wide[0];
+            words.resize(dim / 2);
+            // SAFETY: the instructions of the lanes are these.
+            unsafe { pairs::pair(row, words) };
+            row[..dim / 2].copy_from_slice(words);
+        }
     }
     // the vectors run along the queries, unless these would leave most of a vector empty: then along a head
-    let along_heads = 4 * queries.len() <= L::N;
+    let along_heads = L::EACH == 1 && 4 * queries.len() <= L::N;
+    // words of a query
+    let depth = dim / L::EACH;
     if along_heads {
         scratch.queries[..queries.len() * dim].fill(0.0);
     } else {
         // SAFETY: the queries were just written, and the lanes' instructions are available.
-        unsafe { tile::pack::<L>(scratch.rows.as_ptr(), dim, queries.len(), dim, scratch.queries.as_mut_ptr()) };
+        unsafe { tile::pack::<L>(scratch.rows.as_ptr(), dim, queries.len(), depth, scratch.queries.as_mut_ptr()) };
     }
 
     // the positions that each query sees, and those that any does; what is beside the queries sees everything
@@ -324,32 +447,43 @@ unsafe fn attend_block<L: Lanes>(block: Block<'_>, parts: (usize, usize), scratc
         (begin, stop) = (begin.min(visible.start), stop.max(visible.end));
     }
     let common = *first[..queries.len()].iter().max().unwrap_or(&0)..*end[..queries.len()].iter().min().unwrap_or(&0);
-    let bound = |part: usize| begin + (stop - begin) * part / parts.1;
+    if let Some(Paired { base, .. }) = paired {
+        // whole pairs
+        begin = base + (begin - base) / 2 * 2;
+        stop = base + (stop - base).next_multiple_of(2);
+    }
+    let bound = |part: usize| begin + (stop - begin) / L::EACH * part / parts.1 * L::EACH;
     let mut position = bound(parts.0);
     let stop = bound(parts.0 + 1);
     let mut wide = std::mem::replace(&mut scratch.wide, [Buffer::empty(), Buffer::empty()]);
     while position < stop {
-        let (stored, run) = keys.run(position, kv_head, shape, params.start);
-        let count = KEYS.min(run).min(stop - position);
-        let step = shape.kv_heads * dim;
-        let (k, v, step) = match stored {
-            Stored::F32(k, v) => (k, v, step),
-            Stored::F16(k, v) => {
-                for (to, from) in wide.iter_mut().zip([k, v]) {
-                    to.resize(KEYS * dim);
-                    // SAFETY: the lanes' instructions are available.
-                    unsafe { widen::<L>(from, step, to, dim, count) };
+        // how many keys, theirs and the values' words, and how many words lie between two keys and between two values
+        let (count, k, v, steps) = if let Some(paired) = paired {
+            let at = (kv_head * paired.keys + position - paired.base) * depth;
+            (KEYS.min(stop - position), &paired.k[at..], &paired.v[at..], [depth, dim])
+        } else {
+            let (stored, run) = keys.run(position, kv_head, shape, params.start);
+            let count = KEYS.min(run).min(stop - position);
+            let step = shape.kv_heads * dim;
+            match stored {
+                Stored::F32(k, v) => (count, k, v, [step; 2]),
+                Stored::F16(k, v) => {
+                    for (to, from) in wide.iter_mut().zip([k, v]) {
+                        to.resize(KEYS * dim);
+                        // SAFETY: the lanes' instructions are available.
+                        unsafe { widen::<L>(from, step, to, dim, count) };
+                    }
+                    (count, &wide[0][..], &wide[1][..], [dim; 2])
                 }
-                (&wide[0][..], &wide[1][..], dim)
             }
         };
         // SAFETY: `count` keys and values follow each other here, `step` apart; the buffers have the sizes that
         // their documentation says; the lanes' instructions are available.
         unsafe {
             if along_heads {
-                score_along_heads::<L>((k, v), step, count, dim, queries.len(), scratch);
+                score_along_heads::<L>((k, v), steps[0], count, dim, queries.len(), scratch);
             } else {
-                score::<L>((k, v), step, count, dim, vectors, scratch);
+                score::<L>((k, v), steps[0], count, depth, vectors, scratch);
             }
         }
         let scores = &mut scratch.scores[..count * width];
@@ -396,16 +530,26 @@ unsafe fn attend_block<L: Lanes>(block: Block<'_>, parts: (usize, usize), scratc
                         row.iter_mut().for_each(|sum| *sum *= correction);
                     }
                 }
-                add_along_heads::<L>(&scratch.scores, v, step, count, dim, sums);
+                add_along_heads::<L>(&scratch.scores, v, steps[1], count, dim, sums);
             } else {
                 if corrected {
                     for row in scratch.sums.chunks_exact_mut(width) {
                         row[..active].iter_mut().zip(&corrections).for_each(|(sum, correction)| *sum *= correction);
                     }
                 }
-                let left = Left { at: v.as_ptr(), row: 1, step };
+                #[cfg(target_arch = "x86_64")]
+                if L::EACH == 2 {
+                    // a pair of rows becomes one, in place
+                    let rows = scratch.scores.as_mut_ptr();
+                    for pair in 0..count / 2 {
+                        let (first, second) = (rows.add(2 * pair * width), rows.add((2 * pair + 1) * width));
+                        pairs::interleave(first, second, active, rows.add(pair * width));
+                    }
+                }
+                let left = Left { at: v.as_ptr(), row: 1, step: steps[1] };
                 let to = Sums { at: scratch.sums.as_mut_ptr(), row: width, add: true };
-                tile::multiply::<L>(left, dim, Right::block::<L>(&scratch.scores), count, vectors, to, Ahead::NOTHING);
+                let weights = Right::block::<L>(&scratch.scores);
+                tile::multiply::<L>(left, dim, weights, count / L::EACH, vectors, to, Ahead::NOTHING);
             }
         }
         position += count;
@@ -570,6 +714,7 @@ unsafe fn finish<L: Lanes>(block: Block<'_>, scratch: &mut Scratch, out: Output)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::places;
 
     fn noise(len: usize, seed: u64) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -634,7 +779,7 @@ mod tests {
             let past = if halves { Stored::F16(&half_k, &half_v) } else { Stored::F32(&past_k, &past_v) };
             let keys = Keys { past, fresh_k: &self.k[fresh.clone()], fresh_v: &self.v[fresh] };
             let mut out = vec![f32::NAN; self.q.len()];
-            attend(level, &self.q, keys, *shape, *params, &mut out);
+            attend(level, &self.q, keys, *shape, *params, places(&mut out));
             out
         }
 
@@ -685,7 +830,14 @@ mod tests {
                 [(1, 5, 8, None), (1, 300, 512, None), (7, 40, 16, Some(16)), (33, 70, 128, None)]
             {
                 let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
-                let params = AttendParams { start, prefix_len: 0, span, scale: 0.3, softcap: None };
+                let params = AttendParams {
+                    start,
+                    prefix_len: 0,
+                    span,
+                    scale: 0.3,
+                    softcap: None,
+                    activations: Activations::Exact,
+                };
                 let case = Case::new(shape, params, 1.0);
                 for level in Level::available() {
                     assert_eq!(
@@ -721,8 +873,64 @@ mod tests {
                     let whole = start == 0 && tokens >= prefix_len || start >= prefix_len;
                     if holds && whole {
                         let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
-                        let params = AttendParams { start, prefix_len, span, scale: 0.1, softcap };
+                        let params = AttendParams {
+                            start,
+                            prefix_len,
+                            span,
+                            scale: 0.1,
+                            softcap,
+                            activations: Activations::Exact,
+                        };
                         Case::new(shape, params, 1.0).check(1e-5);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of many tokens, where the processor multiplies bf16 faster: operands that are rounded once, and sums that are not.
+    #[test]
+    fn many_tokens_are_seen_in_bf16_unless_exact() {
+        #[cfg(target_arch = "x86_64")]
+        let bf16 = |values: &[f32]| -> Vec<f32> { values.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect() };
+        for (heads, kv_heads, head_dim) in [(8, 1, 256), (4, 2, 24), (3, 3, 6), (1, 1, 600), (2, 1, 2), (4, 4, 72)] {
+            for (start, tokens, capacity) in [(0, 9, 1), (51, 10, 64), (21, 33, 6), (700, 17, 1024), (6, 70, 6)] {
+                for (span, prefix_len, softcap) in [
+                    (None, 0, None),
+                    (Some(6), 0, Some(2.0)),
+                    (Some(1), 0, None),
+                    (None, 9, None),
+                    (Some(5), 4, Some(1.0)),
+                ] {
+                    let holds = capacity >= start || span.is_some_and(|span| span <= capacity);
+                    if !holds || (start > 0 && start < prefix_len) {
+                        continue;
+                    }
+                    let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
+                    let activations = Activations::Fine;
+                    let params = AttendParams { start, prefix_len, span, scale: 0.1, softcap, activations };
+                    let case = Case::new(shape, params, 1.0);
+                    let exact = case.exact();
+                    for (level, halves) in Level::available().into_iter().flat_map(|l| [(l, false), (l, true)]) {
+                        let found = case.found_with(level, halves);
+                        let worst = |to: &[f64]| {
+                            let errors = found.iter().zip(to).map(|(found, to)| (f64::from(*found) - to).abs());
+                            errors
+                                .fold(0f64, |worst, error| if error > worst || error.is_nan() { error } else { worst })
+                        };
+                        let context = format!("{level:?} {shape:?} {params:?} {halves}");
+                        #[cfg(target_arch = "x86_64")]
+                        if level >= Level::Avx512Bf16 && crate::cpu::lanes::pairs_are_faster() {
+                            let scaled: Vec<f32> = case.q.iter().map(|x| x * params.scale).collect();
+                            let params = AttendParams { scale: 1.0, ..params };
+                            let rounded = Case { params, q: bf16(&scaled), k: bf16(&case.k), v: bf16(&case.v), ..case };
+                            // a weight is rounded by a 512th at most
+                            let worst = worst(&rounded.exact());
+                            assert!(worst < 4e-3, "{context}: {worst}");
+                            continue;
+                        }
+                        let worst = worst(&exact);
+                        assert!(worst < if halves { 1e-3 } else { 1e-5 }, "{context}: {worst}");
                     }
                 }
             }
@@ -734,10 +942,20 @@ mod tests {
     fn large_scores_neither_overflow_nor_vanish() {
         for start in [0, 300] {
             let shape = AttendShape { tokens: 3, heads: 4, kv_heads: 1, head_dim: 16, capacity: 512 };
-            let params = AttendParams { start, prefix_len: 0, span: None, scale: 1.0, softcap: None };
+            let params = AttendParams {
+                start,
+                prefix_len: 0,
+                span: None,
+                scale: 1.0,
+                softcap: None,
+                activations: Activations::Exact,
+            };
             Case::new(shape, params, 1000.0).check(1e-2);
             for level in Level::available() {
-                assert!(Case::new(shape, params, 1e30).found(level).iter().all(|value| value.is_finite()));
+                for (tokens, activations) in [(3, Activations::Exact), (9, Activations::Fine)] {
+                    let (shape, params) = (AttendShape { tokens, ..shape }, AttendParams { activations, ..params });
+                    assert!(Case::new(shape, params, 1e30).found(level).iter().all(|value| value.is_finite()));
+                }
             }
         }
     }

@@ -104,11 +104,11 @@ fn products_stay_inside() {
                 for level in Level::available() {
                     for activations in [Activations::Exact, Activations::Fine, Activations::Coarse] {
                         let mut expected = vec![f32::NAN; tokens * rows];
-                        linear(level, activations, &x, &weight, format, cols, &mut expected);
+                        linear(level, activations, &x, &weight, format, cols, places(&mut expected));
                         for (side, weight) in SIDES.into_iter().zip(&weights) {
                             let x = Fenced::new(&x, side);
                             let mut out = Fenced::new(&vec![f32::NAN; tokens * rows], side);
-                            linear(level, activations, x.get(), weight.get(), format, cols, out.get_mut());
+                            linear(level, activations, x.get(), weight.get(), format, cols, places(out.get_mut()));
                             let context = format!("{level:?} {activations:?} {format} {tokens} {rows} {cols} {side:?}");
                             assert_same(out.get(), &expected, &context);
                         }
@@ -135,11 +135,13 @@ fn rows_of(weight: &[u8], rows: usize, format: Format, cols: usize, out: &mut [f
 fn attention_stays_inside() {
     let shapes = [(1, 4, 1, 16), (3, 2, 2, 33), (20, 8, 1, 256), (70, 3, 3, 8), (2, 8, 4, 72)];
     for (tokens, heads, kv_heads, head_dim) in shapes {
-        for (start, capacity, span, softcap) in
-            [(0, 1, None, None), (5, 8, None, Some(3.0)), (40, 16, Some(16), None), (300, 512, None, None)]
+        let pasts = [(0, 1, None, None), (5, 8, None, Some(3.0)), (40, 16, Some(16), None), (300, 512, None, None)];
+        let finenesses = [Activations::Exact, Activations::Fine];
+        for ((start, capacity, span, softcap), activations) in
+            pasts.into_iter().flat_map(|p| finenesses.map(|f| (p, f)))
         {
             let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
-            let params = AttendParams { start, prefix_len: 0, span, scale: 0.2, softcap };
+            let params = AttendParams { start, prefix_len: 0, span, scale: 0.2, softcap, activations };
             let row = kv_heads * head_dim;
             let [q, out] = [noise(tokens * heads * head_dim, 1), vec![f32::NAN; tokens * heads * head_dim]];
             let buffers = [capacity, capacity, tokens, tokens].map(|rows| noise(rows * row, rows as u32));
@@ -147,7 +149,7 @@ fn attention_stays_inside() {
                 let run = |q: &[f32], buffers: [&[f32]; 4], out: &mut [f32]| {
                     let [past_k, past_v, fresh_k, fresh_v] = buffers;
                     let keys = Keys { past: Stored::F32(past_k, past_v), fresh_k, fresh_v };
-                    attend(level, q, keys, shape, params, out);
+                    attend(level, q, keys, shape, params, places(out));
                 };
                 let mut expected = out.clone();
                 run(&q, buffers.each_ref().map(|buffer| buffer.as_slice()), &mut expected);
@@ -165,7 +167,7 @@ fn attention_stays_inside() {
                     });
                     let run = |q: &[f32], past: Stored<'_>, out: &mut [f32]| {
                         let keys = Keys { past, fresh_k: buffers[2].get(), fresh_v: buffers[3].get() };
-                        attend(level, q, keys, shape, params, out);
+                        attend(level, q, keys, shape, params, places(out));
                     };
                     let mut expected = vec![f32::NAN; out.get().len()];
                     run(q.get(), Stored::F16(&halves[0], &halves[1]), &mut expected);
@@ -187,22 +189,22 @@ fn everything_else_stays_inside() {
             let (x, other, mut out) = (fenced(len, 1), fenced(len, 2), fenced(len, 3));
             let mut expected = vec![0.0; len];
             let (plain, plain_other) = (noise(len, 1), noise(len, 2));
-            geglu(level, x.get(), other.get(), out.get_mut());
-            geglu(level, &plain, &plain_other, &mut expected);
+            geglu(level, x.get(), other.get(), places(out.get_mut()));
+            geglu(level, &plain, &plain_other, places(&mut expected));
             assert_same(out.get(), &expected, &context);
 
             let width = heads * head_dim;
             let weight = fenced(width, 4);
-            rms_norm(level, x.get(), weight.get(), 1e-6, out.get_mut());
-            rms_norm(level, &plain, &noise(width, 4), 1e-6, &mut expected);
+            rms_norm(level, x.get(), weight.get(), 1e-6, places(out.get_mut()));
+            rms_norm(level, &plain, &noise(width, 4), 1e-6, places(&mut expected));
             assert_same(out.get(), &expected, &context);
 
             let half = head_dim / 2;
             let angles = [fenced(tokens * half, 5), fenced(tokens * half, 6)];
             let plain_angles = [noise(tokens * half, 5), noise(tokens * half, 6)];
-            rotate(level, x.get(), angles.each_ref().map(|a| a.get()), [heads, head_dim, half], out.get_mut());
+            rotate(level, x.get(), angles.each_ref().map(|a| a.get()), [heads, head_dim, half], places(out.get_mut()));
             let slices = plain_angles.each_ref().map(|a| a.as_slice());
-            rotate(level, &plain, slices, [heads, head_dim, half], &mut expected);
+            rotate(level, &plain, slices, [heads, head_dim, half], places(&mut expected));
             assert_same(out.get(), &expected, &context);
 
             let bounds = [0, tokens / 2, tokens];

@@ -1,19 +1,22 @@
-//! Element by element and row by row: what lies between the products, in one pass.
+//! Element by element and row by row: what lies between the products, in one pass, in which every value of `out` is
+//! written.
 
 use super::lanes::Lanes;
 use super::level::{Level, with_level};
-use super::{math, pool};
+use super::pool;
+use crate::math;
+use std::mem::MaybeUninit;
 use std::sync::Mutex;
 
 /// Values that are worth a task of their own.
 const TASK: usize = 1 << 14;
 
 /// Hands pieces of `out` of `len` values, and the place of each, to `task`: to all threads where there are several.
-fn in_pieces(out: &mut [f32], len: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
+fn in_pieces(out: &mut [MaybeUninit<f32>], len: usize, task: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync) {
     if len >= out.len() {
         return task(0, out);
     }
-    let pieces: Vec<Mutex<&mut [f32]>> = out.chunks_mut(len).map(Mutex::new).collect();
+    let pieces: Vec<Mutex<&mut [MaybeUninit<f32>]>> = out.chunks_mut(len).map(Mutex::new).collect();
     pool::for_each(pieces.len(), |index| {
         // a piece belongs to one task, so the lock is free, and nobody has panicked holding it
         let mut piece = pieces[index].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -22,26 +25,26 @@ fn in_pieces(out: &mut [f32], len: usize, task: impl Fn(usize, &mut [f32]) + Syn
 }
 
 /// `out = gelu(gate) · up`, GELU in its tanh form: `½ (1 + tanh u) = 1 / (1 + e^(−2u))`.
-pub(crate) fn geglu(level: Level, gate: &[f32], up: &[f32], out: &mut [f32]) {
+pub(crate) fn geglu(level: Level, gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f32>]) {
     #[inline(always)]
-    unsafe fn kernel<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    unsafe fn kernel<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f32>]) {
         const ROOT_2_OVER_PI: f32 = 0.797_884_6;
         for ((out, z), up) in out.iter_mut().zip(gate).zip(up) {
             let u = ROOT_2_OVER_PI * (z + 0.044715 * z * z * z);
-            *out = z / (1.0 + math::exp(-2.0 * u)) * up;
+            out.write(z / (1.0 + math::exp(-2.0 * u)) * up);
         }
     }
     assert!(gate.len() == out.len() && up.len() == out.len(), "one gate per value");
     in_pieces(out, TASK, |first, out| {
         let (gate, up) = (&gate[first..first + out.len()], &up[first..first + out.len()]);
-        with_level!(level, kernel(gate: &[f32], up: &[f32], out: &mut [f32]));
+        with_level!(level, kernel(gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f32>]));
     });
 }
 
 /// `out = x / sqrt(mean(x²) + eps) · (1 + weight)` for each row, as long as `weight`.
-pub(crate) fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+pub(crate) fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
     #[inline(always)]
-    unsafe fn kernel<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    unsafe fn kernel<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
         let width = weight.len();
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
             let whole = width / (2 * L::N) * 2 * L::N;
@@ -59,7 +62,7 @@ pub(crate) fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32, out: &
             let sum = x[whole..].iter().fold(sum, |sum, value| sum + value * value);
             let inverse = 1.0 / (sum / width as f32 + eps).sqrt();
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                *out = x * inverse * (1.0 + weight);
+                out.write(x * inverse * (1.0 + weight));
             }
         }
     }
@@ -67,15 +70,15 @@ pub(crate) fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32, out: &
     assert!(x.len() == out.len() && x.len().is_multiple_of(width), "whole rows");
     in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
         let x = &x[first..first + out.len()];
-        with_level!(level, kernel(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]));
+        with_level!(level, kernel(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]));
     });
 }
 
 /// Turns `x` `[tokens, heads, head_dim]` by `angles`, the cosines and the sines, `[tokens, half]` each; `dims` are heads,
 /// head_dim and half.
-pub(crate) fn rotate(level: Level, x: &[f32], angles: [&[f32]; 2], dims: [usize; 3], out: &mut [f32]) {
+pub(crate) fn rotate(level: Level, x: &[f32], angles: [&[f32]; 2], dims: [usize; 3], out: &mut [MaybeUninit<f32>]) {
     #[inline(always)]
-    unsafe fn kernel<L: Lanes>(x: &[f32], angles: [&[f32]; 2], dims: [usize; 3], out: &mut [f32]) {
+    unsafe fn kernel<L: Lanes>(x: &[f32], angles: [&[f32]; 2], dims: [usize; 3], out: &mut [MaybeUninit<f32>]) {
         let [heads, head_dim, half] = dims;
         for (index, (x, out)) in x.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
             let [cos, sin] = angles.map(|angles| &angles[index / heads * half..][..half]);
@@ -83,10 +86,10 @@ pub(crate) fn rotate(level: Level, x: &[f32], angles: [&[f32]; 2], dims: [usize;
             let (turned, passed) = out.split_at_mut(2 * half);
             let (first, second) = turned.split_at_mut(half);
             for i in 0..half {
-                first[i] = a[i] * cos[i] - b[i] * sin[i];
-                second[i] = b[i] * cos[i] + a[i] * sin[i];
+                first[i].write(a[i] * cos[i] - b[i] * sin[i]);
+                second[i].write(b[i] * cos[i] + a[i] * sin[i]);
             }
-            passed.copy_from_slice(rest);
+            passed.write_copy_of_slice(rest);
         }
     }
     let [heads, head_dim, half] = dims;
@@ -95,13 +98,14 @@ pub(crate) fn rotate(level: Level, x: &[f32], angles: [&[f32]; 2], dims: [usize;
     in_pieces(out, TASK.div_ceil(token.max(1)) * token, |first, out| {
         let x = &x[first..first + out.len()];
         let angles = angles.map(|angles| &angles[first / token * half..]);
-        with_level!(level, kernel(x: &[f32], angles: [&[f32]; 2], dims: [usize; 3], out: &mut [f32]));
+        with_level!(level, kernel(x: &[f32], angles: [&[f32]; 2], dims: [usize; 3], out: &mut [MaybeUninit<f32>]));
     });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::places;
 
     fn wave(len: usize, step: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * step % 211) as f32 / 105.0 - 1.0) * 5.0).collect()
@@ -114,14 +118,14 @@ mod tests {
             let (x, y, weight) = (wave(rows * width, 37), wave(rows * width, 53), wave(width, 11));
             for level in Level::available() {
                 let mut out = vec![f32::NAN; x.len()];
-                geglu(level, &x, &y, &mut out);
+                geglu(level, &x, &y, places(&mut out));
                 for (i, out) in out.iter().enumerate() {
                     let (z, up) = (f64::from(x[i]), f64::from(y[i]));
                     let inner = (2.0 / std::f64::consts::PI).sqrt() * (z + 0.044715 * z.powi(3));
                     let exact = 0.5 * z * (1.0 + inner.tanh()) * up;
                     assert!((f64::from(*out) - exact).abs() < 2e-5, "{level:?} geglu({z}, {up}) = {out}");
                 }
-                rms_norm(level, &x, &weight, 1e-6, &mut out);
+                rms_norm(level, &x, &weight, 1e-6, places(&mut out));
                 for (row, out) in x.chunks(width).zip(out.chunks(width)) {
                     let square: f64 = row.iter().map(|value| f64::from(*value).powi(2)).sum();
                     let inverse = 1.0 / (square / width as f64 + 1e-6).sqrt();
@@ -141,7 +145,7 @@ mod tests {
             let angles = [wave(tokens * half, 13), wave(tokens * half, 29)];
             for level in Level::available() {
                 let mut out = vec![f32::NAN; x.len()];
-                rotate(level, &x, [&angles[0], &angles[1]], [heads, head_dim, half], &mut out);
+                rotate(level, &x, [&angles[0], &angles[1]], [heads, head_dim, half], places(&mut out));
                 for (i, out) in out.iter().enumerate() {
                     let (token, d) = (i / (heads * head_dim), i % head_dim);
                     let (c, s) = (angles[0][token * half + d % half], angles[1][token * half + d % half]);
@@ -160,7 +164,7 @@ mod tests {
     fn large_gates_saturate() {
         for level in Level::available() {
             let mut out = [f32::NAN; 4];
-            geglu(level, &[1e30, -1e30, 100.0, -100.0], &[1.0; 4], &mut out);
+            geglu(level, &[1e30, -1e30, 100.0, -100.0], &[1.0; 4], places(&mut out));
             assert!(
                 out[0] == 1e30 && out[1].abs() < 1e-6 && out[2] == 100.0 && out[3].abs() < 1e-6,
                 "{level:?} {out:?}"

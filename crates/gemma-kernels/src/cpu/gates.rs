@@ -7,6 +7,7 @@
 use super::lanes::Lanes;
 use super::level::{Level, with_level};
 use super::pool;
+use crate::math::exp;
 
 /// Tokens that one task takes.
 const TOKENS: usize = 64;
@@ -205,37 +206,9 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The exponential to about two units in the last place, without branches: `2^n e^r` with `|r| <= ln 2 / 2`.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    /// Adding it rounds to a whole number, which then stands in the lower bits.
-    const ROUND: f32 = 12_582_912.0;
-    const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
-    let x = x.clamp(-87.0, 88.0);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = x - n * LN_2.0 - n * LN_2.1;
-    let series = 1.0
-        + r * (1.0
-            + r * (1.0 / 2.0
-                + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0 + r / 5040.0))))));
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
-    series * f32::from_bits(exponent)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_exponential_is_right_to_a_few_units_in_the_last_place() {
-        for i in -87_000..=88_000 {
-            let x = i as f32 / 1000.0;
-            let (found, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!(((found - expected) / expected).abs() < 3e-7, "exp({x}) = {found}, not {expected}");
-        }
-        assert!(exp(-1e9) < 1e-37 && exp(1e9).is_finite());
-    }
 
     fn noise(len: usize, seed: u32) -> Vec<f32> {
         (0..len as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()

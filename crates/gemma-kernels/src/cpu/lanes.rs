@@ -11,6 +11,8 @@
 pub(super) trait Lanes: Copy {
     /// Number of lanes.
     const N: usize;
+    /// Values of a lane that are multiplied together.
+    const EACH: usize = 1;
     /// Rows, then vectors per row, of the register tile of a product: as many sums as there are registers, less
     /// those for the operands.
     const TILE: (usize, usize);

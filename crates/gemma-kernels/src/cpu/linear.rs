@@ -11,10 +11,11 @@
 use super::level::Level;
 use super::{blocked, integer, pool, stream};
 use crate::{Activations, Format};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Up to this many tokens, rows are streamed; above, blocks of rows are decoded first.
-const STREAMED_TOKENS: usize = 8;
+pub(super) const STREAMED_TOKENS: usize = 8;
 /// The same for rows of bf16 and f16, of which several are multiplied at once.
 const STREAMED_TOKENS_OF_HALVES: usize = 16;
 /// Bytes of weights that a thread streams before it looks for work again.
@@ -57,7 +58,7 @@ impl Shape {
     }
 }
 
-/// `out[t, r] = Σ_c x[t, c] w[r, c]` with `x` `[tokens, cols]` and `w` `[rows, cols]` in `format`, summed in f32.
+/// `out[t, r] = Σ_c x[t, c] w[r, c]` with `x` `[tokens, cols]` and `w` `[rows, cols]` in `format`, summed in f32. Every value of `out` is written.
 ///
 /// # Panics
 /// When a slice does not have the size of its shape.
@@ -68,7 +69,7 @@ pub(crate) fn linear(
     weight: &[u8],
     format: Format,
     cols: usize,
-    out: &mut [f32],
+    out: &mut [MaybeUninit<f32>],
 ) {
     let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
     let tokens = x.len() / cols;
@@ -79,7 +80,7 @@ pub(crate) fn linear(
     if out.is_empty() {
         return;
     }
-    let output = Output(out.as_mut_ptr());
+    let output = Output(out.as_mut_ptr().cast());
     let shape = Shape { format, tokens, rows, cols, row_bytes };
     #[cfg(target_arch = "x86_64")]
     if activations != Activations::Exact && tokens > STREAMED_TOKENS {
@@ -87,8 +88,7 @@ pub(crate) fn linear(
         let bytes = super::bytes::has(format) && level >= Level::Avx512Vnni;
         // few tokens in bytes are as fast as in pairs, and finer
         let few = bytes && (tokens <= STREAMED_TOKENS_OF_HALVES || !finely);
-        // f16 has eight times the precision
-        let paired = has_pairs(level, shape) && !few && !(finely && format == Format::F16);
+        let paired = has_pairs(level, shape) && !few && activations.round_prompts(format);
         if paired {
             return super::pairs::multiply(level, x, weight, shape, output);
         }
@@ -126,7 +126,7 @@ fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
 /// Whether products of bf16 with bf16 can be had and are worth it.
 #[cfg(target_arch = "x86_64")]
 fn has_pairs(level: Level, shape: Shape) -> bool {
-    let possible = shape.format != Format::F32 && shape.cols.is_multiple_of(2) && level >= Level::Avx512Bf16;
+    let possible = shape.cols.is_multiple_of(2) && level >= Level::Avx512Bf16;
     possible && (level >= Level::Amx || super::lanes::pairs_are_faster())
 }
 
@@ -151,7 +151,7 @@ pub(crate) fn rows(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::quantize;
+    use crate::cpu::{places, quantize};
 
     fn noise(len: usize, seed: u64) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -187,7 +187,7 @@ mod tests {
     ) -> Vec<f32> {
         let rows = weight.len() / format.row_bytes(cols).unwrap();
         let mut out = vec![f32::NAN; x.len() / cols * rows];
-        linear(level, activations, x, weight, format, cols, &mut out);
+        linear(level, activations, x, weight, format, cols, places(&mut out));
         out
     }
 
@@ -324,7 +324,7 @@ mod tests {
         Format::F32.encode_row(&[f32::MAX, -f32::MAX, f32::MIN_POSITIVE, -0.0], &mut weight);
         for level in Level::available() {
             let mut out = [0.0];
-            linear(level, Activations::Fine, &x, &weight, Format::F32, 4, &mut out);
+            linear(level, Activations::Fine, &x, &weight, Format::F32, 4, places(&mut out));
             assert!(out[0].is_finite(), "{level:?}: {}", out[0]);
         }
     }

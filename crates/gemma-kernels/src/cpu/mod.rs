@@ -6,6 +6,8 @@
 //! `attention` is one algorithm for both; its innermost loop, and that of `blocked`, is in `tile`. `recurrence` and
 //! `gates` are RecurrentGemma's.
 
+use std::mem::MaybeUninit;
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
@@ -22,7 +24,6 @@ mod integer;
 mod lanes;
 mod level;
 mod linear;
-mod math;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 mod parts;
@@ -40,3 +41,23 @@ pub(crate) use gates::{Gates, gated_decay};
 pub use level::{Level, cpu_level};
 pub(crate) use linear::{linear, rows};
 pub(crate) use recurrence::{Recurrence, linear_recurrence};
+
+/// `len` values, all of which `write` writes: they are not set to zero before.
+///
+/// # Safety
+/// `write` must write every value, or panic.
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    write(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: there is room for as many, and the caller says that all were written.
+    unsafe { values.set_len(len) };
+    values
+}
+
+/// Values as places to write to.
+#[cfg(test)]
+fn places(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: the layout is the same, and kernels only write values.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
+}

@@ -13,7 +13,10 @@ use super::linear::{Output, Shape};
 use super::pool;
 use super::tile::{self, Ahead, Left, Right, Sums};
 use crate::Format;
-use std::arch::x86_64::{__m512, __m512bh, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_storeu_ps};
+use std::arch::x86_64::{
+    __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_epi16,
+    _mm512_storeu_ps, _mm512_storeu_si512,
+};
 use std::ops::Range;
 
 /// `out[t, r] = Σ_c x[t, c] w[r, c]`, at [`Level::Avx512Bf16`] and above, for an even number of columns; see
@@ -120,7 +123,7 @@ fn paired(x: &[f32], shape: Shape) -> Buffer<f32> {
 
 /// Words of two values each.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn pair(values: &[f32], words: &mut [f32]) {
+pub(super) fn pair(values: &[f32], words: &mut [f32]) {
     let (vectors, rest) = values.as_chunks::<32>();
     let (wide, narrow) = words.as_chunks_mut::<16>();
     for (values, words) in vectors.iter().zip(wide) {
@@ -133,6 +136,30 @@ fn pair(values: &[f32], words: &mut [f32]) {
     }
     for (pair, word) in rest.as_chunks::<2>().0.iter().zip(narrow) {
         *word = f32::from_bits(u32::from(round(pair[0])) | u32::from(round(pair[1])) << 16);
+    }
+}
+
+/// `len` words, each of a value of `first` and the one of `second` at the same place. They may replace `first`.
+///
+/// # Safety
+/// The processor must have the instructions, and all values and words must be there.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) unsafe fn interleave(first: *const f32, second: *const f32, len: usize, words: *mut f32) {
+    // value `i` of `first` in place 2 i, that of `second` behind it
+    let places: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+    // SAFETY: as required of the caller; each vector is read before it is written.
+    unsafe {
+        let places = _mm512_loadu_si512(places.as_ptr().cast());
+        let whole = len / 16 * 16;
+        for i in (0..whole).step_by(16) {
+            let halves = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(second.add(i)), _mm512_loadu_ps(first.add(i)));
+            let pairs = _mm512_permutexvar_epi16(places, std::mem::transmute::<__m512bh, __m512i>(halves));
+            _mm512_storeu_si512(words.add(i).cast(), pairs);
+        }
+        for i in whole..len {
+            let [low, high] = [first, second].map(|from| u32::from(round(*from.add(i))));
+            *words.add(i) = f32::from_bits(low | high << 16);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! were skipped.
 
 use super::*;
-use crate::AttendParams;
+use crate::{Activations, AttendParams};
 use burn::backend::{DispatchDevice, ops::FloatTensorOps, ops::IntTensorOps, read_sync};
 use burn::tensor::TensorData;
 use burn_cubecl::{CubeBackend, CubeDevice};
@@ -242,20 +242,35 @@ fn attention_matches_the_loops() {
                     span,
                     scale: 2.0 / (head_dim as f32).sqrt(),
                     softcap: [None, Some(3.0)][case % 2],
+                    activations: Activations::Exact,
                 };
                 check_attention(&mut noise, &device, [tokens, heads, kv_heads, head_dim, capacity], params);
             }
         }
     }
     // more fresh keys than are scored at once
-    let params = AttendParams { start: 150, prefix_len: 160, span: None, scale: 0.3, softcap: None };
+    let params = AttendParams {
+        start: 150,
+        prefix_len: 160,
+        span: None,
+        scale: 0.3,
+        softcap: None,
+        activations: Activations::Exact,
+    };
     check_attention(&mut noise, &device, [140, 2, 1, 16, 150], params);
 }
 
 #[test]
 fn large_scores_neither_overflow_nor_vanish() {
     let Some(device) = device() else { return };
-    let params = AttendParams { start: 0, prefix_len: 0, span: None, scale: 1.0, softcap: Some(50.0) };
+    let params = AttendParams {
+        start: 0,
+        prefix_len: 0,
+        span: None,
+        scale: 1.0,
+        softcap: Some(50.0),
+        activations: Activations::Exact,
+    };
     // the first key scores +-1e6 before the cap, the second nothing
     for sign in [1.0f32, -1.0] {
         let ones = upload(&[1e3; 2], &[2, 1, 1], &device);

@@ -338,6 +338,7 @@ pub(in crate::cpu) struct Pairs(Avx512);
 #[allow(clippy::undocumented_unsafe_blocks, reason = "said once, above")]
 impl Lanes for Pairs {
     const N: usize = Avx512::N;
+    const EACH: usize = 2;
     const TILE: (usize, usize) = Avx512::TILE;
 
     #[inline(always)]

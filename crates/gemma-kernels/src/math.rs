@@ -1,4 +1,5 @@
-//! Elementary functions, written so that the compiler vectorizes a loop over them.
+//! Elementary functions on the processor, written so that the compiler vectorizes a loop over them. They are our own also
+//! because the platforms' differ in their last bit, and a seed shall mean the same everywhere.
 
 /// eˣ within 2e-7 relative for x from −87 to 88; 0 below, and no more than e⁸⁸ above. NaN stays NaN.
 ///
@@ -6,7 +7,7 @@
 /// Taylor polynomial of degree 7 (next term below 6e-9). ln 2 is split in two so that n·ln 2 loses nothing
 /// (W. J. Cody and W. Waite, "Software Manual for the Elementary Functions", 1980).
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     // Adding 1.5·2²³ leaves the integer nearest to a small number in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
     // Nine bits, so that n times it is exact.
@@ -32,7 +33,7 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// tanh x = (1 − e) / (1 + e) with e = e^(−2 |x|) and the sign of x, within 2e-7 of 1.
 #[inline(always)]
-pub(super) fn tanh(x: f32) -> f32 {
+pub fn tanh(x: f32) -> f32 {
     let e = exp(-2.0 * x.abs());
     ((1.0 - e) / (1.0 + e)).copysign(x)
 }
