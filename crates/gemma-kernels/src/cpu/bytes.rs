@@ -8,7 +8,7 @@
 use super::buffer::Buffer;
 use super::linear::{Output, Shape};
 use super::pool;
-use super::quantize::{COARSE, FINE, quantize};
+use super::quantize::{Bytes, COARSE, FINE};
 use super::tile;
 use crate::Format;
 use crate::cpu::lanes::{Avx512, prefetch};
@@ -59,9 +59,12 @@ pub(super) unsafe fn multiply(x: &[f32], weight: &[u8], shape: Shape, fine: bool
     let token_blocks = shape.tokens.div_ceil(WIDTH);
     let mut packed = Buffer::<f32>::zeroed(token_blocks * blocks * record(fine));
     let to = Output(packed.as_mut_ptr());
-    pool::for_each(shape.tokens, |token| {
-        // SAFETY: as required of the caller; every token has places of its own.
-        unsafe { pack(&x[token * shape.cols..(token + 1) * shape.cols], token, fine, offset(shape.format), to) };
+    let parts = blocks.div_ceil(DEPTH);
+    pool::for_each(token_blocks * parts, |task| {
+        let (token, block) = (task / parts * WIDTH, task % parts * DEPTH);
+        let tokens = token..(token + WIDTH).min(shape.tokens);
+        // SAFETY: as required of the caller; every task has records of its own.
+        unsafe { pack(x, shape, tokens, block..(block + DEPTH).min(blocks), fine, to) };
     });
     let panels = shape.rows.div_ceil(ROWS);
     let stretch = ROWS * panels.div_ceil(4 * pool::threads()).clamp(1, TASK_PANELS);
@@ -83,29 +86,34 @@ pub(super) unsafe fn multiply(x: &[f32], weight: &[u8], shape: Shape, fine: bool
     });
 }
 
-/// Quantizes a token into its places of the records.
+/// Quantizes some blocks of columns of a block of tokens into their records.
 ///
 /// # Safety
-/// The processor must have the instructions, and nobody else touches this token's places.
+/// The processor must have the instructions, and nobody else touches these records.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn pack(x: &[f32], token: usize, fine: bool, offset: i32, to: Output) {
-    let blocks = x.len() / BLOCK;
-    for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-        let (scale, values) = quantize(x, if fine { FINE } else { COARSE });
-        let low = values.map(|value| value as i8);
-        let high: [i8; BLOCK] = std::array::from_fn(|i| ((values[i] - i32::from(low[i])) >> 8) as i8);
-        let start = -offset * values.iter().sum::<i32>();
-        // SAFETY: the record exists, and has these places.
-        unsafe {
-            let at = to.at((token / WIDTH * blocks + b) * record(fine) + token % WIDTH);
-            at.cast::<i32>().write(start);
-            at.add(WIDTH).write(scale);
-            for (four, low) in low.as_chunks::<4>().0.iter().enumerate() {
-                at.add(2 * WIDTH + four * WIDTH).cast::<[i8; 4]>().write(*low);
-            }
-            if fine {
-                for (four, high) in high.as_chunks::<4>().0.iter().enumerate() {
-                    at.add(2 * WIDTH + PLANE + four * WIDTH).cast::<[i8; 4]>().write(*high);
+unsafe fn pack(x: &[f32], shape: Shape, tokens: Range<usize>, blocks: Range<usize>, fine: bool, to: Output) {
+    let offset = offset(shape.format);
+    for b in blocks {
+        // SAFETY: the record exists.
+        let record = unsafe { to.at((tokens.start / WIDTH * (shape.cols / BLOCK) + b) * record(fine)) };
+        // the record stays in the first-level cache while all tokens are written to it
+        for (t, token) in tokens.clone().enumerate() {
+            let x = &x[token * shape.cols + b * BLOCK..][..BLOCK];
+            let limit = if fine { FINE } else { COARSE };
+            let Bytes { scale, low, high, sums } = Bytes::with_avx512(x.first_chunk().expect("a block"), limit);
+            let start = -offset * (sums[0] + sums[1]);
+            // SAFETY: the record has these places.
+            unsafe {
+                let at = record.add(t);
+                at.cast::<i32>().write(start);
+                at.add(WIDTH).write(scale);
+                for (four, low) in low.as_chunks::<4>().0.iter().enumerate() {
+                    at.add(2 * WIDTH + four * WIDTH).cast::<[i8; 4]>().write(*low);
+                }
+                if fine {
+                    for (four, high) in high.as_chunks::<4>().0.iter().enumerate() {
+                        at.add(2 * WIDTH + PLANE + four * WIDTH).cast::<[i8; 4]>().write(*high);
+                    }
                 }
             }
         }

@@ -13,6 +13,8 @@ mod vnni;
 
 use super::level::Level;
 use super::linear::{Output, Shape};
+#[cfg(target_arch = "aarch64")]
+use super::quantize::Bytes;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::quantize::Split;
 use super::quantize::Words;
@@ -62,7 +64,7 @@ pub(super) fn prepare(level: Level, x: &[f32], shape: Shape, activations: Activa
         // SAFETY: as above.
         Level::Avx2 | Level::Avx512 => Prepared::Words(unsafe { avx2::words(x) }),
         #[cfg(target_arch = "aarch64")]
-        Level::NeonDot => Prepared::Split(Split::new(x, cols, fine, false, 0, 32)),
+        Level::NeonDot => Prepared::Split(Split::new(x, cols, fine, (false, 0, 32), Bytes::new)),
         _ => Prepared::Words(Words::new(x)),
     }
 }

@@ -6,7 +6,7 @@
 
 use super::integer::Call;
 use super::lanes::prefetch;
-use super::quantize::Split;
+use super::quantize::{Bytes, Split};
 use crate::Format;
 use std::arch::x86_64::*;
 
@@ -31,7 +31,7 @@ pub(super) fn part(format: Format) -> usize {
 /// The processor must have the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub(super) unsafe fn split(x: &[f32], cols: usize, fine: bool, part: usize) -> Split {
-    Split::new(x, cols, fine, false, -1, part)
+    Split::new(x, cols, fine, (false, -1, part), |x, limit| Bytes::with_avx512(x, limit))
 }
 
 /// One row times `M` tokens.

@@ -2,7 +2,7 @@
 
 use super::{Call, Split, group};
 use crate::cpu::lanes::prefetch;
-use crate::cpu::quantize::GROUP;
+use crate::cpu::quantize::{Bytes, GROUP};
 use std::arch::x86_64::*;
 
 /// How far ahead of its use a line of weights is requested, in bytes.
@@ -10,7 +10,7 @@ const AHEAD: usize = 7168;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 pub(super) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32) -> Split {
-    Split::new(x, cols, fine, halves, offset, 32)
+    Split::new(x, cols, fine, (halves, offset, 32), |x, limit| Bytes::with_avx512(x, limit))
 }
 
 /// The scales of four blocks of `SIZE` bytes. Scalar loads leave the vector units to the products.
