@@ -74,9 +74,10 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f32) -> Tensor<2> {
 /// # Panics
 /// When the shapes do not match.
 pub fn rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
-    let ([tokens, _, head_dim], [angles, _, half]) = (x.dims(), cos.dims());
+    let ([tokens, _, head_dim], [_, _, half]) = (x.dims(), cos.dims());
     assert_eq!(cos.dims(), sin.dims(), "a sine for every cosine");
-    assert!(angles == tokens && 2 * half <= head_dim, "{angles} x {half} angles for {tokens} heads of {head_dim}");
+    assert_eq!(cos.dims(), [tokens, 1, half], "angles for {tokens} tokens");
+    assert!(2 * half <= head_dim, "{half} angles for heads of {head_dim}");
     if x.is_autodiff() || stores_words(&x.device()) {
         return plain::rotate(x, cos, sin);
     }
@@ -173,7 +174,8 @@ mod tests {
 
     #[test]
     fn fused_operations_equal_their_plain_twins() {
-        for (backend, device) in devices() {
+        // elsewhere they are the twins
+        for (backend, device) in devices().into_iter().filter(|(_, device)| !stores_words(device)) {
             for (tokens, heads, head_dim) in [(1, 1, 2), (3, 4, 16), (70, 3, 33), (2, 8, 256), (40, 1, 2304)] {
                 let context = format!("{backend} {tokens} x {heads} x {head_dim}");
                 let width = heads * head_dim;

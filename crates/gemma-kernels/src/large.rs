@@ -80,24 +80,25 @@ impl Table {
         Ok(())
     }
 
-    /// Notes that the block at an address is free; `None` when there is none. Returns blocks that are too much to keep,
-    /// the oldest first, to be dropped when the table is no longer locked.
-    fn free(&mut self, address: usize) -> Option<[Option<Block>; 8]> {
+    /// Notes that the block at an address is free; whether there is one.
+    fn free(&mut self, address: usize) -> bool {
         self.clock += 1;
-        let found = self.slots.iter_mut().flatten().find(|block| block.start == address)?;
-        found.freed = Some(self.clock);
-        let mut idle: usize = self.slots.iter().flatten().filter(|b| b.freed.is_some()).map(|b| b.len).sum();
-        let mut dropped = [const { None }; 8];
-        for to in &mut dropped {
-            if idle <= IDLE {
-                break;
-            }
-            let kept = self.slots.iter_mut().filter(|slot| slot.as_ref().is_some_and(|block| block.freed.is_some()));
-            let oldest = kept.min_by_key(|slot| slot.as_ref().and_then(|block| block.freed));
-            *to = oldest.and_then(Option::take);
-            idle -= to.as_ref().map_or(0, |block| block.len);
+        let found = self.slots.iter_mut().flatten().find(|block| block.start == address);
+        let is_there = found.is_some();
+        found.into_iter().for_each(|block| block.freed = Some(self.clock));
+        is_there
+    }
+
+    /// Takes out a block that is too much to keep: one that is so alone, or else the oldest. To be dropped when the
+    /// table is no longer locked.
+    fn surplus(&mut self) -> Option<Block> {
+        let idle: usize = self.slots.iter().flatten().filter(|b| b.freed.is_some()).map(|b| b.len).sum();
+        if idle <= IDLE {
+            return None;
         }
-        Some(dropped)
+        let kept = self.slots.iter_mut().filter(|slot| slot.as_ref().is_some_and(|block| block.freed.is_some()));
+        let order = |slot: &&mut Option<Block>| slot.as_ref().map(|block| (block.len <= IDLE, block.freed));
+        kept.min_by_key(order)?.take()
     }
 
     /// How long the block at an address is.
@@ -173,9 +174,13 @@ unsafe impl GlobalAlloc for LargeBlocks {
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         if layout.size() >= LARGE {
-            let freed = self.table().free(pointer as usize);
-            if freed.is_some() {
-                return; // what is too much to keep goes back to the system here
+            let is_ours = self.table().free(pointer as usize);
+            if is_ours {
+                // back to the system, one by one, with the table free meanwhile
+                while let Some(surplus) = { self.table().surplus() } {
+                    drop(surplus);
+                }
+                return;
             }
         }
         // SAFETY: as required of the caller; the block is not of the table, so it is the system's.
@@ -249,11 +254,19 @@ mod tests {
                 blocks.dealloc(pointer, layout((i + 1) << 20));
             }
             assert!(idle() <= IDLE && idle() > IDLE / 2, "{}", idle());
-            // one that is more than all that may be kept
+            // one that is more than all that may be kept goes back itself
+            let before = idle();
             let huge = blocks.alloc(layout(2 * IDLE));
             huge.write(1);
             blocks.dealloc(huge, layout(2 * IDLE));
-            assert!(idle() <= IDLE);
+            assert_eq!(idle(), before);
+            // many small ones, then one that needs the room of most of them
+            let small: Vec<*mut u8> = (0..60).map(|_| blocks.alloc(layout(PAGE))).collect();
+            small.into_iter().for_each(|pointer| blocks.dealloc(pointer, layout(PAGE)));
+            let large = blocks.alloc(layout(IDLE - PAGE));
+            large.write(1);
+            blocks.dealloc(large, layout(IDLE - PAGE));
+            assert!(idle() <= IDLE && idle() >= IDLE - PAGE, "{}", idle());
         }
     }
 

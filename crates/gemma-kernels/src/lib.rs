@@ -1,8 +1,8 @@
 //! The operations Burn lacks, as Burn backend extensions: products with packed weights, and attention over a cache.
 //!
 //! This is the engine room. A weight matrix stays as it lies in its file ([`PackedWeight`]: bf16 rows or
-//! GGML blocks, borrowed from a memory map where there is one), and three operations compute with it or with a
-//! cache in place; a fourth is the step of a recurrent layer:
+//! GGML blocks, borrowed from a memory map where there is one), and operations compute with it or with a cache in
+//! place, or take a recurrent layer's steps:
 //!
 //! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
 //! - [`packed_rows`]: an embedding look-up;
@@ -17,9 +17,10 @@
 //! twin made of Burn's own operations ([`plain`]), which the tests compare with and which training
 //! differentiates; the recurrence, which in such operations would be a loop over tokens, has a gradient of its own.
 //!
-//! This is also the only crate of the workspace that contains `unsafe`: for SIMD and for mapping files.
+//! This is also the only crate of the workspace that contains `unsafe`: for SIMD, for threads that write to one result,
+//! for mapping files and for the allocator.
 
-#![allow(unsafe_code, reason = "SIMD kernels and memory maps live here, and only here")]
+#![allow(unsafe_code, reason = "SIMD kernels, their threads, memory maps and the allocator live here, and only here")]
 
 mod activations;
 mod cpu;
@@ -42,7 +43,7 @@ pub use activations::Activations;
 pub use cpu::{Level, cpu_level};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
-pub use fused::{FusedOps, geglu, rms_norm, rotate};
+pub use fused::{Fused, FusedOps, geglu, rms_norm, rotate};
 pub use large::LargeBlocks;
 pub use map::map_file;
 pub use ops::{KernelOps, attend, packed_linear, packed_rows};

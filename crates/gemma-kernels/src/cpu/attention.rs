@@ -15,7 +15,8 @@
 use super::buffer::Buffer;
 use super::lanes::{Lanes, prefetch};
 use super::level::{Level, with_level};
-use super::linear::{Output, STREAMED_TOKENS};
+use super::linear::STREAMED_TOKENS_OF_HALVES;
+use super::output::Output;
 #[cfg(target_arch = "x86_64")]
 use super::pairs;
 use super::pool;
@@ -38,8 +39,6 @@ const PANEL_ROW: usize = DEPTH + 16;
 const WIDEST: usize = 32;
 /// Fewer keys than this are not worth a thread of their own.
 const PART_KEYS: usize = 128;
-/// Fewer multiplications than this are not worth a second thread.
-const SERIAL_WORK: usize = 1 << 16;
 
 /// The sizes of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -168,8 +167,8 @@ pub(crate) fn attend(
     let tasks = kv_heads * blocks;
     let span = params.span.unwrap_or(usize::MAX).max(params.prefix_len);
     let most_keys = (params.start + tokens).min(span.saturating_add(tokens));
-    let serial = out.len() * most_keys < SERIAL_WORK;
-    let threads = if serial { 1 } else { pool::threads() };
+    let work = out.len() * most_keys;
+    let threads = pool::threads_for(work);
     // keys are divided only where there are not enough queries to go round
     let parts = if tasks >= threads { 1 } else { (2 * threads).div_ceil(tasks).min(most_keys.div_ceil(PART_KEYS)) };
 
@@ -210,11 +209,7 @@ pub(crate) fn attend(
             with_level!(level, finish(block: Block<'_>, scratch: &mut Scratch, to: Output));
         });
     };
-    if serial {
-        (0..tasks * parts).for_each(one);
-    } else {
-        pool::for_each(tasks * parts, one);
-    }
+    pool::for_work(work, tasks * parts, one);
     if parts > 1 {
         (0..tasks).for_each(merge);
     }
@@ -243,7 +238,8 @@ impl Paired {
     #[cfg(target_arch = "x86_64")]
     fn new(level: Level, keys: Keys<'_>, shape: AttendShape, params: AttendParams) -> Option<Self> {
         let AttendShape { tokens, kv_heads, head_dim, .. } = shape;
-        let many = params.activations != Activations::Exact && tokens > STREAMED_TOKENS;
+        // no sooner than the products of any format
+        let many = params.activations != Activations::Exact && tokens > STREAMED_TOKENS_OF_HALVES;
         let possible = head_dim.is_multiple_of(2) && level >= Level::Avx512Bf16;
         if !(many && possible && super::lanes::pairs_are_faster()) {
             return None;
@@ -920,7 +916,10 @@ mod tests {
                         };
                         let context = format!("{level:?} {shape:?} {params:?} {halves}");
                         #[cfg(target_arch = "x86_64")]
-                        if level >= Level::Avx512Bf16 && crate::cpu::lanes::pairs_are_faster() {
+                        if tokens > STREAMED_TOKENS_OF_HALVES
+                            && level >= Level::Avx512Bf16
+                            && crate::cpu::lanes::pairs_are_faster()
+                        {
                             let scaled: Vec<f32> = case.q.iter().map(|x| x * params.scale).collect();
                             let params = AttendParams { scale: 1.0, ..params };
                             let rounded = Case { params, q: bf16(&scaled), k: bf16(&case.k), v: bf16(&case.v), ..case };

@@ -12,7 +12,8 @@ use super::buffer::Buffer;
 use super::decode::decode;
 use super::lanes::Lanes;
 use super::level::{Level, with_level};
-use super::linear::{Output, Shape};
+use super::linear::Shape;
+use super::output::Output;
 use super::pool;
 use super::tile::{self, AHEAD_STEP, Ahead, Left, Right, Sums, block_width};
 use crate::Format;
@@ -94,18 +95,22 @@ pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, out
     }
     let packed = pack(level, x, shape.tokens, shape.cols, 1);
     let work = &Work { packed: &packed, weight, shape, out };
-    each_stretch(shape, 12, |range, scratch| {
+    with_scratch(shape, 12, |range, scratch| {
         with_level!(level, kernel(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch));
     });
 }
 
-/// Calls `multiply` with all rows, in stretches of whole panels for the threads.
-pub(super) fn each_stretch(shape: Shape, panel: usize, multiply: impl Fn(Range<usize>, &mut Scratch) + Sync) {
+/// Calls `multiply` with all rows, in stretches of whole panels for the threads, each with what it keeps.
+pub(super) fn with_scratch(shape: Shape, panel: usize, multiply: impl Fn(Range<usize>, &mut Scratch) + Sync) {
+    each_stretch(shape, (panel, TASK_PANELS), |range| SCRATCH.with_borrow_mut(|scratch| multiply(range, scratch)));
+}
+
+/// Calls `multiply` with all rows, in stretches for the threads, of at most so many panels of so many rows.
+pub(super) fn each_stretch(shape: Shape, (panel, most): (usize, usize), multiply: impl Fn(Range<usize>) + Sync) {
     let panels = shape.rows.div_ceil(panel);
-    let stretch = panel * panels.div_ceil(4 * pool::threads()).clamp(1, TASK_PANELS);
-    pool::for_each(shape.rows.div_ceil(stretch), |task| {
-        let range = task * stretch..((task + 1) * stretch).min(shape.rows);
-        SCRATCH.with_borrow_mut(|scratch| multiply(range, scratch));
+    let stretch = panel * panels.div_ceil(4 * pool::threads()).clamp(1, most);
+    pool::for_work(shape.work(), shape.rows.div_ceil(stretch), |task| {
+        multiply(task * stretch..((task + 1) * stretch).min(shape.rows));
     });
 }
 

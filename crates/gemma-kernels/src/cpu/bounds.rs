@@ -221,20 +221,36 @@ fn everything_else_stays_inside() {
                 assert_same(out.get(), &expected, &context);
             }
 
-            let begins = Fenced::new(&(0..tokens).map(|token| token % 3 == 1).collect::<Vec<_>>(), side);
-            let weights = [8, 9].map(|seed| fenced(width * head_dim, seed));
-            let (biases, decay) = ([10, 11].map(|seed| fenced(width, seed)), fenced(width, 12));
+            let begins: Vec<bool> = (0..tokens).map(|token| token % 3 == 1).collect();
+            let decay: Vec<f32> = noise(width, 12).into_iter().map(|value| -value.abs()).collect();
+            let plain_weights = [8, 9].map(|seed| noise(width * head_dim, seed));
+            let plain_biases = [10, 11].map(|seed| noise(width, seed));
+            let [weights, biases] =
+                [&plain_weights, &plain_biases].map(|both| both.each_ref().map(|values| Fenced::new(values, side)));
+            let (fenced_begins, fenced_decay) = (Fenced::new(&begins, side), Fenced::new(&decay, side));
             let gates = Gates {
                 x: x.get(),
                 input: (weights[0].get(), biases[0].get()),
                 recurrent: (weights[1].get(), biases[1].get()),
-                decay: decay.get(),
-                begins: begins.get(),
+                decay: fenced_decay.get(),
+                begins: fenced_begins.get(),
+                blocks: heads,
+            };
+            let plain_gates = Gates {
+                x: &plain,
+                input: (&plain_weights[0], &plain_biases[0]),
+                recurrent: (&plain_weights[1], &plain_biases[1]),
+                decay: &decay,
+                begins: &begins,
                 blocks: heads,
             };
             let (mut a, mut b) = (fenced(len, 0), fenced(len, 0));
+            let (mut expected_b, nothing) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+            expected.copy_from_slice(&nothing);
             gated_decay(level, gates, a.get_mut(), b.get_mut());
-            assert!(a.get().iter().chain(b.get()).all(|value| !value.is_infinite()), "{context}");
+            gated_decay(level, plain_gates, &mut expected, &mut expected_b);
+            assert_same(a.get(), &expected, &format!("{context} factors"));
+            assert_same(b.get(), &expected_b, &format!("{context} addends"));
         }
     }
 }

@@ -22,8 +22,6 @@ unsafe impl Number for i32 {}
 // SAFETY: plain numbers.
 unsafe impl Number for i16 {}
 // SAFETY: plain numbers.
-unsafe impl Number for u16 {}
-// SAFETY: plain numbers.
 unsafe impl Number for i8 {}
 
 /// `len` numbers, zero at first, aligned for every vector.

@@ -5,8 +5,10 @@
 //! are exact; they are turned into f32 once per block, times the scales of both sides. 16-bit activations are two such
 //! products: the sum over the high bytes is shifted before the low bytes are added to it.
 
+use super::blocked::each_stretch;
 use super::buffer::Buffer;
-use super::linear::{Output, Shape};
+use super::linear::Shape;
+use super::output::Output;
 use super::pool;
 use super::quantize::{Bytes, COARSE, FINE};
 use super::tile;
@@ -66,10 +68,7 @@ pub(super) unsafe fn multiply(x: &[f32], weight: &[u8], shape: Shape, fine: bool
         // SAFETY: as required of the caller; every task has records of its own.
         unsafe { pack(x, shape, tokens, block..(block + DEPTH).min(blocks), fine, to) };
     });
-    let panels = shape.rows.div_ceil(ROWS);
-    let stretch = ROWS * panels.div_ceil(4 * pool::threads()).clamp(1, TASK_PANELS);
-    pool::for_each(shape.rows.div_ceil(stretch), |task| {
-        let range = task * stretch..((task + 1) * stretch).min(shape.rows);
+    each_stretch(shape, (ROWS, TASK_PANELS), |range| {
         SCRATCH.with_borrow_mut(|scratch| {
             for first in (0..shape.tokens).step_by(TOKENS) {
                 let tokens = first..(first + TOKENS).min(shape.tokens);

@@ -6,13 +6,12 @@
 
 use super::lanes::Lanes;
 use super::level::{Level, with_level};
+use super::output::Output;
 use super::pool;
 use crate::math::exp;
 
 /// Tokens that one task takes.
 const TOKENS: usize = 64;
-/// Fewer multiplications than this are not worth a second thread.
-const SERIAL_WORK: usize = 1 << 16;
 /// The most values of a register tile, in all levels: four vectors of sixteen.
 const TILE: usize = 64;
 
@@ -27,15 +26,6 @@ pub(crate) struct Gates<'a> {
     pub(crate) begins: &'a [bool],
     pub(crate) blocks: usize,
 }
-
-/// Both outputs, written by several threads at places that do not overlap.
-#[derive(Clone, Copy)]
-struct Outputs(*mut f32, *mut f32);
-
-// SAFETY: every task writes tokens and channels of its own; see `gated_decay`.
-unsafe impl Send for Outputs {}
-// SAFETY: as above.
-unsafe impl Sync for Outputs {}
 
 /// `a = exp(decay σ(recurrent))` and `b = √(1 - a²) σ(input) x`, with 1 for the root where a sequence begins.
 ///
@@ -53,23 +43,19 @@ pub(crate) fn gated_decay(level: Level, gates: Gates<'_>, a: &mut [f32], b: &mut
     if x.is_empty() {
         return;
     }
-    let outputs = Outputs(a.as_mut_ptr(), b.as_mut_ptr());
+    let outputs = [Output(a.as_mut_ptr()), Output(b.as_mut_ptr())];
     let ranges = tokens.div_ceil(TOKENS);
     let one = |task: usize| {
         let first = task % ranges * TOKENS;
         run(level, gates, task / ranges, first, TOKENS.min(tokens - first), outputs);
     };
-    if x.len() * size < SERIAL_WORK {
-        (0..blocks * ranges).for_each(one);
-    } else {
-        pool::for_each(blocks * ranges, one);
-    }
+    pool::for_work(x.len() * size, blocks * ranges, one);
 }
 
 /// One block and some tokens.
-fn run(level: Level, gates: Gates<'_>, block: usize, first: usize, count: usize, outputs: Outputs) {
+fn run(level: Level, gates: Gates<'_>, block: usize, first: usize, count: usize, outputs: [Output; 2]) {
     #[inline(always)]
-    unsafe fn kernel<L: Lanes>(gates: Gates<'_>, block: usize, first: usize, count: usize, outputs: Outputs) {
+    unsafe fn kernel<L: Lanes>(gates: Gates<'_>, block: usize, first: usize, count: usize, outputs: [Output; 2]) {
         let size = gates.decay.len() / gates.blocks;
         let last = first + count;
         // SAFETY: the lanes are available where this is expanded; columns and tokens lie inside
@@ -96,7 +82,7 @@ fn run(level: Level, gates: Gates<'_>, block: usize, first: usize, count: usize,
             }
         }
     }
-    with_level!(level, kernel(gates: Gates<'_>, block: usize, first: usize, count: usize, outputs: Outputs));
+    with_level!(level, kernel(gates: Gates<'_>, block: usize, first: usize, count: usize, outputs: [Output; 2]));
 }
 
 /// `ROWS` tokens from `token` on, `COLS` vectors of columns from `column` on, both within a block.
@@ -109,7 +95,7 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const COLS: usize>(
     block: usize,
     token: usize,
     column: usize,
-    outputs: Outputs,
+    outputs: [Output; 2],
 ) {
     let channels = gates.decay.len();
     let size = channels / gates.blocks;
@@ -155,8 +141,8 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const COLS: usize>(
             unsafe {
                 let sums = (input[row * width + j] + *bias_i.add(j), recurrent[row * width + j] + *bias_r.add(j));
                 let (a, b) = coefficients(sums, *decay.add(j), *x.add(j), begins);
-                *outputs.0.add(at + j) = a;
-                *outputs.1.add(at + j) = b;
+                *outputs[0].at(at + j) = a;
+                *outputs[1].at(at + j) = b;
             }
         }
     }
@@ -167,7 +153,7 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const COLS: usize>(
 /// # Safety
 /// Token and column must exist.
 #[inline(always)]
-unsafe fn single(gates: Gates<'_>, block: usize, token: usize, column: usize, outputs: Outputs) {
+unsafe fn single(gates: Gates<'_>, block: usize, token: usize, column: usize, outputs: [Output; 2]) {
     let channels = gates.decay.len();
     let size = channels / gates.blocks;
     let channel = block * size + column;
@@ -180,8 +166,8 @@ unsafe fn single(gates: Gates<'_>, block: usize, token: usize, column: usize, ou
     let (a, b) = coefficients(sums, gates.decay[channel], x[column], gates.begins[token]);
     // SAFETY: the outputs are as large as `x`, in which this place exists.
     unsafe {
-        *outputs.0.add(token * channels + channel) = a;
-        *outputs.1.add(token * channels + channel) = b;
+        *outputs[0].at(token * channels + channel) = a;
+        *outputs[1].at(token * channels + channel) = b;
     }
 }
 

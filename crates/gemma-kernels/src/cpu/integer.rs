@@ -1,7 +1,7 @@
 //! Products of few tokens with quantized weights, in whole numbers.
 //!
-//! Within a block of 32 values the sum is exact; it is turned into f32 once, times the scales of both sides. Where
-//! bytes are multiplied four at a time (VNNI, NEON's dot products), 16-bit activations are two products of bytes;
+//! Within a block of 32 values the sums of each lane are exact; they are turned into f32, times the scales of both
+//! sides, and added. Where bytes are multiplied four at a time (VNNI, NEON's dot products), 16-bit activations are two products of bytes;
 //! elsewhere 16-bit numbers are multiplied as they are.
 
 #[cfg(target_arch = "x86_64")]
@@ -12,7 +12,8 @@ mod neon;
 mod vnni;
 
 use super::level::Level;
-use super::linear::{Output, Shape};
+use super::linear::Shape;
+use super::output::Output;
 #[cfg(target_arch = "aarch64")]
 use super::quantize::Bytes;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

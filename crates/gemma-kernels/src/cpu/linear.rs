@@ -9,37 +9,18 @@
 //! sum runs over the columns in order: a sequence in a batch is bit for bit what it is alone.
 
 use super::level::Level;
+use super::output::Output;
 use super::{blocked, integer, pool, stream};
 use crate::{Activations, Format};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Up to this many tokens, rows are streamed; above, blocks of rows are decoded first.
-pub(super) const STREAMED_TOKENS: usize = 8;
+const STREAMED_TOKENS: usize = 8;
 /// The same for rows of bf16 and f16, of which several are multiplied at once.
-const STREAMED_TOKENS_OF_HALVES: usize = 16;
+pub(super) const STREAMED_TOKENS_OF_HALVES: usize = 16;
 /// Bytes of weights that a thread streams before it looks for work again.
 const STREAM_BYTES: usize = 1 << 18;
-/// Products smaller than this many multiplications are not worth a second thread.
-const SERIAL_WORK: usize = 1 << 16;
-
-/// The output, written by several threads at places that do not overlap.
-#[derive(Clone, Copy)]
-pub(super) struct Output(pub(super) *mut f32);
-
-// SAFETY: every task writes columns of its own; see `linear`.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
-
-impl Output {
-    /// # Safety
-    /// `index` must lie inside the output, and no other thread may touch that element.
-    pub(super) unsafe fn at(self, index: usize) -> *mut f32 {
-        // SAFETY: as required of the caller.
-        unsafe { self.0.add(index) }
-    }
-}
 
 /// The sizes of one product.
 #[derive(Clone, Copy)]
@@ -55,6 +36,11 @@ impl Shape {
     /// Where column `column`, the first of a block, begins in a row.
     pub(super) fn bytes(self, column: usize) -> usize {
         column / self.format.block_len() * self.format.block_bytes()
+    }
+
+    /// Multiplications.
+    pub(super) fn work(self) -> usize {
+        self.tokens * self.rows * self.cols
     }
 }
 
@@ -114,13 +100,11 @@ pub(crate) fn linear(
 
 /// Calls `multiply` with all rows, in stretches that threads stream.
 fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
-    let Shape { tokens, rows, cols, row_bytes, .. } = shape;
-    let stretch = if tokens * rows * cols < SERIAL_WORK {
-        rows
-    } else {
-        STREAM_BYTES.div_ceil(row_bytes).next_multiple_of(stream::ROWS)
-    };
-    pool::for_each(rows.div_ceil(stretch), |task| multiply(task * stretch..((task + 1) * stretch).min(rows)));
+    let Shape { rows, row_bytes, .. } = shape;
+    let stretch = STREAM_BYTES.div_ceil(row_bytes).next_multiple_of(stream::ROWS);
+    pool::for_work(shape.work(), rows.div_ceil(stretch), |task| {
+        multiply(task * stretch..((task + 1) * stretch).min(rows));
+    });
 }
 
 /// Whether products of bf16 with bf16 can be had and are worth it.

@@ -24,6 +24,7 @@ mod integer;
 mod lanes;
 mod level;
 mod linear;
+mod output;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 mod parts;

@@ -4,15 +4,17 @@
 //! [`blocked`](super::blocked) products of f32.
 
 use super::amx;
-use super::blocked::{self, DEPTH, Scratch, Unit, Work, each_stretch};
+use super::blocked::{self, DEPTH, Scratch, Unit, Work, with_scratch};
 use super::buffer::Buffer;
 use super::decode::decode;
 use super::lanes::{Avx512, Pairs};
 use super::level::Level;
-use super::linear::{Output, Shape};
+use super::linear::Shape;
+use super::output::Output;
 use super::pool;
 use super::tile::{self, Ahead, Left, Right, Sums};
 use crate::Format;
+use half::bf16;
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_epi16,
     _mm512_storeu_ps, _mm512_storeu_si512,
@@ -48,7 +50,7 @@ fn with_unit<U: Unit>(
     let words = paired(x, shape);
     let packed = blocked::pack(level, &words, shape.tokens, shape.cols / 2, U::STEP);
     let work = Work { packed: &packed, weight, shape, out };
-    each_stretch(shape, U::PANEL, |range, scratch| stretch(&work, range, scratch));
+    with_scratch(shape, U::PANEL, |range, scratch| stretch(&work, range, scratch));
 }
 
 /// # Safety
@@ -135,7 +137,8 @@ pub(super) fn pair(values: &[f32], words: &mut [f32]) {
         }
     }
     for (pair, word) in rest.as_chunks::<2>().0.iter().zip(narrow) {
-        *word = f32::from_bits(u32::from(round(pair[0])) | u32::from(round(pair[1])) << 16);
+        let [low, high] = pair.map(|value| u32::from(bf16::from_f32(value).to_bits()));
+        *word = f32::from_bits(low | high << 16);
     }
 }
 
@@ -157,34 +160,15 @@ pub(super) unsafe fn interleave(first: *const f32, second: *const f32, len: usiz
             _mm512_storeu_si512(words.add(i).cast(), pairs);
         }
         for i in whole..len {
-            let [low, high] = [first, second].map(|from| u32::from(round(*from.add(i))));
+            let [low, high] = [first, second].map(|from| u32::from(bf16::from_f32(*from.add(i)).to_bits()));
             *words.add(i) = f32::from_bits(low | high << 16);
         }
     }
 }
 
-/// To the nearest bf16, ties to even.
-#[inline(always)]
-fn round(value: f32) -> u16 {
-    let bits = value.to_bits();
-    // half a unit more, less one where that would round a tie to odd; NaN must not overflow into zero
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    (if value.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::bf16;
-
-    #[test]
-    fn rounding_is_to_nearest_even() {
-        for bits in (0..u32::MAX).step_by(997).chain([0x7f7f_8000, 0x3f80_8000, 0x3f81_8000, 0x7fff_ffff, 0xffff_ffff])
-        {
-            let value = f32::from_bits(bits);
-            assert_eq!(round(value), bf16::from_f32(value).to_bits(), "{bits:x}");
-        }
-    }
 
     /// Whether the processor multiplies pairs faster or not: the products are those of both sides' nearest bf16, in
     /// vectors, in tiles where there are any, and in modelled ones.

@@ -21,6 +21,8 @@ use std::sync::{Mutex, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+/// Fewer multiplications than this are not worth a second thread.
+const SERIAL_WORK: usize = 1 << 16;
 /// How long a thread waits awake.
 const AWAKE: Duration = Duration::from_micros(100);
 /// How long it does so while other programs want the processors.
@@ -31,14 +33,14 @@ const WORTH_WAKING: Duration = Duration::from_micros(100);
 const INTERRUPTION: Duration = Duration::from_micros(100);
 /// How long interruptions are added up before they are judged.
 const WATCH: Duration = Duration::from_millis(50);
-/// Interruptions of one part in so many of that time are a crowd.
-const CROWD: u64 = 10;
+/// Interruptions of one part in so many of that time, on each thread, are a crowd.
+const CROWD: u64 = 20;
 /// For how many regions a crowd is remembered.
 const CROWDED_REGIONS: u32 = 1000;
 
-/// Number of threads that [`for_each`] uses, the caller's included: what rayon's global pool was set to, which is
-/// the number of processors that the program may use (affinity and quotas included) unless the program said
-/// otherwise before its first product.
+/// Number of threads that [`for_each`] uses, the caller's included: what rayon said in the thread of the first product.
+/// That is the size of its global pool, the number of processors that the program may use (affinity and quotas
+/// included) unless the program said otherwise before; in a pool of its own, it is that pool's.
 pub(crate) fn threads() -> usize {
     pool().threads()
 }
@@ -52,6 +54,20 @@ pub(crate) fn threads() -> usize {
 /// When a task panics, with its message; tasks that nobody had begun are left out.
 pub(crate) fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
     pool().for_each(tasks, &task);
+}
+
+/// The same for tasks that are so many multiplications together: on this thread alone, one after the other, where they
+/// are few.
+///
+/// # Panics
+/// As [`for_each`].
+pub(crate) fn for_work(work: usize, tasks: usize, task: impl Fn(usize) + Sync) {
+    if threads_for(work) == 1 { (0..tasks).for_each(task) } else { for_each(tasks, task) }
+}
+
+/// How many threads [`for_work`] uses.
+pub(crate) fn threads_for(work: usize) -> usize {
+    if work < SERIAL_WORK { 1 } else { threads() }
 }
 
 fn pool() -> &'static Pool {
@@ -217,7 +233,7 @@ impl Pool {
         self.watched.store(now, Relaxed);
         // after a pause the interruptions are those of another time
         let judged = watched < 2 * WATCH.as_micros() as u64;
-        if self.interrupted.swap(0, Relaxed) * CROWD > watched && judged {
+        if self.interrupted.swap(0, Relaxed) * CROWD > watched * self.threads() as u64 && judged {
             self.crowded.store(CROWDED_REGIONS, Relaxed);
         }
     }
@@ -349,11 +365,17 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
 
+    /// A pool, by itself and in a crowd, which is when regions run in rayon's threads.
+    fn pools(threads: usize) -> [&'static Pool; 2] {
+        let crowded = Pool::start(threads);
+        crowded.crowded.store(u32::MAX, Relaxed);
+        [Pool::start(threads), crowded]
+    }
+
     /// Every task is run once, whatever their number, with sleeping and with waking workers.
     #[test]
     fn every_task_runs_exactly_once() {
-        for threads in [1, 2, 3, 8] {
-            let pool = Pool::start(threads);
+        for (threads, pool) in [1, 2, 3, 8].into_iter().flat_map(|threads| pools(threads).map(|pool| (threads, pool))) {
             for round in 0..200 {
                 let tasks = round * 7 % 50;
                 let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
@@ -370,28 +392,28 @@ mod tests {
 
     #[test]
     fn several_callers_and_nested_calls_do_not_wait_for_each_other() {
-        let pool = Pool::start(3);
-        let total = AtomicUsize::new(0);
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..300 {
-                        pool.for_each(5, &|_| {
-                            pool.for_each(3, &|_| {
-                                total.fetch_add(1, Relaxed);
+        for pool in pools(3) {
+            let total = AtomicUsize::new(0);
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..300 {
+                            pool.for_each(5, &|_| {
+                                pool.for_each(3, &|_| {
+                                    total.fetch_add(1, Relaxed);
+                                });
                             });
-                        });
-                    }
-                });
-            }
-        });
-        assert_eq!(total.load(Relaxed), 4 * 300 * 5 * 3);
+                        }
+                    });
+                }
+            });
+            assert_eq!(total.load(Relaxed), 4 * 300 * 5 * 3);
+        }
     }
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
-        let pool = Pool::start(4);
-        for bad in [0, 17, 39] {
+        for (pool, bad) in pools(4).into_iter().flat_map(|pool| [0, 17, 39].map(|bad| (pool, bad))) {
             let caught = catch_unwind(AssertUnwindSafe(|| {
                 pool.for_each(40, &|task| assert!(task != bad, "task {task} fails"));
             }));

@@ -6,12 +6,11 @@
 
 use super::lanes::Lanes;
 use super::level::{Level, with_level};
+use super::output::Output;
 use super::pool;
 
 /// Channels that one task takes along the tokens: 1 KiB of each row.
 const BLOCK: usize = 256;
-/// Fewer multiplications than this are not worth a second thread.
-const SERIAL_WORK: usize = 1 << 16;
 
 /// The operands of a recurrence over `[tokens, channels]`.
 #[derive(Clone, Copy)]
@@ -26,15 +25,6 @@ pub(crate) struct Recurrence<'a> {
     pub(crate) bounds: &'a [usize],
     pub(crate) channels: usize,
 }
-
-/// The output, written by several threads at places that do not overlap.
-#[derive(Clone, Copy)]
-struct Output(*mut f32);
-
-// SAFETY: every task writes the rows of one segment in channels of its own; see `linear_recurrence`.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
 
 /// Forwards: `h[t] = a[t] h[t-1] + b[t]`, from `initial`. Backwards, for the gradient: `g[t] = a[t+1] g[t+1] + b[t]`,
 /// from nothing. Both within each segment.
@@ -54,11 +44,7 @@ pub(crate) fn linear_recurrence(level: Level, operands: Recurrence<'_>, backward
         let (segment, first) = (task / blocks, task % blocks * BLOCK);
         run(level, operands, segment, first, BLOCK.min(channels - first), backwards, output);
     };
-    if out.len() < SERIAL_WORK {
-        (0..segments * blocks).for_each(one);
-    } else {
-        pool::for_each(segments * blocks, one);
-    }
+    pool::for_work(out.len(), segments * blocks, one);
 }
 
 /// One segment of some channels.
@@ -88,7 +74,7 @@ fn run(
         // SAFETY: as above.
         let row = |slice: &[f32], token: usize| unsafe { slice.as_ptr().add(token * channels + first) };
         // SAFETY: as above.
-        let to = |token: usize| unsafe { output.0.add(token * channels + first) };
+        let to = |token: usize| unsafe { output.at(token * channels + first) };
         // SAFETY: as above; the lanes are those of the level that this is compiled for.
         let step = |factors: *const f32, last: *const f32, token: usize| unsafe {
             multiply_add::<L>(factors, last, row(b, token), to(token), count);

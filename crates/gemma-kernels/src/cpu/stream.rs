@@ -3,7 +3,8 @@
 
 use super::lanes::{Lanes, prefetch};
 use super::level::{Level, with_level};
-use super::linear::{Output, Shape};
+use super::linear::Shape;
+use super::output::Output;
 use super::parts::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
 use crate::Format;
 use half::f16;

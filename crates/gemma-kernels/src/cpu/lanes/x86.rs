@@ -1,6 +1,7 @@
 //! The vectors of x86: AVX2 and AVX-512.
 
 use super::Lanes;
+use crate::cpu::level::{Level, cpu_level};
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -426,8 +427,8 @@ impl Lanes for Pairs {
     }
 }
 
-/// Whether multiplying [`Pairs`] is worth it on this processor, which must have them: measured once, in some
-/// microseconds, since processors differ by a factor of four here and do not say so.
+/// Whether this processor multiplies [`Pairs`], and faster than single values: measured once, in some microseconds, since
+/// processors differ by a factor of four here and do not say so.
 pub(in crate::cpu) fn pairs_are_faster() -> bool {
     /// Eight chains of multiplications and additions.
     #[inline(always)]
@@ -463,6 +464,8 @@ pub(in crate::cpu) fn pairs_are_faster() -> bool {
         (0..7).map(|_| once()).min().unwrap_or_default()
     }
     static FASTER: OnceLock<bool> = OnceLock::new();
-    // SAFETY: the caller has found that the processor has both.
-    *FASTER.get_or_init(|| unsafe { shortest(|| pairs()) < shortest(|| single()).mul_f32(1.5) })
+    *FASTER.get_or_init(|| {
+        // SAFETY: the level says that the processor has both.
+        cpu_level() >= Level::Avx512Bf16 && unsafe { shortest(|| pairs()) < shortest(|| single()).mul_f32(1.5) }
+    })
 }
