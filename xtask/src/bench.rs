@@ -124,9 +124,10 @@ pub(crate) fn bandwidth(root: &Path, arguments: &[String]) -> Result<()> {
 
 /// Bytes per second that all cores together read from memory.
 fn memory_speed(root: &Path) -> Result<f64> {
-    let arguments = ["run", "--release", "--quiet", "--package", "gemma-cli", "--", "bench", "--bandwidth"];
+    let arguments = ["run", "--release", "--quiet", "--package", "gemma-cli", "--", "bench", "--bandwidth", "--json"];
     let printed = Step::new("bandwidth", &arguments).output(root)?;
-    printed.trim().parse().context("the bandwidth is not a number")
+    let printed: serde_json::Value = serde_json::from_str(&printed).context("gemma bench printed no JSON")?;
+    printed["memory_bytes_per_second"].as_f64().context("the bandwidth is not a number")
 }
 
 fn read(root: &Path) -> Result<String> {

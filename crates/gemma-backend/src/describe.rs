@@ -6,11 +6,11 @@ use burn::backend::DispatchDevice;
 /// One line about a device: the backend and what it runs on.
 ///
 /// For a GPU: the adapter's name, whether it is software, graphics API, driver, and the largest buffer that a
-/// kernel can see at once. For a CPU: how many threads the process may use.
+/// kernel can see at once.
 ///
 /// ```
 /// let device = gemma_backend::default_device()?;
-/// // "ndarray: CPU, 8 threads", "wgpu: NVIDIA GeForce RTX 4070 (discrete GPU), Vulkan, driver …, bindings up to 4096 MiB"
+/// // "ndarray: CPU", "wgpu: NVIDIA GeForce RTX 4070 (discrete GPU), Vulkan, driver …, bindings up to 4096 MiB"
 /// println!("{}", gemma_backend::describe(&device));
 /// # Ok::<(), gemma_backend::BackendError>(())
 /// ```
@@ -31,8 +31,7 @@ pub fn describe(device: &Device) -> String {
 
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 fn cpu(backend: &str) -> String {
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-    format!("{backend}: CPU, {threads} thread{}", if threads == 1 { "" } else { "s" })
+    format!("{backend}: CPU")
 }
 
 #[cfg(test)]

@@ -89,10 +89,10 @@ impl Verb {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct Model {
-    /// A folder with a checkpoint, or a hub id such as google/gemma-2-2b-it (@REVISION may follow).
+    /// A folder with a checkpoint, a GGUF file, or a hub id such as google/gemma-2-2b-it (@REVISION may follow).
     ///
     /// Without it, the built-in demo model is used; demo:FAMILY names that of another family (demo:recurrentgemma).
-    #[arg(short, long, value_name = "FOLDER|ID")]
+    #[arg(short, long, value_name = "FOLDER|FILE|ID")]
     pub(crate) model: Option<String>,
 
     #[command(flatten)]
@@ -125,18 +125,18 @@ pub(crate) struct Compute {
     pub(crate) backend: Option<Backend>,
 
     /// Processor threads to use; all cores without it.
-    #[arg(short, long, value_name = "N", value_parser = threads)]
+    #[arg(short, long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<NonZeroUsize>,
 
     /// Compute with f32 activations throughout, on the processor too.
     ///
-    /// Without it, products with q8_0 and q4_0 weights represent them by 16-bit whole numbers, wrong by about a
-    /// fifty-thousandth, and prompts are multiplied in bf16 where the processor is faster with it, wrong by about a
-    /// four-hundredth.
+    /// Without it, products with quantized weights (q8_0, q4_0 and, where the processor has VNNI, q4_k, q5_k and q6_k)
+    /// represent them by 16-bit whole numbers, wrong by about a fifty-thousandth, and prompts, their attention included,
+    /// are multiplied in bf16 where the processor is faster with it, wrong by about a four-hundredth.
     #[arg(long)]
     pub(crate) exact_activations: bool,
 
-    /// Represent activations by 8 bits with q8_0 and q4_0 weights, where that is faster.
+    /// Represent activations by 8 bits with quantized weights (those of --exact-activations), where that is faster.
     ///
     /// Each product is then wrong by up to a hundredth.
     #[arg(long, conflicts_with = "exact_activations")]
@@ -182,7 +182,7 @@ fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct Sampling {
     /// Stop after this many new tokens.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
 
     /// 0 always takes the likeliest token; 1 follows the model's odds; more is wilder.
@@ -190,7 +190,7 @@ pub(crate) struct Sampling {
     pub(crate) temperature: f32,
 
     /// Choose among the K likeliest tokens only; 0 switches this off.
-    #[arg(long, value_name = "K", default_value_t = GenerateOptions::default().top_k.unwrap_or(0))]
+    #[arg(long, value_name = "K", default_value_t = GenerateOptions::default().top_k.unwrap_or(0), allow_negative_numbers = true)]
     pub(crate) top_k: usize,
 
     /// Choose among the fewest tokens whose odds add up to P; 1 switches this off.
@@ -363,8 +363,8 @@ pub(crate) struct Tokenize {
     #[arg(long, value_name = "NAME", value_parser = family)]
     pub(crate) family: Option<Family>,
 
-    /// A folder with a tokenizer, or a hub id; the demo's tokenizer without it.
-    #[arg(short, long, value_name = "FOLDER|ID")]
+    /// A folder with a tokenizer, a GGUF file, or a hub id; the demo's tokenizer without it.
+    #[arg(short, long, value_name = "FOLDER|FILE|ID")]
     pub(crate) model: Option<String>,
 
     /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
@@ -399,8 +399,8 @@ pub(crate) struct Logits {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) suffix: usize,
 
-    /// Read N tokens of each row at a time through the cache; all at once without it.
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    /// Read N tokens of each row at a time through the cache; 512 without it.
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     pub(crate) chunk: Option<NonZeroUsize>,
 
     #[command(flatten)]
@@ -432,7 +432,7 @@ pub(crate) struct Score {
     pub(crate) tokens_file: Option<PathBuf>,
 
     /// Longest window, in tokens; the model's context length without it.
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     pub(crate) context: Option<NonZeroUsize>,
 
     /// Tokens of each window that the one before has scored already and that only serve as context.
@@ -458,12 +458,12 @@ Examples:
 Nothing is downloaded and no weight is read, only the headers. An incomplete folder is reported and ends with exit
 code 2.")]
 pub(crate) struct Inspect {
-    /// A folder or a hub id; the demo without it.
-    #[arg(value_name = "FOLDER|ID", conflicts_with = "model")]
+    /// A folder, a GGUF file or a hub id; the demo without it.
+    #[arg(value_name = "FOLDER|FILE|ID", conflicts_with = "model")]
     pub(crate) path: Option<String>,
 
     /// The same, as the other verbs take it.
-    #[arg(short, long, value_name = "FOLDER|ID")]
+    #[arg(short, long, value_name = "FOLDER|FILE|ID")]
     pub(crate) model: Option<String>,
 
     /// Print one JSON object.
@@ -543,7 +543,9 @@ pub(crate) struct Convert {
     #[arg(long, value_name = "FAMILY", value_parser = family)]
     pub(crate) family: Option<Family>,
 
-    /// Replace what is there.
+    /// Replace the file, or the model folder, that is there.
+    ///
+    /// A folder that holds anything but files of a model is never replaced.
     #[arg(long)]
     pub(crate) force: bool,
 
@@ -573,8 +575,8 @@ and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode
 _min and _max, peak_rss_bytes, weight_bytes; first_token_seconds since the program began, after a prompt of 8, for files;
 memory_bytes_per_second and memory_part (how much of it writing used), for large weights on a processor.")]
 pub(crate) struct Bench {
-    /// A folder or hub id; the demo without it.
-    #[arg(short, long, value_name = "FOLDER|ID", conflicts_with = "shape")]
+    /// A folder, a GGUF file or a hub id; the demo without it.
+    #[arg(short, long, value_name = "FOLDER|FILE|ID", conflicts_with = "shape")]
     pub(crate) model: Option<String>,
 
     /// Random weights of a released shape.

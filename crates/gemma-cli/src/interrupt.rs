@@ -1,4 +1,5 @@
-//! Ctrl-C: ends the program while it loads, ends the answer while it writes.
+//! Ctrl-C, and being asked to terminate (SIGTERM, SIGHUP), which is the same: ends the program while it loads, ends the
+//! answer while it writes.
 
 use std::sync::{
     Arc, Mutex, PoisonError,

@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Ok(Ending::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
         Err(error) if error.is::<output::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", output::one_line(&error));
+            output::complain(format_args!("error: {}", output::one_line(&error)));
             ExitCode::from(FAILURE)
         }
     }
@@ -60,6 +60,6 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) };
     }
-    eprintln!("{}", args::one_line(error));
+    output::complain(args::one_line(error));
     ExitCode::from(FAILURE)
 }

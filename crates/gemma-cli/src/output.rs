@@ -43,11 +43,16 @@ pub(crate) fn json(object: &impl Serialize) -> Result<()> {
     written(io::stdout().write_all(text.as_bytes()))
 }
 
+/// Prints what went wrong.
+pub(crate) fn complain(text: impl Display) {
+    // There is nowhere left to say that standard error cannot be written.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Prints a remark beside the results, when a person is watching.
 pub(crate) fn remark(text: impl Display) {
     if io::stderr().is_terminal() {
-        // There is nowhere left to say that standard error cannot be written.
-        let _ = writeln!(io::stderr(), "{text}");
+        complain(text);
     }
 }
 

@@ -93,10 +93,25 @@ pub(crate) fn hub(offline: bool) -> HubOptions {
     HubOptions { offline: offline || options.offline, ..options }
 }
 
-/// Sets how many threads compute on the processor; to be called once.
-pub(crate) fn set_threads(threads: NonZeroUsize) -> Result<()> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
-    pool.context("cannot set the number of threads")
+/// Sets how many threads compute on the processor, all cores without a number; to be called once. Where the system
+/// refuses to start so many, a number that was asked for is an error, and otherwise fewer have to do.
+pub(crate) fn set_threads(threads: Option<NonZeroUsize>) -> Result<()> {
+    let builder = |count| rayon::ThreadPoolBuilder::new().num_threads(count);
+    // a global pool that could not be started cannot be tried again, so another one is tried first
+    let starts = |count| builder(count).build().is_ok();
+    let wanted = threads.map_or(0, NonZeroUsize::get);
+    if starts(wanted) {
+        return builder(wanted).build_global().context("cannot set the number of threads");
+    }
+    if let Some(threads) = threads {
+        bail!("the system refuses to start {threads} threads; give a smaller --threads");
+    }
+    let mut count = std::thread::available_parallelism().map_or(1, NonZeroUsize::get) / 2;
+    while count > 1 && !starts(count) {
+        count /= 2;
+    }
+    let pool = if count > 1 { builder(count) } else { builder(1).use_current_thread() };
+    pool.build_global().context("cannot start a thread")
 }
 
 /// The device that computes.
@@ -280,7 +295,13 @@ impl Found {
             on_load(done, total);
         });
         bar.finish_and_clear();
-        Ok(Opened { model: model?, seconds: self.begin.elapsed().as_secs_f64() })
+        let model = model.map_err(anyhow::Error::from);
+        // what is wrong with a folder's file is said with its path; what a GGUF file says has only such a file's name
+        let model = match self.checkpoint.path().filter(|path| path.is_file()) {
+            Some(path) => model.with_context(|| format!("{}, read as the files of a folder", path.display()))?,
+            None => model?,
+        };
+        Ok(Opened { model, seconds: self.begin.elapsed().as_secs_f64() })
     }
 }
 
@@ -330,6 +351,11 @@ pub(crate) fn tokenizer(model: Option<&str>, family: Option<Family>, offline: bo
         return Ok(Tokenizer::from_json(&file, family.unwrap_or(own))?);
     }
     let named = Path::new(model);
+    if gemma_weights::is_gguf(named) {
+        let family = family.unwrap_or_else(|| family_of(model, Path::new("")));
+        let tokenizer = gemma_model::read_tokenizer(&Checkpoint::open(named)?, family)?;
+        return tokenizer.with_context(|| format!("{model} holds no tokenizer"));
+    }
     let (folder, files) = match named.file_name().and_then(|name| name.to_str()) {
         Some(name) if named.is_file() => (named.with_file_name(""), vec![name.to_owned()]),
         _ => (self::folder(model, offline)?, ["tokenizer.json", "tokenizer.model"].map(str::to_owned).to_vec()),
@@ -342,7 +368,10 @@ pub(crate) fn tokenizer(model: Option<&str>, family: Option<Family>, offline: bo
     let tokenizer = match file.extension().and_then(|ending| ending.to_str()) {
         Some("json") => Tokenizer::from_json(&bytes, family),
         Some("model") => Tokenizer::from_sentencepiece(&bytes, family),
-        _ => bail!("{} is not a tokenizer; name a tokenizer.json, a tokenizer.model or their folder", file.display()),
+        _ => bail!(
+            "{} is not a tokenizer; name a tokenizer.json, a tokenizer.model, their folder or a GGUF file",
+            file.display()
+        ),
     };
     tokenizer.with_context(|| format!("cannot use {}", file.display()))
 }
@@ -373,6 +402,18 @@ pub(crate) fn code_tokenizer(args: &args::CodeModel) -> Result<(Tokenizer, Optio
     }
     let folder = if Path::new(model).is_file() { PathBuf::new() } else { folder(model, args.offline)? };
     Ok((tokenizer, fs::read(folder.join("config.json")).ok()))
+}
+
+/// Refuses a text that is too long for the context whatever tokens it is cut into, before much memory is spent on that.
+pub(crate) fn check_text(decoder: &impl CausalModel, tokenizer: &Tokenizer, text: &str) -> Result<()> {
+    const SMALL: usize = 1 << 20;
+    let Some(limit) = decoder.context_length().filter(|_| text.len() > SMALL) else { return Ok(()) };
+    let pieces = (0..tokenizer.vocab_len()).filter_map(|id| tokenizer.piece(id as TokenId));
+    let longest = pieces.map(str::len).max().unwrap_or(1);
+    if text.len() / longest > limit {
+        bail!("the prompt has {} bytes, more than {limit} tokens, the context, can say; shorten it", text.len());
+    }
+    Ok(())
 }
 
 /// Refuses tokens that the model cannot read.

@@ -182,7 +182,11 @@ fn a_folder_without_a_tokenizer_answers_in_numbers() {
     let arguments = ["generate", "--model", &model, "--tokens-file", &ids, "-n", "3", "--ignore-eos"];
     let report = printed_json(gemma(arguments).arg("--json"));
     assert_eq!((report["tokens"].as_array().map(Vec::len), &report["text"]), (Some(3), &Value::Null));
-    assert!(refusal(&mut gemma(arguments)).contains("tokenizer"));
+    assert_eq!(printed(&mut gemma(arguments)).split_whitespace().count(), 3);
+    assert!(refusal(gemma(arguments).args(["--stop", "x"])).contains("tokenizer"));
+    assert!(refusal(&mut gemma(["generate", "--model", &model, "hi"])).contains("tokenizer"));
+    let scored = printed(&mut gemma(["score", "--model", &model, "--tokens-file", &ids]));
+    assert!(scored.contains("2 tokens") && scored.contains("  5\n"), "{scored}");
 }
 
 #[test]
@@ -332,7 +336,9 @@ fn bench_measures_the_demo_and_a_shape_is_checked() {
     let told = printed(&mut gemma(["bench", "--prompt", "4", "--decode", "2", "--repeat", "1"]));
     assert!(told.contains("first token") && told.contains("most memory"), "{told}");
     let bandwidth = printed(&mut gemma(["bench", "--bandwidth", "--threads", "1"]));
-    assert!(bandwidth.trim().parse::<u64>().is_ok_and(|speed| speed > 1 << 20), "{bandwidth}");
+    assert!(bandwidth.ends_with("B/s\n"), "{bandwidth}");
+    let bandwidth = printed_json(&mut gemma(["bench", "--bandwidth", "--threads", "1", "--json"]));
+    assert!(bandwidth["memory_bytes_per_second"].as_u64() > Some(1 << 20), "{bandwidth}");
     assert!(refusal(&mut gemma(["bench", "--bandwidth", "--shape", "gemma-2b"])).contains("--shape"));
     let together = printed_json(&mut gemma(["bench", "--sequences", "3", "--decode", "4", "--repeat", "1", "--json"]));
     assert_eq!(together["sequences"], 3);
@@ -363,6 +369,8 @@ fn mistakes_in_arguments_are_one_line() {
     assert!(refusal(&mut gemma(["generate", "x", "--temperature", "NaN"])).contains("temperature"));
     assert!(refusal(&mut gemma(["generate", "x", "--temperature", "-1"])).contains("temperature"));
     assert!(refusal(&mut gemma(["generate", "x", "--top-p", "1.5"])).contains("top_p"));
+    assert!(refusal(&mut gemma(["generate", "x", "--threads", "-1"])).contains("from 1 to"));
+    assert!(refusal(&mut gemma(["generate", "x", "-n", "-1"])).contains("-1"));
     assert!(refusal(&mut gemma(["generate", ""])).contains("empty"));
     assert!(refusal(&mut gemma(["generate", "x", "--max-token", "3"])).contains("--max-tokens"));
     assert!(refusal(&mut gemma(["generate", "x", "--backend", "abacus"])).contains("abacus"));
@@ -604,11 +612,12 @@ fn a_model_is_converted_both_ways_and_nothing_is_lost() {
     assert_eq!(said(&back), said("demo:gemma"));
     assert!(printed(&mut gemma(["inspect", &file])).contains("Gemma 2"));
     for (target, more, complaint) in [
-        (file.as_str(), &[][..], "exists"),
-        (back.as_str(), &[][..], "exists"),
+        (file.as_str(), &[][..], "--force"),
+        (back.as_str(), &[][..], "--force"),
+        (&format!("{file}/x"), &[][..], "x"),
         (&place("x"), &["--format", "q8_0"][..], "q8_0"),
         (&place("x"), &["--format", "q9"][..], "q9"),
-        (&place("none/x.gguf"), &[][..], "cannot be written"),
+        (&place("none/x.gguf"), &[][..], "its folder is not there"),
     ] {
         let line = refusal(gemma(["convert", "demo:gemma", target]).args(more));
         assert!(line.contains(complaint), "{line}");
@@ -627,4 +636,57 @@ fn a_model_is_converted_both_ways_and_nothing_is_lost() {
     }
     // nothing else was left behind
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 5);
+}
+
+/// `--force` replaces a model, and takes nothing else away.
+#[test]
+fn a_conversion_deletes_nothing_but_a_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = |name: &str| folder.path().join(name).to_str().expect("a plain path").to_owned();
+    let convert = |target: &str| gemma(["convert", "demo:gemma", target, "--force"]);
+    let model = place("model");
+    printed(&mut convert(&model));
+    printed(&mut convert(&model));
+    std::fs::write(place("model/thesis.txt"), "years of work").expect("a file");
+    assert!(refusal(&mut convert(&model)).contains("thesis.txt"));
+    assert!(refusal(convert(".").current_dir(&model)).contains("current folder"));
+    assert!(refusal(convert("..").current_dir(&model)).contains("model"));
+    let file = place("model/demo.gguf");
+    printed(&mut gemma(["convert", "demo:gemma", &file, "--format", "q8_0"]));
+    assert!(refusal(&mut gemma(["convert", &file, &model, "--force"])).contains("which is no file of a model"));
+    assert!(refusal(&mut convert(&file.replace("gguf", "txt").replace("demo", "thesis"))).contains("is a file"));
+    std::fs::create_dir(place("folder.gguf")).expect("a folder");
+    assert!(refusal(&mut convert(&place("folder.gguf"))).contains("is not a file"));
+    assert_eq!(std::fs::read(place("model/thesis.txt")).expect("the file"), b"years of work");
+    assert_eq!(std::fs::read_dir(&model).expect("the folder").count(), 8);
+    // in rows of 128 values are no blocks of 256
+    let said = printed(&mut gemma(["convert", "demo:gemma", &place("k.gguf"), "--format", "q4_k"]));
+    assert!(said.contains("as f16"), "{said}");
+}
+
+#[test]
+fn a_gguf_file_has_a_tokenizer_and_is_named_in_its_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("demo.gguf").to_str().expect("a plain path").to_owned();
+    printed(&mut gemma(["convert", "demo:gemma", &file]));
+    let cut = |model: &str| printed_json(&mut gemma(["tokenize", "--json", "--model", model, "Once upon a time"]));
+    assert_eq!(cut(&file), cut("demo:gemma"));
+    let line = refusal(&mut gemma(["generate", "hi", "--model", folder.path().to_str().expect("a plain path")]));
+    assert!(line.contains(&format!("give {file}")), "{line}");
+    // what is wrong in the file is said with its name, whatever file of a folder it would be
+    let mut bytes = std::fs::read(&file).expect("the file");
+    let key = b"gemma2.attention.head_count\x04\0\0\0";
+    let at = bytes.windows(key.len()).position(|window| window == key).expect("the key") + key.len();
+    bytes[at..at + 4].copy_from_slice(&[0xff; 4]);
+    std::fs::write(&file, bytes).expect("a file");
+    let line = refusal(&mut gemma(["generate", "hi", "--model", &file]));
+    assert!(line.contains(&file) && line.contains("num_attention_heads"), "{line}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_standard_error_that_is_full_changes_no_exit_code() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("a device");
+    let ended = gemma(["generate", "--bogus"]).stderr(full).status().expect("the program starts");
+    assert_eq!(ended.code(), Some(2));
 }

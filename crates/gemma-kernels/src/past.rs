@@ -44,8 +44,10 @@ impl FromStr for CachePrecision {
     type Err = ParseCachePrecisionError;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let all = [CachePrecision::F32, CachePrecision::F16];
-        all.into_iter().find(|precision| precision.name() == name).ok_or_else(|| ParseCachePrecisionError(name.into()))
+        let (all, wanted) = ([CachePrecision::F32, CachePrecision::F16], name.to_ascii_lowercase());
+        all.into_iter()
+            .find(|precision| precision.name() == wanted)
+            .ok_or_else(|| ParseCachePrecisionError(name.into()))
     }
 }
 

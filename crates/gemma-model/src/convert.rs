@@ -29,12 +29,13 @@ pub fn convert_to_folder<N: Network>(
     let (config, tokenizer) = described::<N>(checkpoint, family)?;
     let stop_tokens = stop_tokens(checkpoint, N::eos(&config), tokenizer.as_ref())?;
     let mut files = small_files(&N::config_to_json(&config, dtype), tokenizer.as_ref(), &stop_tokens)?;
-    // the checkpoint's own template in place of the family's
-    for name in ["tokenizer_config.json", "chat_template.jinja"] {
-        if let Some(content) = checkpoint.file(name)? {
-            files.retain(|(known, _)| *known != name);
-            files.push((name, content));
-        }
+    // the checkpoint's own template in place of the family's, and all that it says of its tokenizer
+    if let Some(template) = checkpoint.file("chat_template.jinja")? {
+        files.push(("chat_template.jinja", template));
+    }
+    let named = files.iter_mut().find(|(name, _)| *name == "tokenizer_config.json");
+    if let (Some((_, ours)), Some(theirs)) = (named, checkpoint.file("tokenizer_config.json")?) {
+        *ours = with_defaults(&theirs, ours).unwrap_or(theirs);
     }
     let files: Vec<(&str, &[u8])> = files.iter().map(|(name, content)| (*name, content.as_slice())).collect();
     let (total, mut done) = (checkpoint.bytes_len(), 0);
@@ -43,7 +44,7 @@ pub fn convert_to_folder<N: Network>(
             return Err(gemma_weights::Error::Stopped);
         }
         done += tensor.bytes.len() as u64;
-        Ok((name.to_owned(), dtype, tensor.shape.clone(), tensor.in_dtype(dtype)))
+        Ok((name.to_owned(), dtype, tensor.shape.clone(), tensor.in_dtype(name, dtype)?))
     });
     let options = SaveOptions { replace, ..SaveOptions::default() };
     Ok(try_save_folder(folder, &files, &mut tensors, &options)?)
@@ -78,6 +79,16 @@ pub fn random_checkpoint<N: Network>(shape: &Shape) -> Result<Option<Checkpoint>
     let Some(config) = N::config_from_shape(shape) else { return Ok(None) };
     let json = N::config_to_json(&config, Dtype::Bf16).to_string().into_bytes();
     Ok(Some(Checkpoint::random(json, &N::tensors(&config, &gemma_backend::default_device()?))))
+}
+
+/// A `tokenizer_config.json` with what it leaves out, but for a chat template; `None` for what is no object.
+fn with_defaults(own: &[u8], defaults: &[u8]) -> Option<Vec<u8>> {
+    let object = |text: &[u8]| serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(text).ok();
+    let (mut own, defaults) = (object(own)?, object(defaults)?);
+    for (key, value) in defaults.into_iter().filter(|(key, _)| key != "chat_template") {
+        own.entry(key).or_insert(value);
+    }
+    Some(format!("{:#}\n", serde_json::Value::Object(own)).into_bytes())
 }
 
 fn described<N: Network>(

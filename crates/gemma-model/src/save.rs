@@ -4,15 +4,12 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use gemma_kernels::Format;
 use gemma_nn::{Sink, Weight};
-use gemma_weights::Dtype;
-
-/// A tensor as `gemma_weights::save_folder` takes it: name, dtype, shape, bytes.
-pub(crate) type Stored = (String, Dtype, Vec<usize>, Vec<u8>);
+use gemma_weights::{Dtype, SavedTensor};
 
 /// Collects every parameter, converted to one dtype.
 pub(crate) struct Collect {
     dtype: Dtype,
-    pub(crate) tensors: Vec<Stored>,
+    pub(crate) tensors: Vec<SavedTensor>,
     pub(crate) quantized: Option<Format>,
 }
 
@@ -25,7 +22,7 @@ impl Collect {
         let format = self.dtype.format();
         let mut bytes = vec![0; values.len() * format.block_bytes()];
         format.encode_row(values, &mut bytes);
-        self.tensors.push((name.to_owned(), self.dtype, shape, bytes));
+        self.tensors.push((name.to_owned(), self.dtype, shape, bytes.into()));
     }
 }
 

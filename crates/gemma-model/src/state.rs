@@ -38,7 +38,7 @@ pub fn save_state<N: Network>(network: &N, sequence: &Sequence<N::Memory>, file:
     let position = sequence.position().to_string();
     let unread = serde_json::to_string(sequence.unread()).expect("numbers are written");
     let model = fingerprint(network);
-    let described = tensors.iter().map(|(name, _, shape, bytes)| (name.as_str(), shape.as_slice(), bytes.as_slice()));
+    let described = tensors.iter().map(|(name, _, shape, bytes)| (name.as_str(), shape.as_slice(), &bytes[..]));
     let checksum = checksum(&model, &position, &unread, described);
     let metadata = [
         ("format", FORMAT.to_owned()),

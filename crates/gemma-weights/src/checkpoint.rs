@@ -46,7 +46,7 @@ impl Checkpoint {
     /// When there is no such folder, when it holds no weights, and for each way in which a file can be damaged or
     /// index and shards can disagree; the message names file and tensor.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        if files::begins_with(folder, gguf::MAGIC) {
+        if gguf::is_gguf(folder) {
             return Self::open_gguf(folder);
         }
         Self::from_files(Files::of_folder(folder)?)

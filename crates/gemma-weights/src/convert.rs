@@ -4,7 +4,7 @@ use bytes::Bytes;
 use gemma_kernels::Format;
 use rayon::prelude::*;
 
-use crate::{Precision, StoredTensor};
+use crate::{Error, Precision, StoredTensor};
 
 /// Rows that one task converts before it asks for more: enough to make a task's cost negligible.
 const ROWS_PER_TASK: usize = 16;
@@ -35,6 +35,31 @@ pub(crate) fn matrix_bytes(tensor: &StoredTensor, cols: usize, format: Format) -
         },
     );
     held.into()
+}
+
+/// [`matrix_bytes`], for a file that others will read.
+///
+/// # Errors
+/// [`Error::NotFinite`] when the tensor, or what `format` makes of it, holds an infinity or NaN.
+pub(crate) fn finite_bytes(name: &str, tensor: &StoredTensor, format: Format) -> Result<Bytes, Error> {
+    let cols = tensor.shape.last().copied().unwrap_or(1);
+    let bytes = matrix_bytes(tensor, cols, format);
+    let is_finite = |format: Format, bytes: &[u8]| match format.row_bytes(cols) {
+        Some(row) if row > 0 => {
+            let rows = bytes.par_chunks(row).with_min_len(ROWS_PER_TASK);
+            rows.map_init(|| vec![0.0; cols], |values, row| decoded_is_finite(format, row, values)).all(|finite| finite)
+        }
+        _ => true,
+    };
+    if is_finite(tensor.format, &tensor.bytes) && (format == tensor.format || is_finite(format, &bytes)) {
+        return Ok(bytes);
+    }
+    Err(Error::NotFinite { tensor: name.to_owned(), format })
+}
+
+fn decoded_is_finite(format: Format, row: &[u8], values: &mut [f32]) -> bool {
+    format.decode_row(row, values);
+    values.iter().all(|value| value.is_finite())
 }
 
 #[cfg(test)]
@@ -72,6 +97,25 @@ mod tests {
                     assert_eq!(alone, bytes[row * row_bytes..][..row_bytes], "{dtype} to {precision}, row {row}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_a_format_cannot_hold_is_not_written() {
+        let of = |value: f32| {
+            let mut values = vec![0.5f32; 3 * 32];
+            values[70] = value;
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            StoredTensor { format: Format::F32, shape: vec![3, 32], bytes: bytes.into() }
+        };
+        for format in [Format::F32, Format::Bf16, Format::F16, Format::Q8_0, Format::Q4_0, Format::Q5_1] {
+            assert!(finite_bytes("w", &of(1000.0), format).is_ok(), "{format}");
+            for bad in [f32::NAN, f32::INFINITY] {
+                let error = finite_bytes("w", &of(bad), format).unwrap_err();
+                assert!(matches!(&error, Error::NotFinite { tensor, .. } if tensor == "w"), "{format}: {error}");
+            }
+            let is_wide = matches!(format, Format::F32 | Format::Bf16);
+            assert_eq!(finite_bytes("w", &of(1e30), format).is_ok(), is_wide, "{format}");
         }
     }
 

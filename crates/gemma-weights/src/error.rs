@@ -7,6 +7,8 @@ mod shown;
 
 use std::path::PathBuf;
 
+use gemma_kernels::Format;
+
 pub use fault::SafetensorsFault;
 pub use gguf::GgufFault;
 use shown::{Listed, Lists, OneLine, Shown};
@@ -20,7 +22,7 @@ use shown::{Listed, Lists, OneLine, Shown};
 pub enum Error {
     /// Nothing lies at the path, and it does not read as a hub id either.
     #[error(
-        "{}: no such folder; give the path of a model folder, or a hub id such as google/gemma-2-2b-it",
+        "{}: no such file or folder; give the path of a model folder or GGUF file, or a hub id such as google/gemma-2-2b-it",
         path.display()
     )]
     NoSuchPath {
@@ -30,7 +32,8 @@ pub enum Error {
 
     /// The path is a file (or a device, a pipe, ...) that is no GGUF file, not a folder.
     #[error(
-        "{}: neither a model folder nor a GGUF file; give the folder that holds config.json and the .safetensors files",
+        "{}: neither a model folder nor a GGUF file (one begins with `GGUF`); fetch it again, or give the folder that \
+         holds config.json and the .safetensors files",
         path.display()
     )]
     NotAFolder {
@@ -40,10 +43,13 @@ pub enum Error {
 
     /// The folder holds no safetensors weights.
     #[error(
-        "{}: not a model folder: it holds neither model.safetensors nor model.safetensors.index.json{}; \
-         give a folder in Hugging Face format",
+        "{}: not a model folder: it holds neither model.safetensors nor model.safetensors.index.json{}",
         path.display(),
-        found.as_ref().map(|file| format!(" (only {}, which is not read)", Shown(file))).unwrap_or_default()
+        match found {
+            Some(file) if file.ends_with(".gguf") => format!("; to use {0}, give {1}", Shown(file), path.join(file).display()),
+            Some(file) => format!(" (only {}, which is not read); give a folder in Hugging Face format", Shown(file)),
+            None => "; give a folder in Hugging Face format, or a GGUF file".to_owned(),
+        }
     )]
     NoWeights {
         /// The folder.
@@ -208,10 +214,47 @@ pub enum Error {
     },
 
     /// The folder to save into holds something already, or the file to write is there.
-    #[error("{}: exists and is not empty; choose another place or ask for it to be replaced", folder.display())]
+    #[error("{}: is there already; choose another place or ask for it to be replaced", folder.display())]
     WouldOverwrite {
         /// The folder or file.
         folder: PathBuf,
+    },
+
+    /// The folder to be replaced holds something that is no file of a model.
+    #[error("{}: holds {}, which is no file of a model and would be lost; choose another place, or move it away", folder.display(), Shown(found))]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// A file or folder in it.
+        found: String,
+    },
+
+    /// The folder to be written is the one in which the program runs.
+    #[error("{}: is the current folder, which cannot be replaced; name a folder inside it or elsewhere", folder.display())]
+    Current {
+        /// The folder.
+        folder: PathBuf,
+    },
+
+    /// A folder is to be written where there is a file, or a file where there is a folder.
+    #[error("{}: is not {expected}; choose another place", path.display())]
+    WrongKind {
+        /// The path.
+        path: PathBuf,
+        /// `a folder` or `a file`.
+        expected: &'static str,
+    },
+
+    /// A value that the wished format cannot hold.
+    #[error(
+        "the tensor {} holds values that are not finite, or too large for {format}; choose another format",
+        Shown(tensor)
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// The format.
+        format: Format,
     },
 
     /// Whoever was told of the progress wanted no more.

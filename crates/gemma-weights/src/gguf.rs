@@ -21,13 +21,18 @@ pub(crate) use gemma::translate;
 pub use write::{GgufVocabulary, OnConvert, save_gguf};
 
 /// The first four bytes of every file.
-pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
+const MAGIC: &[u8; 4] = b"GGUF";
 /// More axes than the format allows.
 const AXES_LIMIT: usize = 4;
 /// Alignment of the data where the file says nothing, in bytes.
 const ALIGNMENT: u64 = 32;
 /// More parts than any split model has.
 const PARTS_LIMIT: u64 = 1000;
+
+/// Whether a file is a GGUF file, by its first four bytes.
+pub fn is_gguf(path: &Path) -> bool {
+    files::begins_with(path, MAGIC)
+}
 
 /// What a key-value pair holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -179,7 +184,7 @@ fn parse_part(bytes: &Bytes) -> Result<Gguf<'_>, Fault> {
         Some(_) => return Err(Fault::Field { key: "general.alignment".to_owned(), expected: "a power of two" }),
     };
     let begin = (reader.at as u64).next_multiple_of(alignment);
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, mut ranges) = (BTreeMap::new(), Vec::new());
     for Info { name, shape, kind, offset } in infos {
         let Some(format) = format_of(kind) else {
             return Err(Fault::Format { tensor: name.to_owned(), format: foreign_format(kind) });
@@ -191,10 +196,16 @@ fn parse_part(bytes: &Bytes) -> Result<Gguf<'_>, Fault> {
         let len = rows.and_then(|rows| rows.checked_mul(row)).ok_or_else(outside)?;
         let start = begin.checked_add(offset).and_then(|start| usize::try_from(start).ok()).ok_or_else(outside)?;
         let end = start.checked_add(len).filter(|end| *end <= bytes.len()).ok_or_else(outside)?;
+        // so that what is made of the tensors is in proportion to the file
+        ranges.push((start, end, name));
         let tensor = StoredTensor { format, shape, bytes: bytes.slice(start..end) };
         if tensors.insert(name.to_owned(), tensor).is_some() {
             return Err(Fault::Duplicate { name: name.to_owned() });
         }
+    }
+    ranges.sort_unstable();
+    if let Some(pair) = ranges.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        return Err(Fault::Overlap { tensor: pair[1].2.to_owned() });
     }
     Ok(Gguf { pairs, tensors })
 }
@@ -394,6 +405,24 @@ mod tests {
                 let _ = parse(&parts(bytes));
             }
         }
+    }
+
+    #[test]
+    fn tensors_share_no_bytes() {
+        let mut bytes = small();
+        // a second tensor, one value further on in the same bytes
+        let at = bytes.windows(9).position(|bytes| bytes == b"\x01\0\0\0\0\0\0\0w").expect("the tensor's line");
+        let mut line = bytes[at..at + 9 + 4 + 16 + 4 + 8].to_vec();
+        line[8] = b'v';
+        let place = line.len() - 8;
+        line[place] = 4;
+        line[13] = 1;
+        bytes.truncate(at + line.len());
+        bytes.extend(&line);
+        bytes[8] = 2;
+        bytes.resize(bytes.len().next_multiple_of(32) + 24, 0);
+        let error = parse(&parts(bytes)).map(|_| ()).unwrap_err();
+        assert!(matches!(&error, Error::Gguf { fault: Fault::Overlap { tensor }, .. } if tensor == "v"), "{error}");
     }
 
     #[test]

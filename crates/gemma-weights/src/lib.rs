@@ -42,7 +42,7 @@ pub use dtype::{Dtype, Precision};
 pub use error::{Error, GgufFault, SafetensorsFault};
 pub use gemma_kernels::Format;
 pub use generation_config::GenerationConfig;
-pub use gguf::{GgufVocabulary, OnConvert, save_gguf};
+pub use gguf::{GgufVocabulary, OnConvert, is_gguf, save_gguf};
 pub use hub::{Download, HubId, HubOptions, OnDownload, cached, pull, resolve, resolve_with};
 pub use loader::{Loader, OnProgress};
 pub use safetensors::{Described, StoredTensor, parse_safetensors, read_safetensors, read_safetensors_with_metadata};

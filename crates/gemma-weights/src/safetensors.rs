@@ -15,7 +15,7 @@ use gemma_kernels::Format;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use crate::convert::matrix_bytes;
+use crate::convert::finite_bytes;
 use crate::json::Entries;
 use crate::{Dtype, Error, SafetensorsFault as Fault, files};
 
@@ -41,9 +41,13 @@ impl StoredTensor {
         self.bytes.len() / self.format.block_bytes() * self.format.block_len()
     }
 
-    /// The values in a type, little-endian; made by all cores where the type is another.
-    pub fn in_dtype(&self, dtype: Dtype) -> Vec<u8> {
-        matrix_bytes(self, self.shape.last().copied().unwrap_or(1), dtype.format()).to_vec()
+    /// The values in a type, little-endian, for a file: borrowed, or made by all cores where the type is another. `name` is the
+    /// tensor's.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] for an infinity or NaN, and for a value that is too large for the type.
+    pub fn in_dtype(&self, name: &str, dtype: Dtype) -> Result<Bytes, Error> {
+        finite_bytes(name, self, dtype.format())
     }
 
     /// The values as f32, row-major.

@@ -8,23 +8,25 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
-use crate::files::is_plain_name;
+use crate::files::{self, is_plain_name};
 use crate::shard::Shard;
 use crate::{Dtype, Error};
 
 /// A tensor to save: name, type, shape, and its values row-major and little-endian.
-pub type SavedTensor = (String, Dtype, Vec<usize>, Vec<u8>);
+pub type SavedTensor = (String, Dtype, Vec<usize>, Bytes);
 
 /// How a folder is saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SaveOptions {
     /// The most data of one file, in bytes; beyond it the model is sharded. A larger tensor gets a file of its own.
     pub shard_bytes: u64,
-    /// Whether a folder that is there and not empty is replaced, with all its content. Otherwise it is an error.
+    /// Whether a model folder that is there is replaced, with all its files. Otherwise it is an error. A folder that
+    /// holds anything else than files of a model is never replaced.
     pub replace: bool,
 }
 
@@ -48,20 +50,19 @@ pub fn save_folder(
 }
 
 /// Saves a model folder: the tensors as safetensors (with an index when there are several files), and `files` (config,
-/// tokenizer) as they are. One tensor at a time is held in memory; the disk must hold one shard twice. Parent folders
-/// are made.
+/// tokenizer) as they are. One tensor at a time is held in memory. Parent folders are made.
 ///
 /// ```no_run
 /// # use gemma_weights::{Dtype, SaveOptions, save_folder_with};
-/// let mut tensors = [("w".to_owned(), Dtype::F32, vec![1, 2], vec![0; 8])].into_iter();
+/// let mut tensors = [("w".to_owned(), Dtype::F32, vec![1, 2], vec![0; 8].into())].into_iter();
 /// let options = SaveOptions { replace: true, ..SaveOptions::default() };
 /// save_folder_with("tuned".as_ref(), &[("config.json", b"{}")], &mut tensors, &options)?;
 /// # Ok::<(), gemma_weights::Error>(())
 /// ```
 ///
 /// # Errors
-/// [`Error::WouldOverwrite`], [`Error::Write`], [`Error::TensorBytes`], [`Error::GivenTwice`] or [`Error::FileName`];
-/// the target is then as it was.
+/// [`Error::WouldOverwrite`], [`Error::Foreign`], [`Error::Current`], [`Error::WrongKind`], [`Error::Write`],
+/// [`Error::TensorBytes`], [`Error::GivenTwice`] or [`Error::FileName`]; the target is then as it was.
 pub fn save_folder_with(
     folder: &Path,
     files: &[(&str, &[u8])],
@@ -101,7 +102,7 @@ pub fn save_safetensors(
 ) -> Result<(), Error> {
     let failed = write_error(path);
     replace_file(path, |file, folder| {
-        let mut shard = Shard::new(folder).map_err(&failed)?.with_metadata(metadata);
+        let mut shard = Shard::new(folder).with_metadata(metadata);
         let mut names = BTreeSet::new();
         for (name, dtype, shape, data) in tensors {
             checked_bytes(&name, dtype, &shape, data.len())?;
@@ -130,22 +131,33 @@ pub(crate) fn replace_file(
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    if fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
-        return Err(failed(io::ErrorKind::AlreadyExists.into()));
-    }
-    let mut draft = tempfile::Builder::new();
-    draft.prefix(".saving-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        draft.permissions(fs::Permissions::from_mode(0o666));
+    match fs::metadata(&target) {
+        Ok(found) if !found.is_file() => return Err(Error::WrongKind { path: path.to_owned(), expected: "a file" }),
+        _ if !folder.is_dir() => return Err(failed(io::Error::other("its folder is not there"))),
+        _ => {}
     }
     // of the cause only its kind is kept: its text names the draft
-    let mut draft = draft.tempfile_in(folder).map_err(|cause| failed(cause.kind().into()))?;
+    let mut draft = files::new_file(folder).map_err(|cause| failed(cause.kind().into()))?;
     write(draft.as_file_mut(), folder)?;
     draft.as_file().sync_all().map_err(&failed)?;
     draft.persist(&target).map_err(|error| failed(error.error))?;
     sync_folder(folder).map_err(failed)
+}
+
+/// Whether a file of this name belongs to a model folder, as hubs and programs write them.
+fn is_of_a_model(name: &str) -> bool {
+    const OTHERS: [&str; 8] = [
+        "README.md",
+        "LICENSE",
+        "USE_POLICY.md",
+        ".gitattributes",
+        ".DS_Store",
+        "tokenizer.model",
+        "merges.txt",
+        "vocab.txt",
+    ];
+    let endings = [".json", ".jinja", ".safetensors"];
+    endings.iter().any(|ending| name.ends_with(ending)) || OTHERS.contains(&name)
 }
 
 fn write_error(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
@@ -166,10 +178,24 @@ impl Target {
             Ok(existing) => existing,
             Err(_) => std::path::absolute(folder).map_err(write_error(folder))?,
         };
+        if fs::metadata(&folder).is_ok_and(|found| !found.is_dir()) {
+            return Err(Error::WrongKind { path: folder, expected: "a folder" });
+        }
         if folder.exists() {
-            let mut content = fs::read_dir(&folder).map_err(write_error(&folder))?;
-            if content.next().is_some() && !replace {
-                return Err(Error::WouldOverwrite { folder });
+            // moved away, it would leave the program, and the shell that started it, nowhere
+            if std::env::current_dir().and_then(fs::canonicalize).is_ok_and(|current| current == folder) {
+                return Err(Error::Current { folder });
+            }
+            for entry in fs::read_dir(&folder).map_err(write_error(&folder))? {
+                let entry = entry.map_err(write_error(&folder))?;
+                if !replace {
+                    return Err(Error::WouldOverwrite { folder });
+                }
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let is_folder = entry.file_type().map_or(true, |kind| kind.is_dir());
+                if is_folder || !is_of_a_model(&name) {
+                    return Err(Error::Foreign { folder, found: name });
+                }
             }
         }
         let base = folder.ancestors().skip(1).find(|ancestor| ancestor.exists());
@@ -265,7 +291,7 @@ fn write_tensors(
     // tensor names of each finished shard; how many there are is known only at the end, so names come last
     let mut finished: Vec<Vec<String>> = Vec::new();
     let mut total_size = 0;
-    let mut shard = Shard::new(folder).map_err(&failed)?;
+    let mut shard = Shard::new(folder);
     for tensor in tensors {
         let (name, dtype, shape, data) = tensor?;
         let bytes = checked_bytes(&name, dtype, &shape, data.len())?;
@@ -273,7 +299,7 @@ fn write_tensors(
             return Err(Error::GivenTwice { name });
         }
         if shard.bytes() > 0 && shard.bytes() + bytes > shard_bytes {
-            let full = std::mem::replace(&mut shard, Shard::new(folder).map_err(&failed)?);
+            let full = std::mem::replace(&mut shard, Shard::new(folder));
             finished.push(full.finish(&draft_shard(folder, finished.len())).map_err(&failed)?);
         }
         shard.push(name, dtype, shape, &data).map_err(&failed)?;

@@ -56,7 +56,7 @@ fn they_come_back_unchanged_when_saved_in_shards() {
         let target = tempfile::tempdir().unwrap();
         let config = checkpoint.file("config.json").unwrap().unwrap();
         let mut tensors = checkpoint.tensors().map(|(name, tensor)| {
-            (name.to_owned(), Dtype::of_format(tensor.format).unwrap(), tensor.shape.clone(), tensor.bytes.to_vec())
+            (name.to_owned(), Dtype::of_format(tensor.format).unwrap(), tensor.shape.clone(), tensor.bytes.clone())
         });
         let options = SaveOptions { shard_bytes: checkpoint.bytes_len() / 3, replace: false };
         save_folder_with(target.path(), &[("config.json", &config)], &mut tensors, &options).unwrap();

@@ -42,7 +42,7 @@ fn folder(dtype: Dtype) -> TempDir {
     ];
     let mut tensors = shapes.into_iter().map(|(name, shape)| {
         let values = values(shape.iter().product());
-        (name.to_owned(), dtype, shape.to_vec(), encoded(dtype.format(), &values, values.len()))
+        (name.to_owned(), dtype, shape.to_vec(), encoded(dtype.format(), &values, values.len()).into())
     });
     save_folder(folder.path(), &[], &mut tensors).unwrap();
     folder

@@ -14,10 +14,10 @@ use super::{Compute, family};
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct CodeModel {
-    /// A folder with a checkpoint, or a hub id such as google/codegemma-2b (@REVISION may follow).
+    /// A folder with a checkpoint, a GGUF file, or a hub id such as google/codegemma-2b (@REVISION may follow).
     ///
     /// Without it, the built-in demo model for code is used.
-    #[arg(short, long, value_name = "FOLDER|ID")]
+    #[arg(short, long, value_name = "FOLDER|FILE|ID")]
     pub(crate) model: Option<String>,
 
     #[command(flatten)]

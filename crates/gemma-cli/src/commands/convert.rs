@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
 use gemma_model::{convert_to_folder, convert_to_gguf, random_checkpoint};
-use gemma_weights::Dtype;
+use gemma_weights::{Dtype, Format};
 use serde::Serialize;
 
 use crate::{
@@ -19,6 +19,8 @@ use crate::{
 struct Converted {
     path: String,
     bytes: u64,
+    /// Matrices that are f16 instead, since whole blocks of the format do not fill their rows.
+    unquantized: usize,
 }
 
 pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
@@ -58,13 +60,31 @@ pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
     bar.finish_and_clear();
     match written {
         Err(gemma_model::Error::Weights(gemma_weights::Error::Stopped)) => return Ok(Ending::Interrupted),
+        Err(gemma_model::Error::Weights(gemma_weights::Error::WouldOverwrite { folder })) => {
+            bail!("{} is there already; give --force to replace it, or another place", folder.display())
+        }
+        Err(gemma_model::Error::Weights(gemma_weights::Error::WrongKind { path, expected: "a folder" })) => {
+            bail!("{} is a file; name a folder to write, or a FILE.gguf", path.display())
+        }
         other => other?,
     }
-    let bytes = size_of(target)?;
+    let (bytes, path) = (size_of(target)?, target.display());
+    let matrices = checkpoint.tensors().filter(|(_, tensor)| tensor.shape.len() > 1);
+    let odd = |format: Format| {
+        let is_odd = |cols: &usize| format.row_bytes(*cols).is_none();
+        matrices.filter(|(_, tensor)| tensor.shape.last().is_some_and(is_odd)).count()
+    };
+    let unquantized = args.format.map_or(0, odd);
     if args.json {
-        output::json(&Converted { path: target.display().to_string(), bytes })?;
+        output::json(&Converted { path: path.to_string(), bytes, unquantized })?;
     } else {
-        output::line(format!("{}: {}", target.display(), output::bytes(bytes)))?;
+        let remark = match args.format {
+            Some(format) if unquantized > 0 => {
+                format!(" ({unquantized} matrices as f16: whole blocks of {format} do not fill their rows)")
+            }
+            _ => String::new(),
+        };
+        output::line(format_args!("{path}: {}{remark}", output::bytes(bytes)))?;
     }
     Ok(Ending::Done)
 }

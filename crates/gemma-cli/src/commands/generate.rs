@@ -134,7 +134,7 @@ fn finish<M: CausalModel>(
     let ended = match tokenizer {
         Ok(tokenizer) => with_text(TextStream::new(generation, tokenizer.stream()), bar, quiet)?,
         // A checkpoint without a tokenizer can be asked for numbers; words and stop texts need one.
-        Err(_) if quiet && options.stop.is_empty() => without_text(generation)?,
+        Err(_) if options.stop.is_empty() => without_text(generation, bar)?,
         Err(error) => return Err(error),
     };
     bar.finish_and_clear();
@@ -154,7 +154,9 @@ fn tell(
         let timings = seconds(load_seconds, timings);
         output::json(&Report { tokens, text, finish_reason, prompt_tokens, seed, timings })?;
     } else {
-        output::line("")?;
+        // without a tokenizer, the numbers
+        let numbers = || tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        output::line(if text.is_some() { String::new() } else { numbers() })?;
         output::remark(told(timings, finish_reason));
     }
     Ok(if finish_reason == FinishReason::Cancelled { Ending::Interrupted } else { Ending::Done })
@@ -193,8 +195,11 @@ fn with_text<M: CausalModel>(mut stream: TextStream<'_, '_, M>, bar: &ProgressBa
 }
 
 /// Runs a generation to its end.
-fn without_text<M: CausalModel>(mut generation: Generation<'_, M>) -> Result<Written<M>> {
-    generation.try_for_each(|pick| pick.map(drop))?;
+fn without_text<M: CausalModel>(mut generation: Generation<'_, M>, bar: &ProgressBar) -> Result<Written<M>> {
+    for pick in &mut generation {
+        bar.finish_and_clear();
+        pick?;
+    }
     Ok((Ended::of(&generation)?, None, generation.into_sequence()))
 }
 
@@ -230,7 +235,10 @@ fn tokens<N: Network>(
             let first = usize::from(!begins && turn.first() == Some(&tokenizer.bos()));
             line_break.into_iter().chain(turn.into_iter().skip(first)).collect()
         }
-        Given::Text(text) if begins => model.tokenizer()?.encode(&text),
+        Given::Text(text) if begins => {
+            session::check_text(model.network(), model.tokenizer()?, &text)?;
+            model.tokenizer()?.encode(&text)
+        }
         Given::Text(text) => model.tokenizer()?.encode_with(&text, CONTINUED),
     })
 }

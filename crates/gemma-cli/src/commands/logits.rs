@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::Tensor;
-use gemma_generate::{CausalModel, Segment, TokenId};
+use gemma_generate::{CausalModel, SCORE_CHUNK, Segment, TokenId};
 use gemma_model::Network;
 use indicatif::ProgressBar;
 use paligemma::{Picture, Prompt, VisionLanguageModel};
@@ -133,7 +133,7 @@ fn read<N: Network>(args: &args::Logits, ids: &TokenRows, file: NewFile, decoder
     let lengths: Vec<usize> = ids.rows().iter().map(Vec::len).collect();
     let batch = matches!(ids, TokenRows::Batch(_));
     let file = LogitsFile::begin(file, &lengths, batch, decoder.vocab())?;
-    let chunk = args.chunk.map_or(usize::MAX, |chunk| chunk.get());
+    let chunk = args.chunk.map_or(SCORE_CHUNK, |chunk| chunk.get());
     write(decoder, ids.rows(), chunk, file)
 }
 

@@ -30,9 +30,7 @@ pub(crate) enum Ending {
 
 /// Does what was asked.
 pub(crate) fn run(verb: Verb) -> Result<Ending> {
-    if let Some(threads) = verb.compute().and_then(|compute| compute.threads) {
-        session::set_threads(threads)?;
-    }
+    session::set_threads(verb.compute().and_then(|compute| compute.threads))?;
     match verb {
         Verb::Generate(args) => generate::run(&args),
         Verb::Chat(args) => chat::run(&args),

@@ -4,7 +4,6 @@ use anyhow::Result;
 use burn::tensor::Tensor;
 use gemma_generate::{CausalModel, SCORE_CHUNK, Segment, TokenId, score_windows};
 use gemma_model::{Model, Network};
-use gemma_tokenizer::Tokenizer;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -39,15 +38,23 @@ pub(crate) fn run(args: &args::Score) -> Result<Ending> {
 
 /// Scores what was given: a text, or (an error of a kind) tokens.
 fn score<N: Network>(args: &args::Score, given: Result<String, Vec<TokenId>>, model: &Model<N>) -> Result<Ending> {
-    let (tokenizer, decoder) = (model.tokenizer()?, model.network());
-    let tokens = given.map_or_else(|tokens| tokens, |text| tokenizer.encode(&text));
+    let (tokenizer, decoder) = (model.tokenizer(), model.network());
+    let (tokens, tokenizer) = match given {
+        // a checkpoint without a tokenizer can be asked about numbers
+        Err(tokens) => (tokens, tokenizer.ok()),
+        Ok(text) => {
+            let tokenizer = tokenizer?;
+            (tokenizer.encode(&text), Some(tokenizer))
+        }
+    };
+    let piece = |id: &TokenId| tokenizer.and_then(|tokenizer| tokenizer.piece(*id)).unwrap_or_default();
     let window = args.context.map(|window| window.get()).or(decoder.context_length()).unwrap_or(tokens.len().max(2));
     let counted = Counted { model: decoder, bar: progress::tokens("scoring", tokens.len().saturating_sub(1)) };
     let score = score_windows(&counted, &tokens, window, args.overlap, SCORE_CHUNK);
     counted.bar.finish_and_clear();
     let score = score?;
     let report = Report {
-        pieces: tokens.iter().map(|id| tokenizer.piece(*id).unwrap_or_default()).collect(),
+        pieces: tokens.iter().map(piece).collect(),
         log_probs: std::iter::once(None).chain(score.log_probs.iter().copied().map(Some)).collect(),
         total_log_prob: score.total(),
         perplexity: score.perplexity(),
@@ -56,20 +63,21 @@ fn score<N: Network>(args: &args::Score, given: Result<String, Vec<TokenId>>, mo
     if args.json {
         output::json(&report)?
     } else {
-        output::line(told(&report, tokenizer))?
+        output::line(told(&report))?
     }
     Ok(Ending::Done)
 }
 
 /// A line per token, then the sum.
-fn told(report: &Report<'_>, tokenizer: &Tokenizer) -> String {
+fn told(report: &Report<'_>) -> String {
     let mut text = String::from("log prob     prob  token\n");
-    for (&id, log_prob) in report.tokens.iter().zip(&report.log_probs) {
+    for ((id, piece), log_prob) in report.tokens.iter().zip(&report.pieces).zip(&report.log_probs) {
         let numbers = match log_prob {
             Some(log_prob) => format!("{log_prob:8.3}  {:6.2}%", 100.0 * log_prob.exp()),
             None => " ".repeat(17),
         };
-        text += &format!("{numbers}  {}\n", output::visible(tokenizer.piece(id).unwrap_or_default()));
+        let token = if piece.is_empty() { id.to_string() } else { output::visible(piece) };
+        text += &format!("{numbers}  {token}\n");
     }
     let scored = report.tokens.len() - 1;
     text + &format!(

@@ -38,6 +38,20 @@ impl Level {
         Level::ALL.iter().copied().filter(|level| *level <= cpu_level()).collect()
     }
 
+    /// What these instruction sets are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Neon => "NEON",
+            Level::NeonDot => "NEON with dot products",
+            Level::Avx2 => "AVX2",
+            Level::Avx512 => "AVX-512",
+            Level::Avx512Vnni => "AVX-512 VNNI",
+            Level::Avx512Bf16 => "AVX-512 BF16",
+            Level::Amx => "AMX",
+        }
+    }
+
     /// Whether bytes are multiplied four at a time, so that activations of 8 bits are faster than those of 16.
     #[cfg(test)]
     pub(super) fn multiplies_bytes(self) -> bool {

@@ -80,6 +80,12 @@ pub enum GgufFault {
         /// Size of the file in bytes.
         file: u64,
     },
+    /// A tensor in bytes of another.
+    #[error("tensor {} begins within another one", Shown(tensor))]
+    Overlap {
+        /// The tensor.
+        tensor: String,
+    },
     /// A tensor that no Gemma model has.
     #[error("no layer knows the tensor {}", Shown(tensor))]
     UnknownTensor {

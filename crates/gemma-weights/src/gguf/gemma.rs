@@ -44,12 +44,15 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         }
         None => None,
     };
+    let width = keys.number(&format!("{architecture}.embedding_length"))?;
+    let width = usize::try_from(width).unwrap_or(usize::MAX);
     let mut tensors = BTreeMap::new();
     for (name, tensor) in file.tensors {
         let Some(known) = folder_name(&name, architecture) else { return Err(Fault::UnknownTensor { tensor: name }) };
         let tensor = match (known.as_str(), pieces) {
             ("model.embed_tokens.weight", Some(pieces)) => first_rows(tensor, pieces),
-            (known, _) if known.ends_with("norm.weight") => offset_from_one(&tensor),
+            // one of another shape is left as it is, for the network to refuse
+            (known, _) if known.ends_with("norm.weight") && tensor.shape == [width] => offset_from_one(&tensor),
             _ => tensor,
         };
         tensors.insert(known, tensor);
@@ -117,6 +120,7 @@ impl<'a> Keys<'_, 'a> {
     /// The value of a float, with the digits that tell it from its neighbours in f32.
     fn float(&self, key: &str) -> Result<f64, Fault> {
         match self.get(key)? {
+            Value::Float(value) if !value.is_finite() => Err(wrong(key, "finite")),
             Value::Float(value) => Ok((*value as f32).to_string().parse().unwrap_or(*value)),
             _ => Err(wrong(key, "a floating-point number")),
         }
@@ -174,7 +178,8 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
         });
         config["query_pre_attn_scalar"] = match keys.optional_float(&key("attention.scale"))? {
             // a small number of digits, as a configuration has
-            Some(scale) => json!((scale.powi(-2) * 1e3).round() / 1e3),
+            Some(scale) if scale > 1e-6 => json!((scale.powi(-2) * 1e3).round() / 1e3),
+            Some(_) => return Err(wrong(&key("attention.scale"), "more than zero")),
             None => json!(default_query_scalar(layers, width, heads, head_dim)),
         };
     }

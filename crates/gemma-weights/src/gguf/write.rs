@@ -8,7 +8,7 @@ use gemma_kernels::Format;
 use serde_json::Value as Json;
 
 use super::{ALIGNMENT, MAGIC, ggml_number, kind};
-use crate::convert::matrix_bytes;
+use crate::convert::finite_bytes;
 use crate::gguf::gemma::{default_query_scalar, file_name};
 use crate::save::replace_file;
 use crate::{Checkpoint, Error, StoredTensor};
@@ -41,7 +41,7 @@ pub type OnConvert<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 ///
 /// # Errors
 /// [`Error::NotForGguf`] for another architecture or a tensor that such files do not have, [`Error::WouldOverwrite`],
-/// [`Error::Write`], [`Error::Stopped`]; what was there is then as it was.
+/// [`Error::NotFinite`], [`Error::Write`], [`Error::Stopped`]; what was there is then as it was.
 pub fn save_gguf(
     checkpoint: &Checkpoint,
     config: &Json,
@@ -73,13 +73,7 @@ pub fn save_gguf(
     if !replace && path.exists() {
         return Err(Error::WouldOverwrite { folder: path.to_owned() });
     }
-    replace_file(path, |file, _| {
-        let written = write(&mut BufWriter::new(file), &pairs, &tensors, on_progress);
-        match written.map_err(|cause| Error::Write { path: path.to_owned(), cause })? {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::Stopped),
-        }
-    })
+    replace_file(path, |file, _| write(&mut BufWriter::new(file), &pairs, &tensors, on_progress, path))
 }
 
 /// A tensor on its way into the file: its name there, and the format in which it will lie.
@@ -231,7 +225,9 @@ fn write(
     pairs: &Pairs,
     tensors: &[Outgoing<'_>],
     on_progress: OnConvert<'_>,
-) -> Result<ControlFlow<()>, std::io::Error> {
+    path: &Path,
+) -> Result<(), Error> {
+    let failed = |cause| Error::Write { path: path.to_owned(), cause };
     let mut head = MAGIC.to_vec();
     head.extend(VERSION.to_le_bytes());
     head.extend((tensors.len() as u64).to_le_bytes());
@@ -247,26 +243,26 @@ fn write(
         offset += (size(tensor, *format) as u64).next_multiple_of(ALIGNMENT);
     }
     head.resize(head.len().next_multiple_of(ALIGNMENT as usize), 0);
-    file.write_all(&head)?;
+    file.write_all(&head).map_err(failed)?;
     let mut done = 0;
     for (name, tensor, format) in tensors {
         if on_progress(done, offset).is_break() {
-            return Ok(ControlFlow::Break(()));
+            return Err(Error::Stopped);
         }
-        let cols = tensor.shape.last().copied().unwrap_or(1);
-        if name.ends_with("norm.weight") {
+        let bytes = if name.ends_with("norm.weight") {
             let with_one: Vec<u8> = tensor.to_f32().into_iter().flat_map(|value| (value + 1.0).to_le_bytes()).collect();
-            file.write_all(&with_one)?;
+            let tensor = StoredTensor { format: Format::F32, shape: tensor.shape.clone(), bytes: with_one.into() };
+            finite_bytes(name, &tensor, *format)?
         } else {
-            file.write_all(&matrix_bytes(tensor, cols, *format))?;
-        }
+            finite_bytes(name, tensor, *format)?
+        };
+        file.write_all(&bytes).map_err(failed)?;
         let len = size(tensor, *format) as u64;
         let padded = len.next_multiple_of(ALIGNMENT);
-        file.write_all(&vec![0; (padded - len) as usize])?;
+        file.write_all(&vec![0; (padded - len) as usize]).map_err(failed)?;
         done += padded;
     }
-    file.flush()?;
-    Ok(ControlFlow::Continue(()))
+    file.flush().map_err(failed)
 }
 
 /// Bytes of a tensor in a format whose blocks fill its rows.
