@@ -16,7 +16,7 @@ const PAGE: usize = 2 << 20;
 /// The most blocks that are managed at a time; more are the system's.
 const SLOTS: usize = 256;
 /// The most bytes that are kept for later.
-const IDLE: usize = 128 << 20;
+const IDLE: usize = 224 << 20;
 
 /// Keeps large blocks for the next tensor, in large pages where the system has them; all else is left to [`System`].
 ///
@@ -25,7 +25,7 @@ const IDLE: usize = 128 << 20;
 /// static ALLOCATOR: gemma_kernels::LargeBlocks = gemma_kernels::LargeBlocks::new();
 /// ```
 ///
-/// At most 128 MiB are kept beyond what is in use.
+/// At most 224 MiB are kept beyond what is in use.
 #[derive(Debug)]
 pub struct LargeBlocks {
     table: Mutex<Table>,
