@@ -471,6 +471,7 @@ mod cube {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::cpu::noise;
     use burn::tensor::Device;
     use gemma_backend::Backend;
 
@@ -478,16 +479,6 @@ pub(crate) mod tests {
         Backend::compiled()
             .into_iter()
             .map(|backend| (backend, backend.device().expect("a compiled backend opens")))
-            .collect()
-    }
-
-    fn noise(len: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                ((state >> 40) as f32) / (1u64 << 23) as f32 - 1.0
-            })
             .collect()
     }
 

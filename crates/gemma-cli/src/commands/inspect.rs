@@ -23,6 +23,7 @@ use crate::{
 #[derive(Serialize)]
 struct Report {
     model: String,
+    /// The folder, or the file.
     folder: Option<String>,
     family: &'static str,
     /// The released shape with these numbers, if there is one.
@@ -308,8 +309,13 @@ fn weight_bytes(tensors: &[TensorSpec], precision: Precision) -> u64 {
     tensors.iter().map(bytes).sum()
 }
 
-/// The ordinary files of the folder, by name.
+/// The ordinary files of the folder, by name, or the file itself.
 fn files(checkpoint: &Checkpoint) -> Vec<FileRow> {
+    let file = checkpoint.path().filter(|path| path.is_file());
+    if let Some((path, name)) = file.and_then(|path| Some((path, path.file_name()?))) {
+        let bytes = fs::metadata(path).map_or(0, |found| found.len());
+        return vec![FileRow { name: name.to_string_lossy().into_owned(), bytes }];
+    }
     let entries = checkpoint.path().and_then(|folder| fs::read_dir(folder).ok());
     let row = |entry: fs::DirEntry| {
         let bytes = fs::metadata(entry.path()).ok().filter(fs::Metadata::is_file)?.len();
@@ -336,7 +342,10 @@ fn shortened(names: &[String]) -> String {
 fn told(report: &Report) -> String {
     let mut table = output::Table::new(["", ""]);
     let mut row = |what: &str, value: String| table.row([what.to_owned(), value]);
-    row("folder", report.folder.clone().unwrap_or_else(|| "part of the program".to_owned()));
+    // a file is listed with its size
+    if !report.folder.as_ref().is_some_and(|path| Path::new(path).is_file()) {
+        row("folder", report.folder.clone().unwrap_or_else(|| "part of the program".to_owned()));
+    }
     row("family", report.family.to_owned() + &report.shape.map(|name| format!(", {name}")).unwrap_or_default());
     row("parameters", format!("{} as {}", output::grouped(report.parameters), report.dtype));
     row("vocabulary", output::grouped(report.vocab as u64));

@@ -62,15 +62,6 @@ impl<T> Drop for Fenced<T> {
     }
 }
 
-fn noise(len: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
 /// The result is that of slices without fences, which other tests hold to its formula.
 fn assert_same(found: &[f32], expected: &[f32], context: &str) {
     let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
@@ -144,7 +135,7 @@ fn attention_stays_inside() {
             let params = AttendParams { start, prefix_len: 0, span, scale: 0.2, softcap, activations };
             let row = kv_heads * head_dim;
             let [q, out] = [noise(tokens * heads * head_dim, 1), vec![f32::NAN; tokens * heads * head_dim]];
-            let buffers = [capacity, capacity, tokens, tokens].map(|rows| noise(rows * row, rows as u32));
+            let buffers = [capacity, capacity, tokens, tokens].map(|rows| noise(rows * row, rows as u64));
             for level in Level::available() {
                 let run = |q: &[f32], buffers: [&[f32]; 4], out: &mut [f32]| {
                     let [past_k, past_v, fresh_k, fresh_v] = buffers;
@@ -183,7 +174,7 @@ fn attention_stays_inside() {
 #[test]
 fn everything_else_stays_inside() {
     for (level, side) in Level::available().into_iter().flat_map(|level| SIDES.map(|side| (level, side))) {
-        let fenced = |len: usize, seed: u32| Fenced::new(&noise(len, seed), side);
+        let fenced = |len: usize, seed: u64| Fenced::new(&noise(len, seed), side);
         for (tokens, heads, head_dim) in [(1, 1, 2), (3, 2, 33), (9, 4, 256), (70, 1, 67)] {
             let (context, len) = (format!("{level:?} {side:?} {tokens} {heads} {head_dim}"), tokens * heads * head_dim);
             let (x, other, mut out) = (fenced(len, 1), fenced(len, 2), fenced(len, 3));

@@ -195,10 +195,7 @@ fn sigmoid(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        (0..len as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
-    }
+    use crate::cpu::noise;
 
     #[test]
     fn every_level_computes_the_formula_in_every_tile() {

@@ -135,17 +135,7 @@ pub(crate) fn rows(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::{places, quantize};
-
-    fn noise(len: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                ((state >> 40) as f32) / (1u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
+    use crate::cpu::{noise, places, quantize};
 
     /// A random matrix in a format: its bytes, and the values that they stand for.
     fn encoded(format: Format, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {

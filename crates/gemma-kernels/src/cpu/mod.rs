@@ -56,6 +56,17 @@ pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f3
     values
 }
 
+/// Values from -1 to 1, the same for the same seed.
+#[cfg(test)]
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut value = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| value()).collect()
+}
+
 /// Values as places to write to.
 #[cfg(test)]
 fn places(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {

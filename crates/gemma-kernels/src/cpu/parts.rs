@@ -147,22 +147,29 @@ impl Blocks for Q51 {
     }
 }
 
-/// The scales of the eight parts of a block of Q4_K or Q5_K: 6 bits each, of which the last four parts' upper two lie
-/// above the first four's.
+/// The scales and the least values of the eight parts of a block of Q4_K or Q5_K, a byte each: 6 bits, of which the last
+/// four parts' upper two lie above the first four's.
 ///
+/// # Safety
+/// A block must be readable.
+#[inline(always)]
+pub(super) unsafe fn six_bits(block: *const u8) -> [u64; 2] {
+    // SAFETY: as required of the caller.
+    let [a, b, c] = unsafe { [word(block, 4), word(block, 8), word(block, 12)] };
+    let (four, upper, six) = (0x0f0f_0f0f, 0x3030_3030, 0x3f3f_3f3f);
+    let eight = |first: u32, last: u32| u64::from(first) | u64::from(last) << 32;
+    [eight(a & six, (c & four) | (a >> 2 & upper)), eight(b & six, (c >> 4 & four) | (b >> 2 & upper))]
+}
+
 /// # Safety
 /// As [`Blocks`].
 #[inline(always)]
 unsafe fn six_bit_scales<L: Lanes>(block: *const u8, to: &mut Scales) {
     // SAFETY: as required of the caller.
     unsafe {
-        let [a, b, c] = [4, 8, 12].map(|at| word(block, at));
-        let (four, upper, six) = (0x0f0f_0f0f, 0x3030_3030, 0x3f3f_3f3f);
-        let eight = |first: u32, last: u32| (u64::from(first) | u64::from(last) << 32).to_le_bytes();
-        let scales = eight(a & six, (c & four) | (a >> 2 & upper));
-        let least = eight(b & six, (c >> 4 & four) | (b >> 2 & upper));
-        scaled::<L, 8>(&scales, half(block, 0), &mut to.factors);
-        scaled::<L, 8>(&least, -half(block, 2), &mut to.addends);
+        let [scales, least] = six_bits(block);
+        scaled::<L, 8>(&scales.to_le_bytes(), half(block, 0), &mut to.factors);
+        scaled::<L, 8>(&least.to_le_bytes(), -half(block, 2), &mut to.addends);
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::integer::Call;
 use super::lanes::prefetch;
+use super::parts::six_bits;
 use super::quantize::{Bytes, Split};
 use crate::Format;
 use std::arch::x86_64::*;
@@ -137,31 +138,17 @@ unsafe fn half(block: *const u8, at: usize) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(block.add(at).cast::<i16>().read_unaligned())) }
 }
 
-/// The four bytes at byte `at`.
-///
-/// # Safety
-/// As [`Block`].
-#[inline(always)]
-unsafe fn word(block: *const u8, at: usize) -> u32 {
-    // SAFETY: as required of the caller.
-    unsafe { block.add(at).cast::<u32>().read_unaligned() }
-}
-
 /// Eight bytes as numbers, and eight zeros.
 ///
 /// # Safety
 /// As [`Block`].
 #[inline(always)]
-unsafe fn eight(first: u32, last: u32) -> __m512 {
+unsafe fn eight(bytes: u64) -> __m512 {
     // SAFETY: as required of the caller.
-    unsafe {
-        let bytes = _mm_cvtsi64_si128((u64::from(first) | u64::from(last) << 32).cast_signed());
-        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
-    }
+    unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_cvtsi64_si128(bytes.cast_signed()))) }
 }
 
-/// Scales and least values of eight parts, 6 bits each, of which the last four parts' upper two lie above the first
-/// four's.
+/// Scales and least values of eight parts.
 ///
 /// # Safety
 /// As [`Block`].
@@ -169,10 +156,7 @@ unsafe fn eight(first: u32, last: u32) -> __m512 {
 unsafe fn six_bit_scales(block: *const u8) -> [__m512; 2] {
     // SAFETY: as required of the caller.
     unsafe {
-        let (a, b, c) = (word(block, 4), word(block, 8), word(block, 12));
-        let (four, upper, six) = (0x0f0f_0f0f, 0x3030_3030, 0x3f3f_3f3f);
-        let scales = eight(a & six, (c & four) | (a >> 2 & upper));
-        let least = eight(b & six, (c >> 4 & four) | (b >> 2 & upper));
+        let [scales, least] = six_bits(block).map(|bytes| eight(bytes));
         let minus = _mm512_sub_ps(_mm512_setzero_ps(), half(block, 2));
         [_mm512_mul_ps(scales, half(block, 0)), _mm512_mul_ps(least, minus)]
     }
