@@ -21,8 +21,8 @@ use crate::{Error, Network, StateFault};
 const FORMAT: &str = "gemma-burn-state";
 /// The version of the format that is written, and the only one that is read.
 const VERSION: &str = "1";
-/// More tokens than any sequence has: positions beyond would not be told apart.
-const MOST_TOKENS: usize = 1 << 32;
+/// More tokens than any sequence has; the kernels count positions in 31 bits.
+const MOST_TOKENS: usize = 1 << 30;
 /// Values of a parameter that count for the digest of a model.
 const SAMPLE: usize = 256;
 
