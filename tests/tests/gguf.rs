@@ -125,6 +125,43 @@ fn quantizing_before_or_while_loading_is_the_same() {
     }
 }
 
+/// llama.cpp opens what is converted, and writes the same text.
+#[test]
+fn llama_cpp_writes_the_same_text() {
+    let Some(llama) = std::env::var_os("GEMMA_TEST_LLAMA") else {
+        return println!("skipped: GEMMA_TEST_LLAMA does not name a llama-completion");
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let demo = gemma::demo_checkpoint().expect("the demo");
+    let device = Backend::compiled()[0].device().expect("a compiled backend opens");
+    let prompt = "Once upon a time";
+    // in coarser formats its 8-bit activations decide between words that are equally likely
+    for format in ["f32", "bf16", "f16", "q8_0", "q4_0"] {
+        let file = folder.path().join(format!("{format}.gguf"));
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        let wish = Some(format.parse().expect("a format"));
+        convert_to_gguf::<Decoder>(&demo, None, wish, &file, false, go_on).expect("a file");
+        let model = Gemma::load(file.to_str().expect("a plain path"), &device).expect("a model");
+        let ours = model.generate(prompt, &GenerateOptions::greedy(24)).expect("a text").text;
+        let once = || {
+            let mut command = std::process::Command::new(&llama);
+            command.arg("--model").arg(&file).args(["--prompt", prompt, "--predict", "24", "--temp", "0"]);
+            command.args(["-no-cnv", "--no-warmup", "--simple-io"]).stdin(std::process::Stdio::null());
+            let output = command.output().expect("llama.cpp starts");
+            assert!(output.status.success(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
+        // on a busy machine it ends before it has printed all that it wrote
+        let mut theirs = String::new();
+        for _ in 0..20 {
+            if theirs.len() < prompt.len() + ours.trim_end().len() {
+                theirs = std::cmp::max_by_key(theirs, once(), String::len);
+            }
+        }
+        assert_eq!(theirs, format!("{prompt}{}", ours.trim_end()), "{format}");
+    }
+}
+
 /// The released vocabularies come out of a file as they went in, whichever of their files they were read from.
 #[test]
 fn released_vocabularies_come_back() {
