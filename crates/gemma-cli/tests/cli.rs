@@ -343,6 +343,7 @@ fn bench_measures_the_demo_and_a_shape_is_checked() {
     let together = printed_json(&mut gemma(["bench", "--sequences", "3", "--decode", "4", "--repeat", "1", "--json"]));
     assert_eq!(together["sequences"], 3);
     assert!(refusal(&mut gemma(["bench", "--sequences", "257"])).contains("256"));
+    assert!(refusal(&mut gemma(["bench", "--prompt", "0", "--decode", "0"])).contains("nothing to measure"));
     assert!(refusal(&mut gemma(["bench", "--shape", "gemma-5b"])).contains("gemma-2b"));
     assert!(refusal(&mut gemma(["bench", "--depth", "1000000"])).contains("context"));
 }
@@ -377,6 +378,9 @@ fn mistakes_in_arguments_are_one_line() {
     assert!(refusal(&mut gemma(["generate", "x", "--precision", "int3"])).contains("int3"));
     assert!(refusal(&mut gemma(["generate", "-f", "/nonexistent"])).contains("/nonexistent"));
     assert!(refusal(gemma(["generate", "x"]).env("GEMMA_BACKEND", "abacus")).contains("abacus"));
+    assert!(refusal(gemma(["generate", "x"]).env("GEMMA_INSTRUCTIONS", "abacus")).contains("portable"));
+    let told = printed(gemma(["bench", "--prompt", "4", "--decode", "2"]).env("GEMMA_INSTRUCTIONS", "portable"));
+    assert!(!told.contains("CPU") || told.contains("CPU, portable"), "{told}");
     assert!(refusal(&mut gemma(["frobnicate"])).contains("frobnicate"));
     assert!(refusal(&mut gemma(["models", "llama"])).contains("llama"));
 }
@@ -617,6 +621,8 @@ fn a_model_is_converted_both_ways_and_nothing_is_lost() {
         (&format!("{file}/x"), &[][..], "x"),
         (&place("x"), &["--format", "q8_0"][..], "q8_0"),
         (&place("x"), &["--format", "q9"][..], "q9"),
+        ("-", &[], "no name"),
+        (&place(".gguf"), &[], "no name"),
         (&place("none/x.gguf"), &[][..], "its folder is not there"),
     ] {
         let line = refusal(gemma(["convert", "demo:gemma", target]).args(more));

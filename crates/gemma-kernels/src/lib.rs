@@ -40,7 +40,7 @@ mod recurrence;
 mod visibility;
 
 pub use activations::Activations;
-pub use cpu::{Level, cpu_level};
+pub use cpu::{Level, LevelError, chosen_level, cpu_level};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
 pub use fused::{Fused, FusedOps, geglu, rms_norm, rotate};

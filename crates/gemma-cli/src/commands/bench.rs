@@ -97,6 +97,9 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
+    if args.prompt == Some(0) && args.decode == 0 {
+        bail!("--prompt 0 and --decode 0 leave nothing to measure");
+    }
     if args.bandwidth {
         let bytes_per_second = bandwidth::of_memory(rayon::current_num_threads());
         if args.json {
@@ -343,7 +346,7 @@ fn told(report: &Report) -> String {
         1 => String::new(),
         sequences => format!(", {sequences} sequences together"),
     };
-    let instructions = report.instructions.map_or(String::new(), |name| format!(" with {name}"));
+    let instructions = report.instructions.map_or(String::new(), |name| format!(", {name}"));
     let (times, after) = (if *repeat == 1 { "once".to_owned() } else { format!("{repeat} times") }, depth_tokens);
     let mut table = output::Table::new(["", "median", "least", "most", ""]);
     let mut row = |what: &str, [median, min, max]: [Option<f64>; 3], unit: String| {

@@ -37,6 +37,9 @@ pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
     };
     let family = args.family.or(family);
     let target = &args.target;
+    if target.as_os_str() == "-" || target.file_name().is_some_and(|name| name == ".gguf") {
+        bail!("{} is no name of a file or folder; give FILE.gguf or a folder", target.display());
+    }
     let is_gguf = target.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     if is_gguf && kind != Kind::Gemma {
         bail!("GGUF has no architecture for {}; name a folder to write instead of {}", args.model, target.display());

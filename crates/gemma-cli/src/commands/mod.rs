@@ -30,6 +30,7 @@ pub(crate) enum Ending {
 
 /// Does what was asked.
 pub(crate) fn run(verb: Verb) -> Result<Ending> {
+    gemma_kernels::chosen_level()?;
     session::set_threads(verb.compute().and_then(|compute| compute.threads))?;
     match verb {
         Verb::Generate(args) => generate::run(&args),

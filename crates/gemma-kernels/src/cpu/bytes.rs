@@ -1,4 +1,4 @@
-//! Products of many tokens with quantized weights, in whole numbers, with AVX-512 VNNI.
+//! Products of many tokens with quantized weights, in whole numbers, with the VNNI of AVX-512 or of AVX.
 //!
 //! The plan is that of [`blocked`](super::blocked), with tokens along the vectors; but a panel holds bytes, moved up
 //! to be unsigned, and a lane of the packed activations four bytes of one token. Within a block of 32 columns the sums
@@ -7,13 +7,14 @@
 
 use super::blocked::each_stretch;
 use super::buffer::Buffer;
+use super::level::Level;
 use super::linear::Shape;
 use super::output::Output;
 use super::pool;
 use super::quantize::{Bytes, COARSE, FINE};
 use super::tile;
 use crate::Format;
-use crate::cpu::lanes::{Avx512, prefetch};
+use crate::cpu::lanes::{Avx2, Avx512, Lanes, prefetch};
 use half::f16;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -21,30 +22,48 @@ use std::ops::Range;
 
 /// Columns that share a scale.
 const BLOCK: usize = 32;
-/// Tokens of a packed block: two vectors.
-const WIDTH: usize = 32;
-/// Words of four activations, or of four high bytes, of a block of columns.
-const PLANE: usize = BLOCK / 4 * WIDTH;
-/// Rows of a register tile, and of a panel.
+/// Vectors of a packed block of tokens.
+const VECTORS: usize = 2;
+/// The most rows of a register tile, and of a panel.
 const ROWS: usize = 6;
 /// Blocks of columns in a panel.
 const DEPTH: usize = 16;
 /// Bytes from one row of a panel to the next: a cache line more, so that rows do not fall into the same sets.
 const PANEL_ROW: usize = DEPTH * BLOCK + 64;
-/// The most panels of a task.
-const TASK_PANELS: usize = 16;
+/// The most rows of a task.
+const TASK_ROWS: usize = 96;
 /// The most tokens whose sums are collected at a time.
 const TOKENS: usize = 512;
 
+/// What multiplies bytes.
+///
+/// # Safety
+/// Every method requires the processor's instructions, and is expanded in a function that has them.
+trait Unit {
+    type Lanes: Lanes;
+    /// Rows of a register tile.
+    const ROWS: usize;
+    /// Tokens of a packed block.
+    const WIDTH: usize = VECTORS * Self::Lanes::N;
+    /// Words of four activations, or of four high bytes, of a block of columns.
+    const PLANE: usize = BLOCK / 4 * Self::WIDTH;
+
+    /// What [`Bytes::new`] makes of a block.
+    unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes;
+
+    /// A tile with the first `V` vectors of tokens.
+    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile);
+}
+
 /// Words of the record that holds a block of columns of a block of tokens: where the sums start, the scales, the low
 /// bytes, and for 16-bit activations the high bytes.
-const fn record(fine: bool) -> usize {
-    2 * WIDTH + PLANE * (1 + fine as usize)
+fn record<U: Unit>(fine: bool) -> usize {
+    2 * U::WIDTH + U::PLANE * (1 + usize::from(fine))
 }
 
 /// Whether there are kernels here for this format.
-pub(super) fn has(format: Format) -> bool {
-    matches!(format, Format::Q8_0 | Format::Q4_0)
+pub(super) fn has(level: Level, format: Format) -> bool {
+    matches!(format, Format::Q8_0 | Format::Q4_0) && (level >= Level::Avx512Vnni || level == Level::AvxVnni)
 }
 
 /// What the weights' bytes are moved up by.
@@ -52,66 +71,105 @@ fn offset(format: Format) -> i32 {
     if format == Format::Q8_0 { 128 } else { 8 }
 }
 
-/// `out[t, r] = Σ_c x[t, c] w[r, c]` with `w` in `q8_0` or `q4_0`; see [`linear`](super::linear()).
-///
-/// # Safety
-/// The processor must have AVX-512 F, BW, VL, DQ and VNNI.
-pub(super) unsafe fn multiply(x: &[f32], weight: &[u8], shape: Shape, fine: bool, out: Output) {
-    let blocks = shape.cols / BLOCK;
-    let token_blocks = shape.tokens.div_ceil(WIDTH);
-    let mut packed = Buffer::<f32>::zeroed(token_blocks * blocks * record(fine));
-    let to = Output(packed.as_mut_ptr());
-    let parts = blocks.div_ceil(DEPTH);
-    pool::for_each(token_blocks * parts, |task| {
-        let (token, block) = (task / parts * WIDTH, task % parts * DEPTH);
-        let tokens = token..(token + WIDTH).min(shape.tokens);
-        // SAFETY: as required of the caller; every task has records of its own.
-        unsafe { pack(x, shape, tokens, block..(block + DEPTH).min(blocks), fine, to) };
-    });
-    each_stretch(shape, (ROWS, TASK_PANELS), |range| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            for first in (0..shape.tokens).step_by(TOKENS) {
-                let tokens = first..(first + TOKENS).min(shape.tokens);
-                // SAFETY: as required of the caller; every task has rows of its own.
-                unsafe {
-                    if fine {
-                        stretch_of_rows::<true>(&packed, weight, shape, range.clone(), tokens, scratch, out);
-                    } else {
-                        stretch_of_rows::<false>(&packed, weight, shape, range.clone(), tokens, scratch, out);
-                    }
-                }
+/// `out[t, r] = Σ_c x[t, c] w[r, c]` with `w` in `q8_0` or `q4_0`, where the level [has](has()) it; see
+/// [`linear`](super::linear()).
+pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, fine: bool, out: Output) {
+    /// Kernels with a unit's instructions.
+    macro_rules! with_unit {
+        ($unit:ty, $features:literal) => {{
+            #[target_feature(enable = $features)]
+            unsafe fn quantized(
+                x: &[f32],
+                shape: Shape,
+                tokens: Range<usize>,
+                blocks: Range<usize>,
+                fine: bool,
+                to: Output,
+            ) {
+                // SAFETY: as required of the caller.
+                unsafe { pack::<$unit>(x, shape, tokens, blocks, fine, to) };
             }
-        });
-    });
+            #[target_feature(enable = $features)]
+            unsafe fn coarse(work: &Work<'_>, range: Range<usize>, tokens: Range<usize>, scratch: &mut Scratch) {
+                // SAFETY: as required of the caller.
+                unsafe { stretch::<$unit, false>(work, range, tokens, scratch) };
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn fine_bytes(work: &Work<'_>, range: Range<usize>, tokens: Range<usize>, scratch: &mut Scratch) {
+                // SAFETY: as required of the caller.
+                unsafe { stretch::<$unit, true>(work, range, tokens, scratch) };
+            }
+            let blocks = shape.cols / BLOCK;
+            let token_blocks = shape.tokens.div_ceil(<$unit>::WIDTH);
+            let mut packed = Buffer::<f32>::zeroed(token_blocks * blocks * record::<$unit>(fine));
+            let to = Output(packed.as_mut_ptr());
+            let parts = blocks.div_ceil(DEPTH);
+            pool::for_work(shape.work(), token_blocks * parts, |task| {
+                let (token, block) = (task / parts * <$unit>::WIDTH, task % parts * DEPTH);
+                let tokens = token..(token + <$unit>::WIDTH).min(shape.tokens);
+                // SAFETY: the level says that the processor has the instructions; every task has records of its own.
+                unsafe { quantized(x, shape, tokens, block..(block + DEPTH).min(blocks), fine, to) };
+            });
+            let work = &Work { packed: &packed, weight, shape, out };
+            each_stretch(shape, (<$unit>::ROWS, TASK_ROWS / <$unit>::ROWS), |range| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    for first in (0..shape.tokens).step_by(TOKENS) {
+                        let tokens = first..(first + TOKENS).min(shape.tokens);
+                        // SAFETY: as above; every task has rows of its own.
+                        unsafe {
+                            if fine {
+                                fine_bytes(work, range.clone(), tokens, scratch);
+                            } else {
+                                coarse(work, range.clone(), tokens, scratch);
+                            }
+                        }
+                    }
+                });
+            });
+        }};
+    }
+    assert!(has(level, shape.format), "bytes");
+    if level == Level::AvxVnni {
+        with_unit!(Short, "avxvnni,avx2,fma,f16c");
+    } else {
+        with_unit!(Long, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+    }
+}
+
+/// One product: packed activations, weights, sizes and where the result goes.
+struct Work<'a> {
+    packed: &'a [f32],
+    weight: &'a [u8],
+    shape: Shape,
+    out: Output,
 }
 
 /// Quantizes some blocks of columns of a block of tokens into their records.
 ///
 /// # Safety
-/// The processor must have the instructions, and nobody else touches these records.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn pack(x: &[f32], shape: Shape, tokens: Range<usize>, blocks: Range<usize>, fine: bool, to: Output) {
+/// As [`Unit`], and nobody else touches these records.
+#[inline(always)]
+unsafe fn pack<U: Unit>(x: &[f32], shape: Shape, tokens: Range<usize>, blocks: Range<usize>, fine: bool, to: Output) {
     let offset = offset(shape.format);
     for b in blocks {
         // SAFETY: the record exists.
-        let record = unsafe { to.at((tokens.start / WIDTH * (shape.cols / BLOCK) + b) * record(fine)) };
+        let record = unsafe { to.at((tokens.start / U::WIDTH * (shape.cols / BLOCK) + b) * record::<U>(fine)) };
         // the record stays in the first-level cache while all tokens are written to it
         for (t, token) in tokens.clone().enumerate() {
             let x = &x[token * shape.cols + b * BLOCK..][..BLOCK];
             let limit = if fine { FINE } else { COARSE };
-            let Bytes { scale, low, high, sums } = Bytes::with_avx512(x.first_chunk().expect("a block"), limit);
-            let start = -offset * (sums[0] + sums[1]);
-            // SAFETY: the record has these places.
+            // SAFETY: as required of the caller; the record has these places.
             unsafe {
+                let Bytes { scale, low, high, sums } = U::quantize(x.first_chunk().expect("a block"), limit);
                 let at = record.add(t);
-                at.cast::<i32>().write(start);
-                at.add(WIDTH).write(scale);
+                at.cast::<i32>().write(-offset * (sums[0] + sums[1]));
+                at.add(U::WIDTH).write(scale);
                 for (four, low) in low.as_chunks::<4>().0.iter().enumerate() {
-                    at.add(2 * WIDTH + four * WIDTH).cast::<[i8; 4]>().write(*low);
+                    at.add((2 + four) * U::WIDTH).cast::<[i8; 4]>().write(*low);
                 }
                 if fine {
                     for (four, high) in high.as_chunks::<4>().0.iter().enumerate() {
-                        at.add(2 * WIDTH + PLANE + four * WIDTH).cast::<[i8; 4]>().write(*high);
+                        at.add(U::PLANE + (2 + four) * U::WIDTH).cast::<[i8; 4]>().write(*high);
                     }
                 }
             }
@@ -142,38 +200,36 @@ thread_local! {
 /// The rows `range` times `tokens`.
 ///
 /// # Safety
-/// The processor must have the instructions, and the rows must belong to the calling task.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn stretch_of_rows<const FINE: bool>(
-    packed: &[f32],
-    weight: &[u8],
-    shape: Shape,
+/// As [`Unit`], and the rows must belong to the calling task.
+#[inline(always)]
+unsafe fn stretch<U: Unit, const FINE: bool>(
+    work: &Work<'_>,
     range: Range<usize>,
     tokens: Range<usize>,
     scratch: &mut Scratch,
-    out: Output,
 ) {
+    let Work { packed, weight, shape, out } = *work;
     let blocks = shape.cols / BLOCK;
-    let padded = tokens.len().next_multiple_of(WIDTH);
+    let padded = tokens.len().next_multiple_of(U::WIDTH);
     let block_bytes = shape.format.block_bytes();
-    scratch.sums.resize(range.len().next_multiple_of(ROWS) * padded);
+    scratch.sums.resize(range.len().next_multiple_of(U::ROWS) * padded);
     for begin in (0..blocks).step_by(DEPTH) {
         let depth = DEPTH.min(blocks - begin);
         let bytes = begin * block_bytes..(begin + depth) * block_bytes;
-        for first in range.clone().step_by(ROWS) {
-            for (i, row) in (first..range.end.min(first + ROWS)).enumerate() {
+        for first in range.clone().step_by(U::ROWS) {
+            for (i, row) in (first..range.end.min(first + U::ROWS)).enumerate() {
                 // the rows of the next panel, which the memory does not send by itself
                 for line in (0..bytes.len()).step_by(64) {
-                    prefetch(weight.as_ptr().wrapping_add((row + ROWS) * shape.row_bytes + bytes.start + line));
+                    prefetch(weight.as_ptr().wrapping_add((row + U::ROWS) * shape.row_bytes + bytes.start + line));
                 }
                 let row = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes][bytes.clone()];
                 let panel = &mut scratch.panel[i * PANEL_ROW..][..depth * BLOCK];
                 unpack(shape.format, row, panel, &mut scratch.scales[i * DEPTH..][..depth]);
             }
-            for token in (0..tokens.len()).step_by(WIDTH) {
-                let records = &packed[((tokens.start + token) / WIDTH * blocks + begin) * record(FINE)..];
+            for token in (0..tokens.len()).step_by(U::WIDTH) {
+                let records = &packed[((tokens.start + token) / U::WIDTH * blocks + begin) * record::<U>(FINE)..];
                 let sums = &mut scratch.sums[(first - range.start) * padded + token..];
-                let call = Tile {
+                let tile = Tile {
                     panel: scratch.panel.as_ptr(),
                     scales: scratch.scales.as_ptr(),
                     records: records.as_ptr(),
@@ -185,10 +241,10 @@ unsafe fn stretch_of_rows<const FINE: bool>(
                 // SAFETY: the panel has `ROWS` rows of `depth` blocks, each block has a record, and there is room for
                 // the sums.
                 unsafe {
-                    if tokens.len() - token > WIDTH / 2 {
-                        call.multiply::<2, FINE>();
+                    if tokens.len() - token > U::Lanes::N {
+                        U::multiply::<2, FINE>(&tile);
                     } else {
-                        call.multiply::<1, FINE>();
+                        U::multiply::<1, FINE>(&tile);
                     }
                 }
             }
@@ -197,7 +253,7 @@ unsafe fn stretch_of_rows<const FINE: bool>(
     // SAFETY: as required of the caller.
     unsafe {
         let to = out.at(tokens.start * shape.rows + range.start);
-        tile::unpack::<Avx512>(scratch.sums.as_ptr(), padded, range.len(), tokens.len(), to, shape.rows);
+        tile::unpack::<U::Lanes>(scratch.sums.as_ptr(), padded, range.len(), tokens.len(), to, shape.rows);
     }
 }
 
@@ -234,30 +290,71 @@ struct Tile {
     add: bool,
 }
 
+/// AVX-512: sixteen tokens in a vector.
+struct Long;
+
+impl Unit for Long {
+    type Lanes = Avx512;
+    const ROWS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes {
+        // SAFETY: as required of the caller.
+        unsafe { Bytes::with_avx512(x, limit) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile) {
+        // SAFETY: as required of the caller.
+        unsafe { tile.long::<V, FINE>() };
+    }
+}
+
+/// AVX with VNNI of its own: eight tokens in a vector.
+struct Short;
+
+impl Unit for Short {
+    type Lanes = Avx2;
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes {
+        // SAFETY: as required of the caller.
+        unsafe { Bytes::with_avx2(x, limit) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile) {
+        // SAFETY: as required of the caller.
+        unsafe { tile.short::<V, FINE>() };
+    }
+}
+
 impl Tile {
     /// # Safety
     /// All that the fields name must be there, and the processor must have the instructions.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn multiply<const V: usize, const FINE: bool>(&self) {
+    unsafe fn long<const V: usize, const FINE: bool>(&self) {
+        const ROWS: usize = Long::ROWS;
         // SAFETY: as required of the caller.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
             for b in 0..self.blocks {
-                let record = self.records.add(b * record(FINE));
+                let record = self.records.add(b * record::<Long>(FINE));
                 let starts: [__m512i; V] = std::array::from_fn(|v| _mm512_load_si512(record.add(16 * v).cast()));
-                let scales: [__m512; V] = std::array::from_fn(|v| _mm512_load_ps(record.add(WIDTH + 16 * v)));
+                let scales: [__m512; V] = std::array::from_fn(|v| _mm512_load_ps(record.add(Long::WIDTH + 16 * v)));
                 let panel = self.panel.add(b * BLOCK);
-                let low = record.add(2 * WIDTH);
+                let low = record.add(2 * Long::WIDTH);
                 let mut exact = [starts; ROWS];
                 if FINE {
                     exact = [[_mm512_setzero_si512(); V]; ROWS];
-                    products::<V>(&mut exact, panel, low.add(PLANE));
+                    long_products::<V>(&mut exact, panel, low.add(Long::PLANE));
                     for exact in &mut exact {
                         *exact = std::array::from_fn(|v| _mm512_add_epi32(_mm512_slli_epi32::<8>(exact[v]), starts[v]));
                     }
                 }
-                products::<V>(&mut exact, panel, low);
+                long_products::<V>(&mut exact, panel, low);
                 for (r, (sums, exact)) in sums.iter_mut().zip(exact).enumerate() {
                     let scale = _mm512_set1_ps(*self.scales.add(r * DEPTH + b));
                     *sums = std::array::from_fn(|v| {
@@ -274,23 +371,83 @@ impl Tile {
             }
         }
     }
+
+    /// The same in vectors of half the length. There are half as many of them, too, so the sums stay in memory.
+    ///
+    /// # Safety
+    /// As [`long`](Self::long).
+    #[inline]
+    #[target_feature(enable = "avxvnni,avx2,fma")]
+    unsafe fn short<const V: usize, const FINE: bool>(&self) {
+        const ROWS: usize = Short::ROWS;
+        // SAFETY: as required of the caller.
+        unsafe {
+            for b in 0..self.blocks {
+                let record = self.records.add(b * record::<Short>(FINE));
+                let starts: [__m256i; V] = std::array::from_fn(|v| _mm256_load_si256(record.add(8 * v).cast()));
+                let panel = self.panel.add(b * BLOCK);
+                let low = record.add(2 * Short::WIDTH);
+                let mut exact = [starts; ROWS];
+                if FINE {
+                    exact = [[_mm256_setzero_si256(); V]; ROWS];
+                    short_products::<V>(&mut exact, panel, low.add(Short::PLANE));
+                    for exact in &mut exact {
+                        *exact = std::array::from_fn(|v| _mm256_add_epi32(_mm256_slli_epi32::<8>(exact[v]), starts[v]));
+                    }
+                }
+                short_products::<V>(&mut exact, panel, low);
+                let replace = b == 0 && !self.add;
+                for (r, exact) in exact.into_iter().enumerate() {
+                    let scale = _mm256_set1_ps(*self.scales.add(r * DEPTH + b));
+                    for (v, exact) in exact.into_iter().enumerate() {
+                        let to = self.sums.add(r * self.row + 8 * v);
+                        let before = if replace { _mm256_setzero_ps() } else { _mm256_loadu_ps(to) };
+                        let scale = _mm256_mul_ps(scale, _mm256_load_ps(record.add(Short::WIDTH + 8 * v)));
+                        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, before));
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Adds the products of a block of columns: rows of bytes times a plane of activations.
 ///
 /// # Safety
-/// As [`Tile::multiply`].
+/// As [`Tile::long`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn products<const V: usize>(exact: &mut [[__m512i; V]; ROWS], panel: *const u8, plane: *const f32) {
+unsafe fn long_products<const V: usize>(exact: &mut [[__m512i; V]; Long::ROWS], panel: *const u8, plane: *const f32) {
     for four in 0..BLOCK / 4 {
         // SAFETY: as required of the caller.
         unsafe {
-            let x: [__m512i; V] = std::array::from_fn(|v| _mm512_load_si512(plane.add(four * WIDTH + 16 * v).cast()));
+            let plane = plane.add(four * Long::WIDTH);
+            let x: [__m512i; V] = std::array::from_fn(|v| _mm512_load_si512(plane.add(16 * v).cast()));
             for (r, exact) in exact.iter_mut().enumerate() {
                 let weights = panel.add(r * PANEL_ROW + 4 * four).cast::<i32>().read_unaligned();
                 let weights = _mm512_set1_epi32(weights);
                 *exact = std::array::from_fn(|v| _mm512_dpbusd_epi32(exact[v], weights, x[v]));
+            }
+        }
+    }
+}
+
+/// The same in vectors of half the length.
+///
+/// # Safety
+/// As [`Tile::short`].
+#[inline]
+#[target_feature(enable = "avxvnni,avx2")]
+unsafe fn short_products<const V: usize>(exact: &mut [[__m256i; V]; Short::ROWS], panel: *const u8, plane: *const f32) {
+    for four in 0..BLOCK / 4 {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let plane = plane.add(four * Short::WIDTH);
+            let x: [__m256i; V] = std::array::from_fn(|v| _mm256_load_si256(plane.add(8 * v).cast()));
+            for (r, exact) in exact.iter_mut().enumerate() {
+                let weights = panel.add(r * PANEL_ROW + 4 * four).cast::<i32>().read_unaligned();
+                let weights = _mm256_set1_epi32(weights);
+                *exact = std::array::from_fn(|v| _mm256_dpbusd_avx_epi32(exact[v], weights, x[v]));
             }
         }
     }

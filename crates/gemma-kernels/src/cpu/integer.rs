@@ -63,7 +63,7 @@ pub(super) fn prepare(level: Level, x: &[f32], shape: Shape, activations: Activa
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Level::Avx2 | Level::Avx512 => Prepared::Words(unsafe { avx2::words(x) }),
+        Level::Avx2 | Level::AvxVnni | Level::Avx512 => Prepared::Words(unsafe { avx2::words(x) }),
         #[cfg(target_arch = "aarch64")]
         Level::NeonDot => Prepared::Split(Split::new(x, cols, fine, (false, 0, 32), Bytes::new)),
         _ => Prepared::Words(Words::new(x)),

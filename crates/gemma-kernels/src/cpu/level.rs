@@ -1,9 +1,14 @@
 //! Which instructions this processor has: found out at run time, once.
 
+use std::fmt::{self, Display, Formatter};
 use std::sync::OnceLock;
 
+/// The environment variable that names the best instruction set to use, of those that the processor has:
+/// `GEMMA_INSTRUCTIONS=avx2`.
+const ENVIRONMENT: &str = "GEMMA_INSTRUCTIONS";
+
 /// The instruction sets that the CPU kernels are compiled for. A processor that has one has all before it that its
-/// architecture knows.
+/// architecture knows, but for [`AvxVnni`](Level::AvxVnni).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Plain Rust, which the compiler vectorizes for the target's baseline.
@@ -14,6 +19,9 @@ pub enum Level {
     NeonDot,
     /// AVX2 with FMA and F16C: 8 lanes.
     Avx2,
+    /// The same with VNNI for these lanes, which not every processor with AVX-512 has: products of bytes, four at a
+    /// time.
+    AvxVnni,
     /// AVX-512 F, BW, VL and DQ: 16 lanes.
     Avx512,
     /// AVX-512 with VNNI: products of bytes, four at a time.
@@ -26,8 +34,15 @@ pub enum Level {
 
 impl Level {
     #[cfg(target_arch = "x86_64")]
-    const ALL: &[Level] =
-        &[Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16, Level::Amx];
+    const ALL: &[Level] = &[
+        Level::Portable,
+        Level::Avx2,
+        Level::AvxVnni,
+        Level::Avx512,
+        Level::Avx512Vnni,
+        Level::Avx512Bf16,
+        Level::Amx,
+    ];
     #[cfg(target_arch = "aarch64")]
     const ALL: &[Level] = &[Level::Portable, Level::Neon, Level::NeonDot];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -35,7 +50,7 @@ impl Level {
 
     /// The levels that this processor can run, slowest first.
     pub fn available() -> Vec<Level> {
-        Level::ALL.iter().copied().filter(|level| *level <= cpu_level()).collect()
+        Level::ALL.iter().copied().filter(|level| *level <= cpu_level() && level.is_there()).collect()
     }
 
     /// What these instruction sets are called.
@@ -45,6 +60,7 @@ impl Level {
             Level::Neon => "NEON",
             Level::NeonDot => "NEON with dot products",
             Level::Avx2 => "AVX2",
+            Level::AvxVnni => "AVX VNNI",
             Level::Avx512 => "AVX-512",
             Level::Avx512Vnni => "AVX-512 VNNI",
             Level::Avx512Bf16 => "AVX-512 BF16",
@@ -59,33 +75,90 @@ impl Level {
     }
 }
 
-/// The best level of this processor.
+impl Display for Level {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `GEMMA_INSTRUCTIONS` names no instruction set that this processor has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{ENVIRONMENT}={0} is no instruction set of this processor; use one of {known}, or leave it out", known = known())]
+pub struct LevelError(String);
+
+/// The words for the levels of this processor.
+fn known() -> String {
+    let levels = Level::ALL.iter().filter(|level| level.is_there());
+    levels.map(|level| word(level.name())).collect::<Vec<_>>().join(", ")
+}
+
+/// Letters and digits, in small letters: the name as somebody would type it.
+fn word(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+}
+
+/// The level that is computed with: the best of this processor, or the one that `GEMMA_INSTRUCTIONS` names, for
+/// comparing with another processor. The environment is read once.
+///
+/// # Errors
+/// When it names none that this processor has.
+pub fn chosen_level() -> Result<Level, LevelError> {
+    static LEVEL: OnceLock<Result<Level, LevelError>> = OnceLock::new();
+    LEVEL.get_or_init(|| choose(std::env::var(ENVIRONMENT).ok().as_deref())).clone()
+}
+
+fn choose(name: Option<&str>) -> Result<Level, LevelError> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(detected()) };
+    let named = Level::ALL.iter().copied().find(|level| word(level.name()) == word(name));
+    named.filter(|level| level.is_there()).ok_or_else(|| LevelError(name.to_owned()))
+}
+
+/// The level that is computed with: [`chosen_level`], or where that is an error the best of this processor.
 pub fn cpu_level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(detect)
+    *LEVEL.get_or_init(|| chosen_level().unwrap_or_else(|_| detected()))
 }
 
-#[cfg(target_arch = "x86_64")]
-fn detect() -> Level {
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-    let avx512 = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq");
-    let (vnni, bf16) = (is_x86_feature_detected!("avx512vnni"), is_x86_feature_detected!("avx512bf16"));
-    let steps = [avx2, avx512, vnni, bf16, super::amx::is_available()];
-    Level::ALL[steps.iter().take_while(|has| **has).count()]
+fn detected() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| Level::ALL.iter().copied().rev().find(|level| level.is_there()).unwrap_or(Level::Portable))
 }
 
-#[cfg(target_arch = "aarch64")]
-fn detect() -> Level {
-    let steps = [std::arch::is_aarch64_feature_detected!("neon"), std::arch::is_aarch64_feature_detected!("dotprod")];
-    Level::ALL[steps.iter().take_while(|has| **has).count()]
-}
+impl Level {
+    /// Whether the processor has these instructions.
+    #[cfg(target_arch = "x86_64")]
+    fn is_there(self) -> bool {
+        use std::arch::is_x86_feature_detected as has;
+        match self {
+            Level::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
+            Level::AvxVnni => Level::Avx2.is_there() && has!("avxvnni"),
+            Level::Avx512 => {
+                let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
+                Level::Avx2.is_there() && avx512
+            }
+            Level::Avx512Vnni => Level::Avx512.is_there() && has!("avx512vnni"),
+            Level::Avx512Bf16 => Level::Avx512Vnni.is_there() && has!("avx512bf16"),
+            Level::Amx => Level::Avx512Bf16.is_there() && super::amx::is_available(),
+            level => level == Level::Portable,
+        }
+    }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn detect() -> Level {
-    Level::Portable
+    /// Whether the processor has these instructions.
+    #[cfg(target_arch = "aarch64")]
+    fn is_there(self) -> bool {
+        use std::arch::is_aarch64_feature_detected as has;
+        match self {
+            Level::Neon => has!("neon"),
+            Level::NeonDot => has!("neon") && has!("dotprod"),
+            level => level == Level::Portable,
+        }
+    }
+
+    /// Whether the processor has these instructions.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn is_there(self) -> bool {
+        self == Level::Portable
+    }
 }
 
 /// Runs a kernel that is generic over [`Lanes`](super::lanes::Lanes) with the instructions of a level.
@@ -112,7 +185,7 @@ macro_rules! with_level {
             level if level >= $crate::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            $crate::cpu::Level::Avx2 => unsafe { avx2($($arg),*) },
+            $crate::cpu::Level::Avx2 | $crate::cpu::Level::AvxVnni => unsafe { avx2($($arg),*) },
             // SAFETY: as above; NEON is part of the target.
             #[cfg(target_arch = "aarch64")]
             level if level >= $crate::cpu::Level::Neon => unsafe { $kernel::<$crate::cpu::lanes::Neon>($($arg),*) },
@@ -123,3 +196,23 @@ macro_rules! with_level {
 }
 
 pub(super) use with_level;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instruction_set_is_chosen_by_name_if_the_processor_has_it() {
+        assert_eq!(choose(None), Ok(detected()));
+        assert_eq!(choose(Some("")), Ok(detected()));
+        for level in Level::ALL.iter().copied() {
+            for name in [level.name().to_owned(), word(level.name()), level.name().to_uppercase()] {
+                let chosen = choose(Some(&name));
+                assert_eq!(chosen.is_ok(), level.is_there(), "{name}");
+                assert!(chosen.is_err() || chosen == Ok(level), "{name}");
+            }
+        }
+        let error = choose(Some("abacus")).unwrap_err().to_string();
+        assert!(error.contains("abacus") && error.contains("portable"), "{error}");
+    }
+}

@@ -71,7 +71,7 @@ pub(crate) fn linear(
     #[cfg(target_arch = "x86_64")]
     if activations != Activations::Exact && tokens > STREAMED_TOKENS {
         let finely = activations == Activations::Fine;
-        let bytes = super::bytes::has(format) && level >= Level::Avx512Vnni;
+        let bytes = super::bytes::has(level, format);
         // few tokens in bytes are as fast as in pairs, and finer
         let few = bytes && (tokens <= STREAMED_TOKENS_OF_HALVES || !finely);
         let paired = has_pairs(level, shape) && !few && activations.round_prompts(format);
@@ -79,8 +79,7 @@ pub(crate) fn linear(
             return super::pairs::multiply(level, x, weight, shape, output);
         }
         if bytes {
-            // SAFETY: the level says that the processor has the instructions.
-            return unsafe { super::bytes::multiply(x, weight, shape, finely, output) };
+            return super::bytes::multiply(level, x, weight, shape, finely, output);
         }
     }
     let streamed = match format {
@@ -212,17 +211,19 @@ mod tests {
                     let x = noise(tokens * cols, 2);
                     for level in Level::available() {
                         let vnni = level >= Level::Avx512Vnni;
+                        let bytes = vnni || level == Level::AvxVnni;
                         let pairs = activations == Activations::Fine && level >= Level::Avx512Bf16;
                         let whole_numbers = match (format.block_len(), tokens) {
                             (32, ..=STREAMED_TOKENS) => true,
-                            (32, ..=STREAMED_TOKENS_OF_HALVES) => vnni,
-                            (32, _) => vnni && !pairs,
+                            (32, ..=STREAMED_TOKENS_OF_HALVES) => bytes,
+                            (32, _) => bytes && !pairs,
                             _ => vnni && tokens <= STREAMED_TOKENS,
                         };
                         if !whole_numbers {
                             continue;
                         }
-                        let coarse = activations == Activations::Coarse && level.multiplies_bytes();
+                        let in_bytes = level.multiplies_bytes() || (bytes && tokens > STREAMED_TOKENS);
+                        let coarse = activations == Activations::Coarse && in_bytes;
                         let limit = if coarse { quantize::COARSE } else { quantize::FINE };
                         let seen = |block: &[f32; 32]| {
                             let (scale, values) = quantize::quantize(block, limit);

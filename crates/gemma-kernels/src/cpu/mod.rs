@@ -39,7 +39,7 @@ mod tile;
 pub(crate) use attention::{AttendShape, Keys, Stored, attend};
 pub(crate) use fused::{geglu, rms_norm, rotate};
 pub(crate) use gates::{Gates, gated_decay};
-pub use level::{Level, cpu_level};
+pub use level::{Level, LevelError, chosen_level, cpu_level};
 pub(crate) use linear::{linear, rows};
 pub(crate) use recurrence::{Recurrence, linear_recurrence};
 

@@ -88,6 +88,51 @@ impl Bytes {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Bytes {
+    /// The same in vectors of half the length.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn with_avx2(x: &[f32; BLOCK], limit: f32) -> Self {
+        use std::arch::x86_64::*;
+        // SAFETY: the block has four vectors.
+        let values = [0, 8, 16, 24].map(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(i)) });
+        // as in `quantize`
+        let magnitudes = values.map(|x| _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fff_ffff)));
+        let [a, b, c, d] = magnitudes;
+        let largest = _mm256_max_epu32(_mm256_max_epu32(a, b), _mm256_max_epu32(c, d));
+        let mut lanes = [0u32; 8];
+        // SAFETY: there is room for a vector.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), largest) };
+        let largest = lanes.into_iter().fold(0, u32::max);
+        let scale = f32::from_bits(largest) / limit;
+        if !scale.is_normal() {
+            let scale = if largest < f32::INFINITY.to_bits() { 0.0 } else { f32::NAN };
+            return Self { scale, low: [0; BLOCK], high: [0; BLOCK], sums: [0; 2] };
+        }
+        let inverse = _mm256_set1_ps(limit / f32::from_bits(largest));
+        let values = values.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+        let low = values.map(|values| _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(values)));
+        let (mut low_bytes, mut high_bytes) = ([0i8; BLOCK], [0i8; BLOCK]);
+        let high: [__m256i; 4] = std::array::from_fn(|i| _mm256_srai_epi32::<8>(_mm256_sub_epi32(values[i], low[i])));
+        for ([a, b, c, d], to) in [(low, &mut low_bytes), (high, &mut high_bytes)] {
+            // either half of the vectors is packed by itself
+            let halves = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            let bytes = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            // SAFETY: there is room for a vector.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes) };
+        }
+        let [a, b, c, d] = values;
+        let sums = [_mm256_add_epi32(a, b), _mm256_add_epi32(c, d)].map(|sum| {
+            let mut lanes = [0i32; 8];
+            // SAFETY: there is room for a vector.
+            unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sum) };
+            lanes.into_iter().sum()
+        });
+        Self { scale, low: low_bytes, high: high_bytes, sums }
+    }
+}
+
 /// 16-bit activations as they are.
 pub(super) struct Words {
     /// `[tokens, cols]`.
@@ -210,10 +255,9 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn bytes_are_the_same_in_vectors() {
-        if crate::cpu::cpu_level() < crate::cpu::Level::Avx512 {
-            println!("skipped: no AVX-512");
-            return;
-        }
+        use crate::cpu::Level;
+        type Quantize = unsafe fn(&[f32; BLOCK], f32) -> Bytes;
+        let ways: [(Level, Quantize); 2] = [(Level::Avx2, Bytes::with_avx2), (Level::Avx512, Bytes::with_avx512)];
         let mut bad = block(1.0);
         bad[20] = f32::NAN;
         let mut blocks = vec![bad, [0.0; BLOCK], [f32::INFINITY; BLOCK], [f32::from_bits(3); BLOCK]];
@@ -225,9 +269,15 @@ mod tests {
         }));
         for x in blocks {
             for limit in [FINE, COARSE] {
-                // SAFETY: the level says that the processor has the instructions.
-                let (found, expected) = (unsafe { Bytes::with_avx512(&x, limit) }, Bytes::new(&x, limit));
-                assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{x:?}");
+                for (level, quantize) in ways {
+                    if !Level::available().contains(&level) {
+                        println!("skipped: no {level}");
+                        continue;
+                    }
+                    // SAFETY: the level says that the processor has the instructions.
+                    let (found, expected) = (unsafe { quantize(&x, limit) }, Bytes::new(&x, limit));
+                    assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{level}: {x:?}");
+                }
             }
         }
     }
