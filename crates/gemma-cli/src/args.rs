@@ -130,7 +130,7 @@ pub(crate) struct Compute {
 
     /// Compute with f32 activations throughout, on the processor too.
     ///
-    /// Without it, products with quantized weights (q8_0, q4_0 and, where the processor has VNNI, q4_k, q5_k and q6_k)
+    /// Without it, products with quantized weights (q8_0, q4_0 and, where the processor has AVX-512 VNNI, q4_k, q5_k and q6_k)
     /// represent them by 16-bit whole numbers, wrong by about a fifty-thousandth, and prompts, their attention included,
     /// are multiplied in bf16 where the processor is faster with it, wrong by about a four-hundredth.
     #[arg(long)]
