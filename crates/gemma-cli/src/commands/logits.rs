@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::Tensor;
-use gemma_generate::{CausalModel, SCORE_CHUNK, Segment, TokenId};
+use gemma_generate::{CausalModel, Segment, TokenId};
 use gemma_model::Network;
 use indicatif::ProgressBar;
 use paligemma::{Picture, Prompt, VisionLanguageModel};
@@ -18,6 +18,8 @@ use crate::{
     tokens_file::TokenRows,
 };
 
+/// Tokens of a row to read at a time: few enough that Ctrl-C is heard soon, enough to be as fast as all at once.
+const CHUNK: usize = 512;
 /// Rows of logits to compute at a time: 64 take 66 MB with 256 000 columns.
 const HEAD_ROWS: usize = 64;
 
@@ -133,7 +135,7 @@ fn read<N: Network>(args: &args::Logits, ids: &TokenRows, file: NewFile, decoder
     let lengths: Vec<usize> = ids.rows().iter().map(Vec::len).collect();
     let batch = matches!(ids, TokenRows::Batch(_));
     let file = LogitsFile::begin(file, &lengths, batch, decoder.vocab())?;
-    let chunk = args.chunk.map_or(SCORE_CHUNK, |chunk| chunk.get());
+    let chunk = args.chunk.map_or(CHUNK, |chunk| chunk.get());
     write(decoder, ids.rows(), chunk, file)
 }
 

@@ -31,7 +31,11 @@ pub(crate) enum Ending {
 /// Does what was asked.
 pub(crate) fn run(verb: Verb) -> Result<Ending> {
     gemma_kernels::chosen_level()?;
-    session::set_threads(verb.compute().and_then(|compute| compute.threads))?;
+    match verb.compute() {
+        Some(compute) => session::set_threads(compute.threads)?,
+        None if matches!(verb, Verb::Convert(_)) => session::set_threads(None)?,
+        None => {}
+    }
     match verb {
         Verb::Generate(args) => generate::run(&args),
         Verb::Chat(args) => chat::run(&args),
