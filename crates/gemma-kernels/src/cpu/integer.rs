@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
@@ -63,7 +65,15 @@ pub(super) fn prepare(level: Level, x: &[f32], shape: Shape, activations: Activa
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Level::Avx2 | Level::AvxVnni | Level::Avx512 => Prepared::Words(unsafe { avx2::words(x) }),
+        Level::AvxVnni => Prepared::Split(unsafe {
+            match shape.format {
+                Format::Q4_0 => avxvnni::split(x, cols, fine, true, 8),
+                _ => avxvnni::split(x, cols, fine, false, 128),
+            }
+        }),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx2 | Level::Avx512 => Prepared::Words(unsafe { avx2::words(x) }),
         #[cfg(target_arch = "aarch64")]
         Level::NeonDot => Prepared::Split(Split::new(x, cols, fine, (false, 0, 32), Bytes::new)),
         _ => Prepared::Words(Words::new(x)),
@@ -116,6 +126,16 @@ fn tokens<const M: usize>(level: Level, x: &Prepared, call: &Call<'_>) -> usize 
         // SAFETY: the level says that the processor has the instructions, `x` was prepared for this product, and it has
         // `M` tokens from the call's on.
         Prepared::Split(x) if superblocks::has(call.shape.format) => unsafe { superblocks::row::<M>(x, call) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Prepared::Split(x) if level == Level::AvxVnni => unsafe {
+            match (q4, !x.high.is_empty()) {
+                (false, true) => avxvnni::q8::<M, true>(x, call),
+                (false, false) => avxvnni::q8::<M, false>(x, call),
+                (true, true) => avxvnni::q4::<M, true>(x, call),
+                (true, false) => avxvnni::q4::<M, false>(x, call),
+            }
+        },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Prepared::Split(x) => unsafe {

@@ -71,7 +71,7 @@ impl Level {
     /// Whether bytes are multiplied four at a time, so that activations of 8 bits are faster than those of 16.
     #[cfg(test)]
     pub(super) fn multiplies_bytes(self) -> bool {
-        self == Level::NeonDot || self >= Level::Avx512Vnni
+        matches!(self, Level::NeonDot | Level::AvxVnni) || self >= Level::Avx512Vnni
     }
 }
 

@@ -222,8 +222,7 @@ mod tests {
                         if !whole_numbers {
                             continue;
                         }
-                        let in_bytes = level.multiplies_bytes() || (bytes && tokens > STREAMED_TOKENS);
-                        let coarse = activations == Activations::Coarse && in_bytes;
+                        let coarse = activations == Activations::Coarse && level.multiplies_bytes();
                         let limit = if coarse { quantize::COARSE } else { quantize::FINE };
                         let seen = |block: &[f32; 32]| {
                             let (scale, values) = quantize::quantize(block, limit);
