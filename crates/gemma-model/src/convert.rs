@@ -51,7 +51,7 @@ pub fn convert_to_folder<N: Network>(
 }
 
 /// Writes a checkpoint of Gemma as a GGUF file that llama.cpp opens, its matrices in `format`, or as they are stored; see
-/// [`save_gguf`].
+/// [`save_gguf`], also for what is returned.
 ///
 /// # Errors
 /// When the checkpoint is not a sound one of this architecture, the architecture is none that such files hold, or
@@ -63,7 +63,7 @@ pub fn convert_to_gguf<N: Network>(
     path: &Path,
     replace: bool,
     on_progress: OnConvert<'_>,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     let (config, tokenizer) = described::<N>(checkpoint, family)?;
     let config = N::config_to_json(&config, checkpoint.dtype());
     let vocabulary = tokenizer.map(|tokenizer| vocabulary(checkpoint, &tokenizer)).transpose()?;

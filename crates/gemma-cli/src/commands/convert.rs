@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
 use gemma_model::{convert_to_folder, convert_to_gguf, random_checkpoint};
-use gemma_weights::{Dtype, Format};
+use gemma_weights::Dtype;
 use serde::Serialize;
 
 use crate::{
@@ -58,10 +58,10 @@ pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
             Some((_, Some(dtype))) => dtype,
             Some((format, None)) => bail!("a folder holds f32, bf16 or f16, not {format}; name a target FILE.gguf"),
         };
-        with_network!(kind, N => convert_to_folder::<N>(&checkpoint, family, dtype, target, args.force, &mut on_progress))
+        with_network!(kind, N => convert_to_folder::<N>(&checkpoint, family, dtype, target, args.force, &mut on_progress).map(|()| 0))
     };
     bar.finish_and_clear();
-    match written {
+    let unquantized = match written {
         Err(gemma_model::Error::Weights(gemma_weights::Error::Stopped)) => return Ok(Ending::Interrupted),
         Err(gemma_model::Error::Weights(gemma_weights::Error::WouldOverwrite { folder })) => {
             bail!("{} is there already; give --force to replace it, or another place", folder.display())
@@ -70,14 +70,8 @@ pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
             bail!("{} is a file; name a folder to write, or a FILE.gguf", path.display())
         }
         other => other?,
-    }
-    let (bytes, path) = (size_of(target)?, target.display());
-    let matrices = checkpoint.tensors().filter(|(_, tensor)| tensor.shape.len() > 1);
-    let odd = |format: Format| {
-        let is_odd = |cols: &usize| format.row_bytes(*cols).is_none();
-        matrices.filter(|(_, tensor)| tensor.shape.last().is_some_and(is_odd)).count()
     };
-    let unquantized = args.format.map_or(0, odd);
+    let (bytes, path) = (size_of(target)?, target.display());
     if args.json {
         output::json(&Converted { path: path.to_string(), bytes, unquantized })?;
     } else {

@@ -74,66 +74,76 @@ fn offset(format: Format) -> i32 {
 /// `out[t, r] = Σ_c x[t, c] w[r, c]` with `w` in `q8_0` or `q4_0`, where the level [has](has()) it; see
 /// [`linear`](super::linear()).
 pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, fine: bool, out: Output) {
-    /// Kernels with a unit's instructions.
-    macro_rules! with_unit {
-        ($unit:ty, $features:literal) => {{
-            #[target_feature(enable = $features)]
-            unsafe fn quantized(
-                x: &[f32],
-                shape: Shape,
-                tokens: Range<usize>,
-                blocks: Range<usize>,
-                fine: bool,
-                to: Output,
-            ) {
-                // SAFETY: as required of the caller.
-                unsafe { pack::<$unit>(x, shape, tokens, blocks, fine, to) };
-            }
-            #[target_feature(enable = $features)]
-            unsafe fn coarse(work: &Work<'_>, range: Range<usize>, tokens: Range<usize>, scratch: &mut Scratch) {
-                // SAFETY: as required of the caller.
-                unsafe { stretch::<$unit, false>(work, range, tokens, scratch) };
-            }
-            #[target_feature(enable = $features)]
-            unsafe fn fine_bytes(work: &Work<'_>, range: Range<usize>, tokens: Range<usize>, scratch: &mut Scratch) {
-                // SAFETY: as required of the caller.
-                unsafe { stretch::<$unit, true>(work, range, tokens, scratch) };
-            }
-            let blocks = shape.cols / BLOCK;
-            let token_blocks = shape.tokens.div_ceil(<$unit>::WIDTH);
-            let mut packed = Buffer::<f32>::zeroed(token_blocks * blocks * record::<$unit>(fine));
-            let to = Output(packed.as_mut_ptr());
-            let parts = blocks.div_ceil(DEPTH);
-            pool::for_work(shape.work(), token_blocks * parts, |task| {
-                let (token, block) = (task / parts * <$unit>::WIDTH, task % parts * DEPTH);
-                let tokens = token..(token + <$unit>::WIDTH).min(shape.tokens);
-                // SAFETY: the level says that the processor has the instructions; every task has records of its own.
-                unsafe { quantized(x, shape, tokens, block..(block + DEPTH).min(blocks), fine, to) };
-            });
-            let work = &Work { packed: &packed, weight, shape, out };
-            each_stretch(shape, (<$unit>::ROWS, TASK_ROWS / <$unit>::ROWS), |range| {
-                SCRATCH.with_borrow_mut(|scratch| {
-                    for first in (0..shape.tokens).step_by(TOKENS) {
-                        let tokens = first..(first + TOKENS).min(shape.tokens);
-                        // SAFETY: as above; every task has rows of its own.
-                        unsafe {
-                            if fine {
-                                fine_bytes(work, range.clone(), tokens, scratch);
-                            } else {
-                                coarse(work, range.clone(), tokens, scratch);
-                            }
-                        }
-                    }
-                });
-            });
-        }};
-    }
     assert!(has(level, shape.format), "bytes");
     if level == Level::AvxVnni {
-        with_unit!(Short, "avxvnni,avx2,fma,f16c");
+        // SAFETY: the level says that the processor has the instructions.
+        let pack = |tokens, blocks, to| unsafe { pack_short(x, shape, tokens, blocks, fine, to) };
+        // SAFETY: as above.
+        let rows = |work: &Work<'_>, range, scratch: &mut Scratch| unsafe { rows_short(work, range, scratch) };
+        with_unit::<Short>(weight, shape, fine, out, pack, rows);
     } else {
-        with_unit!(Long, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+        // SAFETY: as above.
+        let pack = |tokens, blocks, to| unsafe { pack_long(x, shape, tokens, blocks, fine, to) };
+        // SAFETY: as above.
+        let rows = |work: &Work<'_>, range, scratch: &mut Scratch| unsafe { rows_long(work, range, scratch) };
+        with_unit::<Long>(weight, shape, fine, out, pack, rows);
     }
+}
+
+/// `pack` is called with tokens and blocks whose records are its own, `rows` with rows that are.
+fn with_unit<U: Unit>(
+    weight: &[u8],
+    shape: Shape,
+    fine: bool,
+    out: Output,
+    pack: impl Fn(Range<usize>, Range<usize>, Output) + Sync,
+    rows: impl Fn(&Work<'_>, Range<usize>, &mut Scratch) + Sync,
+) {
+    let blocks = shape.cols / BLOCK;
+    let token_blocks = shape.tokens.div_ceil(U::WIDTH);
+    let mut packed = Buffer::<f32>::zeroed(token_blocks * blocks * record::<U>(fine));
+    let to = Output(packed.as_mut_ptr());
+    let parts = blocks.div_ceil(DEPTH);
+    pool::for_work(shape.work(), token_blocks * parts, |task| {
+        let (token, block) = (task / parts * U::WIDTH, task % parts * DEPTH);
+        pack(token..(token + U::WIDTH).min(shape.tokens), block..(block + DEPTH).min(blocks), to);
+    });
+    let work = Work { packed: &packed, weight, shape, fine, out };
+    each_stretch(shape, (U::ROWS, TASK_ROWS / U::ROWS), |range| {
+        SCRATCH.with_borrow_mut(|scratch| rows(&work, range, scratch));
+    });
+}
+
+/// # Safety
+/// As [`pack`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn pack_long(x: &[f32], shape: Shape, tokens: Range<usize>, blocks: Range<usize>, fine: bool, to: Output) {
+    // SAFETY: as required of the caller.
+    unsafe { pack::<Long>(x, shape, tokens, blocks, fine, to) };
+}
+
+/// # Safety
+/// As [`pack`].
+#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+unsafe fn pack_short(x: &[f32], shape: Shape, tokens: Range<usize>, blocks: Range<usize>, fine: bool, to: Output) {
+    // SAFETY: as required of the caller.
+    unsafe { pack::<Short>(x, shape, tokens, blocks, fine, to) };
+}
+
+/// # Safety
+/// As [`rows`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn rows_long(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { rows::<Long>(work, range, scratch) };
+}
+
+/// # Safety
+/// As [`rows`].
+#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+unsafe fn rows_short(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { rows::<Short>(work, range, scratch) };
 }
 
 /// One product: packed activations, weights, sizes and where the result goes.
@@ -141,6 +151,7 @@ struct Work<'a> {
     packed: &'a [f32],
     weight: &'a [u8],
     shape: Shape,
+    fine: bool,
     out: Output,
 }
 
@@ -197,18 +208,37 @@ thread_local! {
     };
 }
 
+/// The rows `range` of a product.
+///
+/// # Safety
+/// As [`Unit`], and the rows must belong to the calling task.
+#[inline(always)]
+unsafe fn rows<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+    for first in (0..work.shape.tokens).step_by(TOKENS) {
+        let tokens = first..(first + TOKENS).min(work.shape.tokens);
+        // SAFETY: as required of the caller.
+        unsafe {
+            if work.fine {
+                some_tokens::<U, true>(work, range.clone(), tokens, scratch);
+            } else {
+                some_tokens::<U, false>(work, range.clone(), tokens, scratch);
+            }
+        }
+    }
+}
+
 /// The rows `range` times `tokens`.
 ///
 /// # Safety
 /// As [`Unit`], and the rows must belong to the calling task.
 #[inline(always)]
-unsafe fn stretch<U: Unit, const FINE: bool>(
+unsafe fn some_tokens<U: Unit, const FINE: bool>(
     work: &Work<'_>,
     range: Range<usize>,
     tokens: Range<usize>,
     scratch: &mut Scratch,
 ) {
-    let Work { packed, weight, shape, out } = *work;
+    let Work { packed, weight, shape, out, .. } = *work;
     let blocks = shape.cols / BLOCK;
     let padded = tokens.len().next_multiple_of(U::WIDTH);
     let block_bytes = shape.format.block_bytes();
@@ -257,21 +287,26 @@ unsafe fn stretch<U: Unit, const FINE: bool>(
     }
 }
 
-/// Blocks of a row as unsigned bytes in the order of the columns, and their scales.
+/// Blocks of a row as unsigned bytes in the order of the columns, and their scales. A block is copied before it is changed:
+/// for all that the compiler knows, the row might lie among the bytes.
 #[inline(always)]
 fn unpack(format: Format, row: &[u8], bytes: &mut [u8], scales: &mut [f32]) {
     let bytes = bytes.as_chunks_mut::<BLOCK>().0;
     if format == Format::Q8_0 {
         for ((block, bytes), scale) in row.as_chunks::<34>().0.iter().zip(bytes).zip(scales) {
-            *scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-            bytes.iter_mut().zip(&block[2..]).for_each(|(to, byte)| *to = byte ^ 128);
+            let [first, second, values @ ..] = *block;
+            *scale = f16::from_le_bytes([first, second]).to_f32();
+            for (to, eight) in bytes.as_chunks_mut().0.iter_mut().zip(values.as_chunks().0) {
+                *to = (u64::from_ne_bytes(*eight) ^ u64::from_ne_bytes([128; 8])).to_ne_bytes();
+            }
         }
     } else {
         for ((block, bytes), scale) in row.as_chunks::<18>().0.iter().zip(bytes).zip(scales) {
-            *scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+            let [first, second, values @ ..] = *block;
+            *scale = f16::from_le_bytes([first, second]).to_f32();
             let (low, high) = bytes.split_at_mut(BLOCK / 2);
-            low.iter_mut().zip(&block[2..]).for_each(|(to, byte)| *to = byte & 15);
-            high.iter_mut().zip(&block[2..]).for_each(|(to, byte)| *to = byte >> 4);
+            low.copy_from_slice(&values.map(|byte| byte & 15));
+            high.copy_from_slice(&values.map(|byte| byte >> 4));
         }
     }
 }

@@ -176,6 +176,19 @@ fn group<const FOUR: usize>(row: &[u8], g: usize, last: &mut [u8; FOUR]) -> *con
     last.as_ptr()
 }
 
+/// The scales of a group's blocks of `SIZE` bytes, halves as they lie, the first one lowest. Scalar loads leave the vector
+/// units to the products.
+///
+/// # Safety
+/// Four blocks must be readable.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+unsafe fn halves<const SIZE: usize>(group: *const u8) -> u64 {
+    // SAFETY: as required of the caller.
+    let half = |b: usize| unsafe { u64::from(group.add(b * SIZE).cast::<u16>().read_unaligned()) };
+    half(0) | half(1) << 16 | half(2) << 32 | half(3) << 48
+}
+
 /// In plain Rust.
 fn portable<const M: usize>(x: &Words, call: &Call<'_>) {
     let Shape { format, cols, .. } = call.shape;

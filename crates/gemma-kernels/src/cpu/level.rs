@@ -98,13 +98,12 @@ fn word(name: &str) -> String {
 }
 
 /// The level that is computed with: the best of this processor, or the one that `GEMMA_INSTRUCTIONS` names, for
-/// comparing with another processor. The environment is read once.
+/// comparing with another processor.
 ///
 /// # Errors
 /// When it names none that this processor has.
 pub fn chosen_level() -> Result<Level, LevelError> {
-    static LEVEL: OnceLock<Result<Level, LevelError>> = OnceLock::new();
-    LEVEL.get_or_init(|| choose(std::env::var(ENVIRONMENT).ok().as_deref())).clone()
+    choose(std::env::var(ENVIRONMENT).ok().as_deref())
 }
 
 fn choose(name: Option<&str>) -> Result<Level, LevelError> {
@@ -113,15 +112,14 @@ fn choose(name: Option<&str>) -> Result<Level, LevelError> {
     named.filter(|level| level.is_there()).ok_or_else(|| LevelError(name.to_owned()))
 }
 
-/// The level that is computed with: [`chosen_level`], or where that is an error the best of this processor.
+/// The level that is computed with: [`chosen_level`], or where that is an error the best of this processor. Found out once.
 pub fn cpu_level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| chosen_level().unwrap_or_else(|_| detected()))
 }
 
 fn detected() -> Level {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| Level::ALL.iter().copied().rev().find(|level| level.is_there()).unwrap_or(Level::Portable))
+    Level::ALL.iter().copied().rev().find(|level| level.is_there()).unwrap_or(Level::Portable)
 }
 
 impl Level {

@@ -14,19 +14,26 @@ pub(super) const FINE: f32 = 32512.0;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "no gain there"))]
 pub(super) const COARSE: f32 = 127.0;
 
+/// The scale of a block whose largest magnitude has these bits, and what its values are multiplied with; without that,
+/// they all become zero. As bits, magnitudes are ordered like whole numbers, with infinity and NaN at the end.
+#[inline(always)]
+fn scale(largest: u32, limit: f32) -> (f32, Option<f32>) {
+    let scale = f32::from_bits(largest) / limit;
+    if !scale.is_normal() {
+        // all (nearly) zero, or not finite
+        return (if largest < f32::INFINITY.to_bits() { 0.0 } else { f32::NAN }, None);
+    }
+    (scale, Some(limit / f32::from_bits(largest)))
+}
+
 /// The scale of a block and its whole numbers.
 #[inline(always)]
 pub(super) fn quantize(x: &[f32; BLOCK], limit: f32) -> (f32, [i32; BLOCK]) {
     // Adding 1.5·2²³ leaves the integer nearest to a small number in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
-    // as bits, magnitudes are ordered like whole numbers, with infinity and NaN at the end
     let largest = x.iter().fold(0, |largest: u32, value| largest.max(value.to_bits() & 0x7fff_ffff));
-    let scale = f32::from_bits(largest) / limit;
-    if !scale.is_normal() {
-        // all (nearly) zero, or not finite
-        return (if largest < f32::INFINITY.to_bits() { 0.0 } else { f32::NAN }, [0; BLOCK]);
-    }
-    let inverse = limit / f32::from_bits(largest);
+    let (scale, inverse) = scale(largest, limit);
+    let Some(inverse) = inverse else { return (scale, [0; BLOCK]) };
     (scale, x.map(|value| (value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed()))
 }
 
@@ -55,6 +62,12 @@ impl Bytes {
         Self { scale, low, high, sums: [first, second].map(|half| half.iter().sum()) }
     }
 
+    /// All values zero.
+    #[cfg(target_arch = "x86_64")]
+    fn zeros(scale: f32) -> Self {
+        Self { scale, low: [0; BLOCK], high: [0; BLOCK], sums: [0; 2] }
+    }
+
     /// The same in vectors, which the compiler does not find by itself.
     #[cfg(target_arch = "x86_64")]
     #[inline]
@@ -66,12 +79,9 @@ impl Bytes {
         // as in `quantize`
         let magnitudes = values.map(|x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff)));
         let largest = _mm512_reduce_max_epu32(_mm512_max_epu32(magnitudes[0], magnitudes[1]));
-        let scale = f32::from_bits(largest) / limit;
-        if !scale.is_normal() {
-            let scale = if largest < f32::INFINITY.to_bits() { 0.0 } else { f32::NAN };
-            return Self { scale, low: [0; BLOCK], high: [0; BLOCK], sums: [0; 2] };
-        }
-        let inverse = _mm512_set1_ps(limit / f32::from_bits(largest));
+        let (scale, inverse) = scale(largest, limit);
+        let Some(inverse) = inverse else { return Self::zeros(scale) };
+        let inverse = _mm512_set1_ps(inverse);
         let values = values.map(|x| _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)));
         let low = values.map(|values| _mm512_cvtepi32_epi8(values));
         let (mut low_bytes, mut high_bytes) = ([0; BLOCK], [0; BLOCK]);
@@ -86,11 +96,9 @@ impl Bytes {
         let sums = values.map(|values| _mm512_reduce_add_epi32(values));
         Self { scale, low: low_bytes, high: high_bytes, sums }
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-impl Bytes {
     /// The same in vectors of half the length.
+    #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn with_avx2(x: &[f32; BLOCK], limit: f32) -> Self {
@@ -105,12 +113,9 @@ impl Bytes {
         // SAFETY: there is room for a vector.
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), largest) };
         let largest = lanes.into_iter().fold(0, u32::max);
-        let scale = f32::from_bits(largest) / limit;
-        if !scale.is_normal() {
-            let scale = if largest < f32::INFINITY.to_bits() { 0.0 } else { f32::NAN };
-            return Self { scale, low: [0; BLOCK], high: [0; BLOCK], sums: [0; 2] };
-        }
-        let inverse = _mm256_set1_ps(limit / f32::from_bits(largest));
+        let (scale, inverse) = scale(largest, limit);
+        let Some(inverse) = inverse else { return Self::zeros(scale) };
+        let inverse = _mm256_set1_ps(inverse);
         let values = values.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
         let low = values.map(|values| _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(values)));
         let (mut low_bytes, mut high_bytes) = ([0i8; BLOCK], [0i8; BLOCK]);

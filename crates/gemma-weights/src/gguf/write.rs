@@ -37,7 +37,8 @@ pub type OnConvert<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 ///
 /// `config` is its `config.json` with every field. Matrices are stored in `format`, or as they are where there is none;
 /// rows that whole blocks do not fill become f16. Norms are f32 and hold the one that the layers add. One tensor at a
-/// time is held in memory. A file that is there is replaced only when `replace` is set.
+/// time is held in memory. A file that is there is replaced only when `replace` is set. Returns how many matrices are not in
+/// the `format` that was wished.
 ///
 /// # Errors
 /// [`Error::NotForGguf`] for another architecture or a tensor that such files do not have, [`Error::WouldOverwrite`],
@@ -50,7 +51,7 @@ pub fn save_gguf(
     path: &Path,
     replace: bool,
     on_progress: OnConvert<'_>,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     let architecture = match config["model_type"].as_str() {
         Some(known @ ("gemma" | "gemma2")) => known,
         other => {
@@ -73,7 +74,10 @@ pub fn save_gguf(
     if !replace && path.exists() {
         return Err(Error::WouldOverwrite { folder: path.to_owned() });
     }
-    replace_file(path, |file, _| write(&mut BufWriter::new(file), &pairs, &tensors, on_progress, path))
+    replace_file(path, |file, _| write(&mut BufWriter::new(file), &pairs, &tensors, on_progress, path))?;
+    let differs =
+        |(_, tensor, stored): &&Outgoing<'_>| tensor.shape.len() > 1 && format.is_some_and(|wished| wished != *stored);
+    Ok(tensors.iter().filter(differs).count())
 }
 
 /// A tensor on its way into the file: its name there, and the format in which it will lie.

@@ -1,6 +1,6 @@
 //! With the VNNI of AVX: bytes, four products in each of eight lanes.
 
-use super::{Call, Split, group};
+use super::{Call, Split, group, halves};
 use crate::cpu::lanes::{Avx2, Lanes, prefetch};
 use crate::cpu::quantize::{Bytes, GROUP};
 use std::arch::x86_64::*;
@@ -21,8 +21,7 @@ pub(super) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i3
 #[target_feature(enable = "avx2,f16c")]
 unsafe fn scales<const SIZE: usize>(group: *const u8) -> __m128 {
     // SAFETY: as required of the caller.
-    let half = |b: usize| unsafe { u64::from(group.add(b * SIZE).cast::<u16>().read_unaligned()) };
-    _mm_cvtph_ps(_mm_cvtsi64_si128((half(0) | half(1) << 16 | half(2) << 32 | half(3) << 48).cast_signed()))
+    _mm_cvtph_ps(_mm_cvtsi64_si128(unsafe { halves::<SIZE>(group) }.cast_signed()))
 }
 
 /// A quarter of a token's group of low or high bytes.

@@ -1,6 +1,6 @@
 //! With NEON: 16-bit numbers, eight at a time, or with dot products bytes, four in each lane.
 
-use super::{Call, Split, Words, group};
+use super::{Call, Split, Words, group, halves};
 use crate::Format;
 use crate::cpu::lanes::{Lanes, Neon, prefetch};
 use crate::cpu::quantize::GROUP;
@@ -132,9 +132,8 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
                     prefetch(from.wrapping_add(AHEAD + 64 * line));
                 }
             }
-            let half = |b: usize| u64::from(from.add(b * SIZE).cast::<u16>().read_unaligned());
             // the lanes convert eight at a time
-            let halves = [half(0) | half(1) << 16 | half(2) << 32 | half(3) << 48, 0];
+            let halves = [halves::<SIZE>(from), 0];
             let mut scales = [0f32; 8];
             Neon::load_f16(halves.as_ptr().cast()).store(scales.as_mut_ptr());
             for b in 0..4 {

@@ -1,6 +1,6 @@
 //! With AVX-512 VNNI: bytes, four products in each lane.
 
-use super::{Call, Split, group};
+use super::{Call, Split, group, halves};
 use crate::cpu::lanes::prefetch;
 use crate::cpu::quantize::{Bytes, GROUP};
 use std::arch::x86_64::*;
@@ -13,7 +13,7 @@ pub(super) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i3
     Split::new(x, cols, fine, (halves, offset, 32), |x, limit| Bytes::with_avx512(x, limit))
 }
 
-/// The scales of four blocks of `SIZE` bytes. Scalar loads leave the vector units to the products.
+/// The scales of four blocks of `SIZE` bytes.
 ///
 /// # Safety
 /// Four blocks must be readable.
@@ -21,8 +21,7 @@ pub(super) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i3
 #[target_feature(enable = "avx512f,f16c")]
 unsafe fn scales<const SIZE: usize>(group: *const u8) -> __m128 {
     // SAFETY: as required of the caller.
-    let half = |b: usize| unsafe { u64::from(group.add(b * SIZE).cast::<u16>().read_unaligned()) };
-    _mm_cvtph_ps(_mm_cvtsi64_si128((half(0) | half(1) << 16 | half(2) << 32 | half(3) << 48).cast_signed()))
+    _mm_cvtph_ps(_mm_cvtsi64_si128(unsafe { halves::<SIZE>(group) }.cast_signed()))
 }
 
 /// The first or second half of a token's group of low or high bytes.
