@@ -14,7 +14,7 @@ and `state.rg_lru.<layer>` [R] after `tokens`, and `logits.window_plus_one`, wit
 `pixel_values` [N, 3, S, S] of the PNGs, `image_features.siglip` and `.projected`, `input_ids`, `attention_mask` and
 `token_type_ids` [B, T] (padded on the left; type 1 is an answer), `logits` [B, T, V], `greedy.ids` and `.margin`;
 where there is an answer, `loss` [1] of its tokens and `grad.<parameter>` under the names of the released files.
-`paligemma/pictures.safetensors` holds what Pillow makes of `wide.png`.
+`paligemma/images.safetensors` holds what Pillow makes of `wide.png`.
 """
 
 import argparse
@@ -189,16 +189,16 @@ def make(folder, name, dtype, seed):
 SIDE, IMAGE = 8, 63
 
 
-def random_picture(generator, width, height):
+def random_image(generator, width, height):
     rows = torch.arange(height)[:, None, None] * torch.randint(1, 9, (3,), generator=generator)
     columns = torch.arange(width)[None, :, None] * torch.randint(1, 9, (3,), generator=generator)
     noise = torch.randint(0, 60, (height, width, 3), generator=generator)
     return Image.fromarray(((rows + columns + noise) % 256).to(torch.uint8).numpy(), "RGB")
 
 
-def pixels(picture):
-    # rows first whatever the shape: Pillow 13 begins with the columns of tall pictures, older versions do not
-    rows = picture.convert("RGB").resize((SIDE, picture.height), Image.BICUBIC)
+def pixels(image):
+    # rows first whatever the shape: Pillow 13 begins with the columns of tall images, older versions do not
+    rows = image.convert("RGB").resize((SIDE, image.height), Image.BICUBIC)
     small = rows.resize((SIDE, SIDE), Image.BICUBIC)
     return (torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
@@ -252,20 +252,20 @@ def make_paligemma(folder, text, seed):
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
     generator = torch.Generator().manual_seed(seed + 1)
     expected, cases = {}, []
-    # (name, pictures per row, text tokens per row, answer tokens)
+    # (name, images per row, text tokens per row, answer tokens)
     for name, counts, lengths, answer in [
         ("main", [1], [6], 0),
         ("suffix", [1], [4], 9),
         ("batch", [1, 1], [3, 7], 0),
         ("two_images", [2], [5], 0),
     ]:
-        files, pictures = [], []
+        files, images = [], []
         for index in range(sum(counts)):
             width, height = torch.randint(5, 40, (2,), generator=generator).tolist()
-            picture = random_picture(generator, width, height)
+            image = random_image(generator, width, height)
             files.append(f"{name}.image{index}.png")
-            picture.save(folder / files[-1])
-            pictures.append(pixels(picture))
+            image.save(folder / files[-1])
+            images.append(pixels(image))
         rows = []
         for count, length in zip(counts, lengths):
             words = torch.randint(3, IMAGE, (length + answer,), generator=generator).tolist()
@@ -277,7 +277,7 @@ def make_paligemma(folder, text, seed):
         types = torch.zeros_like(ids)
         if answer:
             types[:, -answer:] = 1
-        values = torch.stack(pictures)
+        values = torch.stack(images)
         given = dict(attention_mask=mask, token_type_ids=types)
         with torch.no_grad():
             vision_out = model.model.vision_tower(pixel_values=values).last_hidden_state
@@ -307,14 +307,14 @@ def make_paligemma(folder, text, seed):
     (folder / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
 
 
-def make_pictures(folder, seed):
-    picture = random_picture(torch.Generator().manual_seed(seed), 61, 23)
-    picture.save(folder / "wide.png")
+def make_images(folder, seed):
+    image = random_image(torch.Generator().manual_seed(seed), 61, 23)
+    image.save(folder / "wide.png")
     resized = {
-        "bicubic": picture.resize((28, 28), Image.BICUBIC),
-        "bilinear": picture.resize((40, 9), Image.BILINEAR),
+        "bicubic": image.resize((28, 28), Image.BICUBIC),
+        "bilinear": image.resize((40, 9), Image.BILINEAR),
     }
-    save_file({key: torch.from_numpy(np.array(value)) for key, value in resized.items()}, folder / "pictures.safetensors")
+    save_file({key: torch.from_numpy(np.array(value)) for key, value in resized.items()}, folder / "images.safetensors")
 
 
 def make_blocks(folder, seed):
@@ -354,7 +354,7 @@ def main():
     (_, gemma1), (_, gemma2) = MODELS["gemma1"], MODELS["gemma2"]
     make_paligemma(out / "paligemma" / "f32", gemma1, 31)
     make_paligemma(out / "paligemma2" / "f32", gemma2, 37)
-    make_pictures(out / "paligemma", 41)
+    make_images(out / "paligemma", 41)
     make(out / "recurrentgemma-f32", "recurrentgemma", torch.float32, 31)
     make(out / "recurrentgemma-bf16", "recurrentgemma", torch.bfloat16, 31)
     make_blocks(out / "gguf", 43)

@@ -44,7 +44,7 @@ fn a_token_allocates_few_small_things_and_keeps_nothing() {
                 let usual = counts[counts.len() / 2];
                 let context = format!("{backend}, {precision:?}: {found:?}");
                 assert!(usual > 0 && usual <= most, "{context}");
-                // while other programs want the processors, the queue of rayon's pool takes a block now and then
+                // while other programs want the CPUs, the queue of rayon's pool takes a block now and then
                 let unusual = found.iter().filter(|step| step.count_total != usual || step.count_current != 0).count();
                 assert!(unusual <= found.len() / 5, "{context}");
                 let kept: i64 = found.iter().map(|step| step.bytes_current).sum();

@@ -1,7 +1,7 @@
 //! CodeGemma as a whole: prompts as the reference makes them, gaps filled, guesses and reuse that change nothing.
 
 use codegemma::{CodeGemma, Cut, Error, File, Infill, InfillOptions, Language, Order};
-use gemma::{Activations, Backend, Device, LoadOptions};
+use gemma::{ActivationPrecision, Backend, Device, LoadOptions};
 use gemma_demo::corpus::code::held_out_functions;
 use gemma_demo::corpus::holes::Hole;
 use gemma_demo::random::Random;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const RIGHT: f64 = 0.8;
 
 /// The backends compiled in, each with a device, and how many times a lengthy thing is tried on it: a software graphics
-/// driver takes a second for what a processor does in a hundredth.
+/// driver takes a second for what a CPU does in a hundredth.
 fn devices() -> Vec<(Device, usize)> {
     let tested = |backend: &Backend| !matches!(backend, Backend::Vulkan | Backend::Metal);
     let backends = Backend::compiled().into_iter().filter(tested);
@@ -274,7 +274,7 @@ fn typed() -> Vec<Infill> {
 fn a_prompt_read_in_part_gives_the_logits_of_one_read_anew() {
     for (device, _) in devices() {
         // otherwise long pieces are rounded as short ones are not
-        let exact = LoadOptions { activations: Activations::Exact, ..LoadOptions::default() };
+        let exact = LoadOptions { activations: ActivationPrecision::F32, ..LoadOptions::default() };
         let model = codegemma::demo_with(&exact, &device).unwrap();
         for order in [Order::Psm, Order::Spm] {
             let options = InfillOptions { order, ..InfillOptions::default() };

@@ -3,7 +3,9 @@
 use crate::parity::{Case, check_with, ids, values};
 use gemma::{Backend, Decoder, Gemma, GenerateOptions};
 use gemma_generate::{CausalModel, Segment};
-use gemma_model::{Activations, Error, LoadOptions, Network, convert_to_folder, convert_to_gguf, read_tokenizer};
+use gemma_model::{
+    ActivationPrecision, Error, LoadOptions, Network, convert_to_folder, convert_to_gguf, read_tokenizer,
+};
 use gemma_tests::{References, devices, goldens, max_distance, shared};
 use gemma_weights::{Checkpoint, Dtype, Format, Precision};
 use std::ops::ControlFlow;
@@ -31,7 +33,7 @@ fn files_of_the_shared_set() {
                 wide: None,
                 greedy: None,
             };
-            let options = LoadOptions { activations: Activations::Exact, ..LoadOptions::default() };
+            let options = LoadOptions { activations: ActivationPrecision::F32, ..LoadOptions::default() };
             check_with::<Decoder>(&file, &options, &[case]);
         }
     }

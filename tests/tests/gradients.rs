@@ -4,7 +4,7 @@ use burn::Tensor;
 use burn::module::Param;
 use burn::tensor::Gradients;
 use gemma::{Backend, Decoder, Network};
-use gemma_nn::{Segment, Sink, Trainable, Weight};
+use gemma_nn::{Saver, Segment, Trainable, Weight};
 use gemma_tests::{References, goldens, shared};
 use gemma_train::cross_entropy;
 use gemma_weights::{Checkpoint, Loader};
@@ -34,7 +34,7 @@ impl Compare<'_> {
     }
 }
 
-impl Sink for Compare<'_> {
+impl Saver for Compare<'_> {
     fn matrix(&mut self, name: &str, weight: &Weight) {
         let Weight::Dense(param) = weight else { panic!("{name} is not trainable") };
         self.compare(name, param);

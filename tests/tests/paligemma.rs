@@ -1,23 +1,23 @@
-//! PaliGemma against the reference implementation, beginning at the picture files: pixels, encoder, projector, logits,
-//! greedy continuations, ragged batches, several pictures, training masks, boxes and masks; on every compiled backend.
+//! PaliGemma against the reference implementation, beginning at the image files: pixels, encoder, projector, logits,
+//! greedy continuations, ragged batches, several images, training masks, boxes and masks; on every compiled backend.
 
 use burn::Tensor;
 use burn::module::Param;
-use gemma_demo::train_paligemma::{PictureExample, loss};
+use gemma_demo::train_paligemma::{ImageExample, loss};
 use gemma_generate::{CausalModel, GenerateOptions, Generation};
-use gemma_nn::{Segment, Sink, Weight};
+use gemma_nn::{Saver, Segment, Weight};
 use gemma_tests::{Reference, References, devices, goldens, max_distance, rms_distance, shared};
 use gemma_train::Example;
 use gemma_weights::Checkpoint;
 use paligemma::{
-    BoundingBox, Device, Filter, LoadOptions, Mask, MaskDecoder, Network, Picture, Pixels, Prompt, VisionLanguageModel,
+    BoundingBox, Device, Filter, Image, LoadOptions, Mask, MaskDecoder, Network, Pixels, Prompt, VisionLanguageModel,
     resize_rgb,
 };
 use std::path::Path;
 
 /// The largest permitted distance of an f32 logit from the reference.
 const LOGITS: f64 = 1e-3;
-/// The largest permitted distance of a picture's feature.
+/// The largest permitted distance of an image's feature.
 const FEATURES: f64 = 1e-4;
 /// A greedy choice counts where the reference's best two logits are farther apart than this.
 const MARGIN: f64 = 1e-3;
@@ -40,7 +40,7 @@ struct Row {
     tokens: Vec<u32>,
     /// Tokens of the prompt; those after it are an answer, read along.
     prefix: usize,
-    pictures: Vec<Pixels>,
+    images: Vec<Pixels>,
     /// Logits after the last `logits.len() / vocab` tokens.
     logits: Vec<f64>,
     /// f32 arithmetic on the same weights, where `logits` is bf16 arithmetic.
@@ -48,7 +48,7 @@ struct Row {
     greedy: Option<(Vec<u32>, Vec<f64>)>,
 }
 
-/// A case of the reference: its rows, without padding, and the features of all its pictures.
+/// A case of the reference: its rows, without padding, and the features of all its images.
 struct Case {
     name: String,
     rows: Vec<Row>,
@@ -63,16 +63,16 @@ impl Case {
         let (tokens, mask) = (get("input_ids").expect("ids"), get("attention_mask").expect("a mask"));
         let types = get("token_type_ids").expect("types");
         let logits = get("logits").or_else(|| get("logits_tail")).expect("logits");
-        let mut files = about["images"].as_array().expect("pictures").iter();
+        let mut files = about["images"].as_array().expect("images").iter();
         let rows = (0..tokens.shape[0]).map(|row| {
             let real: Vec<usize> = (0..tokens.shape[1]).filter(|place| mask.row(row)[*place] == 1.0).collect();
             let of = |reference: &Reference| real.iter().map(|place| reference.row(row)[*place]).collect::<Vec<_>>();
             let count = about["images_per_row"][row].as_u64().expect("a number");
-            let pictures = files.by_ref().take(count as usize);
-            let picture = |file: &serde_json::Value| {
-                Picture::open(&folder.join(file.as_str().expect("a file"))).expect("a picture").pixels(side)
+            let images = files.by_ref().take(count as usize);
+            let image = |file: &serde_json::Value| {
+                Image::open(&folder.join(file.as_str().expect("a file"))).expect("an image").pixels(side)
             };
-            let pictures = pictures.map(picture).collect();
+            let images = images.map(image).collect();
             // the last positions are real: padding is on the left
             let last = |logits: Reference| {
                 let held = logits.shape[1];
@@ -84,7 +84,7 @@ impl Case {
             Row {
                 tokens: ids(&of(&tokens)),
                 prefix: of(&types).iter().filter(|kind| **kind == 0.0).count(),
-                pictures,
+                images,
                 logits: last(logits.clone()),
                 wide: get("logits.f32").map(last),
                 greedy: get("greedy.ids").map(|ids| greedy(ids, get("greedy.margin").expect("margins"))),
@@ -96,7 +96,7 @@ impl Case {
     }
 }
 
-/// All cases of a folder; the pixels of each picture are compared on the way.
+/// All cases of a folder; the pixels of each image are compared on the way.
 fn cases(folder: &Path) -> Vec<Case> {
     let expected = References::open(&folder.join("expected.safetensors"));
     let text = std::fs::read_to_string(folder.join("cases.json")).expect("cases.json");
@@ -106,7 +106,7 @@ fn cases(folder: &Path) -> Vec<Case> {
         let pixels = expected.tensor(&format!("{name}.pixel_values"));
         let case = Case::read(folder, &expected, about, pixels.shape[3]);
         let found: Vec<f32> =
-            case.rows.iter().flat_map(|row| &row.pictures).flat_map(|p| p.values().iter().copied()).collect();
+            case.rows.iter().flat_map(|row| &row.images).flat_map(|p| p.values().iter().copied()).collect();
         let distance = max_distance(&found, &pixels.values);
         assert!(distance < 1e-6, "{} {name}: a pixel is {distance} off", folder.display());
         case
@@ -128,8 +128,8 @@ fn check(folder: &Path) {
 }
 
 fn features(model: &VisionLanguageModel, case: &Case, exact: bool, context: &str) {
-    let pictures: Vec<&Pixels> = case.rows.iter().flat_map(|row| &row.pictures).collect();
-    let siglip = model.vision_tower().forward(&pictures);
+    let images: Vec<&Pixels> = case.rows.iter().flat_map(|row| &row.images).collect();
+    let siglip = model.vision_tower().forward(&images);
     let tolerance = if exact { FEATURES } else { 0.1 };
     for (what, found, expected) in
         [("siglip", siglip.clone(), &case.siglip), ("projected", model.project(siglip), &case.projected)]
@@ -139,13 +139,13 @@ fn features(model: &VisionLanguageModel, case: &Case, exact: bool, context: &str
         assert!(distance < tolerance, "{context}: {what} is {distance} off");
     }
     // one at a time gives what all together give
-    let one = values(model.encode(&pictures[..1]).remove(0));
-    let first = values(model.encode(&pictures).remove(0));
-    assert!(one.iter().zip(&first).all(|(a, b)| (a - b).abs() < 1e-5), "{context}: a picture depends on the others");
+    let one = values(model.encode(&images[..1]).remove(0));
+    let first = values(model.encode(&images).remove(0));
+    assert!(one.iter().zip(&first).all(|(a, b)| (a - b).abs() < 1e-5), "{context}: an image depends on the others");
 }
 
 fn encoded(model: &VisionLanguageModel, row: &Row) -> Vec<Tensor<2>> {
-    model.encode(&row.pictures.iter().collect::<Vec<_>>())
+    model.encode(&row.images.iter().collect::<Vec<_>>())
 }
 
 /// The rows of a case as segments of one call, answers included.
@@ -249,7 +249,7 @@ fn fixtures_of_the_shared_set() {
     }
 }
 
-/// The prompt that the reference's processor makes of a text.
+/// The prompt that the reference's CPU makes of a text.
 #[test]
 fn a_prompt_has_the_tokens_of_the_reference() {
     let Some(shared) = shared() else { return };
@@ -258,34 +258,34 @@ fn a_prompt_has_the_tokens_of_the_reference() {
     let model = paligemma::PaliGemma::load_folder(&folder, &LoadOptions::default(), &device).expect("a model");
     let expected = References::open(&folder.join("expected.safetensors")).tensor("main.input_ids");
     assert_eq!(model.prompt_tokens(1, "detect cat").expect("a tokenizer"), ids(&expected.values));
-    let view = model.look(&Picture::open(&folder.join("main.image0.png")).expect("a picture"));
+    let view = model.encode_image(&Image::open(&folder.join("main.image0.png")).expect("an image"));
     let answer = view.detect(&["cat"]).expect("an answer");
     assert!(!answer.text.is_empty());
 }
 
 #[test]
-fn pictures_are_resized_to_the_last_bit() {
+fn images_are_resized_to_the_last_bit() {
     let Some(shared) = shared() else { return };
     let folder = shared.join("reference/fixtures/images");
     let expected = References::open(&folder.join("expected.safetensors"));
     let text = std::fs::read_to_string(folder.join("cases.json")).expect("cases.json");
     let about: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     for case in about.as_array().expect("a list") {
-        // decoders of JPEG differ by a few levels; the resampling is compared on the decoded picture
+        // decoders of JPEG differ by a few levels; the resampling is compared on the decoded image
         let file = case["decoded"].as_str().or(case["file"].as_str()).expect("a file");
         let name = case["file"].as_str().expect("a file").split('.').next().expect("a name");
         let side = case["size"].as_u64().expect("a size") as usize;
-        let picture = Picture::open(&folder.join(file)).expect("a picture");
+        let image = Image::open(&folder.join(file)).expect("an image");
         let resized = expected.tensor(&format!("{name}.resized_u8"));
-        let found: Vec<f64> = picture.squashed(side).rgb().iter().map(|value| f64::from(*value)).collect();
+        let found: Vec<f64> = image.squashed(side).rgb().iter().map(|value| f64::from(*value)).collect();
         assert_eq!(found, resized.values, "{file}");
         if let Some(pixels) = expected.get(&format!("{name}.pixel_values")) {
-            let distance = max_distance(picture.pixels(side).values(), &pixels.values);
+            let distance = max_distance(image.pixels(side).values(), &pixels.values);
             assert!(distance < 1e-6, "{file}: a pixel is {distance} off");
         }
     }
-    let photo = Picture::open(&folder.join("photo.jpg")).expect("a picture");
-    let decoded = Picture::open(&folder.join("photo.decoded.png")).expect("a picture");
+    let photo = Image::open(&folder.join("photo.jpg")).expect("an image");
+    let decoded = Image::open(&folder.join("photo.decoded.png")).expect("an image");
     let worst = photo.rgb().iter().zip(decoded.rgb()).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(worst.is_some_and(|worst| worst <= 8), "a JPEG is decoded within a few levels: {worst:?}");
 }
@@ -311,16 +311,16 @@ fn masks_are_decoded_as_the_reference_decodes_them() {
     }
 }
 
-/// A small picture whose resized bytes Pillow 13.0.0 made: one of this repository's goldens.
+/// A small image whose resized bytes Pillow 13.0.0 made: one of this repository's goldens.
 #[test]
-fn a_small_picture_is_resized_to_the_last_bit() {
+fn a_small_image_is_resized_to_the_last_bit() {
     let folder = goldens().join("paligemma");
-    let expected = References::open(&folder.join("pictures.safetensors"));
-    let picture = Picture::open(&folder.join("wide.png")).expect("a picture");
+    let expected = References::open(&folder.join("images.safetensors"));
+    let image = Image::open(&folder.join("wide.png")).expect("an image");
     for (name, filter) in [("bicubic", Filter::Bicubic), ("bilinear", Filter::Bilinear)] {
         let golden = expected.tensor(name);
         let [height, width, _] = golden.shape[..] else { panic!("height, width, channels") };
-        let found = resize_rgb(picture.rgb(), picture.width(), picture.height(), width, height, filter);
+        let found = resize_rgb(image.rgb(), image.width(), image.height(), width, height, filter);
         let found: Vec<f64> = found.iter().map(|value| f64::from(*value)).collect();
         assert_eq!(found, golden.values, "{name}");
     }
@@ -345,7 +345,7 @@ impl Gradients<'_> {
     }
 }
 
-impl Sink for Gradients<'_> {
+impl Saver for Gradients<'_> {
     fn matrix(&mut self, name: &str, weight: &Weight) {
         let Weight::Dense(param) = weight else { panic!("{name} is not trainable") };
         self.compare(name, param);
@@ -373,7 +373,7 @@ fn training_has_the_gradients_of_the_reference() {
             let model = VisionLanguageModel::open_trainable(&checkpoint, &device).expect("a model");
             let learn = (0..row.tokens.len()).map(|place| place >= row.prefix).collect();
             let text = Example { tokens: row.tokens.clone(), learn };
-            let example = PictureExample { text, prefix_len: row.prefix, pixels: row.pictures[0].clone() };
+            let example = ImageExample { text, prefix_len: row.prefix, pixels: row.images[0].clone() };
             let loss = loss(&model, &[example]);
             let context = format!("{name} on {backend}");
             let value = f64::from(loss.clone().into_scalar::<f32>());
@@ -407,7 +407,7 @@ impl Noted<'_> {
     }
 }
 
-impl Sink for Noted<'_> {
+impl Saver for Noted<'_> {
     fn matrix(&mut self, name: &str, weight: &Weight) {
         let Weight::Dense(param) = weight else { panic!("{name} is not trainable") };
         self.note(name, param);
@@ -422,7 +422,7 @@ impl Sink for Noted<'_> {
     }
 }
 
-/// A batch of different pictures with different texts has the mean of their gradients, by tokens to be learned.
+/// A batch of different images with different texts has the mean of their gradients, by tokens to be learned.
 #[test]
 fn a_batch_has_the_mean_gradient_of_its_examples() {
     let tokenizer = paligemma::demo_tokenizer().expect("a tokenizer");
@@ -431,7 +431,7 @@ fn a_batch_has_the_mean_gradient_of_its_examples() {
         let model = VisionLanguageModel::open_trainable(&checkpoint, &device).expect("a model");
         let config = Network::config(&model);
         let mut random = gemma_demo::random::Random::new(5);
-        let examples: Vec<PictureExample> = gemma_demo::scenes::scenes(5, 3, true)
+        let examples: Vec<ImageExample> = gemma_demo::scenes::scenes(5, 3, true)
             .take(3)
             .map(|scene| {
                 let pixels = scene.draw(56).pixels(config.vision.image_size);
@@ -440,7 +440,7 @@ fn a_batch_has_the_mean_gradient_of_its_examples() {
             })
             .collect();
         let together = Noted::of(&loss(&model, &examples), &model);
-        let learned = |example: &PictureExample| example.text.targets().flatten().count() as f32;
+        let learned = |example: &ImageExample| example.text.targets().flatten().count() as f32;
         let total: f32 = examples.iter().map(learned).sum();
         let mut sum: Vec<Vec<f32>> = together.iter().map(|(_, values)| vec![0.0; values.len()]).collect();
         for example in &examples {

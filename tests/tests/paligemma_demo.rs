@@ -3,7 +3,7 @@
 use gemma_backend::Backend;
 use gemma_demo::train_paligemma::{Summary, examine};
 use gemma_tests::devices;
-use paligemma::{GenerateOptions, Question, demo, demo_pictures};
+use paligemma::{GenerateOptions, Question, demo, demo_images};
 
 /// At least this part of the captions must be right, word for word.
 const CAPTIONS: f64 = 0.9;
@@ -31,16 +31,16 @@ fn describes_answers_and_finds_in_held_out_scenes() {
 }
 
 #[test]
-fn every_backend_says_the_same_of_a_picture() {
+fn every_backend_says_the_same_of_a_image() {
     let said: Vec<Vec<String>> = devices()
         .into_iter()
         .map(|(_, device)| {
             let model = demo(&device).unwrap();
-            demo_pictures()
+            demo_images()
                 .unwrap()
                 .iter()
-                .map(|(_, picture)| {
-                    let view = model.look(picture);
+                .map(|(_, image)| {
+                    let view = model.encode_image(image);
                     format!("{} {}", view.caption("en").unwrap(), view.detect(&["shape"]).unwrap().text)
                 })
                 .collect()
@@ -49,21 +49,21 @@ fn every_backend_says_the_same_of_a_picture() {
     assert!(said.windows(2).all(|pair| pair[0] == pair[1]), "{said:#?}");
 }
 
-/// Questions of different lengths about different pictures, together: as each alone.
+/// Questions of different lengths about different images, together: as each alone.
 #[test]
-fn a_batch_of_pictures_is_answered_as_each_alone() {
+fn a_batch_of_images_is_answered_as_each_alone() {
     for (backend, device) in devices() {
         let model = demo(&device).unwrap();
-        let pictures = demo_pictures().unwrap();
-        let views = model.look_at(&pictures.iter().map(|(_, picture)| picture).collect::<Vec<_>>());
+        let images = demo_images().unwrap();
+        let views = model.encode_images(&images.iter().map(|(_, image)| image).collect::<Vec<_>>());
         let alone: Vec<_> = views.iter().map(|view| [view]).collect();
         let prompts = ["caption en", "detect shape", "answer en how many shapes are there?"];
         let questions: Vec<Question<'_>> =
             alone.iter().zip(prompts).map(|(views, prompt)| Question { views, prompt }).collect();
         let options = GenerateOptions::greedy(64);
         let together = model.ask_batch(&questions, &options).unwrap();
-        for ((question, answer), (name, picture)) in questions.iter().zip(&together).zip(&pictures) {
-            let single = model.look(picture).ask(question.prompt, &options).unwrap();
+        for ((question, answer), (name, image)) in questions.iter().zip(&together).zip(&images) {
+            let single = model.encode_image(image).ask(question.prompt, &options).unwrap();
             assert_eq!(single.tokens, answer.tokens, "{backend} {name}: {}", question.prompt);
             assert_eq!(single.finish_reason, answer.finish_reason);
         }
@@ -80,8 +80,8 @@ fn a_saved_folder_is_the_same_model() {
     model.save(&folder, gemma_weights::Dtype::Bf16, false).unwrap();
     assert!(model.save(&folder, gemma_weights::Dtype::Bf16, false).is_err(), "an existing folder is not overwritten");
     let again = paligemma::PaliGemma::load(folder.to_str().unwrap(), &device).unwrap();
-    let picture = &demo_pictures().unwrap()[1].1;
-    let said = |model: &paligemma::PaliGemma| model.look(picture).detect(&["shape"]).unwrap();
+    let image = &demo_images().unwrap()[1].1;
+    let said = |model: &paligemma::PaliGemma| model.encode_image(image).detect(&["shape"]).unwrap();
     assert_eq!(said(&again), said(&model));
     assert_eq!(paligemma::Network::config(again.network()), paligemma::Network::config(model.network()));
 }

@@ -1,7 +1,7 @@
 //! Every formula of the text decoder against the reference implementation: whole prompts, chunks, single cached
 //! steps, batches of segments, lengths past the window, greedy continuations, gradients; on every compiled backend.
 
-use gemma::{Activations, Decoder, Device, LoadOptions, Network};
+use gemma::{ActivationPrecision, Decoder, Device, LoadOptions, Network};
 use gemma_generate::{CausalModel, GenerateOptions, Generation};
 use gemma_nn::Segment;
 use gemma_tests::{References, devices, goldens, max_distance, rms_distance, shared};
@@ -68,7 +68,8 @@ pub(crate) fn check_with<N: Network>(folder: &Path, options: &LoadOptions, cases
             greedy(&model, case, &context);
         }
         // by default the rows of a long prompt are rounded as those of a short one are not
-        let exact: N = open_with(folder, &LoadOptions { activations: Activations::Exact, ..options.clone() }, &device);
+        let exact: N =
+            open_with(folder, &LoadOptions { activations: ActivationPrecision::F32, ..options.clone() }, &device);
         batch(&exact, cases, &format!("{} on {backend}", folder.display()));
     }
 }

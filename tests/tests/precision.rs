@@ -1,7 +1,7 @@
 //! A checkpoint in every precision: the same model, as far as the precision allows.
 
 use crate::parity::{in_chunks, values};
-use gemma::{Activations, Backend, CachePrecision, Decoder, LoadOptions, Network};
+use gemma::{ActivationPrecision, Backend, CachePrecision, Decoder, LoadOptions, Network};
 use gemma_generate::{CausalModel, Sequence};
 use gemma_model::{load_state, save_state};
 use gemma_nn::Segment;
@@ -45,7 +45,7 @@ fn coarser_precisions_stay_near_the_reference() {
     }
 }
 
-/// Quantized weights on a processor: 16-bit activations, the default, change the logits of a small model by less than
+/// Quantized weights on a CPU: 16-bit activations, the default, change the logits of a small model by less than
 /// its own rounding, 8-bit ones by little, and exact ones are those of the dequantized weights.
 #[test]
 fn activations_are_as_fine_as_was_asked_for() {
@@ -61,13 +61,13 @@ fn activations_are_as_fine_as_was_asked_for() {
                 model.score(tokens, &[Segment::causal(0, tokens.len())]).into_data().try_into_vec().expect("f32")
             };
             for tokens in [&tokens[..1], &tokens[..]] {
-                let exact = logits(Activations::Exact, tokens);
+                let exact = logits(ActivationPrecision::F32, tokens);
                 let distance = |activations| {
                     let found = logits(activations, tokens);
                     found.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
                 };
-                let (fine, coarse) = (distance(Activations::Fine), distance(Activations::Coarse));
-                // long prompts are multiplied in bf16 where the processor has instructions for that
+                let (fine, coarse) = (distance(ActivationPrecision::Int16OrBf16), distance(ActivationPrecision::Int8));
+                // long prompts are multiplied in bf16 where the CPU has instructions for that
                 let limit = if tokens.len() > 8 { 0.1 } else { 1e-3 };
                 assert!(fine < limit && coarse < 0.1, "{precision} on {backend}: {fine} and {coarse}");
                 assert!(tokens.len() > 1 || fine > 0.0, "{precision} on {backend}: 16 bits changed nothing");
@@ -79,8 +79,8 @@ fn activations_are_as_fine_as_was_asked_for() {
 /// What is asked for of activations reaches the products of every family.
 #[test]
 fn every_family_is_told_how_finely_to_see_activations() {
-    fn logits<N: Network>(checkpoint: &Checkpoint, activations: Activations) -> Vec<f32> {
-        // graphics processors have f32 whatever is asked for
+    fn logits<N: Network>(checkpoint: &Checkpoint, activations: ActivationPrecision) -> Vec<f32> {
+        // GPUs have f32 whatever is asked for
         let backend = if Backend::NdArray.is_compiled() { Backend::NdArray } else { Backend::Flex };
         let device = backend.device().expect("a compiled backend opens");
         let options = LoadOptions { precision: Some(Precision::Q8_0), activations, ..LoadOptions::default() };
@@ -89,10 +89,10 @@ fn every_family_is_told_how_finely_to_see_activations() {
     }
     fn told<N: Network>(demo: Result<Checkpoint, gemma_model::Error>) -> bool {
         let demo = demo.expect("a demo");
-        logits::<N>(&demo, Activations::Exact) != logits::<N>(&demo, Activations::Fine)
+        logits::<N>(&demo, ActivationPrecision::F32) != logits::<N>(&demo, ActivationPrecision::Int16OrBf16)
     }
     if !Backend::NdArray.is_compiled() && !Backend::Flex.is_compiled() {
-        return println!("skipped: no backend on the processor is compiled in");
+        return println!("skipped: no backend on the CPU is compiled in");
     }
     assert!(told::<gemma::Decoder>(gemma::demo_checkpoint()), "Gemma");
     assert!(told::<recurrentgemma::Griffin>(recurrentgemma::demo_checkpoint()), "RecurrentGemma");

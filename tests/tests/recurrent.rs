@@ -124,10 +124,10 @@ fn a_memory_does_not_grow_once_its_window_is_full_and_a_clone_is_a_fork() {
     let folder = goldens().join("recurrentgemma-f32");
     for (backend, device) in devices() {
         let model: Griffin = open(&folder, &device);
-        let span = model.config().span();
+        let window = model.config().window();
         let text = |len: usize| (0..len).map(|place| (place * 7 % 60 + 3) as u32).collect::<Vec<u32>>();
         let sizes: Vec<usize> =
-            [span, 4 * span, 40 * span].iter().map(|len| read(&model, &text(*len), 16).bytes_len()).collect();
+            [window, 4 * window, 40 * window].iter().map(|len| read(&model, &text(*len), 16).bytes_len()).collect();
         assert!(sizes.windows(2).all(|pair| pair[0] == pair[1]), "{backend}: {sizes:?}");
 
         let stem = read(&model, &text(50), 16);
@@ -150,7 +150,7 @@ fn the_memory_of_the_releases_is_what_the_catalogue_says() {
     for name in ["recurrentgemma-2b", "recurrentgemma-9b"] {
         let shape = gemma_weights::catalogue::shape(name).expect("in the catalogue");
         let config = GriffinConfig::preset(name).expect("a preset");
-        assert_eq!(shape.memory_bytes(1 << 20), shape.memory_bytes(config.span()), "{name}");
+        assert_eq!(shape.memory_bytes(1 << 20), shape.memory_bytes(config.window()), "{name}");
     }
 }
 
@@ -160,7 +160,7 @@ const RIGHT: f64 = 0.9;
 #[test]
 fn the_demo_remembers_a_word_over_ten_windows() {
     let model = recurrentgemma::demo(&devices().remove(0).1).expect("a model that is built in");
-    assert_eq!(model.network().config().span(), WINDOW);
+    assert_eq!(model.network().config().window(), WINDOW);
     // a seed that nothing else uses
     let marks = examine(&model, 100, 10 * WINDOW, 20_000).expect("answers");
     for mark in marks.iter().filter(|mark| !mark.right) {

@@ -207,13 +207,13 @@ fn parse(arguments: &[String]) -> Result<Options> {
         match argument.as_str() {
             "--shape" => options.shapes = list(value()?)?,
             "--precisions" => options.precisions = list(value()?)?,
-            "--prompt" => options.prompt = value()?.parse().context("--prompt takes a whole number")?,
-            "--decode" => options.decode = value()?.parse().context("--decode takes a whole number")?,
-            "--depth" => options.depth = value()?.parse().context("--depth takes a whole number")?,
+            "--prompt" => options.prompt = value()?.parse().context("--prompt takes an integer")?,
+            "--decode" => options.decode = value()?.parse().context("--decode takes an integer")?,
+            "--depth" => options.depth = value()?.parse().context("--depth takes an integer")?,
             "--discard" => options.discard = true,
             "--peers" => options.peers = true,
             "--fast-activations" => options.fast = true,
-            "--repeat" => options.repeat = value()?.parse().context("--repeat takes a whole number")?,
+            "--repeat" => options.repeat = value()?.parse().context("--repeat takes an integer")?,
             "--quick" => (options.repeat, options.prompt, options.decode, options.write) = (1, 64, 8, false),
             unknown => bail!(
                 "unknown option {unknown:?}; the options are --shape, --precisions, --prompt, --decode, --depth, --repeat, \
@@ -225,7 +225,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
         bail!("there is nothing to measure: give at least one repetition");
     }
     if options.depth > 0 && options.shapes.iter().any(|shape| shape.starts_with("paligemma")) {
-        bail!("a picture comes first: leave paligemma out of --shape, or --depth");
+        bail!("an image comes first: leave paligemma out of --shape, or --depth");
     }
     if options.prompt == 0 || options.decode == 0 {
         bail!("reading and writing are both measured: give --prompt and --decode at least 1");

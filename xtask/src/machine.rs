@@ -1,4 +1,4 @@
-//! What a measurement was made on: processor, memory, kernel, compiler, date.
+//! What a measurement was made on: CPU, memory, kernel, compiler, date.
 
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,12 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(crate) fn describe() -> String {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let processor = field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_string());
+    let cpu = field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_string());
     let memory = field(&read("/proc/meminfo"), "MemTotal").and_then(|text| gibibytes(&text));
     let kernel = read("/proc/sys/kernel/osrelease");
     let kernel = kernel.trim();
 
-    let mut parts = vec![processor, format!("{cores} {}", if cores == 1 { "core" } else { "cores" })];
+    let mut parts = vec![cpu, format!("{cores} {}", if cores == 1 { "core" } else { "cores" })];
     parts.extend(memory.map(|gib| format!("{gib:.1} GiB memory")));
     parts.push(if kernel.is_empty() {
         std::env::consts::OS.to_string()

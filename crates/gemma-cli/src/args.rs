@@ -2,14 +2,14 @@
 //!
 //! Defaults of sampling flags are the library's own (`GenerateOptions::default()`), so they cannot drift apart.
 
-pub(crate) mod pictures;
+pub(crate) mod images;
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use gemma_backend::Backend;
 use gemma_generate::GenerateOptions;
-use gemma_model::{Activations, CachePrecision, Fineness};
+use gemma_model::{ActivationPrecision, CachePrecision, ComputePrecision};
 use gemma_tokenizer::Family;
 use gemma_weights::{Format, Precision};
 
@@ -30,7 +30,7 @@ Without --model, every verb uses a tiny model that is built into the program: no
 Start here:
   gemma generate \"Once upon a time\"             continue a text
   gemma chat                                    talk
-  gemma caption models/paligemma/demo/pictures  describe pictures
+  gemma caption models/paligemma/demo/images  describe images
   gemma infill main.py --at 12:5                fill a gap in a program
   gemma models                                  what there is to download, and what fits this machine
   gemma pull google/gemma-2-2b-it               download it (after accepting its licence on the hub)
@@ -47,10 +47,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Verb {
     Generate(Generate),
     Chat(Chat),
-    Caption(pictures::Caption),
-    Ask(pictures::Ask),
-    Detect(pictures::Detect),
-    Segment(pictures::Segment),
+    Caption(images::Caption),
+    Ask(images::Ask),
+    Detect(images::Detect),
+    Segment(images::Segment),
     Tokenize(Tokenize),
     Logits(Logits),
     Score(Score),
@@ -70,10 +70,10 @@ impl Verb {
         match self {
             Self::Generate(args) => Some(&args.model.compute),
             Self::Chat(args) => Some(&args.model.compute),
-            Self::Caption(args) => Some(&args.pictures.model.compute),
-            Self::Ask(args) => Some(&args.pictures.model.compute),
-            Self::Detect(args) => Some(&args.pictures.model.compute),
-            Self::Segment(args) => Some(&args.pictures.model.compute),
+            Self::Caption(args) => Some(&args.images.model.compute),
+            Self::Ask(args) => Some(&args.images.model.compute),
+            Self::Detect(args) => Some(&args.images.model.compute),
+            Self::Segment(args) => Some(&args.images.model.compute),
             Self::Logits(args) => Some(&args.model.compute),
             Self::Score(args) => Some(&args.model.compute),
             Self::Bench(args) => Some(&args.compute),
@@ -117,22 +117,22 @@ pub(crate) struct Compute {
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) precision: Option<Precision>,
 
-    /// What computes: ndarray or flex (processor), wgpu, vulkan or metal (graphics).
+    /// What computes: ndarray or flex (CPU), wgpu, vulkan or metal (graphics).
     ///
     /// Without it, the environment variable GEMMA_BACKEND decides, and without that the best one that is compiled
     /// in and has hardware.
     #[arg(short, long, value_name = "NAME")]
     pub(crate) backend: Option<Backend>,
 
-    /// Processor threads to use; all cores without it.
+    /// CPU threads to use; all cores without it.
     #[arg(short, long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// Compute with f32 activations throughout, on the processor too.
+    /// Compute with f32 activations throughout, on the CPU too.
     ///
-    /// Without it, products with quantized weights (q8_0, q4_0 and, where the processor has AVX-512 VNNI, q4_k, q5_k and q6_k)
-    /// represent them by 16-bit whole numbers, wrong by about a fifty-thousandth, and prompts, their attention included,
-    /// are multiplied in bf16 where the processor is faster with it, wrong by about a four-hundredth.
+    /// Without it, products with quantized weights (q8_0, q4_0 and, where the CPU has AVX-512 VNNI, q4_k, q5_k and q6_k)
+    /// represent them by 16-bit integers, wrong by about a fifty-thousandth, and prompts, their attention included,
+    /// are multiplied in bf16 where the CPU is faster with it, wrong by about a four-hundredth.
     #[arg(long)]
     pub(crate) exact_activations: bool,
 
@@ -149,16 +149,16 @@ pub(crate) struct Compute {
 
 impl Compute {
     /// How finely models compute.
-    pub(crate) fn fineness(&self) -> Fineness {
-        Fineness { activations: self.activations(), cache: self.cache_precision }
+    pub(crate) fn compute_precision(&self) -> ComputePrecision {
+        ComputePrecision { activations: self.activations(), cache: self.cache_precision }
     }
 
     /// How finely products represent activations.
-    pub(crate) fn activations(&self) -> Activations {
+    pub(crate) fn activations(&self) -> ActivationPrecision {
         match (self.exact_activations, self.fast_activations) {
-            (true, _) => Activations::Exact,
-            (_, true) => Activations::Coarse,
-            _ => Activations::default(),
+            (true, _) => ActivationPrecision::F32,
+            (_, true) => ActivationPrecision::Int8,
+            _ => ActivationPrecision::default(),
         }
     }
 }
@@ -170,11 +170,11 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
     at_least_one(text)
         .ok()
         .filter(|count| count.get() <= MOST_THREADS)
-        .ok_or_else(|| format!("must be a whole number from 1 to {MOST_THREADS}"))
+        .ok_or_else(|| format!("must be an integer from 1 to {MOST_THREADS}"))
 }
 
 fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse().map_err(|_| "must be a whole number from 1".to_owned())
+    text.parse().map_err(|_| "must be an integer from 1".to_owned())
 }
 
 /// How the next token is chosen, and when to stop.
@@ -264,7 +264,7 @@ Examples:
   gemma generate --model google/gemma-2-2b-it --chat \"Why is the sky blue?\"
   git diff | gemma generate --model google/gemma-2-9b-it --precision q8_0 --chat -f -
   gemma generate --tokens-file ids.json --temperature 0 --ignore-eos --json
-  gemma generate --image models/paligemma/demo/pictures/shapes1.png --temperature 0 \"caption en\"
+  gemma generate --image models/paligemma/demo/images/shapes1.png --temperature 0 \"caption en\"
   gemma generate --model DIR -f book.txt --max-tokens 1 --save-state book.state
   gemma generate --model DIR --load-state book.state \"In short,\"
 
@@ -276,10 +276,10 @@ pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) source: Source,
 
-    /// A picture that the text is about; may be given several times. For PaliGemma.
+    /// An image that the text is about; may be given several times. For PaliGemma.
     ///
-    /// Token ids from --tokens-file must hold the image tokens of each picture.
-    #[arg(long, value_name = "PICTURE")]
+    /// Token ids from --tokens-file must hold the image tokens of each image.
+    #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Vec<PathBuf>,
 
     /// Put the text as one question in the model's chat format and print its answer.
@@ -391,8 +391,8 @@ pub(crate) struct Logits {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) out: PathBuf,
 
-    /// A picture, in the order of the image tokens in the rows; may be given several times. For PaliGemma.
-    #[arg(long, value_name = "PICTURE")]
+    /// An image, in the order of the image tokens in the rows; may be given several times. For PaliGemma.
+    #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Vec<PathBuf>,
 
     /// The last N tokens of each row are an answer to the others. For PaliGemma, whose prompts see themselves both ways.
@@ -573,7 +573,7 @@ Examples:
 recurrentgemma-2b, recurrentgemma-9b), so nothing need be downloaded; its load time is that of making them. Numbers are medians with the smallest
 and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
 _min and _max, peak_rss_bytes, weight_bytes; first_token_seconds since the program began, after a prompt of 8, for files;
-memory_bytes_per_second and memory_part (how much of it writing used), for large weights on a processor.")]
+memory_bytes_per_second and memory_part (how much of it writing used), for large weights on a CPU.")]
 pub(crate) struct Bench {
     /// A folder, a GGUF file or a hub id; the demo without it.
     #[arg(short, long, value_name = "FOLDER|FILE|ID", conflicts_with = "shape")]

@@ -7,13 +7,13 @@
 mod args;
 mod bandwidth;
 mod commands;
+mod image_files;
 mod interrupt;
 mod logits_file;
 mod machine;
 mod new_file;
 mod output;
 mod panics;
-mod picture_files;
 mod progress;
 mod session;
 mod text;

@@ -15,9 +15,9 @@ pub(crate) fn tokens(what: &'static str, total: usize) -> ProgressBar {
     bar
 }
 
-/// A bar that counts pictures.
-pub(crate) fn pictures(total: usize) -> ProgressBar {
-    let bar = bar("looking", "{pos}/{len} pictures ({per_sec}, {eta} left)");
+/// A bar that counts images.
+pub(crate) fn images(total: usize) -> ProgressBar {
+    let bar = bar("looking", "{pos}/{len} images ({per_sec}, {eta} left)");
     bar.set_length(total as u64);
     bar
 }

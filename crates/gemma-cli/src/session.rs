@@ -93,7 +93,7 @@ pub(crate) fn hub(offline: bool) -> HubOptions {
     HubOptions { offline: offline || options.offline, ..options }
 }
 
-/// Sets how many threads compute on the processor, all cores without a number; to be called once. Where the system
+/// Sets how many threads compute on the CPU, all cores without a number; to be called once. Where the system
 /// refuses to start so many, a number that was asked for is an error, and otherwise fewer have to do.
 pub(crate) fn set_threads(threads: Option<NonZeroUsize>) -> Result<()> {
     let builder = |count| rayon::ThreadPoolBuilder::new().num_threads(count);
@@ -145,13 +145,13 @@ pub(crate) fn find(args: &args::Model) -> Result<Found> {
     Ok(Found { inclusive_window: args.inclusive_window, ..found })
 }
 
-/// Opens the model that looks at pictures: the one that the flags name, or the demo of PaliGemma.
-pub(crate) fn open_pictures(args: &args::Model) -> Result<Opened<PaliGemma>> {
-    found_pictures(args)?.open_pictures()
+/// Opens the model that looks at images: the one that the flags name, or the demo of PaliGemma.
+pub(crate) fn open_images(args: &args::Model) -> Result<Opened<PaliGemma>> {
+    found_images(args)?.open_images()
 }
 
-/// [`find`], for verbs and flags that need pictures: without a name, the demo of PaliGemma.
-pub(crate) fn found_pictures(args: &args::Model) -> Result<Found> {
+/// [`find`], for verbs and flags that need images: without a name, the demo of PaliGemma.
+pub(crate) fn found_images(args: &args::Model) -> Result<Found> {
     locate_or(paligemma::demo_checkpoint, args.model.as_deref(), args.offline, &args.compute)
 }
 
@@ -253,8 +253,8 @@ impl Found {
         self.build(Model::<N>::from_checkpoint_with)
     }
 
-    /// Opens the model that looks at pictures.
-    pub(crate) fn open_pictures(self) -> Result<Opened<PaliGemma>> {
+    /// Opens the model that looks at images.
+    pub(crate) fn open_images(self) -> Result<Opened<PaliGemma>> {
         self.build(PaliGemma::from_checkpoint_with)
     }
 
@@ -327,7 +327,7 @@ pub(crate) fn random<N: Network>(shape: &Shape, compute: &Compute) -> Result<Ope
     let device = device(compute)?;
     let start = Instant::now();
     let weights = RandomWeights::Packed(precision.format());
-    let model = N::random_with(&config, weights, compute.fineness(), 0, &device);
+    let model = N::random_with(&config, weights, compute.compute_precision(), 0, &device);
     Ok(Opened { model, seconds: start.elapsed().as_secs_f64() })
 }
 

@@ -68,7 +68,7 @@ impl TokenRows {
 fn ids(items: &[Value], place: &str) -> Result<Vec<TokenId>> {
     let id = |(index, item): (usize, &Value)| {
         let id = item.as_u64().and_then(|id| TokenId::try_from(id).ok());
-        id.with_context(|| format!("item {index}{place} is {item}, not a token id (a whole number from 0, below 2^32)"))
+        id.with_context(|| format!("item {index}{place} is {item}, not a token id (an integer from 0, below 2^32)"))
     };
     items.iter().enumerate().map(id).collect()
 }

@@ -508,18 +508,18 @@ fn outputs_that_cannot_be_written_are_refused() {
     assert_eq!(folder.files(), ["ids.json"]);
 }
 
-/// The pictures of PaliGemma's demo, in a folder of their own.
-fn pictures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/paligemma/demo/pictures")
+/// The images of PaliGemma's demo, in a folder of their own.
+fn images() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/paligemma/demo/images")
 }
 
 fn named(name: &str) -> String {
-    pictures().join(name).display().to_string()
+    images().join(name).display().to_string()
 }
 
 #[test]
-fn a_folder_of_pictures_is_described_line_by_line() {
-    let said = printed(&mut gemma(["caption", &pictures().display().to_string()]));
+fn a_folder_of_images_is_described_line_by_line() {
+    let said = printed(&mut gemma(["caption", &images().display().to_string()]));
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines.len(), 3, "{said}");
     for (line, name) in lines.iter().zip(["shapes1.png", "shapes2.png", "shapes3.png"]) {
@@ -529,14 +529,14 @@ fn a_folder_of_pictures_is_described_line_by_line() {
 }
 
 #[test]
-fn a_run_over_pictures_goes_on_where_it_was_and_one_bad_file_does_not_stop_it() {
+fn a_run_over_images_goes_on_where_it_was_and_one_bad_file_does_not_stop_it() {
     let folder = Folder::new();
-    fs::write(folder.path("bad.png"), b"no picture").expect("written");
+    fs::write(folder.path("bad.png"), b"no image").expect("written");
     let (out, bad) = (folder.path("out").display().to_string(), folder.path("bad.png").display().to_string());
     let output = run(&mut gemma(["detect", "-w", "shape", "--draw", "-o", &out, &bad, &named("shapes1.png")]));
-    assert_eq!(output.status.code(), Some(2), "a picture was left out");
-    assert!(text(&output.stderr).contains("bad.png: not a picture"), "{}", text(&output.stderr));
-    assert!(fs::read_dir(&out).expect("made").count() >= 2, "the answers and a drawn picture");
+    assert_eq!(output.status.code(), Some(2), "an image was left out");
+    assert!(text(&output.stderr).contains("bad.png: not an image"), "{}", text(&output.stderr));
+    assert!(fs::read_dir(&out).expect("made").count() >= 2, "the answers and a drawn image");
     let file = folder.path("out/detect.jsonl");
     let first = fs::read_to_string(&file).expect("written");
     assert_eq!(first.lines().count(), 1);
@@ -556,7 +556,7 @@ fn a_run_over_pictures_goes_on_where_it_was_and_one_bad_file_does_not_stop_it() 
 }
 
 #[test]
-fn questions_are_printed_as_json_and_a_picture_can_be_continued() {
+fn questions_are_printed_as_json_and_a_image_can_be_continued() {
     let answers = printed_json(&mut gemma([
         "ask",
         "--json",
@@ -582,7 +582,7 @@ fn questions_are_printed_as_json_and_a_picture_can_be_continued() {
 }
 
 #[test]
-fn what_is_wrong_with_pictures_is_said_in_a_line() {
+fn what_is_wrong_with_images_is_said_in_a_line() {
     let shapes = named("shapes1.png");
     assert!(refusal(&mut gemma(["caption", "/no/such.png"])).contains("/no/such.png"));
     assert!(refusal(&mut gemma(["caption", "/no/such/*.png"])).contains("no file matches"));

@@ -65,7 +65,7 @@ pub fn generate_batch<M: CausalModel>(
 }
 
 /// Continues generations of one model together to their ends, as [`generate_batch`] does; they may have begun anywhere,
-/// for example after pictures ([`Generation::resume`]).
+/// for example after images ([`Generation::resume`]).
 ///
 /// # Errors
 ///

@@ -169,7 +169,7 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         Self::begin(model, sequence, None, options, stop_tokens)
     }
 
-    /// Continues what `memory` holds: `position` tokens, read by other means (a picture, say). `logits`
+    /// Continues what `memory` holds: `position` tokens, read by other means (an image, say). `logits`
     /// (`[1, vocab]`) are those that follow the last of them.
     ///
     /// # Errors

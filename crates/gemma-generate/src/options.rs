@@ -79,7 +79,7 @@ impl GenerateOptions {
             "a finite number from 0 up (0 always takes the likeliest token)",
         )?;
         if let Some(top_k) = self.top_k {
-            require(top_k >= 1, "top_k", top_k, "a whole number from 1 up, or none to allow every token")?;
+            require(top_k >= 1, "top_k", top_k, "an integer from 1 up, or none to allow every token")?;
         }
         if let Some(top_p) = self.top_p {
             require(
@@ -104,7 +104,7 @@ impl GenerateOptions {
             "an empty text",
             "texts of at least one character",
         )?;
-        require(self.prefill_chunk >= 1, "prefill_chunk", self.prefill_chunk, "a whole number from 1 up")
+        require(self.prefill_chunk >= 1, "prefill_chunk", self.prefill_chunk, "an integer from 1 up")
     }
 }
 

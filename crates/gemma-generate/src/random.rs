@@ -28,7 +28,7 @@ impl Xoshiro256PlusPlus {
         output
     }
 
-    /// A whole number in `0..bound`, each value equally likely but for at most one part in 2⁶⁴.
+    /// An integer in `0..bound`, each value equally likely but for at most one part in 2⁶⁴.
     ///
     /// The high half of a 128-bit product (D. Lemire, "Fast Random Integer Generation in an Interval", 2019),
     /// without the rejection that would remove the last 2⁻⁶⁴ of bias.

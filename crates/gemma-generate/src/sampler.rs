@@ -2,7 +2,7 @@
 //!
 //! Each cut (top-k, top-p) and the draw itself ask the same question, "which candidate is it at which the
 //! weights, added from the likeliest down, reach this much?", and [`reach`] answers it in linear time, without
-//! sorting 256 000 candidates. Weights are whole numbers, so their sums do not depend on the order of adding,
+//! sorting 256 000 candidates. Weights are integers, so their sums do not depend on the order of adding,
 //! and the same logits and seed give the same token on every platform.
 
 use std::collections::HashSet;

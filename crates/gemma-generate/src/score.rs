@@ -70,7 +70,7 @@ pub fn score_windows<M: CausalModel>(
     check(model, tokens, chunk)?;
     let limit = model.context_length().unwrap_or(usize::MAX);
     require(window <= limit, "window", window, "at most the model's context length")?;
-    require(window >= 2, "window", window, "a whole number from 2 up")?;
+    require(window >= 2, "window", window, "an integer from 2 up")?;
     require(overlap <= window - 2, "overlap", overlap, "at most the window less 2 tokens")?;
     let mut log_probs = Vec::with_capacity(tokens.len() - 1);
     let first = &tokens[..window.min(tokens.len())];
@@ -88,7 +88,7 @@ pub fn score_windows<M: CausalModel>(
 
 /// What both refuse.
 fn check<M: CausalModel>(model: &M, tokens: &[TokenId], chunk: usize) -> Result<(), Error> {
-    require(chunk >= 1, "chunk", chunk, "a whole number from 1 up")?;
+    require(chunk >= 1, "chunk", chunk, "an integer from 1 up")?;
     check_tokens(tokens, model.vocab())?;
     if tokens.len() < 2 { Err(Error::NothingToScore { tokens: tokens.len() }) } else { Ok(()) }
 }

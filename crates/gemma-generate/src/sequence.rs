@@ -27,7 +27,7 @@ impl<Memory> Sequence<Memory> {
         Self::after(memory, 0)
     }
 
-    /// A sequence whose memory already holds `position` tokens, read by other means than this crate's: a picture,
+    /// A sequence whose memory already holds `position` tokens, read by other means than this crate's: an image,
     /// or a saved memory.
     pub fn after(memory: Memory, position: usize) -> Self {
         Self { memory, before: position, tokens: Vec::new(), read: 0 }

@@ -1,33 +1,33 @@
-//! How finely activations are represented inside a product on the processor.
+//! How finely activations are represented inside a product on the CPU.
 
 use crate::Format;
 
-/// The representation of the activations in products with packed weights on the processor. Sums over a row are f32 in
-/// each of them; graphics processors always compute with f32, and so do products with f32 weights.
+/// The representation of the activations in products with packed weights on the CPU. Sums over a row are f32 in
+/// each of them; GPUs always compute with f32, and so do products with f32 weights.
 ///
 /// The errors are relative to the root mean square of the product, for random values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Activations {
+pub enum ActivationPrecision {
     /// f32 throughout: error below 1e-6.
-    Exact,
-    /// Few rows: with quantized weights 16-bit whole numbers that share a scale per 32 values, or f32 where that is as
+    F32,
+    /// Few rows: with quantized weights 16-bit integers that share a scale per 32 values, or f32 where that is as
     /// fast, error below 3e-5; with all other weights f32. Many rows, as of a prompt: bf16, to which weights that are
-    /// not are rounded as well, where the processor multiplies that faster than f32: error below 4e-3.
+    /// not are rounded as well, where the CPU multiplies that faster than f32: error below 4e-3.
     #[default]
-    Fine,
-    /// As `Fine`, but with quantized weights 8-bit whole numbers that share a scale per 32 values, where the processor
+    Int16OrBf16,
+    /// As `Int16OrBf16`, but with quantized weights 8-bit integers that share a scale per 32 values, where the CPU
     /// gains from it: error below 1e-2.
-    Coarse,
+    Int8,
 }
 
-impl Activations {
+impl ActivationPrecision {
     /// Whether a prompt may be multiplied in bf16 with weights of this format. f32 weights are kept for exactness, and
     /// f16 has eight times the precision of bf16, which is not given away by default.
     pub(crate) fn round_prompts(self, format: Format) -> bool {
         match format {
             Format::F32 => false,
-            Format::F16 => self == Activations::Coarse,
-            _ => self != Activations::Exact,
+            Format::F16 => self == ActivationPrecision::Int8,
+            _ => self != ActivationPrecision::F32,
         }
     }
 }

@@ -102,7 +102,7 @@ impl Format {
         }
     }
 
-    /// Bytes of a row of `cols` values; `None` when `cols` is not a whole number of blocks (or overflows).
+    /// Bytes of a row of `cols` values; `None` when `cols` is not an integer of blocks (or overflows).
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         if !cols.is_multiple_of(self.block_len()) {
             return None;
@@ -114,11 +114,11 @@ impl Format {
     ///
     /// Rounding is to nearest, ties to even, for bf16 and f16. The blocks of 32 follow GGML to the byte: Q8_0 takes
     /// `d = max|x| / 127` and rounds `x / d` half away from zero; Q4_0 and Q5_0 take `d = m / -8` (16) with `m` the
-    /// value of largest magnitude and round `x / d + 8` (16) half up, at most 15 (31); Q4_1 and Q5_1 divide the span of
+    /// value of largest magnitude and round `x / d + 8` (16) half up, at most 15 (31); Q4_1 and Q5_1 divide the window of
     /// the values. So do the blocks of 256, for which GGML searches longer.
     ///
     /// # Panics
-    /// When `values` is not a whole number of blocks or `bytes` does not have their size.
+    /// When `values` is not an integer of blocks or `bytes` does not have their size.
     pub fn encode_row(self, values: &[f32], bytes: &mut [u8]) {
         assert_eq!(self.row_bytes(values.len()), Some(bytes.len()), "row size");
         match self {
@@ -151,7 +151,7 @@ impl Format {
     /// Reads a row of values back.
     ///
     /// # Panics
-    /// When `values` is not a whole number of blocks or `bytes` does not have their size.
+    /// When `values` is not an integer of blocks or `bytes` does not have their size.
     pub fn decode_row(self, bytes: &[u8], values: &mut [f32]) {
         assert_eq!(self.row_bytes(values.len()), Some(bytes.len()), "row size");
         match self {

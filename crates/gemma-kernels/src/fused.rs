@@ -1,5 +1,5 @@
-//! What lies between the products, in one pass over its operands: on the processor, where each operation of Burn would
-//! read and write them all once more. Graphics processors and training use the [`plain`] twins.
+//! What lies between the products, in one pass over its operands: on the CPU, where each operation of Burn would
+//! read and write them all once more. GPUs and training use the [`plain`] twins.
 
 use crate::packed::stores_words;
 use crate::plain;
@@ -25,7 +25,7 @@ pub enum Fused {
 mod extension {
     use super::*;
 
-    /// What a processor backend must be able to do. The functions of this crate are the way to call it.
+    /// What a CPU backend must be able to do. The functions of this crate are the way to call it.
     #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"), Cube: cfg(feature = "wgpu"))]
     pub trait FusedOps: Backend {
         /// The operation on `x`, with one or two further operands (the second is ignored where there is none).
@@ -162,7 +162,7 @@ mod cube {
             _second: FloatTensor<Self>,
             operation: Fused,
         ) -> FloatTensor<Self> {
-            unreachable!("graphics processors compute {operation:?} with Burn's operations")
+            unreachable!("GPUs compute {operation:?} with Burn's operations")
         }
     }
 }

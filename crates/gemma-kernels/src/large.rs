@@ -3,7 +3,7 @@
 //! Every operation allocates its result and frees its operands. The system's allocator gives large blocks back at once,
 //! so that the next operation waits while the kernel clears thousands of small pages for it: a fifth of the time of a
 //! prompt. This one keeps a few large blocks for the next operation, and asks for pages of 2 MiB, which also spares
-//! the processor most look-ups of addresses.
+//! the CPU most look-ups of addresses.
 
 use memmap2::{MmapMut, MmapOptions};
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -10,7 +10,7 @@
 //! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, and [`gated_decay`], which makes its
 //!   coefficients.
 //!
-//! On the processor, [`geglu`], [`rms_norm`] and [`rotate`] pass over their operands once, too.
+//! On the CPU, [`geglu`], [`rms_norm`] and [`rotate`] pass over their operands once, too.
 //!
 //! Each exists once for the CPU (`cpu/`: slices in, slices out, shared by the ndarray and flex backends; the
 //! instruction set is chosen at run time) and once for CubeCL runtimes such as wgpu (`cube/`). Each has a plain
@@ -39,7 +39,7 @@ pub mod plain;
 mod recurrence;
 mod visibility;
 
-pub use activations::Activations;
+pub use activations::ActivationPrecision;
 pub use cpu::{Level, LevelError, chosen_level, cpu_level};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};

@@ -1,4 +1,4 @@
-//! Elementary functions on the processor, written so that the compiler vectorizes a loop over them. They are our own also
+//! Elementary functions on the CPU, written so that the compiler vectorizes a loop over them. They are our own also
 //! because the platforms' differ in their last bit, and a seed shall mean the same everywhere.
 
 /// eˣ within 2e-7 relative for x from −87 to 88; 0 below, and no more than e⁸⁸ above. NaN stays NaN.

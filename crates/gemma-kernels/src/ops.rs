@@ -1,6 +1,6 @@
 //! The operations at the level of tensors, and the backend extension below them.
 
-use crate::{Activations, AttendParams, Format, PackedWeight, Past, plain};
+use crate::{ActivationPrecision, AttendParams, Format, PackedWeight, Past, plain};
 use burn::backend::{
     Backend, Dispatch, backend_extension,
     tensor::{FloatTensor, IntTensor},
@@ -22,7 +22,7 @@ mod extension {
             weight: IntTensor<Self>,
             format: Format,
             cols: usize,
-            activations: Activations,
+            activations: ActivationPrecision,
         ) -> FloatTensor<Self>;
         /// See [`packed_rows`].
         fn packed_rows(
@@ -56,7 +56,7 @@ mod extension {
 
 pub use extension::KernelOps;
 
-/// `y = x Wᵀ`: `[tokens, cols]` to `[tokens, rows]`, f32, accumulated in f32. On the processor, the weight's
+/// `y = x Wᵀ`: `[tokens, cols]` to `[tokens, rows]`, f32, accumulated in f32. On the CPU, the weight's
 /// [`activations`](PackedWeight::activations) say how finely `x` is represented in the product.
 ///
 /// On an autodiff device the product is differentiable with respect to `x`; the weight is a constant.
@@ -147,7 +147,7 @@ pub fn attend(
         let reach = params.visible(params.start, params.start).start.min(params.start);
         assert!(
             params.start - reach <= held,
-            "the cache holds {held} tokens, fewer than the attention span reaches back"
+            "the cache holds {held} tokens, fewer than the attention window reaches back"
         );
     }
     let [_, kv_heads, head_dim] = fresh_k.dims();
@@ -175,7 +175,7 @@ pub fn attend(
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod on_cpu {
     use crate::cpu::{self, AttendShape, Keys, cpu_level};
-    use crate::{Activations, AttendParams, Format};
+    use crate::{ActivationPrecision, AttendParams, Format};
     use burn::tensor::TensorData;
     use std::mem::MaybeUninit;
 
@@ -184,7 +184,7 @@ mod on_cpu {
         weight: &[u8],
         format: Format,
         cols: usize,
-        activations: Activations,
+        activations: ActivationPrecision,
     ) -> TensorData {
         let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
         let (tokens, rows) = (x.len() / cols, weight.len() / row_bytes);
@@ -234,7 +234,7 @@ mod on_cpu {
 pub(crate) mod ndarray {
     use super::{KernelOps, on_cpu};
     use crate::cpu::{Keys, Stored};
-    use crate::{Activations, AttendParams, Format};
+    use crate::{ActivationPrecision, AttendParams, Format};
     use burn::backend::{
         NdArray,
         ndarray::NdArrayTensor,
@@ -268,7 +268,7 @@ pub(crate) mod ndarray {
             weight: IntTensor<Self>,
             format: Format,
             cols: usize,
-            activations: Activations,
+            activations: ActivationPrecision,
         ) -> FloatTensor<Self> {
             let (x, weight) = (values!(&x, F32), values!(&weight, U8));
             let (x, weight) = (x.view(), weight.view());
@@ -334,7 +334,7 @@ pub(crate) mod ndarray {
 pub(crate) mod flex {
     use super::{KernelOps, on_cpu};
     use crate::cpu::{Keys, Stored};
-    use crate::{Activations, AttendParams, Format};
+    use crate::{ActivationPrecision, AttendParams, Format};
     use burn::backend::{
         Flex,
         flex::FlexTensor,
@@ -360,7 +360,7 @@ pub(crate) mod flex {
             weight: IntTensor<Self>,
             format: Format,
             cols: usize,
-            activations: Activations,
+            activations: ActivationPrecision,
         ) -> FloatTensor<Self> {
             let x = contiguous(x);
             FlexTensor::from_data(on_cpu::packed_linear(slice!(x, f32), slice!(weight, u8), format, cols, activations))
@@ -416,7 +416,7 @@ pub(crate) mod flex {
 #[cfg(feature = "wgpu")]
 mod cube {
     use super::KernelOps;
-    use crate::{Activations, AttendParams, Format, cube};
+    use crate::{ActivationPrecision, AttendParams, Format, cube};
     use burn::backend::tensor::{FloatTensor, IntTensor};
     use burn_cubecl::CubeBackend;
 
@@ -426,7 +426,7 @@ mod cube {
             weight: IntTensor<Self>,
             format: Format,
             cols: usize,
-            _activations: Activations, // f32 there, always
+            _activations: ActivationPrecision, // f32 there, always
         ) -> FloatTensor<Self> {
             cube::packed_linear(x, weight, format, cols)
         }
@@ -516,9 +516,11 @@ pub(crate) mod tests {
                         let x = tensor([tokens, cols], 4, &device);
                         let context = format!("{backend} {format} {tokens} x {cols} x {rows}");
                         let expected = values(x.clone().matmul(twin.clone().transpose()));
-                        // a prompt's operands are bf16 where the processor has instructions for that
+                        // a prompt's operands are bf16 where the CPU has instructions for that
                         let fine = if tokens > 8 { 0.2 } else { 5e-4 };
-                        for (activations, tolerance) in [(Activations::Exact, 1e-4), (Activations::Fine, fine)] {
+                        for (activations, tolerance) in
+                            [(ActivationPrecision::F32, 1e-4), (ActivationPrecision::Int16OrBf16, fine)]
+                        {
                             let weight = weight.clone().with_activations(activations);
                             assert_close(&values(packed_linear(x.clone(), &weight)), &expected, tolerance, &context);
                         }
@@ -555,7 +557,7 @@ pub(crate) mod tests {
                 for (start, tokens, capacity) in
                     [(0, 1, 1), (0, 9, 1), (5, 1, 8), (5, 4, 8), (20, 3, 6), (150, 2, 160), (6, 70, 6)]
                 {
-                    for (span, prefix_len, softcap) in [
+                    for (window, prefix_len, softcap) in [
                         (None, 0, None),
                         (Some(6), 0, Some(2.0)),
                         (Some(1), 0, None),
@@ -563,7 +565,7 @@ pub(crate) mod tests {
                         (Some(6), 4, Some(1.0)),
                     ] {
                         // a ring holds what a window needs; a full cache holds everything; a prefix is read in one piece
-                        let holds = capacity >= start || span.is_some_and(|span| span <= capacity);
+                        let holds = capacity >= start || window.is_some_and(|window| window <= capacity);
                         let whole = start == 0 && tokens >= prefix_len || start >= prefix_len;
                         if !holds || !whole {
                             continue;
@@ -571,10 +573,10 @@ pub(crate) mod tests {
                         let params = AttendParams {
                             start,
                             prefix_len,
-                            span,
+                            window,
                             scale: 0.4,
                             softcap,
-                            activations: Activations::Exact,
+                            activations: ActivationPrecision::F32,
                         };
                         let q = tensor([tokens, heads, head_dim], 7, &device);
                         let all_k = tensor([start + tokens, kv_heads, head_dim], 8, &device);

@@ -1,6 +1,6 @@
 //! A weight matrix as it lies in the file.
 
-use crate::{Activations, Format, KernelError};
+use crate::{ActivationPrecision, Format, KernelError};
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, Int, Tensor, TensorData};
 
@@ -20,7 +20,7 @@ pub struct PackedWeight {
     rows: usize,
     cols: usize,
     format: Format,
-    activations: Activations,
+    activations: ActivationPrecision,
 }
 
 impl PackedWeight {
@@ -63,7 +63,7 @@ impl PackedWeight {
             let data = TensorData::from_bytes(shared, [rows, row_bytes], DType::U8);
             (vec![Tensor::from_data(data, (&device, DType::U8))], rows.max(1))
         };
-        Ok(Self { shards, rows_per_shard, rows, cols, format, activations: Activations::default() })
+        Ok(Self { shards, rows_per_shard, rows, cols, format, activations: ActivationPrecision::default() })
     }
 
     /// Encodes f32 values, row-major, in `format`.
@@ -103,19 +103,19 @@ impl PackedWeight {
     }
 
     /// How finely products with this matrix represent the other side.
-    pub fn activations(&self) -> Activations {
+    pub fn activations(&self) -> ActivationPrecision {
         self.activations
     }
 
     /// How finely attention between projections like this one need see its operands:
     /// [`AttendParams::activations`](crate::AttendParams::activations).
-    pub fn attention_activations(&self) -> Activations {
-        if self.activations.round_prompts(self.format) { self.activations } else { Activations::Exact }
+    pub fn attention_activations(&self) -> ActivationPrecision {
+        if self.activations.round_prompts(self.format) { self.activations } else { ActivationPrecision::F32 }
     }
 
-    /// The same matrix, with products of another fineness.
+    /// The same matrix, with products of another compute_precision.
     #[must_use]
-    pub fn with_activations(self, activations: Activations) -> Self {
+    pub fn with_activations(self, activations: ActivationPrecision) -> Self {
         Self { activations, ..self }
     }
 
@@ -144,7 +144,7 @@ impl PackedWeight {
     }
 }
 
-/// Whether weights on this device are stored as 32-bit words: on a graphics processor.
+/// Whether weights on this device are stored as 32-bit words: on a GPU.
 pub(crate) fn stores_words(device: &Device) -> bool {
     // CubeCL runtimes are the only ones without byte storage
     #[cfg(feature = "wgpu")]

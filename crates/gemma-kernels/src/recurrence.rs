@@ -37,7 +37,7 @@ mod extension {
         ) -> FloatTensor<Self>;
     }
 
-    /// What a processor backend does in one pass for [`gated_decay`](super::gated_decay).
+    /// What a CPU backend does in one pass for [`gated_decay`](super::gated_decay).
     #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"))]
     pub trait GateOps: Backend {
         /// Factors and addends of the recurrence.
@@ -76,7 +76,7 @@ pub struct RecurrentGates {
 /// 4): the factors `a = exp(decay σ(W_r x + b_r))` and the addends `√(1 - a²) σ(W_i x + b_i) x`, with 1 in place of the
 /// root for the tokens that begin a sequence.
 ///
-/// `decay`, `[channels]`, is the logarithm of the strongest decay, at most 0. One pass on the processor; on other and
+/// `decay`, `[channels]`, is the logarithm of the strongest decay, at most 0. One pass on the CPU; on other and
 /// on autodiff devices this is [`plain::gated_decay`].
 ///
 /// # Panics

@@ -28,7 +28,7 @@ mod state;
 pub use conversation::{Answered, Conversation};
 pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
-pub use gemma_nn::{Activations, CachePrecision, Fineness};
+pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};
 pub use network::Network;
 pub use state::{StateTensors, cache_tensors, load_state, save_state, state_tensor};

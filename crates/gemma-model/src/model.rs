@@ -4,7 +4,7 @@ use crate::save::Collect;
 use crate::{Error, Network};
 use burn::tensor::Device;
 use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
-use gemma_nn::{Activations, CachePrecision, Fineness};
+use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
 use gemma_weights::{Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
 use std::path::Path;
@@ -22,16 +22,16 @@ pub struct LoadOptions {
     /// Read a window of `W` as DeepMind's own code reads RecurrentGemma's: `W` keys before a token and the token
     /// itself, one more than transformers sees. Other models refuse it.
     pub inclusive_window: bool,
-    /// How finely products on the processor represent activations; the default loses nothing that shows.
-    pub activations: Activations,
+    /// How finely products on the CPU represent activations; the default loses nothing that shows.
+    pub activations: ActivationPrecision,
     /// In how many bits keys and values are kept.
     pub cache: CachePrecision,
 }
 
 impl LoadOptions {
     /// How finely the layers compute.
-    pub fn fineness(&self) -> Fineness {
-        Fineness { activations: self.activations, cache: self.cache }
+    pub fn compute_precision(&self) -> ComputePrecision {
+        ComputePrecision { activations: self.activations, cache: self.cache }
     }
 }
 

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{CausalModel, TokenId};
-use gemma_nn::{Fineness, Inventory, RandomSource, RandomWeights, Segment, Sink, Source, Weight, WithFineness};
+use gemma_nn::{
+    ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Segment, Source, Weight, WithPrecision,
+};
 use gemma_tokenizer::Family;
 use gemma_weights::{Checkpoint, Dtype, Loader, SavedTensor, TensorSpec, catalogue::Shape};
 
@@ -37,8 +39,8 @@ pub trait Network: CausalModel + Sized {
     /// Builds the network from a source of parameters; `dtype` is that of the checkpoint.
     fn load(source: &mut dyn Source, config: &Self::Config, dtype: Dtype) -> Self;
 
-    /// Hands every parameter to a sink, under the names it was loaded by.
-    fn save(&self, sink: &mut dyn Sink);
+    /// Hands every parameter to a saver, under the names it was loaded by.
+    fn save(&self, saver: &mut dyn Saver);
 
     /// The configuration it was built from.
     fn config(&self) -> &Self::Config;
@@ -46,11 +48,11 @@ pub trait Network: CausalModel + Sized {
     /// The device that holds the parameters.
     fn device(&self) -> Device;
 
-    /// Reads as [`CausalModel::read_all`] does, up to and including the last norm: `[tokens, width]`.
+    /// Reads as [`CausalModel::read_all`] does, up to and including the last norm: `[tokens, hidden_size]`.
     fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Self::Memory]) -> Tensor<2>;
 
-    /// Logits `[rows, vocab]` of rows `[rows, width]` that went through the last norm.
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2>;
+    /// Logits `[rows, vocab]` of rows `[rows, hidden_size]` that went through the last norm.
+    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2>;
 
     /// Size of the buffers of one sequence's memory, in bytes.
     fn memory_bytes(memory: &Self::Memory) -> usize;
@@ -82,9 +84,9 @@ pub trait Network: CausalModel + Sized {
 
     /// Name and shape of every tensor that a checkpoint of this configuration holds.
     fn tensors(config: &Self::Config, device: &Device) -> Vec<TensorSpec> {
-        let mut inventory = Inventory::new(device);
-        Self::load(&mut inventory, config, Dtype::F32);
-        inventory.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
+        let mut parameter_list = ParameterList::new(device);
+        Self::load(&mut parameter_list, config, Dtype::F32);
+        parameter_list.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
     }
 
     /// Builds the network of a checkpoint, without a tokenizer.
@@ -108,7 +110,7 @@ pub trait Network: CausalModel + Sized {
         let config = Self::configure(Self::config_of(checkpoint)?, options)?;
         checkpoint.check(&Self::tensors(&config, device), &Self::is_ignored)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        let mut source = WithFineness::new(&mut loader, options.fineness());
+        let mut source = WithPrecision::new(&mut loader, options.compute_precision());
         Ok(Self::load(&mut source, &config, checkpoint.dtype()))
     }
 
@@ -127,25 +129,25 @@ pub trait Network: CausalModel + Sized {
     /// A network of random parameters: trainable ones to begin a training with, or packed ones that have the size and
     /// speed of a real model. Constants are rounded as in a bf16 checkpoint.
     fn random(config: &Self::Config, weights: RandomWeights, seed: u64, device: &Device) -> Self {
-        Self::random_with(config, weights, Fineness::default(), seed, device)
+        Self::random_with(config, weights, ComputePrecision::default(), seed, device)
     }
 
-    /// [`Network::random`], computing with another fineness.
+    /// [`Network::random`], computing with another compute_precision.
     fn random_with(
         config: &Self::Config,
         weights: RandomWeights,
-        fineness: Fineness,
+        compute_precision: ComputePrecision,
         seed: u64,
         device: &Device,
     ) -> Self {
         let mut source = RandomSource::new(weights, seed, device);
-        Self::load(&mut WithFineness::new(&mut source, fineness), config, Dtype::Bf16)
+        Self::load(&mut WithPrecision::new(&mut source, compute_precision), config, Dtype::Bf16)
     }
 
     /// Bytes that generating one token reads: all weights once.
     fn weight_bytes(&self) -> usize {
         struct Sum(usize);
-        impl Sink for Sum {
+        impl Saver for Sum {
             fn matrix(&mut self, _name: &str, weight: &Weight) {
                 self.0 += weight.bytes_len();
             }

@@ -3,7 +3,7 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 use gemma_kernels::Format;
-use gemma_nn::{Sink, Weight};
+use gemma_nn::{Saver, Weight};
 use gemma_weights::{Dtype, SavedTensor};
 
 /// Collects every parameter, converted to one dtype.
@@ -30,7 +30,7 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().expect("parameters are f32")
 }
 
-impl Sink for Collect {
+impl Saver for Collect {
     fn matrix(&mut self, name: &str, weight: &Weight) {
         let shape = weight.shape().to_vec();
         match weight {

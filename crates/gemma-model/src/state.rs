@@ -11,7 +11,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use gemma_generate::{Sequence, TokenId};
-use gemma_nn::{Attention, AttentionSpec, KvCache, Sink, Weight};
+use gemma_nn::{Attention, AttentionSpec, KvCache, Saver, Weight};
 use gemma_weights::{Dtype, SavedTensor, StoredTensor, read_safetensors_with_metadata, save_safetensors};
 use sha2::{Digest, Sha256};
 
@@ -180,7 +180,7 @@ fn fingerprint<N: Network>(network: &N) -> String {
             values.iter().for_each(|value| self.0.update(value.to_le_bytes()));
         }
     }
-    impl Sink for Samples {
+    impl Saver for Samples {
         fn matrix(&mut self, name: &str, weight: &Weight) {
             let [rows, cols] = weight.shape();
             let row = weight.rows(&[rows as u32 / 2]).reshape([cols]);

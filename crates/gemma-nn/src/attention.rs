@@ -1,6 +1,6 @@
 //! Grouped-query attention with rotary positions, over caches that the caller lends.
 
-use crate::{KvCache, Projection, Retention, RopeTable, Segment, Sink, Source};
+use crate::{KvCache, Projection, Retention, RopeTable, Saver, Segment, Source};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use gemma_kernels::{AttendParams, CachePrecision, attend};
@@ -12,14 +12,14 @@ pub struct AttentionSpec {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Size of a head. `heads * head_dim` need not be the model width.
+    /// Size of a head. `heads * head_dim` need not be the hidden size.
     pub head_dim: usize,
     /// Factor on the scores.
     pub scale: f32,
     /// Soft cap of the scores, applied after the scale and before the mask.
     pub softcap: Option<f32>,
     /// How many keys a query sees, itself included; `None`: all.
-    pub span: Option<usize>,
+    pub window: Option<usize>,
     /// Whether q, k and v have a bias.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
@@ -29,7 +29,7 @@ pub struct AttentionSpec {
 impl AttentionSpec {
     /// What the layer's cache must keep.
     pub fn retention(&self) -> Retention {
-        self.span.map_or(Retention::Everything, Retention::Last)
+        self.window.map_or(Retention::Everything, Retention::Last)
     }
 }
 
@@ -37,13 +37,13 @@ impl AttentionSpec {
 /// 2023, arXiv:2305.13245).
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// `[heads * head_dim, width]`.
+    /// `[heads * head_dim, hidden_size]`.
     pub q_proj: Projection,
-    /// `[kv_heads * head_dim, width]`.
+    /// `[kv_heads * head_dim, hidden_size]`.
     pub k_proj: Projection,
-    /// `[kv_heads * head_dim, width]`.
+    /// `[kv_heads * head_dim, hidden_size]`.
     pub v_proj: Projection,
-    /// `[width, heads * head_dim]`.
+    /// `[hidden_size, heads * head_dim]`.
     pub o_proj: Projection,
     #[module(skip)]
     spec: AttentionSpec,
@@ -53,13 +53,13 @@ pub struct Attention {
 
 impl Attention {
     /// The layer whose parameters begin with `{name}.`.
-    pub fn load(source: &mut dyn Source, name: &str, width: usize, spec: AttentionSpec) -> Self {
+    pub fn load(source: &mut dyn Source, name: &str, hidden_size: usize, spec: AttentionSpec) -> Self {
         let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         Self {
-            q_proj: Projection::load(source, &format!("{name}.q_proj"), width, queries, spec.qkv_bias),
-            k_proj: Projection::load(source, &format!("{name}.k_proj"), width, keys, spec.qkv_bias),
-            v_proj: Projection::load(source, &format!("{name}.v_proj"), width, keys, spec.qkv_bias),
-            o_proj: Projection::load(source, &format!("{name}.o_proj"), queries, width, spec.output_bias),
+            q_proj: Projection::load(source, &format!("{name}.q_proj"), hidden_size, queries, spec.qkv_bias),
+            k_proj: Projection::load(source, &format!("{name}.k_proj"), hidden_size, keys, spec.qkv_bias),
+            v_proj: Projection::load(source, &format!("{name}.v_proj"), hidden_size, keys, spec.qkv_bias),
+            o_proj: Projection::load(source, &format!("{name}.o_proj"), queries, hidden_size, spec.output_bias),
             spec,
             // two values share a word
             cache: if spec.head_dim.is_multiple_of(2) { source.cache_precision() } else { CachePrecision::F32 },
@@ -81,15 +81,15 @@ impl Attention {
         &self.spec
     }
 
-    /// Hands the parameters to a sink, under the names they were loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        self.q_proj.save(sink, &format!("{name}.q_proj"));
-        self.k_proj.save(sink, &format!("{name}.k_proj"));
-        self.v_proj.save(sink, &format!("{name}.v_proj"));
-        self.o_proj.save(sink, &format!("{name}.o_proj"));
+    /// Hands the parameters to a saver, under the names they were loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        self.q_proj.save(saver, &format!("{name}.q_proj"));
+        self.k_proj.save(saver, &format!("{name}.k_proj"));
+        self.v_proj.save(saver, &format!("{name}.v_proj"));
+        self.o_proj.save(saver, &format!("{name}.o_proj"));
     }
 
-    /// Reads each segment after what its cache holds, and appends it there: `[tokens, width]` to the same shape.
+    /// Reads each segment after what its cache holds, and appends it there: `[tokens, hidden_size]` to the same shape.
     ///
     /// # Panics
     /// When segments and caches do not match, or a prefix is not read in one piece.
@@ -133,7 +133,7 @@ impl Attention {
         let params = AttendParams {
             start: segment.start,
             prefix_len: segment.prefix_len,
-            span: self.spec.span,
+            window: self.spec.window,
             scale: self.spec.scale,
             softcap: self.spec.softcap,
             activations: self.q_proj.weight.attention_activations(),

@@ -234,19 +234,20 @@ mod tests {
     #[test]
     fn position_p_lies_in_slot_p_modulo_the_ring() {
         for device in test_device::all() {
-            for (span, precision) in [1, 2, 3, 7, 100].into_iter().flat_map(|span| PRECISIONS.map(|p| (span, p))) {
+            for (window, precision) in [1, 2, 3, 7, 100].into_iter().flat_map(|window| PRECISIONS.map(|p| (window, p)))
+            {
                 for chunk in [1, 2, 5, 13] {
-                    let mut cache = KvCache::new(Retention::Last(span)).with_precision(precision);
+                    let mut cache = KvCache::new(Retention::Last(window)).with_precision(precision);
                     let mut start = 0;
                     while start < 150 {
                         cache.extend(rows(start..start + chunk, &device), rows(start..start + chunk, &device));
                         start += chunk;
                         let held = held(&cache);
-                        for p in start.saturating_sub(span)..start {
-                            assert_eq!(held[p % held.len()], p as f32, "span {span} chunk {chunk} end {start}");
+                        for p in start.saturating_sub(window)..start {
+                            assert_eq!(held[p % held.len()], p as f32, "window {window} chunk {chunk} end {start}");
                         }
                     }
-                    assert!(held(&cache).len() <= span);
+                    assert!(held(&cache).len() <= window);
                 }
             }
         }

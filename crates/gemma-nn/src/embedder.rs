@@ -1,10 +1,10 @@
 //! The table that turns tokens into vectors and, tied, vectors into logits.
 
-use crate::{Sink, Source, Weight};
+use crate::{Saver, Source, Weight};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-/// The tied embedding table, `[vocab, width]`: `x = E[id] · scale` on the way in, `logits = x Eᵀ` on the way out
+/// The tied embedding table, `[vocab, hidden_size]`: `x = E[id] · scale` on the way in, `logits = x Eᵀ` on the way out
 /// (not scaled).
 #[derive(Module, Debug)]
 pub struct Embedder {
@@ -14,17 +14,17 @@ pub struct Embedder {
 }
 
 impl Embedder {
-    /// The table called `{name}.weight`. `scale` is √width, rounded as the checkpoint's arithmetic rounds it.
-    pub fn load(source: &mut dyn Source, name: &str, vocab: usize, width: usize, scale: f32) -> Self {
-        Self { weight: source.matrix(&format!("{name}.weight"), vocab, width), scale }
+    /// The table called `{name}.weight`. `scale` is √hidden_size, rounded as the checkpoint's arithmetic rounds it.
+    pub fn load(source: &mut dyn Source, name: &str, vocab: usize, hidden_size: usize, scale: f32) -> Self {
+        Self { weight: source.matrix(&format!("{name}.weight"), vocab, hidden_size), scale }
     }
 
-    /// Hands the table to a sink, under the name it was loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        sink.matrix(&format!("{name}.weight"), &self.weight);
+    /// Hands the table to a saver, under the name it was loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        saver.matrix(&format!("{name}.weight"), &self.weight);
     }
 
-    /// The scaled rows of `tokens`: `[tokens, width]`.
+    /// The scaled rows of `tokens`: `[tokens, hidden_size]`.
     ///
     /// # Panics
     /// When a token is not below the vocabulary size.
@@ -32,7 +32,7 @@ impl Embedder {
         self.weight.rows(tokens).mul_scalar(self.scale)
     }
 
-    /// `[rows, width]` to logits `[rows, vocab]`.
+    /// `[rows, hidden_size]` to logits `[rows, vocab]`.
     pub fn logits(&self, x: Tensor<2>) -> Tensor<2> {
         self.weight.forward(x)
     }

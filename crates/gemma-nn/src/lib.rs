@@ -1,7 +1,7 @@
 //! Layers that every Gemma family is built from.
 //!
 //! The crate knows no files, no text and no model names. A layer is built from a [`Source`] of parameters (a
-//! checkpoint, random numbers) and computes on one flat axis of tokens, `[tokens, width]`, cut into [`Segment`]s:
+//! checkpoint, random numbers) and computes on one flat axis of tokens, `[tokens, hidden_size]`, cut into [`Segment`]s:
 //! everything row-wise (norms, projections, MLP, rotary embedding, head) sees only rows; attention also looks at the
 //! segments and at the caches that the caller lends.
 //!
@@ -13,9 +13,9 @@
 //! | `keys` | positions that attention looks at |
 //! | `heads`, `kv_heads` | query heads; key and value heads (query head `n` reads key head `n / (heads / kv_heads)`) |
 //! | `head_dim` | size of one head |
-//! | `width` | model dimension, the residual stream |
-//! | `hidden` | inner dimension of the MLP |
-//! | `span` | how many keys a query sees, itself included |
+//! | `hidden_size` | model dimension, the residual stream |
+//! | `intermediate_size` | inner dimension of the MLP |
+//! | `window` | how many keys a query sees, itself included |
 //! | `vocab` | number of token ids |
 //!
 //! All activations are f32, whatever the weights are stored in: Gemma 2's residual stream overflows f16, and norms,
@@ -35,14 +35,16 @@ mod source;
 pub use attention::{Attention, AttentionSpec};
 pub use cache::{KvCache, Retention};
 pub use embedder::Embedder;
-pub use gemma_kernels::{Activations, CachePrecision};
+pub use gemma_kernels::{ActivationPrecision, CachePrecision};
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
 pub use projection::{Projection, Weight};
 pub use rope::{RopeSpec, RopeTable};
 pub use segment::{Segment, last_rows, total_tokens};
 pub use softcap::softcap;
-pub use source::{Fineness, Inventory, RandomSource, RandomWeights, Sink, Source, Trainable, WithFineness};
+pub use source::{
+    ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Source, Trainable, WithPrecision,
+};
 
 #[cfg(test)]
 mod test_device {

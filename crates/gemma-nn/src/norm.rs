@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation with a weight that is an offset from one.
 
-use crate::{Sink, Source};
+use crate::{Saver, Source};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use gemma_kernels::rms_norm;
@@ -9,23 +9,23 @@ use gemma_kernels::rms_norm;
 /// `1 +` is Gemma's). All in f32.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
-    /// The stored offset `w`, `[width]`.
+    /// The stored offset `w`, `[hidden_size]`.
     pub weight: Param<Tensor<1>>,
     eps: f32,
 }
 
 impl RmsNorm {
     /// The norm whose weight is called `{name}.weight`.
-    pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32) -> Self {
-        Self { weight: source.vector(&format!("{name}.weight"), width), eps }
+    pub fn load(source: &mut dyn Source, name: &str, hidden_size: usize, eps: f32) -> Self {
+        Self { weight: source.vector(&format!("{name}.weight"), hidden_size), eps }
     }
 
-    /// Hands the weight to a sink, under the name it was loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        sink.vector(&format!("{name}.weight"), &self.weight);
+    /// Hands the weight to a saver, under the name it was loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        saver.vector(&format!("{name}.weight"), &self.weight);
     }
 
-    /// `[tokens, width]` to the same shape.
+    /// `[tokens, hidden_size]` to the same shape.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         rms_norm(x, self.weight.val(), self.eps)
     }

@@ -1,9 +1,9 @@
 //! The one linear layer.
 
-use crate::{Sink, Source};
+use crate::{Saver, Source};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use gemma_kernels::{Activations, PackedWeight, packed_linear, packed_rows};
+use gemma_kernels::{ActivationPrecision, PackedWeight, packed_linear, packed_rows};
 
 /// A weight matrix `[out, in]`: frozen as it lies in a file, or dense and trainable. No layer asks which.
 #[derive(Module, Debug)]
@@ -16,10 +16,10 @@ pub enum Weight {
 
 impl Weight {
     /// See [`PackedWeight::attention_activations`]; exact beside weights in f32 that are trained.
-    pub fn attention_activations(&self) -> Activations {
+    pub fn attention_activations(&self) -> ActivationPrecision {
         match self {
             Weight::Packed(weight) => weight.attention_activations(),
-            Weight::Dense(_) => Activations::Exact,
+            Weight::Dense(_) => ActivationPrecision::F32,
         }
     }
 
@@ -82,11 +82,11 @@ impl Projection {
         }
     }
 
-    /// Hands the parameters to a sink, under the names they were loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        sink.matrix(&format!("{name}.weight"), &self.weight);
+    /// Hands the parameters to a saver, under the names they were loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        saver.matrix(&format!("{name}.weight"), &self.weight);
         if let Some(bias) = &self.bias {
-            sink.vector(&format!("{name}.bias"), bias);
+            saver.vector(&format!("{name}.bias"), bias);
         }
     }
 

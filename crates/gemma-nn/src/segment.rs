@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 /// One stretch of tokens of one sequence.
 ///
-/// All sequences of a call lie on one flat axis, `[tokens, width]`, one segment after the other: a whole
+/// All sequences of a call lie on one flat axis, `[tokens, hidden_size]`, one segment after the other: a whole
 /// prompt, a chunk of a prompt, one new token of each of sixteen conversations and a packed training batch
 /// are the same call. There is no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub fn total_tokens(segments: &[Segment]) -> usize {
     segments.iter().map(|segment| segment.len).sum()
 }
 
-/// The last row of each segment, `[segments, width]` of `[tokens, width]`: what the output head, the largest matrix of
+/// The last row of each segment, `[segments, hidden_size]` of `[tokens, hidden_size]`: what the output head, the largest matrix of
 /// a model, is needed for.
 ///
 /// # Panics

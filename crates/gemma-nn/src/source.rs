@@ -3,7 +3,7 @@
 use crate::Weight;
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_kernels::{Activations, CachePrecision, Format, PackedWeight};
+use gemma_kernels::{ActivationPrecision, CachePrecision, Format, PackedWeight};
 
 /// A supplier of parameters by name.
 ///
@@ -32,7 +32,7 @@ pub trait Source {
 }
 
 /// A taker of parameters by name, the inverse of [`Source`]: what saves a network.
-pub trait Sink {
+pub trait Saver {
     /// A weight matrix.
     fn matrix(&mut self, name: &str, weight: &Weight);
     /// A vector in f32.
@@ -43,12 +43,12 @@ pub trait Sink {
 
 /// A source that only writes down what a network asks for. Nothing is allocated.
 #[derive(Debug)]
-pub struct Inventory {
+pub struct ParameterList {
     device: Device,
     asked: Vec<(String, Vec<usize>)>,
 }
 
-impl Inventory {
+impl ParameterList {
     /// An empty list.
     pub fn new(device: &Device) -> Self {
         Self { device: device.clone(), asked: Vec::new() }
@@ -60,7 +60,7 @@ impl Inventory {
     }
 }
 
-/// A parameter whose values are made when they are first used: never, in an inventory.
+/// A parameter whose values are made when they are first used: never, in an parameter_list.
 fn unmade<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     Param::uninitialized(
         ParamId::new(),
@@ -71,7 +71,7 @@ fn unmade<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>
     )
 }
 
-impl Source for Inventory {
+impl Source for ParameterList {
     fn device(&self) -> Device {
         self.device.clone()
     }
@@ -137,34 +137,34 @@ impl Source for Trainable<'_> {
 
 /// How finely layers compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Fineness {
-    /// How products on the processor represent activations.
-    pub activations: Activations,
+pub struct ComputePrecision {
+    /// How products on the CPU represent activations.
+    pub activations: ActivationPrecision,
     /// In how many bits keys and values are kept.
     pub cache: CachePrecision,
 }
 
-/// A source whose layers compute with another fineness: it asks another one, and says so in what that answers.
-pub struct WithFineness<'a> {
+/// A source whose layers compute with another compute_precision: it asks another one, and says so in what that answers.
+pub struct WithPrecision<'a> {
     inner: &'a mut dyn Source,
-    fineness: Fineness,
+    compute_precision: ComputePrecision,
 }
 
-impl<'a> WithFineness<'a> {
+impl<'a> WithPrecision<'a> {
     /// Whatever `inner` has, computed with so finely.
-    pub fn new(inner: &'a mut dyn Source, fineness: Fineness) -> Self {
-        Self { inner, fineness }
+    pub fn new(inner: &'a mut dyn Source, compute_precision: ComputePrecision) -> Self {
+        Self { inner, compute_precision }
     }
 }
 
-impl Source for WithFineness<'_> {
+impl Source for WithPrecision<'_> {
     fn device(&self) -> Device {
         self.inner.device()
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
         match self.inner.matrix(name, rows, cols) {
-            Weight::Packed(packed) => Weight::Packed(packed.with_activations(self.fineness.activations)),
+            Weight::Packed(packed) => Weight::Packed(packed.with_activations(self.compute_precision.activations)),
             dense @ Weight::Dense(_) => dense,
         }
     }
@@ -178,7 +178,7 @@ impl Source for WithFineness<'_> {
     }
 
     fn cache_precision(&self) -> CachePrecision {
-        self.fineness.cache
+        self.compute_precision.cache
     }
 }
 

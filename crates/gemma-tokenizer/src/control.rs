@@ -163,7 +163,7 @@ pub struct ControlTokens {
     pub end_of_turn: Option<TokenId>,
     /// The fill-in-the-middle tokens, when all four are there.
     pub fim: Option<FimTokens>,
-    /// `<image>`: stands for one patch of a picture.
+    /// `<image>`: stands for one patch of an image.
     pub image: Option<TokenId>,
 }
 

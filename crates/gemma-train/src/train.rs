@@ -88,7 +88,7 @@ pub fn train<M: CausalModel + Module + Sync>(
     train_with(model, options, batch, text_loss, report)
 }
 
-/// [`train`] on examples that carry more than text, such as a picture in front of it: `loss` is the mean loss, in nats
+/// [`train`] on examples that carry more than text, such as an image in front of it: `loss` is the mean loss, in nats
 /// per token to be learned, of a few examples, `[1]`. It is called on several threads at once.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ pub enum Family {
     Gemma,
     /// Code, with fill-in-the-middle prompts.
     CodeGemma,
-    /// Pictures and text in, text out.
+    /// Images and text in, text out.
     PaliGemma,
     /// Text with a memory of constant size.
     RecurrentGemma,

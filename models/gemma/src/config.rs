@@ -29,7 +29,7 @@ pub struct LayerSpec {
     /// Its attention.
     pub attention: AttentionSpec,
     /// Inner dimension of its MLP.
-    pub hidden: usize,
+    pub intermediate_size: usize,
     /// Where it normalises.
     pub norms: Norms,
 }
@@ -40,7 +40,7 @@ pub struct DecoderConfig {
     /// Number of token ids; rows of the embedding table.
     pub vocab: usize,
     /// Model dimension.
-    pub width: usize,
+    pub hidden_size: usize,
     /// The layers, first to last.
     pub layers: Vec<LayerSpec>,
     /// `eps` of every RMS norm.
@@ -139,16 +139,16 @@ impl DecoderConfig {
                 head_dim: shape.head_dim,
                 scale: scalar.powf(-0.5),
                 softcap: attention_cap,
-                span: window.filter(|_| index.is_multiple_of(2)),
+                window: window.filter(|_| index.is_multiple_of(2)),
                 qkv_bias: false,
                 output_bias: false,
             },
-            hidden: shape.hidden,
+            intermediate_size: shape.intermediate_size,
             norms,
         };
         Some(Self {
             vocab: shape.vocab,
-            width: shape.width,
+            hidden_size: shape.hidden_size,
             layers: (0..shape.layers).map(layer).collect(),
             norm_eps: shape.rms_norm_eps as f32,
             rope: RopeSpec { rotary_dim: shape.head_dim, theta: shape.rope_theta as f32 },
@@ -160,7 +160,7 @@ impl DecoderConfig {
 
     /// The `config.json` that HF transformers reads back as this decoder.
     ///
-    /// Works for decoders whose layers differ only in their span, as all released ones do.
+    /// Works for decoders whose layers differ only in their window, as all released ones do.
     pub fn to_json(&self, dtype: gemma_weights::Dtype) -> Value {
         let layer = self.layers.first().expect("a decoder has layers");
         let attention = layer.attention;
@@ -172,9 +172,9 @@ impl DecoderConfig {
             "head_dim": attention.head_dim,
             "hidden_activation": "gelu_pytorch_tanh",
             "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": self.width,
+            "hidden_size": self.hidden_size,
             "initializer_range": 0.02,
-            "intermediate_size": layer.hidden,
+            "intermediate_size": layer.intermediate_size,
             "max_position_embeddings": self.context,
             "num_attention_heads": attention.heads,
             "num_hidden_layers": self.layers.len(),
@@ -196,16 +196,16 @@ impl DecoderConfig {
             }
             Norms::BeforeAndAfter => {
                 let kind = |layer: &LayerSpec| {
-                    if layer.attention.span.is_some() { "sliding_attention" } else { "full_attention" }
+                    if layer.attention.window.is_some() { "sliding_attention" } else { "full_attention" }
                 };
                 set("architectures", json!(["Gemma2ForCausalLM"]));
                 set("model_type", json!("gemma2"));
                 set("attn_logit_softcapping", json!(attention.softcap.map(shortest)));
                 set("final_logit_softcapping", json!(self.final_softcap.map(shortest)));
                 set("layer_types", json!(self.layers.iter().map(kind).collect::<Vec<_>>()));
-                // scale is query_pre_attn_scalar ^ -1/2; transformers takes a whole number only
+                // scale is query_pre_attn_scalar ^ -1/2; transformers takes an integer only
                 set("query_pre_attn_scalar", json!(attention.scale.powi(-2).round() as u64));
-                set("sliding_window", json!(self.layers.iter().find_map(|layer| layer.attention.span)));
+                set("sliding_window", json!(self.layers.iter().find_map(|layer| layer.attention.window)));
             }
         }
         file
@@ -235,7 +235,7 @@ impl ConfigFile {
             return Err(invalid("head_dim", head_dim, "an even number"));
         }
         let layers = positive("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS)?;
-        let spans = self.spans(generation, layers)?;
+        let windows = self.windows(generation, layers)?;
         let (scalar, softcap, final_softcap) = match generation {
             Generation::One => (head_dim as f32, None, None),
             Generation::Two => (
@@ -250,20 +250,20 @@ impl ConfigFile {
             head_dim,
             scale: finite_positive("query_pre_attn_scalar", scalar)?.powf(-0.5),
             softcap,
-            span: None,
+            window: None,
             qkv_bias: self.attention_bias.unwrap_or(false),
             output_bias: self.attention_bias.unwrap_or(false),
         };
-        let hidden = positive("intermediate_size", self.intermediate_size, LARGEST_DIMENSION)?;
+        let intermediate_size = positive("intermediate_size", self.intermediate_size, LARGEST_DIMENSION)?;
         let norms = if generation == Generation::One { Norms::Before } else { Norms::BeforeAndAfter };
         let parameters = self.rope_parameters.as_ref();
         let theta = parameters.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
         Ok(DecoderConfig {
             vocab: positive("vocab_size", self.vocab_size, LARGEST_VOCAB)?,
-            width: positive("hidden_size", self.hidden_size, LARGEST_DIMENSION)?,
-            layers: spans
+            hidden_size: positive("hidden_size", self.hidden_size, LARGEST_DIMENSION)?,
+            layers: windows
                 .into_iter()
-                .map(|span| LayerSpec { attention: AttentionSpec { span, ..attention }, hidden, norms })
+                .map(|window| LayerSpec { attention: AttentionSpec { window, ..attention }, intermediate_size, norms })
                 .collect(),
             norm_eps: finite_positive("rms_norm_eps", self.rms_norm_eps.unwrap_or(1e-6))?,
             rope: RopeSpec { rotary_dim: head_dim, theta: finite_positive("rope_theta", theta)? },
@@ -297,9 +297,9 @@ impl ConfigFile {
         Ok(())
     }
 
-    /// The span of each layer. Gemma 2 alternates windowed and full layers, windowed first, unless `layer_types`
+    /// The window of each layer. Gemma 2 alternates windowed and full layers, windowed first, unless `layer_types`
     /// says otherwise.
-    fn spans(&self, generation: Generation, layers: usize) -> Result<Vec<Option<usize>>, Error> {
+    fn windows(&self, generation: Generation, layers: usize) -> Result<Vec<Option<usize>>, Error> {
         if generation == Generation::One {
             return Ok(vec![None; layers]);
         }
@@ -337,13 +337,13 @@ mod tests {
     #[test]
     fn gemma_2_alternates_windows_and_reads_its_scale() {
         let config = DecoderConfig::from_json(GEMMA_2.as_bytes()).unwrap();
-        let spans: Vec<_> = config.layers.iter().map(|layer| layer.attention.span).collect();
-        assert_eq!(spans, [Some(6), None, Some(6)]);
+        let windows: Vec<_> = config.layers.iter().map(|layer| layer.attention.window).collect();
+        assert_eq!(windows, [Some(6), None, Some(6)]);
         assert_eq!(config.layers[0].attention.scale, 1.0 / 12.0);
         assert_eq!((config.layers[0].attention.softcap, config.final_softcap), (Some(50.0), Some(30.0)));
-        let spans = with(r#""layer_types": ["full_attention", "sliding_attention", "full_attention"]"#).unwrap();
-        assert_eq!(spans.layers[1].attention.span, Some(6));
-        assert_eq!(spans.layers[0].attention.span, None);
+        let windows = with(r#""layer_types": ["full_attention", "sliding_attention", "full_attention"]"#).unwrap();
+        assert_eq!(windows.layers[1].attention.window, Some(6));
+        assert_eq!(windows.layers[0].attention.window, None);
     }
 
     #[test]
@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn presets_have_the_released_numbers() {
-        // hidden size, layers, heads, kv heads, head size, MLP width, 1 / scale²
+        // hidden size, layers, heads, kv heads, head size, MLP hidden_size, 1 / scale²
         for (name, numbers) in [
             ("gemma-2b", [2048, 18, 8, 1, 256, 16384, 256]),
             ("gemma-7b", [3072, 28, 16, 16, 256, 24576, 256]),
@@ -419,15 +419,15 @@ mod tests {
             ("gemma-2-27b", [4608, 46, 32, 16, 128, 36864, 144]),
         ] {
             let config = DecoderConfig::preset(name).unwrap();
-            let LayerSpec { attention, hidden, .. } = config.layers[0];
+            let LayerSpec { attention, intermediate_size, .. } = config.layers[0];
             let scalar = attention.scale.powi(-2).round() as usize;
             let found = [
-                config.width,
+                config.hidden_size,
                 config.layers.len(),
                 attention.heads,
                 attention.kv_heads,
                 attention.head_dim,
-                hidden,
+                intermediate_size,
                 scalar,
             ];
             assert_eq!(found, numbers, "{name}");

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::CausalModel;
 use gemma_model::{Error, Network, StateTensors, cache_tensors};
-use gemma_nn::{Embedder, KvCache, Retention, RmsNorm, RopeTable, Segment, Sink, Source, last_rows, softcap};
+use gemma_nn::{Embedder, KvCache, Retention, RmsNorm, RopeTable, Saver, Segment, Source, last_rows, softcap};
 use gemma_tokenizer::{Family, TokenId};
 use gemma_weights::{Dtype, SavedTensor, catalogue::Shape};
 
@@ -57,7 +57,7 @@ impl Memory {
 }
 
 impl Decoder {
-    /// Scaled embeddings: `[tokens, width]`.
+    /// Scaled embeddings: `[tokens, hidden_size]`.
     ///
     /// # Panics
     /// When a token is not below the vocabulary size.
@@ -65,12 +65,12 @@ impl Decoder {
         self.embed_tokens.embed(tokens)
     }
 
-    /// From embeddings to the last norm, `[tokens, width]` each. PaliGemma enters here, with a picture's features
+    /// From embeddings to the last norm, `[tokens, hidden_size]` each. PaliGemma enters here, with an image's features
     /// among the embeddings.
     ///
     /// # Panics
     /// When segments, memories and `x` do not match.
-    pub fn hidden(&self, mut x: Tensor<2>, segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
+    pub fn hidden_states(&self, mut x: Tensor<2>, segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
         let positions: Vec<usize> = segments.iter().flat_map(Segment::positions).collect();
         let rope = RopeTable::new(self.config.rope, &positions, &x.device());
         for (index, layer) in self.layers.iter().enumerate() {
@@ -107,28 +107,28 @@ impl Network for Decoder {
         &config.eos
     }
 
-    /// The embedding scale √width is rounded to the checkpoint's dtype, as the reference does (√3072 = 55.4256 becomes
+    /// The embedding scale √hidden_size is rounded to the checkpoint's dtype, as the reference does (√3072 = 55.4256 becomes
     /// 55.5 in bf16).
     fn load(source: &mut dyn Source, config: &DecoderConfig, dtype: Dtype) -> Self {
-        let scale = dtype.round((config.width as f32).sqrt());
+        let scale = dtype.round((config.hidden_size as f32).sqrt());
         let layer = |(index, spec)| {
-            DecoderLayer::load(source, &format!("model.layers.{index}"), config.width, config.norm_eps, spec)
+            DecoderLayer::load(source, &format!("model.layers.{index}"), config.hidden_size, config.norm_eps, spec)
         };
         let layers = config.layers.iter().enumerate().map(layer).collect();
         Self {
-            embed_tokens: Embedder::load(source, "model.embed_tokens", config.vocab, config.width, scale),
+            embed_tokens: Embedder::load(source, "model.embed_tokens", config.vocab, config.hidden_size, scale),
             layers,
-            norm: RmsNorm::load(source, "model.norm", config.width, config.norm_eps),
+            norm: RmsNorm::load(source, "model.norm", config.hidden_size, config.norm_eps),
             config: config.clone(),
         }
     }
 
-    fn save(&self, sink: &mut dyn Sink) {
-        self.embed_tokens.save(sink, "model.embed_tokens");
+    fn save(&self, saver: &mut dyn Saver) {
+        self.embed_tokens.save(saver, "model.embed_tokens");
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.save(sink, &format!("model.layers.{index}"));
+            layer.save(saver, &format!("model.layers.{index}"));
         }
-        self.norm.save(sink, "model.norm");
+        self.norm.save(saver, "model.norm");
     }
 
     fn config(&self) -> &DecoderConfig {
@@ -140,11 +140,11 @@ impl Network for Decoder {
     }
 
     fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.hidden(self.embed(tokens), segments, memories)
+        self.hidden_states(self.embed(tokens), segments, memories)
     }
 
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        softcap(self.embed_tokens.logits(hidden), self.config.final_softcap)
+    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        softcap(self.embed_tokens.logits(hidden_states), self.config.final_softcap)
     }
 
     fn memory_bytes(memory: &Memory) -> usize {
@@ -174,12 +174,12 @@ impl CausalModel for Decoder {
     }
 
     fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        let x = self.hidden(self.embed(tokens), segments, memories);
+        let x = self.hidden_states(self.embed(tokens), segments, memories);
         self.logits(last_rows(x, segments))
     }
 
     fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.logits(self.hidden(self.embed(tokens), segments, memories))
+        self.logits(self.hidden_states(self.embed(tokens), segments, memories))
     }
 
     fn score(&self, tokens: &[TokenId], segments: &[Segment]) -> Tensor<2> {
@@ -194,8 +194,8 @@ impl CausalModel for Decoder {
 
     fn truncatable(&self) -> usize {
         // a window's ring holds everything until it is full
-        let spans = self.config.layers.iter().filter_map(|layer| layer.attention.span);
-        spans.min().unwrap_or(usize::MAX)
+        let windows = self.config.layers.iter().filter_map(|layer| layer.attention.window);
+        windows.min().unwrap_or(usize::MAX)
     }
 
     fn context_length(&self) -> Option<usize> {

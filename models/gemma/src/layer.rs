@@ -3,7 +3,7 @@
 use crate::config::{LayerSpec, Norms};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Segment, Sink, Source};
+use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Saver, Segment, Source};
 
 /// A pre-norm transformer layer, with Gemma 2's second pair of norms where the configuration has it.
 ///
@@ -26,34 +26,35 @@ impl DecoderLayer {
     }
 
     /// The layer whose parameters begin with `{name}.`.
-    pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32, spec: &LayerSpec) -> Self {
-        let norm = |source: &mut dyn Source, field: &str| RmsNorm::load(source, &format!("{name}.{field}"), width, eps);
+    pub fn load(source: &mut dyn Source, name: &str, hidden_size: usize, eps: f32, spec: &LayerSpec) -> Self {
+        let norm =
+            |source: &mut dyn Source, field: &str| RmsNorm::load(source, &format!("{name}.{field}"), hidden_size, eps);
         let second = spec.norms == Norms::BeforeAndAfter;
         Self {
             input_layernorm: norm(source, "input_layernorm"),
-            self_attn: Attention::load(source, &format!("{name}.self_attn"), width, spec.attention),
+            self_attn: Attention::load(source, &format!("{name}.self_attn"), hidden_size, spec.attention),
             post_attention_layernorm: norm(source, "post_attention_layernorm"),
             pre_feedforward_layernorm: second.then(|| norm(source, "pre_feedforward_layernorm")),
-            mlp: GeGlu::load(source, &format!("{name}.mlp"), width, spec.hidden, false),
+            mlp: GeGlu::load(source, &format!("{name}.mlp"), hidden_size, spec.intermediate_size, false),
             post_feedforward_layernorm: second.then(|| norm(source, "post_feedforward_layernorm")),
         }
     }
 
-    /// Hands the parameters to a sink, under the names they were loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        self.input_layernorm.save(sink, &format!("{name}.input_layernorm"));
-        self.self_attn.save(sink, &format!("{name}.self_attn"));
-        self.post_attention_layernorm.save(sink, &format!("{name}.post_attention_layernorm"));
+    /// Hands the parameters to a saver, under the names they were loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        self.input_layernorm.save(saver, &format!("{name}.input_layernorm"));
+        self.self_attn.save(saver, &format!("{name}.self_attn"));
+        self.post_attention_layernorm.save(saver, &format!("{name}.post_attention_layernorm"));
         if let Some(norm) = &self.pre_feedforward_layernorm {
-            norm.save(sink, &format!("{name}.pre_feedforward_layernorm"));
+            norm.save(saver, &format!("{name}.pre_feedforward_layernorm"));
         }
-        self.mlp.save(sink, &format!("{name}.mlp"));
+        self.mlp.save(saver, &format!("{name}.mlp"));
         if let Some(norm) = &self.post_feedforward_layernorm {
-            norm.save(sink, &format!("{name}.post_feedforward_layernorm"));
+            norm.save(saver, &format!("{name}.post_feedforward_layernorm"));
         }
     }
 
-    /// `[tokens, width]` to the same shape; the caches take up the segments' keys and values.
+    /// `[tokens, hidden_size]` to the same shape; the caches take up the segments' keys and values.
     pub fn forward(
         &self,
         x: Tensor<2>,

@@ -39,6 +39,6 @@ pub use gemma_generate::{
     CausalModel, FinishReason, GenerateOptions, Generated, Request, TextStream, Timings, generate_batch,
 };
 pub use gemma_model::{Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad};
-pub use gemma_nn::{Activations, CachePrecision, RandomWeights};
+pub use gemma_nn::{ActivationPrecision, CachePrecision, RandomWeights};
 pub use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer, Turn};
 pub use gemma_weights::{Dtype, Precision};

@@ -1,20 +1,20 @@
-//! Asks about a picture, and asks again without looking again:
+//! Asks about an image, and asks again without looking again:
 //! `cargo run --release -p paligemma --example ask`
 //!
-//! The encoder sees the picture once, in `look`; each question costs reading its words and writing the answer.
+//! The encoder sees the image once, in `look`; each question costs reading its words and writing the answer.
 
 use anyhow::Result;
-use paligemma::{GenerateOptions, default_device, demo, demo_pictures};
+use paligemma::{GenerateOptions, default_device, demo, demo_images};
 
-/// Asks some questions about one picture and returns the answers.
+/// Asks some questions about one image and returns the answers.
 ///
 /// # Errors
 /// When the model or a file fails.
 pub fn run() -> Result<Vec<String>> {
     let model = demo(&default_device()?)?;
-    let (name, picture) = demo_pictures()?.remove(2);
+    let (name, image) = demo_images()?.remove(2);
     println!("{name}");
-    let view = model.look(&picture);
+    let view = model.encode_image(&image);
     let mut answers = Vec::new();
     for question in ["how many shapes are there?", "how many circles are there?", "is there a red square?"] {
         let answer = view.answer("en", question)?;

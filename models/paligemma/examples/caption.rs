@@ -1,32 +1,32 @@
-//! Describes pictures: `cargo run --release -p paligemma --example caption -- [PICTURE]...`
+//! Describes images: `cargo run --release -p paligemma --example caption -- [IMAGE]...`
 //!
-//! Without pictures, those that come with the library. For real ones, replace `demo(..)` by
+//! Without images, those that come with the library. For real ones, replace `demo(..)` by
 //! `PaliGemma::load("google/paligemma-3b-mix-224", &device)?`.
 
 use std::path::Path;
 
 use anyhow::Result;
-use paligemma::{Picture, default_device, demo, demo_pictures};
+use paligemma::{Image, default_device, demo, demo_images};
 
-/// Describes the pictures in the files, or the library's own, and returns what was said.
+/// Describes the images in the files, or the library's own, and returns what was said.
 ///
 /// # Errors
 /// When the model or a file fails.
 pub fn run(files: &[String]) -> Result<Vec<String>> {
     let model = demo(&default_device()?)?;
     let mut captions = Vec::new();
-    let mut tell = |name: &str, picture: &Picture| -> Result<()> {
-        let caption = model.look(picture).caption("en")?;
+    let mut tell = |name: &str, image: &Image| -> Result<()> {
+        let caption = model.encode_image(image).caption("en")?;
         println!("{name}: {caption}");
         captions.push(caption);
         Ok(())
     };
     for file in files {
-        tell(file, &Picture::open(Path::new(file))?)?;
+        tell(file, &Image::open(Path::new(file))?)?;
     }
     if files.is_empty() {
-        for (name, picture) in demo_pictures()? {
-            tell(name, &picture)?;
+        for (name, image) in demo_images()? {
+            tell(name, &image)?;
         }
     }
     Ok(captions)

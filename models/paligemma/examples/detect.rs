@@ -4,21 +4,21 @@
 use std::fs::File;
 
 use anyhow::Result;
-use paligemma::{Detection, default_device, demo, demo_pictures, draw};
+use paligemma::{Detection, default_device, demo, demo_images, draw};
 
-/// Finds the shapes of a picture, writes a drawn copy to `out`, and returns what was found.
+/// Finds the shapes of an image, writes a drawn copy to `out`, and returns what was found.
 ///
 /// # Errors
 /// When the model or a file fails.
 pub fn run(out: Option<&str>) -> Result<Vec<Detection>> {
     let model = demo(&default_device()?)?;
-    let (name, picture) = demo_pictures()?.remove(2);
-    let found = model.look(&picture).detect(&["shape"])?;
+    let (name, image) = demo_images()?.remove(2);
+    let found = model.encode_image(&image).detect(&["shape"])?;
     println!("{name}: {}", found.text);
     for Detection { label, bounds, score } in found.iter() {
         println!("{label} at {bounds:?}, probability {:.2}", score.unwrap_or_default());
     }
-    let drawn = draw(&picture, found.iter().map(|found| (found.label.as_str(), &found.bounds, None)));
+    let drawn = draw(&image, found.iter().map(|found| (found.label.as_str(), &found.bounds, None)));
     if let Some(out) = out {
         drawn.write_png(File::create(out)?)?;
     }

@@ -1,12 +1,12 @@
-//! Compares pictures by what the encoder makes of them, without any text:
+//! Compares images by what the encoder makes of them, without any text:
 //! `cargo run --release -p paligemma --example features`
 //!
-//! `Siglip` can be used alone: a feature per patch, `[patches, width]`. Their mean is a fingerprint of the picture.
+//! `Siglip` can be used alone: a feature per patch, `[patches, width]`. Their mean is a fingerprint of the image.
 
 use anyhow::Result;
-use paligemma::{default_device, demo, demo_pictures};
+use paligemma::{default_device, demo, demo_images};
 
-/// Prints how much alike the library's pictures are, and returns a fingerprint of each.
+/// Prints how much alike the library's images are, and returns a fingerprint of each.
 ///
 /// # Errors
 /// When the model or a file fails.
@@ -14,8 +14,8 @@ pub fn run() -> Result<Vec<Vec<f32>>> {
     let model = demo(&default_device()?)?;
     let encoder = model.network().vision_tower();
     let mut fingerprints: Vec<Vec<f32>> = Vec::new();
-    for (name, picture) in demo_pictures()? {
-        let pixels = picture.pixels(encoder.config().image_size);
+    for (name, image) in demo_images()? {
+        let pixels = image.pixels(encoder.config().image_size);
         let features = encoder.forward(&[&pixels]);
         println!("{name}: {:?}", features.dims());
         let mean = features.mean_dim(0).into_data().try_into_vec::<f32>().expect("features are f32");

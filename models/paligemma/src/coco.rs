@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BoundingBox, Detection, Mask, Segmentation};
 
-/// A whole file: pictures, what was found in them, and the names of what there is.
+/// A whole file: images, what was found in them, and the names of what there is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Dataset {
-    /// The pictures.
+    /// The images.
     pub images: Vec<Image>,
     /// What was found.
     pub annotations: Vec<Annotation>,
@@ -20,7 +20,7 @@ pub struct Dataset {
     pub categories: Vec<Category>,
 }
 
-/// A picture.
+/// An image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// Its number, from 1.
@@ -33,12 +33,12 @@ pub struct Image {
     pub height: usize,
 }
 
-/// An object in a picture.
+/// An object in an image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Annotation {
     /// Its number, from 1.
     pub id: usize,
-    /// The picture it is in.
+    /// The image it is in.
     pub image_id: usize,
     /// What it is.
     pub category_id: usize,
@@ -65,17 +65,17 @@ pub struct Category {
     pub name: String,
 }
 
-/// A mask over a whole picture: lengths of runs outside and inside in turn, going down each column, beginning outside.
+/// A mask over a whole image: lengths of runs outside and inside in turn, going down each column, beginning outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunLengths {
     /// The lengths.
     pub counts: Vec<usize>,
-    /// Height and width of the picture.
+    /// Height and width of the image.
     pub size: [usize; 2],
 }
 
 impl RunLengths {
-    /// The run lengths of a mask in a picture of that size.
+    /// The run lengths of a mask in an image of that size.
     pub fn of(mask: &Mask, width: usize, height: usize) -> Self {
         let mut counts = vec![0];
         let mut current = false;
@@ -118,23 +118,23 @@ impl From<&Detection> for Object {
 }
 
 impl Object {
-    /// An object with its mask, in a picture of that size.
+    /// An object with its mask, in an image of that size.
     pub fn with_mask(found: &Segmentation, width: usize, height: usize) -> Self {
         let segmentation = Some(RunLengths::of(&found.mask, width, height));
         Self { label: found.label.clone(), bbox: bbox(&found.bounds), score: found.score, segmentation }
     }
 }
 
-/// Puts pictures together, numbering them, their objects and the labels, which are sorted.
-pub fn dataset<'a>(pictures: impl IntoIterator<Item = (&'a str, usize, usize, &'a [Object])>) -> Dataset {
-    let pictures: Vec<_> = pictures.into_iter().collect();
+/// Puts images together, numbering them, their objects and the labels, which are sorted.
+pub fn dataset<'a>(images: impl IntoIterator<Item = (&'a str, usize, usize, &'a [Object])>) -> Dataset {
+    let images: Vec<_> = images.into_iter().collect();
     let mut labels = BTreeMap::new();
-    for object in pictures.iter().flat_map(|(.., objects)| objects.iter()) {
+    for object in images.iter().flat_map(|(.., objects)| objects.iter()) {
         labels.insert(object.label.as_str(), 0);
     }
     labels.values_mut().enumerate().for_each(|(index, id)| *id = index + 1);
     let mut set = Dataset::default();
-    for (index, (file_name, width, height, objects)) in pictures.iter().enumerate() {
+    for (index, (file_name, width, height, objects)) in images.iter().enumerate() {
         let (width, height) = (*width, *height);
         set.images.push(Image { id: index + 1, file_name: (*file_name).to_owned(), width, height });
         for object in *objects {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_objects_and_labels_are_numbered_from_one() {
+    fn images_objects_and_labels_are_numbered_from_one() {
         let object = |label: &str| Object {
             label: label.to_owned(),
             bbox: [1.0, 2.0, 3.0, 4.0],

@@ -1,6 +1,6 @@
 //! `config.json` of PaliGemma: an encoder's configuration, a decoder's, and the number of `<image>`.
 //!
-//! Released files leave out whatever has the value that transformers takes for granted (the side of the picture at 224
+//! Released files leave out whatever has the value that transformers takes for granted (the side of the image at 224
 //! pixels, the size of a head), so each field falls back to that. The decoder's half is read by `gemma` itself.
 
 use gemma::DecoderConfig;
@@ -19,7 +19,7 @@ use gemma_model::fields::{
 /// A PaliGemma or PaliGemma 2, resolved: everything that building and running it takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PaliGemmaConfig {
-    /// The picture encoder.
+    /// The image encoder.
     pub vision: SiglipConfig,
     /// The text decoder: Gemma 1 in PaliGemma, Gemma 2 in PaliGemma 2.
     pub text: DecoderConfig,
@@ -29,7 +29,7 @@ pub struct PaliGemmaConfig {
 
 /// The number of `<image>` in the released files.
 const IMAGE_TOKEN: TokenId = 257_152;
-/// A larger picture, in pixels, than any released model looks at.
+/// A larger image, in pixels, than any released model looks at.
 const LARGEST_SIDE: usize = 1 << 13;
 /// What transformers takes it to be when a file does not say.
 const DEFAULT_IMAGE_TOKEN: TokenId = 256_000;
@@ -80,7 +80,7 @@ impl PaliGemmaConfig {
         catalogue::shape(name).and_then(Self::from_shape)
     }
 
-    /// Of a row of the catalogue; `None` for a model without pictures.
+    /// Of a row of the catalogue; `None` for a model without images.
     pub fn from_shape(shape: &Shape) -> Option<Self> {
         Some(Self {
             vision: SiglipConfig::from_shape(shape.vision.as_ref()?),
@@ -89,7 +89,7 @@ impl PaliGemmaConfig {
         })
     }
 
-    /// Tokens that one picture becomes.
+    /// Tokens that one image becomes.
     pub fn image_tokens(&self) -> usize {
         self.vision.patches()
     }
@@ -106,26 +106,26 @@ impl PaliGemmaConfig {
             "architectures": ["PaliGemmaForConditionalGeneration"],
             "bos_token_id": 2,
             "eos_token_id": self.text.eos,
-            "hidden_size": self.text.width,
+            "hidden_size": self.text.hidden_size,
             "ignore_index": -100,
             "image_token_index": self.image_token,
             "model_type": "paligemma",
             "pad_token_id": 0,
-            "projection_dim": self.text.width,
+            "projection_dim": self.text.hidden_size,
             "text_config": self.text.to_json(dtype),
             "torch_dtype": dtype.to_string(),
             "vision_config": {
                 "hidden_act": "gelu_pytorch_tanh",
-                "hidden_size": vision.width,
+                "hidden_size": vision.hidden_size,
                 "image_size": vision.image_size,
-                "intermediate_size": vision.hidden,
+                "intermediate_size": vision.intermediate_size,
                 "layer_norm_eps": shortest(vision.norm_eps),
                 "model_type": "siglip_vision_model",
                 "num_attention_heads": vision.heads,
                 "num_channels": 3,
                 "num_hidden_layers": vision.layers,
                 "patch_size": vision.patch,
-                "projection_dim": self.text.width,
+                "projection_dim": self.text.hidden_size,
                 "vision_use_head": false,
             },
         })
@@ -141,8 +141,8 @@ impl ConfigFile {
         fields::off("quantization_config", self.quantization_config.as_ref(), instead)?;
         let image_token = self.image_token_index.or(self.image_token_id).unwrap_or(DEFAULT_IMAGE_TOKEN);
         let text = text_config(self.text_config.unwrap_or_default(), self.eos_token_id)?;
-        if let Some(width) = self.projection_dim.filter(|width| *width != text.width) {
-            return Err(invalid("projection_dim", width, "the hidden_size of text_config"));
+        if let Some(hidden_size) = self.projection_dim.filter(|hidden_size| *hidden_size != text.hidden_size) {
+            return Err(invalid("projection_dim", hidden_size, "the hidden_size of text_config"));
         }
         Ok(PaliGemmaConfig { vision: self.vision_config.unwrap_or_default().resolve()?, text, image_token })
     }
@@ -190,21 +190,21 @@ impl VisionFile {
         }
         let image_size = positive("vision_config.image_size", self.image_size.unwrap_or(224), LARGEST_SIDE)?;
         let patch = positive("vision_config.patch_size", self.patch_size.unwrap_or(16), image_size)?;
-        let width = positive("vision_config.hidden_size", self.hidden_size.unwrap_or(768), LARGEST_DIMENSION)?;
+        let hidden_size = positive("vision_config.hidden_size", self.hidden_size.unwrap_or(768), LARGEST_DIMENSION)?;
         let heads = self.num_attention_heads.unwrap_or(12);
-        let heads = positive("vision_config.num_attention_heads", heads, width)?;
-        if width % heads != 0 {
+        let heads = positive("vision_config.num_attention_heads", heads, hidden_size)?;
+        if hidden_size % heads != 0 {
             return Err(invalid("vision_config.num_attention_heads", heads, "a divisor of hidden_size"));
         }
         let layers = self.num_hidden_layers.unwrap_or(12);
-        let hidden = self.intermediate_size.unwrap_or(3_072);
+        let intermediate_size = self.intermediate_size.unwrap_or(3_072);
         Ok(SiglipConfig {
             image_size,
             patch,
-            width,
+            hidden_size,
             layers: positive("vision_config.num_hidden_layers", layers, MOST_LAYERS)?,
             heads,
-            hidden: positive("vision_config.intermediate_size", hidden, LARGEST_DIMENSION)?,
+            intermediate_size: positive("vision_config.intermediate_size", intermediate_size, LARGEST_DIMENSION)?,
             norm_eps: finite_positive("vision_config.layer_norm_eps", self.layer_norm_eps.unwrap_or(1e-6))?,
         })
     }

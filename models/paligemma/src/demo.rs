@@ -1,11 +1,11 @@
-//! The model and the pictures that come with the library.
+//! The model and the images that come with the library.
 
 use gemma_backend::Device;
 use gemma_model::LoadOptions;
 use gemma_tokenizer::{Family, Tokenizer};
 use gemma_weights::Checkpoint;
 
-use crate::{Error, PaliGemma, Picture};
+use crate::{Error, Image, PaliGemma};
 
 const TOKENIZER: &[u8] = include_bytes!("../demo/tokenizer.json");
 
@@ -19,14 +19,14 @@ const FILES: [(&str, &[u8]); 6] = [
     ("tokenizer_config.json", include_bytes!("../demo/tokenizer_config.json")),
 ];
 
-/// Pictures that the demo model has not learned from.
-const PICTURES: [(&str, &[u8]); 3] = [
-    ("shapes1.png", include_bytes!("../demo/pictures/shapes1.png")),
-    ("shapes2.png", include_bytes!("../demo/pictures/shapes2.png")),
-    ("shapes3.png", include_bytes!("../demo/pictures/shapes3.png")),
+/// Images that the demo model has not learned from.
+const IMAGES: [(&str, &[u8]); 3] = [
+    ("shapes1.png", include_bytes!("../demo/images/shapes1.png")),
+    ("shapes2.png", include_bytes!("../demo/images/shapes2.png")),
+    ("shapes3.png", include_bytes!("../demo/images/shapes3.png")),
 ];
 
-/// Opens the demo model: a tiny network of the PaliGemma architecture that this repository trained on pictures it drew.
+/// Opens the demo model: a tiny network of the PaliGemma architecture that this repository trained on images it drew.
 /// It describes circles, squares, triangles and crosses of six colours, counts them, and says where they are; it needs
 /// no file and no network.
 ///
@@ -52,12 +52,12 @@ pub fn demo_tokenizer() -> Result<Tokenizer, gemma_model::Error> {
     Ok(Tokenizer::from_json(TOKENIZER, Family::PaliGemma)?)
 }
 
-/// A few pictures for the demo model, with their names.
+/// A few images for the demo model, with their names.
 ///
 /// # Errors
 /// Never, for the files that are built in.
-pub fn demo_pictures() -> Result<Vec<(&'static str, Picture)>, Error> {
-    PICTURES.iter().map(|(name, bytes)| Ok((*name, Picture::decode(bytes, name)?))).collect()
+pub fn demo_images() -> Result<Vec<(&'static str, Image)>, Error> {
+    IMAGES.iter().map(|(name, bytes)| Ok((*name, Image::decode(bytes, name)?))).collect()
 }
 
 impl PaliGemma {

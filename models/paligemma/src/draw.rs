@@ -1,7 +1,7 @@
-//! Boxes, labels and masks, drawn onto a picture.
+//! Boxes, labels and masks, drawn onto an image.
 
 use crate::font::{HEIGHT, WIDTH, inked};
-use crate::{BoundingBox, Mask, Picture};
+use crate::{BoundingBox, Image, Mask};
 
 /// Colours in turn; labels of one text share one.
 const COLOURS: [[u8; 3]; 8] = [
@@ -15,14 +15,14 @@ const COLOURS: [[u8; 3]; 8] = [
     [120, 100, 40],
 ];
 
-/// Draws objects onto a copy of a picture: for each a box with its label and, where there is one, its mask as a veil
-/// of colour. Objects with the same label have the same colour. What lies outside the picture is left out.
+/// Draws objects onto a copy of an image: for each a box with its label and, where there is one, its mask as a veil
+/// of colour. Objects with the same label have the same colour. What lies outside the image is left out.
 pub fn draw<'a>(
-    picture: &Picture,
+    image: &Image,
     objects: impl IntoIterator<Item = (&'a str, &'a BoundingBox, Option<&'a Mask>)>,
-) -> Picture {
-    let mut canvas = Canvas { picture: picture.clone() };
-    let line = (picture.width().min(picture.height()) / 200).max(1);
+) -> Image {
+    let mut canvas = Canvas { image: image.clone() };
+    let line = (image.width().min(image.height()) / 200).max(1);
     let objects: Vec<_> = objects.into_iter().collect();
     let mut labels: Vec<&str> = Vec::new();
     for (label, ..) in &objects {
@@ -43,21 +43,21 @@ pub fn draw<'a>(
     for (label, bounds, _) in &objects {
         canvas.label(label, bounds, line, colour(label));
     }
-    canvas.picture
+    canvas.image
 }
 
 struct Canvas {
-    picture: Picture,
+    image: Image,
 }
 
 impl Canvas {
     fn pixel(&mut self, x: usize, y: usize) -> Option<&mut [u8]> {
-        let (width, height) = (self.picture.width(), self.picture.height());
-        (x < width && y < height).then(|| &mut self.picture.rgb_mut()[(y * width + x) * 3..][..3])
+        let (width, height) = (self.image.width(), self.image.height());
+        (x < width && y < height).then(|| &mut self.image.rgb_mut()[(y * width + x) * 3..][..3])
     }
 
     fn fill(&mut self, [x_min, y_min, x_max, y_max]: [usize; 4], colour: [u8; 3]) {
-        let (width, height) = (self.picture.width(), self.picture.height());
+        let (width, height) = (self.image.width(), self.image.height());
         for y in y_min..y_max.min(height) {
             for x in x_min..x_max.min(width) {
                 if let Some(pixel) = self.pixel(x, y) {
@@ -98,7 +98,7 @@ impl Canvas {
         let step = (WIDTH + 1) * line;
         let (width, height) = (text.chars().count() * step + line, (HEIGHT + 2) * line);
         let [x, y, ..] = bounds.whole_pixels();
-        let left = x.min(self.picture.width().saturating_sub(width));
+        let left = x.min(self.image.width().saturating_sub(width));
         let top = y.checked_sub(height).unwrap_or(y);
         self.fill([left, top, left + width, top + height], colour);
         for (place, letter) in text.chars().enumerate() {
@@ -116,12 +116,12 @@ impl Canvas {
 mod tests {
     use super::*;
 
-    fn plain() -> Picture {
-        Picture::from_rgb(vec![200; 40 * 30 * 3], 40, 30).unwrap()
+    fn plain() -> Image {
+        Image::from_rgb(vec![200; 40 * 30 * 3], 40, 30).unwrap()
     }
 
-    fn at(picture: &Picture, x: usize, y: usize) -> &[u8] {
-        &picture.rgb()[(y * picture.width() + x) * 3..][..3]
+    fn at(image: &Image, x: usize, y: usize) -> &[u8] {
+        &image.rgb()[(y * image.width() + x) * 3..][..3]
     }
 
     #[test]
@@ -152,7 +152,7 @@ mod tests {
         let far = BoundingBox { x_min: 1e9, y_min: -5.0, x_max: f32::MAX, y_max: f32::INFINITY };
         let mask = Mask { x: 39, y: 29, width: 3, height: 3, inside: vec![true; 9] };
         draw(&plain(), [("a long label that does not fit", &far, Some(&mask))]);
-        let dot = Picture::from_rgb(vec![0; 3], 1, 1).unwrap();
+        let dot = Image::from_rgb(vec![0; 3], 1, 1).unwrap();
         draw(&dot, [("x", &BoundingBox { x_min: 0.0, y_min: 0.0, x_max: 1.0, y_max: 1.0 }, None)]);
     }
 }

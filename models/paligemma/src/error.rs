@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Why a model could not be opened, a picture not be read, or a question not be answered.
+/// Why a model could not be opened, an image not be read, or a question not be answered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,8 +17,8 @@ pub enum Error {
         /// What the system said.
         cause: std::io::Error,
     },
-    /// A file of a picture that is larger than any picture should be.
-    #[error("{}: {bytes} bytes are more than a picture may have ({limit}); make it smaller first", path.display())]
+    /// A file of an image that is larger than any image should be.
+    #[error("{}: {bytes} bytes are more than an image may have ({limit}); make it smaller first", path.display())]
     FileSize {
         /// The file.
         path: PathBuf,
@@ -27,19 +27,17 @@ pub enum Error {
         /// The most that is read.
         limit: u64,
     },
-    /// Bytes that are no PNG, JPEG or WebP picture, or a damaged one.
-    #[error("{name}: not a picture that can be read ({reason}); give a whole PNG, JPEG or WebP file")]
-    Picture {
+    /// Bytes that are no PNG, JPEG or WebP image, or a damaged one.
+    #[error("{name}: not an image that can be read ({reason}); give a whole PNG, JPEG or WebP file")]
+    Image {
         /// The file, or what stands for it.
         name: String,
         /// What the decoder said.
         reason: String,
     },
-    /// A picture with more pixels than are decoded, or none.
-    #[error(
-        "{name}: a picture of {width} x {height} pixels; at most {limit} pixels are decoded, make it smaller first"
-    )]
-    PictureSize {
+    /// An image with more pixels than are decoded, or none.
+    #[error("{name}: an image of {width} x {height} pixels; at most {limit} pixels are decoded, make it smaller first")]
+    ImageSize {
         /// The file, or what stands for it.
         name: String,
         /// Its width in pixels.
@@ -55,18 +53,16 @@ pub enum Error {
         /// The token.
         piece: &'static str,
     },
-    /// A prompt's `<image>` tokens do not match its pictures.
-    #[error(
-        "the prompt has {found} image tokens and its {pictures} picture(s) take {expected}; give {each} per picture"
-    )]
+    /// A prompt's `<image>` tokens do not match its images.
+    #[error("the prompt has {found} image tokens and its {images} image(s) take {expected}; give {each} per image")]
     ImageTokens {
         /// Image tokens in the prompt.
         found: usize,
-        /// Image tokens that the pictures take.
+        /// Image tokens that the images take.
         expected: usize,
-        /// Pictures given.
-        pictures: usize,
-        /// Image tokens of one picture.
+        /// Images given.
+        images: usize,
+        /// Image tokens of one image.
         each: usize,
     },
     /// A file of mask decoder weights is not what it should be.

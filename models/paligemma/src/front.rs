@@ -10,23 +10,23 @@ use gemma_tokenizer::Tokenizer;
 use gemma_weights::{Checkpoint, Dtype, HubOptions};
 
 use crate::network::Prompt;
-use crate::{Error, MaskDecoder, Picture, View, VisionLanguageModel, prompt};
+use crate::{Error, Image, ImageFeatures, MaskDecoder, VisionLanguageModel, prompt};
 
 /// The file of mask decoder weights that is looked for in a model folder.
 const MASK_DECODER: &str = "vae-oid.npz";
 
-/// A PaliGemma model, ready to look at pictures.
+/// A PaliGemma model, ready to look at images.
 #[derive(Debug)]
 pub struct PaliGemma {
     model: Model<VisionLanguageModel>,
     mask_decoder: Option<MaskDecoder>,
 }
 
-/// A question about some pictures, for [`PaliGemma::ask_batch`].
+/// A question about some images, for [`PaliGemma::ask_batch`].
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
-    /// The pictures, in order.
-    pub views: &'a [&'a View<'a>],
+    /// The images, in order.
+    pub views: &'a [&'a ImageFeatures<'a>],
     /// The prompt: a task, such as `caption en`.
     pub prompt: &'a str,
 }
@@ -119,44 +119,49 @@ impl PaliGemma {
         self.mask_decoder.as_ref().ok_or(Error::NoMaskDecoder)
     }
 
-    /// Looks at a picture: encodes it once, for any number of questions.
-    pub fn look(&self, picture: &Picture) -> View<'_> {
-        self.look_at(&[picture]).remove(0)
+    /// Looks at an image: encodes it once, for any number of questions.
+    pub fn encode_image(&self, image: &Image) -> ImageFeatures<'_> {
+        self.encode_images(&[image]).remove(0)
     }
 
-    /// Looks at several pictures in one call of the encoder.
-    pub fn look_at(&self, pictures: &[&Picture]) -> Vec<View<'_>> {
+    /// Looks at several images in one call of the encoder.
+    pub fn encode_images(&self, images: &[&Image]) -> Vec<ImageFeatures<'_>> {
         let side = self.network().config().vision.image_size;
-        let pixels: Vec<_> = pictures.iter().map(|picture| picture.pixels(side)).collect();
+        let pixels: Vec<_> = images.iter().map(|image| image.pixels(side)).collect();
         let features = self.network().encode(&pixels.iter().collect::<Vec<_>>());
-        let view = |(picture, features): (&&Picture, Tensor<2>)| View::new(self, picture, features);
-        pictures.iter().zip(features).map(view).collect()
+        let view = |(image, features): (&&Image, Tensor<2>)| ImageFeatures::new(self, image, features);
+        images.iter().zip(features).map(view).collect()
     }
 
-    /// The tokens of a prompt about `pictures` pictures.
+    /// The tokens of a prompt about `images` images.
     ///
     /// # Errors
     /// When there is no tokenizer, or it lacks a token.
-    pub fn prompt_tokens(&self, pictures: usize, text: &str) -> Result<Vec<TokenId>, Error> {
+    pub fn prompt_tokens(&self, images: usize, text: &str) -> Result<Vec<TokenId>, Error> {
         let config = self.network().config();
-        prompt::tokens(self.tokenizer()?, config.image_token, pictures * config.image_tokens(), text)
+        prompt::tokens(self.tokenizer()?, config.image_token, images * config.image_tokens(), text)
     }
 
-    /// Answers a prompt about some pictures, usually one.
+    /// Answers a prompt about some images, usually one.
     ///
     /// # Errors
     /// When an option is outside its range or the prompt does not fit.
-    pub fn ask(&self, views: &[&View<'_>], prompt: &str, options: &GenerateOptions) -> Result<Generated, Error> {
+    pub fn ask(
+        &self,
+        views: &[&ImageFeatures<'_>],
+        prompt: &str,
+        options: &GenerateOptions,
+    ) -> Result<Generated, Error> {
         Ok(self.stream(views, prompt, options)?.finish()?)
     }
 
-    /// Answers a prompt about some pictures, piece by piece: an iterator of texts that are ready to be shown.
+    /// Answers a prompt about some images, piece by piece: an iterator of texts that are ready to be shown.
     ///
     /// # Errors
     /// As [`PaliGemma::ask`].
     pub fn stream(
         &self,
-        views: &[&View<'_>],
+        views: &[&ImageFeatures<'_>],
         prompt: &str,
         options: &GenerateOptions,
     ) -> Result<TextStream<'_, '_, VisionLanguageModel>, Error> {
@@ -220,12 +225,12 @@ impl PaliGemma {
     }
 
     /// Finds what a user can get wrong before the network reads anything.
-    fn check(&self, tokens: &[TokenId], pictures: usize, options: &GenerateOptions) -> Result<(), Error> {
+    fn check(&self, tokens: &[TokenId], images: usize, options: &GenerateOptions) -> Result<(), Error> {
         options.check()?;
-        self.network().check_prompt(tokens, pictures)
+        self.network().check_prompt(tokens, images)
     }
 }
 
-fn features(views: &[&View<'_>]) -> Vec<Tensor<2>> {
+fn features(views: &[&ImageFeatures<'_>]) -> Vec<Tensor<2>> {
     views.iter().map(|view| view.features().clone()).collect()
 }

@@ -1,12 +1,12 @@
-//! PaliGemma and PaliGemma 2: pictures in; text, boxes and masks out.
+//! PaliGemma and PaliGemma 2: images in; text, boxes and masks out.
 //!
 //! ```
-//! use paligemma::{Error, default_device, demo, demo_pictures};
+//! use paligemma::{Error, default_device, demo, demo_images};
 //!
 //! # fn main() -> Result<(), Error> {
 //! // the demo model is part of the library; `PaliGemma::load("google/paligemma-3b-mix-224", &device)` opens a real one
 //! let model = demo(&default_device()?)?;
-//! let view = model.look(&demo_pictures()?[0].1); // encoded once, for any number of questions
+//! let view = model.encode_image(&demo_images()?[0].1); // encoded once, for any number of questions
 //! println!("{}", view.caption("en")?);
 //! for found in view.detect(&["circle"])?.iter() {
 //!     println!("{} at {:?}", found.label, found.bounds);
@@ -15,9 +15,9 @@
 //! # }
 //! ```
 //!
-//! The way of a picture: [`Picture`] is what a file holds; [`Siglip`] makes a feature of each patch of it; a projection
+//! The way of an image: [`Image`] is what a file holds; [`Siglip`] makes a feature of each patch of it; a projection
 //! turns these into what Gemma's decoder reads in the places of `<image>` tokens ([`VisionLanguageModel`]);
-//! [`PaliGemma`] is the front door, and a [`View`] is a picture that was looked at, with the tasks that can be asked of
+//! [`PaliGemma`] is the front door, and a [`ImageFeatures`] is an image that was looked at, with the tasks that can be asked of
 //! it. What the model answers in location and segment tokens becomes boxes in [`loc`] and masks in [`seg`].
 //!
 //! # Features
@@ -30,31 +30,31 @@ mod config;
 mod demo;
 mod draw;
 mod error;
+mod features;
 mod font;
 mod front;
+mod image;
 pub mod loc;
 mod names;
 mod network;
 mod npz;
-mod picture;
 pub mod prompt;
 mod resample;
 pub mod seg;
 mod siglip;
-mod view;
 
+pub use crate::image::{Image, PIXEL_LIMIT, Pixels};
 pub use config::PaliGemmaConfig;
-pub use demo::{demo, demo_checkpoint, demo_pictures, demo_tokenizer};
+pub use demo::{demo, demo_checkpoint, demo_images, demo_tokenizer};
 pub use draw::draw;
 pub use error::Error;
+pub use features::{Detection, Found, ImageFeatures, Segmentation};
 pub use front::{PaliGemma, Question};
 pub use loc::BoundingBox;
 pub use network::{Prompt, VisionLanguageModel};
-pub use picture::{PIXEL_LIMIT, Picture, Pixels};
 pub use resample::{Filter, resize_map, resize_rgb};
 pub use seg::{Mask, MaskDecoder};
 pub use siglip::{LayerNorm, Siglip, SiglipConfig};
-pub use view::{Detection, Found, Segmentation, View};
 
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{GenerateOptions, Generated};

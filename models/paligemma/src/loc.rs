@@ -2,7 +2,7 @@
 //!
 //! An answer to `detect` or `segment` is a list of objects, separated by ` ; `. An object is four location tokens (the
 //! upper, left, lower and right edge, in this order), for `segment` sixteen segment tokens after them, and a label.
-//! Location `D` stands for the fraction `D / 1023` of the height or the width of the picture (big_vision's evaluator).
+//! Location `D` stands for the fraction `D / 1023` of the height or the width of the image (big_vision's evaluator).
 //!
 //! A model may say anything. What is not exactly such an object is left out and stays readable in the text.
 
@@ -15,7 +15,7 @@ pub const CODES: usize = 16;
 /// Number of different segment tokens.
 pub const CODEBOOK: usize = 128;
 
-/// A box in pixels of the picture that was asked about.
+/// A box in pixels of the image that was asked about.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct BoundingBox {
     /// Left edge.
@@ -29,7 +29,7 @@ pub struct BoundingBox {
 }
 
 impl BoundingBox {
-    /// The box of four locations `[y_min, x_min, y_max, x_max]` in a picture; `None` when it has no area.
+    /// The box of four locations `[y_min, x_min, y_max, x_max]` in an image; `None` when it has no area.
     pub fn from_locations([y_min, x_min, y_max, x_max]: [u16; 4], width: usize, height: usize) -> Option<Self> {
         let at = |location: u16, length: usize| {
             (f64::from(location.min(LAST_LOCATION)) / f64::from(LAST_LOCATION) * length as f64) as f32

@@ -11,7 +11,7 @@
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use gemma::{Decoder, Network};
-use gemma_nn::{CachePrecision, Inventory, Sink, Source, Weight};
+use gemma_nn::{CachePrecision, ParameterList, Saver, Source, Weight};
 use gemma_weights::{Checkpoint, Dtype, TensorSpec};
 
 use crate::{PaliGemmaConfig, VisionLanguageModel};
@@ -73,9 +73,9 @@ impl Layout {
 
     /// Name and shape of every tensor of a model in this layout.
     pub(crate) fn tensors(self, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
-        let mut inventory = Inventory::new(device);
-        VisionLanguageModel::build(&mut Renamed { inner: &mut inventory, layout: self }, config, Dtype::F32);
-        inventory.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
+        let mut parameter_list = ParameterList::new(device);
+        VisionLanguageModel::build(&mut Renamed { inner: &mut parameter_list, layout: self }, config, Dtype::F32);
+        parameter_list.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
     }
 
     /// Whether a checkpoint may hold a tensor of this name that no layer reads.
@@ -116,10 +116,10 @@ impl Source for Renamed<'_> {
     }
 }
 
-/// A sink that is given the names inside and hands on those of the released files.
-pub(crate) struct Released<'a>(pub(crate) &'a mut dyn Sink);
+/// A saver that is given the names inside and hands on those of the released files.
+pub(crate) struct Released<'a>(pub(crate) &'a mut dyn Saver);
 
-impl Sink for Released<'_> {
+impl Saver for Released<'_> {
     fn matrix(&mut self, name: &str, weight: &Weight) {
         self.0.matrix(&Layout::RELEASED.outside(name), weight);
     }

@@ -1,6 +1,6 @@
-//! The network: pictures through the encoder and the projector, among the embeddings of the text, through the decoder.
+//! The network: images through the encoder and the projector, among the embeddings of the text, through the decoder.
 //!
-//! The prompt (pictures, `<bos>`, text, line break) is a prefix that sees itself both ways; the answer is causal. That
+//! The prompt (images, `<bos>`, text, line break) is a prefix that sees itself both ways; the answer is causal. That
 //! is [`Segment::prefix_len`] and nothing else, so the decoder is Gemma's own, and an answer is made by the loop that
 //! makes all texts.
 
@@ -9,7 +9,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use gemma::{Decoder, Memory};
 use gemma_generate::{CausalModel, TokenId};
 use gemma_model::{LoadOptions, Network, OnLoad};
-use gemma_nn::{Fineness, Projection, RandomSource, RandomWeights, Segment, Sink, Source, Trainable, WithFineness};
+use gemma_nn::{
+    ComputePrecision, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Trainable, WithPrecision,
+};
 use gemma_tokenizer::Family;
 use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
 
@@ -32,7 +34,7 @@ pub struct VisionLanguageModel {
 pub struct Prompt<'a> {
     /// Image tokens, `<bos>`, text, line break.
     pub tokens: &'a [TokenId],
-    /// What [`VisionLanguageModel::encode`] made of each picture.
+    /// What [`VisionLanguageModel::encode`] made of each image.
     pub features: &'a [Tensor<2>],
 }
 
@@ -42,7 +44,13 @@ impl VisionLanguageModel {
         let projector = "multi_modal_projector.linear";
         Self {
             vision_tower: Siglip::load(source, "vision_tower", &config.vision),
-            multi_modal_projector: Projection::load(source, projector, config.vision.width, config.text.width, true),
+            multi_modal_projector: Projection::load(
+                source,
+                projector,
+                config.vision.hidden_size,
+                config.text.hidden_size,
+                true,
+            ),
             language_model: Decoder::load(source, &config.text, dtype),
             config: config.clone(),
         }
@@ -66,7 +74,7 @@ impl VisionLanguageModel {
         Layout::of(checkpoint).tensors(config, device)
     }
 
-    /// The picture encoder.
+    /// The image encoder.
     pub fn vision_tower(&self) -> &Siglip {
         &self.vision_tower
     }
@@ -76,26 +84,26 @@ impl VisionLanguageModel {
         &self.language_model
     }
 
-    /// From the encoder's features `[rows, vision width]` to what the decoder reads, `[rows, text width]`:
+    /// From the encoder's features `[rows, vision hidden_size]` to what the decoder reads, `[rows, text hidden_size]`:
     /// `p = x Wᵀ + b`, no activation.
     pub fn project(&self, features: Tensor<2>) -> Tensor<2> {
         self.multi_modal_projector.forward(features)
     }
 
-    /// Encodes pictures of the model's size: for each `[image_tokens, text width]`.
+    /// Encodes images of the model's size: for each `[image_tokens, text hidden_size]`.
     ///
     /// # Panics
-    /// When a picture does not have that size.
-    pub fn encode(&self, pictures: &[&Pixels]) -> Vec<Tensor<2>> {
-        if pictures.is_empty() {
+    /// When an image does not have that size.
+    pub fn encode(&self, images: &[&Pixels]) -> Vec<Tensor<2>> {
+        if images.is_empty() {
             return Vec::new();
         }
-        let features = self.project(self.vision_tower.forward(pictures));
+        let features = self.project(self.vision_tower.forward(images));
         let rows = self.config.image_tokens();
-        (0..pictures.len()).map(|picture| features.clone().narrow(0, picture * rows, rows)).collect()
+        (0..images.len()).map(|image| features.clone().narrow(0, image * rows, rows)).collect()
     }
 
-    /// Embeddings of tokens, `[tokens, width]`: of text scaled, as the decoder does it; each `<image>` the next row of
+    /// Embeddings of tokens, `[tokens, hidden_size]`: of text scaled, as the decoder does it; each `<image>` the next row of
     /// `features`, which are *not* scaled.
     ///
     /// # Panics
@@ -128,7 +136,7 @@ impl VisionLanguageModel {
         if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
     }
 
-    /// Reads prompts, each into a new memory: the rows `[tokens, width]` after the last norm, all prompts one after the
+    /// Reads prompts, each into a new memory: the rows `[tokens, hidden_size]` after the last norm, all prompts one after the
     /// other. Each prompt is a prefix of its own, which sees itself both ways.
     ///
     /// # Panics
@@ -140,7 +148,7 @@ impl VisionLanguageModel {
             Segment { start: 0, len, prefix_len: len }
         };
         let segments: Vec<Segment> = prompts.iter().map(segment).collect();
-        self.language_model.hidden(Tensor::cat(parts, 0), &segments, memories)
+        self.language_model.hidden_states(Tensor::cat(parts, 0), &segments, memories)
     }
 
     /// Reads prompts, each into a new memory: the logits `[prompts, vocab]` that follow them.
@@ -148,18 +156,18 @@ impl VisionLanguageModel {
     /// # Panics
     /// As [`VisionLanguageModel::read_prompts`].
     pub fn prefill(&self, prompts: &[Prompt<'_>], memories: &mut [&mut Memory]) -> Tensor<2> {
-        let hidden = self.read_prompts(prompts, memories);
+        let hidden_states = self.read_prompts(prompts, memories);
         let mut end = 0;
         let last = prompts.iter().map(|prompt| {
             end += prompt.tokens.len();
             end as i32 - 1
         });
         let last: Vec<i32> = last.collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(last, [prompts.len()]), &hidden.device());
-        self.language_model.logits(hidden.select(0, index))
+        let index = Tensor::<1, Int>::from_data(TensorData::new(last, [prompts.len()]), &hidden_states.device());
+        self.language_model.logits(hidden_states.select(0, index))
     }
 
-    /// The rows `[tokens, width]` after the last norm, of sequences that are read whole and forgotten at once: for
+    /// The rows `[tokens, hidden_size]` after the last norm, of sequences that are read whole and forgotten at once: for
     /// training and for comparing. `segments` say how much of each is prompt; `features` belong to the image tokens of
     /// all sequences, in order.
     ///
@@ -168,20 +176,20 @@ impl VisionLanguageModel {
     pub fn read_once(&self, tokens: &[TokenId], features: &[Tensor<2>], segments: &[Segment]) -> Tensor<2> {
         let mut memories: Vec<Memory> = segments.iter().map(|_| self.language_model.no_memory()).collect();
         let mut memories: Vec<&mut Memory> = memories.iter_mut().collect();
-        self.language_model.hidden(self.embed(tokens, features), segments, &mut memories)
+        self.language_model.hidden_states(self.embed(tokens, features), segments, &mut memories)
     }
 
-    /// Whether a prompt can be read: one image token for each patch of its pictures, known tokens, and no more than the
+    /// Whether a prompt can be read: one image token for each patch of its images, known tokens, and no more than the
     /// context holds.
     ///
     /// # Errors
     /// The first of these that is wrong.
-    pub fn check_prompt(&self, tokens: &[TokenId], pictures: usize) -> Result<(), Error> {
+    pub fn check_prompt(&self, tokens: &[TokenId], images: usize) -> Result<(), Error> {
         use gemma_generate::Error as Prompt;
         let (image, each) = (self.config.image_token, self.config.image_tokens());
         let found = tokens.iter().filter(|token| **token == image).count();
-        if found != pictures * each {
-            return Err(Error::ImageTokens { found, expected: pictures * each, pictures, each });
+        if found != images * each {
+            return Err(Error::ImageTokens { found, expected: images * each, images, each });
         }
         if tokens.is_empty() {
             return Err(Prompt::EmptyPrompt.into());
@@ -253,11 +261,11 @@ impl Network for VisionLanguageModel {
         Self::build(&mut Renamed { inner: source, layout: Layout::RELEASED }, config, dtype)
     }
 
-    fn save(&self, sink: &mut dyn Sink) {
-        let sink = &mut Released(sink);
-        self.vision_tower.save(sink, "vision_tower");
-        self.multi_modal_projector.save(sink, "multi_modal_projector.linear");
-        self.language_model.save(sink);
+    fn save(&self, saver: &mut dyn Saver) {
+        let saver = &mut Released(saver);
+        self.vision_tower.save(saver, "vision_tower");
+        self.multi_modal_projector.save(saver, "multi_modal_projector.linear");
+        self.language_model.save(saver);
     }
 
     fn config(&self) -> &PaliGemmaConfig {
@@ -272,8 +280,8 @@ impl Network for VisionLanguageModel {
         self.language_model.read_hidden(tokens, segments, memories)
     }
 
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        self.language_model.logits(hidden)
+    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        self.language_model.logits(hidden_states)
     }
 
     fn memory_bytes(memory: &Memory) -> usize {
@@ -295,19 +303,19 @@ impl Network for VisionLanguageModel {
         let layout = Layout::of(checkpoint);
         checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        let mut source = WithFineness::new(&mut loader, options.fineness());
+        let mut source = WithPrecision::new(&mut loader, options.compute_precision());
         Ok(Self::build(&mut Renamed { inner: &mut source, layout }, &config, checkpoint.dtype()))
     }
 
     fn random_with(
         config: &PaliGemmaConfig,
         weights: RandomWeights,
-        fineness: Fineness,
+        compute_precision: ComputePrecision,
         seed: u64,
         device: &Device,
     ) -> Self {
         let mut source = RandomSource::new(weights, seed, device);
-        let mut source = WithFineness::new(&mut source, fineness);
+        let mut source = WithPrecision::new(&mut source, compute_precision);
         Self::build(&mut Beginning(&mut source), config, Dtype::Bf16)
     }
 }

@@ -1,6 +1,6 @@
 //! What is asked: tasks as texts, and texts as tokens.
 //!
-//! A prompt is the image tokens of its pictures, `<bos>`, the text, and a line break that is a token of its own. (The
+//! A prompt is the image tokens of its images, `<bos>`, the text, and a line break that is a token of its own. (The
 //! model was trained with the line break cut apart from the text; a text's own line breaks at its end would merge with
 //! it, so they are dropped.)
 
@@ -35,7 +35,7 @@ pub fn segment(thing: &str) -> String {
     format!("segment {}", thing.trim())
 }
 
-/// The tokens of a prompt with `image_tokens` patches of pictures in front.
+/// The tokens of a prompt with `image_tokens` patches of images in front.
 ///
 /// The names of location and segment tokens in the text become these tokens, since prompts may point at places; no
 /// other control token does.

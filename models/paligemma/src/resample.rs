@@ -1,8 +1,8 @@
 //! Resizing as Pillow does it, to the last bit.
 //!
 //! Two passes, rows first, then columns; a pass that would not change the size is left out. Each output value is a
-//! weighted sum of the inputs under a window that widens when the picture shrinks (so that shrinking averages instead
-//! of skipping). Pictures of bytes are summed in fixed point and rounded to bytes between the passes; maps of f32 are
+//! weighted sum of the inputs under a window that widens when the image shrinks (so that shrinking averages instead
+//! of skipping). Images of bytes are summed in fixed point and rounded to bytes between the passes; maps of f32 are
 //! summed in f64 and rounded to f32.
 //!
 //! Source: the Pillow library's `Resample.c`, as described in its documentation; checked against its output.
@@ -94,7 +94,7 @@ pub fn resize_rgb(
     to_height: usize,
     filter: Filter,
 ) -> Vec<u8> {
-    assert!(width * height * to_width * to_height > 0, "a picture has pixels");
+    assert!(width * height * to_width * to_height > 0, "an image has pixels");
     assert_eq!(rgb.len(), width * height * 3, "three bytes per pixel");
     let sum = |weights: &[i32], pixel: &dyn Fn(usize) -> [u8; 3]| {
         let mut sums = [1i32 << (BITS - 1); 3];
@@ -178,8 +178,8 @@ mod tests {
 
     #[test]
     fn one_size_is_a_copy_and_one_colour_stays_itself() {
-        let picture = ramp(7, 5);
-        assert_eq!(resize_rgb(&picture, 7, 5, 7, 5, Filter::Bicubic), picture);
+        let image = ramp(7, 5);
+        assert_eq!(resize_rgb(&image, 7, 5, 7, 5, Filter::Bicubic), image);
         for (width, height) in [(1, 1), (3, 90), (211, 2), (50, 50)] {
             let plain = vec![143; width * height * 3];
             let out = resize_rgb(&plain, width, height, 14, 14, Filter::Bicubic);

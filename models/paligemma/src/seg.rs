@@ -26,7 +26,7 @@ const UPWARDS: [usize; 5] = [CHANNELS, 128, 64, 32, 16];
 /// The most bytes of a weights file that are read; the published one has 22 MB.
 const FILE_LIMIT: u64 = 256 << 20;
 
-/// The mask of an object: which pixels of a picture belong to it.
+/// The mask of an object: which pixels of an image belong to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
     /// Left edge of the part that is looked at, in pixels.
@@ -42,7 +42,7 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// Stretches a decoded map over a box of a picture (its edges cut off to whole pixels, by Pillow's bilinear
+    /// Stretches a decoded map over a box of an image (its edges cut off to whole pixels, by Pillow's bilinear
     /// filter); above zero is inside. `None` when the box contains no pixel.
     ///
     /// # Panics
@@ -58,7 +58,7 @@ impl Mask {
         Some(Self { x, y, width, height, inside: stretched.iter().map(|value| *value > 0.0).collect() })
     }
 
-    /// Whether the pixel of the picture belongs to the object.
+    /// Whether the pixel of the image belongs to the object.
     pub fn contains(&self, x: usize, y: usize) -> bool {
         let within = x >= self.x && x < self.x + self.width && y >= self.y && y < self.y + self.height;
         within && self.inside[(y - self.y) * self.width + (x - self.x)]
@@ -69,7 +69,7 @@ impl Mask {
         self.inside.iter().filter(|inside| **inside).count()
     }
 
-    /// A byte for each pixel of a picture of that size, row by row: 255 inside, 0 outside.
+    /// A byte for each pixel of an image of that size, row by row: 255 inside, 0 outside.
     pub fn to_bytes(&self, width: usize, height: usize) -> Vec<u8> {
         (0..height).flat_map(|y| (0..width).map(move |x| if self.contains(x, y) { 255 } else { 0 })).collect()
     }

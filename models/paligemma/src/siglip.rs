@@ -1,4 +1,4 @@
-//! SigLIP's picture encoder: patches in, a feature per patch out.
+//! SigLIP's image encoder: patches in, a feature per patch out.
 //!
 //! A vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) in the form of SigLIP (Zhai et al. 2023,
 //! arXiv:2303.15343): no class token, no pooling head, a learned table of positions, every patch sees every patch. It
@@ -6,13 +6,13 @@
 //!
 //! | word | meaning |
 //! |---|---|
-//! | `patches` | patches of one picture, row by row |
-//! | `rows` | patches of all pictures of a call, one picture after the other |
+//! | `patches` | patches of one image, row by row |
+//! | `rows` | patches of all images of a call, one image after the other |
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use gemma_kernels::{AttendParams, attend, geglu};
-use gemma_nn::{Projection, Sink, Source};
+use gemma_nn::{Projection, Saver, Source};
 use gemma_weights::catalogue::Vision;
 
 use crate::Pixels;
@@ -20,24 +20,24 @@ use crate::Pixels;
 /// The numbers that make an encoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SiglipConfig {
-    /// Side of the square picture, in pixels.
+    /// Side of the square image, in pixels.
     pub image_size: usize,
     /// Side of one square patch, in pixels.
     pub patch: usize,
     /// Numbers per patch between layers.
-    pub width: usize,
+    pub hidden_size: usize,
     /// Encoder layers.
     pub layers: usize,
-    /// Attention heads; divides `width`.
+    /// Attention heads; divides `hidden_size`.
     pub heads: usize,
     /// Inner dimension of the MLP.
-    pub hidden: usize,
+    pub intermediate_size: usize,
     /// `eps` of every layer norm.
     pub norm_eps: f32,
 }
 
 impl SiglipConfig {
-    /// Patches of one picture; what does not fill a patch at the right and lower edge is not seen.
+    /// Patches of one image; what does not fill a patch at the right and lower edge is not seen.
     pub fn patches(&self) -> usize {
         let across = self.image_size / self.patch;
         across * across
@@ -45,8 +45,8 @@ impl SiglipConfig {
 
     /// Of a row of the catalogue.
     pub fn from_shape(vision: &Vision) -> Self {
-        let Vision { image_size, patch, width, layers, heads, hidden } = *vision;
-        Self { image_size, patch, width, layers, heads, hidden, norm_eps: 1e-6 }
+        let Vision { image_size, patch, hidden_size, layers, heads, intermediate_size } = *vision;
+        Self { image_size, patch, hidden_size, layers, heads, intermediate_size, norm_eps: 1e-6 }
     }
 }
 
@@ -54,27 +54,27 @@ impl SiglipConfig {
 /// in f32.
 #[derive(Module, Debug)]
 pub struct LayerNorm {
-    /// `w`, `[width]`.
+    /// `w`, `[hidden_size]`.
     pub weight: Param<Tensor<1>>,
-    /// `b`, `[width]`.
+    /// `b`, `[hidden_size]`.
     pub bias: Param<Tensor<1>>,
     eps: f32,
 }
 
 impl LayerNorm {
     /// The norm whose parameters are called `{name}.weight` and `{name}.bias`.
-    pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32) -> Self {
-        let weight = source.vector(&format!("{name}.weight"), width);
-        Self { weight, bias: source.vector(&format!("{name}.bias"), width), eps }
+    pub fn load(source: &mut dyn Source, name: &str, hidden_size: usize, eps: f32) -> Self {
+        let weight = source.vector(&format!("{name}.weight"), hidden_size);
+        Self { weight, bias: source.vector(&format!("{name}.bias"), hidden_size), eps }
     }
 
-    /// Hands the parameters to a sink, under the names they were loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        sink.vector(&format!("{name}.weight"), &self.weight);
-        sink.vector(&format!("{name}.bias"), &self.bias);
+    /// Hands the parameters to a saver, under the names they were loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        saver.vector(&format!("{name}.weight"), &self.weight);
+        saver.vector(&format!("{name}.bias"), &self.bias);
     }
 
-    /// `[rows, width]` to the same shape.
+    /// `[rows, hidden_size]` to the same shape.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let centred = x.clone() - x.mean_dim(1);
         let variance = centred.clone().square().mean_dim(1);
@@ -83,7 +83,7 @@ impl LayerNorm {
     }
 }
 
-/// Attention of every patch of a picture over every patch of the same picture.
+/// Attention of every patch of an image over every patch of the same image.
 #[derive(Module, Debug)]
 struct SelfAttention {
     q_proj: Projection,
@@ -94,8 +94,9 @@ struct SelfAttention {
 }
 
 impl SelfAttention {
-    fn load(source: &mut dyn Source, name: &str, width: usize, heads: usize) -> Self {
-        let mut project = |field: &str| Projection::load(source, &format!("{name}.{field}"), width, width, true);
+    fn load(source: &mut dyn Source, name: &str, hidden_size: usize, heads: usize) -> Self {
+        let mut project =
+            |field: &str| Projection::load(source, &format!("{name}.{field}"), hidden_size, hidden_size, true);
         Self {
             q_proj: project("q_proj"),
             k_proj: project("k_proj"),
@@ -105,27 +106,27 @@ impl SelfAttention {
         }
     }
 
-    fn save(&self, sink: &mut dyn Sink, name: &str) {
-        self.q_proj.save(sink, &format!("{name}.q_proj"));
-        self.k_proj.save(sink, &format!("{name}.k_proj"));
-        self.v_proj.save(sink, &format!("{name}.v_proj"));
-        self.out_proj.save(sink, &format!("{name}.out_proj"));
+    fn save(&self, saver: &mut dyn Saver, name: &str) {
+        self.q_proj.save(saver, &format!("{name}.q_proj"));
+        self.k_proj.save(saver, &format!("{name}.k_proj"));
+        self.v_proj.save(saver, &format!("{name}.v_proj"));
+        self.out_proj.save(saver, &format!("{name}.out_proj"));
     }
 
-    /// `[rows, width]` to the same shape; a picture has `patches` rows.
+    /// `[rows, hidden_size]` to the same shape; an image has `patches` rows.
     fn forward(&self, x: Tensor<2>, patches: usize) -> Tensor<2> {
-        let [rows, width] = x.dims();
-        let head_dim = width / self.heads;
+        let [rows, hidden_size] = x.dims();
+        let head_dim = hidden_size / self.heads;
         let split = |x: Tensor<2>| x.reshape([rows, self.heads, head_dim]);
         let q = split(self.q_proj.forward(x.clone()));
         let k = split(self.k_proj.forward(x.clone()));
         let v = split(self.v_proj.forward(x));
-        // a picture is a sequence whose prefix, which sees itself both ways, is all of it
+        // an image is a sequence whose prefix, which sees itself both ways, is all of it
         let scale = (head_dim as f32).powf(-0.5);
         let activations = self.q_proj.weight.attention_activations();
-        let params = AttendParams { start: 0, prefix_len: patches, span: None, scale, softcap: None, activations };
-        let one = |picture: usize| {
-            let part = |x: &Tensor<3>| x.clone().narrow(0, picture * patches, patches);
+        let params = AttendParams { start: 0, prefix_len: patches, window: None, scale, softcap: None, activations };
+        let one = |image: usize| {
+            let part = |x: &Tensor<3>| x.clone().narrow(0, image * patches, patches);
             if rows == patches {
                 attend(q.clone(), None, k.clone(), v.clone(), params)
             } else {
@@ -133,7 +134,7 @@ impl SelfAttention {
             }
         };
         let attended: Vec<Tensor<3>> = (0..rows / patches).map(one).collect();
-        self.out_proj.forward(Tensor::cat(attended, 0).reshape([rows, width]))
+        self.out_proj.forward(Tensor::cat(attended, 0).reshape([rows, hidden_size]))
     }
 }
 
@@ -155,24 +156,24 @@ struct EncoderLayer {
 
 impl EncoderLayer {
     fn load(source: &mut dyn Source, name: &str, config: &SiglipConfig) -> Self {
-        let SiglipConfig { width, heads, hidden, norm_eps, .. } = *config;
+        let SiglipConfig { hidden_size, heads, intermediate_size, norm_eps, .. } = *config;
         Self {
-            layer_norm1: LayerNorm::load(source, &format!("{name}.layer_norm1"), width, norm_eps),
-            self_attn: SelfAttention::load(source, &format!("{name}.self_attn"), width, heads),
-            layer_norm2: LayerNorm::load(source, &format!("{name}.layer_norm2"), width, norm_eps),
+            layer_norm1: LayerNorm::load(source, &format!("{name}.layer_norm1"), hidden_size, norm_eps),
+            self_attn: SelfAttention::load(source, &format!("{name}.self_attn"), hidden_size, heads),
+            layer_norm2: LayerNorm::load(source, &format!("{name}.layer_norm2"), hidden_size, norm_eps),
             mlp: Mlp {
-                fc1: Projection::load(source, &format!("{name}.mlp.fc1"), width, hidden, true),
-                fc2: Projection::load(source, &format!("{name}.mlp.fc2"), hidden, width, true),
+                fc1: Projection::load(source, &format!("{name}.mlp.fc1"), hidden_size, intermediate_size, true),
+                fc2: Projection::load(source, &format!("{name}.mlp.fc2"), intermediate_size, hidden_size, true),
             },
         }
     }
 
-    fn save(&self, sink: &mut dyn Sink, name: &str) {
-        self.layer_norm1.save(sink, &format!("{name}.layer_norm1"));
-        self.self_attn.save(sink, &format!("{name}.self_attn"));
-        self.layer_norm2.save(sink, &format!("{name}.layer_norm2"));
-        self.mlp.fc1.save(sink, &format!("{name}.mlp.fc1"));
-        self.mlp.fc2.save(sink, &format!("{name}.mlp.fc2"));
+    fn save(&self, saver: &mut dyn Saver, name: &str) {
+        self.layer_norm1.save(saver, &format!("{name}.layer_norm1"));
+        self.self_attn.save(saver, &format!("{name}.self_attn"));
+        self.layer_norm2.save(saver, &format!("{name}.layer_norm2"));
+        self.mlp.fc1.save(saver, &format!("{name}.mlp.fc1"));
+        self.mlp.fc2.save(saver, &format!("{name}.mlp.fc2"));
     }
 
     fn forward(&self, x: Tensor<2>, patches: usize) -> Tensor<2> {
@@ -188,11 +189,11 @@ impl EncoderLayer {
 /// The encoder.
 #[derive(Module, Debug)]
 pub struct Siglip {
-    /// The convolution whose stride is its kernel, `[width, 3, patch, patch]` as one line.
+    /// The convolution whose stride is its kernel, `[hidden_size, 3, patch, patch]` as one line.
     patch_embedding: Param<Tensor<1>>,
-    /// Its bias, `[width]`.
+    /// Its bias, `[hidden_size]`.
     patch_bias: Param<Tensor<1>>,
-    /// One row per patch, `[patches, width]` as one line.
+    /// One row per patch, `[patches, hidden_size]` as one line.
     position_embedding: Param<Tensor<1>>,
     layers: Vec<EncoderLayer>,
     post_layernorm: LayerNorm,
@@ -203,31 +204,31 @@ pub struct Siglip {
 impl Siglip {
     /// The encoder whose parameters begin with `{name}.`.
     pub fn load(source: &mut dyn Source, name: &str, config: &SiglipConfig) -> Self {
-        let SiglipConfig { width, patch, norm_eps, .. } = *config;
+        let SiglipConfig { hidden_size, patch, norm_eps, .. } = *config;
         let [patches, bias, positions] = embeddings(name);
         Self {
-            patch_embedding: source.tensor(&patches, &[width, 3, patch, patch]),
-            patch_bias: source.vector(&bias, width),
-            position_embedding: source.tensor(&positions, &[config.patches(), width]),
+            patch_embedding: source.tensor(&patches, &[hidden_size, 3, patch, patch]),
+            patch_bias: source.vector(&bias, hidden_size),
+            position_embedding: source.tensor(&positions, &[config.patches(), hidden_size]),
             layers: (0..config.layers)
                 .map(|index| EncoderLayer::load(source, &format!("{name}.encoder.layers.{index}"), config))
                 .collect(),
-            post_layernorm: LayerNorm::load(source, &format!("{name}.post_layernorm"), width, norm_eps),
+            post_layernorm: LayerNorm::load(source, &format!("{name}.post_layernorm"), hidden_size, norm_eps),
             config: *config,
         }
     }
 
-    /// Hands the parameters to a sink, under the names they were loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        let SiglipConfig { width, patch, .. } = self.config;
+    /// Hands the parameters to a saver, under the names they were loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        let SiglipConfig { hidden_size, patch, .. } = self.config;
         let [patches, bias, positions] = embeddings(name);
-        sink.tensor(&patches, &[width, 3, patch, patch], &self.patch_embedding);
-        sink.vector(&bias, &self.patch_bias);
-        sink.tensor(&positions, &[self.config.patches(), width], &self.position_embedding);
+        saver.tensor(&patches, &[hidden_size, 3, patch, patch], &self.patch_embedding);
+        saver.vector(&bias, &self.patch_bias);
+        saver.tensor(&positions, &[self.config.patches(), hidden_size], &self.position_embedding);
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.save(sink, &format!("{name}.encoder.layers.{index}"));
+            layer.save(saver, &format!("{name}.encoder.layers.{index}"));
         }
-        self.post_layernorm.save(sink, &format!("{name}.post_layernorm"));
+        self.post_layernorm.save(saver, &format!("{name}.post_layernorm"));
     }
 
     /// The configuration it was built from.
@@ -235,31 +236,31 @@ impl Siglip {
         &self.config
     }
 
-    /// The features of pictures: `[pictures · patches, width]`, one picture after the other.
+    /// The features of images: `[images · patches, hidden_size]`, one image after the other.
     ///
     /// # Panics
-    /// When there is no picture, or one does not have the encoder's size.
-    pub fn forward(&self, pictures: &[&Pixels]) -> Tensor<2> {
-        let x = self.layers.iter().fold(self.embed(pictures), |x, layer| layer.forward(x, self.config.patches()));
+    /// When there is no image, or one does not have the encoder's size.
+    pub fn forward(&self, images: &[&Pixels]) -> Tensor<2> {
+        let x = self.layers.iter().fold(self.embed(images), |x, layer| layer.forward(x, self.config.patches()));
         self.post_layernorm.forward(x)
     }
 
-    /// What enters the first layer: patches and positions, `[pictures · patches, width]`.
-    fn embed(&self, pictures: &[&Pixels]) -> Tensor<2> {
-        let SiglipConfig { image_size, patch, width, .. } = self.config;
+    /// What enters the first layer: patches and positions, `[images · patches, hidden_size]`.
+    fn embed(&self, images: &[&Pixels]) -> Tensor<2> {
+        let SiglipConfig { image_size, patch, hidden_size, .. } = self.config;
         let patches = self.config.patches();
-        let mut values = Vec::with_capacity(pictures.len() * patches * 3 * patch * patch);
-        for pixels in pictures {
-            assert_eq!(pixels.side(), image_size, "a picture of the encoder's size");
+        let mut values = Vec::with_capacity(images.len() * patches * 3 * patch * patch);
+        for pixels in images {
+            assert_eq!(pixels.side(), image_size, "an image of the encoder's size");
             values.extend(pixels.patches(patch));
         }
         let device = self.post_layernorm.weight.val().device();
-        let rows = pictures.len() * patches;
+        let rows = images.len() * patches;
         let x = Tensor::<2>::from_data(TensorData::new(values, [rows, 3 * patch * patch]), &device);
-        let kernel = self.patch_embedding.val().reshape([width, 3 * patch * patch]);
+        let kernel = self.patch_embedding.val().reshape([hidden_size, 3 * patch * patch]);
         let x = x.matmul(kernel.transpose()) + self.patch_bias.val().unsqueeze::<2>();
-        let positions = self.position_embedding.val().reshape([1, patches, width]);
-        (x.reshape([pictures.len(), patches, width]) + positions).reshape([rows, width])
+        let positions = self.position_embedding.val().reshape([1, patches, hidden_size]);
+        (x.reshape([images.len(), patches, hidden_size]) + positions).reshape([rows, hidden_size])
     }
 }
 

@@ -14,11 +14,11 @@ mod detect;
 mod features;
 
 #[test]
-fn caption_tells_what_is_in_every_picture() {
+fn caption_tells_what_is_in_every_image() {
     let captions = caption::run(&[]).unwrap();
     assert_eq!(captions.len(), 3);
     assert!(captions.iter().all(|caption| caption.starts_with(['a', 't', 'f'])), "{captions:?}");
-    assert!(caption::run(&["no/such/picture.png".into()]).is_err());
+    assert!(caption::run(&["no/such/image.png".into()]).is_err());
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn detect_finds_three_shapes_and_draws_them() {
     let found = detect::run(out.to_str()).unwrap();
     assert_eq!(found.len(), 3);
     assert!(found.iter().all(|found| found.score.is_some_and(|score| (0.0..=1.0).contains(&score))));
-    assert_eq!(paligemma::Picture::open(&out).unwrap().width(), 224);
+    assert_eq!(paligemma::Image::open(&out).unwrap().width(), 224);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::memory::{LayerMemory, Recurrent};
 use crate::recurrent::RecurrentBlock;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Segment, Sink, Source};
+use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Saver, Segment, Source};
 
 /// What mixes tokens with those before them.
 #[derive(Module, Debug)]
@@ -37,34 +37,36 @@ impl ResidualBlock {
     }
 
     /// The block whose parameters begin with `{name}.`.
-    pub fn load(source: &mut dyn Source, name: &str, width: usize, eps: f32, spec: &BlockSpec) -> Self {
+    pub fn load(source: &mut dyn Source, name: &str, hidden_size: usize, eps: f32, spec: &BlockSpec) -> Self {
         let temporal = format!("{name}.temporal_block");
         Self {
-            temporal_pre_norm: RmsNorm::load(source, &format!("{name}.temporal_pre_norm"), width, eps),
+            temporal_pre_norm: RmsNorm::load(source, &format!("{name}.temporal_pre_norm"), hidden_size, eps),
             temporal_block: match spec.temporal {
                 Temporal::Recurrent(spec) => {
-                    TemporalBlock::Recurrent(RecurrentBlock::load(source, &temporal, width, spec))
+                    TemporalBlock::Recurrent(RecurrentBlock::load(source, &temporal, hidden_size, spec))
                 }
-                Temporal::Attention(spec) => TemporalBlock::Attention(Attention::load(source, &temporal, width, spec)),
+                Temporal::Attention(spec) => {
+                    TemporalBlock::Attention(Attention::load(source, &temporal, hidden_size, spec))
+                }
             },
-            channel_pre_norm: RmsNorm::load(source, &format!("{name}.channel_pre_norm"), width, eps),
-            mlp_block: GeGlu::load(source, &format!("{name}.mlp_block"), width, spec.hidden, true),
+            channel_pre_norm: RmsNorm::load(source, &format!("{name}.channel_pre_norm"), hidden_size, eps),
+            mlp_block: GeGlu::load(source, &format!("{name}.mlp_block"), hidden_size, spec.intermediate_size, true),
         }
     }
 
-    /// Hands the parameters to a sink, under the names they were loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        self.temporal_pre_norm.save(sink, &format!("{name}.temporal_pre_norm"));
+    /// Hands the parameters to a saver, under the names they were loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        self.temporal_pre_norm.save(saver, &format!("{name}.temporal_pre_norm"));
         let temporal = format!("{name}.temporal_block");
         match &self.temporal_block {
-            TemporalBlock::Recurrent(block) => block.save(sink, &temporal),
-            TemporalBlock::Attention(block) => block.save(sink, &temporal),
+            TemporalBlock::Recurrent(block) => block.save(saver, &temporal),
+            TemporalBlock::Attention(block) => block.save(saver, &temporal),
         }
-        self.channel_pre_norm.save(sink, &format!("{name}.channel_pre_norm"));
-        self.mlp_block.save(sink, &format!("{name}.mlp_block"));
+        self.channel_pre_norm.save(saver, &format!("{name}.channel_pre_norm"));
+        self.mlp_block.save(saver, &format!("{name}.mlp_block"));
     }
 
-    /// `[tokens, width]` to the same shape; the memories take up the segments.
+    /// `[tokens, hidden_size]` to the same shape; the memories take up the segments.
     ///
     /// # Panics
     /// When segments, memories and `x` do not match.

@@ -30,7 +30,7 @@ pub struct BlockSpec {
     /// Its temporal part.
     pub temporal: Temporal,
     /// Inner dimension of its MLP.
-    pub hidden: usize,
+    pub intermediate_size: usize,
 }
 
 impl BlockSpec {
@@ -55,7 +55,7 @@ pub struct GriffinConfig {
     /// Number of token ids; rows of the embedding table.
     pub vocab: usize,
     /// Model dimension.
-    pub width: usize,
+    pub hidden_size: usize,
     /// The blocks, first to last.
     pub blocks: Vec<BlockSpec>,
     /// `eps` of every RMS norm.
@@ -131,21 +131,21 @@ impl GriffinConfig {
     }
 
     /// A network of these blocks, with the other numbers of the releases: eps 1e-6, half of each head rotating with
-    /// base 10 000, a cap of 30, `<eos>` 1. The attention blocks have one span.
+    /// base 10 000, a cap of 30, `<eos>` 1. The attention blocks have one window.
     ///
     /// # Panics
     /// When there is no block.
-    pub fn new(vocab: usize, width: usize, blocks: Vec<BlockSpec>) -> Self {
+    pub fn new(vocab: usize, hidden_size: usize, blocks: Vec<BlockSpec>) -> Self {
         assert!(!blocks.is_empty(), "a network has blocks");
         let attention = blocks.iter().find_map(BlockSpec::attention);
         Self {
             vocab,
-            width,
+            hidden_size,
             norm_eps: 1e-6,
             rope: RopeSpec { rotary_dim: attention.map_or(2, |spec| spec.head_dim / 2), theta: 10_000.0 },
             final_softcap: Some(30.0),
             eos: vec![1],
-            window: attention.and_then(|spec| spec.span).unwrap_or(2048),
+            window: attention.and_then(|spec| spec.window).unwrap_or(2048),
             inclusive_window: false,
             blocks,
         }
@@ -168,13 +168,13 @@ impl GriffinConfig {
                 "attention" => Temporal::Attention(attention),
                 _ => Temporal::Recurrent(recurrent),
             },
-            hidden: shape.hidden,
+            intermediate_size: shape.intermediate_size,
         };
         Some(Self {
             norm_eps: shape.rms_norm_eps as f32,
             rope: RopeSpec { rotary_dim: shape.head_dim / 2, theta: shape.rope_theta as f32 },
             final_softcap: Some(logits_soft_cap as f32),
-            ..Self::new(shape.vocab, shape.width, (0..shape.layers).map(block).collect())
+            ..Self::new(shape.vocab, shape.hidden_size, (0..shape.layers).map(block).collect())
         })
     }
 
@@ -185,14 +185,14 @@ impl GriffinConfig {
         self.inclusive_window = true;
         for block in &mut self.blocks {
             if let Temporal::Attention(attention) = &mut block.temporal {
-                attention.span = Some(self.window + 1);
+                attention.window = Some(self.window + 1);
             }
         }
         self
     }
 
     /// How many keys a query sees, itself included.
-    pub fn span(&self) -> usize {
+    pub fn window(&self) -> usize {
         self.window + usize::from(self.inclusive_window)
     }
 
@@ -203,7 +203,7 @@ impl GriffinConfig {
         let attention = self.blocks.iter().find_map(BlockSpec::attention);
         let recurrent = self.blocks.iter().find_map(BlockSpec::recurrent);
         let heads = attention.map(|spec| spec.heads).or(recurrent.map(|spec| spec.blocks)).unwrap_or(1);
-        let head_dim = self.width / heads;
+        let head_dim = self.hidden_size / heads;
         let kinds: Vec<&str> = self
             .blocks
             .iter()
@@ -224,10 +224,10 @@ impl GriffinConfig {
             "eos_token_id": self.eos,
             "head_dim": head_dim,
             "hidden_activation": "gelu_pytorch_tanh",
-            "hidden_size": self.width,
-            "intermediate_size": 2 * self.blocks.first().map_or(0, |block| block.hidden),
+            "hidden_size": self.hidden_size,
+            "intermediate_size": 2 * self.blocks.first().map_or(0, |block| block.intermediate_size),
             "logits_soft_cap": self.final_softcap.map_or(0.0, shortest),
-            "lru_width": recurrent.map_or(self.width, |spec| spec.channels),
+            "lru_width": recurrent.map_or(self.hidden_size, |spec| spec.channels),
             "model_type": "recurrent_gemma",
             "num_attention_heads": heads,
             "num_hidden_layers": self.blocks.len(),
@@ -248,14 +248,14 @@ impl GriffinConfig {
 }
 
 /// The attention of every block that has one.
-fn attention(heads: usize, kv_heads: usize, head_dim: usize, span: usize, qkv_bias: bool) -> AttentionSpec {
+fn attention(heads: usize, kv_heads: usize, head_dim: usize, window: usize, qkv_bias: bool) -> AttentionSpec {
     AttentionSpec {
         heads,
         kv_heads,
         head_dim,
         scale: (head_dim as f32).powf(-0.5),
         softcap: None,
-        span: Some(span),
+        window: Some(window),
         qkv_bias,
         // whatever `attention_bias` says
         output_bias: true,
@@ -265,12 +265,12 @@ fn attention(heads: usize, kv_heads: usize, head_dim: usize, span: usize, qkv_bi
 impl ConfigFile {
     fn resolve(self) -> Result<GriffinConfig, Error> {
         self.refuse_unsupported()?;
-        let width = positive("hidden_size", self.hidden_size, LARGEST_DIMENSION)?;
-        let heads = positive("num_attention_heads", self.num_attention_heads, width)?;
-        if !width.is_multiple_of(heads) {
+        let hidden_size = positive("hidden_size", self.hidden_size, LARGEST_DIMENSION)?;
+        let heads = positive("num_attention_heads", self.num_attention_heads, hidden_size)?;
+        if !hidden_size.is_multiple_of(heads) {
             return Err(invalid("num_attention_heads", heads, "a divisor of hidden_size"));
         }
-        let head_dim = width / heads;
+        let head_dim = hidden_size / heads;
         if let Some(other) = self.head_dim.filter(|other| *other != head_dim) {
             return Err(invalid("head_dim", other, "hidden_size / num_attention_heads"));
         }
@@ -278,7 +278,7 @@ impl ConfigFile {
         if !heads.is_multiple_of(kv_heads) {
             return Err(invalid("num_key_value_heads", kv_heads, "a divisor of num_attention_heads"));
         }
-        let channels = positive("lru_width", self.lru_width.unwrap_or(width), LARGEST_DIMENSION)?;
+        let channels = positive("lru_width", self.lru_width.unwrap_or(hidden_size), LARGEST_DIMENSION)?;
         if !channels.is_multiple_of(heads) {
             return Err(invalid("lru_width", channels, "a multiple of num_attention_heads"));
         }
@@ -286,7 +286,7 @@ impl ConfigFile {
         if !self.intermediate_size.is_multiple_of(2) {
             return Err(invalid("intermediate_size", self.intermediate_size, "an even number"));
         }
-        let hidden = positive("intermediate_size", self.intermediate_size / 2, LARGEST_DIMENSION)?;
+        let intermediate_size = positive("intermediate_size", self.intermediate_size / 2, LARGEST_DIMENSION)?;
         let window = positive("attention_window_size", self.attention_window_size.unwrap_or(2048), MOST_WINDOW)?;
         let recurrent = RecurrentSpec {
             channels,
@@ -298,14 +298,14 @@ impl ConfigFile {
             .kinds()?
             .into_iter()
             .map(|kind| match kind {
-                "recurrent" => Ok(BlockSpec { temporal: Temporal::Recurrent(recurrent), hidden }),
-                "attention" => Ok(BlockSpec { temporal: Temporal::Attention(attention), hidden }),
+                "recurrent" => Ok(BlockSpec { temporal: Temporal::Recurrent(recurrent), intermediate_size }),
+                "attention" => Ok(BlockSpec { temporal: Temporal::Attention(attention), intermediate_size }),
                 other => Err(invalid("block_types", other, "`recurrent` or `attention`")),
             })
             .collect::<Result<Vec<_>, _>>()?;
         let config = GriffinConfig {
             vocab: positive("vocab_size", self.vocab_size, LARGEST_VOCAB)?,
-            width,
+            hidden_size,
             blocks,
             norm_eps: finite_positive("rms_norm_eps", self.rms_norm_eps.unwrap_or(1e-6))?,
             rope: self.rope(head_dim)?,
@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn the_mlp_is_half_as_wide_as_the_file_says() {
-        assert!(with("").unwrap().blocks.iter().all(|block| block.hidden == 96));
+        assert!(with("").unwrap().blocks.iter().all(|block| block.intermediate_size == 96));
     }
 
     #[test]
@@ -413,9 +413,9 @@ mod tests {
     #[test]
     fn a_window_counts_the_token_itself_unless_it_is_inclusive() {
         let config = with("").unwrap();
-        assert_eq!((attention_of(&config).span, config.span()), (Some(6), 6));
+        assert_eq!((attention_of(&config).window, config.window()), (Some(6), 6));
         let inclusive = config.with_inclusive_window();
-        assert_eq!((attention_of(&inclusive).span, inclusive.span()), (Some(7), 7));
+        assert_eq!((attention_of(&inclusive).window, inclusive.window()), (Some(7), 7));
         assert_eq!(with(r#", "attention_window_inclusive": true"#).unwrap(), inclusive);
     }
 
@@ -490,12 +490,18 @@ mod tests {
             let config = GriffinConfig::preset(name).unwrap();
             let attention = attention_of(&config);
             let Temporal::Recurrent(recurrent) = config.blocks[0].temporal else { panic!("{name}") };
-            let hidden = config.blocks[0].hidden;
-            let found =
-                [config.width, config.blocks.len(), attention.heads, attention.head_dim, hidden, recurrent.channels];
+            let intermediate_size = config.blocks[0].intermediate_size;
+            let found = [
+                config.hidden_size,
+                config.blocks.len(),
+                attention.heads,
+                attention.head_dim,
+                intermediate_size,
+                recurrent.channels,
+            ];
             assert_eq!(found, numbers, "{name}");
             assert_eq!((recurrent.taps, recurrent.blocks, attention.kv_heads), (4, attention.heads, 1));
-            assert_eq!((config.span(), config.final_softcap, config.rope.rotary_dim), (2048, Some(30.0), 128));
+            assert_eq!((config.window(), config.final_softcap, config.rope.rotary_dim), (2048, Some(30.0), 128));
             assert!(kinds(&config).ends_with("arr"), "{name} ends on two recurrent blocks");
         }
         assert!(GriffinConfig::preset("gemma-2b").is_none());

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use gemma_nn::{Segment, Sink, Source, total_tokens};
+use gemma_nn::{Saver, Segment, Source, total_tokens};
 
 /// `y[t] = b + Σ_k w[K-1-k] ⊙ x[t-k]`, `k = 0..K-1`, each channel on its own (De et al. 2024, arXiv:2402.19427,
 /// §2.4). Before the start of a sequence stand zeros; before a later chunk, the last `K-1` inputs of the one before.
@@ -27,11 +27,11 @@ impl CausalConv {
         }
     }
 
-    /// Hands the parameters to a sink, under the names they were loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
+    /// Hands the parameters to a saver, under the names they were loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
         let [channels] = self.bias.dims();
-        sink.tensor(&format!("{name}.weight"), &[channels, 1, self.taps], &self.weight);
-        sink.vector(&format!("{name}.bias"), &self.bias);
+        saver.tensor(&format!("{name}.weight"), &[channels, 1, self.taps], &self.weight);
+        saver.vector(&format!("{name}.bias"), &self.bias);
     }
 
     /// `[tokens, channels]` to the same shape. `tails` holds the last `K-1` inputs of each segment's sequence,

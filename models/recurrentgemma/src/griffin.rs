@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::CausalModel;
 use gemma_model::{Error, LoadOptions, Network, StateTensors, cache_tensors, state_tensor};
-use gemma_nn::{Embedder, Retention, RmsNorm, RopeTable, Segment, Sink, Source, last_rows, softcap};
+use gemma_nn::{Embedder, Retention, RmsNorm, RopeTable, Saver, Segment, Source, last_rows, softcap};
 use gemma_tokenizer::{Family, TokenId};
 use gemma_weights::{Dtype, SavedTensor, catalogue::Shape};
 
@@ -23,11 +23,11 @@ pub struct Griffin {
 }
 
 impl Griffin {
-    /// From embeddings to the last norm, `[tokens, width]` each.
+    /// From embeddings to the last norm, `[tokens, hidden_size]` each.
     ///
     /// # Panics
     /// When segments, memories and `x` do not match.
-    pub fn hidden(&self, mut x: Tensor<2>, segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
+    pub fn hidden_states(&self, mut x: Tensor<2>, segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
         assert_eq!(segments.len(), memories.len(), "one memory per segment");
         for (segment, memory) in segments.iter().zip(memories.iter_mut()) {
             assert_eq!(segment.start, memory.position, "a segment continues where its memory ends");
@@ -73,28 +73,28 @@ impl Network for Griffin {
         &config.eos
     }
 
-    /// The embedding scale √width is rounded to bf16 whatever the checkpoint's dtype, as the reference does
+    /// The embedding scale √hidden_size is rounded to bf16 whatever the checkpoint's dtype, as the reference does
     /// (√2560 = 50.596 becomes 50.5).
     fn load(source: &mut dyn Source, config: &GriffinConfig, _dtype: Dtype) -> Self {
-        let scale = Dtype::Bf16.round((config.width as f32).sqrt());
+        let scale = Dtype::Bf16.round((config.hidden_size as f32).sqrt());
         let layer = |(index, spec)| {
-            ResidualBlock::load(source, &format!("model.layers.{index}"), config.width, config.norm_eps, spec)
+            ResidualBlock::load(source, &format!("model.layers.{index}"), config.hidden_size, config.norm_eps, spec)
         };
         let layers = config.blocks.iter().enumerate().map(layer).collect();
         Self {
-            embed_tokens: Embedder::load(source, "model.embed_tokens", config.vocab, config.width, scale),
+            embed_tokens: Embedder::load(source, "model.embed_tokens", config.vocab, config.hidden_size, scale),
             layers,
-            final_norm: RmsNorm::load(source, "model.final_norm", config.width, config.norm_eps),
+            final_norm: RmsNorm::load(source, "model.final_norm", config.hidden_size, config.norm_eps),
             config: config.clone(),
         }
     }
 
-    fn save(&self, sink: &mut dyn Sink) {
-        self.embed_tokens.save(sink, "model.embed_tokens");
+    fn save(&self, saver: &mut dyn Saver) {
+        self.embed_tokens.save(saver, "model.embed_tokens");
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.save(sink, &format!("model.layers.{index}"));
+            layer.save(saver, &format!("model.layers.{index}"));
         }
-        self.final_norm.save(sink, "model.final_norm");
+        self.final_norm.save(saver, "model.final_norm");
     }
 
     fn config(&self) -> &GriffinConfig {
@@ -106,11 +106,11 @@ impl Network for Griffin {
     }
 
     fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.hidden(self.embed_tokens.embed(tokens), segments, memories)
+        self.hidden_states(self.embed_tokens.embed(tokens), segments, memories)
     }
 
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        softcap(self.embed_tokens.logits(hidden), self.config.final_softcap)
+    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        softcap(self.embed_tokens.logits(hidden_states), self.config.final_softcap)
     }
 
     fn memory_bytes(memory: &Memory) -> usize {

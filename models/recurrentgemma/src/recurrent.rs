@@ -6,16 +6,16 @@ use crate::rg_lru::RgLru;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use gemma_kernels::geglu;
-use gemma_nn::{Projection, Segment, Sink, Source};
+use gemma_nn::{Projection, Saver, Segment, Source};
 
 /// `out( rg_lru(conv(x(u))) ⊙ gelu(y(u)) )` (De et al. 2024, arXiv:2402.19427, §2.3).
 #[derive(Module, Debug)]
 pub struct RecurrentBlock {
-    /// Into the branch that remembers, `[channels, width]`.
+    /// Into the branch that remembers, `[channels, hidden_size]`.
     pub linear_x: Projection,
-    /// Into the branch that gates it, `[channels, width]`.
+    /// Into the branch that gates it, `[channels, hidden_size]`.
     pub linear_y: Projection,
-    /// Back to the model, `[width, channels]`.
+    /// Back to the model, `[hidden_size, channels]`.
     pub linear_out: Projection,
     /// Looks at the last few inputs.
     pub conv_1d: CausalConv,
@@ -26,7 +26,7 @@ pub struct RecurrentBlock {
 /// What a recurrent block needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecurrentSpec {
-    /// Channels of the recurrence; need not be the model width.
+    /// Channels of the recurrence; need not be the hidden size.
     pub channels: usize,
     /// Blocks of the gates; divides `channels`.
     pub blocks: usize,
@@ -36,27 +36,27 @@ pub struct RecurrentSpec {
 
 impl RecurrentBlock {
     /// The block whose parameters begin with `{name}.`.
-    pub fn load(source: &mut dyn Source, name: &str, width: usize, spec: RecurrentSpec) -> Self {
+    pub fn load(source: &mut dyn Source, name: &str, hidden_size: usize, spec: RecurrentSpec) -> Self {
         let RecurrentSpec { channels, blocks, taps } = spec;
         Self {
-            linear_x: Projection::load(source, &format!("{name}.linear_x"), width, channels, true),
-            linear_y: Projection::load(source, &format!("{name}.linear_y"), width, channels, true),
-            linear_out: Projection::load(source, &format!("{name}.linear_out"), channels, width, true),
+            linear_x: Projection::load(source, &format!("{name}.linear_x"), hidden_size, channels, true),
+            linear_y: Projection::load(source, &format!("{name}.linear_y"), hidden_size, channels, true),
+            linear_out: Projection::load(source, &format!("{name}.linear_out"), channels, hidden_size, true),
             conv_1d: CausalConv::load(source, &format!("{name}.conv_1d"), channels, taps),
             rg_lru: RgLru::load(source, &format!("{name}.rg_lru"), channels, blocks),
         }
     }
 
-    /// Hands the parameters to a sink, under the names they were loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        self.linear_x.save(sink, &format!("{name}.linear_x"));
-        self.linear_y.save(sink, &format!("{name}.linear_y"));
-        self.linear_out.save(sink, &format!("{name}.linear_out"));
-        self.conv_1d.save(sink, &format!("{name}.conv_1d"));
-        self.rg_lru.save(sink, &format!("{name}.rg_lru"));
+    /// Hands the parameters to a saver, under the names they were loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        self.linear_x.save(saver, &format!("{name}.linear_x"));
+        self.linear_y.save(saver, &format!("{name}.linear_y"));
+        self.linear_out.save(saver, &format!("{name}.linear_out"));
+        self.conv_1d.save(saver, &format!("{name}.conv_1d"));
+        self.rg_lru.save(saver, &format!("{name}.rg_lru"));
     }
 
-    /// Reads each segment after what its state holds, `[tokens, width]` to the same shape; the states move on.
+    /// Reads each segment after what its state holds, `[tokens, hidden_size]` to the same shape; the states move on.
     ///
     /// # Panics
     /// When segments, states and `x` do not match.

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation::log_sigmoid};
 use gemma_kernels::{RecurrentGates, gated_decay, linear_recurrence};
-use gemma_nn::{Segment, Sink, Source};
+use gemma_nn::{Saver, Segment, Source};
 
 /// How strongly the recurrent gate acts on the decay: the constant `c` of the paper.
 const STRENGTH: f32 = 8.0;
@@ -38,11 +38,11 @@ impl RgLru {
         }
     }
 
-    /// Hands the parameters to a sink, under the names they were loaded by.
-    pub fn save(&self, sink: &mut dyn Sink, name: &str) {
-        sink.vector(&format!("{name}.recurrent_param"), &self.recurrent_param);
-        self.input_gate.save(sink, &format!("{name}.input_gate"));
-        self.recurrent_gate.save(sink, &format!("{name}.recurrent_gate"));
+    /// Hands the parameters to a saver, under the names they were loaded by.
+    pub fn save(&self, saver: &mut dyn Saver, name: &str) {
+        saver.vector(&format!("{name}.recurrent_param"), &self.recurrent_param);
+        self.input_gate.save(saver, &format!("{name}.input_gate"));
+        self.recurrent_gate.save(saver, &format!("{name}.recurrent_gate"));
     }
 
     /// `[tokens, channels]` to the same shape. `states` holds `h` of each segment's last token so far,
@@ -101,10 +101,10 @@ impl Gate {
         }
     }
 
-    fn save(&self, sink: &mut dyn Sink, name: &str) {
+    fn save(&self, saver: &mut dyn Saver, name: &str) {
         let [channels] = self.bias.dims();
         let size = channels / self.blocks;
-        sink.tensor(&format!("{name}_weight"), &[self.blocks, size, size], &self.weight);
-        sink.tensor(&format!("{name}_bias"), &[self.blocks, size], &self.bias);
+        saver.tensor(&format!("{name}_weight"), &[self.blocks, size, size], &self.weight);
+        saver.tensor(&format!("{name}_bias"), &[self.blocks, size], &self.bias);
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! - [`corpus`] writes stories and conversations from a seed, and keeps a tenth of all questions for the test;
 //! - [`bpe`] learns word pieces from them, [`tokenizer_files`] stores these as Gemma's tokenizers are stored;
-//! - [`scenes`] draws pictures of shapes and says what is in them, for PaliGemma;
+//! - [`scenes`] draws images of shapes and says what is in them, for PaliGemma;
 //! - [`random`] is the source of all chance, so that the same seed gives the same model.
 //!
 //! ```

@@ -66,7 +66,7 @@ enum Job {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
-    /// Trains the PaliGemma demo model, and draws its pictures.
+    /// Trains the PaliGemma demo model, and draws its images.
     Paligemma {
         /// The folder to write; it is made if it does not exist.
         #[arg(long)]

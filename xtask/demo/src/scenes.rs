@@ -1,11 +1,11 @@
-//! Pictures of shapes, and what can be said about them: the lessons of the PaliGemma demo.
+//! Images of shapes, and what can be said about them: the lessons of the PaliGemma demo.
 //!
 //! A scene is a ground and one to three shapes on a grid, each of a colour. It can be drawn at any size, described from
 //! left to right, asked about and searched. A tenth of all scenes, chosen by what is in them, is kept for the test.
 
 use std::collections::BTreeMap;
 
-use paligemma::{BoundingBox, Picture, prompt};
+use paligemma::{BoundingBox, Image, prompt};
 
 use crate::random::Random;
 
@@ -87,7 +87,7 @@ impl Thing {
         format!("{} {}", COLOURS[self.colour].0, self.shape.name())
     }
 
-    /// Its box in a picture of `side` pixels.
+    /// Its box in an image of `side` pixels.
     pub fn bounds(&self, side: usize) -> BoundingBox {
         let pixels = |cells: usize| (cells * side) as f32 / GRID as f32;
         BoundingBox {
@@ -161,11 +161,11 @@ impl Scene {
         state % 10 == 0
     }
 
-    /// The scene as a picture of `side` x `side` pixels.
+    /// The scene as an image of `side` x `side` pixels.
     ///
     /// # Panics
     /// When `side` is zero.
-    pub fn draw(&self, side: usize) -> Picture {
+    pub fn draw(&self, side: usize) -> Image {
         let mut rgb = Vec::with_capacity(side * side * 3);
         let colour_at = |x: f32, y: f32| {
             let found = self.things.iter().find(|thing| {
@@ -189,7 +189,7 @@ impl Scene {
                 rgb.extend(sums.map(|sum| (sum / (SAMPLES * SAMPLES)) as u8));
             }
         }
-        Picture::from_rgb(rgb, side, side).expect("three bytes were made for each pixel")
+        Image::from_rgb(rgb, side, side).expect("three bytes were made for each pixel")
     }
 
     /// The scene in words, from left to right: `two red circles and a blue square`.
@@ -340,10 +340,10 @@ mod tests {
     fn a_shape_fills_its_box_and_touches_its_edges() {
         for shape in Shape::ALL {
             let scene = Scene { ground: 0, things: vec![thing(shape, 0, 1, 4, 3)] };
-            let picture = scene.draw(70);
+            let image = scene.draw(70);
             let inked: Vec<(usize, usize)> = (0..70 * 70)
                 .map(|place| (place % 70, place / 70))
-                .filter(|(x, y)| picture.rgb()[(y * 70 + x) * 3 + 1] < 200)
+                .filter(|(x, y)| image.rgb()[(y * 70 + x) * 3 + 1] < 200)
                 .collect();
             let span = |of: fn(&(usize, usize)) -> usize| (inked.iter().map(of).min(), inked.iter().map(of).max());
             assert_eq!(span(|place| place.0), (Some(10), Some(39)), "{shape:?}");

@@ -36,11 +36,11 @@ const LESSONS: usize = 32;
 const TEXT_PIECES: usize = 448;
 /// Sides at which scenes are drawn, in pixels.
 const SIDES: [usize; 4] = [56, 84, 112, 224];
-/// Sides of the sample pictures that are written beside the model.
+/// Sides of the sample images that are written beside the model.
 const SAMPLE_SIDE: usize = 224;
-/// Keys that a word of an answer sees in a windowed layer: some of the picture, and the prompt.
+/// Keys that a word of an answer sees in a windowed layer: some of the image, and the prompt.
 const WINDOW: usize = 64;
-/// Number of sample pictures.
+/// Number of sample images.
 const SAMPLES: usize = 3;
 
 /// The demo's network: PaliGemma 2 in everything but size. (Gemma 2's norms after each branch let a tied embedding of
@@ -54,18 +54,26 @@ pub fn config(vocab: usize) -> PaliGemmaConfig {
             head_dim,
             scale: (head_dim as f32).powf(-0.5),
             softcap: Some(50.0),
-            span: index.is_multiple_of(2).then_some(WINDOW),
+            window: index.is_multiple_of(2).then_some(WINDOW),
             qkv_bias: false,
             output_bias: false,
         },
-        hidden: 256,
+        intermediate_size: 256,
         norms: Norms::BeforeAndAfter,
     };
     PaliGemmaConfig {
-        vision: SiglipConfig { image_size: 56, patch: 8, width: 96, layers: 3, heads: 4, hidden: 192, norm_eps: 1e-6 },
+        vision: SiglipConfig {
+            image_size: 56,
+            patch: 8,
+            hidden_size: 96,
+            layers: 3,
+            heads: 4,
+            intermediate_size: 192,
+            norm_eps: 1e-6,
+        },
         text: DecoderConfig {
             vocab,
-            width: 96,
+            hidden_size: 96,
             layers: (0..3).map(layer).collect(),
             norm_eps: 1e-6,
             rope: RopeSpec { rotary_dim: head_dim, theta: 10_000.0 },
@@ -77,18 +85,18 @@ pub fn config(vocab: usize) -> PaliGemmaConfig {
     }
 }
 
-/// A picture, a prompt and its answer, as the model reads them.
+/// An image, a prompt and its answer, as the model reads them.
 #[derive(Clone, Debug)]
-pub struct PictureExample {
+pub struct ImageExample {
     /// Image tokens, `<bos>`, prompt, line break, answer, `<eos>`; only the answer and `<eos>` are learned.
     pub text: Example,
     /// Tokens up to and including the line break.
     pub prefix_len: usize,
-    /// The picture.
+    /// The image.
     pub pixels: Pixels,
 }
 
-impl AsRef<Example> for PictureExample {
+impl AsRef<Example> for ImageExample {
     fn as_ref(&self) -> &Example {
         &self.text
     }
@@ -103,7 +111,7 @@ pub fn example(
     pixels: Pixels,
     tokenizer: &Tokenizer,
     config: &PaliGemmaConfig,
-) -> Result<PictureExample> {
+) -> Result<ImageExample> {
     let mut tokens = prompt::tokens(tokenizer, config.image_token, config.image_tokens(), &lesson.prompt)?;
     let prefix_len = tokens.len();
     // an answer is a prompt without its frame: location names become tokens
@@ -111,20 +119,17 @@ pub fn example(
     tokens.extend_from_slice(&framed[1..framed.len() - 1]);
     tokens.push(tokenizer.eos());
     let learn = (0..tokens.len()).map(|place| place >= prefix_len).collect();
-    Ok(PictureExample { text: Example { tokens, learn }, prefix_len, pixels })
+    Ok(ImageExample { text: Example { tokens, learn }, prefix_len, pixels })
 }
 
-/// The mean loss of a few examples, in nats per token of their answers: all pictures through the encoder, all texts
+/// The mean loss of a few examples, in nats per token of their answers: all images through the encoder, all texts
 /// through the decoder, each prompt seeing itself both ways; only the rows that are learned through the head.
-pub fn loss(model: &VisionLanguageModel, examples: &[PictureExample]) -> Tensor<1> {
-    let pictures: Vec<&Pixels> = examples.iter().map(|example| &example.pixels).collect();
-    let features = model.encode(&pictures);
+pub fn loss(model: &VisionLanguageModel, examples: &[ImageExample]) -> Tensor<1> {
+    let images: Vec<&Pixels> = examples.iter().map(|example| &example.pixels).collect();
+    let features = model.encode(&images);
     let tokens: Vec<u32> = examples.iter().flat_map(|example| example.text.inputs().iter().copied()).collect();
-    let segment = |example: &PictureExample| Segment {
-        start: 0,
-        len: example.text.inputs().len(),
-        prefix_len: example.prefix_len,
-    };
+    let segment =
+        |example: &ImageExample| Segment { start: 0, len: example.text.inputs().len(), prefix_len: example.prefix_len };
     let segments: Vec<Segment> = examples.iter().map(segment).collect();
     let hidden = model.read_once(&tokens, &features, &segments);
     let targets = examples.iter().flat_map(|example| example.text.targets()).enumerate();
@@ -134,7 +139,7 @@ pub fn loss(model: &VisionLanguageModel, examples: &[PictureExample]) -> Tensor<
     cross_entropy(model.language_model().logits(hidden.select(0, index)), &targets)
 }
 
-/// Trains the model in rounds and saves it to `out` after each, which is replaced; then draws the sample pictures.
+/// Trains the model in rounds and saves it to `out` after each, which is replaced; then draws the sample images.
 /// `steps` overrides the length of each round; `begun`, a folder that a training has written, is gone on from with the
 /// rounds from `first` on, counted from 0.
 ///
@@ -175,9 +180,9 @@ pub fn make(out: &Path, begun: Option<&Path>, first: usize, steps: Option<usize>
     Ok(())
 }
 
-/// Writes the sample pictures beside the model: held-out scenes with one to three shapes.
+/// Writes the sample images beside the model: held-out scenes with one to three shapes.
 fn draw_samples(out: &Path) -> Result<()> {
-    let folder = out.join("pictures");
+    let folder = out.join("images");
     std::fs::create_dir_all(&folder)?;
     let mut held_out = scenes(7, MOST, true);
     for count in 1..=SAMPLES {
@@ -229,14 +234,14 @@ pub fn examine(model: &PaliGemma, count: usize, seed: u64) -> Result<Vec<Mark>> 
     scenes(seed, MOST, true)
         .take(count)
         .map(|scene| {
-            let picture = scene.draw(random.pick(&SIDES));
-            let view = model.look(&picture);
+            let image = scene.draw(random.pick(&SIDES));
+            let view = model.encode_image(&image);
             let lesson = scene.asking(&mut random);
             let answer = view.ask(&lesson.prompt, &paligemma::GenerateOptions::greedy(32))?.text;
             let wanted = scene.wanted(&mut random);
             let boxes: Vec<BoundingBox> = view.detect(&[&wanted])?.iter().map(|found| found.bounds).collect();
             let there: Vec<BoundingBox> =
-                scene.named(&wanted).iter().map(|thing| thing.bounds(picture.width())).collect();
+                scene.named(&wanted).iter().map(|thing| thing.bounds(image.width())).collect();
             let best = |one: &BoundingBox, others: &[BoundingBox]| {
                 others.iter().map(|other| one.iou(other)).fold(0f32, f32::max)
             };
@@ -261,7 +266,7 @@ pub struct Summary {
     pub answers: f64,
     /// Mean intersection over union of the boxes of what is there.
     pub overlap: f64,
-    /// Boxes of nothing, per picture.
+    /// Boxes of nothing, per image.
     pub invented: f64,
 }
 
@@ -284,7 +289,7 @@ impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "held-out scenes: {:.1} % of captions and {:.1} % of answers right, mean IoU of boxes {:.3}, {:.3} invented boxes per picture",
+            "held-out scenes: {:.1} % of captions and {:.1} % of answers right, mean IoU of boxes {:.3}, {:.3} invented boxes per image",
             100.0 * self.captions,
             100.0 * self.answers,
             self.overlap,

@@ -15,8 +15,8 @@ const ATTEMPTS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What making a model leaves free on the disk, in bytes.
 const RESERVE: u64 = 2 << 30;
-/// Text of a prompt about a picture, in tokens.
-const PICTURE_TEXT: usize = 8;
+/// Text of a prompt about an image, in tokens.
+const IMAGE_TEXT: usize = 8;
 
 /// A program to compare with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,7 +89,7 @@ fn in_turn(
     model: &Path,
 ) -> Result<Option<Comparison>> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let prompt = if shape.starts_with("paligemma") { PICTURE_TEXT } else { options.prompt };
+    let prompt = if shape.starts_with("paligemma") { IMAGE_TEXT } else { options.prompt };
     let work = Work { prompt, decode: options.decode, depth: options.depth, threads };
     // so that neither waits for the disk
     touch(model).with_context(|| format!("cannot read {}", model.display()))?;
@@ -331,7 +331,7 @@ pub(super) fn table(comparisons: &[Comparison]) -> Result<String> {
         let encode = |runs: &[Run]| Spread::of(runs, "encode_seconds");
         if let Some((ours, theirs)) = encode(ours).zip(encode(theirs)) {
             text += &format!(
-                "\n{shape}: a picture is encoded in {} s, by transformers in {} s ({:.2} times as fast).\n",
+                "\n{shape}: an image is encoded in {} s, by transformers in {} s ({:.2} times as fast).\n",
                 ours.told(),
                 theirs.told(),
                 theirs.median / ours.median

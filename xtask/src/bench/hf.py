@@ -2,7 +2,7 @@
 
     hf.py FOLDER PROMPT DECODE DEPTH THREADS FIRST
 
-Prints one JSON object. A folder of PaliGemma reads a picture and PROMPT tokens after it. DEPTH tokens are read before
+Prints one JSON object. A folder of PaliGemma reads a image and PROMPT tokens after it. DEPTH tokens are read before
 the prompt and before writing, untimed. Everything is done once before it is timed, since the first call of a process
 makes kernels; only the time to the first token, after a prompt of FIRST tokens, counts from the start of the program.
 """
@@ -19,9 +19,9 @@ folder, (prompt, decode, depth, threads, first) = sys.argv[1], map(int, sys.argv
 torch.set_num_threads(threads)
 torch.manual_seed(0)
 config = transformers.AutoConfig.from_pretrained(folder)
-pictures = config.model_type == "paligemma"
+images = config.model_type == "paligemma"
 recurrent = config.model_type == "recurrent_gemma"
-kind = transformers.PaliGemmaForConditionalGeneration if pictures else transformers.AutoModelForCausalLM
+kind = transformers.PaliGemmaForConditionalGeneration if images else transformers.AutoModelForCausalLM
 model = kind.from_pretrained(folder, dtype=torch.bfloat16).eval()
 versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
 result = {"load_seconds": time.perf_counter() - begin, "versions": versions}
@@ -33,7 +33,7 @@ def read(count, before=None):
     """Reads a prompt, after what `before` has read; its output, how many tokens there are now, and the seconds."""
     ids = (5 + torch.arange(count) * 7919 % vocab)[None]
     more = {}
-    if pictures:
+    if images:
         vision = config.vision_config
         image = torch.full((1, (vision.image_size // vision.patch_size) ** 2), config.image_token_id)
         ids = torch.cat([image, ids], 1)
@@ -63,7 +63,7 @@ def write(out, place, count):
 
 
 with torch.inference_mode():
-    if pictures:
+    if images:
         side = config.vision_config.image_size
         pixels = torch.randn(1, 3, side, side).to(torch.bfloat16)
         model.get_image_features(pixels)

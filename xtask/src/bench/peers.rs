@@ -227,10 +227,10 @@ fn memory(process: u32) -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
-/// Ticks of a second in which Linux counts processor time for programs.
+/// Ticks of a second in which Linux counts CPU time for programs.
 const TICKS: f64 = 100.0;
 
-/// Processor time of this program and of those it started and saw the end of, in seconds (Linux).
+/// CPU time of this program and of those it started and saw the end of, in seconds (Linux).
 fn own() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // the name, in brackets, may hold anything
@@ -240,7 +240,7 @@ fn own() -> Option<f64> {
     Some(ticks / TICKS)
 }
 
-/// Processor time of all programs so far, in seconds (Linux).
+/// CPU time of all programs so far, in seconds (Linux).
 fn busy() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
     let fields: Vec<f64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();

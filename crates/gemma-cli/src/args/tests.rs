@@ -92,18 +92,18 @@ fn a_text_to_tokenize_may_begin_with_a_hyphen() {
 #[test]
 fn activations_are_exact_or_fast_and_not_both() {
     let activations = |line: &str| parsed(line).compute().expect("a verb that computes").activations();
-    assert_eq!(activations("gemma bench --exact-activations"), Activations::Exact);
-    assert_eq!(activations("gemma score --fast-activations x"), Activations::Coarse);
+    assert_eq!(activations("gemma bench --exact-activations"), ActivationPrecision::F32);
+    assert_eq!(activations("gemma score --fast-activations x"), ActivationPrecision::Int8);
     for verb in ["generate x", "chat", "logits --tokens-file x --out y", "score x", "bench"] {
-        assert_eq!(activations(&format!("gemma {verb}")), Activations::default());
-        assert_eq!(activations(&format!("gemma {verb} --exact-activations")), Activations::Exact);
+        assert_eq!(activations(&format!("gemma {verb}")), ActivationPrecision::default());
+        assert_eq!(activations(&format!("gemma {verb} --exact-activations")), ActivationPrecision::F32);
     }
     assert!(refusal("gemma chat --exact-activations --fast-activations").contains("cannot be used with"));
 }
 
 #[test]
 fn the_cache_is_f32_or_f16() {
-    let cache = |line: &str| parsed(line).compute().expect("a verb that computes").fineness().cache;
+    let cache = |line: &str| parsed(line).compute().expect("a verb that computes").compute_precision().cache;
     assert_eq!(cache("gemma chat"), CachePrecision::F32);
     assert_eq!(cache("gemma generate --cache-precision f16 x"), CachePrecision::F16);
     assert!(refusal("gemma chat --cache-precision f8").contains("f32 or f16"));

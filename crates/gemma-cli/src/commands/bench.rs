@@ -42,7 +42,7 @@ struct Report {
     model: String,
     backend: String,
     precision: Option<&'static str>,
-    /// The processor's instructions that the kernels use, where it computes.
+    /// The CPU's instructions that the kernels use, where it computes.
     instructions: Option<&'static str>,
     threads: usize,
     prompt_tokens: usize,
@@ -56,7 +56,7 @@ struct Report {
     load_seconds_max: Option<f64>,
     /// From the start of the program to the first token after a short prompt; null for weights made here.
     first_token_seconds: Option<f64>,
-    /// Of one picture; null for models without an encoder.
+    /// Of one image; null for models without an encoder.
     encode_seconds: Option<f64>,
     encode_seconds_min: Option<f64>,
     encode_seconds_max: Option<f64>,
@@ -68,7 +68,7 @@ struct Report {
     decode_tokens_per_second_max: Option<f64>,
     peak_rss_bytes: Option<u64>,
     weight_bytes: u64,
-    /// How fast the threads read memory; null where weights may lie in a cache or not in the processor's memory.
+    /// How fast the threads read memory; null where weights may lie in a cache or not in the CPU's memory.
     memory_bytes_per_second: Option<u64>,
     /// How much of that reading the weights took while writing.
     memory_part: Option<f64>,
@@ -112,7 +112,7 @@ pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
     if let Some(shape) = &args.shape {
         let (shape, kind) = session::shape(shape)?;
         return match kind {
-            Kind::PaliGemma => measure(args, || session::random(shape, &args.compute), with_picture, one_picture_round),
+            Kind::PaliGemma => measure(args, || session::random(shape, &args.compute), with_image, one_image_round),
             kind => {
                 with_network!(kind, N => measure(args, || session::random::<N>(shape, &args.compute), |_| USUAL_PROMPT, one_round))
             }
@@ -120,7 +120,7 @@ pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
     }
     let find = || session::locate(args.model.as_deref(), args.offline, &args.compute);
     match find()?.kind()? {
-        Kind::PaliGemma => measure(args, || find()?.open_network(), with_picture, one_picture_round),
+        Kind::PaliGemma => measure(args, || find()?.open_network(), with_image, one_image_round),
         kind => with_network!(kind, N => measure(args, || find()?.open_network::<N>(), |_| USUAL_PROMPT, one_round)),
     }
 }
@@ -162,9 +162,9 @@ fn measure<N: Network>(
     Ok(Ending::Done)
 }
 
-/// Measures the memory's speed beside that of writing, where the processor reads all weights from it.
+/// Measures the memory's speed beside that of writing, where the CPU reads all weights from it.
 fn compare_with_memory(report: &mut Report) {
-    // the encoder of pictures is not read while writing
+    // the encoder of images is not read while writing
     if report.instructions.is_none() || report.weight_bytes < UNCACHED || report.encode_seconds.is_some() {
         return;
     }
@@ -175,7 +175,7 @@ fn compare_with_memory(report: &mut Report) {
         .map(|rate| report.weight_bytes as f64 * rate / report.sequences as f64 / speed as f64);
 }
 
-/// Weights beyond any processor's cache, in bytes.
+/// Weights beyond any CPU's cache, in bytes.
 const UNCACHED: u64 = 1 << 30;
 
 /// The lengths asked for, if they fit; a prompt that was not asked for takes what room there is.
@@ -224,16 +224,16 @@ const FIRST_PROMPT: usize = 8;
 /// Tokens of a prompt, where none were asked for.
 const USUAL_PROMPT: usize = 512;
 
-/// Tokens of a usual prompt about one picture.
-fn with_picture(model: &VisionLanguageModel) -> usize {
-    Network::config(model).image_tokens() + PICTURE_TEXT
+/// Tokens of a usual prompt about one image.
+fn with_image(model: &VisionLanguageModel) -> usize {
+    Network::config(model).image_tokens() + IMAGE_TEXT
 }
 
-/// Text of a prompt about a picture, in tokens: `<bos>`, a few words, a line break.
-const PICTURE_TEXT: usize = 8;
+/// Text of a prompt about an image, in tokens: `<bos>`, a few words, a line break.
+const IMAGE_TEXT: usize = 8;
 
-/// Encodes a picture, reads it with a short text as one prompt, and writes some tokens; each once untimed before.
-fn one_picture_round(model: &VisionLanguageModel, lengths: Lengths, measured: &mut Measured) -> Result<()> {
+/// Encodes an image, reads it with a short text as one prompt, and writes some tokens; each once untimed before.
+fn one_image_round(model: &VisionLanguageModel, lengths: Lengths, measured: &mut Measured) -> Result<()> {
     let config = Network::config(model);
     let (side, image) = (config.vision.image_size, config.image_tokens());
     let values = (0..3 * side * side).map(|i| (i % 255) as f32 / 127.0 - 1.0).collect();
@@ -247,7 +247,7 @@ fn one_picture_round(model: &VisionLanguageModel, lengths: Lengths, measured: &m
     let length = lengths.prompt;
     if length <= image || lengths.depth > 0 || lengths.sequences > 1 {
         bail!(
-            "a prompt about a picture begins with its {image} tokens and is written alone; give a longer --prompt, and \
+            "a prompt about an image begins with its {image} tokens and is written alone; give a longer --prompt, and \
              neither --depth nor --sequences"
         );
     }
@@ -306,12 +306,12 @@ fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: 
         (None, Some(model)) => model.clone(),
         (None, None) => "the built-in demo".to_owned(),
     };
-    let processor = [Backend::NdArray, Backend::Flex].iter().any(|known| backend.starts_with(known.name()));
+    let on_cpu = [Backend::NdArray, Backend::Flex].iter().any(|known| backend.starts_with(known.name()));
     Report {
         model,
         backend,
         precision: args.compute.precision.map(|precision| precision.name()),
-        instructions: processor.then(|| gemma_kernels::cpu_level().name()),
+        instructions: on_cpu.then(|| gemma_kernels::cpu_level().name()),
         threads: rayon::current_num_threads(),
         prompt_tokens: lengths.prompt,
         decode_tokens: lengths.decode,
@@ -357,7 +357,7 @@ fn told(report: &Report) -> String {
     };
     row("load", [report.load_seconds, report.load_seconds_min, report.load_seconds_max], "s".to_owned());
     let encode = [report.encode_seconds, report.encode_seconds_min, report.encode_seconds_max];
-    row("look", encode, "s (one picture)".to_owned());
+    row("look", encode, "s (one image)".to_owned());
     row(
         "read",
         [report.prefill_tokens_per_second, report.prefill_tokens_per_second_min, report.prefill_tokens_per_second_max],

@@ -7,7 +7,7 @@ use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, Seq
 use gemma_model::{Model, Network, load_state, save_state};
 use gemma_tokenizer::{EncodeOptions, Tokenizer, Turn};
 use indicatif::ProgressBar;
-use paligemma::{PaliGemma, Picture};
+use paligemma::{Image, PaliGemma};
 use serde::Serialize;
 
 use crate::{
@@ -53,22 +53,22 @@ pub(crate) fn run(args: &args::Generate) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
     let given = given(&args.source, args.load_state.is_some())?;
-    // a picture that cannot be read should be known before a model is loaded
-    let pictures = args.image.iter().map(|file| Picture::open(file)).collect::<Result<Vec<_>, _>>()?;
-    let found = if pictures.is_empty() { session::find(&args.model)? } else { session::found_pictures(&args.model)? };
+    // an image that cannot be read should be known before a model is loaded
+    let images = args.image.iter().map(|file| Image::open(file)).collect::<Result<Vec<_>, _>>()?;
+    let found = if images.is_empty() { session::find(&args.model)? } else { session::found_images(&args.model)? };
     match found.kind()? {
-        Kind::PaliGemma => write_about(args, &options, given, &pictures, found.open_pictures()?),
-        _ if !pictures.is_empty() => bail!("--image needs a model that looks at pictures; this one reads text only"),
+        Kind::PaliGemma => write_about(args, &options, given, &images, found.open_images()?),
+        _ if !images.is_empty() => bail!("--image needs a model that looks at images; this one reads text only"),
         kind => with_network!(kind, N => write(args, &options, given, found.open::<N>()?)),
     }
 }
 
-/// Continues a prompt of PaliGemma, with the pictures that it is about.
+/// Continues a prompt of PaliGemma, with the images that it is about.
 fn write_about(
     args: &args::Generate,
     options: &GenerateOptions,
     given: Given,
-    pictures: &[Picture],
+    images: &[Image],
     opened: Opened<PaliGemma>,
 ) -> Result<Ending> {
     let (model, watch) = (&opened.model, interrupt::watch());
@@ -80,10 +80,10 @@ fn write_about(
     }
     let prompt = match given {
         Given::Tokens(tokens) => tokens,
-        Given::Text(text) => model.prompt_tokens(pictures.len(), &text)?,
+        Given::Text(text) => model.prompt_tokens(images.len(), &text)?,
     };
     let begin = Instant::now();
-    let views = if pictures.is_empty() { Vec::new() } else { model.look_at(&pictures.iter().collect::<Vec<_>>()) };
+    let views = if images.is_empty() { Vec::new() } else { model.encode_images(&images.iter().collect::<Vec<_>>()) };
     let features: Vec<_> = views.iter().map(|view| view.features().clone()).collect();
     let generation = model.begin(&prompt, &features, options)?.with_cancel(watch.flag());
     let prompt_seconds = begin.elapsed().as_secs_f64();

@@ -29,19 +29,19 @@ struct Report {
     /// The released shape with these numbers, if there is one.
     shape: Option<&'static str>,
     vocab: usize,
-    width: usize,
+    hidden_size: usize,
     layers: usize,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    hidden: usize,
+    intermediate_size: usize,
     /// Keys a windowed layer sees, and how many layers are windowed.
     window: Option<usize>,
     windowed_layers: usize,
     /// Null: a text of any length.
     context: Option<usize>,
-    /// The picture encoder, if there is one.
-    picture: Option<PictureRow>,
+    /// The image encoder, if there is one.
+    image: Option<ImageRow>,
     dtype: String,
     parameters: u64,
     stored_bytes: u64,
@@ -57,26 +57,26 @@ struct Report {
 }
 
 #[derive(Serialize)]
-struct PictureRow {
+struct ImageRow {
     side: usize,
     patch: usize,
     tokens: usize,
-    width: usize,
+    hidden_size: usize,
     layers: usize,
     heads: usize,
-    hidden: usize,
+    intermediate_size: usize,
 }
 
-impl PictureRow {
+impl ImageRow {
     fn of(vision: &SiglipConfig) -> Self {
         Self {
             side: vision.image_size,
             patch: vision.patch,
             tokens: vision.patches(),
-            width: vision.width,
+            hidden_size: vision.hidden_size,
             layers: vision.layers,
             heads: vision.heads,
-            hidden: vision.hidden,
+            intermediate_size: vision.intermediate_size,
         }
     }
 }
@@ -160,7 +160,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         bail!("{model} holds no config.json; take it from the model's repository");
     };
     let device = gemma_backend::default_device()?;
-    let mut picture = None;
+    let mut image = None;
     let (facts, expected, ignored): (_, _, fn(&str) -> bool) = match Kind::of(&config_file)? {
         Kind::Gemma => {
             let config = DecoderConfig::from_json(&config_file)?;
@@ -173,7 +173,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         }
         Kind::PaliGemma => {
             let config = PaliGemmaConfig::from_json(&config_file)?;
-            picture = Some(PictureRow::of(&config.vision));
+            image = Some(ImageRow::of(&config.vision));
             let facts = Facts::of_gemma(&config.text, Some(&config.vision));
             let expected = VisionLanguageModel::tensors_in(checkpoint, &config, &device);
             (facts.context("config.json describes no layer")?, expected, VisionLanguageModel::is_ignored)
@@ -185,23 +185,34 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
     };
     let tokenizers = ["tokenizer.json", "tokenizer.model"];
     let tokenizer = tokenizers.into_iter().find(|file| checkpoint.file(file).is_ok_and(|file| file.is_some()));
-    let Facts { family, shape, vocab, width, layers, attention, hidden, window, windowed_layers, context } = facts;
+    let Facts {
+        family,
+        shape,
+        vocab,
+        hidden_size,
+        layers,
+        attention,
+        intermediate_size,
+        window,
+        windowed_layers,
+        context,
+    } = facts;
     Ok(Report {
         model: model.to_owned(),
         folder: checkpoint.path().map(|path| path.display().to_string()),
         family,
         shape,
         vocab,
-        width,
+        hidden_size,
         layers,
         heads: attention[0],
         kv_heads: attention[1],
         head_dim: attention[2],
-        hidden,
+        intermediate_size,
         window,
         windowed_layers,
         context,
-        picture,
+        image,
         dtype: stored_as(checkpoint),
         parameters: expected.iter().map(values).sum(),
         stored_bytes: checkpoint.bytes_len(),
@@ -219,11 +230,11 @@ struct Facts {
     family: &'static str,
     shape: Option<&'static str>,
     vocab: usize,
-    width: usize,
+    hidden_size: usize,
     layers: usize,
     /// Heads, heads of keys and values, dimensions of a head.
     attention: [usize; 3],
-    hidden: usize,
+    intermediate_size: usize,
     window: Option<usize>,
     windowed_layers: usize,
     context: Option<usize>,
@@ -231,7 +242,7 @@ struct Facts {
 
 impl Facts {
     fn of_gemma(config: &DecoderConfig, vision: Option<&SiglipConfig>) -> Option<Self> {
-        let windows = || config.layers.iter().filter_map(|layer| layer.attention.span);
+        let windows = || config.layers.iter().filter_map(|layer| layer.attention.window);
         let first = config.layers.first()?;
         Some(Self {
             family: match (first.norms, vision.is_some()) {
@@ -242,10 +253,10 @@ impl Facts {
             },
             shape: SHAPES.iter().find(|shape| is_shape(config, vision, shape)).map(|shape| shape.name),
             vocab: config.vocab,
-            width: config.width,
+            hidden_size: config.hidden_size,
             layers: config.layers.len(),
             attention: [first.attention.heads, first.attention.kv_heads, first.attention.head_dim],
-            hidden: first.hidden,
+            intermediate_size: first.intermediate_size,
             window: windows().next(),
             windowed_layers: windows().count(),
             context: Some(config.context),
@@ -269,11 +280,11 @@ impl Facts {
             family: "RecurrentGemma",
             shape: SHAPES.iter().find(same).map(|shape| shape.name),
             vocab: config.vocab,
-            width: config.width,
+            hidden_size: config.hidden_size,
             layers: config.blocks.len(),
             attention: attention().next().map_or([0; 3], |spec| [spec.heads, spec.kv_heads, spec.head_dim]),
-            hidden: config.blocks.first().map_or(0, |block| block.hidden),
-            window: attention().next().map(|_| config.span()),
+            intermediate_size: config.blocks.first().map_or(0, |block| block.intermediate_size),
+            window: attention().next().map(|_| config.window()),
             windowed_layers: attention().count(),
             context: None,
         }
@@ -349,14 +360,20 @@ fn told(report: &Report) -> String {
     row("family", report.family.to_owned() + &report.shape.map(|name| format!(", {name}")).unwrap_or_default());
     row("parameters", format!("{} as {}", output::grouped(report.parameters), report.dtype));
     row("vocabulary", output::grouped(report.vocab as u64));
-    row("layers", format!("{} of width {}, inner width {}", report.layers, report.width, report.hidden));
+    row(
+        "layers",
+        format!(
+            "{} of hidden_size {}, inner hidden_size {}",
+            report.layers, report.hidden_size, report.intermediate_size
+        ),
+    );
     row("heads", format!("{} of {}, {} for keys and values", report.heads, report.head_dim, report.kv_heads));
-    let window = report.window.map(|span| format!("; {} layers see {span}", report.windowed_layers));
+    let window = report.window.map(|window| format!("; {} layers see {window}", report.windowed_layers));
     let context = report.context.map_or("any number of".to_owned(), |context| context.to_string());
     row("context", format!("{context} tokens{}", window.unwrap_or_default()));
-    if let Some(PictureRow { side, patch, tokens, width, layers, .. }) = &report.picture {
-        row("pictures", format!("{side} x {side} pixels, {tokens} tokens of {patch} x {patch}"));
-        row("encoder", format!("{layers} layers of width {width}"));
+    if let Some(ImageRow { side, patch, tokens, hidden_size, layers, .. }) = &report.image {
+        row("images", format!("{side} x {side} pixels, {tokens} tokens of {patch} x {patch}"));
+        row("encoder", format!("{layers} layers of hidden_size {hidden_size}"));
     }
     for file in &report.files {
         row("file", format!("{}, {}", file.name, output::bytes(file.bytes)));
@@ -388,7 +405,7 @@ mod tests {
             let other = DecoderConfig { eos: vec![1, 107], ..config };
             let found = SHAPES.iter().find(|shape| is_shape(&other, vision.as_ref(), shape));
             assert_eq!(found.map(|shape| shape.name), Some(shape.name));
-            assert!(!is_shape(&DecoderConfig { width: 8, ..other }, vision.as_ref(), shape));
+            assert!(!is_shape(&DecoderConfig { hidden_size: 8, ..other }, vision.as_ref(), shape));
         }
     }
 

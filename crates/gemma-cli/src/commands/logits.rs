@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use gemma_generate::{CausalModel, Segment, TokenId};
 use gemma_model::Network;
 use indicatif::ProgressBar;
-use paligemma::{Picture, Prompt, VisionLanguageModel};
+use paligemma::{Image, Prompt, VisionLanguageModel};
 
 use crate::{
     args,
@@ -26,31 +26,31 @@ const HEAD_ROWS: usize = 64;
 pub(crate) fn run(args: &args::Logits) -> Result<Ending> {
     let ids = TokenRows::read(&args.tokens_file)?;
     let file = NewFile::open(&args.out)?;
-    let pictures = args.image.iter().map(|file| Picture::open(file)).collect::<Result<Vec<_>, _>>()?;
-    let found = if pictures.is_empty() { session::find(&args.model)? } else { session::found_pictures(&args.model)? };
+    let images = args.image.iter().map(|file| Image::open(file)).collect::<Result<Vec<_>, _>>()?;
+    let found = if images.is_empty() { session::find(&args.model)? } else { session::found_images(&args.model)? };
     match found.kind()? {
-        Kind::PaliGemma => read_about(args, &ids, file, &pictures, &found.open_network()?.model),
-        _ if !pictures.is_empty() => bail!("--image needs a model that looks at pictures; this one reads text only"),
+        Kind::PaliGemma => read_about(args, &ids, file, &images, &found.open_network()?.model),
+        _ if !images.is_empty() => bail!("--image needs a model that looks at images; this one reads text only"),
         kind => with_network!(kind, N => read(args, &ids, file, &found.open_network::<N>()?.model)),
     }
 }
 
-/// Reads rows of PaliGemma: the prompt of each, with its pictures, in one piece, then its answer.
+/// Reads rows of PaliGemma: the prompt of each, with its images, in one piece, then its answer.
 fn read_about(
     args: &args::Logits,
     ids: &TokenRows,
     file: NewFile,
-    pictures: &[Picture],
+    images: &[Image],
     model: &VisionLanguageModel,
 ) -> Result<Ending> {
     let config = Network::config(model);
     let (image, each) = (config.image_token, config.image_tokens());
     let wanted = |row: &[TokenId]| row.iter().filter(|token| **token == image).count() / each;
     let total: usize = ids.rows().iter().map(|row| wanted(row)).sum();
-    if total != pictures.len() {
-        bail!("the rows have image tokens for {total} picture(s) and {} were given; give {each} each", pictures.len());
+    if total != images.len() {
+        bail!("the rows have image tokens for {total} image(s) and {} were given; give {each} each", images.len());
     }
-    let pixels: Vec<_> = pictures.iter().map(|picture| picture.pixels(config.vision.image_size)).collect();
+    let pixels: Vec<_> = images.iter().map(|image| image.pixels(config.vision.image_size)).collect();
     let mut pixels = pixels.iter();
     let lengths: Vec<usize> = ids.rows().iter().map(Vec::len).collect();
     let (mut rows, mut features) = (Vec::new(), Vec::new());

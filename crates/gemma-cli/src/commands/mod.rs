@@ -5,12 +5,12 @@ mod chat;
 mod convert;
 mod eval;
 mod generate;
+mod images;
 mod infill;
 mod inspect;
 mod logits;
 mod lsp;
 mod models;
-mod pictures;
 mod pull;
 mod score;
 mod tokenize;
@@ -39,10 +39,10 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
     match verb {
         Verb::Generate(args) => generate::run(&args),
         Verb::Chat(args) => chat::run(&args),
-        Verb::Caption(args) => pictures::caption(&args),
-        Verb::Ask(args) => pictures::ask(&args),
-        Verb::Detect(args) => pictures::detect(&args),
-        Verb::Segment(args) => pictures::segment(&args),
+        Verb::Caption(args) => images::caption(&args),
+        Verb::Ask(args) => images::ask(&args),
+        Verb::Detect(args) => images::detect(&args),
+        Verb::Segment(args) => images::segment(&args),
         Verb::Tokenize(args) => tokenize::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Score(args) => score::run(&args),

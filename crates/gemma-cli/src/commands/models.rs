@@ -188,7 +188,7 @@ fn footer(releases: &[&Release], args: &args::Models, available: Option<u64>) ->
     );
     let listed = |variant| releases.iter().any(|release| release.variant == variant);
     text += "\nkind: pt continues text, it follows instructions";
-    text += if listed(Variant::Mix) { ", mix does many picture tasks" } else { "" };
+    text += if listed(Variant::Mix) { ", mix does many image tasks" } else { "" };
     text += if listed(Variant::FineTuned) { ", ft is tuned for one task." } else { "." };
     text += &format!(" Licence: {} ({}).", LICENCE.name, LICENCE.url);
     if !args.all && args.filter.is_none() {

@@ -5,7 +5,7 @@
 //! differs from that with vectors. 32 rows and 32 tokens are four sums of 16 x 16, fed by four loads.
 //!
 //! The tiles are a trait, which tests also give to plain Rust, so that everything but the instructions themselves is
-//! tested on processors without them.
+//! tested on CPUs without them.
 
 use super::blocked::Unit;
 use super::lanes::{Avx512, prefetch};
@@ -38,7 +38,7 @@ pub(super) trait Tiles {
     unsafe fn dot<const C: u8, const A: u8, const B: u8>();
 }
 
-/// The processor's tiles.
+/// The CPU's tiles.
 pub(super) struct Hardware;
 
 // SAFETY (for every block below): `Tiles` demands the instructions, and rows that are there. No tile register is ever
@@ -190,7 +190,7 @@ impl<T: Tiles> Unit for Tiled<T> {
     }
 }
 
-/// Whether the processor has tiles and bf16 products of them, and the system lets this process use them, which it is
+/// Whether the CPU has tiles and bf16 products of them, and the system lets this process use them, which it is
 /// asked here.
 #[cfg(target_os = "linux")]
 pub(super) fn is_available() -> bool {
@@ -343,13 +343,13 @@ pub(super) mod tests {
         }
     }
 
-    /// The instructions are what they are modelled as, where the processor has them.
+    /// The instructions are what they are modelled as, where the CPU has them.
     #[test]
     fn the_processors_tiles_are_like_the_model() {
         if cpu_level() < Level::Amx {
-            return println!("skipped: this processor has no tiles");
+            return println!("skipped: this CPU has no tiles");
         }
-        // sums of magnitudes: what the order of additions inside an instruction, which is the processor's own, may move
+        // sums of magnitudes: what the order of additions inside an instruction, which is the CPU's own, may move
         let magnitudes = |words: &[f32]| -> Vec<f32> {
             words.iter().map(|word| f32::from_bits(word.to_bits() & 0x7fff_7fff)).collect()
         };

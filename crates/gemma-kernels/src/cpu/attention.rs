@@ -21,7 +21,7 @@ use super::output::Output;
 use super::pairs;
 use super::pool;
 use super::tile::{self, Ahead, Left, Right, Sums, block_width};
-use crate::{Activations, AttendParams, math};
+use crate::{ActivationPrecision, AttendParams, math};
 use half::f16;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -165,8 +165,8 @@ pub(crate) fn attend(
     let queries = tokens * shape.group();
     let blocks = queries.div_ceil(width);
     let tasks = kv_heads * blocks;
-    let span = params.span.unwrap_or(usize::MAX).max(params.prefix_len);
-    let most_keys = (params.start + tokens).min(span.saturating_add(tokens));
+    let window = params.window.unwrap_or(usize::MAX).max(params.prefix_len);
+    let most_keys = (params.start + tokens).min(window.saturating_add(tokens));
     let work = out.len() * most_keys;
     let threads = pool::threads_for(work);
     // keys are divided only where there are not enough queries to go round
@@ -188,7 +188,7 @@ pub(crate) fn attend(
             scratch.resize(head_dim, width);
             match block.paired {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: there are pairs only where the processor has the instructions.
+                // SAFETY: there are pairs only where the CPU has the instructions.
                 Some(_) => unsafe { attend_pairs(block, parts, scratch) },
                 _ => with_level!(level, attend_block(block: Block<'_>, parts: (usize, usize), scratch: &mut Scratch)),
             }
@@ -239,7 +239,7 @@ impl Paired {
     fn new(level: Level, keys: Keys<'_>, shape: AttendShape, params: AttendParams) -> Option<Self> {
         let AttendShape { tokens, kv_heads, head_dim, .. } = shape;
         // no sooner than the products of any format
-        let many = params.activations != Activations::Exact && tokens > STREAMED_TOKENS_OF_HALVES;
+        let many = params.activations != ActivationPrecision::F32 && tokens > STREAMED_TOKENS_OF_HALVES;
         let possible = head_dim.is_multiple_of(2) && level >= Level::Avx512Bf16;
         if !(many && possible && super::lanes::pairs_are_faster()) {
             return None;
@@ -270,7 +270,7 @@ impl Paired {
                     }
                 }
                 let at = (head * count + pair) * head_dim / 2;
-                // SAFETY: the level says that the processor has the instructions; both keys' places are this task's.
+                // SAFETY: the level says that the CPU has the instructions; both keys' places are this task's.
                 unsafe {
                     let k = std::slice::from_raw_parts_mut(to[0].at(at), head_dim);
                     let (first, second) = rows.split_at(2 * head_dim);
@@ -390,7 +390,7 @@ impl Scratch {
 /// [`attend_block`] with [`Paired`] keys.
 ///
 /// # Safety
-/// The processor must have the instructions.
+/// The CPU must have the instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
 unsafe fn attend_pairs(block: Block<'_>, parts: (usize, usize), scratch: &mut Scratch) {
@@ -812,17 +812,17 @@ mod tests {
     #[test]
     fn halves_are_read_as_the_values_they_are() {
         for (heads, kv_heads, head_dim) in [(4, 1, 16), (3, 3, 33), (8, 2, 256)] {
-            for (tokens, start, capacity, span) in
+            for (tokens, start, capacity, window) in
                 [(1, 5, 8, None), (1, 300, 512, None), (7, 40, 16, Some(16)), (33, 70, 128, None)]
             {
                 let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
                 let params = AttendParams {
                     start,
                     prefix_len: 0,
-                    span,
+                    window,
                     scale: 0.3,
                     softcap: None,
-                    activations: Activations::Exact,
+                    activations: ActivationPrecision::F32,
                 };
                 let case = Case::new(shape, params, 1.0);
                 for level in Level::available() {
@@ -847,7 +847,7 @@ mod tests {
             for (start, tokens, capacity) in
                 [(0, 1, 1), (0, 9, 1), (5, 1, 8), (50, 4, 64), (20, 3, 6), (700, 1, 1024), (6, 70, 6), (401, 1, 300)]
             {
-                for (span, prefix_len, softcap) in [
+                for (window, prefix_len, softcap) in [
                     (None, 0, None),
                     (Some(6), 0, Some(2.0)),
                     (Some(1), 0, None),
@@ -855,17 +855,17 @@ mod tests {
                     (None, 7, None),
                     (Some(6), 4, Some(1.0)),
                 ] {
-                    let holds = capacity >= start || span.is_some_and(|span| span <= capacity);
+                    let holds = capacity >= start || window.is_some_and(|window| window <= capacity);
                     let whole = start == 0 && tokens >= prefix_len || start >= prefix_len;
                     if holds && whole {
                         let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
                         let params = AttendParams {
                             start,
                             prefix_len,
-                            span,
+                            window,
                             scale: 0.1,
                             softcap,
-                            activations: Activations::Exact,
+                            activations: ActivationPrecision::F32,
                         };
                         Case::new(shape, params, 1.0).check(1e-5);
                     }
@@ -874,27 +874,27 @@ mod tests {
         }
     }
 
-    /// Of many tokens, where the processor multiplies bf16 faster: operands that are rounded once, and sums that are not.
+    /// Of many tokens, where the CPU multiplies bf16 faster: operands that are rounded once, and sums that are not.
     #[test]
     fn many_tokens_are_seen_in_bf16_unless_exact() {
         #[cfg(target_arch = "x86_64")]
         let bf16 = |values: &[f32]| -> Vec<f32> { values.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect() };
         for (heads, kv_heads, head_dim) in [(8, 1, 256), (4, 2, 24), (3, 3, 6), (1, 1, 600), (2, 1, 2), (4, 4, 72)] {
             for (start, tokens, capacity) in [(0, 9, 1), (51, 10, 64), (21, 33, 6), (700, 17, 1024), (6, 70, 6)] {
-                for (span, prefix_len, softcap) in [
+                for (window, prefix_len, softcap) in [
                     (None, 0, None),
                     (Some(6), 0, Some(2.0)),
                     (Some(1), 0, None),
                     (None, 9, None),
                     (Some(5), 4, Some(1.0)),
                 ] {
-                    let holds = capacity >= start || span.is_some_and(|span| span <= capacity);
+                    let holds = capacity >= start || window.is_some_and(|window| window <= capacity);
                     if !holds || (start > 0 && start < prefix_len) {
                         continue;
                     }
                     let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
-                    let activations = Activations::Fine;
-                    let params = AttendParams { start, prefix_len, span, scale: 0.1, softcap, activations };
+                    let activations = ActivationPrecision::Int16OrBf16;
+                    let params = AttendParams { start, prefix_len, window, scale: 0.1, softcap, activations };
                     let case = Case::new(shape, params, 1.0);
                     let exact = case.exact();
                     for (level, halves) in Level::available().into_iter().flat_map(|l| [(l, false), (l, true)]) {
@@ -934,14 +934,14 @@ mod tests {
             let params = AttendParams {
                 start,
                 prefix_len: 0,
-                span: None,
+                window: None,
                 scale: 1.0,
                 softcap: None,
-                activations: Activations::Exact,
+                activations: ActivationPrecision::F32,
             };
             Case::new(shape, params, 1000.0).check(1e-2);
             for level in Level::available() {
-                for (tokens, activations) in [(3, Activations::Exact), (9, Activations::Fine)] {
+                for (tokens, activations) in [(3, ActivationPrecision::F32), (9, ActivationPrecision::Int16OrBf16)] {
                     let (shape, params) = (AttendShape { tokens, ..shape }, AttendParams { activations, ..params });
                     assert!(Case::new(shape, params, 1e30).found(level).iter().all(|value| value.is_finite()));
                 }

@@ -114,7 +114,7 @@ pub(super) fn each_stretch(shape: Shape, (panel, most): (usize, usize), multiply
     });
 }
 
-/// Activations, `[tokens, words]`, in blocks of [`block_width`] tokens, `[blocks, rows, block_width]`, where the rows
+/// ActivationPrecision, `[tokens, words]`, in blocks of [`block_width`] tokens, `[blocks, rows, block_width]`, where the rows
 /// are the words, filled up with zeros to a multiple of `step`.
 pub(super) fn pack(level: Level, x: &[f32], tokens: usize, words: usize, step: usize) -> Buffer<f32> {
     #[inline(always)]

@@ -2,7 +2,7 @@
 //! begins where such a page ends, so that a load or store beside it ends the test run.
 
 use super::*;
-use crate::{Activations, AttendParams, Format};
+use crate::{ActivationPrecision, AttendParams, Format};
 
 /// Bytes of a page, on every system that is met.
 const PAGE: usize = 1 << 16;
@@ -93,7 +93,9 @@ fn products_stay_inside() {
             for tokens in [1, 2, 3, 4, 7, 9, 16, 17, 33] {
                 let x = noise(tokens * cols, 2);
                 for level in Level::available() {
-                    for activations in [Activations::Exact, Activations::Fine, Activations::Coarse] {
+                    for activations in
+                        [ActivationPrecision::F32, ActivationPrecision::Int16OrBf16, ActivationPrecision::Int8]
+                    {
                         let mut expected = vec![f32::NAN; tokens * rows];
                         linear(level, activations, &x, &weight, format, cols, places(&mut expected));
                         for (side, weight) in SIDES.into_iter().zip(&weights) {
@@ -127,12 +129,12 @@ fn attention_stays_inside() {
     let shapes = [(1, 4, 1, 16), (3, 2, 2, 33), (20, 8, 1, 256), (70, 3, 3, 8), (2, 8, 4, 72)];
     for (tokens, heads, kv_heads, head_dim) in shapes {
         let pasts = [(0, 1, None, None), (5, 8, None, Some(3.0)), (40, 16, Some(16), None), (300, 512, None, None)];
-        let finenesses = [Activations::Exact, Activations::Fine];
-        for ((start, capacity, span, softcap), activations) in
+        let finenesses = [ActivationPrecision::F32, ActivationPrecision::Int16OrBf16];
+        for ((start, capacity, window, softcap), activations) in
             pasts.into_iter().flat_map(|p| finenesses.map(|f| (p, f)))
         {
             let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
-            let params = AttendParams { start, prefix_len: 0, span, scale: 0.2, softcap, activations };
+            let params = AttendParams { start, prefix_len: 0, window, scale: 0.2, softcap, activations };
             let row = kv_heads * head_dim;
             let [q, out] = [noise(tokens * heads * head_dim, 1), vec![f32::NAN; tokens * heads * head_dim]];
             let buffers = [capacity, capacity, tokens, tokens].map(|rows| noise(rows * row, rows as u64));

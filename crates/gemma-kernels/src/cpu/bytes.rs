@@ -1,4 +1,4 @@
-//! Products of many tokens with quantized weights, in whole numbers, with the VNNI of AVX-512 or of AVX.
+//! Products of many tokens with quantized weights, in integers, with the VNNI of AVX-512 or of AVX.
 //!
 //! The plan is that of [`blocked`](super::blocked), with tokens along the vectors; but a panel holds bytes, moved up
 //! to be unsigned, and a lane of the packed activations four bytes of one token. Within a block of 32 columns the sums
@@ -38,7 +38,7 @@ const TOKENS: usize = 512;
 /// What multiplies bytes.
 ///
 /// # Safety
-/// Every method requires the processor's instructions, and is expanded in a function that has them.
+/// Every method requires the CPU's instructions, and is expanded in a function that has them.
 trait Unit {
     type Lanes: Lanes;
     /// Rows of a register tile.
@@ -76,7 +76,7 @@ fn offset(format: Format) -> i32 {
 pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, fine: bool, out: Output) {
     assert!(has(level, shape.format), "bytes");
     if level == Level::AvxVnni {
-        // SAFETY: the level says that the processor has the instructions.
+        // SAFETY: the level says that the CPU has the instructions.
         let pack = |tokens, blocks, to| unsafe { pack_short(x, shape, tokens, blocks, fine, to) };
         // SAFETY: as above.
         let rows = |work: &Work<'_>, range, scratch: &mut Scratch| unsafe { rows_short(work, range, scratch) };
@@ -367,7 +367,7 @@ impl Unit for Short {
 
 impl Tile {
     /// # Safety
-    /// All that the fields name must be there, and the processor must have the instructions.
+    /// All that the fields name must be there, and the CPU must have the instructions.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn long<const V: usize, const FINE: bool>(&self) {

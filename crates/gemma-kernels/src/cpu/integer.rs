@@ -1,4 +1,4 @@
-//! Products of few tokens with quantized weights, in whole numbers.
+//! Products of few tokens with quantized weights, in integers.
 //!
 //! Within a block of 32 values the sums of each lane are exact; they are turned into f32, times the scales of both
 //! sides, and added. Where bytes are multiplied four at a time (VNNI, NEON's dot products), 16-bit activations are two products of bytes;
@@ -23,7 +23,7 @@ use super::quantize::Split;
 use super::quantize::Words;
 #[cfg(target_arch = "x86_64")]
 use super::superblocks;
-use crate::{Activations, Format};
+use crate::{ActivationPrecision, Format};
 use half::f16;
 use std::ops::Range;
 
@@ -45,16 +45,16 @@ pub(super) fn has(level: Level, format: Format) -> bool {
 }
 
 /// Quantizes `x` `[tokens, cols]`.
-pub(super) fn prepare(level: Level, x: &[f32], shape: Shape, activations: Activations) -> Prepared {
+pub(super) fn prepare(level: Level, x: &[f32], shape: Shape, activations: ActivationPrecision) -> Prepared {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    let (cols, fine) = (shape.cols, activations != Activations::Coarse);
+    let (cols, fine) = (shape.cols, activations != ActivationPrecision::Int8);
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = (activations, shape);
     match level {
         #[cfg(target_arch = "x86_64")]
         level if level >= Level::Avx512Vnni => {
             let format = shape.format;
-            // SAFETY: the level says that the processor has the instructions.
+            // SAFETY: the level says that the CPU has the instructions.
             Prepared::Split(unsafe {
                 match format {
                     Format::Q4_0 => vnni::split(x, cols, fine, true, 8),
@@ -123,7 +123,7 @@ fn tokens<const M: usize>(level: Level, x: &Prepared, call: &Call<'_>) -> usize 
     let _ = level;
     match x {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level says that the processor has the instructions, `x` was prepared for this product, and it has
+        // SAFETY: the level says that the CPU has the instructions, `x` was prepared for this product, and it has
         // `M` tokens from the call's on.
         Prepared::Split(x) if superblocks::has(call.shape.format) => unsafe { superblocks::row::<M>(x, call) },
         #[cfg(target_arch = "x86_64")]

@@ -1,12 +1,12 @@
 //! A vector of f32 lanes, for each instruction set.
 //!
 //! The kernels are written once, over this trait. Its methods are `unsafe` for two reasons that hold for all of
-//! them: the processor must have the instruction set of the type, and pointers must be readable for the lanes.
+//! them: the CPU must have the instruction set of the type, and pointers must be readable for the lanes.
 
 /// `N` f32 values that are computed with together.
 ///
 /// # Safety
-/// Every method requires that the processor has the instruction set of the implementing type. Methods that take a
+/// Every method requires that the CPU has the instruction set of the implementing type. Methods that take a
 /// pointer read `N` values of the named kind from it, at any alignment.
 pub(super) trait Lanes: Copy {
     /// Number of lanes.

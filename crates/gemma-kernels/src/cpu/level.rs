@@ -1,13 +1,13 @@
-//! Which instructions this processor has: found out at run time, once.
+//! Which instructions this CPU has: found out at run time, once.
 
 use std::fmt::{self, Display, Formatter};
 use std::sync::OnceLock;
 
-/// The environment variable that names the best instruction set to use, of those that the processor has:
+/// The environment variable that names the best instruction set to use, of those that the CPU has:
 /// `GEMMA_INSTRUCTIONS=avx2`.
 const ENVIRONMENT: &str = "GEMMA_INSTRUCTIONS";
 
-/// The instruction sets that the CPU kernels are compiled for. A processor that has one has all before it that its
+/// The instruction sets that the CPU kernels are compiled for. A CPU that has one has all before it that its
 /// architecture knows, but for [`AvxVnni`](Level::AvxVnni).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -19,7 +19,7 @@ pub enum Level {
     NeonDot,
     /// AVX2 with FMA and F16C: 8 lanes.
     Avx2,
-    /// The same with VNNI for these lanes, which not every processor with AVX-512 has: products of bytes, four at a
+    /// The same with VNNI for these lanes, which not every CPU with AVX-512 has: products of bytes, four at a
     /// time.
     AvxVnni,
     /// AVX-512 F, BW, VL and DQ: 16 lanes.
@@ -48,7 +48,7 @@ impl Level {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     const ALL: &[Level] = &[Level::Portable];
 
-    /// The levels that this processor can run, slowest first.
+    /// The levels that this CPU can run, slowest first.
     pub fn available() -> Vec<Level> {
         Level::ALL.iter().copied().filter(|level| *level <= cpu_level() && level.is_there()).collect()
     }
@@ -81,12 +81,12 @@ impl Display for Level {
     }
 }
 
-/// `GEMMA_INSTRUCTIONS` names no instruction set that this processor has.
+/// `GEMMA_INSTRUCTIONS` names no instruction set that this CPU has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{ENVIRONMENT}={0} is no instruction set of this processor; use one of {known}, or leave it out", known = known())]
+#[error("{ENVIRONMENT}={0} is no instruction set of this CPU; use one of {known}, or leave it out", known = known())]
 pub struct LevelError(String);
 
-/// The words for the levels of this processor.
+/// The words for the levels of this CPU.
 fn known() -> String {
     let levels = Level::ALL.iter().filter(|level| level.is_there());
     levels.map(|level| word(level.name())).collect::<Vec<_>>().join(", ")
@@ -97,11 +97,11 @@ fn word(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// The level that is computed with: the best of this processor, or the one that `GEMMA_INSTRUCTIONS` names, for
-/// comparing with another processor.
+/// The level that is computed with: the best of this CPU, or the one that `GEMMA_INSTRUCTIONS` names, for
+/// comparing with another CPU.
 ///
 /// # Errors
-/// When it names none that this processor has.
+/// When it names none that this CPU has.
 pub fn chosen_level() -> Result<Level, LevelError> {
     choose(std::env::var(ENVIRONMENT).ok().as_deref())
 }
@@ -112,7 +112,7 @@ fn choose(name: Option<&str>) -> Result<Level, LevelError> {
     named.filter(|level| level.is_there()).ok_or_else(|| LevelError(name.to_owned()))
 }
 
-/// The level that is computed with: [`chosen_level`], or where that is an error the best of this processor. Found out once.
+/// The level that is computed with: [`chosen_level`], or where that is an error the best of this CPU. Found out once.
 pub fn cpu_level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| chosen_level().unwrap_or_else(|_| detected()))
@@ -123,7 +123,7 @@ fn detected() -> Level {
 }
 
 impl Level {
-    /// Whether the processor has these instructions.
+    /// Whether the CPU has these instructions.
     #[cfg(target_arch = "x86_64")]
     fn is_there(self) -> bool {
         use std::arch::is_x86_feature_detected as has;
@@ -141,7 +141,7 @@ impl Level {
         }
     }
 
-    /// Whether the processor has these instructions.
+    /// Whether the CPU has these instructions.
     #[cfg(target_arch = "aarch64")]
     fn is_there(self) -> bool {
         use std::arch::is_aarch64_feature_detected as has;
@@ -152,7 +152,7 @@ impl Level {
         }
     }
 
-    /// Whether the processor has these instructions.
+    /// Whether the CPU has these instructions.
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn is_there(self) -> bool {
         self == Level::Portable
@@ -178,7 +178,7 @@ macro_rules! with_level {
             unsafe { $kernel::<$crate::cpu::lanes::Avx2>($($arg),*) }
         }
         match $level {
-            // SAFETY: a level is chosen only when the processor was found to have its features.
+            // SAFETY: a level is chosen only when the CPU was found to have its features.
             #[cfg(target_arch = "x86_64")]
             level if level >= $crate::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
             // SAFETY: as above.

@@ -11,7 +11,7 @@
 use super::level::Level;
 use super::output::Output;
 use super::{blocked, integer, pool, stream};
-use crate::{Activations, Format};
+use crate::{ActivationPrecision, Format};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -50,7 +50,7 @@ impl Shape {
 /// When a slice does not have the size of its shape.
 pub(crate) fn linear(
     level: Level,
-    activations: Activations,
+    activations: ActivationPrecision,
     x: &[f32],
     weight: &[u8],
     format: Format,
@@ -69,8 +69,8 @@ pub(crate) fn linear(
     let output = Output(out.as_mut_ptr().cast());
     let shape = Shape { format, tokens, rows, cols, row_bytes };
     #[cfg(target_arch = "x86_64")]
-    if activations != Activations::Exact && tokens > STREAMED_TOKENS {
-        let finely = activations == Activations::Fine;
+    if activations != ActivationPrecision::F32 && tokens > STREAMED_TOKENS {
+        let finely = activations == ActivationPrecision::Int16OrBf16;
         let bytes = super::bytes::has(level, format);
         // few tokens in bytes are as fast as in pairs, and finer
         let few = bytes && (tokens <= STREAMED_TOKENS_OF_HALVES || !finely);
@@ -89,7 +89,7 @@ pub(crate) fn linear(
     };
     if tokens > streamed {
         blocked::multiply(level, x, weight, shape, output);
-    } else if activations == Activations::Exact || !integer::has(level, format) {
+    } else if activations == ActivationPrecision::F32 || !integer::has(level, format) {
         streams(shape, |range| stream::multiply(level, x, weight, shape, range, output));
     } else {
         let x = integer::prepare(level, x, shape, activations);
@@ -152,7 +152,7 @@ mod tests {
 
     fn product(
         level: Level,
-        activations: Activations,
+        activations: ActivationPrecision,
         x: &[f32],
         weight: &[u8],
         format: Format,
@@ -183,7 +183,7 @@ mod tests {
                     let x = noise(tokens * cols, 2);
                     let exact = loops(&x, &decoded, cols);
                     for level in Level::available() {
-                        let found = product(level, Activations::Exact, &x, &weight, format, cols);
+                        let found = product(level, ActivationPrecision::F32, &x, &weight, format, cols);
                         for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
                             let error = (f64::from(*found) - exact).abs();
                             assert!(
@@ -197,7 +197,7 @@ mod tests {
         }
     }
 
-    /// Products in whole numbers are exact but for the last f32 sums: each level against an f64 loop over the
+    /// Products in integers are exact but for the last f32 sums: each level against an f64 loop over the
     /// quantized activations.
     #[test]
     fn whole_numbers_are_multiplied_exactly() {
@@ -205,14 +205,14 @@ mod tests {
             for (rows, cols) in SHAPES.into_iter().filter(|(_, cols)| format.row_bytes(*cols).is_some()) {
                 let (weight, decoded) = encoded(format, rows, cols);
                 let tokens = (1..=STREAMED_TOKENS).chain([9, 16, 17, 33, 40, 64]);
-                for (tokens, activations) in
-                    tokens.flat_map(|tokens| [(tokens, Activations::Fine), (tokens, Activations::Coarse)])
-                {
+                for (tokens, activations) in tokens.flat_map(|tokens| {
+                    [(tokens, ActivationPrecision::Int16OrBf16), (tokens, ActivationPrecision::Int8)]
+                }) {
                     let x = noise(tokens * cols, 2);
                     for level in Level::available() {
                         let vnni = level >= Level::Avx512Vnni;
                         let bytes = vnni || level == Level::AvxVnni;
-                        let pairs = activations == Activations::Fine && level >= Level::Avx512Bf16;
+                        let pairs = activations == ActivationPrecision::Int16OrBf16 && level >= Level::Avx512Bf16;
                         let whole_numbers = match (format.block_len(), tokens) {
                             (32, ..=STREAMED_TOKENS) => true,
                             (32, ..=STREAMED_TOKENS_OF_HALVES) => bytes,
@@ -222,7 +222,7 @@ mod tests {
                         if !whole_numbers {
                             continue;
                         }
-                        let coarse = activations == Activations::Coarse && level.multiplies_bytes();
+                        let coarse = activations == ActivationPrecision::Int8 && level.multiplies_bytes();
                         let limit = if coarse { quantize::COARSE } else { quantize::FINE };
                         let seen = |block: &[f32; 32]| {
                             let (scale, values) = quantize::quantize(block, limit);
@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    /// The errors that [`Activations`] and docs/numerics.md name.
+    /// The errors that [`ActivationPrecision`] and docs/numerics.md name.
     #[test]
     fn activations_are_as_exact_as_they_promise() {
         let (rows, cols) = (64, 2048);
@@ -262,7 +262,11 @@ mod tests {
                     let context = format!("{level:?} {format} {tokens}");
                     // many tokens are what bf16 makes of both sides, where there are pairs
                     let fine = if tokens > STREAMED_TOKENS { 4e-3 } else { 3e-5 };
-                    let bounds = [(Activations::Exact, 1e-6), (Activations::Fine, fine), (Activations::Coarse, 1e-2)];
+                    let bounds = [
+                        (ActivationPrecision::F32, 1e-6),
+                        (ActivationPrecision::Int16OrBf16, fine),
+                        (ActivationPrecision::Int8, 1e-2),
+                    ];
                     for (activations, bound) in bounds {
                         let error = error(activations);
                         assert!(error < bound, "{context} {activations:?}: {error}");
@@ -281,7 +285,7 @@ mod tests {
                 let mut x = noise(tokens * 256, 3);
                 x[256 + 40] = bad;
                 for level in Level::available() {
-                    let found = product(level, Activations::Fine, &x, &weight, format, 256);
+                    let found = product(level, ActivationPrecision::Int16OrBf16, &x, &weight, format, 256);
                     for (t, sums) in found.chunks(3).enumerate() {
                         assert_eq!(sums.iter().all(|sum| !sum.is_finite()), t == 1, "{level:?} {format} {sums:?}");
                         assert_eq!(sums.iter().all(|sum| sum.is_finite()), t != 1, "{level:?} {format} {sums:?}");
@@ -298,7 +302,7 @@ mod tests {
         Format::F32.encode_row(&[f32::MAX, -f32::MAX, f32::MIN_POSITIVE, -0.0], &mut weight);
         for level in Level::available() {
             let mut out = [0.0];
-            linear(level, Activations::Fine, &x, &weight, Format::F32, 4, places(&mut out));
+            linear(level, ActivationPrecision::Int16OrBf16, &x, &weight, Format::F32, 4, places(&mut out));
             assert!(out[0].is_finite(), "{level:?}: {}", out[0]);
         }
     }

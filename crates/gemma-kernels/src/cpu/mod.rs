@@ -1,6 +1,6 @@
 //! The operations on the CPU: slices in, slices out, for the ndarray and the flex backend alike.
 //!
-//! `level` finds out what the processor can do, `lanes` is the vector type of each instruction set, `pool` the
+//! `level` finds out what the CPU can do, `lanes` is the vector type of each instruction set, `pool` the
 //! threads. `linear` decides how a product is computed: `stream` or `integer`, which hands blocks of 256 to
 //! `superblocks`, for few tokens, `blocked`, `pairs` or `bytes` for many, with blocks of parts taken apart by `parts`.
 //! `attention` is one algorithm for both; its innermost loop, and that of `blocked`, is in `tile`. `recurrence` and

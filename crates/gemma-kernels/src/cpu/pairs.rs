@@ -26,7 +26,7 @@ use std::ops::Range;
 pub(super) fn multiply(level: Level, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
     assert!(level >= Level::Avx512Bf16 && shape.cols.is_multiple_of(2), "pairs");
     if level >= Level::Amx {
-        // SAFETY: the level says that the processor has the instructions.
+        // SAFETY: the level says that the CPU has the instructions.
         with_unit::<amx::Tiled<amx::Hardware>>(level, x, weight, shape, out, |work, range, scratch| unsafe {
             tiles(work, range, scratch)
         });
@@ -108,13 +108,13 @@ pub(super) unsafe fn decode_pairs(format: Format, bytes: &[u8], words: &mut [f32
     pair(values, words);
 }
 
-/// Activations `[tokens, cols]` as words, `[tokens, cols / 2]`.
+/// ActivationPrecision `[tokens, cols]` as words, `[tokens, cols / 2]`.
 fn paired(x: &[f32], shape: Shape) -> Buffer<f32> {
     let cols = shape.cols;
     let mut words = Buffer::<f32>::zeroed(x.len() / 2);
     let to = Output(words.as_mut_ptr());
     pool::for_each(shape.tokens, |token| {
-        // SAFETY: a token's words belong to its task, and the processor has the instructions.
+        // SAFETY: a token's words belong to its task, and the CPU has the instructions.
         unsafe {
             let row = std::slice::from_raw_parts_mut(to.at(token * cols / 2), cols / 2);
             pair(&x[token * cols..(token + 1) * cols], row);
@@ -145,7 +145,7 @@ pub(super) fn pair(values: &[f32], words: &mut [f32]) {
 /// `len` words, each of a value of `first` and the one of `second` at the same place. They may replace `first`.
 ///
 /// # Safety
-/// The processor must have the instructions, and all values and words must be there.
+/// The CPU must have the instructions, and all values and words must be there.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) unsafe fn interleave(first: *const f32, second: *const f32, len: usize, words: *mut f32) {
     // value `i` of `first` in place 2 i, that of `second` behind it
@@ -170,7 +170,7 @@ pub(super) unsafe fn interleave(first: *const f32, second: *const f32, len: usiz
 mod tests {
     use super::*;
 
-    /// Whether the processor multiplies pairs faster or not: the products are those of both sides' nearest bf16, in
+    /// Whether the CPU multiplies pairs faster or not: the products are those of both sides' nearest bf16, in
     /// vectors, in tiles where there are any, and in modelled ones.
     #[test]
     fn pairs_are_multiplied_as_bf16_values() {
@@ -183,7 +183,7 @@ mod tests {
         }
         type Multiply = fn(Level, &[f32], &[u8], Shape, Output);
         let in_the_model: Multiply = |level, x, weight, shape, out| {
-            // SAFETY: the level says that the processor has the instructions.
+            // SAFETY: the level says that the CPU has the instructions.
             with_unit::<amx::Tiled<amx::tests::Modelled>>(
                 level,
                 x,

@@ -1,4 +1,4 @@
-//! The blocks whose values are small whole numbers, times a scale, plus an addend, both shared by a part of the block:
+//! The blocks whose values are small integers, times a scale, plus an addend, both shared by a part of the block:
 //! Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K, lane by lane.
 //!
 //! The layouts are those of [`Format`], whose `decode_row` is the plain twin. Products stream from here and tiles are
@@ -26,7 +26,7 @@ impl Scales {
 /// How the blocks of a format are taken apart.
 ///
 /// # Safety
-/// Every method requires that the processor has the lanes' instruction set and that a whole block is readable at
+/// Every method requires that the CPU has the lanes' instruction set and that a whole block is readable at
 /// `block`.
 pub(super) trait Blocks {
     const FORMAT: Format;

@@ -2,9 +2,9 @@
 //!
 //! A token is some hundred short parallel regions with little between them, so the workers stay awake for a moment
 //! after each region, and a fork costs less than a microsecond; a worker that has waited longer sleeps, so that an
-//! idle program uses no processor time.
+//! idle program uses no CPU time.
 //!
-//! Where other programs want the processors, waiting awake is harmful: it uses up the share of time that the work needs.
+//! Where other programs want the CPUs, waiting awake is harmful: it uses up the share of time that the work needs.
 //! So threads note for how long they are interrupted while they wait, and when that was much of the time, the next
 //! regions run in rayon's pool, whose threads, the caller's included, sleep at once; measured on a crowded machine,
 //! that is faster by about a fifth, and on a quiet one slower by as much.
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 const SERIAL_WORK: usize = 1 << 16;
 /// How long a thread waits awake.
 const AWAKE: Duration = Duration::from_micros(100);
-/// How long it does so while other programs want the processors.
+/// How long it does so while other programs want the CPUs.
 const CROWDED_AWAKE: Duration = Duration::from_micros(5);
 /// Work that is left must take longer than this for a sleeping worker to be woken for it.
 const WORTH_WAKING: Duration = Duration::from_micros(100);
@@ -39,7 +39,7 @@ const CROWD: u64 = 20;
 const CROWDED_REGIONS: u32 = 1000;
 
 /// Number of threads that [`for_each`] uses, the caller's included: what rayon said in the thread of the first product.
-/// That is the size of its global pool, the number of processors that the program may use (affinity and quotas
+/// That is the size of its global pool, the number of CPUs that the program may use (affinity and quotas
 /// included) unless the program said otherwise before; in a pool of its own, it is that pool's.
 pub(crate) fn threads() -> usize {
     pool().threads()
@@ -86,7 +86,7 @@ struct Pool {
     taken: AtomicBool,
     /// The caller that last slept until the last worker left.
     caller: Mutex<Option<Thread>>,
-    /// For how many more regions the processors are taken to be wanted by others.
+    /// For how many more regions the CPUs are taken to be wanted by others.
     crowded: AtomicU32,
     /// For how long threads were interrupted since `watched`, in microseconds.
     interrupted: AtomicU64,
@@ -345,7 +345,7 @@ impl Pool {
                 }
                 std::hint::spin_loop();
             }
-            // the thread that is waited for may be next in line for this very processor
+            // the thread that is waited for may be next in line for this very CPU
             thread::yield_now();
             let now = Instant::now();
             if now - last > INTERRUPTION {

@@ -1,4 +1,4 @@
-//! Activations as whole numbers, for products with quantized weights.
+//! ActivationPrecision as integers, for products with quantized weights.
 //!
 //! 32 values share a scale, `d = max|x| / LIMIT`, and become `round(x / d)`, ties to even. A block that holds an
 //! infinity or NaN has the scale NaN, so that the product says so.
@@ -15,7 +15,7 @@ pub(super) const FINE: f32 = 32512.0;
 pub(super) const COARSE: f32 = 127.0;
 
 /// The scale of a block whose largest magnitude has these bits, and what its values are multiplied with; without that,
-/// they all become zero. As bits, magnitudes are ordered like whole numbers, with infinity and NaN at the end.
+/// they all become zero. As bits, magnitudes are ordered like integers, with infinity and NaN at the end.
 #[inline(always)]
 fn scale(largest: u32, limit: f32) -> (f32, Option<f32>) {
     let scale = f32::from_bits(largest) / limit;
@@ -26,7 +26,7 @@ fn scale(largest: u32, limit: f32) -> (f32, Option<f32>) {
     (scale, Some(limit / f32::from_bits(largest)))
 }
 
-/// The scale of a block and its whole numbers.
+/// The scale of a block and its integers.
 #[inline(always)]
 pub(super) fn quantize(x: &[f32; BLOCK], limit: f32) -> (f32, [i32; BLOCK]) {
     // Adding 1.5·2²³ leaves the integer nearest to a small number in the low bits of the mantissa.
@@ -149,7 +149,7 @@ pub(super) struct Words {
 }
 
 impl Words {
-    /// Of `x` `[tokens, cols]` with `cols` a whole number of blocks.
+    /// Of `x` `[tokens, cols]` with `cols` an integer of blocks.
     #[inline(always)]
     pub(super) fn new(x: &[f32]) -> Self {
         let blocks = x.len() / BLOCK;
@@ -166,7 +166,7 @@ impl Words {
     }
 }
 
-/// Activations as bytes, in the order of a group of four blocks of weights: `value = 256 high + low`, or `low` alone.
+/// ActivationPrecision as bytes, in the order of a group of four blocks of weights: `value = 256 high + low`, or `low` alone.
 ///
 /// On x86 the instruction multiplies unsigned bytes with signed ones, so the weights' bytes are moved up by an offset,
 /// and each product starts from what that offset contributes.
@@ -188,7 +188,7 @@ pub(super) const GROUP: usize = 4 * BLOCK;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl Split {
-    /// Of `x` `[tokens, cols]` with `cols` a whole number of blocks. `halves`: whether the first halves of a group's
+    /// Of `x` `[tokens, cols]` with `cols` an integer of blocks. `halves`: whether the first halves of a group's
     /// blocks lie together, then the second halves; otherwise blocks follow each other. `offset` is what the weights'
     /// bytes are moved up by, and `part`, a whole or a half block, how many values share a start. `bytes` is [`Bytes::new`]
     /// or one like it.
@@ -279,7 +279,7 @@ mod tests {
                         println!("skipped: no {level}");
                         continue;
                     }
-                    // SAFETY: the level says that the processor has the instructions.
+                    // SAFETY: the level says that the CPU has the instructions.
                     let (found, expected) = (unsafe { quantize(&x, limit) }, Bytes::new(&x, limit));
                     assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{level}: {x:?}");
                 }

@@ -1,7 +1,7 @@
-//! Products of few tokens with weights in blocks of 256, in whole numbers, with AVX-512 VNNI.
+//! Products of few tokens with weights in blocks of 256, in integers, with AVX-512 VNNI.
 //!
 //! The parts of such a block, 16 or 32 values each, have a scale and an addend of their own, while 32 activations share
-//! a scale. So a part's sum over whole numbers is exact, is turned into f32 once and weighted by both scales; what the
+//! a scale. So a part's sum over integers is exact, is turned into f32 once and weighted by both scales; what the
 //! addends contribute is one product per block, with the sums of the activations of each part.
 
 use super::integer::Call;
@@ -29,7 +29,7 @@ pub(super) fn part(format: Format) -> usize {
 /// The activations `x` `[tokens, cols]` as these kernels read them.
 ///
 /// # Safety
-/// The processor must have the instructions.
+/// The CPU must have the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub(super) unsafe fn split(x: &[f32], cols: usize, fine: bool, part: usize) -> Split {
     Split::new(x, cols, fine, (false, -1, part), |x, limit| Bytes::with_avx512(x, limit))
@@ -38,7 +38,7 @@ pub(super) unsafe fn split(x: &[f32], cols: usize, fine: bool, part: usize) -> S
 /// One row times `M` tokens.
 ///
 /// # Safety
-/// The processor must have the instructions; the call's row has the blocks of its shape, and `x`, of [`split`] with the
+/// The CPU must have the instructions; the call's row has the blocks of its shape, and `x`, of [`split`] with the
 /// format's part, has `M` tokens from the call's on.
 pub(super) unsafe fn row<const M: usize>(x: &Split, call: &Call<'_>) {
     let fine = !x.high.is_empty();
@@ -115,7 +115,7 @@ unsafe fn products<B: Block, const M: usize, const FINE: bool>(x: &Split, call: 
 /// How the blocks of a format are taken apart: a value is `factor number + addend` with its part's.
 ///
 /// # Safety
-/// Every method requires that the processor has the instructions and that a block is readable at the pointer.
+/// Every method requires that the CPU has the instructions and that a block is readable at the pointer.
 trait Block {
     const FORMAT: Format;
     /// Values that share a scale: 16 or 32.

@@ -1,7 +1,7 @@
 //! Softmax attention of fresh queries over a ring of past keys and over the fresh ones.
 //!
 //! One cube answers one head of one query. The keys that a query may see are an interval of positions: those of
-//! its span up to itself, or, inside a prefix, the whole prefix. So the kernel walks an interval, first through
+//! its window up to itself, or, inside a prefix, the whole prefix. So the kernel walks an interval, first through
 //! the ring, then through the fresh keys, without a mask and without reading a key it may not see. It walks once,
 //! keeping the largest score so far, the sum of weights relative to it and the weighted sum of values, and
 //! rescales the sums when the largest score grows (Milakov & Gimelshein, arXiv:1805.02867, algorithm 3; Dao et
@@ -34,7 +34,7 @@ const WIDTH: usize = 64;
 /// `[tokens, kv_heads, head_dim]`, at positions `start..start + tokens` like the queries.
 ///
 /// # Panics
-/// When the shapes contradict each other or the span is zero.
+/// When the shapes contradict each other or the window is zero.
 pub(crate) fn attend(
     q: CubeTensor,
     past: [CubeTensor; 2],
@@ -53,7 +53,7 @@ pub(crate) fn attend(
     let [past_k, past_v] = past.map(into_contiguous);
     assert_eq!(fresh_k.meta.shape().dims::<3>(), [tokens, kv_heads, head_dim], "fresh keys");
     assert_eq!(fresh_v.meta.shape().dims::<3>(), [tokens, kv_heads, head_dim], "fresh values");
-    assert!(params.span != Some(0), "a query sees at least itself");
+    assert!(params.window != Some(0), "a query sees at least itself");
     let out = output(&q, [tokens, heads, head_dim]);
     if is_empty(&out) {
         return out;
@@ -71,7 +71,7 @@ pub(crate) fn attend(
         head_dim,
         params.start,
         params.prefix_len.min(known),
-        params.span.filter(|span| *span < known).unwrap_or(0),
+        params.window.filter(|window| *window < known).unwrap_or(0),
         params.scale,
         params.softcap.unwrap_or(0.0),
     );
@@ -173,7 +173,7 @@ struct Scene {
     start: usize,
     prefix_len: usize,
     /// 0: no limit.
-    span: usize,
+    window: usize,
     scale: f32,
     softcap: f32,
 }
@@ -239,8 +239,8 @@ fn attend_kernel(
     let mut end = position + 1;
     if position < scene.prefix_len {
         end = scene.prefix_len;
-    } else if scene.span > 0 && end > scene.span {
-        first = max(first, end - scene.span);
+    } else if scene.window > 0 && end > scene.window {
+        first = max(first, end - scene.window);
     }
 
     let mut board = Board {

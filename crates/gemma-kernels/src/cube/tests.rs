@@ -4,7 +4,7 @@
 //! were skipped.
 
 use super::*;
-use crate::{Activations, AttendParams};
+use crate::{ActivationPrecision, AttendParams};
 use burn::backend::{DispatchDevice, ops::FloatTensorOps, ops::IntTensorOps, read_sync};
 use burn::tensor::TensorData;
 use burn_cubecl::{CubeBackend, CubeDevice};
@@ -231,7 +231,7 @@ fn attention_matches_the_loops() {
     let mut case = 0;
     for (capacity, start) in [(1, 0), (8, 0), (8, 3), (8, 8), (8, 29), (70, 1000), (300, 200)] {
         for tokens in [1, 2, 7, 35] {
-            for span in [None, Some(1), Some(5), Some(150), Some(usize::MAX)] {
+            for window in [None, Some(1), Some(5), Some(150), Some(usize::MAX)] {
                 // a part of all combinations, each value with each other
                 case += 1;
                 let head_dim = [1, 16, 33, 300][case / 2 % 4];
@@ -239,10 +239,10 @@ fn attention_matches_the_loops() {
                 let params = AttendParams {
                     start,
                     prefix_len: [0, 5, 20][case / 3 % 3],
-                    span,
+                    window,
                     scale: 2.0 / (head_dim as f32).sqrt(),
                     softcap: [None, Some(3.0)][case % 2],
-                    activations: Activations::Exact,
+                    activations: ActivationPrecision::F32,
                 };
                 check_attention(&mut noise, &device, [tokens, heads, kv_heads, head_dim, capacity], params);
             }
@@ -252,10 +252,10 @@ fn attention_matches_the_loops() {
     let params = AttendParams {
         start: 150,
         prefix_len: 160,
-        span: None,
+        window: None,
         scale: 0.3,
         softcap: None,
-        activations: Activations::Exact,
+        activations: ActivationPrecision::F32,
     };
     check_attention(&mut noise, &device, [140, 2, 1, 16, 150], params);
 }
@@ -266,10 +266,10 @@ fn large_scores_neither_overflow_nor_vanish() {
     let params = AttendParams {
         start: 0,
         prefix_len: 0,
-        span: None,
+        window: None,
         scale: 1.0,
         softcap: Some(50.0),
-        activations: Activations::Exact,
+        activations: ActivationPrecision::F32,
     };
     // the first key scores +-1e6 before the cap, the second nothing
     for sign in [1.0f32, -1.0] {

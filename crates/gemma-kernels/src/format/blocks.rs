@@ -2,7 +2,7 @@
 //!
 //! Layouts and the order of operations when reading are GGML's, so that a value read here is the value that
 //! llama.cpp reads. Writing follows GGML to the byte for the blocks of 32; for the blocks of 256, where GGML searches for
-//! scales that make the error small, it takes the scales that span the values.
+//! scales that make the error small, it takes the scales that window the values.
 
 use half::f16;
 
@@ -160,7 +160,7 @@ pub(super) fn encode_q4_0(values: &[f32; SMALL], block: &mut [u8; 18]) {
 }
 
 pub(super) fn encode_q4_1(values: &[f32; SMALL], block: &mut [u8; 20]) {
-    let (least, most) = span(values);
+    let (least, most) = window(values);
     let scale = (most - least) / 15.0;
     put_half(block, 0, scale);
     put_half(block, 2, least);
@@ -179,7 +179,7 @@ pub(super) fn encode_q5_0(values: &[f32; SMALL], block: &mut [u8; 22]) {
 }
 
 pub(super) fn encode_q5_1(values: &[f32; SMALL], block: &mut [u8; 24]) {
-    let (least, most) = span(values);
+    let (least, most) = window(values);
     let scale = (most - least) / 31.0;
     put_half(block, 0, scale);
     put_half(block, 2, least);
@@ -218,22 +218,22 @@ pub(super) fn encode_q5_k(values: &[f32; LARGE], block: &mut [u8; Q5_K]) {
 /// Writes the scales of a block of Q4_K or Q5_K and returns the numbers, each at most `most`.
 fn encode_parts(values: &[f32; LARGE], block: &mut [u8], most: u8) -> [u8; LARGE] {
     let parts = values.as_chunks::<SMALL>().0;
-    // what is subtracted is not negative, so that zero stays within the span
-    let spans: Vec<(f32, f32)> = parts
+    // what is subtracted is not negative, so that zero stays within the window
+    let windows: Vec<(f32, f32)> = parts
         .iter()
         .map(|part| {
-            let (low, high) = span(part);
+            let (low, high) = window(part);
             let least = (-low).max(0.0);
             ((high + least).max(0.0) / f32::from(most), least)
         })
         .collect();
-    let largest = |of: fn(&(f32, f32)) -> f32| spans.iter().map(of).fold(0f32, f32::max);
-    put_half(block, 0, largest(|span| span.0) / 63.0);
-    put_half(block, 2, largest(|span| span.1) / 63.0);
+    let largest = |of: fn(&(f32, f32)) -> f32| windows.iter().map(of).fold(0f32, f32::max);
+    put_half(block, 0, largest(|window| window.0) / 63.0);
+    put_half(block, 2, largest(|window| window.1) / 63.0);
     let (scale_step, least_step) = (inverse(half_at(block, 0)), inverse(half_at(block, 2)));
     let six_bits = |value: f32, step: f32| ((value * step).round() as u8).min(63);
     block[4..16].fill(0);
-    for (part, (scale, least)) in spans.iter().enumerate() {
+    for (part, (scale, least)) in windows.iter().enumerate() {
         let (scale, least) = (six_bits(*scale, scale_step), six_bits(*least, least_step));
         let packed = &mut block[4..16];
         if part < 4 {
@@ -280,6 +280,6 @@ fn extreme(values: &[f32]) -> f32 {
     values.iter().fold(0f32, |m, &v| if v.abs() > m.abs() { v } else { m })
 }
 
-fn span(values: &[f32; SMALL]) -> (f32, f32) {
+fn window(values: &[f32; SMALL]) -> (f32, f32) {
     values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), v| (low.min(*v), high.max(*v)))
 }

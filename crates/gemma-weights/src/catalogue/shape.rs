@@ -23,20 +23,20 @@ pub struct Shape {
     /// Rows of the embedding table, which is also the output head.
     pub vocab: usize,
     /// Numbers per token between layers (`hidden_size` in `config.json`).
-    pub width: usize,
+    pub hidden_size: usize,
     /// Decoder layers (`num_hidden_layers`).
     pub layers: usize,
     /// Query heads per attention layer (`num_attention_heads`).
     pub heads: usize,
     /// Key and value heads per attention layer (`num_key_value_heads`).
     pub kv_heads: usize,
-    /// Numbers per head (`head_dim`); `heads * head_dim` need not equal `width`.
+    /// Numbers per head (`head_dim`); `heads * head_dim` need not equal `hidden_size`.
     pub head_dim: usize,
-    /// Numbers inside the MLP. For RecurrentGemma the width really used: its `config.json` says twice as much.
-    pub hidden: usize,
+    /// Numbers inside the MLP. For RecurrentGemma the hidden_size really used: its `config.json` says twice as much.
+    pub intermediate_size: usize,
     /// What kind of decoder it is, with the numbers that only this kind has.
     pub decoder: Decoder,
-    /// The picture encoder in front of the decoder, if there is one.
+    /// The image encoder in front of the decoder, if there is one.
     pub vision: Option<Vision>,
     /// Longest sequence the checkpoints were trained on, in tokens.
     pub context: usize,
@@ -75,25 +75,25 @@ pub enum Decoder {
     },
 }
 
-/// A SigLIP picture encoder and the projector behind it.
+/// A SigLIP image encoder and the projector behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vision {
-    /// Side of the square picture, in pixels.
+    /// Side of the square image, in pixels.
     pub image_size: usize,
     /// Side of one square patch, in pixels.
     pub patch: usize,
     /// Numbers per patch between layers.
-    pub width: usize,
+    pub hidden_size: usize,
     /// Encoder layers.
     pub layers: usize,
     /// Attention heads.
     pub heads: usize,
     /// Numbers inside the MLP.
-    pub hidden: usize,
+    pub intermediate_size: usize,
 }
 
 impl Vision {
-    /// Tokens that one picture becomes.
+    /// Tokens that one image becomes.
     pub const fn tokens(&self) -> usize {
         let side = self.image_size / self.patch;
         side * side
@@ -118,12 +118,12 @@ const fn griffin(lru_width: usize) -> Decoder {
 const GEMMA_2B: Shape = Shape {
     name: "gemma-2b",
     vocab: TEXT_VOCAB,
-    width: 2_048,
+    hidden_size: 2_048,
     layers: 18,
     heads: 8,
     kv_heads: 1,
     head_dim: 256,
-    hidden: 16_384,
+    intermediate_size: 16_384,
     decoder: Decoder::Gemma,
     vision: None,
     context: CONTEXT,
@@ -131,60 +131,74 @@ const GEMMA_2B: Shape = Shape {
     rope_theta: 10_000.0,
 };
 
-const GEMMA_7B: Shape =
-    Shape { name: "gemma-7b", width: 3_072, layers: 28, heads: 16, kv_heads: 16, hidden: 24_576, ..GEMMA_2B };
+const GEMMA_7B: Shape = Shape {
+    name: "gemma-7b",
+    hidden_size: 3_072,
+    layers: 28,
+    heads: 16,
+    kv_heads: 16,
+    intermediate_size: 24_576,
+    ..GEMMA_2B
+};
 
 const GEMMA_2_2B: Shape = Shape {
     name: "gemma-2-2b",
-    width: 2_304,
+    hidden_size: 2_304,
     layers: 26,
     heads: 8,
     kv_heads: 4,
-    hidden: 9_216,
+    intermediate_size: 9_216,
     decoder: gemma2(256.0),
     ..GEMMA_2B
 };
 
-const GEMMA_2_9B: Shape =
-    Shape { name: "gemma-2-9b", width: 3_584, layers: 42, heads: 16, kv_heads: 8, hidden: 14_336, ..GEMMA_2_2B };
+const GEMMA_2_9B: Shape = Shape {
+    name: "gemma-2-9b",
+    hidden_size: 3_584,
+    layers: 42,
+    heads: 16,
+    kv_heads: 8,
+    intermediate_size: 14_336,
+    ..GEMMA_2_2B
+};
 
 const GEMMA_2_27B: Shape = Shape {
     name: "gemma-2-27b",
-    width: 4_608,
+    hidden_size: 4_608,
     layers: 46,
     heads: 32,
     kv_heads: 16,
     head_dim: 128,
-    hidden: 36_864,
+    intermediate_size: 36_864,
     decoder: gemma2(144.0),
     ..GEMMA_2_2B
 };
 
 const RECURRENTGEMMA_2B: Shape = Shape {
     name: "recurrentgemma-2b",
-    width: 2_560,
+    hidden_size: 2_560,
     layers: 26,
     heads: 10,
     kv_heads: 1,
-    hidden: 7_680,
+    intermediate_size: 7_680,
     decoder: griffin(2_560),
     ..GEMMA_2B
 };
 
 const RECURRENTGEMMA_9B: Shape = Shape {
     name: "recurrentgemma-9b",
-    width: 4_096,
+    hidden_size: 4_096,
     layers: 38,
     heads: 16,
     kv_heads: 1,
-    hidden: 12_288,
+    intermediate_size: 12_288,
     decoder: griffin(4_096),
     ..GEMMA_2B
 };
 
 /// A decoder with SigLIP So400m/14 in front of it: the vocabulary grows, the rest of the decoder stays.
-const fn with_pictures(name: &'static str, decoder: Shape, image_size: usize) -> Shape {
-    let vision = Vision { image_size, patch: 14, width: 1_152, layers: 27, heads: 16, hidden: 4_304 };
+const fn with_images(name: &'static str, decoder: Shape, image_size: usize) -> Shape {
+    let vision = Vision { image_size, patch: 14, hidden_size: 1_152, layers: 27, heads: 16, intermediate_size: 4_304 };
     Shape { name, vocab: IMAGE_TEXT_VOCAB, vision: Some(vision), ..decoder }
 }
 
@@ -197,18 +211,18 @@ pub const SHAPES: [Shape; 19] = [
     GEMMA_2_27B,
     RECURRENTGEMMA_2B,
     RECURRENTGEMMA_9B,
-    with_pictures("paligemma-3b-224", GEMMA_2B, 224),
-    with_pictures("paligemma-3b-448", GEMMA_2B, 448),
-    with_pictures("paligemma-3b-896", GEMMA_2B, 896),
-    with_pictures("paligemma2-3b-224", GEMMA_2_2B, 224),
-    with_pictures("paligemma2-3b-448", GEMMA_2_2B, 448),
-    with_pictures("paligemma2-3b-896", GEMMA_2_2B, 896),
-    with_pictures("paligemma2-10b-224", GEMMA_2_9B, 224),
-    with_pictures("paligemma2-10b-448", GEMMA_2_9B, 448),
-    with_pictures("paligemma2-10b-896", GEMMA_2_9B, 896),
-    with_pictures("paligemma2-28b-224", GEMMA_2_27B, 224),
-    with_pictures("paligemma2-28b-448", GEMMA_2_27B, 448),
-    with_pictures("paligemma2-28b-896", GEMMA_2_27B, 896),
+    with_images("paligemma-3b-224", GEMMA_2B, 224),
+    with_images("paligemma-3b-448", GEMMA_2B, 448),
+    with_images("paligemma-3b-896", GEMMA_2B, 896),
+    with_images("paligemma2-3b-224", GEMMA_2_2B, 224),
+    with_images("paligemma2-3b-448", GEMMA_2_2B, 448),
+    with_images("paligemma2-3b-896", GEMMA_2_2B, 896),
+    with_images("paligemma2-10b-224", GEMMA_2_9B, 224),
+    with_images("paligemma2-10b-448", GEMMA_2_9B, 448),
+    with_images("paligemma2-10b-896", GEMMA_2_9B, 896),
+    with_images("paligemma2-28b-224", GEMMA_2_27B, 224),
+    with_images("paligemma2-28b-448", GEMMA_2_27B, 448),
+    with_images("paligemma2-28b-896", GEMMA_2_27B, 896),
 ];
 
 /// The shape of this name, as in [`Shape::name`].
@@ -269,30 +283,30 @@ impl Shape {
     fn parts(&self) -> Parts {
         let attention = self.attention_layers();
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut parts = Parts { matrices: Vec::new(), others: self.width };
-        parts.add(1, self.vocab, self.width);
-        parts.add(attention, queries, self.width);
-        parts.add(2 * attention, keys, self.width);
-        parts.add(attention, self.width, queries);
-        parts.add(2 * self.layers, self.hidden, self.width);
-        parts.add(self.layers, self.width, self.hidden);
+        let mut parts = Parts { matrices: Vec::new(), others: self.hidden_size };
+        parts.add(1, self.vocab, self.hidden_size);
+        parts.add(attention, queries, self.hidden_size);
+        parts.add(2 * attention, keys, self.hidden_size);
+        parts.add(attention, self.hidden_size, queries);
+        parts.add(2 * self.layers, self.intermediate_size, self.hidden_size);
+        parts.add(self.layers, self.hidden_size, self.intermediate_size);
         match self.decoder {
-            Decoder::Gemma => parts.others += self.layers * 2 * self.width,
-            Decoder::Gemma2 { .. } => parts.others += self.layers * 4 * self.width,
+            Decoder::Gemma => parts.others += self.layers * 2 * self.hidden_size,
+            Decoder::Gemma2 { .. } => parts.others += self.layers * 4 * self.hidden_size,
             Decoder::RecurrentGemma { lru_width, conv_width, .. } => {
                 let recurrent = self.layers - attention;
-                parts.add(2 * recurrent, lru_width, self.width);
-                parts.add(recurrent, self.width, lru_width);
+                parts.add(2 * recurrent, lru_width, self.hidden_size);
+                parts.add(recurrent, self.hidden_size, lru_width);
                 let gates = 2 * (lru_width * lru_width / self.heads + lru_width);
                 let convolution = lru_width * (conv_width + 1);
-                let biases = 2 * lru_width + self.width;
+                let biases = 2 * lru_width + self.hidden_size;
                 parts.others += recurrent * (gates + lru_width + convolution + biases)
-                    + attention * self.width // the bias of o_proj
-                    + self.layers * (2 * self.width + 2 * self.hidden + self.width); // two norms, the MLP's biases
+                    + attention * self.hidden_size // the bias of o_proj
+                    + self.layers * (2 * self.hidden_size + 2 * self.intermediate_size + self.hidden_size); // two norms, the MLP's biases
             }
         }
         if let Some(vision) = self.vision {
-            parts.add_vision(&vision, self.width);
+            parts.add_vision(&vision, self.hidden_size);
         }
         parts
     }
@@ -334,14 +348,14 @@ impl Parts {
     }
 
     fn add_vision(&mut self, vision: &Vision, text_width: usize) {
-        let Vision { width, hidden, layers, patch, .. } = *vision;
-        self.add(1, width, 3 * patch * patch);
-        self.add(4 * layers, width, width);
-        self.add(layers, hidden, width);
-        self.add(layers, width, hidden);
-        self.add(1, text_width, width);
-        let layer = 4 * width + 4 * width + hidden + width; // two layer norms, four biases, fc1, fc2
-        self.others += width + vision.tokens() * width + layers * layer + 2 * width + text_width;
+        let Vision { hidden_size, intermediate_size, layers, patch, .. } = *vision;
+        self.add(1, hidden_size, 3 * patch * patch);
+        self.add(4 * layers, hidden_size, hidden_size);
+        self.add(layers, intermediate_size, hidden_size);
+        self.add(layers, hidden_size, intermediate_size);
+        self.add(1, text_width, hidden_size);
+        let layer = 4 * hidden_size + 4 * hidden_size + intermediate_size + hidden_size; // two layer norms, four biases, fc1, fc2
+        self.others += hidden_size + vision.tokens() * hidden_size + layers * layer + 2 * hidden_size + text_width;
     }
 }
 
@@ -389,7 +403,7 @@ mod tests {
     fn only_27b_scales_its_queries_by_width_per_head() {
         for shape in &SHAPES {
             if let Decoder::Gemma2 { query_pre_attn_scalar, .. } = shape.decoder {
-                let expected = if shape.head_dim == 128 { shape.width / shape.heads } else { shape.head_dim };
+                let expected = if shape.head_dim == 128 { shape.hidden_size / shape.heads } else { shape.head_dim };
                 assert_eq!(query_pre_attn_scalar, expected as f64, "{}", shape.name);
             }
         }
@@ -428,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_becomes_its_patches() {
+    fn a_image_becomes_its_patches() {
         let tokens = |name| shape(name).and_then(|shape| shape.vision).map(|vision| vision.tokens());
         assert_eq!(tokens("paligemma-3b-224"), Some(256));
         assert_eq!(tokens("paligemma2-10b-448"), Some(1_024));

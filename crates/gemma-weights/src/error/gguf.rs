@@ -62,7 +62,7 @@ pub enum GgufFault {
         /// What GGML calls the format.
         format: String,
     },
-    /// A row that is not a whole number of blocks.
+    /// A row that is not an integer of blocks.
     #[error("tensor {} has rows of {cols} values, which {format} cannot hold", Shown(tensor))]
     Block {
         /// The tensor.

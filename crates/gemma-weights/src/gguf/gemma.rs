@@ -21,8 +21,8 @@ pub(crate) type Translated = (Vec<(&'static str, Vec<u8>)>, BTreeMap<String, Sto
 const LAYERS_OF_27B: u64 = 46;
 
 /// The `query_pre_attn_scalar` of a Gemma 2 file that says nothing of it.
-pub(crate) fn default_query_scalar(layers: u64, width: u64, heads: u64, head_dim: u64) -> u64 {
-    if layers == LAYERS_OF_27B { width.checked_div(heads).unwrap_or(head_dim) } else { head_dim }
+pub(crate) fn default_query_scalar(layers: u64, hidden_size: u64, heads: u64, head_dim: u64) -> u64 {
+    if layers == LAYERS_OF_27B { hidden_size.checked_div(heads).unwrap_or(head_dim) } else { head_dim }
 }
 
 /// Turns a parsed file into a folder's files and tensors. `beside` is a `config.json` that lies beside the file: if it is
@@ -44,15 +44,15 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         }
         None => None,
     };
-    let width = keys.number(&format!("{architecture}.embedding_length"))?;
-    let width = usize::try_from(width).unwrap_or(usize::MAX);
+    let hidden_size = keys.number(&format!("{architecture}.embedding_length"))?;
+    let hidden_size = usize::try_from(hidden_size).unwrap_or(usize::MAX);
     let mut tensors = BTreeMap::new();
     for (name, tensor) in file.tensors {
         let Some(known) = folder_name(&name, architecture) else { return Err(Fault::UnknownTensor { tensor: name }) };
         let tensor = match (known.as_str(), pieces) {
             ("model.embed_tokens.weight", Some(pieces)) => first_rows(tensor, pieces),
             // one of another shape is left as it is, for the network to refuse
-            (known, _) if known.ends_with("norm.weight") && tensor.shape == [width] => offset_from_one(&tensor),
+            (known, _) if known.ends_with("norm.weight") && tensor.shape == [hidden_size] => offset_from_one(&tensor),
             _ => tensor,
         };
         tensors.insert(known, tensor);
@@ -113,7 +113,7 @@ impl<'a> Keys<'_, 'a> {
         match self.get(key)? {
             Value::Unsigned(number) => Ok(*number),
             Value::Signed(number) => u64::try_from(*number).map_err(|_| wrong(key, "a number from 0")),
-            _ => Err(wrong(key, "a whole number")),
+            _ => Err(wrong(key, "an integer")),
         }
     }
 
@@ -134,7 +134,7 @@ impl<'a> Keys<'_, 'a> {
 /// The `config.json` of the model.
 fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Result<Json, Fault> {
     let key = |name: &str| format!("{architecture}.{name}");
-    let (width, heads) = (keys.number(&key("embedding_length"))?, keys.number(&key("attention.head_count"))?);
+    let (hidden_size, heads) = (keys.number(&key("embedding_length"))?, keys.number(&key("attention.head_count"))?);
     let layers = keys.number(&key("block_count"))?;
     let head_dim = keys.number(&key("attention.key_length"))?;
     if keys.optional(&key("attention.value_length")).is_some()
@@ -156,7 +156,7 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
     let mut config = json!({
         "model_type": architecture,
         "vocab_size": rows,
-        "hidden_size": width,
+        "hidden_size": hidden_size,
         "intermediate_size": keys.number(&key("feed_forward_length"))?,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -180,7 +180,7 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
             // a small number of digits, as a configuration has
             Some(scale) if scale > 1e-6 => json!((scale.powi(-2) * 1e3).round() / 1e3),
             Some(_) => return Err(wrong(&key("attention.scale"), "more than zero")),
-            None => json!(default_query_scalar(layers, width, heads, head_dim)),
+            None => json!(default_query_scalar(layers, hidden_size, heads, head_dim)),
         };
     }
     Ok(config)

@@ -191,9 +191,9 @@ fn pairs(
         pairs.float(&key("attn_logit_softcapping"), float("attn_logit_softcapping")?);
         pairs.float(&key("final_logit_softcapping"), float("final_logit_softcapping")?);
         let scalar = float("query_pre_attn_scalar")?;
-        let [layers, width, heads, head_dim] =
+        let [layers, hidden_size, heads, head_dim] =
             ["num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"].map(number);
-        let usual = default_query_scalar(layers?.into(), width?.into(), heads?.into(), head_dim?.into());
+        let usual = default_query_scalar(layers?.into(), hidden_size?.into(), heads?.into(), head_dim?.into());
         if scalar != usual as f64 {
             // llama.cpp assumes the usual one, whatever is said here
             pairs.float(&key("attention.scale"), scalar.powf(-0.5));

@@ -38,7 +38,7 @@ unsafe fn q4(quants: *const u8) -> [int8x16_t; 2] {
 /// A row times `M` tokens as 16-bit numbers.
 ///
 /// # Safety
-/// The processor must have NEON, the call's row has the blocks of its shape, and `x` has `M` tokens from the call's on.
+/// The CPU must have NEON, the call's row has the blocks of its shape, and `x` has `M` tokens from the call's on.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn words<const M: usize>(x: &Words, call: &Call<'_>) {
     // SAFETY: as required of the caller.
@@ -96,7 +96,7 @@ unsafe fn words_of<const M: usize, const SIZE: usize>(
 /// A row times `M` tokens as bytes.
 ///
 /// # Safety
-/// The processor must have dot products, the call's row has the blocks of its shape, and `x`, made with offset 0 and
+/// The CPU must have dot products, the call's row has the blocks of its shape, and `x`, made with offset 0 and
 /// blocks in order, has `M` tokens from the call's on.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn bytes<const M: usize>(x: &Split, call: &Call<'_>) {
@@ -163,7 +163,7 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
 /// `sum[lane] + Σ_i a[4 lane + i] b[4 lane + i]`.
 ///
 /// # Safety
-/// The processor must have dot products, and the function in which this is expanded their target feature.
+/// The CPU must have dot products, and the function in which this is expanded their target feature.
 #[inline(always)]
 unsafe fn dot(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     let mut sum = sum;

@@ -427,8 +427,8 @@ impl Lanes for Pairs {
     }
 }
 
-/// Whether this processor multiplies [`Pairs`], and faster than single values: measured once, in some microseconds, since
-/// processors differ by a factor of four here and do not say so.
+/// Whether this CPU multiplies [`Pairs`], and faster than single values: measured once, in some microseconds, since
+/// CPUs differ by a factor of four here and do not say so.
 pub(in crate::cpu) fn pairs_are_faster() -> bool {
     /// Eight chains of multiplications and additions.
     #[inline(always)]
@@ -465,7 +465,7 @@ pub(in crate::cpu) fn pairs_are_faster() -> bool {
     }
     static FASTER: OnceLock<bool> = OnceLock::new();
     *FASTER.get_or_init(|| {
-        // SAFETY: the level says that the processor has both.
+        // SAFETY: the level says that the CPU has both.
         cpu_level() >= Level::Avx512Bf16 && unsafe { shortest(|| pairs()) < shortest(|| single()).mul_f32(1.5) }
     })
 }

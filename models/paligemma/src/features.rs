@@ -1,4 +1,4 @@
-//! A picture that was looked at, and the tasks that the model knows.
+//! An image that was looked at, and the tasks that the model knows.
 
 use std::ops::Deref;
 
@@ -7,37 +7,37 @@ use gemma_generate::{GenerateOptions, Generated};
 
 use crate::loc::{BoundingBox, CODES, Object, items_of_tokens, objects};
 use crate::seg::Mask;
-use crate::{Error, PaliGemma, Picture, prompt};
+use crate::{Error, Image, PaliGemma, prompt};
 
 /// The most tokens of an answer to one of the tasks: about sixty objects.
 const LONGEST_ANSWER: usize = 512;
 
-/// A picture as the model sees it: encoded once, to be asked about any number of times. A clone shares the features.
+/// An image as the model sees it: encoded once, to be asked about any number of times. A clone shares the features.
 #[derive(Clone, Debug)]
-pub struct View<'m> {
+pub struct ImageFeatures<'m> {
     model: &'m PaliGemma,
     features: Tensor<2>,
     width: usize,
     height: usize,
 }
 
-/// Something found in a picture.
+/// Something found in an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
     /// What it is, in the words of the question.
     pub label: String,
-    /// Where it is, in pixels of the picture.
+    /// Where it is, in pixels of the image.
     pub bounds: BoundingBox,
     /// The probability that the model gave to the four location tokens, from 0 to 1, where it is known.
     pub score: Option<f64>,
 }
 
-/// Something found in a picture, and its shape.
+/// Something found in an image, and its shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segmentation {
     /// What it is, in the words of the question.
     pub label: String,
-    /// Where it is, in pixels of the picture.
+    /// Where it is, in pixels of the image.
     pub bounds: BoundingBox,
     /// As for a [`Detection`].
     pub score: Option<f64>,
@@ -64,7 +64,7 @@ impl<T> Deref for Found<T> {
 }
 
 impl Detection {
-    /// The objects of an answer about a picture of that size; those without area are left out.
+    /// The objects of an answer about an image of that size; those without area are left out.
     pub fn of(objects: &[Object], width: usize, height: usize) -> Vec<Self> {
         let one = |object: &Object| {
             let bounds = BoundingBox::from_locations(object.locations, width, height)?;
@@ -74,27 +74,27 @@ impl Detection {
     }
 }
 
-impl<'m> View<'m> {
-    pub(crate) fn new(model: &'m PaliGemma, picture: &Picture, features: Tensor<2>) -> Self {
-        Self { model, features, width: picture.width(), height: picture.height() }
+impl<'m> ImageFeatures<'m> {
+    pub(crate) fn new(model: &'m PaliGemma, image: &Image, features: Tensor<2>) -> Self {
+        Self { model, features, width: image.width(), height: image.height() }
     }
 
-    /// What the decoder reads in place of the picture: `[image_tokens, text width]`.
+    /// What the decoder reads in place of the image: `[image_tokens, text width]`.
     pub fn features(&self) -> &Tensor<2> {
         &self.features
     }
 
-    /// Width of the picture, in pixels.
+    /// Width of the image, in pixels.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Height of the picture, in pixels.
+    /// Height of the image, in pixels.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// Answers any prompt about the picture.
+    /// Answers any prompt about the image.
     ///
     /// # Errors
     /// When an option is outside its range or the prompt does not fit.
@@ -102,7 +102,7 @@ impl<'m> View<'m> {
         self.model.ask(&[self], prompt, options)
     }
 
-    /// Describes the picture in a sentence of `language` (`en`, `de`, ...).
+    /// Describes the image in a sentence of `language` (`en`, `de`, ...).
     ///
     /// # Errors
     /// When the model cannot answer.
@@ -110,7 +110,7 @@ impl<'m> View<'m> {
         Ok(self.task(&prompt::caption(language))?.text)
     }
 
-    /// Answers a question about the picture in `language`.
+    /// Answers a question about the image in `language`.
     ///
     /// # Errors
     /// When the model cannot answer, or the question is too long.
@@ -118,7 +118,7 @@ impl<'m> View<'m> {
         Ok(self.task(&prompt::answer(language, question))?.text)
     }
 
-    /// Reads the text in the picture.
+    /// Reads the text in the image.
     ///
     /// # Errors
     /// When the model cannot answer.
@@ -157,7 +157,7 @@ impl<'m> View<'m> {
 }
 
 impl PaliGemma {
-    /// The objects of an answer with their masks, in a picture of that size; those without area or without sixteen
+    /// The objects of an answer with their masks, in an image of that size; those without area or without sixteen
     /// codes are left out.
     ///
     /// # Errors

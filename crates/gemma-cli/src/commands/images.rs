@@ -1,6 +1,6 @@
-//! `gemma caption`, `ask`, `detect` and `segment`: questions about many pictures.
+//! `gemma caption`, `ask`, `detect` and `segment`: questions about many images.
 //!
-//! The four verbs differ in their prompts only. What is known of a picture is a [`Record`]: printed as text or JSON,
+//! The four verbs differ in their prompts only. What is known of an image is a [`Record`]: printed as text or JSON,
 //! and, with `--out-dir`, a line of a file that grows as the answers come, so that a run that was cut off goes on.
 
 use std::{
@@ -12,18 +12,21 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use gemma_generate::{FinishReason, GenerateOptions, TextStream};
-use paligemma::{BoundingBox, Detection, MaskDecoder, PaliGemma, Picture, Segmentation, View, coco, draw, loc, prompt};
+use paligemma::{
+    BoundingBox, Detection, Image, ImageFeatures, MaskDecoder, PaliGemma, Segmentation, coco, draw, loc, prompt,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::pictures as args,
+    args::images as args,
     commands::Ending,
+    image_files,
     interrupt::{self, Watch},
     new_file::NewFile,
-    output, picture_files, progress, session,
+    output, progress, session,
 };
 
-/// What was said of a picture.
+/// What was said of an image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Record {
     file: String,
@@ -49,7 +52,7 @@ struct Task<'a> {
     prompts: Vec<String>,
     /// Whether answers are looked through for boxes, and for masks.
     finds: Finds,
-    pictures: &'a args::Pictures,
+    images: &'a args::Images,
     objects: Option<&'a args::Objects>,
 }
 
@@ -62,41 +65,41 @@ enum Finds {
 
 pub(crate) fn caption(args: &args::Caption) -> Result<Ending> {
     let prompts = vec![prompt::caption(&args.lang)];
-    run(&Task { verb: "caption", prompts, finds: Finds::Words, pictures: &args.pictures, objects: None }, None)
+    run(&Task { verb: "caption", prompts, finds: Finds::Words, images: &args.images, objects: None }, None)
 }
 
 pub(crate) fn ask(args: &args::Ask) -> Result<Ending> {
     let mut prompts: Vec<String> = args.question.iter().map(|question| prompt::answer(&args.lang, question)).collect();
     prompts.extend(args.prompt.iter().cloned());
     prompts.extend(args.ocr.then(prompt::ocr));
-    run(&Task { verb: "ask", prompts, finds: Finds::Words, pictures: &args.pictures, objects: None }, None)
+    run(&Task { verb: "ask", prompts, finds: Finds::Words, images: &args.images, objects: None }, None)
 }
 
 pub(crate) fn detect(args: &args::Detect) -> Result<Ending> {
     let prompts = vec![prompt::detect(&args.things)];
     let objects = Some(&args.objects);
-    run(&Task { verb: "detect", prompts, finds: Finds::Boxes, pictures: &args.pictures, objects }, None)
+    run(&Task { verb: "detect", prompts, finds: Finds::Boxes, images: &args.images, objects }, None)
 }
 
 pub(crate) fn segment(args: &args::Segment) -> Result<Ending> {
     let prompts = args.things.iter().map(|thing| prompt::segment(thing)).collect();
     let objects = Some(&args.objects);
-    let task = Task { verb: "segment", prompts, finds: Finds::Masks, pictures: &args.pictures, objects };
+    let task = Task { verb: "segment", prompts, finds: Finds::Masks, images: &args.images, objects };
     run(&task, args.mask_decoder.as_deref())
 }
 
 fn run(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<Ending> {
-    let files = picture_files::find(&task.pictures.pictures)?;
-    let options = GenerateOptions::greedy(task.pictures.max_tokens);
+    let files = image_files::find(&task.images.images)?;
+    let options = GenerateOptions::greedy(task.images.max_tokens);
     options.check()?;
-    let mut store = task.pictures.out_dir.as_deref().map(|folder| Store::open(folder, task)).transpose()?;
+    let mut store = task.images.out_dir.as_deref().map(|folder| Store::open(folder, task)).transpose()?;
     let left = files.iter().filter(|file| store.as_ref().is_none_or(|store| store.get(file).is_none())).count();
     if left < files.len() {
-        output::remark(format!("[{} of {} pictures were done before]", files.len() - left, files.len()));
+        output::remark(format!("[{} of {} images were done before]", files.len() - left, files.len()));
     }
     // a run that has nothing left to do need not load a model
     let mut model = if left > 0 { Some(open(task, mask_decoder)?) } else { None };
-    let (watch, bar) = (interrupt::watch(), progress::pictures(left));
+    let (watch, bar) = (interrupt::watch(), progress::images(left));
     let (mut records, mut faults) = (Vec::new(), Vec::new());
     for file in &files {
         if let Some(record) = store.as_ref().and_then(|store| store.get(file)) {
@@ -107,7 +110,7 @@ fn run(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<Ending> {
         if watch.pressed() {
             break;
         }
-        match look(model, task, file, &options, &watch) {
+        match encode_image(model, task, file, &options, &watch) {
             Ok(Some(record)) => {
                 if let Some(store) = &mut store {
                     store.add(&record)?;
@@ -116,7 +119,7 @@ fn run(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<Ending> {
                 records.push(record);
             }
             Ok(None) => break,
-            // a picture that cannot be used does not stop the others; a model that cannot answer would fail on all
+            // an image that cannot be used does not stop the others; a model that cannot answer would fail on all
             Err(error) if files.len() == 1 => return Err(error),
             Err(error) => {
                 bar.suspend(|| eprintln!("error: {}", output::one_line(&error)));
@@ -133,16 +136,16 @@ fn run(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<Ending> {
     match faults.as_slice() {
         _ if interrupted => Ok(Ending::Interrupted),
         [] => Ok(Ending::Done),
-        [one] => bail!("1 of {} pictures was left out: {one}", files.len()),
+        [one] => bail!("1 of {} images was left out: {one}", files.len()),
         [first, .., last] => {
-            bail!("{} of {} pictures were left out, from {first} to {last}", faults.len(), files.len())
+            bail!("{} of {} images were left out, from {first} to {last}", faults.len(), files.len())
         }
     }
 }
 
 /// Opens the model, and the decoder of masks where one is needed.
 fn open(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<PaliGemma> {
-    let model = session::open_pictures(&task.pictures.model)?.model;
+    let model = session::open_images(&task.images.model)?.model;
     let model = match mask_decoder {
         Some(file) => {
             let device = paligemma::Network::device(model.network());
@@ -156,17 +159,17 @@ fn open(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<PaliGemma> {
     Ok(model)
 }
 
-/// Asks everything about one picture; `None` when Ctrl-C came in between.
-fn look(
+/// Asks everything about one image; `None` when Ctrl-C came in between.
+fn encode_image(
     model: &PaliGemma,
     task: &Task<'_>,
     file: &Path,
     options: &GenerateOptions,
     watch: &Watch,
 ) -> Result<Option<Record>> {
-    let picture = Picture::open(file)?;
-    let view = model.look(&picture);
-    let (width, height) = (picture.width(), picture.height());
+    let image = Image::open(file)?;
+    let view = model.encode_image(&image);
+    let (width, height) = (image.width(), image.height());
     let mut record = Record { file: file.display().to_string(), width, height, answers: Vec::new() };
     let mut drawn: Vec<(String, BoundingBox, Option<paligemma::Mask>)> = Vec::new();
     for prompt in &task.prompts {
@@ -188,16 +191,16 @@ fn look(
         }
         record.answers.push(answer.0);
     }
-    if let (Some(folder), true) = (&task.pictures.out_dir, task.objects.is_some_and(|objects| objects.draw)) {
+    if let (Some(folder), true) = (&task.images.out_dir, task.objects.is_some_and(|objects| objects.draw)) {
         let objects = drawn.iter().map(|(label, bounds, mask)| (label.as_str(), bounds, mask.as_ref()));
         let mut to = NewFile::open(&drawn_name(folder, file, task.verb))?;
-        draw(&picture, objects).write_png(to.as_file_mut()).context("cannot write a drawn picture")?;
+        draw(&image, objects).write_png(to.as_file_mut()).context("cannot write a drawn image")?;
         to.finish()?;
     }
     Ok(Some(record))
 }
 
-/// Where the drawn copy of a picture goes. Pictures of one name in different folders keep apart by these.
+/// Where the drawn copy of an image goes. Images of one name in different folders keep apart by these.
 fn drawn_name(folder: &Path, file: &Path, verb: &str) -> PathBuf {
     let plain = |part: std::path::Component<'_>| match part {
         std::path::Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
@@ -207,10 +210,10 @@ fn drawn_name(folder: &Path, file: &Path, verb: &str) -> PathBuf {
     folder.join(format!("{}.{verb}.png", parts.join("_")))
 }
 
-/// One prompt about a picture; `None` when Ctrl-C came in between.
+/// One prompt about an image; `None` when Ctrl-C came in between.
 fn answer(
     model: &PaliGemma,
-    view: &View<'_>,
+    view: &ImageFeatures<'_>,
     prompt: &str,
     options: &GenerateOptions,
     watch: &Watch,
@@ -226,10 +229,10 @@ fn answer(
 
 /// Prints a record as soon as it is there, unless the whole is printed at the end.
 fn shown(record: &Record, task: &Task<'_>) -> Result<()> {
-    if task.pictures.jsonl {
+    if task.images.jsonl {
         return output::json(record);
     }
-    if task.pictures.json || task.objects.is_some_and(|objects| objects.coco) {
+    if task.images.json || task.objects.is_some_and(|objects| objects.coco) {
         return Ok(());
     }
     for answer in &record.answers {
@@ -251,9 +254,9 @@ fn shown(record: &Record, task: &Task<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What is printed or written when all pictures are done.
+/// What is printed or written when all images are done.
 fn finish(records: &[Record], task: &Task<'_>) -> Result<()> {
-    if task.pictures.json {
+    if task.images.json {
         return output::json(&records);
     }
     if !task.objects.is_some_and(|objects| objects.coco) {
@@ -270,14 +273,14 @@ fn finish(records: &[Record], task: &Task<'_>) -> Result<()> {
             .iter()
             .map(|(record, objects)| (record.file.as_str(), record.width, record.height, objects.as_slice())),
     );
-    let Some(folder) = &task.pictures.out_dir else { return output::json(&set) };
+    let Some(folder) = &task.images.out_dir else { return output::json(&set) };
     let mut file = NewFile::open(&folder.join(format!("{}.coco.json", task.verb)))?;
     let written = serde_json::to_writer(file.as_file_mut(), &set);
     written.with_context(|| format!("cannot write {}", file.path().display()))?;
     file.finish()
 }
 
-/// The file of records in an output folder: a line for each picture that is done.
+/// The file of records in an output folder: a line for each image that is done.
 struct Store {
     path: PathBuf,
     file: File,

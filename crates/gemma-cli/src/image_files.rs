@@ -1,4 +1,4 @@
-//! Which pictures are meant: files, folders, and patterns with `*` and `?`.
+//! Which images are meant: files, folders, and patterns with `*` and `?`.
 
 use std::{
     collections::BTreeSet,
@@ -14,14 +14,14 @@ const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 /// The files that are meant, each once, in the order of the arguments; those of a folder or a pattern by name.
 ///
 /// # Errors
-/// A folder or pattern without a picture.
+/// A folder or pattern without an image.
 pub(crate) fn find(names: &[String]) -> Result<Vec<PathBuf>> {
     let (mut found, mut known) = (Vec::new(), BTreeSet::new());
     for name in names {
         let path = Path::new(name);
         let files = if path.is_dir() {
-            let pictures = listed(path)?.into_iter().filter(|file| is_picture(file)).collect();
-            some(pictures, name, "the folder holds no PNG, JPEG or WebP file")?
+            let images = listed(path)?.into_iter().filter(|file| is_image(file)).collect();
+            some(images, name, "the folder holds no PNG, JPEG or WebP file")?
         } else if !path.exists() && name.contains(['*', '?']) {
             some(matching(path)?, name, "no file matches the pattern")?
         } else {
@@ -37,7 +37,7 @@ fn some(files: Vec<PathBuf>, name: &str, otherwise: &str) -> Result<Vec<PathBuf>
     if files.is_empty() { bail!("{name}: {otherwise}") } else { Ok(files) }
 }
 
-fn is_picture(file: &Path) -> bool {
+fn is_image(file: &Path) -> bool {
     let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
     file.is_file() && ENDINGS.contains(&ending.as_str())
 }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_and_patterns_give_their_pictures_once_and_in_order() {
+    fn folders_and_patterns_give_their_images_once_and_in_order() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("sub")).expect("made");
@@ -128,11 +128,11 @@ mod tests {
         let name = |name: &str| at(name).display().to_string();
         let find =
             |names: &[String]| find(names).map(|files| files.iter().map(|file| file.display().to_string()).collect());
-        let in_folder: Vec<String> = find(&[name("")]).expect("pictures");
+        let in_folder: Vec<String> = find(&[name("")]).expect("images");
         assert_eq!(in_folder.len(), 4, "{in_folder:?}");
-        let found: Vec<String> = find(&[name("c.webp"), name("*.png"), name("b.png")]).expect("pictures");
+        let found: Vec<String> = find(&[name("c.webp"), name("*.png"), name("b.png")]).expect("images");
         assert_eq!(found, [name("c.webp"), name("b.png")]);
-        assert_eq!(find(&[name("s*/?.png")]).expect("pictures"), [name("sub/d.png")]);
+        assert_eq!(find(&[name("s*/?.png")]).expect("images"), [name("sub/d.png")]);
         fs::create_dir(at("empty")).expect("made");
         for (wrong, said) in [("*.gif", "no file matches"), ("empty", "holds no PNG")] {
             let error = find(&[name(wrong)]).expect_err(wrong).to_string();

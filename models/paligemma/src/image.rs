@@ -1,6 +1,6 @@
-//! Pictures: from a file to RGB bytes, and from those to what the encoder reads.
+//! Images: from a file to RGB bytes, and from those to what the encoder reads.
 //!
-//! What Pillow's `convert("RGB")` makes of each kind of picture is made of it here: grey is repeated, a palette looked
+//! What Pillow's `convert("RGB")` makes of each kind of image is made of it here: grey is repeated, a palette looked
 //! up, transparency dropped, 16-bit colours keep their upper byte; 16-bit grey is cut off at 255, as Pillow does. The
 //! orientation that a camera noted is applied first. Memory is bounded before a pixel is decoded.
 
@@ -17,27 +17,27 @@ use crate::resample::{Filter, resize_rgb};
 const FILE_LIMIT: u64 = 256 << 20;
 /// The most pixels that are decoded: 300 MB as RGB. Pillow warns a little below that.
 pub const PIXEL_LIMIT: u64 = 100_000_000;
-/// The most bytes that a decoder may hold: a picture of [`PIXEL_LIMIT`] with four 16-bit channels, and something for
+/// The most bytes that a decoder may hold: an image of [`PIXEL_LIMIT`] with four 16-bit channels, and something for
 /// the decoder itself.
 const MEMORY_LIMIT: u64 = 1 << 30;
 
-/// A picture: RGB bytes, row after row, upright.
+/// An image: RGB bytes, row after row, upright.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Picture {
+pub struct Image {
     width: usize,
     height: usize,
     rgb: Vec<u8>,
 }
 
-/// A square picture as the encoder reads it: `[3, side, side]`, values from -1 to 1.
+/// A square image as the encoder reads it: `[3, side, side]`, values from -1 to 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pixels {
     side: usize,
     values: Vec<f32>,
 }
 
-impl Picture {
-    /// A picture of `[height, width, 3]` bytes; `None` when the sizes do not match or there is no pixel.
+impl Image {
+    /// An image of `[height, width, 3]` bytes; `None` when the sizes do not match or there is no pixel.
     pub fn from_rgb(rgb: Vec<u8>, width: usize, height: usize) -> Option<Self> {
         let bytes = width.checked_mul(height)?.checked_mul(3)?;
         (bytes > 0 && rgb.len() == bytes).then_some(Self { width, height, rgb })
@@ -46,7 +46,7 @@ impl Picture {
     /// Reads a PNG, JPEG or WebP file.
     ///
     /// # Errors
-    /// When the file cannot be read, is no such picture, is damaged or cut off, or has more than [`PIXEL_LIMIT`]
+    /// When the file cannot be read, is no such image, is damaged or cut off, or has more than [`PIXEL_LIMIT`]
     /// pixels.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed = |cause| Error::File { path: path.to_owned(), cause };
@@ -70,11 +70,11 @@ impl Picture {
     /// Reads the bytes of a PNG, JPEG or WebP file; `name` stands for it in messages.
     ///
     /// # Errors
-    /// As [`Picture::open`].
+    /// As [`Image::open`].
     pub fn decode(bytes: &[u8], name: &str) -> Result<Self, Error> {
         let failed = |reason: String| {
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-            Error::Picture { name: name.to_owned(), reason }
+            Error::Image { name: name.to_owned(), reason }
         };
         let mut reader =
             ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|cause| failed(cause.to_string()))?;
@@ -92,9 +92,9 @@ impl Picture {
         let pixels = u64::from(width) * u64::from(height);
         if pixels == 0 || pixels > PIXEL_LIMIT {
             let (width, height) = (width.into(), height.into());
-            return Err(Error::PictureSize { name: name.to_owned(), width, height, limit: PIXEL_LIMIT });
+            return Err(Error::ImageSize { name: name.to_owned(), width, height, limit: PIXEL_LIMIT });
         }
-        // a camera's note that cannot be read does not make the picture unreadable
+        // a camera's note that cannot be read does not make the image unreadable
         let orientation = decoder.orientation().ok();
         let mut image = DynamicImage::from_decoder(decoder).map_err(|cause| failed(cause.to_string()))?;
         if let Some(orientation) = orientation {
@@ -125,7 +125,7 @@ impl Picture {
         &mut self.rgb
     }
 
-    /// The picture squashed to a square, its aspect ratio given up: Pillow's bicubic.
+    /// The image squashed to a square, its aspect ratio given up: Pillow's bicubic.
     ///
     /// # Panics
     /// When `side` is zero.
@@ -146,15 +146,15 @@ impl Picture {
         Pixels { side, values: (0..3).flat_map(channel).collect() }
     }
 
-    /// Writes the picture as a PNG file.
+    /// Writes the image as a PNG file.
     ///
     /// # Errors
     /// When the writer fails.
     pub fn write_png(&self, to: impl std::io::Write) -> std::io::Result<()> {
-        use image::ImageEncoder;
+        use ::image::ImageEncoder;
         let (width, height) = (self.width as u32, self.height as u32);
-        image::codecs::png::PngEncoder::new(to)
-            .write_image(&self.rgb, width, height, image::ExtendedColorType::Rgb8)
+        ::image::codecs::png::PngEncoder::new(to)
+            .write_image(&self.rgb, width, height, ::image::ExtendedColorType::Rgb8)
             .map_err(std::io::Error::other)
     }
 }
@@ -194,7 +194,7 @@ impl Pixels {
     }
 }
 
-/// Whether a JPEG file ends before its picture does: after the last start of scan comes no end marker. (Decoders fill
+/// Whether a JPEG file ends before its image does: after the last start of scan comes no end marker. (Decoders fill
 /// what is missing with grey and say nothing.)
 fn is_cut_off(jpeg: &[u8]) -> bool {
     let last = |marker: [u8; 2]| jpeg.windows(2).rposition(|bytes| bytes == marker);
@@ -225,12 +225,12 @@ fn rgb_bytes(image: DynamicImage) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::ExtendedColorType::{self, L8, L16, La8, La16, Rgb8, Rgb16, Rgba8, Rgba16};
-    use image::ImageEncoder;
+    use ::image::ExtendedColorType::{self, L8, L16, La8, La16, Rgb8, Rgb16, Rgba8, Rgba16};
+    use ::image::ImageEncoder;
 
     fn png(bytes: &[u8], width: u32, height: u32, kind: ExtendedColorType) -> Vec<u8> {
         let mut out = Vec::new();
-        image::codecs::png::PngEncoder::new(&mut out).write_image(bytes, width, height, kind).unwrap();
+        ::image::codecs::png::PngEncoder::new(&mut out).write_image(bytes, width, height, kind).unwrap();
         out
     }
 
@@ -241,7 +241,7 @@ mod tests {
     /// What Pillow 13.0.0 gives for the same files.
     #[test]
     fn every_kind_of_colour_becomes_rgb_as_pillow_makes_it() {
-        let decode = |bytes: &[u8], kind| Picture::decode(&png(bytes, 1, 1, kind), "one pixel").unwrap().rgb;
+        let decode = |bytes: &[u8], kind| Image::decode(&png(bytes, 1, 1, kind), "one pixel").unwrap().rgb;
         assert_eq!(decode(&[9], L8), [9, 9, 9]);
         assert_eq!(decode(&[9, 3], La8), [9, 9, 9]);
         assert_eq!(decode(&[9, 8, 7], Rgb8), [9, 8, 7]);
@@ -256,8 +256,8 @@ mod tests {
 
     #[test]
     fn pixels_run_from_minus_one_to_one_channels_first() {
-        let picture = Picture::from_rgb(vec![0, 255, 51, 255, 0, 102], 2, 1).unwrap();
-        let pixels = picture.pixels(2);
+        let image = Image::from_rgb(vec![0, 255, 51, 255, 0, 102], 2, 1).unwrap();
+        let pixels = image.pixels(2);
         assert_eq!(pixels.values()[..2], [-1.0, 1.0]);
         assert_eq!(pixels.values()[4..6], [1.0, -1.0]);
         assert!((pixels.values()[8] - (51.0 / 255.0 - 0.5) / 0.5).abs() < 1e-6);
@@ -275,28 +275,28 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_of_one_pixel_fills_the_square() {
-        let picture = Picture::decode(&png(&[7, 8, 9], 1, 1, Rgb8), "dot").unwrap();
-        assert_eq!(picture.squashed(28).rgb(), [7, 8, 9].repeat(28 * 28));
+    fn a_image_of_one_pixel_fills_the_square() {
+        let image = Image::decode(&png(&[7, 8, 9], 1, 1, Rgb8), "dot").unwrap();
+        assert_eq!(image.squashed(28).rgb(), [7, 8, 9].repeat(28 * 28));
     }
 
     #[test]
     fn damaged_and_foreign_files_are_refused_in_a_sentence() {
         let whole = png(&[5; 30 * 30 * 3], 30, 30, Rgb8);
         for length in 0..whole.len() - 13 {
-            let error = Picture::decode(&whole[..length], "cut.png").expect_err("a cut file").to_string();
-            assert!(error.starts_with("cut.png: not a picture"), "{error}");
+            let error = Image::decode(&whole[..length], "cut.png").expect_err("a cut file").to_string();
+            assert!(error.starts_with("cut.png: not an image"), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
         for other in [&b"GIF89a\x01\x00\x01\x00\x80\x00\x00"[..], b"%PDF-1.7", b"\0\0\0\0", b"BM1234567890"] {
-            assert!(Picture::decode(other, "x").is_err());
+            assert!(Image::decode(other, "x").is_err());
         }
         let mut jpeg = Vec::new();
         let noise: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * i % 251) as u8).collect();
-        image::codecs::jpeg::JpegEncoder::new(&mut jpeg).write_image(&noise, 64, 64, Rgb8).unwrap();
-        assert!(Picture::decode(&jpeg, "whole.jpg").is_ok());
+        ::image::codecs::jpeg::JpegEncoder::new(&mut jpeg).write_image(&noise, 64, 64, Rgb8).unwrap();
+        assert!(Image::decode(&jpeg, "whole.jpg").is_ok());
         for length in [jpeg.len() - 2, jpeg.len() / 2, 10] {
-            assert!(Picture::decode(&jpeg[..length], "cut.jpg").is_err(), "{length} of {} bytes", jpeg.len());
+            assert!(Image::decode(&jpeg[..length], "cut.jpg").is_err(), "{length} of {} bytes", jpeg.len());
         }
     }
 
@@ -312,7 +312,7 @@ mod tests {
             crc.sum()
         };
         bomb[29..33].copy_from_slice(&crc.to_be_bytes());
-        let error = Picture::decode(&bomb, "bomb.png").expect_err("a bomb").to_string();
+        let error = Image::decode(&bomb, "bomb.png").expect_err("a bomb").to_string();
         assert!(error.contains("60000 x 60000"), "{error}");
     }
 
@@ -322,15 +322,15 @@ mod tests {
         let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
         let mut jpeg = Vec::new();
         let left_white: Vec<u8> = (0..16 * 8).flat_map(|i| [if i % 16 < 8 { 255u8 } else { 0 }; 3]).collect();
-        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 100)
+        ::image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 100)
             .write_image(&left_white, 16, 8, Rgb8)
             .unwrap();
         let mut segment = vec![0xff, 0xe1];
         segment.extend_from_slice(&(exif.len() as u16 + 2).to_be_bytes());
         segment.append(&mut exif);
         jpeg.splice(2..2, segment);
-        let picture = Picture::decode(&jpeg, "turned.jpg").unwrap();
-        assert_eq!((picture.width(), picture.height()), (8, 16));
-        assert!(picture.rgb()[0] > 200 && picture.rgb()[16 * 8 * 3 - 1] < 50, "white is on top");
+        let image = Image::decode(&jpeg, "turned.jpg").unwrap();
+        assert_eq!((image.width(), image.height()), (8, 16));
+        assert!(image.rgb()[0] > 200 && image.rgb()[16 * 8 * 3 - 1] < 50, "white is on top");
     }
 }
