@@ -152,7 +152,7 @@ fn encoded(model: &VisionLanguageModel, row: &Row) -> Vec<Tensor<2>> {
 fn whole(model: &VisionLanguageModel, case: &Case, context: &str) {
     let tokens: Vec<u32> = case.rows.iter().flat_map(|row| row.tokens.iter().copied()).collect();
     let features: Vec<Tensor<2>> = case.rows.iter().flat_map(|row| encoded(model, row)).collect();
-    let segment = |row: &Row| Segment { start: 0, len: row.tokens.len(), prefix_len: row.prefix };
+    let segment = |row: &Row| Segment::causal(0, row.tokens.len()).with_prefix(row.prefix);
     let segments: Vec<Segment> = case.rows.iter().map(segment).collect();
     let found = values(model.language_model().logits(model.read_once(&tokens, &features, &segments)));
     let vocab = model.vocab();
@@ -224,7 +224,7 @@ fn suffix_in_chunks(model: &VisionLanguageModel, case: &Case, context: &str) {
             let mut found = values(model.language_model().logits(hidden));
             let mut start = row.prefix;
             for part in row.tokens[row.prefix..].chunks(chunk) {
-                let segment = Segment { start, len: part.len(), prefix_len: row.prefix };
+                let segment = Segment::causal(start, part.len()).with_prefix(row.prefix);
                 found.extend(values(model.read_all(part, &[segment], &mut [&mut memory])));
                 start += part.len();
             }

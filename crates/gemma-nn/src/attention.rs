@@ -3,7 +3,8 @@
 use crate::{KvCache, Projection, Retention, RopeTable, Saver, Segment, Source};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use gemma_kernels::{AttendParams, CachePrecision, attend};
+use gemma_kernels::{AttendParams, CachePrecision, Visibility, attend};
+use std::ops::Range;
 
 /// What one attention layer needs to know; resolved once, per layer, when a configuration is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,8 +19,8 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// Soft cap of the scores, applied after the scale and before the mask.
     pub softcap: Option<f32>,
-    /// How many keys a query sees, itself included; `None`: all.
-    pub window: Option<usize>,
+    /// Which keys a query sees.
+    pub visibility: Visibility,
     /// Whether q, k and v have a bias.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
@@ -27,9 +28,14 @@ pub struct AttentionSpec {
 }
 
 impl AttentionSpec {
+    /// The sliding window, in keys; `None` where there is none.
+    pub fn window(&self) -> Option<usize> {
+        self.visibility.window()
+    }
+
     /// What the layer's cache must keep.
     pub fn retention(&self) -> Retention {
-        self.window.map_or(Retention::Everything, Retention::Last)
+        self.window().map_or(Retention::Everything, Retention::Last)
     }
 }
 
@@ -128,12 +134,21 @@ impl Attention {
     /// One segment: `[tokens, heads, head_dim]` from q of that shape and k, v `[tokens, kv_heads, head_dim]`.
     fn attend(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, segment: &Segment, cache: &mut KvCache) -> Tensor<3> {
         assert_eq!(segment.start, cache.len(), "a segment continues where its cache ends");
-        let whole_prefix = segment.start == 0 && segment.len >= segment.prefix_len;
-        assert!(whole_prefix || segment.start >= segment.prefix_len, "a prefix that sees itself is read in one piece");
+        assert!(
+            segment.cut_block().is_none(),
+            "{:?} of {segment:?} is not forwarded in one piece",
+            segment.cut_block()
+        );
+        let prefix_len = match &segment.blocks[..] {
+            [] => 0,
+            [Range { start: 0, end }] => *end,
+            blocks => panic!("the blocks {blocks:?} do not begin the sequence"),
+        };
+        assert!(matches!(self.spec.visibility, Visibility::Causal { .. }), "causal attention");
         let params = AttendParams {
             start: segment.start,
-            prefix_len: segment.prefix_len,
-            window: self.spec.window,
+            prefix_len,
+            window: self.spec.window(),
             scale: self.spec.scale,
             softcap: self.spec.softcap,
             activations: self.q_proj.weight.attention_activations(),

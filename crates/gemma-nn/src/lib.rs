@@ -35,7 +35,7 @@ mod source;
 pub use attention::{Attention, AttentionSpec};
 pub use cache::{KvCache, Retention};
 pub use embedder::Embedder;
-pub use gemma_kernels::{ActivationPrecision, CachePrecision};
+pub use gemma_kernels::{ActivationPrecision, CachePrecision, Phase, Visibility};
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
 pub use projection::{Projection, Weight};

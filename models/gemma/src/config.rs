@@ -9,7 +9,7 @@ use gemma_model::fields::{
     self, Architecture, Ids, LARGEST_DIMENSION, LARGEST_VOCAB, MOST_LAYERS, cap, finite_positive, invalid, off,
     positive, shortest, tanh_gelu,
 };
-use gemma_nn::{AttentionSpec, RopeSpec};
+use gemma_nn::{AttentionSpec, RopeSpec, Visibility};
 use gemma_weights::catalogue::{self, Decoder as Kind, Shape};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -139,7 +139,7 @@ impl DecoderConfig {
                 head_dim: shape.head_dim,
                 scale: scalar.powf(-0.5),
                 softcap: attention_cap,
-                window: window.filter(|_| index.is_multiple_of(2)),
+                visibility: Visibility::Causal { window: window.filter(|_| index.is_multiple_of(2)) },
                 qkv_bias: false,
                 output_bias: false,
             },
@@ -196,7 +196,7 @@ impl DecoderConfig {
             }
             Norms::BeforeAndAfter => {
                 let kind = |layer: &LayerSpec| {
-                    if layer.attention.window.is_some() { "sliding_attention" } else { "full_attention" }
+                    if layer.attention.window().is_some() { "sliding_attention" } else { "full_attention" }
                 };
                 set("architectures", json!(["Gemma2ForCausalLM"]));
                 set("model_type", json!("gemma2"));
@@ -205,7 +205,7 @@ impl DecoderConfig {
                 set("layer_types", json!(self.layers.iter().map(kind).collect::<Vec<_>>()));
                 // scale is query_pre_attn_scalar ^ -1/2; transformers takes an integer only
                 set("query_pre_attn_scalar", json!(attention.scale.powi(-2).round() as u64));
-                set("sliding_window", json!(self.layers.iter().find_map(|layer| layer.attention.window)));
+                set("sliding_window", json!(self.layers.iter().find_map(|layer| layer.attention.window())));
             }
         }
         file
@@ -250,7 +250,7 @@ impl ConfigFile {
             head_dim,
             scale: finite_positive("query_pre_attn_scalar", scalar)?.powf(-0.5),
             softcap,
-            window: None,
+            visibility: Visibility::CAUSAL,
             qkv_bias: self.attention_bias.unwrap_or(false),
             output_bias: self.attention_bias.unwrap_or(false),
         };
@@ -263,7 +263,11 @@ impl ConfigFile {
             hidden_size: positive("hidden_size", self.hidden_size, LARGEST_DIMENSION)?,
             layers: windows
                 .into_iter()
-                .map(|window| LayerSpec { attention: AttentionSpec { window, ..attention }, intermediate_size, norms })
+                .map(|window| LayerSpec {
+                    attention: AttentionSpec { visibility: Visibility::Causal { window }, ..attention },
+                    intermediate_size,
+                    norms,
+                })
                 .collect(),
             norm_eps: finite_positive("rms_norm_eps", self.rms_norm_eps.unwrap_or(1e-6))?,
             rope: RopeSpec { rotary_dim: head_dim, theta: finite_positive("rope_theta", theta)? },
@@ -337,13 +341,13 @@ mod tests {
     #[test]
     fn gemma_2_alternates_windows_and_reads_its_scale() {
         let config = DecoderConfig::from_json(GEMMA_2.as_bytes()).unwrap();
-        let windows: Vec<_> = config.layers.iter().map(|layer| layer.attention.window).collect();
+        let windows: Vec<_> = config.layers.iter().map(|layer| layer.attention.window()).collect();
         assert_eq!(windows, [Some(6), None, Some(6)]);
         assert_eq!(config.layers[0].attention.scale, 1.0 / 12.0);
         assert_eq!((config.layers[0].attention.softcap, config.final_softcap), (Some(50.0), Some(30.0)));
         let windows = with(r#""layer_types": ["full_attention", "sliding_attention", "full_attention"]"#).unwrap();
-        assert_eq!(windows.layers[1].attention.window, Some(6));
-        assert_eq!(windows.layers[0].attention.window, None);
+        assert_eq!(windows.layers[1].attention.window(), Some(6));
+        assert_eq!(windows.layers[0].attention.window(), None);
     }
 
     #[test]

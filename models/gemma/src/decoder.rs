@@ -194,7 +194,7 @@ impl CausalModel for Decoder {
 
     fn truncatable(&self) -> usize {
         // a window's ring holds everything until it is full
-        let windows = self.config.layers.iter().filter_map(|layer| layer.attention.window);
+        let windows = self.config.layers.iter().filter_map(|layer| layer.attention.window());
         windows.min().unwrap_or(usize::MAX)
     }
 

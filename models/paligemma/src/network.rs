@@ -1,7 +1,7 @@
 //! The network: images through the encoder and the projector, among the embeddings of the text, through the decoder.
 //!
 //! The prompt (images, `<bos>`, text, line break) is a prefix that sees itself both ways; the answer is causal. That
-//! is [`Segment::prefix_len`] and nothing else, so the decoder is Gemma's own, and an answer is made by the loop that
+//! is [`Segment::with_prefix`] and nothing else, so the decoder is Gemma's own, and an answer is made by the loop that
 //! makes all texts.
 
 use burn::module::Module;
@@ -145,7 +145,7 @@ impl VisionLanguageModel {
         let parts: Vec<Tensor<2>> = prompts.iter().map(|prompt| self.embed(prompt.tokens, prompt.features)).collect();
         let segment = |prompt: &Prompt<'_>| {
             let len = prompt.tokens.len();
-            Segment { start: 0, len, prefix_len: len }
+            Segment::causal(0, len).with_prefix(len)
         };
         let segments: Vec<Segment> = prompts.iter().map(segment).collect();
         self.language_model.hidden_states(Tensor::cat(parts, 0), &segments, memories)

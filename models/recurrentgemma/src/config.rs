@@ -9,7 +9,7 @@ use gemma_model::fields::{
     self, Architecture, Ids, LARGEST_DIMENSION, LARGEST_VOCAB, MOST_LAYERS, cap, finite_positive, invalid, off,
     positive, shortest, tanh_gelu,
 };
-use gemma_nn::{AttentionSpec, RopeSpec};
+use gemma_nn::{AttentionSpec, RopeSpec, Visibility};
 use gemma_weights::Dtype;
 use gemma_weights::catalogue::{self, Decoder as Kind, Shape};
 use serde::Deserialize;
@@ -145,7 +145,7 @@ impl GriffinConfig {
             rope: RopeSpec { rotary_dim: attention.map_or(2, |spec| spec.head_dim / 2), theta: 10_000.0 },
             final_softcap: Some(30.0),
             eos: vec![1],
-            window: attention.and_then(|spec| spec.window).unwrap_or(2048),
+            window: attention.and_then(|spec| spec.window()).unwrap_or(2048),
             inclusive_window: false,
             blocks,
         }
@@ -185,7 +185,7 @@ impl GriffinConfig {
         self.inclusive_window = true;
         for block in &mut self.blocks {
             if let Temporal::Attention(attention) = &mut block.temporal {
-                attention.window = Some(self.window + 1);
+                attention.visibility = Visibility::Causal { window: Some(self.window + 1) };
             }
         }
         self
@@ -255,7 +255,7 @@ fn attention(heads: usize, kv_heads: usize, head_dim: usize, window: usize, qkv_
         head_dim,
         scale: (head_dim as f32).powf(-0.5),
         softcap: None,
-        window: Some(window),
+        visibility: Visibility::Causal { window: Some(window) },
         qkv_bias,
         // whatever `attention_bias` says
         output_bias: true,
@@ -413,9 +413,9 @@ mod tests {
     #[test]
     fn a_window_counts_the_token_itself_unless_it_is_inclusive() {
         let config = with("").unwrap();
-        assert_eq!((attention_of(&config).window, config.window()), (Some(6), 6));
+        assert_eq!((attention_of(&config).window(), config.window()), (Some(6), 6));
         let inclusive = config.with_inclusive_window();
-        assert_eq!((attention_of(&inclusive).window, inclusive.window()), (Some(7), 7));
+        assert_eq!((attention_of(&inclusive).window(), inclusive.window()), (Some(7), 7));
         assert_eq!(with(r#", "attention_window_inclusive": true"#).unwrap(), inclusive);
     }
 

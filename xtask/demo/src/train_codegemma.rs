@@ -7,7 +7,7 @@ use burn::module::Module;
 use codegemma::{Order, fim_tokens};
 use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Network, Norms, RandomWeights};
 use gemma_generate::Generation;
-use gemma_nn::{AttentionSpec, RopeSpec, Trainable};
+use gemma_nn::{AttentionSpec, RopeSpec, Trainable, Visibility};
 use gemma_tokenizer::{Family, Tokenizer};
 use gemma_train::Example;
 use gemma_weights::{Checkpoint, Dtype, Loader};
@@ -43,7 +43,7 @@ pub fn config() -> DecoderConfig {
             head_dim,
             scale: (head_dim as f32).powf(-0.5),
             softcap: None,
-            window: None,
+            visibility: Visibility::CAUSAL,
             qkv_bias: false,
             output_bias: false,
         },

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use burn::module::Module;
 use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Network, Norms, RandomWeights};
-use gemma_nn::{AttentionSpec, RopeSpec, Trainable};
+use gemma_nn::{AttentionSpec, RopeSpec, Trainable, Visibility};
 use gemma_tokenizer::{ChatTemplate, Family, Role, Tokenizer};
 use gemma_train::Example;
 use gemma_weights::{Checkpoint, Dtype, Loader};
@@ -36,7 +36,7 @@ pub fn config() -> DecoderConfig {
             head_dim,
             scale: (head_dim as f32).powf(-0.5),
             softcap: Some(50.0),
-            window: index.is_multiple_of(2).then_some(WINDOW),
+            visibility: Visibility::Causal { window: index.is_multiple_of(2).then_some(WINDOW) },
             qkv_bias: false,
             output_bias: false,
         },

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use gemma::{DecoderConfig, LayerSpec, Norms};
-use gemma_nn::{AttentionSpec, RandomWeights, RopeSpec, Segment};
+use gemma_nn::{AttentionSpec, RandomWeights, RopeSpec, Segment, Visibility};
 use gemma_tokenizer::{Family, Tokenizer};
 use gemma_train::{Example, cross_entropy};
 use gemma_weights::{Checkpoint, Dtype};
@@ -54,7 +54,7 @@ pub fn config(vocab: usize) -> PaliGemmaConfig {
             head_dim,
             scale: (head_dim as f32).powf(-0.5),
             softcap: Some(50.0),
-            window: index.is_multiple_of(2).then_some(WINDOW),
+            visibility: Visibility::Causal { window: index.is_multiple_of(2).then_some(WINDOW) },
             qkv_bias: false,
             output_bias: false,
         },
@@ -129,7 +129,7 @@ pub fn loss(model: &VisionLanguageModel, examples: &[ImageExample]) -> Tensor<1>
     let features = model.encode(&images);
     let tokens: Vec<u32> = examples.iter().flat_map(|example| example.text.inputs().iter().copied()).collect();
     let segment =
-        |example: &ImageExample| Segment { start: 0, len: example.text.inputs().len(), prefix_len: example.prefix_len };
+        |example: &ImageExample| Segment::causal(0, example.text.inputs().len()).with_prefix(example.prefix_len);
     let segments: Vec<Segment> = examples.iter().map(segment).collect();
     let hidden = model.read_once(&tokens, &features, &segments);
     let targets = examples.iter().flat_map(|example| example.text.targets()).enumerate();

@@ -242,7 +242,7 @@ struct Facts {
 
 impl Facts {
     fn of_gemma(config: &DecoderConfig, vision: Option<&SiglipConfig>) -> Option<Self> {
-        let windows = || config.layers.iter().filter_map(|layer| layer.attention.window);
+        let windows = || config.layers.iter().filter_map(|layer| layer.attention.window());
         let first = config.layers.first()?;
         Some(Self {
             family: match (first.norms, vision.is_some()) {

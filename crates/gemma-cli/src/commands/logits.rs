@@ -83,7 +83,7 @@ fn read_about(
     for (row, ((prompt, answer), memory)) in rows.iter().zip(&mut memories).enumerate() {
         let mut start = prompt.len();
         for part in answer.chunks(chunk) {
-            let segment = Segment { start, len: part.len(), prefix_len: prompt.len() };
+            let segment = Segment::causal(start, part.len()).with_prefix(prompt.len());
             let hidden = model.read_hidden(part, &[segment], &mut [memory]);
             if !put(model, hidden, &[Place { row, start, len: part.len() }], &mut file, &bar, &watch)? {
                 return Ok(Ending::Interrupted);
