@@ -58,7 +58,7 @@ fn check<N: Network>(folder: &Path, expected: &References, tokens: &[u32], targe
         let mut loader = Loader::new(&checkpoint, None, &device);
         let model = N::load(&mut Trainable::new(&mut loader), &config, checkpoint.dtype());
         let inputs = &tokens[..tokens.len() - 1];
-        let loss = cross_entropy(model.score(inputs, &[Segment::causal(0, inputs.len())]), targets);
+        let loss = cross_entropy(model.uncached_logits(inputs, &[Segment::causal(0, inputs.len())]), targets);
         let found = f64::from(loss.clone().into_scalar::<f32>());
         let context = format!("{} on {backend}", folder.display());
         assert!((found - expected.tensor("loss").values[0]).abs() < 1e-4, "{context}: loss {found}");

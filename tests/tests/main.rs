@@ -4,6 +4,7 @@ mod allocations;
 mod codegemma;
 mod demo;
 mod documents;
+mod engine;
 mod gguf;
 mod gradients;
 mod paligemma;

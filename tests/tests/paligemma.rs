@@ -4,7 +4,7 @@
 use burn::Tensor;
 use burn::module::Param;
 use gemma_demo::train_paligemma::{ImageExample, loss};
-use gemma_generate::{CausalModel, GenerateOptions, Generation};
+use gemma_generate::{CausalModel, GenerateOptions, Generation, Request, Sequence};
 use gemma_nn::{Saver, Segment, Weight};
 use gemma_tests::{Reference, References, devices, goldens, max_distance, rms_distance, shared};
 use gemma_train::Example;
@@ -154,7 +154,7 @@ fn whole(model: &VisionLanguageModel, case: &Case, context: &str) {
     let features: Vec<Tensor<2>> = case.rows.iter().flat_map(|row| encoded(model, row)).collect();
     let segment = |row: &Row| Segment::causal(0, row.tokens.len()).with_prefix(row.prefix);
     let segments: Vec<Segment> = case.rows.iter().map(segment).collect();
-    let found = values(model.language_model().logits(model.read_once(&tokens, &features, &segments)));
+    let found = values(model.logits(model.uncached_hidden_states(model.embed_with(&tokens, &features), &segments)));
     let vocab = model.vocab();
     let mut end = 0;
     for (index, row) in case.rows.iter().enumerate() {
@@ -187,20 +187,25 @@ fn greedy(model: &VisionLanguageModel, case: &Case, exact: bool, context: &str) 
     let features: Vec<Vec<Tensor<2>>> = with_prefix.iter().map(|row| encoded(model, row)).collect();
     let prompts: Vec<Prompt<'_>> =
         with_prefix.iter().zip(&features).map(|(row, features)| Prompt { tokens: &row.tokens, features }).collect();
-    let mut memories: Vec<_> = prompts.iter().map(|_| model.new_memory()).collect();
-    let logits = model.prefill(&prompts, &mut memories.iter_mut().collect::<Vec<_>>());
-    for (index, (row, memory)) in with_prefix.iter().zip(memories).enumerate() {
+    let mut caches: Vec<_> = prompts.iter().map(|_| model.new_cache()).collect();
+    let hidden_states = model.prefill(&prompts, &mut caches.iter_mut().collect::<Vec<_>>());
+    let mut end = 0;
+    for (index, (row, features)) in with_prefix.iter().zip(&features).enumerate() {
+        end += row.tokens.len();
         let Some((expected, margins)) = &row.greedy else { continue };
         let context = format!("{context}, row {index}");
-        let next = logits.clone().narrow(0, index, 1);
+        let next = model.logits(hidden_states.clone().narrow(0, end - 1, 1));
         if exact {
             let last = &row.logits[row.logits.len() - model.vocab()..];
-            let distance = max_distance(&values(next.clone()), last);
+            let distance = max_distance(&values(next), last);
             assert!(distance < LOGITS, "{context}: a logit after the prompt is {distance} off");
         }
         let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(expected.len()) };
-        let generation = Generation::resume(model, memory, row.tokens.len(), next, &options, &[]).expect("a prompt");
-        let found: Vec<u32> = generation.map(|pick| pick.expect("finite logits").token).collect();
+        let inputs = model.embed_with(&row.tokens, features);
+        let prompt = gemma_generate::Prompt::Inputs { inputs, blocks: vec![0..row.tokens.len()] };
+        let sequence = Sequence::new(model.new_cache());
+        let generation = Generation::of(model, sequence, Request::new(prompt, options)).expect("a prompt");
+        let found: Vec<u32> = generation.map(|sampled| sampled.expect("finite logits").token).collect();
         let enough = if exact { MARGIN } else { 0.2 };
         for (step, ((found, id), margin)) in found.iter().zip(expected).zip(margins).enumerate() {
             if *margin < enough {
@@ -217,15 +222,15 @@ fn suffix_in_chunks(model: &VisionLanguageModel, case: &Case, context: &str) {
     let vocab = model.vocab();
     for row in &case.rows {
         for chunk in [1, 3, 7] {
-            let mut memory = model.new_memory();
+            let mut cache = model.new_cache();
             let features = encoded(model, row);
             let prompt = Prompt { tokens: &row.tokens[..row.prefix], features: &features };
-            let hidden = model.read_prompts(&[prompt], &mut [&mut memory]);
+            let hidden = model.prefill(&[prompt], &mut [&mut cache]);
             let mut found = values(model.language_model().logits(hidden));
             let mut start = row.prefix;
             for part in row.tokens[row.prefix..].chunks(chunk) {
                 let segment = Segment::causal(start, part.len()).with_prefix(row.prefix);
-                found.extend(values(model.read_all(part, &[segment], &mut [&mut memory])));
+                found.extend(values(model.all_logits(part, &[segment], &mut [&mut cache])));
                 start += part.len();
             }
             assert_eq!(found.len(), row.tokens.len() * vocab);

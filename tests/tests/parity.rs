@@ -30,13 +30,13 @@ pub(crate) fn values(tensor: burn::Tensor<2>) -> Vec<f32> {
     tensor.into_data().try_into_vec().expect("f32 logits")
 }
 
-/// The logits after every token, read `chunk` tokens at a time through one memory.
+/// The logits after every token, read `chunk` tokens at a time through one cache.
 pub(crate) fn in_chunks(model: &impl CausalModel, tokens: &[u32], chunk: usize) -> Vec<f32> {
-    let mut memory = model.new_memory();
+    let mut cache = model.new_cache();
     let mut logits = Vec::new();
     for (index, part) in tokens.chunks(chunk).enumerate() {
         let segment = Segment::causal(index * chunk, part.len());
-        logits.extend(values(model.read_all(part, &[segment], &mut [&mut memory])));
+        logits.extend(values(model.all_logits(part, &[segment], &mut [&mut cache])));
     }
     logits
 }
@@ -64,7 +64,11 @@ pub(crate) fn check_with<N: Network>(folder: &Path, options: &LoadOptions, cases
             for chunk in [case.tokens.len(), 1, 3, 7] {
                 compare(&in_chunks(&model, &case.tokens, chunk), case, &format!("{context}, chunk {chunk}"));
             }
-            compare(&values(model.score(&case.tokens, &[Segment::causal(0, case.tokens.len())])), case, &context);
+            compare(
+                &values(model.uncached_logits(&case.tokens, &[Segment::causal(0, case.tokens.len())])),
+                case,
+                &context,
+            );
             greedy(&model, case, &context);
         }
         // by default the rows of a long prompt are rounded as those of a short one are not
@@ -109,19 +113,19 @@ fn batch(model: &impl CausalModel, cases: &[Case], context: &str) {
     let permitted = if cases.iter().any(|case| case.wide.is_some()) { ALONE_BF16 } else { ALONE };
     let tokens: Vec<u32> = cases.iter().flat_map(|case| case.tokens.iter().copied()).collect();
     let segments: Vec<Segment> = cases.iter().map(|case| Segment::causal(0, case.tokens.len())).collect();
-    let mut memories: Vec<_> = cases.iter().map(|_| model.new_memory()).collect();
-    let mut lent: Vec<_> = memories.iter_mut().collect();
-    let together = values(model.read_all(&tokens, &segments, &mut lent));
+    let mut caches: Vec<_> = cases.iter().map(|_| model.new_cache()).collect();
+    let mut lent: Vec<_> = caches.iter_mut().collect();
+    let together = values(model.all_logits(&tokens, &segments, &mut lent));
     let next: Vec<u32> = vec![5; cases.len()];
     let steps: Vec<Segment> = cases.iter().map(|case| Segment::causal(case.tokens.len(), 1)).collect();
-    let after = values(model.read(&next, &steps, &mut lent));
+    let after = values(model.last_logits(&next, &steps, &mut lent));
     let vocab = model.vocab();
     let (mut together, mut after) = (together.as_slice(), after.as_slice());
     for case in cases {
         let len = case.tokens.len();
-        let mut memory = model.new_memory();
-        let prompt = values(model.read_all(&case.tokens, &[Segment::causal(0, len)], &mut [&mut memory]));
-        let last = values(model.read(&[5], &[Segment::causal(len, 1)], &mut [&mut memory]));
+        let mut cache = model.new_cache();
+        let prompt = values(model.all_logits(&case.tokens, &[Segment::causal(0, len)], &mut [&mut cache]));
+        let last = values(model.last_logits(&[5], &[Segment::causal(len, 1)], &mut [&mut cache]));
         for (what, part, alone) in [("batch", &mut together, prompt), ("batched step", &mut after, last)] {
             let (found, rest) = part.split_at(alone.len());
             *part = rest;

@@ -2,7 +2,7 @@
 
 use crate::parity::{in_chunks, values};
 use gemma::{ActivationPrecision, Backend, CachePrecision, Decoder, LoadOptions, Network};
-use gemma_generate::{CausalModel, Sequence};
+use gemma_generate::{Cache, CausalModel, Sequence};
 use gemma_model::{load_state, save_state};
 use gemma_nn::Segment;
 use gemma_tests::{References, goldens, rms_distance};
@@ -30,8 +30,11 @@ fn coarser_precisions_stay_near_the_reference() {
         ] {
             let options = LoadOptions { precision: Some(precision), ..LoadOptions::default() };
             let model = Decoder::open(&checkpoint, &options, &device).expect("a model");
-            let found: Vec<f32> =
-                model.score(&tokens, &[Segment::causal(0, tokens.len())]).into_data().try_into_vec().expect("f32");
+            let found: Vec<f32> = model
+                .uncached_logits(&tokens, &[Segment::causal(0, tokens.len())])
+                .into_data()
+                .try_into_vec()
+                .expect("f32");
             let distance = rms_distance(found.iter().map(|value| f64::from(*value)), &logits);
             assert!(distance < limit, "{precision} on {backend}: rms distance {distance}");
             assert!(precision == Precision::F32 || distance > 1e-6, "{precision} on {backend} changed nothing");
@@ -58,7 +61,11 @@ fn activations_are_as_fine_as_was_asked_for() {
             let logits = |activations, tokens: &[u32]| -> Vec<f32> {
                 let options = LoadOptions { precision: Some(precision), activations, ..LoadOptions::default() };
                 let model = Decoder::open(&checkpoint, &options, &device).expect("a model");
-                model.score(tokens, &[Segment::causal(0, tokens.len())]).into_data().try_into_vec().expect("f32")
+                model
+                    .uncached_logits(tokens, &[Segment::causal(0, tokens.len())])
+                    .into_data()
+                    .try_into_vec()
+                    .expect("f32")
             };
             for tokens in [&tokens[..1], &tokens[..]] {
                 let exact = logits(ActivationPrecision::F32, tokens);
@@ -85,7 +92,7 @@ fn every_family_is_told_how_finely_to_see_activations() {
         let device = backend.device().expect("a compiled backend opens");
         let options = LoadOptions { precision: Some(Precision::Q8_0), activations, ..LoadOptions::default() };
         let model = N::open(checkpoint, &options, &device).expect("a demo");
-        values(model.read(&[2, 5, 7], &[Segment::causal(0, 3)], &mut [&mut model.new_memory()]))
+        values(model.last_logits(&[2, 5, 7], &[Segment::causal(0, 3)], &mut [&mut model.new_cache()]))
     }
     fn told<N: Network>(demo: Result<Checkpoint, gemma_model::Error>) -> bool {
         let demo = demo.expect("a demo");
@@ -99,11 +106,11 @@ fn every_family_is_told_how_finely_to_see_activations() {
     assert!(told::<paligemma::VisionLanguageModel>(paligemma::demo_checkpoint()), "PaliGemma");
 }
 
-/// Keys and values kept as f16: half the memory, and logits that differ by a thousandth of theirs, however a text is read;
+/// Keys and values kept as f16: half the cache, and logits that differ by a thousandth of theirs, however a text is read;
 /// what was read is kept in files as before.
 #[test]
 fn a_cache_of_half_the_size_changes_little() {
-    fn check<N: Network<Memory: Clone>>(folder: &str) {
+    fn check<N: Network>(folder: &str) {
         let folder = goldens().join(folder);
         let checkpoint = Checkpoint::open(&folder).expect("a model folder");
         let expected = References::open(&folder.join("expected.safetensors"));
@@ -124,23 +131,23 @@ fn a_cache_of_half_the_size_changes_little() {
                 assert!(distance > 0.0 && distance < 2e-3, "{context}");
             }
             let read = |model: &N| {
-                let mut memory = model.new_memory();
-                model.read(&tokens, &[Segment::causal(0, tokens.len())], &mut [&mut memory]);
-                memory
+                let mut cache = model.new_cache();
+                model.last_logits(&tokens, &[Segment::causal(0, tokens.len())], &mut [&mut cache]);
+                cache
             };
-            let (wide_memory, memory) = (read(&wide), read(&narrow));
-            assert!(N::memory_bytes(&memory) < N::memory_bytes(&wide_memory), "{backend}");
+            let (wide_memory, cache) = (read(&wide), read(&narrow));
+            assert!(cache.bytes_len() < wide_memory.bytes_len(), "{backend}");
             // and once more from a file
             let file = std::env::temp_dir().join(format!("gemma-cache-{}-{backend}", std::process::id()));
-            let sequence = Sequence::after(memory, tokens.len());
+            let sequence = Sequence::new(cache);
             save_state(&narrow, &sequence, &file).expect("it can be written");
             let loaded = load_state(&narrow, &file);
             std::fs::remove_file(&file).expect("it was written");
-            let next = |sequence: &Sequence<N::Memory>| {
-                let mut memory: N::Memory = sequence.memory().clone();
-                assert!(N::memory_bytes(&memory) < N::memory_bytes(&wide_memory), "{backend}");
-                let memories: &mut [&mut N::Memory] = &mut [&mut memory];
-                values(narrow.read(&[5], &[Segment::causal(tokens.len(), 1)], memories))
+            let next = |sequence: &Sequence<N::Cache>| {
+                let mut cache: N::Cache = sequence.cache().clone();
+                assert!(cache.bytes_len() < wide_memory.bytes_len(), "{backend}");
+                let caches: &mut [&mut N::Cache] = &mut [&mut cache];
+                values(narrow.last_logits(&[5], &[Segment::causal(tokens.len(), 1)], caches))
             };
             assert_eq!(next(&loaded.expect("it was just written")), next(&sequence), "{backend}");
         }

@@ -4,10 +4,10 @@
 use crate::parity::{check, golden_case, in_chunks, open, rows_of, shared_cases};
 use burn::Tensor;
 use gemma_demo::train_recurrentgemma::{WINDOW, examine};
-use gemma_generate::CausalModel;
+use gemma_generate::{Cache, CausalModel};
 use gemma_nn::Segment;
 use gemma_tests::{References, devices, goldens, max_distance, shared};
-use recurrentgemma::{GenerateOptions, Griffin, GriffinConfig, LayerMemory, LoadOptions, Memory, Network};
+use recurrentgemma::{GenerateOptions, Griffin, GriffinCache, GriffinConfig, LayerCache, LoadOptions, Network};
 use std::path::Path;
 
 /// The largest permitted distance of an f32 logit or state from the reference.
@@ -30,13 +30,13 @@ fn fixtures_of_the_shared_set() {
     }
 }
 
-/// The memory of tokens that are read `chunk` at a time.
-fn read(model: &Griffin, tokens: &[u32], chunk: usize) -> Memory {
-    let mut memory = model.new_memory();
+/// The cache of tokens that are read `chunk` at a time.
+fn read(model: &Griffin, tokens: &[u32], chunk: usize) -> GriffinCache {
+    let mut cache = model.new_cache();
     for (index, part) in tokens.chunks(chunk).enumerate() {
-        model.read(part, &[Segment::causal(index * chunk, part.len())], &mut [&mut memory]);
+        model.last_logits(part, &[Segment::causal(index * chunk, part.len())], &mut [&mut cache]);
     }
-    memory
+    cache
 }
 
 fn values(state: &Option<Tensor<2>>) -> Vec<f32> {
@@ -48,10 +48,10 @@ fn check_states(folder: &Path, expected: &References, prefix: &str, tokens: &[u3
     for (backend, device) in devices() {
         let model: Griffin = open(folder, &device);
         for chunk in [tokens.len(), 1, 3, 7] {
-            let memory = read(&model, tokens, chunk);
+            let cache = read(&model, tokens, chunk);
             let mut compared = 0;
-            for (index, layer) in memory.layers().iter().enumerate() {
-                let LayerMemory::Recurrent(state) = layer else { continue };
+            for (index, layer) in cache.layers().iter().enumerate() {
+                let LayerCache::Recurrent(state) = layer else { continue };
                 let context = format!("{} layer {index} on {backend}, chunk {chunk}", folder.display());
                 let hidden = expected.tensor(&format!("{prefix}state.rg_lru.{index}"));
                 let width = hidden.values.len();
@@ -131,8 +131,8 @@ fn a_memory_does_not_grow_once_its_window_is_full_and_a_clone_is_a_fork() {
         assert!(sizes.windows(2).all(|pair| pair[0] == pair[1]), "{backend}: {sizes:?}");
 
         let stem = read(&model, &text(50), 16);
-        let after = |memory: &mut Memory, token: u32| {
-            let logits = model.read(&[token], &[Segment::causal(memory.len(), 1)], &mut [memory]);
+        let after = |cache: &mut GriffinCache, token: u32| {
+            let logits = model.last_logits(&[token], &[Segment::causal(cache.len(), 1)], &mut [cache]);
             logits.into_data().try_into_vec::<f32>().expect("f32")
         };
         let (mut one, mut other) = (stem.clone(), stem.clone());

@@ -10,18 +10,18 @@ use recurrentgemma::Griffin;
 use std::path::{Path, PathBuf};
 
 /// A sequence that has read `tokens` but the last.
-fn read<N: Network>(network: &N, tokens: &[u32]) -> Sequence<N::Memory> {
-    let mut sequence = Sequence::new(network.new_memory());
+fn read<N: Network>(network: &N, tokens: &[u32]) -> Sequence<N::Cache> {
+    let mut sequence = Sequence::new(network.new_cache());
     sequence.push(tokens);
-    sequence.read_ahead(network, 5, || true);
+    sequence.prefill(network, 5, || true);
     sequence
 }
 
 /// The logits that follow everything in a sequence.
-fn next<N: Network>(network: &N, sequence: Sequence<N::Memory>) -> Vec<f32> {
-    let (start, unread) = (sequence.position(), sequence.unread().to_vec());
-    let mut memory = sequence.into_memory();
-    let logits = network.read(&unread, &[Segment::causal(start, unread.len())], &mut [&mut memory]);
+fn next<N: Network>(network: &N, sequence: Sequence<N::Cache>) -> Vec<f32> {
+    let (start, unread) = (sequence.position(), sequence.pending().to_vec());
+    let mut cache = sequence.into_cache();
+    let logits = network.last_logits(&unread, &[Segment::causal(start, unread.len())], &mut [&mut cache]);
     logits.into_data().try_into_vec().expect("f32")
 }
 
@@ -39,7 +39,7 @@ fn check<N: Network>(name: &str) {
             let sequence = read(&network, &tokens[..len]);
             save_state(&network, &sequence, &file).expect("a writable folder");
             let again = load_state(&network, &file).expect("the file that was just written");
-            assert_eq!((again.position(), again.unread()), (sequence.position(), sequence.unread()));
+            assert_eq!((again.position(), again.pending()), (sequence.position(), sequence.pending()));
             assert_eq!(next(&network, again), next(&network, sequence), "{name} on {backend}, {len} tokens");
         }
         assert_eq!(std::fs::read_dir(parent.path()).expect("readable").count(), 1, "nothing else is left behind");

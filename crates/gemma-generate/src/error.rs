@@ -63,8 +63,8 @@ pub enum Error {
         /// How many logits there were.
         vocab: usize,
     },
-    /// The model, or the caller of [`Generation::resume`](crate::Generation::resume), gave a wrong number of logits.
-    #[error("the logits have shape {found:?} where {expected:?} were due; check the model's read")]
+    /// The model gave a wrong number of logits.
+    #[error("the logits have shape {found:?} where {expected:?} were due; check the model's logits")]
     LogitsShape {
         /// Rows and columns received.
         found: [usize; 2],
@@ -77,6 +77,47 @@ pub enum Error {
         /// What the backend reported, on one line.
         reason: String,
     },
+    /// A logit bias for a token that the model's vocabulary does not have.
+    #[error("logit_bias names token {token}, which is not in the model's vocabulary of {vocab}; leave it out")]
+    BiasedTokenOutOfRange {
+        /// The token.
+        token: TokenId,
+        /// How many tokens the model knows.
+        vocab: usize,
+    },
+    /// Logit bias and mask exclude every token that the model could give.
+    #[error("logit bias and mask exclude every token; let them allow at least one, or a stop token")]
+    NothingAllowed,
+    /// A prompt of embedded rows that does not fit together.
+    #[error(
+        "the prompt has {rows} rows of embeddings for {tokens} tokens and blocks up to token {last}; give one row per \
+         token, blocks in order within them, and no sequence before"
+    )]
+    InputRows {
+        /// Rows of embeddings.
+        rows: usize,
+        /// Token ids.
+        tokens: usize,
+        /// Where the last block that sees itself both ways ends, in tokens.
+        last: usize,
+    },
+    /// A request whose cache is larger than the engine's limit.
+    #[error(
+        "the request needs up to {needed} bytes of cache and the engine has {limit}; shorten the prompt or max_tokens, or \
+         raise max_cache_bytes"
+    )]
+    CacheTooSmall {
+        /// Bytes for the prompt and the longest answer.
+        needed: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The engine's thread has ended.
+    #[error("the engine was stopped; submit the request to another")]
+    EngineStopped,
+    /// The model panicked in a forward pass.
+    #[error("the model failed in a forward pass; try again, with a shorter prompt or another backend")]
+    ModelPanicked,
     /// One request of a batch is wrong.
     #[error("request {index} of the batch: {source}")]
     Request {

@@ -1,15 +1,15 @@
 //! A model without weights: the loop is tested with it.
 //!
-//! What it says next is a function of every token its memory holds, in order, so that a token lost, doubled or given to
+//! What it says next is a function of every token its cache holds, in order, so that a token lost, doubled or given to
 //! the wrong sequence changes all that follows.
 
-use std::cell::RefCell;
+use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use gemma_nn::{Segment, total_tokens};
 use gemma_tokenizer::{Family, TokenId, Tokenizer};
 
-use crate::CausalModel;
+use crate::{Cache, CacheTensors, CausalModel, Inputs};
 
 /// The pieces of [`tokenizer`] after its control tokens; the last six are the bytes of "é" and of "🦀".
 const PIECES: [&str; 18] = [
@@ -48,17 +48,21 @@ pub(crate) struct Fake {
     context: Option<usize>,
     /// Says these one after the other, by position, instead of what it makes up.
     script: Vec<TokenId>,
-    /// How many tokens a memory may hold that is still to be truncated.
+    /// How many tokens a cache may hold that is still to be truncated.
     truncatable: usize,
     /// Gives NaN once a sequence has this many tokens.
     breaks_at: usize,
     /// The lengths of the segments of each call so far.
-    calls: RefCell<Vec<Vec<usize>>>,
+    calls: Mutex<Vec<Vec<usize>>>,
 }
 
-/// Every token read.
+/// Every token so far.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct History(pub(crate) Vec<TokenId>);
+pub(crate) struct History {
+    pub(crate) tokens: Vec<TokenId>,
+    /// A history that is longer cannot be truncated.
+    truncatable: usize,
+}
 
 impl Fake {
     /// Knows `vocab` tokens, and no limit.
@@ -71,7 +75,7 @@ impl Fake {
             script: Vec::new(),
             truncatable: usize::MAX,
             breaks_at: usize::MAX,
-            calls: RefCell::new(Vec::new()),
+            calls: Mutex::new(Vec::new()),
         }
     }
 
@@ -95,11 +99,11 @@ impl Fake {
 
     /// The lengths of the segments of each call since this was asked last.
     pub(crate) fn calls(&self) -> Vec<Vec<usize>> {
-        self.calls.take()
+        std::mem::take(&mut *self.calls.lock().unwrap())
     }
 
     /// Logits `[vocab]` after a history.
-    pub(crate) fn logits(&self, history: &[TokenId]) -> Vec<f32> {
+    pub(crate) fn after(&self, history: &[TokenId]) -> Vec<f32> {
         if history.len() >= self.breaks_at {
             return vec![f32::NAN; self.vocab];
         }
@@ -123,7 +127,7 @@ impl Fake {
     pub(crate) fn greedy(&self, prompt: &[TokenId], count: usize) -> Vec<TokenId> {
         let mut history = prompt.to_vec();
         for _ in 0..count {
-            let logits = self.logits(&history);
+            let logits = self.after(&history);
             let best = (0..self.vocab).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
             history.push(best as TokenId);
         }
@@ -137,56 +141,54 @@ impl Fake {
 }
 
 impl CausalModel for Fake {
-    type Memory = History;
+    type Cache = History;
 
-    fn new_memory(&self) -> History {
-        History::default()
+    fn embed(&self, tokens: &[TokenId]) -> Inputs {
+        let embeddings = Tensor::zeros([tokens.len(), 1], &self.device);
+        Inputs { token_ids: tokens.to_vec(), embeddings }
     }
 
-    fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut History]) -> Tensor<2> {
-        self.calls.borrow_mut().push(segments.iter().map(|segment| segment.len).collect());
-        assert_eq!(tokens.len(), total_tokens(segments));
-        assert_eq!(segments.len(), memories.len());
-        let mut rest = tokens;
+    fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut History]) -> Tensor<2> {
+        self.calls.lock().unwrap().push(segments.iter().map(|segment| segment.len).collect());
+        assert_eq!(inputs.len(), total_tokens(segments));
+        assert_eq!(segments.len(), caches.len());
+        let mut rest = inputs.token_ids.as_slice();
         let mut rows = Vec::new();
-        for (segment, memory) in segments.iter().zip(memories) {
+        for (segment, cache) in segments.iter().zip(caches) {
             assert!(segment.len > 0, "an empty segment has no last token");
-            assert_eq!(segment.start, memory.0.len(), "a segment continues its memory");
+            assert_eq!(segment.start, cache.tokens.len(), "a segment continues its cache");
             let (own, others) = rest.split_at(segment.len);
-            memory.0.extend_from_slice(own);
-            assert!(self.context.is_none_or(|limit| memory.0.len() <= limit), "more was read than fits");
-            rows.push(self.logits(&memory.0));
-            rest = others;
-        }
-        self.tensor(rows)
-    }
-
-    fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut History]) -> Tensor<2> {
-        let mut rows = Vec::new();
-        let mut rest = tokens;
-        for (segment, memory) in segments.iter().zip(memories.iter()) {
-            let (own, others) = rest.split_at(segment.len);
-            let mut history = memory.0.clone();
             for &token in own {
-                history.push(token);
-                rows.push(self.logits(&history));
+                cache.tokens.push(token);
+                rows.push(self.after(&cache.tokens));
             }
+            assert!(self.context.is_none_or(|limit| cache.tokens.len() <= limit), "more tokens than fit");
             rest = others;
         }
-        self.read(tokens, segments, memories);
         self.tensor(rows)
     }
 
-    fn truncate(&self, memory: &mut History, len: usize) -> bool {
-        let possible = memory.0.len() <= self.truncatable;
-        if possible {
-            memory.0.truncate(len);
-        }
-        possible || len >= memory.0.len()
+    /// The hidden states are the logits.
+    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        hidden_states
     }
 
-    fn truncatable(&self) -> usize {
-        self.truncatable
+    fn new_cache(&self) -> History {
+        History { truncatable: self.truncatable, ..History::default() }
+    }
+
+    fn no_cache(&self) -> History {
+        self.new_cache()
+    }
+
+    fn restore_cache(&self, len: usize, tensors: &CacheTensors) -> Option<History> {
+        let (_, _, values) = tensors.iter().next()?;
+        let tokens = values.iter().map(|value| *value as TokenId).collect();
+        (values.len() == len).then_some(History { tokens, truncatable: self.truncatable })
+    }
+
+    fn cache_bytes(&self, tokens: usize) -> usize {
+        4 * tokens
     }
 
     fn context_length(&self) -> Option<usize> {
@@ -195,5 +197,34 @@ impl CausalModel for Fake {
 
     fn vocab(&self) -> usize {
         self.vocab
+    }
+}
+
+impl Cache for History {
+    fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn bytes_len(&self) -> usize {
+        4 * self.tokens.len()
+    }
+
+    fn truncate(&mut self, len: usize) -> bool {
+        let possible = self.tokens.len() <= self.truncatable || len >= self.tokens.len();
+        if possible {
+            self.tokens.truncate(len);
+        }
+        possible
+    }
+
+    fn truncatable(&self) -> usize {
+        self.truncatable
+    }
+
+    fn tensors(&self) -> CacheTensors {
+        let mut tensors = CacheTensors::new();
+        let values = self.tokens.iter().map(|token| *token as f32).collect();
+        tensors.insert_values("tokens", vec![self.tokens.len()], values);
+        tensors
     }
 }

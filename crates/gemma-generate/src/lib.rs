@@ -1,7 +1,7 @@
-//! The mill: from a model that says what may come next to a text that someone reads.
+//! The decoding loop: from a model that gives logits to a text that someone reads.
 //!
-//! This crate knows no model and no file: it sees one trait, [`CausalModel`], and token numbers. Read
-//! `generation.rs` if you read only one page of it.
+//! This crate knows no model and no file: it sees one trait, [`CausalModel`], and token ids. [`Engine`] is its heart;
+//! everything else is a face of it or a part.
 //!
 //! ```no_run
 //! use gemma_generate::{CausalModel, Error, GenerateOptions, Generation, TextStream};
@@ -19,26 +19,29 @@
 //!
 //! | Module | What is in it |
 //! |---|---|
-//! | `generation` | [`Generation`]: read what is unread, pick, stop or yield |
-//! | `lookup` | [`Lookup`]: guesses from what was there before, for the model to check several at once |
-//! | `model` | [`CausalModel`]: all that the loop asks of a model |
-//! | `sequence` | [`Sequence`]: what a model has read, and what it has yet to read |
+//! | `model`, `cache` | [`CausalModel`], [`Cache`]: all that the engine asks of a model |
+//! | `engine` | [`Engine`]: continuous batching, prefix cache, per-request errors; [`EngineThread`]: the same on a thread |
+//! | `generation` | [`Generation`]: one request as an iterator of tokens |
+//! | `batch` | [`generate_batch`]: many requests, run to their ends |
+//! | `sequence` | [`Sequence`]: tokens, and the cache of those that the model has run over |
+//! | `speculative` | [`PromptLookup`]: draft tokens that the model verifies several at once |
 //! | `sampler`, `softmax`, `random` | [`Sampler`]: logits in, one token out |
-//! | `text`, `stop_text` | [`TextStream`]: whole characters, cut before a stop text |
-//! | `batch` | [`generate_batch`]: many prompts, one call of the model per step |
-//! | `score` | [`score`](fn@score): how likely a model finds a given text |
-//! | `options`, `error` | [`GenerateOptions`] and what is wrong with them |
+//! | `text`, `stop_text` | [`TextStream`]: whole characters, ended before a stop text |
+//! | `score` | [`score`](fn@score): logprobs and perplexity of a given text |
+//! | `options`, `finish`, `error` | [`GenerateOptions`], why a generation is over, what is wrong with a request |
 //!
 //! # What is not supported
 //!
-//! Beam search, constrained decoding (grammars), per-token biases and drafts by a second model.
+//! Beam search, and drafts by a second model. Grammars come in through [`TokenMask`].
 
 mod batch;
+mod cache;
+mod engine;
 mod error;
 #[cfg(test)]
 mod fake;
+mod finish;
 mod generation;
-mod lookup;
 mod model;
 mod options;
 mod random;
@@ -46,20 +49,27 @@ mod sampler;
 mod score;
 mod sequence;
 mod softmax;
+mod speculative;
 mod stop_text;
 mod text;
 
-pub use batch::{Request, finish_batch, generate_batch};
+pub use batch::generate_batch;
+pub use cache::{Cache, CacheTensors};
+pub use engine::{
+    Engine, EngineHandle, EngineOptions, EngineStats, EngineThread, Event, Prompt, Request, RequestEvents, RequestId,
+    StopRule, TokenLogprobs, TokenMask,
+};
 pub use error::Error;
-pub use generation::{FinishReason, Generation, Timings};
-pub use lookup::Lookup;
-pub use model::CausalModel;
+pub use finish::{FinishReason, Timings};
+pub use generation::Generation;
+pub use model::{CausalModel, Inputs, logits_in_chunks};
 pub use options::GenerateOptions;
-pub use sampler::{Pick, Sampler};
+pub use sampler::{SampledToken, Sampler};
 pub use score::{SCORE_CHUNK, Score, score, score_windows};
 pub use sequence::Sequence;
+pub use speculative::PromptLookup;
 pub use stop_text::StopText;
 pub use text::{Generated, TextDecoder, TextStream};
 
-pub use gemma_nn::Segment;
+pub use gemma_nn::{Phase, Segment};
 pub use gemma_tokenizer::TokenId;

@@ -1,5 +1,7 @@
 //! What a caller may ask of a generation, with the defaults stated once.
 
+use gemma_tokenizer::TokenId;
+
 use crate::Error;
 
 /// How to continue a prompt: how far, how freely, and when to stop.
@@ -31,14 +33,20 @@ pub struct GenerateOptions {
     /// Above 1 makes tokens that the prompt or the answer already holds less likely. Default 1 (off):
     /// Gemma's answers get worse with it.
     pub repetition_penalty: f32,
+    /// Subtracted from the logit of each token that the answer already has. Default 0 (off).
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a token for each time that the answer already has it. Default 0 (off).
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens; -100 practically excludes a token. Default none.
+    pub logit_bias: Vec<(TokenId, f32)>,
     /// The same seed gives the same text. `None` takes a fresh one. Default `None`.
     pub seed: Option<u64>,
     /// Texts that end the answer; the answer is cut before the first that is completed. Default none.
     pub stop: Vec<String>,
     /// Go on after the model's stop tokens, up to `max_tokens`. Default `false`.
     pub ignore_eos: bool,
-    /// Most prompt tokens the model reads in one call. Smaller needs less memory and reacts faster to
-    /// cancelling, larger reads faster. Default 512.
+    /// Most prompt tokens in one forward pass. Smaller needs less memory and reacts faster to
+    /// cancelling, larger prefills faster. Default 512.
     pub prefill_chunk: usize,
 }
 
@@ -51,6 +59,9 @@ impl Default for GenerateOptions {
             top_p: Some(0.95),
             min_p: None,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: None,
             stop: Vec::new(),
             ignore_eos: false,
@@ -98,6 +109,14 @@ impl GenerateOptions {
             self.repetition_penalty,
             "a finite number above 0 (1 is off)",
         )?;
+        for (option, value) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
+            require(value.is_finite(), option, value, "a finite number (0 is off)")?;
+        }
+        let biased = self.logit_bias.iter().find(|(_, bias)| !bias.is_finite());
+        let bias = biased.map_or(0.0, |(_, bias)| *bias);
+        require(bias.is_finite(), "logit_bias", bias, "finite numbers (-100 practically excludes a token)")?;
         require(
             self.stop.iter().all(|text| !text.is_empty()),
             "stop",
@@ -164,6 +183,9 @@ mod tests {
             ("repetition_penalty", "-1", GenerateOptions { repetition_penalty: -1.0, ..base() }),
             ("repetition_penalty", "NaN", GenerateOptions { repetition_penalty: f32::NAN, ..base() }),
             ("repetition_penalty", "inf", GenerateOptions { repetition_penalty: f32::INFINITY, ..base() }),
+            ("presence_penalty", "NaN", GenerateOptions { presence_penalty: f32::NAN, ..base() }),
+            ("frequency_penalty", "inf", GenerateOptions { frequency_penalty: f32::INFINITY, ..base() }),
+            ("logit_bias", "NaN", GenerateOptions { logit_bias: vec![(1, 2.0), (3, f32::NAN)], ..base() }),
             ("stop", "an empty text", GenerateOptions { stop: vec!["a".into(), "".into()], ..base() }),
             ("prefill_chunk", "0", GenerateOptions { prefill_chunk: 0, ..base() }),
         ];

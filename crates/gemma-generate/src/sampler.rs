@@ -1,11 +1,11 @@
-//! The scales: logits in, one token out.
+//! The sampler: logits in, one token out.
 //!
 //! Each cut (top-k, top-p) and the draw itself ask the same question, "which candidate is it at which the
 //! weights, added from the likeliest down, reach this much?", and [`reach`] answers it in linear time, without
 //! sorting 256 000 candidates. Weights are integers, so their sums do not depend on the order of adding,
 //! and the same logits and seed give the same token on every platform.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use gemma_kernels::math::exp;
 use gemma_tokenizer::TokenId;
@@ -20,22 +20,24 @@ const ONE: f32 = (1_u64 << 40) as f32;
 /// e⁻²⁸ is below 1/[`ONE`]: a logit this far (times the temperature) below the best has weight 0.
 const REACH: f32 = 28.0;
 
-/// A token that was picked.
+/// A token that was sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pick {
+pub struct SampledToken {
     /// The token.
     pub token: TokenId,
     /// Natural logarithm of the probability that the *model* gave it: from the logits as they came, before
     /// repetition penalty, temperature and cuts. So it does not depend on the options, and can be compared
     /// with [`score`](crate::score).
-    pub log_prob: f64,
+    pub logprob: f64,
 }
 
-/// Picks tokens from logits.
+/// Samples tokens from logits.
 ///
 /// In this order, which is that of Hugging Face transformers:
 ///
-/// 1. **Repetition penalty** p: the logit of each token [observed](Sampler::observe) or picked before is
+/// 0. **Logit bias**, **presence** and **frequency penalty** (as in OpenAI's API, counting the answer's tokens only), and
+///    the **mask** of a grammar, which excludes tokens.
+/// 1. **Repetition penalty** p: the logit of each token [observed](Sampler::observe) or sampled before is
 ///    divided by p if positive and multiplied by p if not (Keskar et al., "CTRL", 2019, section 4.1).
 /// 2. **Temperature** 0 ends here: the highest logit wins, of equals the lowest token number. Otherwise the
 ///    logits are divided by the temperature.
@@ -49,7 +51,7 @@ pub struct Pick {
 ///
 /// A token 10¹² times less likely than the likeliest, after temperature, is never drawn.
 ///
-/// After the first pick nothing is allocated, but for what the repetition penalty must remember.
+/// After the first token nothing is allocated, but for what the repetition penalty must remember.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     temperature: f32,
@@ -57,11 +59,16 @@ pub struct Sampler {
     top_p: Option<f32>,
     min_p: Option<f32>,
     repetition_penalty: f32,
+    presence_penalty: f32,
+    frequency_penalty: f32,
+    logit_bias: Vec<(TokenId, f32)>,
     seed: u64,
     generator: Xoshiro256PlusPlus,
     /// Tokens that the repetition penalty applies to; empty when it is off.
     observed: HashSet<TokenId>,
-    /// Logits after the repetition penalty; unused when it is off.
+    /// How often the answer has each token; empty when no penalty asks.
+    counts: HashMap<TokenId, u32>,
+    /// Logits after bias, penalties and mask; unused when all are off.
     penalised: Vec<f32>,
     candidates: Vec<Candidate>,
 }
@@ -105,9 +112,13 @@ impl Sampler {
             top_p: options.top_p,
             min_p: options.min_p,
             repetition_penalty: options.repetition_penalty,
+            presence_penalty: options.presence_penalty,
+            frequency_penalty: options.frequency_penalty,
+            logit_bias: options.logit_bias.clone(),
             seed,
             generator: Xoshiro256PlusPlus::new(seed),
             observed: HashSet::new(),
+            counts: HashMap::new(),
             penalised: Vec::new(),
             candidates: Vec::new(),
         })
@@ -118,43 +129,78 @@ impl Sampler {
         self.seed
     }
 
-    /// Makes the repetition penalty apply to `tokens`, usually those of the prompt.
-    pub fn observe(&mut self, tokens: &[TokenId]) {
+    /// Makes the repetition penalty apply to the tokens of a prompt.
+    pub fn observe_prompt(&mut self, tokens: &[TokenId]) {
         if self.repetition_penalty != 1.0 {
             self.observed.extend(tokens);
         }
     }
 
-    /// Picks a token by its index in `logits` (`[vocab]`; -inf excludes a token) and observes it.
+    /// Samples a token by its index in `logits` (`[vocab]`; -inf excludes a token) and observes it.
     ///
     /// # Errors
     ///
     /// [`Error::NotFinite`] when a logit is NaN or +inf, [`Error::NoToken`] when there are none but -inf.
-    pub fn pick(&mut self, logits: &[f32]) -> Result<Pick, Error> {
-        let normalizer = log_sum_exp(logits)?;
-        let token = if self.repetition_penalty == 1.0 {
-            self.choose(logits)
-        } else {
-            let penalised = self.penalise(logits);
-            let token = self.choose(&penalised);
-            self.penalised = penalised;
-            token
-        };
-        self.observe(&[token]);
-        Ok(Pick { token, log_prob: f64::from(logits[token as usize]) - normalizer })
+    pub fn sample(&mut self, logits: &[f32]) -> Result<SampledToken, Error> {
+        self.sample_allowed(logits, None)
     }
 
-    /// Step 1. Takes the buffer out of `self`, so that the next steps can borrow both.
-    fn penalise(&mut self, logits: &[f32]) -> Vec<f32> {
+    /// [`sample`](Self::sample), among the tokens that `allowed` (`[vocab]`) marks.
+    ///
+    /// # Errors
+    ///
+    /// As [`sample`](Self::sample), and [`Error::NothingAllowed`] when bias, penalties and mask exclude all tokens.
+    pub fn sample_allowed(&mut self, logits: &[f32], allowed: Option<&[bool]>) -> Result<SampledToken, Error> {
+        let normalizer = log_sum_exp(logits)?;
+        let adjusted = allowed.is_some()
+            || self.repetition_penalty != 1.0
+            || !self.logit_bias.is_empty()
+            || !self.counts.is_empty();
+        let token = if adjusted {
+            let penalised = self.adjust(logits, allowed);
+            let possible = highest(&penalised) > f32::NEG_INFINITY;
+            let token = if possible { self.choose(&penalised) } else { 0 };
+            self.penalised = penalised;
+            if !possible {
+                return Err(Error::NothingAllowed);
+            }
+            token
+        } else {
+            self.choose(logits)
+        };
+        self.observe_prompt(&[token]);
+        if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
+            *self.counts.entry(token).or_default() += 1;
+        }
+        Ok(SampledToken { token, logprob: f64::from(logits[token as usize]) - normalizer })
+    }
+
+    /// Steps 0 and 1. Takes the buffer out of `self`, so that the next steps can borrow both.
+    fn adjust(&mut self, logits: &[f32], allowed: Option<&[bool]>) -> Vec<f32> {
         let mut penalised = std::mem::take(&mut self.penalised);
         penalised.clear();
         penalised.extend_from_slice(logits);
+        for &(token, bias) in &self.logit_bias {
+            if let Some(logit) = penalised.get_mut(token as usize) {
+                *logit = (*logit + bias).min(f32::MAX);
+            }
+        }
+        for (&token, &count) in &self.counts {
+            if let Some(logit) = penalised.get_mut(token as usize) {
+                *logit = (*logit - self.presence_penalty - self.frequency_penalty * count as f32).min(f32::MAX);
+            }
+        }
         for &token in &self.observed {
             if let Some(logit) = penalised.get_mut(token as usize) {
                 let penalty = self.repetition_penalty;
                 let changed = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
                 // A penalty near 0 turns a large logit into infinity, from which no probability follows.
                 *logit = changed.min(f32::MAX);
+            }
+        }
+        for (logit, &allowed) in penalised.iter_mut().zip(allowed.unwrap_or_default()) {
+            if !allowed {
+                *logit = f32::NEG_INFINITY;
             }
         }
         penalised
@@ -245,6 +291,26 @@ fn reach(candidates: &mut [Candidate], mass: u64) -> usize {
         }
     }
     high
+}
+
+/// The `count` likeliest tokens and their logprobs, best first; of equals the lower token number.
+///
+/// # Errors
+///
+/// As [`Sampler::sample`].
+pub(crate) fn top_logprobs(logits: &[f32], count: usize) -> Result<Vec<(TokenId, f64)>, Error> {
+    let normalizer = log_sum_exp(logits)?;
+    let mut best: Vec<Candidate> = Vec::with_capacity(count + 1);
+    for (token, &logit) in logits.iter().enumerate() {
+        // tokens come in rising order, so one that equals the worst ranks below it
+        if best.len() < count || best.last().is_some_and(|worst| logit > worst.logit) {
+            let candidate = Candidate::new(token as TokenId, logit);
+            let place = best.partition_point(|other| other.rank < candidate.rank);
+            best.insert(place, candidate);
+            best.truncate(count);
+        }
+    }
+    Ok(best.iter().map(|candidate| (candidate.token(), f64::from(candidate.logit) - normalizer)).collect())
 }
 
 #[cfg(test)]

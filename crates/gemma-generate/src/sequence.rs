@@ -1,152 +1,131 @@
-//! One sequence on its way through a model: what was read, what is still to be read.
+//! One sequence on its way through a model: its tokens, and the cache of those that the model has run over.
 
 use burn::tensor::Tensor;
-use gemma_nn::Segment;
+use gemma_nn::{Phase, Segment};
 use gemma_tokenizer::TokenId;
 
-use crate::{CausalModel, Error};
+use crate::{Cache, CausalModel, Error};
 
-/// The tokens of one sequence and the memory of those that the model has read.
+/// The tokens of one sequence and the cache of those that were prefilled or decoded.
 ///
-/// A [`Generation`](crate::Generation) gives its sequence back when it is over, so that a conversation goes on
-/// where it was: only what is new is read. The token picked last was not read yet; it waits in
-/// [`unread`](Self::unread) and comes first. A clone (when the memory can be cloned) is a fork of the conversation.
+/// A [`Generation`](crate::Generation) gives its sequence back when it is over, so that a conversation goes on where it
+/// was: only what is new is prefilled. The token sampled last is not in the cache yet; it comes first among the
+/// [`pending`](Self::pending) ones. A clone is a fork of the conversation.
 #[derive(Clone, Debug)]
-pub struct Sequence<Memory> {
-    memory: Memory,
-    /// How many tokens the memory held before the first of `tokens`.
+pub struct Sequence<C> {
+    cache: C,
+    /// How many tokens the cache held before the first of `tokens`.
     before: usize,
     tokens: Vec<TokenId>,
-    /// How many of `tokens` the memory holds.
-    read: usize,
+    /// How many of `tokens` the cache holds.
+    cached: usize,
 }
 
-impl<Memory> Sequence<Memory> {
-    /// An empty sequence, with a memory that holds nothing.
-    pub fn new(memory: Memory) -> Self {
-        Self::after(memory, 0)
+impl<C: Cache> Sequence<C> {
+    /// A sequence that goes on after what a cache holds: nothing, in a new one; an image or the text of a state file.
+    pub fn new(cache: C) -> Self {
+        Self { before: cache.len(), cache, tokens: Vec::new(), cached: 0 }
     }
 
-    /// A sequence whose memory already holds `position` tokens, read by other means than this crate's: an image,
-    /// or a saved memory.
-    pub fn after(memory: Memory, position: usize) -> Self {
-        Self { memory, before: position, tokens: Vec::new(), read: 0 }
-    }
-
-    /// Appends tokens for the model to read.
+    /// Appends tokens.
     pub fn push(&mut self, tokens: &[TokenId]) {
         self.tokens.extend_from_slice(tokens);
     }
 
-    /// All tokens pushed, read or not.
+    /// All tokens pushed, in the cache or not.
     pub fn tokens(&self) -> &[TokenId] {
         &self.tokens
     }
 
-    /// The tokens that the model has yet to read.
-    pub fn unread(&self) -> &[TokenId] {
-        &self.tokens[self.read..]
+    /// The tokens that are not in the cache yet.
+    pub fn pending(&self) -> &[TokenId] {
+        &self.tokens[self.cached..]
     }
 
-    /// How many tokens the memory holds; also the position of the first unread token.
+    /// How many tokens the cache holds; also the position of the first pending token.
     pub fn position(&self) -> usize {
-        self.before + self.read
+        self.before + self.cached
     }
 
-    /// How many tokens the sequence has, read or not.
+    /// How many tokens the sequence has, in the cache or not.
     pub fn len(&self) -> usize {
         self.before + self.tokens.len()
     }
 
-    /// Whether there is nothing, read or unread.
+    /// Whether there are no tokens, in the cache or pending.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What the model remembers.
-    pub fn memory(&self) -> &Memory {
-        &self.memory
+    /// The model's cache.
+    pub fn cache(&self) -> &C {
+        &self.cache
     }
 
-    /// Makes this the sequence of `prompt`, keeping what the memory holds of their common beginning; at least the last
-    /// token is left unread, since what follows it is to be asked for. Returns how many tokens need not be read again.
+    /// Makes this the sequence of `prompt`, keeping what the cache holds of their common prefix; at least the last token
+    /// stays pending, since the logits after it are wanted. Returns how many tokens are reused.
     ///
-    /// A model that cannot take back what it read ([`CausalModel::truncate`]) begins anew, and so does a sequence that
-    /// began with something else than tokens.
-    pub fn turn_to<M: CausalModel<Memory = Memory>>(&mut self, model: &M, prompt: &[TokenId]) -> usize {
-        let held = self.tokens[..self.read].iter().zip(prompt);
+    /// A cache that cannot be [truncated](Cache::truncate) to the common prefix begins anew, and so does one whose first
+    /// tokens are unknown ([`new`](Self::new) after other tokens, [`drop_tokens`](Self::drop_tokens)).
+    pub fn reuse_prefix<M: CausalModel<Cache = C>>(&mut self, model: &M, prompt: &[TokenId]) -> usize {
+        let held = self.tokens[..self.cached].iter().zip(prompt);
         let common = held.take_while(|(old, new)| old == new).count().min(prompt.len().saturating_sub(1));
-        let kept = self.before == 0 && (common == self.read || model.truncate(&mut self.memory, common));
+        let kept = self.before == 0 && (common == self.cached || self.cache.truncate(common));
         if !kept || common == 0 {
-            *self = Self::new(model.new_memory());
+            *self = Self::new(model.new_cache());
         }
-        self.read = if kept { common } else { 0 };
+        self.cached = if kept { common } else { 0 };
         self.tokens.clear();
         self.tokens.extend_from_slice(prompt);
-        self.read
+        self.cached
     }
 
-    /// Reads all unread tokens but the last, in pieces of `chunk` tokens, as long as `go_on` says so before each. What
-    /// several continuations share is read once like this, and then cloned.
-    pub fn read_ahead<M: CausalModel<Memory = Memory>>(&mut self, model: &M, chunk: usize, go_on: impl Fn() -> bool) {
-        while self.unread().len() > 1 && go_on() {
-            let count = chunk.clamp(1, self.unread().len() - 1);
-            read_next(model, vec![(self, count)]);
+    /// Prefills all pending tokens but the last, in chunks of `chunk` tokens, as long as `go_on` says so before each. What
+    /// several continuations share is prefilled once like this, and then cloned.
+    pub fn prefill<M: CausalModel<Cache = C>>(&mut self, model: &M, chunk: usize, go_on: impl Fn() -> bool) {
+        let phase = Phase::of_len(self.pending().len());
+        while self.pending().len() > 1 && go_on() {
+            let count = chunk.clamp(1, self.pending().len() - 1);
+            let segment = Segment::causal(self.position(), count).in_phase(phase);
+            let tokens = self.pending()[..count].to_vec();
+            model.hidden_states(&tokens, &[segment], &mut [&mut self.cache]);
+            self.cached += count;
         }
     }
 
-    /// Lets go of the tokens that were read: what the model remembers of them stays, and a text of any length takes no
-    /// more room than that. A repetition penalty no longer counts them, and [`turn_to`](Self::turn_to) begins anew.
-    pub fn let_go(&mut self) {
-        self.before += self.read;
-        self.tokens.drain(..self.read);
-        self.read = 0;
+    /// Drops the tokens that the cache holds: the cache stays, and a text of any length takes no more room than that. A
+    /// repetition penalty no longer counts them, and [`reuse_prefix`](Self::reuse_prefix) begins anew.
+    pub fn drop_tokens(&mut self) {
+        self.before += self.cached;
+        self.tokens.drain(..self.cached);
+        self.cached = 0;
     }
 
-    /// Notes that the memory holds the next unread token already.
-    pub(crate) fn mark_read(&mut self) {
-        self.read += 1;
+    /// How many tokens came before the first of [`tokens`](Self::tokens).
+    pub(crate) fn before(&self) -> usize {
+        self.before
     }
 
-    /// What the model remembers, to be changed together with what is marked as read.
-    pub(crate) fn memory_mut(&mut self) -> &mut Memory {
-        &mut self.memory
+    /// Replaces the cache by one that holds `cached` of the tokens.
+    pub(crate) fn set_cache(&mut self, cache: C, cached: usize) {
+        self.cache = cache;
+        self.cached = cached;
     }
 
-    /// What the model remembers; the tokens are let go.
-    pub fn into_memory(self) -> Memory {
-        self.memory
+    /// Notes that the cache holds the next `count` pending tokens.
+    pub(crate) fn mark_cached(&mut self, count: usize) {
+        self.cached += count;
     }
-}
 
-/// Reads the next so many unread tokens of each sequence, all in one call of the model.
-///
-/// Returns logits `[sequences, vocab]`: what follows the last token that was read of each.
-pub(crate) fn read_next<M: CausalModel>(model: &M, due: Vec<(&mut Sequence<M::Memory>, usize)>) -> Tensor<2> {
-    let mut tokens = Vec::with_capacity(due.iter().map(|(_, count)| count).sum());
-    let mut segments = Vec::with_capacity(due.len());
-    let mut memories = Vec::with_capacity(due.len());
-    for (sequence, count) in due {
-        segments.push(Segment::causal(sequence.position(), count));
-        tokens.extend_from_slice(&sequence.unread()[..count]);
-        sequence.read += count;
-        memories.push(&mut sequence.memory);
+    /// The cache, to be changed together with [`mark_cached`](Self::mark_cached).
+    pub(crate) fn cache_mut(&mut self) -> &mut C {
+        &mut self.cache
     }
-    model.read(&tokens, &segments, &mut memories)
-}
 
-/// Reads the one unread token of a sequence and `guessed` after it, which the sequence does not get.
-///
-/// Returns logits `[1 + guessed, vocab]`: what follows each of them.
-pub(crate) fn read_guessed<M: CausalModel>(
-    model: &M,
-    sequence: &mut Sequence<M::Memory>,
-    guessed: &[TokenId],
-) -> Tensor<2> {
-    let tokens = [sequence.unread(), guessed].concat();
-    let segment = Segment::causal(sequence.position(), tokens.len());
-    sequence.read += 1;
-    model.read_all(&tokens, &[segment], &mut [&mut sequence.memory])
+    /// The cache; the tokens are dropped.
+    pub fn into_cache(self) -> C {
+        self.cache
+    }
 }
 
 /// Brings logits to the host: `rows` times `vocab` numbers, row after row.
@@ -166,7 +145,7 @@ pub(crate) fn to_host(logits: Tensor<2>, rows: usize, vocab: usize) -> Result<Ve
     })
 }
 
-/// Refuses token numbers that the model does not know.
+/// Refuses token ids that the model does not know.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! The balcony: tokens become text that can be shown at once, and never has to be taken back.
+//! The streaming detokenizer: tokens become text that can be shown at once, and never has to be taken back.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use gemma_tokenizer::{DecodeStream, TokenId};
 use serde::Serialize;
 
-use crate::{CausalModel, Error, FinishReason, Generation, Sequence, StopText, Timings};
+use crate::{CausalModel, Error, Event, FinishReason, Generation, Sequence, StopRule, StopText, Timings};
 
 /// Tokens in, showable text out: whole characters only, and nothing of a stop text.
 #[derive(Clone, Debug)]
@@ -44,6 +44,20 @@ impl<'t> TextDecoder<'t> {
     }
 }
 
+impl StopRule for TextDecoder<'_> {
+    fn push(&mut self, token: TokenId) -> String {
+        TextDecoder::push(self, token)
+    }
+
+    fn stopped(&self) -> bool {
+        TextDecoder::stopped(self).is_some()
+    }
+
+    fn finish(&mut self) -> String {
+        TextDecoder::finish(self)
+    }
+}
+
 /// The text of a generation, piece by piece as it comes: an iterator of texts that are never empty.
 ///
 /// Put together, the pieces are the decoded tokens, cut before the first stop text.
@@ -56,11 +70,12 @@ pub struct TextStream<'m, 't, M: CausalModel> {
 /// All that a generation gave.
 #[derive(Clone, Debug, Serialize)]
 pub struct Generated {
-    /// The tokens picked, without the stop token that ended them. With [`FinishReason::StopText`], the tokens that
+    /// The tokens sampled, without the stop token that ended them. With [`FinishReason::StopText`], the tokens that
     /// made the stop text are among them.
     pub tokens: Vec<TokenId>,
-    /// The log-probability of each, as in [`Pick::log_prob`](crate::Pick::log_prob).
-    pub log_probs: Vec<f64>,
+    /// The logprob of each, as in [`SampledToken::logprob`](crate::SampledToken::logprob).
+    #[serde(rename = "log_probs")]
+    pub logprobs: Vec<f64>,
     /// Their text, cut before a stop text.
     pub text: String,
     /// Why there are no more.
@@ -115,18 +130,48 @@ impl<'m, 't, M: CausalModel> TextStream<'m, 't, M> {
     }
 
     /// Hands out the sequence, to be continued with [`Generation::follow`].
-    pub fn into_sequence(self) -> Sequence<M::Memory> {
+    pub fn into_sequence(self) -> Sequence<M::Cache> {
         self.generation.into_sequence()
     }
 }
 
-impl Generated {
-    /// What a generation that is over gave, whose text is `text`.
-    pub(crate) fn new<M: CausalModel>(generation: &Generation<'_, M>, text: String) -> Self {
-        let picks = generation.picks();
+impl Default for Generated {
+    /// Nothing yet.
+    fn default() -> Self {
         Self {
-            tokens: picks.iter().map(|pick| pick.token).collect(),
-            log_probs: picks.iter().map(|pick| pick.log_prob).collect(),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            text: String::new(),
+            finish_reason: FinishReason::Length,
+            seed: 0,
+            timings: Timings::default(),
+        }
+    }
+}
+
+impl Generated {
+    /// Adds what an event tells about the answer: [`Event::Token`] and [`Event::Finished`], the others nothing.
+    pub fn take(&mut self, event: Event) {
+        match event {
+            Event::Token { token, text, .. } => {
+                self.tokens.push(token.token);
+                self.logprobs.extend(token.logprob);
+                self.text.push_str(&text);
+            }
+            Event::Finished { reason, text, timings, seed, .. } => {
+                self.text.push_str(&text);
+                (self.finish_reason, self.timings, self.seed) = (reason, timings, seed);
+            }
+            Event::Prefill { .. } | Event::PromptLogprobs { .. } | Event::Failed { .. } => {}
+        }
+    }
+
+    /// What a generation that is over gave, whose text is `text`.
+    fn new<M: CausalModel>(generation: &Generation<'_, M>, text: String) -> Self {
+        let sampled = generation.sampled();
+        Self {
+            tokens: sampled.iter().map(|sampled| sampled.token).collect(),
+            logprobs: sampled.iter().map(|sampled| sampled.logprob).collect(),
             text,
             finish_reason: generation.finish_reason().expect("a generation that is over has a reason"),
             seed: generation.seed(),
@@ -145,7 +190,7 @@ impl<M: CausalModel> Iterator for TextStream<'_, '_, M> {
                     self.over = true;
                     return Some(Err(error));
                 }
-                Some(Ok(pick)) => self.decoder.push(pick.token),
+                Some(Ok(sampled)) => self.decoder.push(sampled.token),
                 None => {
                     self.over = true;
                     self.decoder.finish()

@@ -7,7 +7,7 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use crate::{Error, Model, Network};
-use gemma_generate::{FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings};
+use gemma_generate::{Cache, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings};
 use gemma_tokenizer::{TokenId, Turn};
 
 /// A conversation with a model: [`say`](Self::say) something, and the answer comes piece by piece.
@@ -17,7 +17,7 @@ pub struct Conversation<'m, N: Network> {
     options: GenerateOptions,
     turns: Vec<Turn>,
     /// What the model has read of `turns`; `None` when it has to begin anew.
-    sequence: Option<Sequence<N::Memory>>,
+    sequence: Option<Sequence<N::Cache>>,
 }
 
 /// How an answer ended.
@@ -130,7 +130,7 @@ impl<'m, N: Network> Conversation<'m, N> {
 
     /// Tokens that the model remembers, and the bytes they take.
     pub fn remembered(&self) -> (usize, usize) {
-        self.sequence.as_ref().map_or((0, 0), |sequence| (sequence.len(), N::memory_bytes(sequence.memory())))
+        self.sequence.as_ref().map_or((0, 0), |sequence| (sequence.len(), sequence.cache().bytes_len()))
     }
 }
 

@@ -93,7 +93,4 @@ pub enum StateFault {
     /// Its numbers mean something else here.
     #[error("the state of another model, or of this one in another precision; open the model that it was written with")]
     OtherModel,
-    /// The network does not say what its memory consists of.
-    #[error("what this model remembers cannot be kept in a file; leave out the state")]
-    Unsupported,
 }

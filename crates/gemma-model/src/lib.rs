@@ -13,7 +13,7 @@
 //! | [`fields`] | `config.json`: what its fields have in common |
 //! | `convert` | a checkpoint in another type or container |
 //! | `save` | parameters on their way to disk |
-//! | `state` | what was read of a text, kept in a file |
+//! | `state` | the cache of a sequence, kept in a file |
 //! | `error` | [`Error`] |
 
 mod conversation;
@@ -31,4 +31,4 @@ pub use error::{Error, StateFault};
 pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};
 pub use network::Network;
-pub use state::{StateTensors, cache_tensors, load_state, save_state, state_tensor};
+pub use state::{load_state, save_state};

@@ -4,15 +4,14 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{CausalModel, TokenId};
-use gemma_nn::{
-    ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Segment, Source, Weight, WithPrecision,
-};
+use gemma_nn::{ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Source, Weight, WithPrecision};
 use gemma_tokenizer::Family;
-use gemma_weights::{Checkpoint, Dtype, Loader, SavedTensor, TensorSpec, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
 
-use crate::{Error, LoadOptions, OnLoad, StateTensors};
+use crate::{Error, LoadOptions, OnLoad};
 
-/// A network that checkpoints of one architecture describe, and all that the front door asks of it.
+/// A network that checkpoints of one architecture describe: its configuration, loading and saving. How it computes is
+/// [`CausalModel`].
 pub trait Network: CausalModel + Sized {
     /// What `config.json` says, resolved.
     type Config;
@@ -48,32 +47,12 @@ pub trait Network: CausalModel + Sized {
     /// The device that holds the parameters.
     fn device(&self) -> Device;
 
-    /// Reads as [`CausalModel::read_all`] does, up to and including the last norm: `[tokens, hidden_size]`.
-    fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Self::Memory]) -> Tensor<2>;
-
-    /// Logits `[rows, vocab]` of rows `[rows, hidden_size]` that went through the last norm.
-    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2>;
-
-    /// Size of the buffers of one sequence's memory, in bytes.
-    fn memory_bytes(memory: &Self::Memory) -> usize;
-
-    /// The configuration as the options want it. A network without the choice that an option offers refuses it.
+    /// Applies load options to a configuration. A network without the choice that an option offers refuses it.
     ///
     /// # Errors
     /// [`Error::InclusiveWindow`]
     fn configure(config: Self::Config, options: &LoadOptions) -> Result<Self::Config, Error> {
         if options.inclusive_window { Err(Error::InclusiveWindow) } else { Ok(config) }
-    }
-
-    /// What a memory consists of, for a state file; `None` when memories of this network cannot be kept.
-    fn memory_tensors(&self, _memory: &Self::Memory) -> Option<Vec<SavedTensor>> {
-        None
-    }
-
-    /// The memory of a sequence of `position` tokens from what [`memory_tensors`](Self::memory_tensors) gave; `None`
-    /// when it cannot have come from there.
-    fn memory_of_tensors(&self, _position: usize, _tensors: &StateTensors) -> Option<Self::Memory> {
-        None
     }
 
     /// Whether a checkpoint may hold a tensor of this name that no layer reads: the tied head and the rotary

@@ -1,6 +1,6 @@
-//! What a model remembers of a sequence, kept in a file and taken up again exactly.
+//! State files: the cache of a sequence, kept in a file and restored exactly.
 //!
-//! A state file is a safetensors file. Its tensors are what the network's memory consists of, in f32; its metadata say
+//! A state file is a safetensors file. Its tensors are those of the cache, in f32; its metadata say
 //! what they are: the version of this format, the model they belong to (a digest of its configuration and of a sample
 //! of every parameter), how many tokens were read and which wait to be read, and a digest of all that, so that damage
 //! is found. A file of another model is refused: its numbers would mean something else.
@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
-use gemma_generate::{Sequence, TokenId};
-use gemma_nn::{Attention, AttentionSpec, KvCache, Saver, Weight};
+use burn::tensor::Tensor;
+use gemma_generate::{Cache, CacheTensors, Sequence, TokenId};
+use gemma_nn::{Saver, Weight};
 use gemma_weights::{Dtype, SavedTensor, StoredTensor, read_safetensors_with_metadata, save_safetensors};
 use sha2::{Digest, Sha256};
 
@@ -26,17 +26,16 @@ const MOST_TOKENS: usize = 1 << 30;
 /// Values of a parameter that count for the digest of a model.
 const SAMPLE: usize = 256;
 
-/// Keeps a sequence in `file`: what was read, and which tokens wait to be read. A file that is there is replaced, at
+/// Keeps a sequence in `file`: its cache, and its pending tokens. A file that is there is replaced, at
 /// once or not at all.
 ///
 /// # Errors
-/// When the file cannot be written, or memories of this network cannot be kept.
-pub fn save_state<N: Network>(network: &N, sequence: &Sequence<N::Memory>, file: &Path) -> Result<(), Error> {
-    let Some(tensors) = network.memory_tensors(sequence.memory()) else {
-        return Err(fault(file, StateFault::Unsupported));
-    };
+/// When the file cannot be written, or the disk is full.
+pub fn save_state<N: Network>(network: &N, sequence: &Sequence<N::Cache>, file: &Path) -> Result<(), Error> {
+    let tensors = sequence.cache().tensors();
+    let tensors: Vec<SavedTensor> = tensors.iter().map(saved_tensor).collect();
     let position = sequence.position().to_string();
-    let unread = serde_json::to_string(sequence.unread()).expect("numbers are written");
+    let unread = serde_json::to_string(sequence.pending()).expect("numbers are written");
     let model = fingerprint(network);
     let described = tensors.iter().map(|(name, _, shape, bytes)| (name.as_str(), shape.as_slice(), &bytes[..]));
     let checksum = checksum(&model, &position, &unread, described);
@@ -56,7 +55,7 @@ pub fn save_state<N: Network>(network: &N, sequence: &Sequence<N::Memory>, file:
 ///
 /// # Errors
 /// When the file cannot be read, is damaged, or belongs to another model.
-pub fn load_state<N: Network>(network: &N, file: &Path) -> Result<Sequence<N::Memory>, Error> {
+pub fn load_state<N: Network>(network: &N, file: &Path) -> Result<Sequence<N::Cache>, Error> {
     let (tensors, metadata) = read_safetensors_with_metadata(file)?;
     let field = |name: &str| metadata.get(name).map_or("", String::as_str);
     if field("format") != FORMAT {
@@ -79,8 +78,8 @@ pub fn load_state<N: Network>(network: &N, file: &Path) -> Result<Sequence<N::Me
     if unread.iter().any(|token| *token as usize >= network.vocab()) {
         return Err(damaged());
     }
-    let memory = network.memory_of_tensors(position, &StateTensors { tensors }).ok_or_else(damaged)?;
-    let mut sequence = Sequence::after(memory, position);
+    let cache = network.restore_cache(position, &cache_tensors(&tensors)).ok_or_else(damaged)?;
+    let mut sequence = Sequence::new(cache);
     sequence.push(&unread);
     Ok(sequence)
 }
@@ -89,58 +88,19 @@ fn fault(file: &Path, fault: StateFault) -> Error {
     Error::State { file: file.to_owned(), fault }
 }
 
-/// The tensors of a state file, from which a network makes a memory.
-#[derive(Debug)]
-pub struct StateTensors {
-    tensors: BTreeMap<String, StoredTensor>,
+/// A tensor of a cache as a file holds it.
+fn saved_tensor((name, shape, values): (&str, &[usize], &[f32])) -> SavedTensor {
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    (name.to_owned(), Dtype::F32, shape.to_vec(), bytes)
 }
 
-impl StateTensors {
-    /// The tensor of this name and shape, on `device`; `None` when the file has no such tensor.
-    pub fn get<const D: usize>(&self, name: &str, shape: [usize; D], device: &Device) -> Option<Tensor<D>> {
-        let tensor =
-            self.tensors.get(name).filter(|tensor| tensor.shape == shape && tensor.format == Dtype::F32.format())?;
-        Some(Tensor::from_data(TensorData::new(tensor.to_f32(), shape), device))
+/// The tensors of a file as a cache gives them; one of another dtype is left out, and then missed.
+fn cache_tensors(tensors: &BTreeMap<String, StoredTensor>) -> CacheTensors {
+    let mut found = CacheTensors::new();
+    for (name, tensor) in tensors.iter().filter(|(_, tensor)| tensor.format == Dtype::F32.format()) {
+        found.insert_values(name, tensor.shape.clone(), tensor.to_f32());
     }
-
-    /// The first axis of a tensor.
-    pub fn len_of(&self, name: &str) -> Option<usize> {
-        self.tensors.get(name)?.shape.first().copied()
-    }
-
-    /// How many tensors there are.
-    pub fn count(&self) -> usize {
-        self.tensors.len()
-    }
-
-    /// The cache of a layer that [`cache_tensors`] kept under `name`, after `len` tokens.
-    pub fn cache(&self, name: &str, layer: &Attention, len: usize, device: &Device) -> Option<KvCache> {
-        let AttentionSpec { kv_heads, head_dim, .. } = *layer.spec();
-        let keys = format!("{name}.keys");
-        let buffers = match self.len_of(&keys) {
-            None => None,
-            Some(slots) => {
-                let shape = [slots, kv_heads, head_dim];
-                Some([self.get(&keys, shape, device)?, self.get(&format!("{name}.values"), shape, device)?])
-            }
-        };
-        layer.restore_cache(len, buffers)
-    }
-}
-
-/// A tensor of a state.
-pub fn state_tensor<const D: usize>(name: String, tensor: &Tensor<D>) -> SavedTensor {
-    let shape = tensor.dims().to_vec();
-    let values: Vec<f32> = tensor.clone().into_data().try_into_vec().expect("states are f32");
-    (name, Dtype::F32, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
-}
-
-/// The tensors of a cache, as f32 whatever its precision.
-pub fn cache_tensors(name: &str, cache: &KvCache) -> Vec<SavedTensor> {
-    let tensors = |[keys, values]: [Tensor<3>; 2]| {
-        vec![state_tensor(format!("{name}.keys"), &keys), state_tensor(format!("{name}.values"), &values)]
-    };
-    cache.values().map(tensors).unwrap_or_default()
+    found
 }
 
 /// Digest of everything a state file says.

@@ -77,6 +77,17 @@ impl Attention {
         KvCache::new(window(self.spec.retention())).with_precision(self.cache)
     }
 
+    /// Bytes of the layer's cache after `tokens` tokens.
+    pub fn cache_bytes(&self, tokens: usize) -> usize {
+        let kept = match self.spec.retention() {
+            Retention::Nothing => 0,
+            Retention::Everything => tokens,
+            Retention::Last(window) => tokens.min(window),
+        };
+        let value = if self.cache == CachePrecision::F16 { 2 } else { 4 };
+        2 * kept * self.spec.kv_heads * self.spec.head_dim * value
+    }
+
     /// The cache of buffers that were kept, as f32, after `len` tokens; `None` when it could not have come to them.
     pub fn restore_cache(&self, len: usize, buffers: Option<[Tensor<3>; 2]>) -> Option<KvCache> {
         Some(KvCache::restore(self.spec.retention(), len, buffers)?.with_precision(self.cache))

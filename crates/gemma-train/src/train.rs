@@ -159,5 +159,5 @@ pub fn text_loss<M: CausalModel>(model: &M, examples: &[Example]) -> Tensor<1> {
         .filter(|segment| segment.len > 0)
         .collect();
     let targets: Vec<_> = examples.iter().flat_map(Example::targets).collect();
-    cross_entropy(model.score(&tokens, &segments), &targets)
+    cross_entropy(model.uncached_logits(&tokens, &segments), &targets)
 }

@@ -1,4 +1,4 @@
-//! Measures what an editor would notice: how soon the first token comes while somebody types, and what guessing saves.
+//! Measures what an editor would notice: how soon the first token comes while somebody types, and what speculative decoding saves.
 //!
 //! ```text
 //! cargo run --release -p codegemma --example typing
@@ -26,7 +26,7 @@ pub fn run(model: Option<String>, file: Option<String>) -> anyhow::Result<()> {
     for order in [Order::Psm, Order::Spm] {
         first_token(&model, &program, order)?;
     }
-    guesses(&model, &program)
+    drafts(&model, &program)
 }
 
 /// The time to the first token after each of sixty keystrokes, with what was read before and without.
@@ -51,8 +51,8 @@ fn first_token(model: &CodeGemma, program: &str, order: Order) -> anyhow::Result
     Ok(())
 }
 
-/// Fills every line of the program, with guesses and without.
-fn guesses(model: &CodeGemma, program: &str) -> anyhow::Result<()> {
+/// Fills every line of the program, with draft tokens and without.
+fn drafts(model: &CodeGemma, program: &str) -> anyhow::Result<()> {
     let mut rates = [0.0, 0.0];
     let mut last = (0, 0, 0);
     for (lookup, rate) in [false, true].into_iter().zip(&mut rates) {
@@ -64,16 +64,16 @@ fn guesses(model: &CodeGemma, program: &str) -> anyhow::Result<()> {
             let timings = model.infill(&Infill::new(&program[..at], ""), &options)?.timings;
             tokens += timings.decode_steps;
             seconds += timings.decode_seconds;
-            last.0 += timings.guessed_tokens;
+            last.0 += timings.draft_tokens;
             last.1 += timings.accepted_tokens;
             last.2 += timings.decode_steps;
             at += line.len();
         }
         *rate = tokens as f64 / seconds;
     }
-    let (guessed, accepted, tokens) = last;
+    let (drafted, accepted, tokens) = last;
     println!(
-        "{:.0} tokens/s without guesses, {:.0} with: {accepted} of {guessed} guesses were right, of {tokens} tokens",
+        "{:.0} tokens/s without draft tokens, {:.0} with: {accepted} of {drafted} accepted, of {tokens} tokens",
         rates[0], rates[1]
     );
     Ok(())

@@ -146,6 +146,6 @@ impl CodeGemma {
     pub fn complete(&self, text: &str, options: &GenerateOptions) -> Result<Generated, Error> {
         let tokenizer = self.gemma.tokenizer()?;
         let generation = Generation::new(self.gemma.network(), &tokenizer.encode(text), options, &self.stop_tokens)?;
-        Ok(TextStream::new(generation.with_lookup(Default::default()), tokenizer.stream()).finish()?)
+        Ok(TextStream::new(generation.with_prompt_lookup(Default::default()), tokenizer.stream()).finish()?)
     }
 }

@@ -1,4 +1,4 @@
-//! One gap after the other: what the model read for the last request is not read again.
+//! One gap after the other: the prefix that a request shares with the last one is not prefilled again.
 //!
 //! An editor asks at every keystroke, and nearly all of the prompt is the same each time. The session keeps the sequence
 //! of the last request; the next takes over what their prompts have in common at the beginning. In the order suffix,
@@ -7,14 +7,14 @@
 use crate::fim::text_tokens;
 use crate::middle::Middle;
 use crate::{CodeGemma, Cut, Error, Infill, InfillOptions};
-use gemma::{Decoder, Memory};
-use gemma_generate::{FinishReason, GenerateOptions, Generation, Lookup, Sequence, Timings};
+use gemma::{Decoder, DecoderCache};
+use gemma_generate::{FinishReason, GenerateOptions, Generation, PromptLookup, Sequence, Timings};
 use gemma_tokenizer::{DecodeStream, TokenId};
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Bytes of a text that was cut in which guesses are looked for.
+/// Bytes of a text that was cut in which draft tokens are looked for.
 const LOOKUP_BYTES: usize = 32 << 10;
 /// The temperature of further alternatives when the first is greedy.
 const ALTERNATIVE_TEMPERATURE: f32 = 0.8;
@@ -23,7 +23,7 @@ const ALTERNATIVE_TEMPERATURE: f32 = 0.8;
 #[derive(Debug)]
 pub struct Session<'m> {
     model: &'m CodeGemma,
-    sequence: Option<Sequence<Memory>>,
+    sequence: Option<Sequence<DecoderCache>>,
 }
 
 /// A filled gap.
@@ -31,7 +31,7 @@ pub struct Session<'m> {
 pub struct Infilled {
     /// What belongs into the gap.
     pub text: String,
-    /// All tokens picked; where a rule cut the text, more than the text has.
+    /// All tokens sampled; where a rule cut the text, more than the text has.
     pub tokens: Vec<TokenId>,
     /// The mean log-probability of these tokens, in nats; 0 when there are none.
     pub mean_log_prob: f64,
@@ -74,7 +74,7 @@ impl<'m> Session<'m> {
     }
 
     /// Fills a gap in several ways, the likeliest first as the options have it and the others drawn; the prompt is read
-    /// once, and each continues a fork of the model's memory. Texts that come up again are left out, so there may be
+    /// once, and each continues a fork of the cache. Texts that come up again are left out, so there may be
     /// fewer than `count`.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl<'m> Session<'m> {
             !cancelled && options.time_limit.is_none_or(|limit| begin.elapsed() < limit)
         };
         let decoder = self.model.gemma().network();
-        sequence.read_ahead(decoder, options.generate.prefill_chunk, go_on);
+        sequence.prefill(decoder, options.generate.prefill_chunk, go_on);
         let mut found: Vec<Infilled> = Vec::new();
         for index in 0..count {
             let generate = alternative(&options.generate, index);
@@ -119,18 +119,18 @@ impl<'m> Session<'m> {
         let prepared = Prepared::new(self.model, infill, options)?;
         let (mut sequence, reused) = prepared.turn(&mut self.sequence);
         let cancelled = || options.cancel.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
-        sequence.read_ahead(self.model.gemma().network(), options.generate.prefill_chunk, || !cancelled());
+        sequence.prefill(self.model.gemma().network(), options.generate.prefill_chunk, || !cancelled());
         let new = sequence.position() - reused;
         self.sequence = Some(sequence);
         Ok(new)
     }
 
-    /// What the model remembers of the last request.
-    pub fn sequence(&self) -> Option<&Sequence<Memory>> {
+    /// The sequence of the last request and its cache.
+    pub fn sequence(&self) -> Option<&Sequence<DecoderCache>> {
         self.sequence.as_ref()
     }
 
-    /// Forgets the last request, and gives its memory back.
+    /// Drops the last request and its cache.
     pub fn forget(&mut self) {
         self.sequence = None;
     }
@@ -152,7 +152,7 @@ struct Prepared<'m, 'o> {
     prompt: Vec<TokenId>,
     cut: Cut,
     rules: Middle,
-    lookup: Option<Lookup>,
+    lookup: Option<PromptLookup>,
 }
 
 impl<'m, 'o> Prepared<'m, 'o> {
@@ -167,32 +167,33 @@ impl<'m, 'o> Prepared<'m, 'o> {
             let texts = [&infill.suffix[..infill.suffix.floor_char_boundary(LOOKUP_BYTES)], tail(&infill.prefix)];
             texts.iter().map(|text| text_tokens(tokenizer, text)).collect()
         };
-        let lookup = options.lookup.then(|| Lookup::new(if prompt.cut.is_empty() { Vec::new() } else { others() }));
+        let lookup =
+            options.lookup.then(|| PromptLookup::new(if prompt.cut.is_empty() { Vec::new() } else { others() }));
         let rules = Middle::new(infill, options.extent);
         Ok(Self { model, options, prompt: prompt.tokens, cut: prompt.cut, rules, lookup })
     }
 
     /// The sequence of the prompt, and how many of its tokens were read for the one that lay there.
-    fn turn(&self, last: &mut Option<Sequence<Memory>>) -> (Sequence<Memory>, usize) {
+    fn turn(&self, last: &mut Option<Sequence<DecoderCache>>) -> (Sequence<DecoderCache>, usize) {
         let decoder = self.model.gemma().network();
-        let new = || Sequence::new(gemma_generate::CausalModel::new_memory(decoder));
+        let new = || Sequence::new(gemma_generate::CausalModel::new_cache(decoder));
         let mut sequence = last.take().unwrap_or_else(new);
-        let reused = sequence.turn_to(decoder, &self.prompt);
+        let reused = sequence.reuse_prefix(decoder, &self.prompt);
         (sequence, reused)
     }
 
     fn stream<'s>(
         &self,
-        sequence: Sequence<Memory>,
+        sequence: Sequence<DecoderCache>,
         generate: GenerateOptions,
         reused: usize,
         begin: Instant,
-        home: Option<&'s mut Option<Sequence<Memory>>>,
+        home: Option<&'s mut Option<Sequence<DecoderCache>>>,
     ) -> Result<InfillStream<'m, 's>, Error> {
         let decoder = self.model.gemma().network();
         let mut generation = Generation::follow(decoder, sequence, &[], &generate, self.model.stop_tokens())?;
         if let Some(lookup) = &self.lookup {
-            generation = generation.with_lookup(lookup.clone());
+            generation = generation.with_prompt_lookup(lookup.clone());
         }
         if let Some(flag) = &self.options.cancel {
             generation = generation.with_cancel(flag.clone());
@@ -216,7 +217,7 @@ impl<'m, 'o> Prepared<'m, 'o> {
     }
 }
 
-/// The end of a text, as far as guesses are looked for in it.
+/// The end of a text, as far as draft tokens are looked for in it.
 fn tail(text: &str) -> &str {
     &text[text.ceil_char_boundary(text.len().saturating_sub(LOOKUP_BYTES))..]
 }
@@ -238,7 +239,7 @@ pub struct InfillStream<'m, 's> {
     kept: Option<usize>,
     by_rule: bool,
     /// Where the sequence goes afterwards.
-    home: Option<&'s mut Option<Sequence<Memory>>>,
+    home: Option<&'s mut Option<Sequence<DecoderCache>>>,
 }
 
 impl<'m, 's> InfillStream<'m, 's> {
@@ -246,7 +247,7 @@ impl<'m, 's> InfillStream<'m, 's> {
         model: &'m CodeGemma,
         infill: &Infill,
         options: &InfillOptions,
-        home: Option<&'s mut Option<Sequence<Memory>>>,
+        home: Option<&'s mut Option<Sequence<DecoderCache>>>,
     ) -> Result<Self, Error> {
         let begin = Instant::now();
         let prepared = Prepared::new(model, infill, options)?;
@@ -271,8 +272,8 @@ impl<'m, 's> InfillStream<'m, 's> {
             piece?;
         }
         let generation = self.generation.as_ref().expect("a stream holds its generation until it is dropped");
-        let tokens: Vec<TokenId> = generation.picks().iter().map(|pick| pick.token).collect();
-        let log_probs: f64 = generation.picks().iter().map(|pick| pick.log_prob).sum();
+        let tokens: Vec<TokenId> = generation.sampled().iter().map(|sampled| sampled.token).collect();
+        let log_probs: f64 = generation.sampled().iter().map(|sampled| sampled.logprob).sum();
         Ok(Infilled {
             text: self.text[..self.kept.unwrap_or(self.text.len())].to_owned(),
             mean_log_prob: if tokens.is_empty() { 0.0 } else { log_probs / tokens.len() as f64 },
@@ -302,8 +303,8 @@ impl<'m, 's> InfillStream<'m, 's> {
     fn take(&mut self) -> Result<(), Error> {
         let next = self.generation.as_mut().and_then(Iterator::next);
         match next {
-            Some(pick) => {
-                let piece = self.characters.push(pick?.token).unwrap_or_default();
+            Some(sampled) => {
+                let piece = self.characters.push(sampled?.token).unwrap_or_default();
                 self.text.push_str(&piece);
                 self.kept = self.rules.end(&self.text);
                 self.by_rule = self.kept.is_some();

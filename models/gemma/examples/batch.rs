@@ -23,12 +23,10 @@ pub fn run(model: Option<String>) -> anyhow::Result<()> {
 
     let prompts = ["Once upon a time", "Long ago, a brave", "One day"];
     let requests = prompts.map(|prompt| Request {
-        prompt: tokenizer.encode(prompt),
-        options: GenerateOptions::greedy(40),
         stop_tokens: gemma.stop_tokens().to_vec(),
-        ..Request::default()
+        ..Request::new(tokenizer.encode(prompt), GenerateOptions::greedy(40))
     });
-    let texts = generate_batch(gemma.network(), tokenizer, &requests)?;
+    let texts = generate_batch(gemma.network(), tokenizer, requests.into())?;
     for (prompt, answer) in prompts.iter().zip(texts) {
         println!("{prompt}{} ({})\n", answer.text, answer.finish_reason.name());
     }

@@ -4,11 +4,12 @@ use crate::config::DecoderConfig;
 use crate::layer::DecoderLayer;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use gemma_generate::CausalModel;
-use gemma_model::{Error, Network, StateTensors, cache_tensors};
-use gemma_nn::{Embedder, KvCache, Retention, RmsNorm, RopeTable, Saver, Segment, Source, last_rows, softcap};
+use gemma_generate::{Cache, CacheTensors, CausalModel, Inputs};
+use gemma_model::{Error, Network};
+use gemma_nn::{Embedder, KvCache, Retention, RmsNorm, RopeTable, Saver, Segment, Source, softcap};
 use gemma_tokenizer::{Family, TokenId};
-use gemma_weights::{Dtype, SavedTensor, catalogue::Shape};
+use gemma_weights::{Dtype, catalogue::Shape};
+use std::ops::Range;
 
 /// The decoder of Gemma 1, 1.1 and 2; CodeGemma is one, and PaliGemma contains one.
 #[derive(Module, Debug)]
@@ -20,69 +21,67 @@ pub struct Decoder {
     config: DecoderConfig,
 }
 
-/// What the decoder remembers of one sequence: a cache per layer. Made by [`Decoder::new_memory`], owned by the
-/// caller; a clone is a fork.
+/// The KV caches of one sequence, one per layer. Made by `new_cache`, owned by the caller; a clone is a fork.
 #[derive(Clone, Debug)]
-pub struct Memory {
+pub struct DecoderCache {
     layers: Vec<KvCache>,
+    /// Intervals of positions that saw themselves both ways.
+    blocks: Vec<Range<usize>>,
 }
 
-impl Memory {
-    /// Number of tokens read; also the position of the next one.
-    pub fn len(&self) -> usize {
+/// The name of the blocks among the tensors of a cache: `[blocks, 2]`, the ends of each.
+const BLOCKS: &str = "blocks";
+
+impl Cache for DecoderCache {
+    fn len(&self) -> usize {
         self.layers.first().map_or(0, KvCache::len)
     }
 
-    /// Whether nothing was read yet.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Size of all buffers in bytes.
-    pub fn bytes_len(&self) -> usize {
+    fn bytes_len(&self) -> usize {
         self.layers.iter().map(KvCache::bytes_len).sum()
     }
 
-    /// Forgets all but the first `len` tokens. `false`, with nothing changed, when a window has already let go of
-    /// tokens that are needed again.
-    #[must_use]
-    pub fn truncate(&mut self, len: usize) -> bool {
+    fn truncate(&mut self, len: usize) -> bool {
+        // what lies in a block has seen all of it
+        if self.blocks.iter().any(|block| block.start < len && len < block.end) {
+            return false;
+        }
         let mut shortened = self.layers.clone();
         let possible = shortened.iter_mut().all(|layer| layer.truncate(len));
         if possible {
             self.layers = shortened;
+            self.blocks.retain(|block| block.end <= len);
         }
         possible
+    }
+
+    fn truncatable(&self) -> usize {
+        // a window's ring holds everything until it is full
+        let windows = self.layers.iter().map(|layer| match layer.retention() {
+            Retention::Nothing => 0,
+            Retention::Everything => usize::MAX,
+            Retention::Last(window) => window,
+        });
+        windows.min().unwrap_or(usize::MAX)
+    }
+
+    fn tensors(&self) -> CacheTensors {
+        let mut tensors = CacheTensors::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            tensors.insert_kv(&format!("layers.{index}"), layer);
+        }
+        if !self.blocks.is_empty() {
+            let ends = self.blocks.iter().flat_map(|block| [block.start as f32, block.end as f32]);
+            tensors.insert_values(BLOCKS, vec![self.blocks.len(), 2], ends.collect());
+        }
+        tensors
     }
 }
 
 impl Decoder {
-    /// Scaled embeddings: `[tokens, hidden_size]`.
-    ///
-    /// # Panics
-    /// When a token is not below the vocabulary size.
-    pub fn embed(&self, tokens: &[TokenId]) -> Tensor<2> {
-        self.embed_tokens.embed(tokens)
-    }
-
-    /// From embeddings to the last norm, `[tokens, hidden_size]` each. PaliGemma enters here, with an image's features
-    /// among the embeddings.
-    ///
-    /// # Panics
-    /// When segments, memories and `x` do not match.
-    pub fn hidden_states(&self, mut x: Tensor<2>, segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        let positions: Vec<usize> = segments.iter().flat_map(Segment::positions).collect();
-        let rope = RopeTable::new(self.config.rope, &positions, &x.device());
-        for (index, layer) in self.layers.iter().enumerate() {
-            let mut caches: Vec<&mut KvCache> = memories.iter_mut().map(|memory| &mut memory.layers[index]).collect();
-            x = layer.forward(x, &rope, segments, &mut caches);
-        }
-        self.norm.forward(x)
-    }
-
-    /// Memory for a sequence that is read once, in one piece: it keeps nothing.
-    pub fn no_memory(&self) -> Memory {
-        Memory { layers: self.layers.iter().map(|_| KvCache::new(Retention::Nothing)).collect() }
+    fn cache(&self, retention: impl Fn(Retention) -> Retention) -> DecoderCache {
+        let layers = self.layers.iter().map(|layer| layer.attention().new_cache(&retention)).collect();
+        DecoderCache { layers, blocks: Vec::new() }
     }
 }
 
@@ -138,64 +137,56 @@ impl Network for Decoder {
     fn device(&self) -> Device {
         self.norm.weight.val().device()
     }
+}
 
-    fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.hidden_states(self.embed(tokens), segments, memories)
+impl CausalModel for Decoder {
+    type Cache = DecoderCache;
+
+    fn embed(&self, tokens: &[TokenId]) -> Inputs {
+        Inputs { token_ids: tokens.to_vec(), embeddings: self.embed_tokens.embed(tokens) }
+    }
+
+    fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut DecoderCache]) -> Tensor<2> {
+        let mut x = inputs.embeddings;
+        let positions: Vec<usize> = segments.iter().flat_map(Segment::positions).collect();
+        let rope = RopeTable::new(self.config.rope, &positions, &x.device());
+        for (segment, cache) in segments.iter().zip(caches.iter_mut()) {
+            let positions = segment.positions();
+            let within = |block: &&Range<usize>| positions.start <= block.start && block.end <= positions.end;
+            cache.blocks.extend(segment.blocks.iter().filter(within).cloned());
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut caches: Vec<&mut KvCache> = caches.iter_mut().map(|cache| &mut cache.layers[index]).collect();
+            x = layer.forward(x, &rope, segments, &mut caches);
+        }
+        self.norm.forward(x)
     }
 
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
         softcap(self.embed_tokens.logits(hidden_states), self.config.final_softcap)
     }
 
-    fn memory_bytes(memory: &Memory) -> usize {
-        memory.bytes_len()
+    fn new_cache(&self) -> DecoderCache {
+        self.cache(|retention| retention)
     }
 
-    fn memory_tensors(&self, memory: &Memory) -> Option<Vec<SavedTensor>> {
-        let layers = memory.layers.iter().enumerate();
-        Some(layers.flat_map(|(index, cache)| cache_tensors(&format!("layers.{index}"), cache)).collect())
+    fn no_cache(&self) -> DecoderCache {
+        self.cache(|_| Retention::Nothing)
     }
 
-    fn memory_of_tensors(&self, position: usize, tensors: &StateTensors) -> Option<Memory> {
+    fn restore_cache(&self, len: usize, tensors: &CacheTensors) -> Option<DecoderCache> {
         let device = self.device();
         let layers = self.layers.iter().enumerate();
         let cache = |(index, layer): (usize, &DecoderLayer)| {
-            tensors.cache(&format!("layers.{index}"), layer.attention(), position, &device)
+            tensors.kv(&format!("layers.{index}"), layer.attention(), len, &device)
         };
-        Some(Memory { layers: layers.map(cache).collect::<Option<_>>()? })
-    }
-}
-
-impl CausalModel for Decoder {
-    type Memory = Memory;
-
-    fn new_memory(&self) -> Memory {
-        Memory { layers: self.layers.iter().map(|layer| layer.attention().new_cache(|window| window)).collect() }
+        let ends = tensors.values(BLOCKS).unwrap_or_default().as_chunks::<2>().0;
+        let blocks = ends.iter().map(|[start, end]| *start as usize..*end as usize).collect();
+        Some(DecoderCache { layers: layers.map(cache).collect::<Option<_>>()?, blocks })
     }
 
-    fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        let x = self.hidden_states(self.embed(tokens), segments, memories);
-        self.logits(last_rows(x, segments))
-    }
-
-    fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.logits(self.hidden_states(self.embed(tokens), segments, memories))
-    }
-
-    fn score(&self, tokens: &[TokenId], segments: &[Segment]) -> Tensor<2> {
-        let mut memories: Vec<Memory> = segments.iter().map(|_| self.no_memory()).collect();
-        let mut memories: Vec<&mut Memory> = memories.iter_mut().collect();
-        self.read_all(tokens, segments, &mut memories)
-    }
-
-    fn truncate(&self, memory: &mut Memory, len: usize) -> bool {
-        memory.truncate(len)
-    }
-
-    fn truncatable(&self) -> usize {
-        // a window's ring holds everything until it is full
-        let windows = self.config.layers.iter().filter_map(|layer| layer.attention.window());
-        windows.min().unwrap_or(usize::MAX)
+    fn cache_bytes(&self, tokens: usize) -> usize {
+        self.layers.iter().map(|layer| layer.attention().cache_bytes(tokens)).sum()
     }
 
     fn context_length(&self) -> Option<usize> {

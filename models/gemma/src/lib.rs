@@ -27,7 +27,7 @@ mod demo;
 mod layer;
 
 pub use config::{DecoderConfig, LayerSpec, Norms};
-pub use decoder::{Decoder, Memory};
+pub use decoder::{Decoder, DecoderCache};
 pub use demo::{demo, demo_checkpoint, demo_tokenizer, demo_with};
 pub use layer::DecoderLayer;
 
@@ -36,7 +36,7 @@ pub type Gemma = Model<Decoder>;
 
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{
-    CausalModel, FinishReason, GenerateOptions, Generated, Request, TextStream, Timings, generate_batch,
+    Cache, CausalModel, FinishReason, GenerateOptions, Generated, Request, TextStream, Timings, generate_batch,
 };
 pub use gemma_model::{Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad};
 pub use gemma_nn::{ActivationPrecision, CachePrecision, RandomWeights};

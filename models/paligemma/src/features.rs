@@ -152,7 +152,7 @@ impl<'m> ImageFeatures<'m> {
     }
 
     fn objects(&self, answer: &Generated) -> Result<Vec<Object>, Error> {
-        Ok(objects(&items_of_tokens(self.model.tokenizer()?, &answer.tokens, &answer.log_probs)))
+        Ok(objects(&items_of_tokens(self.model.tokenizer()?, &answer.tokens, &answer.logprobs)))
     }
 }
 

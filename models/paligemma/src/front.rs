@@ -4,12 +4,13 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use gemma_backend::Device;
-use gemma_generate::{CausalModel, GenerateOptions, Generated, Generation, TextStream, TokenId, finish_batch};
+use gemma_generate::{
+    CausalModel, GenerateOptions, Generated, Generation, Prompt, Request, Sequence, TextStream, TokenId, generate_batch,
+};
 use gemma_model::{LoadOptions, Model, Network, OnLoad};
 use gemma_tokenizer::Tokenizer;
 use gemma_weights::{Checkpoint, Dtype, HubOptions};
 
-use crate::network::Prompt;
 use crate::{Error, Image, ImageFeatures, MaskDecoder, VisionLanguageModel, prompt};
 
 /// The file of mask decoder weights that is looked for in a model folder.
@@ -170,36 +171,42 @@ impl PaliGemma {
         Ok(TextStream::new(generation, self.tokenizer()?.stream()))
     }
 
-    /// Answers many prompts together: their prompts are read in one call, as segments of their own lengths, and each
-    /// further step is one call for all of them.
+    /// Answers many prompts together: their prompts are prefilled in one pass, as segments of their own lengths, and
+    /// each further step is one pass for all of them.
     ///
     /// # Errors
     /// As [`PaliGemma::ask`].
     pub fn ask_batch(&self, questions: &[Question<'_>], options: &GenerateOptions) -> Result<Vec<Generated>, Error> {
-        let mut prompts = Vec::with_capacity(questions.len());
-        for question in questions {
+        let request = |question: &Question<'_>| {
             let tokens = self.prompt_tokens(question.views.len(), question.prompt)?;
-            self.check(&tokens, question.views.len(), options)?;
-            prompts.push((tokens, features(question.views)));
-        }
-        if prompts.is_empty() {
-            return Ok(Vec::new());
-        }
-        let network = self.network();
-        let lent: Vec<Prompt<'_>> = prompts.iter().map(|(tokens, features)| Prompt { tokens, features }).collect();
-        let mut memories: Vec<_> = prompts.iter().map(|_| network.new_memory()).collect();
-        let logits = network.prefill(&lent, &mut memories.iter_mut().collect::<Vec<_>>());
-        let mut generations = Vec::with_capacity(prompts.len());
-        for (row, ((tokens, _), memory)) in prompts.iter().zip(memories).enumerate() {
-            let logits = logits.clone().narrow(0, row, 1);
-            let generation = Generation::resume(network, memory, tokens.len(), logits, options, self.stop_tokens())?;
-            generations.push(generation);
-        }
-        Ok(finish_batch(network, self.tokenizer()?, generations)?)
+            // all prompts are prefilled in one pass
+            let options = GenerateOptions { prefill_chunk: usize::MAX, ..options.clone() };
+            self.request(&tokens, &features(question.views), &options)
+        };
+        let requests = questions.iter().map(request).collect::<Result<Vec<_>, Error>>()?;
+        Ok(generate_batch(self.network(), self.tokenizer()?, requests)?)
     }
 
-    /// Reads a prompt that is already tokens, image tokens included, with the features that belong to them, and begins
-    /// an answer.
+    /// The request to an [`Engine`](gemma_generate::Engine) for a prompt that is already tokens, image tokens included, with
+    /// the features that belong to them.
+    ///
+    /// # Errors
+    /// As [`PaliGemma::ask`], and when image tokens and features do not match.
+    pub fn request(
+        &self,
+        tokens: &[TokenId],
+        features: &[Tensor<2>],
+        options: &GenerateOptions,
+    ) -> Result<Request<'static>, Error> {
+        options.check()?;
+        let network = self.network();
+        network.check_prompt(tokens, features.len())?;
+        let prompt = Prompt::Inputs { inputs: network.embed_with(tokens, features), blocks: vec![0..tokens.len()] };
+        let stop_tokens = self.stop_tokens().to_vec();
+        Ok(Request { prompt, options: options.clone(), stop_tokens, ..Request::default() })
+    }
+
+    /// Begins an answer to a prompt that is already tokens, image tokens included, with the features that belong to them.
     ///
     /// # Errors
     /// As [`PaliGemma::ask`], and when image tokens and features do not match.
@@ -209,11 +216,8 @@ impl PaliGemma {
         features: &[Tensor<2>],
         options: &GenerateOptions,
     ) -> Result<Generation<'_, VisionLanguageModel>, Error> {
-        self.check(tokens, features.len(), options)?;
-        let network = self.network();
-        let mut memory = network.new_memory();
-        let logits = network.prefill(&[Prompt { tokens, features }], &mut [&mut memory]);
-        Ok(Generation::resume(network, memory, tokens.len(), logits, options, self.stop_tokens())?)
+        let sequence = Sequence::new(self.network().new_cache());
+        Ok(Generation::of(self.network(), sequence, self.request(tokens, features, options)?)?)
     }
 
     /// Writes the model as a folder that [`PaliGemma::load`] and HF transformers open, see [`Model::save`].
@@ -222,12 +226,6 @@ impl PaliGemma {
     /// When the folder cannot be written, or the weights are held in a quantized format.
     pub fn save(&self, folder: &Path, dtype: Dtype, replace: bool) -> Result<(), Error> {
         Ok(self.model.save(folder, dtype, replace)?)
-    }
-
-    /// Finds what a user can get wrong before the network reads anything.
-    fn check(&self, tokens: &[TokenId], images: usize, options: &GenerateOptions) -> Result<(), Error> {
-        options.check()?;
-        self.network().check_prompt(tokens, images)
     }
 }
 

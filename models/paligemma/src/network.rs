@@ -5,9 +5,9 @@
 //! makes all texts.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use gemma::{Decoder, Memory};
-use gemma_generate::{CausalModel, TokenId};
+use burn::tensor::{Device, Tensor};
+use gemma::{Decoder, DecoderCache};
+use gemma_generate::{CacheTensors, CausalModel, Inputs, TokenId};
 use gemma_model::{LoadOptions, Network, OnLoad};
 use gemma_nn::{
     ComputePrecision, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Trainable, WithPrecision,
@@ -108,14 +108,14 @@ impl VisionLanguageModel {
     ///
     /// # Panics
     /// When there is no token, or not one row per `<image>`.
-    pub fn embed(&self, tokens: &[TokenId], features: &[Tensor<2>]) -> Tensor<2> {
+    pub fn embed_with(&self, tokens: &[TokenId], features: &[Tensor<2>]) -> Inputs {
         let image = self.config.image_token;
         let mut features = features.iter();
         let (mut current, mut used) = (None::<&Tensor<2>>, 0);
         let mut parts = Vec::new();
         for run in tokens.chunk_by(|a, b| (*a == image) == (*b == image)) {
             if run[0] != image {
-                parts.push(self.language_model.embed(run));
+                parts.push(self.language_model.embed(run).embeddings);
                 continue;
             }
             let mut wanted = run.len();
@@ -133,53 +133,26 @@ impl VisionLanguageModel {
                 (used, wanted) = (used + count, wanted - count);
             }
         }
-        if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+        let embeddings = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) };
+        Inputs { token_ids: tokens.to_vec(), embeddings }
     }
 
-    /// Reads prompts, each into a new memory: the rows `[tokens, hidden_size]` after the last norm, all prompts one after the
-    /// other. Each prompt is a prefix of its own, which sees itself both ways.
+    /// Prefills prompts, each into a new cache: hidden states `[tokens, hidden_size]`, all prompts one after the other. Each
+    /// prompt is a prefix of its own, which sees itself both ways.
     ///
     /// # Panics
-    /// When prompts and memories do not match, a memory is not new, or features do not match image tokens.
-    pub fn read_prompts(&self, prompts: &[Prompt<'_>], memories: &mut [&mut Memory]) -> Tensor<2> {
-        let parts: Vec<Tensor<2>> = prompts.iter().map(|prompt| self.embed(prompt.tokens, prompt.features)).collect();
+    /// When prompts and caches do not match, a cache is not new, or features do not match image tokens.
+    pub fn prefill(&self, prompts: &[Prompt<'_>], caches: &mut [&mut DecoderCache]) -> Tensor<2> {
+        let parts = prompts.iter().map(|prompt| self.embed_with(prompt.tokens, prompt.features)).collect();
         let segment = |prompt: &Prompt<'_>| {
             let len = prompt.tokens.len();
             Segment::causal(0, len).with_prefix(len)
         };
         let segments: Vec<Segment> = prompts.iter().map(segment).collect();
-        self.language_model.hidden_states(Tensor::cat(parts, 0), &segments, memories)
+        self.forward(Inputs::cat(parts), &segments, caches)
     }
 
-    /// Reads prompts, each into a new memory: the logits `[prompts, vocab]` that follow them.
-    ///
-    /// # Panics
-    /// As [`VisionLanguageModel::read_prompts`].
-    pub fn prefill(&self, prompts: &[Prompt<'_>], memories: &mut [&mut Memory]) -> Tensor<2> {
-        let hidden_states = self.read_prompts(prompts, memories);
-        let mut end = 0;
-        let last = prompts.iter().map(|prompt| {
-            end += prompt.tokens.len();
-            end as i32 - 1
-        });
-        let last: Vec<i32> = last.collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(last, [prompts.len()]), &hidden_states.device());
-        self.language_model.logits(hidden_states.select(0, index))
-    }
-
-    /// The rows `[tokens, hidden_size]` after the last norm, of sequences that are read whole and forgotten at once: for
-    /// training and for comparing. `segments` say how much of each is prompt; `features` belong to the image tokens of
-    /// all sequences, in order.
-    ///
-    /// # Panics
-    /// When segments, tokens and features do not match.
-    pub fn read_once(&self, tokens: &[TokenId], features: &[Tensor<2>], segments: &[Segment]) -> Tensor<2> {
-        let mut memories: Vec<Memory> = segments.iter().map(|_| self.language_model.no_memory()).collect();
-        let mut memories: Vec<&mut Memory> = memories.iter_mut().collect();
-        self.language_model.hidden_states(self.embed(tokens, features), segments, &mut memories)
-    }
-
-    /// Whether a prompt can be read: one image token for each patch of its images, known tokens, and no more than the
+    /// Whether a prompt is sound: one image token for each patch of its images, known tokens, and no more than the
     /// context holds.
     ///
     /// # Errors
@@ -206,24 +179,36 @@ impl VisionLanguageModel {
     }
 }
 
-/// The decoder's own: what follows a prompt is text.
+/// The decoder's own: the embeddings of text, and a cache that can be truncated to the prompt and kept in a file.
 impl CausalModel for VisionLanguageModel {
-    type Memory = Memory;
+    type Cache = DecoderCache;
 
-    fn new_memory(&self) -> Memory {
-        self.language_model.new_memory()
+    fn embed(&self, tokens: &[TokenId]) -> Inputs {
+        self.language_model.embed(tokens)
     }
 
-    fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.language_model.read(tokens, segments, memories)
+    fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut DecoderCache]) -> Tensor<2> {
+        self.language_model.forward(inputs, segments, caches)
     }
 
-    fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.language_model.read_all(tokens, segments, memories)
+    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        self.language_model.logits(hidden_states)
     }
 
-    fn score(&self, tokens: &[TokenId], segments: &[Segment]) -> Tensor<2> {
-        self.language_model.score(tokens, segments)
+    fn new_cache(&self) -> DecoderCache {
+        self.language_model.new_cache()
+    }
+
+    fn no_cache(&self) -> DecoderCache {
+        self.language_model.no_cache()
+    }
+
+    fn restore_cache(&self, len: usize, tensors: &CacheTensors) -> Option<DecoderCache> {
+        self.language_model.restore_cache(len, tensors)
+    }
+
+    fn cache_bytes(&self, tokens: usize) -> usize {
+        self.language_model.cache_bytes(tokens)
     }
 
     fn context_length(&self) -> Option<usize> {
@@ -274,18 +259,6 @@ impl Network for VisionLanguageModel {
 
     fn device(&self) -> Device {
         self.language_model.device()
-    }
-
-    fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.language_model.read_hidden(tokens, segments, memories)
-    }
-
-    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
-        self.language_model.logits(hidden_states)
-    }
-
-    fn memory_bytes(memory: &Memory) -> usize {
-        memory.bytes_len()
     }
 
     fn is_ignored(name: &str) -> bool {

@@ -1,4 +1,4 @@
-//! Reads a beginning once and goes on from it in several ways: a memory is cloned, or kept in a file.
+//! Reads a beginning once and goes on from it in several ways: its cache is cloned, or kept in a file.
 //!
 //! ```text
 //! cargo run --release -p recurrentgemma --example fork
@@ -6,8 +6,8 @@
 //! ```
 
 use recurrentgemma::{
-    CausalModel, GenerateOptions, Generation, Griffin, Memory, RecurrentGemma, Sequence, TextStream, default_device,
-    load_state, save_state,
+    CausalModel, GenerateOptions, Generation, Griffin, GriffinCache, RecurrentGemma, Sequence, TextStream,
+    default_device, load_state, save_state,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -28,10 +28,10 @@ pub fn run(model: Option<String>, beginning: &str) -> anyhow::Result<Vec<String>
     };
     let network: &Griffin = model.network();
 
-    let mut stem = Sequence::new(network.new_memory());
+    let mut stem = Sequence::new(network.new_cache());
     stem.push(&model.tokenizer()?.encode(beginning));
-    stem.read_ahead(network, 512, || true);
-    let go_on = |branch: Sequence<Memory>, seed| -> anyhow::Result<String> {
+    stem.prefill(network, 512, || true);
+    let go_on = |branch: Sequence<GriffinCache>, seed| -> anyhow::Result<String> {
         let options = GenerateOptions { max_tokens: 80, seed: Some(seed), ..GenerateOptions::default() };
         let generation = Generation::follow(network, branch, &[], &options, model.stop_tokens())?;
         Ok(TextStream::new(generation, model.tokenizer()?.stream()).finish()?.text)

@@ -1,4 +1,4 @@
-//! Reads a text of any length from standard input, in memory that does not grow with it, and continues it.
+//! Reads a text of any length from standard input, with a cache that does not grow with it, and continues it.
 //!
 //! ```text
 //! cargo run --release -p recurrentgemma --example long_context < library.txt
@@ -7,7 +7,8 @@
 
 use anyhow::Context;
 use recurrentgemma::{
-    CausalModel, EncodeOptions, GenerateOptions, Generation, RecurrentGemma, Sequence, TextStream, default_device,
+    Cache, CausalModel, EncodeOptions, GenerateOptions, Generation, RecurrentGemma, Sequence, TextStream,
+    default_device,
 };
 use std::io::{Read, Write};
 
@@ -22,7 +23,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// `model`: a folder or a hub id; without one, the demo model that is part of the library. Returns the number of tokens
-/// read, and the bytes in which they are remembered.
+/// read, and the size of the cache in bytes.
 pub fn run(model: Option<String>, mut input: impl Read) -> anyhow::Result<(usize, usize)> {
     let device = default_device()?;
     let model = match model {
@@ -31,7 +32,7 @@ pub fn run(model: Option<String>, mut input: impl Read) -> anyhow::Result<(usize
     };
     let (network, tokenizer) = (model.network(), model.tokenizer()?);
 
-    let mut sequence = Sequence::new(network.new_memory());
+    let mut sequence = Sequence::new(network.new_cache());
     sequence.push(&[tokenizer.bos()]);
     let mut text = Vec::new();
     loop {
@@ -40,15 +41,15 @@ pub fn run(model: Option<String>, mut input: impl Read) -> anyhow::Result<(usize
         let words = std::str::from_utf8(&text[..len]).context("the text is not UTF-8")?;
         sequence.push(&tokenizer.encode_with(words, EncodeOptions { bos: false, specials: false }));
         text.drain(..len);
-        sequence.read_ahead(network, CHUNK, || true);
-        // the model remembers; the tokens themselves are not needed any more
-        sequence.let_go();
-        eprintln!("{} tokens read, remembered in {} bytes", sequence.position(), sequence.memory().bytes_len());
+        sequence.prefill(network, CHUNK, || true);
+        // the cache holds the state; the tokens themselves are not needed any more
+        sequence.drop_tokens();
+        eprintln!("{} tokens, a cache of {} bytes", sequence.position(), sequence.cache().bytes_len());
         if last {
             break;
         }
     }
-    let read = (sequence.len(), sequence.memory().bytes_len());
+    let read = (sequence.len(), sequence.cache().bytes_len());
 
     let options = GenerateOptions { max_tokens: 100, temperature: 0.7, seed: Some(1), ..GenerateOptions::default() };
     let generation = Generation::follow(network, sequence, &[], &options, model.stop_tokens())?;

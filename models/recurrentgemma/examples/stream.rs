@@ -28,6 +28,6 @@ pub fn run(model: Option<String>, prompt: &str) -> anyhow::Result<()> {
         std::io::stdout().flush()?;
     }
     let sequence = text.into_sequence();
-    println!("\n\n{} tokens, remembered in {} bytes", sequence.len(), sequence.memory().bytes_len());
+    println!("\n\n{} tokens, remembered in {} bytes", sequence.len(), sequence.cache().bytes_len());
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! One residual block: a temporal part, recurrent or attention, then an MLP.
 
+use crate::cache::{LayerCache, RecurrentState};
 use crate::config::{BlockSpec, Temporal};
-use crate::memory::{LayerMemory, Recurrent};
 use crate::recurrent::RecurrentBlock;
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -66,38 +66,38 @@ impl ResidualBlock {
         self.mlp_block.save(saver, &format!("{name}.mlp_block"));
     }
 
-    /// `[tokens, hidden_size]` to the same shape; the memories take up the segments.
+    /// `[tokens, hidden_size]` to the same shape; the caches take up the segments.
     ///
     /// # Panics
-    /// When segments, memories and `x` do not match.
+    /// When segments, caches and `x` do not match.
     pub fn forward(
         &self,
         x: Tensor<2>,
         rope: &RopeTable,
         segments: &[Segment],
-        memories: Vec<&mut LayerMemory>,
+        caches: Vec<&mut LayerCache>,
     ) -> Tensor<2> {
         let normed = self.temporal_pre_norm.forward(x.clone());
         let mixed = match &self.temporal_block {
             TemporalBlock::Recurrent(block) => {
-                let mut states: Vec<&mut Recurrent> = memories
+                let mut states: Vec<&mut RecurrentState> = caches
                     .into_iter()
-                    .map(|memory| match memory {
-                        LayerMemory::Recurrent(state) => state,
-                        LayerMemory::Attention(_) => panic!("a recurrent layer got the memory of an attention layer"),
+                    .map(|cache| match cache {
+                        LayerCache::Recurrent(state) => state,
+                        LayerCache::Attention(_) => panic!("a recurrent layer got the cache of an attention layer"),
                     })
                     .collect();
                 block.forward(normed, segments, &mut states)
             }
             TemporalBlock::Attention(block) => {
-                let mut caches: Vec<&mut KvCache> = memories
+                let mut kv_caches: Vec<&mut KvCache> = caches
                     .into_iter()
-                    .map(|memory| match memory {
-                        LayerMemory::Attention(cache) => cache,
-                        LayerMemory::Recurrent(_) => panic!("an attention layer got the memory of a recurrent layer"),
+                    .map(|cache| match cache {
+                        LayerCache::Attention(cache) => cache,
+                        LayerCache::Recurrent(_) => panic!("an attention layer got the cache of a recurrent layer"),
                     })
                     .collect();
-                block.forward(normed, rope, segments, &mut caches)
+                block.forward(normed, rope, segments, &mut kv_caches)
             }
         };
         let x = x + mixed;

@@ -1,18 +1,18 @@
 //! The network: embed, blocks, norm, head.
 
 use crate::block::ResidualBlock;
-use crate::config::{GriffinConfig, Temporal};
-use crate::memory::{LayerMemory, Memory, Recurrent};
+use crate::cache::{GriffinCache, LayerCache, RecurrentState};
+use crate::config::{BlockSpec, GriffinConfig, Temporal};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use gemma_generate::CausalModel;
-use gemma_model::{Error, LoadOptions, Network, StateTensors, cache_tensors, state_tensor};
-use gemma_nn::{Embedder, Retention, RmsNorm, RopeTable, Saver, Segment, Source, last_rows, softcap};
+use gemma_generate::{CacheTensors, CausalModel, Inputs};
+use gemma_model::{Error, LoadOptions, Network};
+use gemma_nn::{Embedder, Retention, RmsNorm, RopeTable, Saver, Segment, Source, softcap};
 use gemma_tokenizer::{Family, TokenId};
-use gemma_weights::{Dtype, SavedTensor, catalogue::Shape};
+use gemma_weights::{Dtype, catalogue::Shape};
 
 /// Griffin (De et al. 2024, arXiv:2402.19427), the network of RecurrentGemma: most blocks carry a state from token to
-/// token, every third looks at the last few tokens. What it remembers of a sequence does not grow with it.
+/// token, every third looks at the last few tokens. The cache of a sequence does not grow with it.
 #[derive(Module, Debug)]
 pub struct Griffin {
     embed_tokens: Embedder,
@@ -23,32 +23,13 @@ pub struct Griffin {
 }
 
 impl Griffin {
-    /// From embeddings to the last norm, `[tokens, hidden_size]` each.
-    ///
-    /// # Panics
-    /// When segments, memories and `x` do not match.
-    pub fn hidden_states(&self, mut x: Tensor<2>, segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        assert_eq!(segments.len(), memories.len(), "one memory per segment");
-        for (segment, memory) in segments.iter().zip(memories.iter_mut()) {
-            assert_eq!(segment.start, memory.position, "a segment continues where its memory ends");
-            memory.position += segment.len;
-        }
-        let positions: Vec<usize> = segments.iter().flat_map(Segment::positions).collect();
-        let rope = RopeTable::new(self.config.rope, &positions, &x.device());
-        for (index, layer) in self.layers.iter().enumerate() {
-            let memories = memories.iter_mut().map(|memory| &mut memory.layers[index]).collect();
-            x = layer.forward(x, &rope, segments, memories);
-        }
-        self.final_norm.forward(x)
-    }
-
-    /// Memory with this much of the windows.
-    fn memory(&self, window: impl Fn(Retention) -> Retention) -> Memory {
+    /// An empty cache that keeps this much of the windows.
+    fn cache(&self, window: impl Fn(Retention) -> Retention) -> GriffinCache {
         let layer = |block: &ResidualBlock| match block.attention() {
-            None => LayerMemory::Recurrent(Recurrent::default()),
-            Some(attention) => LayerMemory::Attention(attention.new_cache(&window)),
+            None => LayerCache::Recurrent(RecurrentState::default()),
+            Some(attention) => LayerCache::Attention(attention.new_cache(&window)),
         };
-        Memory { position: 0, layers: self.layers.iter().map(layer).collect() }
+        GriffinCache { position: 0, layers: self.layers.iter().map(layer).collect() }
     }
 }
 
@@ -105,83 +86,76 @@ impl Network for Griffin {
         self.final_norm.weight.val().device()
     }
 
-    fn read_hidden(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.hidden_states(self.embed_tokens.embed(tokens), segments, memories)
+    fn configure(config: GriffinConfig, options: &LoadOptions) -> Result<GriffinConfig, Error> {
+        Ok(if options.inclusive_window { config.with_inclusive_window() } else { config })
+    }
+}
+
+impl CausalModel for Griffin {
+    type Cache = GriffinCache;
+
+    fn embed(&self, tokens: &[TokenId]) -> Inputs {
+        Inputs { token_ids: tokens.to_vec(), embeddings: self.embed_tokens.embed(tokens) }
+    }
+
+    fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut GriffinCache]) -> Tensor<2> {
+        let mut x = inputs.embeddings;
+        assert_eq!(segments.len(), caches.len(), "one cache per segment");
+        for (segment, cache) in segments.iter().zip(caches.iter_mut()) {
+            assert_eq!(segment.start, cache.position, "a segment continues where its cache ends");
+            cache.position += segment.len;
+        }
+        let positions: Vec<usize> = segments.iter().flat_map(Segment::positions).collect();
+        let rope = RopeTable::new(self.config.rope, &positions, &x.device());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let caches = caches.iter_mut().map(|cache| &mut cache.layers[index]).collect();
+            x = layer.forward(x, &rope, segments, caches);
+        }
+        self.final_norm.forward(x)
     }
 
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
         softcap(self.embed_tokens.logits(hidden_states), self.config.final_softcap)
     }
 
-    fn memory_bytes(memory: &Memory) -> usize {
-        memory.bytes_len()
+    fn new_cache(&self) -> GriffinCache {
+        self.cache(|retention| retention)
     }
 
-    fn configure(config: GriffinConfig, options: &LoadOptions) -> Result<GriffinConfig, Error> {
-        Ok(if options.inclusive_window { config.with_inclusive_window() } else { config })
+    fn no_cache(&self) -> GriffinCache {
+        self.cache(|_| Retention::Nothing)
     }
 
-    fn memory_tensors(&self, memory: &Memory) -> Option<Vec<SavedTensor>> {
-        let of = |(index, layer): (usize, &LayerMemory)| {
-            let name = format!("layers.{index}");
-            match layer {
-                LayerMemory::Attention(cache) => cache_tensors(&name, cache),
-                LayerMemory::Recurrent(state) => [("hidden", &state.hidden), ("tail", &state.tail)]
-                    .into_iter()
-                    .filter_map(|(part, tensor)| Some(state_tensor(format!("{name}.{part}"), tensor.as_ref()?)))
-                    .collect(),
-            }
-        };
-        Some(memory.layers.iter().enumerate().flat_map(of).collect())
-    }
-
-    fn memory_of_tensors(&self, position: usize, tensors: &StateTensors) -> Option<Memory> {
+    fn restore_cache(&self, len: usize, tensors: &CacheTensors) -> Option<GriffinCache> {
         let device = self.device();
         let layer = |(index, (block, temporal)): (usize, (&ResidualBlock, &Temporal))| {
             let name = format!("layers.{index}");
             Some(match temporal {
-                Temporal::Attention(_) => {
-                    LayerMemory::Attention(tensors.cache(&name, block.attention()?, position, &device)?)
-                }
-                Temporal::Recurrent(_) if position == 0 => LayerMemory::Recurrent(Recurrent::default()),
+                Temporal::Attention(_) => LayerCache::Attention(tensors.kv(&name, block.attention()?, len, &device)?),
+                Temporal::Recurrent(_) if len == 0 => LayerCache::Recurrent(RecurrentState::default()),
                 Temporal::Recurrent(spec) => {
                     let hidden = Some(tensors.get(&format!("{name}.hidden"), [1, spec.channels], &device)?);
                     let tail = match spec.taps - 1 {
                         0 => None,
                         past => Some(tensors.get(&format!("{name}.tail"), [past, spec.channels], &device)?),
                     };
-                    LayerMemory::Recurrent(Recurrent { hidden, tail })
+                    LayerCache::Recurrent(RecurrentState { hidden, tail })
                 }
             })
         };
         let blocks = self.layers.iter().zip(self.config.blocks.iter().map(|block| &block.temporal));
-        Some(Memory { position, layers: blocks.enumerate().map(layer).collect::<Option<_>>()? })
-    }
-}
-
-impl CausalModel for Griffin {
-    type Memory = Memory;
-
-    fn new_memory(&self) -> Memory {
-        self.memory(|retention| retention)
+        Some(GriffinCache { position: len, layers: blocks.enumerate().map(layer).collect::<Option<_>>()? })
     }
 
-    fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        let x = self.read_hidden(tokens, segments, memories);
-        self.logits(last_rows(x, segments))
+    fn cache_bytes(&self, tokens: usize) -> usize {
+        let of = |(block, spec): (&ResidualBlock, &BlockSpec)| match (&spec.temporal, block.attention()) {
+            (Temporal::Recurrent(spec), _) => 4 * spec.channels * spec.taps,
+            (Temporal::Attention(_), attention) => attention.map_or(0, |layer| layer.cache_bytes(tokens)),
+        };
+        self.layers.iter().zip(&self.config.blocks).map(of).sum()
     }
 
-    fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut Memory]) -> Tensor<2> {
-        self.logits(self.read_hidden(tokens, segments, memories))
-    }
-
-    fn score(&self, tokens: &[TokenId], segments: &[Segment]) -> Tensor<2> {
-        let mut memories: Vec<Memory> = segments.iter().map(|_| self.memory(|_| Retention::Nothing)).collect();
-        let mut memories: Vec<&mut Memory> = memories.iter_mut().collect();
-        self.read_all(tokens, segments, &mut memories)
-    }
-
-    /// No limit: the memory does not grow. (The releases were trained on texts of 8192 tokens.)
+    /// No limit: the cache does not grow. (The releases were trained on texts of 8192 tokens.)
     fn context_length(&self) -> Option<usize> {
         None
     }

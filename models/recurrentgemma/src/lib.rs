@@ -2,7 +2,7 @@
 //!
 //! [`RecurrentGemma`] is the front door, a [`Model`]: a tokenizer, a network and what belongs to them. Behind it,
 //! [`GriffinConfig`] says what a `config.json` means, and [`Griffin`] is the network: [`RecurrentBlock`]s, which carry
-//! a state from token to token ([`CausalConv`], then [`RgLru`]), and blocks of local attention. Its [`Memory`] of a
+//! a state from token to token ([`CausalConv`], then [`RgLru`]), and blocks of local attention. Its [`GriffinCache`] of a
 //! sequence has the same size after a thousand tokens as after a million; it can be cloned to fork a text, and kept in
 //! a file.
 //!
@@ -12,22 +12,22 @@
 //! (default: download from the Hugging Face hub). Backends can be combined and are chosen at run time.
 
 mod block;
+mod cache;
 mod config;
 mod conv;
 mod demo;
 mod griffin;
 mod initial;
-mod memory;
 mod recurrent;
 mod rg_lru;
 
 pub use block::{ResidualBlock, TemporalBlock};
+pub use cache::{GriffinCache, LayerCache, RecurrentState};
 pub use config::{BlockSpec, GriffinConfig, Temporal};
 pub use conv::CausalConv;
 pub use demo::{demo, demo_checkpoint, demo_with};
 pub use griffin::Griffin;
 pub use initial::Initial;
-pub use memory::{LayerMemory, Memory, Recurrent};
 pub use recurrent::{RecurrentBlock, RecurrentSpec};
 pub use rg_lru::{Gate, RgLru};
 
@@ -36,7 +36,7 @@ pub type RecurrentGemma = Model<Griffin>;
 
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{
-    CausalModel, FinishReason, GenerateOptions, Generated, Generation, Request, Sequence, TextStream, Timings,
+    Cache, CausalModel, FinishReason, GenerateOptions, Generated, Generation, Request, Sequence, TextStream, Timings,
     generate_batch,
 };
 pub use gemma_model::{

@@ -1,7 +1,7 @@
 //! The recurrent block: two branches, one of which remembers.
 
+use crate::cache::RecurrentState;
 use crate::conv::CausalConv;
-use crate::memory::Recurrent;
 use crate::rg_lru::RgLru;
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -60,14 +60,14 @@ impl RecurrentBlock {
     ///
     /// # Panics
     /// When segments, states and `x` do not match.
-    pub fn forward(&self, x: Tensor<2>, segments: &[Segment], states: &mut [&mut Recurrent]) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, segments: &[Segment], states: &mut [&mut RecurrentState]) -> Tensor<2> {
         let gate = self.linear_y.forward(x.clone());
         let mut tails: Vec<_> = states.iter_mut().map(|state| state.tail.take()).collect();
         let mut hidden: Vec<_> = states.iter_mut().map(|state| state.hidden.take()).collect();
         let mixed = self.conv_1d.forward(self.linear_x.forward(x), segments, &mut tails);
         let remembered = self.rg_lru.forward(mixed, segments, &mut hidden);
         for (state, (tail, hidden)) in states.iter_mut().zip(tails.into_iter().zip(hidden)) {
-            **state = Recurrent { hidden, tail };
+            **state = RecurrentState { hidden, tail };
         }
         self.linear_out.forward(geglu(gate, remembered))
     }

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use gemma::{DecoderConfig, LayerSpec, Norms};
-use gemma_nn::{AttentionSpec, RandomWeights, RopeSpec, Segment, Visibility};
+use gemma_generate::CausalModel;
+use gemma_nn::{AttentionSpec, RandomWeights, RopeSpec, Segment};
 use gemma_tokenizer::{Family, Tokenizer};
 use gemma_train::{Example, cross_entropy};
 use gemma_weights::{Checkpoint, Dtype};
@@ -131,12 +132,12 @@ pub fn loss(model: &VisionLanguageModel, examples: &[ImageExample]) -> Tensor<1>
     let segment =
         |example: &ImageExample| Segment::causal(0, example.text.inputs().len()).with_prefix(example.prefix_len);
     let segments: Vec<Segment> = examples.iter().map(segment).collect();
-    let hidden = model.read_once(&tokens, &features, &segments);
+    let hidden = model.uncached_hidden_states(model.embed_with(&tokens, &features), &segments);
     let targets = examples.iter().flat_map(|example| example.text.targets()).enumerate();
     let (rows, targets): (Vec<i32>, Vec<Option<u32>>) =
         targets.filter_map(|(row, target)| target.map(|target| (row as i32, Some(target)))).unzip();
     let index = Tensor::<1, Int>::from_data(TensorData::new(rows, [targets.len()]), &hidden.device());
-    cross_entropy(model.language_model().logits(hidden.select(0, index)), &targets)
+    cross_entropy(model.logits(hidden.select(0, index)), &targets)
 }
 
 /// Trains the model in rounds and saves it to `out` after each, which is replaced; then draws the sample images.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
 use gemma_backend::Backend;
-use gemma_generate::{CausalModel, GenerateOptions, Segment};
+use gemma_generate::{Cache, CausalModel, GenerateOptions, Segment};
 use gemma_model::Network;
 use gemma_tokenizer::TokenId;
 use paligemma::{Pixels, Prompt, VisionLanguageModel};
@@ -68,7 +68,7 @@ struct Report {
     decode_tokens_per_second_max: Option<f64>,
     peak_rss_bytes: Option<u64>,
     weight_bytes: u64,
-    /// How fast the threads read memory; null where weights may lie in a cache or not in the CPU's memory.
+    /// How fast the threads read cache; null where weights may lie in a cache or not in the CPU's cache.
     memory_bytes_per_second: Option<u64>,
     /// How much of that reading the weights took while writing.
     memory_part: Option<f64>,
@@ -137,7 +137,7 @@ fn measure<N: Network>(
     let mut opened = open()?;
     let lengths = lengths(args, &opened.model, usual(&opened.model))?;
     let first_token_seconds = args.shape.is_none().then(|| {
-        read(&opened.model, &mut opened.model.new_memory(), 0, FIRST_PROMPT);
+        read(&opened.model, &mut opened.model.new_cache(), 0, FIRST_PROMPT);
         machine::seconds_since_start()
     });
     for round in 0..args.repeat.get() {
@@ -151,7 +151,7 @@ fn measure<N: Network>(
     }
     let mut report = report(args, &opened.model, gemma_backend::describe(&opened.model.device()), lengths, measured);
     report.first_token_seconds = first_token_seconds;
-    // after the most memory was noted, and with the model's given back
+    // after the most cache was noted, and with the model's given back
     drop(opened);
     compare_with_memory(&mut report);
     if args.json {
@@ -162,7 +162,7 @@ fn measure<N: Network>(
     Ok(Ending::Done)
 }
 
-/// Measures the memory's speed beside that of writing, where the CPU reads all weights from it.
+/// Measures the cache's speed beside that of writing, where the CPU reads all weights from it.
 fn compare_with_memory(report: &mut Report) {
     // the encoder of images is not read while writing
     if report.instructions.is_none() || report.weight_bytes < UNCACHED || report.encode_seconds.is_some() {
@@ -193,27 +193,27 @@ fn lengths(args: &args::Bench, decoder: &impl CausalModel, usual: usize) -> Resu
 /// Reads a prompt and writes some tokens, both after `depth` tokens, and both once untimed before.
 fn one_round<N: Network>(decoder: &N, lengths: Lengths, measured: &mut Measured) -> Result<()> {
     let after_depth = || {
-        let mut memory = decoder.new_memory();
-        read(decoder, &mut memory, 0, lengths.depth);
-        memory
+        let mut cache = decoder.new_cache();
+        read(decoder, &mut cache, 0, lengths.depth);
+        cache
     };
     if lengths.prompt > 0 {
-        read(decoder, &mut decoder.new_memory(), 0, lengths.prompt);
-        let mut memory = after_depth();
+        read(decoder, &mut decoder.new_cache(), 0, lengths.prompt);
+        let mut cache = after_depth();
         let start = Instant::now();
-        read(decoder, &mut memory, lengths.depth, lengths.prompt);
+        read(decoder, &mut cache, lengths.depth, lengths.prompt);
         measured.prefill.push(lengths.prompt as f64 / start.elapsed().as_secs_f64());
-        measured.sequence_bytes = N::memory_bytes(&memory);
+        measured.sequence_bytes = cache.bytes_len();
     }
     if lengths.decode > 0 {
-        let mut memories: Vec<_> = (0..lengths.sequences).map(|_| after_depth()).collect();
-        step(decoder, &mut memories, lengths.depth);
+        let mut caches: Vec<_> = (0..lengths.sequences).map(|_| after_depth()).collect();
+        step(decoder, &mut caches, lengths.depth);
         let start = Instant::now();
         for place in 1..=lengths.decode {
-            step(decoder, &mut memories, lengths.depth + place);
+            step(decoder, &mut caches, lengths.depth + place);
         }
         measured.decode.push((lengths.sequences * lengths.decode) as f64 / start.elapsed().as_secs_f64());
-        measured.sequence_bytes = N::memory_bytes(&memories[0]);
+        measured.sequence_bytes = caches[0].bytes_len();
     }
     Ok(())
 }
@@ -254,21 +254,22 @@ fn one_image_round(model: &VisionLanguageModel, lengths: Lengths, measured: &mut
     let text = (image..length).map(|place| token(place, config.image_token as usize));
     let tokens: Vec<TokenId> = std::iter::repeat_n(config.image_token, image).chain(text).collect();
     let prefill = || {
-        let mut memory = model.new_memory();
+        let mut cache = model.new_cache();
         let prompt = Prompt { tokens: &tokens, features: &features };
-        session::values(model.prefill(&[prompt], &mut [&mut memory]));
-        memory
+        let hidden_states = model.prefill(&[prompt], &mut [&mut cache]);
+        session::values(model.logits(hidden_states.narrow(0, length - 1, 1)));
+        cache
     };
     prefill();
     let start = Instant::now();
-    let mut memory = prefill();
+    let mut cache = prefill();
     measured.prefill.push(length as f64 / start.elapsed().as_secs_f64());
-    measured.sequence_bytes = memory.bytes_len();
+    measured.sequence_bytes = cache.bytes_len();
     if lengths.decode > 0 {
-        read(model, &mut memory, length, 1);
+        read(model, &mut cache, length, 1);
         let start = Instant::now();
         for place in 1..=lengths.decode {
-            read(model, &mut memory, length + place, 1);
+            read(model, &mut cache, length + place, 1);
         }
         measured.decode.push(lengths.decode as f64 / start.elapsed().as_secs_f64());
     }
@@ -276,20 +277,20 @@ fn one_image_round(model: &VisionLanguageModel, lengths: Lengths, measured: &mut
 }
 
 /// Reads tokens as a generation does, in its chunks, and waits for the logits.
-fn read<M: CausalModel>(decoder: &M, memory: &mut M::Memory, start: usize, count: usize) {
+fn read<M: CausalModel>(decoder: &M, cache: &mut M::Cache, start: usize, count: usize) {
     let chunk = GenerateOptions::default().prefill_chunk;
     for begin in (start..start + count).step_by(chunk) {
         let len = chunk.min(start + count - begin);
         let tokens: Vec<TokenId> = (begin..begin + len).map(|place| token(place, decoder.vocab())).collect();
-        session::values(decoder.read(&tokens, &[Segment::causal(begin, len)], &mut [memory]));
+        session::values(decoder.last_logits(&tokens, &[Segment::causal(begin, len)], &mut [cache]));
     }
 }
 
 /// Writes one token of each sequence, as a batch does, and waits for the logits.
-fn step<M: CausalModel>(decoder: &M, memories: &mut [M::Memory], place: usize) {
-    let tokens: Vec<TokenId> = (0..memories.len()).map(|sequence| token(place + sequence, decoder.vocab())).collect();
-    let segments = vec![Segment::causal(place, 1); memories.len()];
-    session::values(decoder.read(&tokens, &segments, &mut memories.iter_mut().collect::<Vec<_>>()));
+fn step<M: CausalModel>(decoder: &M, caches: &mut [M::Cache], place: usize) {
+    let tokens: Vec<TokenId> = (0..caches.len()).map(|sequence| token(place + sequence, decoder.vocab())).collect();
+    let segments = vec![Segment::causal(place, 1); caches.len()];
+    session::values(decoder.last_logits(&tokens, &segments, &mut caches.iter_mut().collect::<Vec<_>>()));
 }
 
 /// Some token for each place, spread over the vocabulary.
@@ -371,15 +372,15 @@ fn told(report: &Report) -> String {
     let first = report
         .first_token_seconds
         .map_or(String::new(), |seconds| format!("\nfirst token {} s after the program began", significant(seconds)));
-    let memory = report.memory_bytes_per_second.zip(report.memory_part).map_or(String::new(), |(speed, part)| {
-        // it is measured afterwards, and a shared machine's memory is not always as fast
+    let cache = report.memory_bytes_per_second.zip(report.memory_part).map_or(String::new(), |(speed, part)| {
+        // it is measured afterwards, and a shared machine's cache is not always as fast
         let moved = if part > 1.0 { " (it was faster then)" } else { "" };
         format!("\nmemory is read at {}/s; writing used {:.0} % of that{moved}", output::bytes(speed), 100.0 * part)
     });
     let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), output::bytes);
     format!(
         "{model}, {precision}\n{backend}{instructions}, {threads} threads\nmeasured {times}, after {after} tokens\n\n{table}\n\n\
-         weights {}, this sequence {}, most memory {peak}{first}{memory}",
+         weights {}, this sequence {}, most cache {peak}{first}{cache}",
         output::bytes(report.weight_bytes),
         output::bytes(report.sequence_bytes)
     )

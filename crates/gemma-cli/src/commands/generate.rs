@@ -72,25 +72,39 @@ fn write_about(
     opened: Opened<PaliGemma>,
 ) -> Result<Ending> {
     let (model, watch) = (&opened.model, interrupt::watch());
-    if args.load_state.is_some() || args.save_state.is_some() {
-        bail!("--load-state and --save-state are for models that read text only");
+    if args.load_state.is_some() && !images.is_empty() {
+        bail!("--load-state goes on after a prompt, and an image begins one; leave out one of the two");
+    }
+    if let Some(path) = &args.save_state {
+        // a place that cannot be written is found before the work is done
+        drop(NewFile::open(path)?);
     }
     if args.chat {
         bail!("--chat needs a model that was trained to talk; give PaliGemma a task instead, such as \"caption en\"");
     }
+    let network = model.network();
+    let state = args.load_state.as_ref().map(|file| load_state(network, file)).transpose()?;
     let prompt = match given {
         Given::Tokens(tokens) => tokens,
+        Given::Text(text) if state.is_some() => model.tokenizer()?.encode_with(&text, CONTINUED),
         Given::Text(text) => model.prompt_tokens(images.len(), &text)?,
     };
     let begin = Instant::now();
     let views = if images.is_empty() { Vec::new() } else { model.encode_images(&images.iter().collect::<Vec<_>>()) };
     let features: Vec<_> = views.iter().map(|view| view.features().clone()).collect();
-    let generation = model.begin(&prompt, &features, options)?.with_cancel(watch.flag());
+    let generation = match state {
+        Some(sequence) => Generation::follow(network, sequence, &prompt, options, model.stop_tokens())?,
+        None => model.begin(&prompt, &features, options)?,
+    };
+    let generation = generation.with_cancel(watch.flag());
     let prompt_seconds = begin.elapsed().as_secs_f64();
     let bar = progress::tokens("reading", prompt.len());
-    let (mut ended, text, _) = finish(generation, model.tokenizer().map_err(Into::into), options, &bar, args.json)?;
-    ended.timings.prompt_tokens = prompt.len();
+    let tokenizer = model.tokenizer().map_err(Into::into);
+    let (mut ended, text, sequence) = finish(generation, tokenizer, options, &bar, args.json)?;
     ended.timings.prompt_seconds += prompt_seconds;
+    if let Some(path) = &args.save_state {
+        save_state(network, &sequence, path)?;
+    }
     tell(args, ended, text, prompt.len(), opened.seconds)
 }
 
@@ -107,10 +121,10 @@ fn write<N: Network>(
     }
     let sequence = match &args.load_state {
         Some(file) => load_state(model.network(), file)?,
-        None => Sequence::new(model.network().new_memory()),
+        None => Sequence::new(model.network().new_cache()),
     };
     let prompt = tokens(given, args.chat, model, &sequence)?;
-    let bar = progress::tokens("reading", sequence.unread().len() + prompt.len());
+    let bar = progress::tokens("reading", sequence.pending().len() + prompt.len());
     let shown = bar.clone();
     let generation = Generation::follow(model.network(), sequence, &prompt, options, model.stop_tokens())?
         .with_cancel(watch.flag())
@@ -173,7 +187,7 @@ struct Ended {
 impl Ended {
     fn of<M: CausalModel>(generation: &Generation<'_, M>) -> Result<Self> {
         Ok(Self {
-            tokens: generation.picks().iter().map(|pick| pick.token).collect(),
+            tokens: generation.sampled().iter().map(|sampled| sampled.token).collect(),
             finish_reason: generation.finish_reason().context("the text ended without a reason")?,
             seed: generation.seed(),
             timings: generation.timings(),
@@ -182,7 +196,7 @@ impl Ended {
 }
 
 /// A generation that is over, its text where that was asked for, and the sequence it leaves.
-type Written<M> = (Ended, Option<String>, Sequence<<M as CausalModel>::Memory>);
+type Written<M> = (Ended, Option<String>, Sequence<<M as CausalModel>::Cache>);
 
 /// Runs a generation to its end, printing the text as it comes or, when `quiet`, returning it.
 fn with_text<M: CausalModel>(mut stream: TextStream<'_, '_, M>, bar: &ProgressBar, quiet: bool) -> Result<Written<M>> {
@@ -196,9 +210,9 @@ fn with_text<M: CausalModel>(mut stream: TextStream<'_, '_, M>, bar: &ProgressBa
 
 /// Runs a generation to its end.
 fn without_text<M: CausalModel>(mut generation: Generation<'_, M>, bar: &ProgressBar) -> Result<Written<M>> {
-    for pick in &mut generation {
+    for sampled in &mut generation {
         bar.finish_and_clear();
-        pick?;
+        sampled?;
     }
     Ok((Ended::of(&generation)?, None, generation.into_sequence()))
 }
@@ -221,7 +235,7 @@ fn tokens<N: Network>(
     given: Given,
     chat: bool,
     model: &Model<N>,
-    sequence: &Sequence<N::Memory>,
+    sequence: &Sequence<N::Cache>,
 ) -> Result<Vec<TokenId>> {
     let begins = sequence.is_empty();
     Ok(match given {
@@ -229,7 +243,7 @@ fn tokens<N: Network>(
         Given::Text(text) if chat => {
             let tokenizer = model.tokenizer()?;
             let turn = tokenizer.chat(model.chat_template(), &[Turn::user(text)], true)?;
-            let goes_on = sequence.unread().last().copied() == tokenizer.end_of_turn() && !begins;
+            let goes_on = sequence.pending().last().copied() == tokenizer.end_of_turn() && !begins;
             // the format ends a turn with a line break, which the model does not say itself
             let line_break = if goes_on { tokenizer.encode_with("\n", CONTINUED) } else { Vec::new() };
             let first = usize::from(!begins && turn.first() == Some(&tokenizer.bos()));

@@ -223,7 +223,7 @@ fn answer(
     if made.finish_reason == FinishReason::Cancelled {
         return Ok(None);
     }
-    let items = loc::items_of_tokens(model.tokenizer()?, &made.tokens, &made.log_probs);
+    let items = loc::items_of_tokens(model.tokenizer()?, &made.tokens, &made.logprobs);
     Ok(Some((Answer { prompt: prompt.to_owned(), text: made.text, objects: None }, loc::objects(&items))))
 }
 

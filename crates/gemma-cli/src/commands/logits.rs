@@ -68,10 +68,10 @@ fn read_about(
     let mut file = LogitsFile::begin(file, &lengths, batch, model.vocab())?;
     let bar = progress::tokens("reading", lengths.iter().sum());
     let watch = interrupt::watch();
-    let mut memories: Vec<_> = rows.iter().map(|_| model.new_memory()).collect();
+    let mut caches: Vec<_> = rows.iter().map(|_| model.new_cache()).collect();
     let prompts: Vec<Prompt<'_>> =
         rows.iter().zip(&features).map(|((tokens, _), features)| Prompt { tokens, features }).collect();
-    let hidden = model.read_prompts(&prompts, &mut memories.iter_mut().collect::<Vec<_>>());
+    let hidden = model.prefill(&prompts, &mut caches.iter_mut().collect::<Vec<_>>());
     let mut places: Vec<Place> = Vec::new();
     for (row, (tokens, _)) in rows.iter().enumerate() {
         places.push(Place { row, start: 0, len: tokens.len() });
@@ -80,11 +80,11 @@ fn read_about(
         return Ok(Ending::Interrupted);
     }
     let chunk = args.chunk.map_or(usize::MAX, |chunk| chunk.get());
-    for (row, ((prompt, answer), memory)) in rows.iter().zip(&mut memories).enumerate() {
+    for (row, ((prompt, answer), cache)) in rows.iter().zip(&mut caches).enumerate() {
         let mut start = prompt.len();
         for part in answer.chunks(chunk) {
             let segment = Segment::causal(start, part.len()).with_prefix(prompt.len());
-            let hidden = model.read_hidden(part, &[segment], &mut [memory]);
+            let hidden = model.hidden_states(part, &[segment], &mut [cache]);
             if !put(model, hidden, &[Place { row, start, len: part.len() }], &mut file, &bar, &watch)? {
                 return Ok(Ending::Interrupted);
             }
@@ -144,19 +144,19 @@ fn write<N: Network>(decoder: &N, rows: &[Vec<TokenId>], chunk: usize, mut file:
     let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
     let bar = progress::tokens("reading", rows.iter().map(Vec::len).sum());
     let watch = interrupt::watch();
-    let mut memories: Vec<_> = rows.iter().map(|_| decoder.new_memory()).collect();
+    let mut caches: Vec<_> = rows.iter().map(|_| decoder.new_cache()).collect();
     for start in (0..longest).step_by(chunk) {
         let (mut tokens, mut segments, mut places, mut lent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for ((index, row), memory) in rows.iter().enumerate().zip(&mut memories) {
+        for ((index, row), cache) in rows.iter().enumerate().zip(&mut caches) {
             let end = row.len().min(start.saturating_add(chunk));
             if start < end {
                 tokens.extend_from_slice(&row[start..end]);
                 segments.push(Segment::causal(start, end - start));
                 places.push(Place { row: index, start, len: end - start });
-                lent.push(memory);
+                lent.push(cache);
             }
         }
-        let hidden = decoder.read_hidden(&tokens, &segments, &mut lent);
+        let hidden = decoder.hidden_states(&tokens, &segments, &mut lent);
         if !put(decoder, hidden, &places, &mut file, &bar, &watch)? {
             return Ok(Ending::Interrupted);
         }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use burn::tensor::Tensor;
-use gemma_generate::{CausalModel, SCORE_CHUNK, Segment, TokenId, score_windows};
+use gemma_generate::{CacheTensors, CausalModel, Inputs, SCORE_CHUNK, Segment, TokenId, score_windows};
 use gemma_model::{Model, Network};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -55,7 +55,7 @@ fn score<N: Network>(args: &args::Score, given: Result<String, Vec<TokenId>>, mo
     let score = score?;
     let report = Report {
         pieces: tokens.iter().map(piece).collect(),
-        log_probs: std::iter::once(None).chain(score.log_probs.iter().copied().map(Some)).collect(),
+        log_probs: std::iter::once(None).chain(score.logprobs.iter().copied().map(Some)).collect(),
         total_log_prob: score.total(),
         perplexity: score.perplexity(),
         tokens: &tokens,
@@ -87,26 +87,42 @@ fn told(report: &Report<'_>) -> String {
     )
 }
 
-/// A model that shows on a bar how much it has read.
+/// A model that shows on a bar how many tokens it has run.
 struct Counted<'a, M> {
     model: &'a M,
     bar: ProgressBar,
 }
 
 impl<M: CausalModel> CausalModel for Counted<'_, M> {
-    type Memory = M::Memory;
+    type Cache = M::Cache;
 
-    fn new_memory(&self) -> M::Memory {
-        self.model.new_memory()
+    fn embed(&self, tokens: &[TokenId]) -> Inputs {
+        self.model.embed(tokens)
     }
 
-    fn read(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut M::Memory]) -> Tensor<2> {
-        self.model.read(tokens, segments, memories)
+    fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut M::Cache]) -> Tensor<2> {
+        self.bar.inc(inputs.len() as u64);
+        self.model.forward(inputs, segments, caches)
     }
 
-    fn read_all(&self, tokens: &[TokenId], segments: &[Segment], memories: &mut [&mut M::Memory]) -> Tensor<2> {
-        self.bar.inc(tokens.len() as u64);
-        self.model.read_all(tokens, segments, memories)
+    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        self.model.logits(hidden_states)
+    }
+
+    fn new_cache(&self) -> M::Cache {
+        self.model.new_cache()
+    }
+
+    fn no_cache(&self) -> M::Cache {
+        self.model.no_cache()
+    }
+
+    fn restore_cache(&self, len: usize, tensors: &CacheTensors) -> Option<M::Cache> {
+        self.model.restore_cache(len, tensors)
+    }
+
+    fn cache_bytes(&self, tokens: usize) -> usize {
+        self.model.cache_bytes(tokens)
     }
 
     fn context_length(&self) -> Option<usize> {

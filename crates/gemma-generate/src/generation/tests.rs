@@ -1,10 +1,13 @@
 //! The whole loop, on a model without weights.
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::fake::{Fake, History};
+use crate::{Cache, CacheTensors, Inputs, Prompt};
+use burn::tensor::Tensor;
+use serde::Deserialize;
 
 const PROMPT: [TokenId; 7] = [2, 9, 4, 4, 7, 1, 3];
 
@@ -14,7 +17,7 @@ fn greedy(max_tokens: usize) -> GenerateOptions {
 
 /// All tokens of a generation, and why it ended.
 fn run(generation: &mut Generation<'_, Fake>) -> (Vec<TokenId>, Option<FinishReason>) {
-    let tokens = generation.by_ref().map(|pick| pick.unwrap().token).collect();
+    let tokens = generation.by_ref().map(|sampled| sampled.unwrap().token).collect();
     (tokens, generation.finish_reason())
 }
 
@@ -50,19 +53,19 @@ fn a_prompt_is_read_in_chunks_with_the_same_result() {
 }
 
 #[test]
-fn each_pick_carries_its_log_probability() {
+fn each_token_carries_its_logprob() {
     let model = Fake::new(50);
     let mut generation = Generation::new(&model, &PROMPT, &greedy(3), &[]).unwrap();
-    let picks: Vec<Pick> = generation.by_ref().map(Result::unwrap).collect();
+    let sampled: Vec<SampledToken> = generation.by_ref().map(Result::unwrap).collect();
     let mut history = PROMPT.to_vec();
-    for pick in &picks {
-        let logits: Vec<f64> = model.logits(&history).into_iter().map(f64::from).collect();
+    for sampled in &sampled {
+        let logits: Vec<f64> = model.after(&history).into_iter().map(f64::from).collect();
         let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
-        let expected = logits[pick.token as usize] - sum.ln();
-        assert!((pick.log_prob - expected).abs() < 1e-6, "{} {expected}", pick.log_prob);
-        history.push(pick.token);
+        let expected = logits[sampled.token as usize] - sum.ln();
+        assert!((sampled.logprob - expected).abs() < 1e-6, "{} {expected}", sampled.logprob);
+        history.push(sampled.token);
     }
-    assert_eq!(generation.picks(), picks);
+    assert_eq!(generation.sampled(), sampled);
 }
 
 #[test]
@@ -71,7 +74,7 @@ fn a_stop_token_ends_the_answer_and_is_not_part_of_it() {
     let mut generation = Generation::new(&model, &PROMPT, &greedy(9), &[31, 30]).unwrap();
     assert_eq!(run(&mut generation), (vec![20, 21], Some(FinishReason::Stop)));
     assert_eq!(model.calls(), [[7], [1], [1]]);
-    assert_eq!(generation.sequence().unread(), [30], "it belongs to the sequence all the same");
+    assert_eq!(generation.sequence().pending(), [30], "it belongs to the sequence all the same");
     assert_eq!(generation.timings().generated_tokens, 2);
 }
 
@@ -171,7 +174,7 @@ fn cancelling_works_between_the_chunks_of_a_prompt_and_the_rest_is_read_later() 
     assert_eq!(model.calls(), [[2], [2]]);
 
     let sequence = generation.into_sequence();
-    assert_eq!(sequence.unread(), &PROMPT[4..]);
+    assert_eq!(sequence.pending(), &PROMPT[4..]);
     let mut later = Generation::follow(&model, sequence, &[5], &options, &[]).unwrap();
     let whole = [&PROMPT[..], &[5]].concat();
     assert_eq!(run(&mut later).0, model.greedy(&whole, 2));
@@ -199,15 +202,15 @@ fn a_conversation_goes_on_with_only_the_new_tokens() {
     model.calls();
 
     let sequence = first.into_sequence();
-    assert_eq!((sequence.position(), sequence.unread()), (9, &[30][..]));
+    assert_eq!((sequence.position(), sequence.pending()), (9, &[30][..]));
     let mut second = Generation::follow(&model, sequence, &[11, 12], &greedy(3), &[30]).unwrap();
     let whole = [&PROMPT[..], &[20, 21, 30, 11, 12]].concat();
     assert_eq!(run(&mut second).0, model.greedy(&whole, 3));
     assert_eq!(model.calls(), [[3], [1], [1]], "the stop token and the two new ones, then one by one");
     assert_eq!(second.sequence().tokens()[..whole.len()], whole);
-    let memory = second.into_sequence().into_memory();
-    assert_eq!(memory.0[..whole.len()], whole);
-    assert_eq!(memory.0.len(), whole.len() + 2, "the last token picked was not read");
+    let cache = second.into_sequence().into_cache();
+    assert_eq!(cache.tokens[..whole.len()], whole);
+    assert_eq!(cache.tokens.len(), whole.len() + 2, "the last token sampled was not run");
 }
 
 #[test]
@@ -244,28 +247,41 @@ fn following_needs_something_to_read_and_room_for_it() {
 }
 
 #[test]
-fn resuming_picks_from_the_given_logits_first() {
+fn rows_that_are_embedded_already_are_a_prompt_too() {
     let model = Fake::new(50);
-    let memory = History(PROMPT.to_vec());
-    let logits = model.tensor(vec![model.logits(&PROMPT)]);
-    let mut generation = Generation::resume(&model, memory, PROMPT.len(), logits, &greedy(3), &[]).unwrap();
-    assert_eq!(run(&mut generation), (model.greedy(&PROMPT, 3), Some(FinishReason::Length)));
-    assert_eq!(model.calls(), [[1], [1]], "the first token costs no call");
-    assert_eq!(generation.timings().prompt_tokens, 0);
-    assert_eq!(generation.sequence().position(), PROMPT.len() + 2);
+    let request = |prefix_len: usize| Request {
+        prompt: Prompt::Inputs { inputs: model.embed(&PROMPT), blocks: vec![0..prefix_len] },
+        options: GenerateOptions { prefill_chunk: 3, ..greedy(3) },
+        ..Request::default()
+    };
+    for (prefix_len, calls) in [(0, vec![3, 3, 1, 1, 1]), (7, vec![7, 1, 1]), (5, vec![5, 2, 1, 1])] {
+        let sequence = Sequence::new(model.new_cache());
+        let mut generation = Generation::of(&model, sequence, request(prefix_len)).unwrap();
+        assert_eq!(run(&mut generation), (model.greedy(&PROMPT, 3), Some(FinishReason::Length)));
+        assert_eq!(model.calls().concat(), calls, "a prefix of {prefix_len} is prefilled in one piece");
+        assert_eq!(generation.timings().prompt_tokens, PROMPT.len());
+        assert_eq!(generation.sequence().position(), PROMPT.len() + 2);
+    }
 }
 
 #[test]
-fn resuming_checks_what_it_is_given() {
-    let model = Fake::new(50).with_context(6);
-    let logits = || model.tensor(vec![vec![0.0; 50]]);
-    let resume =
-        |position, logits| Generation::resume(&model, History::default(), position, logits, &greedy(1), &[]).err();
-    assert_eq!(resume(0, logits()), Some(Error::EmptyPrompt));
-    assert_eq!(resume(7, logits()), Some(Error::PromptTooLong { tokens: 7, limit: 6 }));
-    let two_rows = model.tensor(vec![vec![0.0; 50]; 2]);
-    assert_eq!(resume(3, two_rows), Some(Error::LogitsShape { found: [2, 50], expected: [1, 50] }));
-    assert_eq!(resume(6, logits()), None);
+fn rows_that_do_not_fit_together_are_refused() {
+    let model = Fake::new(50).with_context(8);
+    let refused = |sequence, inputs, last| {
+        let request = Request { prompt: Prompt::Inputs { inputs, blocks: vec![0..last] }, ..Request::default() };
+        Generation::of(&model, sequence, request).err()
+    };
+    let empty = || Sequence::new(model.new_cache());
+    let rows = |tokens: &[TokenId]| model.embed(tokens);
+    let found = refused(empty(), Inputs { token_ids: vec![1, 2], ..rows(&PROMPT) }, 0);
+    assert_eq!(found, Some(Error::InputRows { rows: 7, tokens: 2, last: 0 }));
+    let found = refused(empty(), rows(&PROMPT), 8);
+    assert_eq!(found, Some(Error::InputRows { rows: 7, tokens: 7, last: 8 }));
+    let mut begun = empty();
+    begun.push(&[1]);
+    assert!(matches!(refused(begun, rows(&PROMPT), 0), Some(Error::InputRows { .. })));
+    assert_eq!(refused(empty(), rows(&[]), 0), Some(Error::EmptyPrompt));
+    assert_eq!(refused(empty(), rows(&[1; 9]), 0), Some(Error::PromptTooLong { tokens: 9, limit: 8 }));
 }
 
 /// A text that repeats itself, with surprises.
@@ -273,7 +289,7 @@ const SCRIPT: [TokenId; 30] =
     [5, 6, 7, 8, 9, 10, 11, 12, 5, 6, 7, 8, 9, 10, 30, 11, 12, 5, 6, 7, 8, 9, 10, 30, 11, 12, 5, 6, 40, 41];
 
 #[test]
-fn guesses_change_the_number_of_calls_and_nothing_else() {
+fn drafts_change_the_number_of_calls_and_nothing_else() {
     let plain = Fake::saying(50, PROMPT.len(), &SCRIPT);
     let expected = run(&mut Generation::new(&plain, &PROMPT, &greedy(40), &[41]).unwrap());
     assert_eq!(expected.1, Some(FinishReason::Stop));
@@ -281,23 +297,23 @@ fn guesses_change_the_number_of_calls_and_nothing_else() {
 
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
     let generation = Generation::new(&model, &PROMPT, &greedy(40), &[41]).unwrap();
-    let mut generation = generation.with_lookup(Lookup::new(vec![vec![5, 6, 7, 8, 1, 1, 1]]).always());
+    let mut generation = generation.with_prompt_lookup(PromptLookup::new(vec![vec![5, 6, 7, 8, 1, 1, 1]]).always());
     assert_eq!(run(&mut generation), expected);
     let saved = calls - model.calls().len();
     let timings = generation.timings();
     assert!(saved >= 8, "{saved} calls saved");
     assert_eq!(timings.accepted_tokens, saved);
-    assert!(timings.guessed_tokens > saved, "the other text guesses wrong");
+    assert!(timings.draft_tokens > saved, "the other text drafts wrong tokens");
     assert_eq!(timings.decode_steps, SCRIPT.len() - 1);
     let sequence = generation.into_sequence();
-    assert_eq!(sequence.memory().0, [&PROMPT, &SCRIPT[..29]].concat(), "wrong guesses are forgotten");
-    assert_eq!(sequence.unread(), [41]);
+    assert_eq!(sequence.cache().tokens, [&PROMPT, &SCRIPT[..29]].concat(), "rejected drafts are rolled back");
+    assert_eq!(sequence.pending(), [41]);
 }
 
-/// The model knows no script here: what it says depends on every token read, so one wrong token left in its memory would
+/// The model knows no script here: what it says depends on every token read, so one wrong token left in its cache would
 /// change all that follows.
 #[test]
-fn two_hundred_prompts_give_the_same_tokens_with_guesses() {
+fn two_hundred_prompts_give_the_same_tokens_with_drafts() {
     let model = Fake::new(6);
     for seed in 0..200_u32 {
         let prompt: Vec<TokenId> = (0..40).map(|place| (seed * 31 + place * place) % 6).collect();
@@ -306,55 +322,55 @@ fn two_hundred_prompts_give_the_same_tokens_with_guesses() {
         let stop = [5];
         let expected = run(&mut Generation::new(&model, &prompt, &options, &stop).unwrap());
         let generation = Generation::new(&model, &prompt, &options, &stop).unwrap();
-        let mut generation = generation.with_lookup(Lookup::default().always());
+        let mut generation = generation.with_prompt_lookup(PromptLookup::default().always());
         assert_eq!(run(&mut generation), expected, "prompt {seed}");
     }
 }
 
 #[test]
-fn whoever_stops_early_gets_a_memory_without_guesses() {
+fn whoever_stops_early_gets_a_cache_without_drafts() {
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
     for taken in 1..25 {
         let generation = Generation::new(&model, &PROMPT, &greedy(40), &[]).unwrap();
-        let mut generation = generation.with_lookup(Lookup::default().always());
+        let mut generation = generation.with_prompt_lookup(PromptLookup::default().always());
         for _ in 0..taken {
             generation.next().unwrap().unwrap();
         }
         let sequence = generation.into_sequence();
-        assert_eq!(sequence.memory().0.len(), sequence.position());
+        assert_eq!(sequence.cache().tokens.len(), sequence.position());
         assert_eq!(sequence.tokens(), [&PROMPT, &SCRIPT[..taken]].concat());
     }
 }
 
 #[test]
-fn nothing_is_guessed_that_could_not_be_taken_back_or_does_not_fit() {
+fn nothing_is_drafted_that_could_not_be_taken_back_or_does_not_fit() {
     let longest = |model: &Fake| model.calls().into_iter().skip(1).flatten().max();
     let run_with = |model: &Fake, max_tokens| {
         let generation = Generation::new(model, &PROMPT, &greedy(max_tokens), &[]).unwrap();
-        run(&mut generation.with_lookup(Lookup::default().always())).0.len()
+        run(&mut generation.with_prompt_lookup(PromptLookup::default().always())).0.len()
     };
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT).truncatable_to(PROMPT.len() + 9);
     assert_eq!(run_with(&model, 30), 30);
     assert_eq!(longest(&model), Some(1));
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT).with_context(PROMPT.len() + 12);
-    assert_eq!(run_with(&model, 30), 13, "as many as without guesses");
+    assert_eq!(run_with(&model, 30), 13, "as many as without drafts");
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
     assert_eq!(run_with(&model, 12), 12);
 }
 
 #[test]
-fn a_sequence_turns_to_a_prompt_that_begins_alike() {
+fn a_sequence_is_reused_for_a_prompt_that_begins_alike() {
     let model = Fake::new(50);
     let mut generation = Generation::new(&model, &PROMPT, &greedy(4), &[]).unwrap();
-    let picked = run(&mut generation).0;
+    let begun = run(&mut generation).0;
     let mut sequence = generation.into_sequence();
     model.calls();
     // forward, back, aside, the same again
-    let longer = [&PROMPT[..], &picked[..2], &[8, 9]].concat();
+    let longer = [&PROMPT[..], &begun[..2], &[8, 9]].concat();
     for (prompt, reused) in
         [(&longer[..], 9), (&PROMPT[..5], 4), (&[2, 9, 4, 30][..], 3), (&[2, 9, 4, 30][..], 3), (&[7][..], 0)]
     {
-        assert_eq!(sequence.turn_to(&model, prompt), reused);
+        assert_eq!(sequence.reuse_prefix(&model, prompt), reused);
         let generation = Generation::follow(&model, sequence, &[], &greedy(2), &[]).unwrap();
         let mut generation = generation;
         assert_eq!(run(&mut generation).0, model.greedy(prompt, 2), "{prompt:?}");
@@ -369,25 +385,25 @@ fn a_model_that_forgets_nothing_reads_anew() {
     let mut generation = Generation::new(&model, &PROMPT, &greedy(2), &[]).unwrap();
     run(&mut generation);
     let mut sequence = generation.into_sequence();
-    // the token that was picked and read
+    // the token that was sampled and run
     let next = [&PROMPT[..], &[40]].concat();
-    assert_eq!(sequence.turn_to(&model, &next), 0);
-    assert_eq!(sequence.unread(), next);
+    assert_eq!(sequence.reuse_prefix(&model, &next), 0);
+    assert_eq!(sequence.pending(), next);
     // nothing to take back: what was read stays
-    sequence.read_ahead(&model, 3, || true);
-    assert_eq!(sequence.turn_to(&model, &next), PROMPT.len());
+    sequence.prefill(&model, 3, || true);
+    assert_eq!(sequence.reuse_prefix(&model, &next), PROMPT.len());
 }
 
 #[test]
 fn reading_ahead_leaves_the_last_token_and_can_be_stopped() {
     let model = Fake::new(50);
-    let mut sequence = Sequence::new(model.new_memory());
+    let mut sequence = Sequence::new(model.new_cache());
     sequence.push(&PROMPT);
     let looks = AtomicUsize::new(0);
-    sequence.read_ahead(&model, 4, || looks.fetch_add(1, Ordering::Relaxed) < 1);
+    sequence.prefill(&model, 4, || looks.fetch_add(1, Ordering::Relaxed) < 1);
     assert_eq!(sequence.position(), 4);
-    sequence.read_ahead(&model, 4, || true);
-    assert_eq!(sequence.unread(), [3]);
+    sequence.prefill(&model, 4, || true);
+    assert_eq!(sequence.pending(), [3]);
     assert_eq!(model.calls(), [[4], [2]]);
     let forks = [sequence.clone(), sequence];
     for fork in forks {
@@ -493,16 +509,47 @@ fn finish_reasons_have_the_names_that_serde_writes() {
 fn a_generation_can_move_to_another_thread() {
     fn is_send<T: Send>(_: &T) {}
     struct Sendable;
+    #[derive(Clone)]
+    struct Nothing;
+    impl Cache for Nothing {
+        fn len(&self) -> usize {
+            0
+        }
+        fn bytes_len(&self) -> usize {
+            0
+        }
+        fn truncate(&mut self, _: usize) -> bool {
+            false
+        }
+        fn truncatable(&self) -> usize {
+            0
+        }
+        fn tensors(&self) -> CacheTensors {
+            CacheTensors::new()
+        }
+    }
     impl CausalModel for Sendable {
-        type Memory = AtomicUsize;
-        fn new_memory(&self) -> AtomicUsize {
-            AtomicUsize::new(0)
+        type Cache = Nothing;
+        fn embed(&self, _: &[TokenId]) -> Inputs {
+            unreachable!("never run")
         }
-        fn read(&self, _: &[TokenId], _: &[gemma_nn::Segment], _: &mut [&mut AtomicUsize]) -> Tensor<2> {
-            unreachable!("never read")
+        fn forward(&self, _: Inputs, _: &[gemma_nn::Segment], _: &mut [&mut Nothing]) -> Tensor<2> {
+            unreachable!("never run")
         }
-        fn read_all(&self, _: &[TokenId], _: &[gemma_nn::Segment], _: &mut [&mut AtomicUsize]) -> Tensor<2> {
-            unreachable!("never read")
+        fn logits(&self, _: Tensor<2>) -> Tensor<2> {
+            unreachable!("never run")
+        }
+        fn new_cache(&self) -> Nothing {
+            Nothing
+        }
+        fn no_cache(&self) -> Nothing {
+            Nothing
+        }
+        fn restore_cache(&self, _: usize, _: &CacheTensors) -> Option<Nothing> {
+            None
+        }
+        fn cache_bytes(&self, _: usize) -> usize {
+            0
         }
         fn context_length(&self) -> Option<usize> {
             None

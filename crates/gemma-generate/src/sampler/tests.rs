@@ -27,7 +27,7 @@ fn made_up(len: usize, seed: u64) -> Vec<f32> {
 fn counts(sampler: &mut Sampler, logits: &[f32], draws: usize) -> Vec<usize> {
     let mut counts = vec![0; logits.len()];
     for _ in 0..draws {
-        counts[sampler.pick(logits).unwrap().token as usize] += 1;
+        counts[sampler.sample(logits).unwrap().token as usize] += 1;
     }
     counts
 }
@@ -66,11 +66,11 @@ fn expected(logits: &[f32], options: &GenerateOptions) -> Vec<f64> {
 #[test]
 fn greedy_takes_the_highest_and_of_equals_the_lowest_token() {
     let mut greedy = sampler(GenerateOptions::greedy(1));
-    assert_eq!(greedy.pick(&[0.5, 2.0, -1.0, 2.0]).unwrap().token, 1);
-    assert_eq!(greedy.pick(&[f32::NEG_INFINITY, -3.0, -3.0]).unwrap().token, 1);
+    assert_eq!(greedy.sample(&[0.5, 2.0, -1.0, 2.0]).unwrap().token, 1);
+    assert_eq!(greedy.sample(&[f32::NEG_INFINITY, -3.0, -3.0]).unwrap().token, 1);
     let long = made_up(5000, 1);
     let best = (0..5000).max_by(|&a, &b| long[a].partial_cmp(&long[b]).unwrap()).unwrap();
-    assert_eq!(greedy.pick(&long).unwrap().token as usize, best);
+    assert_eq!(greedy.sample(&long).unwrap().token as usize, best);
 }
 
 #[test]
@@ -184,42 +184,42 @@ fn the_repetition_penalty_divides_positive_and_multiplies_negative_logits() {
     let options = GenerateOptions { repetition_penalty: 2.0, ..GenerateOptions::greedy(1) };
     let mut sampler = sampler(options);
     // 3/2 < 2: the observed token loses; then 2/2 < 3/2 ...
-    sampler.observe(&[0]);
-    assert_eq!(sampler.pick(&[3.0, 2.0]).unwrap().token, 1);
-    assert_eq!(sampler.pick(&[3.0, 2.0]).unwrap().token, 0);
+    sampler.observe_prompt(&[0]);
+    assert_eq!(sampler.sample(&[3.0, 2.0]).unwrap().token, 1);
+    assert_eq!(sampler.sample(&[3.0, 2.0]).unwrap().token, 0);
     // -1·2 < -1.5·1: a negative logit moves down, not towards 0.
-    assert_eq!(sampler.pick(&[-1.0, -1.0, -1.5]).unwrap().token, 2);
+    assert_eq!(sampler.sample(&[-1.0, -1.0, -1.5]).unwrap().token, 2);
     // Several observations of a token count once; unknown numbers are harmless.
-    sampler.observe(&[0, 0, 0, 99]);
-    assert_eq!(sampler.pick(&[4.0, 3.9, 0.0]).unwrap().token, 0);
+    sampler.observe_prompt(&[0, 0, 0, 99]);
+    assert_eq!(sampler.sample(&[4.0, 3.9, 0.0]).unwrap().token, 0);
 }
 
 #[test]
 fn a_repetition_penalty_of_one_observes_nothing() {
     let mut sampler = sampler(GenerateOptions::greedy(1));
-    sampler.observe(&[0, 1]);
+    sampler.observe_prompt(&[0, 1]);
     assert!(sampler.observed.is_empty());
-    assert_eq!(sampler.pick(&[3.0, 2.0]).unwrap().token, 0);
+    assert_eq!(sampler.sample(&[3.0, 2.0]).unwrap().token, 0);
 }
 
 #[test]
 fn a_tiny_repetition_penalty_overflows_into_the_largest_number() {
     let options = GenerateOptions { repetition_penalty: 1e-38, ..open() };
     let mut sampler = sampler(options);
-    sampler.observe(&[1, 2]);
+    sampler.observe_prompt(&[1, 2]);
     // Two infinite logits would leave no probability to draw by; two equally large ones are even.
     let counts = counts(&mut sampler, &[50.0, 40.0, 30.0], 100);
     assert_eq!(drawn(&counts), [1, 2]);
 }
 
 #[test]
-fn the_log_probability_is_that_of_the_model_whatever_the_options() {
+fn the_logprobability_is_that_of_the_model_whatever_the_options() {
     let logits = logs(&[0.1, 0.6, 0.3]);
     let options =
         GenerateOptions { temperature: 0.3, top_k: Some(1), repetition_penalty: 1.1, ..GenerateOptions::default() };
-    let pick = sampler(options).pick(&logits).unwrap();
+    let pick = sampler(options).sample(&logits).unwrap();
     assert_eq!(pick.token, 1);
-    assert!((pick.log_prob - 0.6_f64.ln()).abs() < 1e-6, "{}", pick.log_prob);
+    assert!((pick.logprob - 0.6_f64.ln()).abs() < 1e-6, "{}", pick.logprob);
 }
 
 #[test]
@@ -245,12 +245,12 @@ fn an_excluded_token_is_never_drawn_and_never_needed() {
 fn logits_without_probabilities_are_errors() {
     for options in [open(), GenerateOptions::greedy(1), GenerateOptions::default()] {
         let mut sampler = sampler(options);
-        let nan = sampler.pick(&[0.0, f32::NAN]);
+        let nan = sampler.sample(&[0.0, f32::NAN]);
         assert!(matches!(nan, Err(Error::NotFinite { token: 1, .. })), "{nan:?}");
-        assert!(sampler.pick(&[f32::INFINITY, 0.0]).is_err());
-        assert_eq!(sampler.pick(&[f32::NEG_INFINITY; 2]), Err(Error::NoToken { vocab: 2 }));
-        assert_eq!(sampler.pick(&[]), Err(Error::NoToken { vocab: 0 }));
-        assert!(sampler.pick(&[0.0]).is_ok(), "an error must not break the sampler");
+        assert!(sampler.sample(&[f32::INFINITY, 0.0]).is_err());
+        assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 2]), Err(Error::NoToken { vocab: 2 }));
+        assert_eq!(sampler.sample(&[]), Err(Error::NoToken { vocab: 0 }));
+        assert!(sampler.sample(&[0.0]).is_ok(), "an error must not break the sampler");
     }
 }
 
@@ -261,7 +261,7 @@ fn a_seed_is_a_promise() {
     let mut default = sampler(GenerateOptions { seed: Some(42), ..GenerateOptions::default() });
     let mut open = sampler(GenerateOptions { seed: Some(42), temperature: 1.2, ..open() });
     let picks =
-        |sampler: &mut Sampler| -> Vec<TokenId> { (0..8).map(|_| sampler.pick(&logits).unwrap().token).collect() };
+        |sampler: &mut Sampler| -> Vec<TokenId> { (0..8).map(|_| sampler.sample(&logits).unwrap().token).collect() };
     assert_eq!(picks(&mut default), DEFAULT_PICKS);
     assert_eq!(picks(&mut open), OPEN_PICKS);
 }
@@ -278,7 +278,7 @@ fn a_seed_is_reported_and_repeats() {
     let mut second = Sampler::new(&again).unwrap();
     let mut other = Sampler::new(&open()).unwrap();
     let picks =
-        |sampler: &mut Sampler| -> Vec<TokenId> { (0..40).map(|_| sampler.pick(&logits).unwrap().token).collect() };
+        |sampler: &mut Sampler| -> Vec<TokenId> { (0..40).map(|_| sampler.sample(&logits).unwrap().token).collect() };
     let picked = picks(&mut first);
     assert_eq!(picked, picks(&mut second));
     assert_ne!(picked, picks(&mut other));
@@ -288,12 +288,12 @@ fn a_seed_is_reported_and_repeats() {
 fn nothing_is_allocated_once_the_buffers_have_grown() {
     let logits = made_up(50_000, 3);
     let mut sampler = sampler(GenerateOptions { repetition_penalty: 1.2, ..open() });
-    sampler.pick(&logits).unwrap();
+    sampler.sample(&logits).unwrap();
     assert!(sampler.penalised.capacity() >= logits.len(), "the buffers are kept");
     assert!(sampler.candidates.capacity() > 1000, "the buffers are kept");
     let before = (sampler.candidates.as_ptr(), sampler.penalised.as_ptr());
     for _ in 0..20 {
-        sampler.pick(&logits).unwrap();
+        sampler.sample(&logits).unwrap();
     }
     assert_eq!(before, (sampler.candidates.as_ptr(), sampler.penalised.as_ptr()));
 }
@@ -336,4 +336,54 @@ fn candidates_rank_by_falling_logit_then_rising_token() {
     assert!(Candidate::new(u32::MAX, 1.0).rank < Candidate::new(0, 0.5).rank);
     assert!(Candidate::new(3, -0.0).rank < Candidate::new(4, 0.0).rank, "-0 equals 0");
     assert_eq!(Candidate::new(1234, -7.5).token(), 1234);
+}
+
+#[test]
+fn bias_and_penalties_move_the_choice_and_not_the_logprob() {
+    let logits = [1.0, 3.0, 2.0, 0.0];
+    let greedy = |options: GenerateOptions| Sampler::new(&options).unwrap();
+    let plain = greedy(GenerateOptions::greedy(1)).sample(&logits).unwrap();
+    assert_eq!(plain.token, 1);
+    let options = GenerateOptions { logit_bias: vec![(3, 4.0), (1, -100.0)], ..GenerateOptions::greedy(1) };
+    let biased = greedy(options).sample(&logits).unwrap();
+    assert_eq!(biased.token, 3);
+    assert!((biased.logprob - (plain.logprob - 3.0)).abs() < 1e-6, "the logprob is the model's own");
+    // 3, less 0.6 for each time: 3, 2.4, 1.8 is below 2
+    let options = GenerateOptions { frequency_penalty: 0.6, ..GenerateOptions::greedy(1) };
+    let mut sampler = greedy(options);
+    let tokens: Vec<TokenId> = (0..4).map(|_| sampler.sample(&logits).unwrap().token).collect();
+    assert_eq!(tokens, [1, 1, 2, 1]);
+    // 3, less 1.5 once: 1.5 is below 2, then both are taken
+    let options = GenerateOptions { presence_penalty: 1.5, ..GenerateOptions::greedy(1) };
+    let mut sampler = greedy(options);
+    sampler.observe_prompt(&[1]);
+    let tokens: Vec<TokenId> = (0..4).map(|_| sampler.sample(&logits).unwrap().token).collect();
+    assert_eq!(tokens, [1, 2, 1, 1], "the prompt does not count");
+}
+
+#[test]
+fn what_a_mask_leaves_out_is_never_sampled() {
+    let logits = [1.0, 3.0, 2.0, 0.0];
+    let options = GenerateOptions { seed: Some(1), ..GenerateOptions::default() };
+    let mut sampler = Sampler::new(&options).unwrap();
+    for _ in 0..100 {
+        let token = sampler.sample_allowed(&logits, Some(&[true, false, false, true])).unwrap().token;
+        assert!(token == 0 || token == 3);
+    }
+    assert_eq!(sampler.sample_allowed(&logits, Some(&[false; 4])), Err(Error::NothingAllowed));
+}
+
+#[test]
+fn the_likeliest_tokens_are_those_of_a_sort() {
+    let mut generator = Xoshiro256PlusPlus::new(9);
+    // few distinct values, so that there are ties
+    let logits: Vec<f32> = (0..500).map(|_| generator.below(40) as f32 / 4.0).collect();
+    let mut order: Vec<TokenId> = (0..500).collect();
+    order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+    for count in [1, 2, 7, 500, 600] {
+        let top = top_logprobs(&logits, count).unwrap();
+        assert_eq!(top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), order[..count.min(500)]);
+    }
+    let sum: f64 = top_logprobs(&logits, 500).unwrap().iter().map(|(_, logprob)| logprob.exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-6);
 }

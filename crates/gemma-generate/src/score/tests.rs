@@ -1,14 +1,16 @@
 //! Scores against their definition.
 
 use super::*;
-use crate::fake::Fake;
+use crate::fake::{Fake, History};
+use crate::{CacheTensors, Inputs};
 use crate::{GenerateOptions, Generation};
+use burn::tensor::Tensor;
 
 const TEXT: [TokenId; 11] = [2, 9, 4, 4, 7, 1, 3, 8, 8, 0, 5];
 
 /// log p(token | context), by the definition in f64.
 fn log_prob(model: &Fake, context: &[TokenId], token: TokenId) -> f64 {
-    let logits: Vec<f64> = model.logits(context).into_iter().map(f64::from).collect();
+    let logits: Vec<f64> = model.after(context).into_iter().map(f64::from).collect();
     logits[token as usize] - logits.iter().map(|logit| logit.exp()).sum::<f64>().ln()
 }
 
@@ -25,7 +27,7 @@ fn each_token_is_scored_given_all_before_it_whatever_the_chunk() {
     let expected: Vec<f64> = (1..TEXT.len()).map(|n| log_prob(&model, &TEXT[..n], TEXT[n])).collect();
     for chunk in [1, 2, 3, 9, 10, 11, usize::MAX] {
         let found = score(&model, &TEXT, chunk).unwrap();
-        assert_close(&found.log_probs, &expected);
+        assert_close(&found.logprobs, &expected);
         let calls = model.calls().concat();
         assert!(calls.iter().all(|&len| len <= chunk), "{calls:?}");
         assert_eq!(calls.iter().sum::<usize>(), TEXT.len() - 1, "the last token is not read");
@@ -34,7 +36,7 @@ fn each_token_is_scored_given_all_before_it_whatever_the_chunk() {
 
 #[test]
 fn perplexity_is_that_of_the_mean() {
-    let score = Score { log_probs: vec![0.5_f64.ln(), 0.125_f64.ln()] };
+    let score = Score { logprobs: vec![0.5_f64.ln(), 0.125_f64.ln()] };
     assert!((score.total() - 0.0625_f64.ln()).abs() < 1e-12);
     assert!((score.perplexity() - 4.0).abs() < 1e-12);
 }
@@ -43,13 +45,27 @@ fn perplexity_is_that_of_the_mean() {
 fn a_model_without_opinion_is_as_uncertain_as_its_vocabulary_is_large() {
     struct Even(Fake);
     impl CausalModel for Even {
-        type Memory = ();
-        fn new_memory(&self) {}
-        fn read(&self, _: &[TokenId], segments: &[Segment], _: &mut [&mut ()]) -> burn::tensor::Tensor<2> {
-            self.0.tensor(vec![vec![1.5; 30]; segments.len()])
+        type Cache = History;
+        fn embed(&self, tokens: &[TokenId]) -> Inputs {
+            self.0.embed(tokens)
         }
-        fn read_all(&self, tokens: &[TokenId], _: &[Segment], _: &mut [&mut ()]) -> burn::tensor::Tensor<2> {
-            self.0.tensor(vec![vec![1.5; 30]; tokens.len()])
+        fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut History]) -> Tensor<2> {
+            self.0.forward(inputs, segments, caches)
+        }
+        fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+            self.0.tensor(vec![vec![1.5; 30]; hidden_states.dims()[0]])
+        }
+        fn new_cache(&self) -> History {
+            self.0.new_cache()
+        }
+        fn no_cache(&self) -> History {
+            self.0.no_cache()
+        }
+        fn restore_cache(&self, len: usize, tensors: &CacheTensors) -> Option<History> {
+            self.0.restore_cache(len, tensors)
+        }
+        fn cache_bytes(&self, tokens: usize) -> usize {
+            self.0.cache_bytes(tokens)
         }
         fn context_length(&self) -> Option<usize> {
             None
@@ -63,14 +79,14 @@ fn a_model_without_opinion_is_as_uncertain_as_its_vocabulary_is_large() {
 }
 
 #[test]
-fn the_score_of_an_answer_is_the_log_probability_of_its_picks() {
+fn the_score_of_an_answer_is_the_log_probability_of_its_answer() {
     let model = Fake::new(30);
     let options = GenerateOptions { max_tokens: 6, seed: Some(2), ..GenerateOptions::default() };
-    let picks: Vec<_> = Generation::new(&model, &TEXT, &options, &[]).unwrap().map(Result::unwrap).collect();
+    let answer: Vec<_> = Generation::new(&model, &TEXT, &options, &[]).unwrap().map(Result::unwrap).collect();
     let mut whole = TEXT.to_vec();
-    whole.extend(picks.iter().map(|pick| pick.token));
-    let log_probs: Vec<f64> = picks.iter().map(|pick| pick.log_prob).collect();
-    assert_close(&score(&model, &whole, 5).unwrap().log_probs[TEXT.len() - 1..], &log_probs);
+    whole.extend(answer.iter().map(|sampled| sampled.token));
+    let logprobs: Vec<f64> = answer.iter().map(|sampled| sampled.logprob).collect();
+    assert_close(&score(&model, &whole, 5).unwrap().logprobs[TEXT.len() - 1..], &logprobs);
 }
 
 #[test]
@@ -91,7 +107,7 @@ fn windows_score_each_token_once_given_the_first_token_and_the_overlap() {
             expected.push(log_prob(&model, &context, TEXT[n]));
         }
         let found = score_windows(&model, &TEXT, window, overlap, 3).unwrap();
-        assert_close(&found.log_probs, &expected);
+        assert_close(&found.logprobs, &expected);
     }
 }
 
@@ -128,9 +144,9 @@ fn a_model_that_breaks_is_an_error() {
 fn the_default_score_of_a_model_reads_each_segment_with_a_memory_of_its_own() {
     let model = Fake::new(30);
     let tokens = [2, 5, 6, 2, 7];
-    let logits = model.score(&tokens, &[Segment::causal(0, 3), Segment::causal(0, 2)]);
+    let logits = model.uncached_logits(&tokens, &[Segment::causal(0, 3), Segment::causal(0, 2)]);
     let rows = to_host(logits, 5, 30).unwrap();
     let expected: Vec<f32> =
-        [&tokens[..1], &tokens[..2], &tokens[..3], &tokens[3..4], &tokens[3..]].map(|h| model.logits(h)).concat();
+        [&tokens[..1], &tokens[..2], &tokens[..3], &tokens[3..4], &tokens[3..]].map(|h| model.after(h)).concat();
     assert_eq!(rows, expected);
 }

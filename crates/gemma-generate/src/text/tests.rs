@@ -103,7 +103,7 @@ fn the_model_is_not_asked_after_the_stop_text() {
     let stream = begin(&model, &tokenizer, &["b"], 99);
     let generated = stream.finish().unwrap();
     assert_eq!((generated.text.as_str(), generated.finish_reason), ("a", FinishReason::StopText));
-    assert_eq!(generated.tokens, ids(&["a", "b"]), "the tokens tell what was picked");
+    assert_eq!(generated.tokens, ids(&["a", "b"]), "the tokens tell what was sampled");
     assert_eq!(model.calls(), [[2], [1]]);
 }
 
@@ -113,7 +113,7 @@ fn length_counts_tokens_and_flushes_the_text() {
     let generated = begin(&model, &tokenizer, &[" END"], 2).finish().unwrap();
     assert_eq!((generated.text.as_str(), generated.finish_reason), ("a ", FinishReason::Length));
     assert_eq!(generated.tokens.len(), 2);
-    assert_eq!(generated.log_probs.len(), 2);
+    assert_eq!(generated.logprobs.len(), 2);
     assert_eq!(generated.timings.generated_tokens, 2);
 }
 

@@ -1,0 +1,60 @@
+//! Limits of an engine.
+
+use crate::Error;
+use crate::options::require;
+
+/// How much an engine does at once, and how much it keeps.
+///
+/// ```
+/// use gemma_generate::EngineOptions;
+///
+/// let options = EngineOptions { max_requests: 16, prefix_cache_bytes: 1 << 30, ..EngineOptions::default() };
+/// assert!(options.check().is_ok());
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// Most requests that are in progress at once; the others wait. Default 64.
+    pub max_requests: usize,
+    /// Token budget of a step for prefill, first come first served. The requests in the decode phase come before: each takes
+    /// its one token (and its draft tokens) in every step, on top of this. Default 512.
+    pub prefill_tokens: usize,
+    /// Most bytes for the caches of all requests and the prefix cache together; `None`: no limit. A request is admitted
+    /// when its prompt and its longest answer fit. Default `None`.
+    pub max_cache_bytes: Option<usize>,
+    /// Most bytes that the prefix cache keeps of requests that are over; 0 turns it off. Default 0.
+    pub prefix_cache_bytes: usize,
+    /// Where the cache of a model that cannot be truncated is kept during prefill: at multiples of so many tokens.
+    /// Default 256.
+    pub snapshot_tokens: usize,
+    /// Whether prompts are always cut into the same chunks, whatever else is in the batch, so that the results of a request
+    /// do not depend on its company. The model has to be loaded in its batch-invariant mode as well. Draft tokens are not
+    /// used then. Default `false`.
+    pub batch_invariant: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            max_requests: 64,
+            prefill_tokens: 512,
+            max_cache_bytes: None,
+            prefix_cache_bytes: 0,
+            snapshot_tokens: 256,
+            batch_invariant: false,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// Checks that each option lies in its range.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] for the first that does not.
+    pub fn check(&self) -> Result<(), Error> {
+        let from_one = "an integer from 1 up";
+        require(self.max_requests >= 1, "max_requests", self.max_requests, from_one)?;
+        require(self.prefill_tokens >= 1, "prefill_tokens", self.prefill_tokens, from_one)?;
+        require(self.snapshot_tokens >= 1, "snapshot_tokens", self.snapshot_tokens, from_one)
+    }
+}
