@@ -1,8 +1,8 @@
-//! A conversation that remembers: each turn reads only what is new.
+//! A conversation that remembers: each turn prefills only what is new.
 //!
-//! What the model has read stays in its memory, answers included, exactly as it wrote them. A new turn therefore
+//! What was said stays in the cache, answers included, exactly as the model wrote them. A new turn therefore
 //! continues from there, with the part of the chat format that closes the last answer and holds the new question.
-//! Only when the past changes (undo, a full context, an answer that was cut) is it read again from the start.
+//! Only when the past changes (undo, a full context, an answer that was cut) is it prefilled from the start.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -10,13 +10,16 @@ use crate::{Error, Model, Network};
 use gemma_generate::{Cache, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings};
 use gemma_tokenizer::{TokenId, Turn};
 
+/// An answer is left at least this part of the context, or its longest length where that is less.
+const ANSWER_PART: usize = 4;
+
 /// A conversation with a model: [`say`](Self::say) something, and the answer comes piece by piece.
 #[derive(Debug)]
 pub struct Conversation<'m, N: Network> {
     model: &'m Model<N>,
     options: GenerateOptions,
     turns: Vec<Turn>,
-    /// What the model has read of `turns`; `None` when it has to begin anew.
+    /// The sequence of `turns`; `None` when it has to begin anew.
     sequence: Option<Sequence<N::Cache>>,
 }
 
@@ -27,7 +30,7 @@ pub struct Answered {
     pub reason: FinishReason,
     /// What it took.
     pub timings: Timings,
-    /// Exchanges at the beginning that were forgotten to make room.
+    /// Exchanges at the beginning that were dropped before this answer to make room; 0 in most turns.
     pub forgotten: usize,
 }
 
@@ -72,42 +75,45 @@ impl<'m, N: Network> Conversation<'m, N> {
             self.turns.pop();
         } else {
             self.turns.push(Turn::model(answer));
-            // A cut text leaves tokens in the memory that are no part of the answer.
+            // A cut text leaves tokens in the cache that are no part of the answer.
             let whole = answered.is_ok() && reason != Some(FinishReason::StopText);
             self.sequence = whole.then(|| stream.into_sequence());
         }
         answered
     }
 
-    /// A generation that has the newest turn to read. Forgets the oldest exchanges where the context is too small.
+    /// A generation that has the newest turn to prefill. Where the context has no room for the turns and an answer, it drops
+    /// the oldest exchanges, so many at once that the next turns find their prefix in the cache again.
     fn begin(&mut self) -> Result<(Generation<'m, N>, usize), Error> {
         let (network, stop) = (self.model.network(), self.model.stop_tokens());
-        // what is to be forgotten is only forgotten once the rest is known to fit
+        let tokenizer = self.model.tokenizer()?;
+        let prompt = |forgotten: usize| tokenizer.chat(self.model.chat_template(), &self.turns[2 * forgotten..], true);
+        let mut whole = prompt(0)?;
         let mut forgotten = 0;
-        let mut sequence = self.sequence.take();
-        loop {
-            let tokenizer = self.model.tokenizer()?;
-            let turns = &self.turns[2 * forgotten..];
-            let whole = tokenizer.chat(self.model.chat_template(), turns, true)?;
-            let begun = match sequence.take() {
-                Some(sequence) => {
-                    let end = tokenizer.end_of_turn();
-                    match end.and_then(|end| unread(&whole, sequence.tokens(), turns.len() - 1, end)) {
-                        Some(new) => Generation::follow(network, sequence, new, &self.options, stop),
-                        None => Generation::new(network, &whole, &self.options, stop),
-                    }
-                }
-                None => Generation::new(network, &whole, &self.options, stop),
-            };
-            match begun {
-                Err(gemma_generate::Error::PromptTooLong { .. }) if turns.len() > 2 => forgotten += 1,
-                begun => {
-                    let begun = begun?;
-                    self.turns.drain(..2 * forgotten);
-                    return Ok((begun, forgotten));
+        if let Some(context) = network.context_length() {
+            let answer = self.options.max_tokens.min(context / ANSWER_PART);
+            let held = self.sequence.as_ref().map_or(0, Sequence::len);
+            if whole.len().max(held) + answer > context {
+                let wanted = (context - answer) / 2;
+                // the newest question stays, whatever its length
+                while whole.len() > wanted && self.turns.len() > 2 * forgotten + 1 {
+                    forgotten += 1;
+                    whole = prompt(forgotten)?;
                 }
             }
         }
+        let turns = self.turns.len() - 2 * forgotten;
+        // what is to be forgotten is only forgotten once the rest is known to fit
+        let reused = self.sequence.take().filter(|_| forgotten == 0).and_then(|sequence| {
+            let new = unread(&whole, sequence.tokens(), turns - 1, tokenizer.end_of_turn()?)?;
+            Some((sequence, new))
+        });
+        let generation = match reused {
+            Some((sequence, new)) => Generation::follow(network, sequence, new, &self.options, stop)?,
+            None => Generation::new(network, &whole, &self.options, stop)?,
+        };
+        self.turns.drain(..2 * forgotten);
+        Ok((generation, forgotten))
     }
 
     /// Forgets everything.
@@ -128,7 +134,7 @@ impl<'m, N: Network> Conversation<'m, N> {
         &self.turns
     }
 
-    /// Tokens that the model remembers, and the bytes they take.
+    /// Tokens of the sequence, and the size of its cache in bytes.
     pub fn remembered(&self) -> (usize, usize) {
         self.sequence.as_ref().map_or((0, 0), |sequence| (sequence.len(), sequence.cache().bytes_len()))
     }

@@ -3,11 +3,12 @@
 use crate::save::Collect;
 use crate::{Error, Network};
 use burn::tensor::Device;
-use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
+use gemma_generate::{EngineOptions, EngineThread, GenerateOptions, Generated, Generation, TextStream};
 use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
 use gemma_weights::{Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
 use std::path::Path;
+use std::sync::Arc;
 
 /// How a model is opened.
 #[derive(Clone, Debug, Default)]
@@ -41,8 +42,8 @@ pub type OnLoad<'a> = &'a mut dyn FnMut(u64, u64);
 /// A text model, ready to write: a network and everything around it.
 #[derive(Debug)]
 pub struct Model<N> {
-    tokenizer: Option<Tokenizer>,
-    network: N,
+    tokenizer: Option<Arc<Tokenizer>>,
+    network: Arc<N>,
     chat_template: ChatTemplate,
     stop_tokens: Vec<TokenId>,
 }
@@ -102,6 +103,7 @@ impl<N: Network> Model<N> {
         });
         let (tokenizer, network) = (tokenizer?, network?);
         let stop_tokens = stop_tokens(checkpoint, N::eos(network.config()), tokenizer.as_ref())?;
+        let (tokenizer, network) = (tokenizer.map(Arc::new), Arc::new(network));
         Ok(Self { tokenizer, network, chat_template: read_chat_template(checkpoint)?, stop_tokens })
     }
 
@@ -109,7 +111,12 @@ impl<N: Network> Model<N> {
     pub fn from_parts(network: N, tokenizer: Tokenizer) -> Self {
         let mut stop_tokens = N::eos(network.config()).to_vec();
         stop_tokens.extend(tokenizer.end_of_turn());
-        Self { tokenizer: Some(tokenizer), network, chat_template: ChatTemplate::builtin(), stop_tokens }
+        Self {
+            tokenizer: Some(Arc::new(tokenizer)),
+            network: Arc::new(network),
+            chat_template: ChatTemplate::builtin(),
+            stop_tokens,
+        }
     }
 
     /// The tokenizer.
@@ -117,12 +124,37 @@ impl<N: Network> Model<N> {
     /// # Errors
     /// When the checkpoint came without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        self.tokenizer.as_ref().ok_or(Error::NoTokenizer)
+        self.tokenizer.as_deref().ok_or(Error::NoTokenizer)
     }
 
     /// The network.
     pub fn network(&self) -> &N {
         &self.network
+    }
+
+    /// The tokenizer, to be kept beside the model: [`DecodeStream::shared`](gemma_tokenizer::DecodeStream::shared) and
+    /// requests to an [`EngineThread`](gemma_generate::EngineThread) need it.
+    ///
+    /// # Errors
+    /// As [`Model::tokenizer`].
+    pub fn shared_tokenizer(&self) -> Result<Arc<Tokenizer>, Error> {
+        self.tokenizer.clone().ok_or(Error::NoTokenizer)
+    }
+
+    /// The network, to be kept beside the model: an [`EngineThread`](gemma_generate::EngineThread) runs on it.
+    pub fn shared_network(&self) -> Arc<N> {
+        Arc::clone(&self.network)
+    }
+
+    /// Starts an engine for the network on a thread of its own; requests of any thread share its forward passes.
+    ///
+    /// # Errors
+    /// When an option is outside its range.
+    pub fn engine(&self, options: EngineOptions) -> Result<EngineThread, Error>
+    where
+        N: Send + Sync + 'static,
+    {
+        Ok(EngineThread::spawn(self.shared_network(), options)?)
     }
 
     /// The tokens that end an answer.
@@ -173,7 +205,7 @@ impl<N: Network> Model<N> {
     /// # Errors
     /// As [`Model::generate`].
     pub fn stream_tokens(&self, prompt: &[TokenId], options: &GenerateOptions) -> Result<TextStream<'_, '_, N>, Error> {
-        let generation = Generation::new(&self.network, prompt, options, &self.stop_tokens)?;
+        let generation = Generation::new(self.network(), prompt, options, &self.stop_tokens)?;
         Ok(TextStream::new(generation, self.tokenizer()?.stream()))
     }
 

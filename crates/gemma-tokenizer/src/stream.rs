@@ -8,6 +8,7 @@ use crate::TokenId;
 use crate::engine::SPACE;
 use crate::tokenizer::{DecodeOptions, Tokenizer};
 use crate::vocabulary::Kind;
+use std::sync::Arc;
 
 /// Decodes one token at a time; made by [`Tokenizer::stream`].
 ///
@@ -27,14 +28,28 @@ use crate::vocabulary::Kind;
 /// ```
 #[derive(Clone, Debug)]
 pub struct DecodeStream<'a> {
-    tokenizer: &'a Tokenizer,
+    tokenizer: Held<'a>,
     options: DecodeOptions,
     partial: PartialChar,
 }
 
+/// The tokenizer of a stream: borrowed, or shared with whoever made the stream.
+#[derive(Clone, Debug)]
+enum Held<'a> {
+    Borrowed(&'a Tokenizer),
+    Shared(Arc<Tokenizer>),
+}
+
 impl<'a> DecodeStream<'a> {
     pub(crate) fn new(tokenizer: &'a Tokenizer, options: DecodeOptions) -> Self {
-        Self { tokenizer, options, partial: PartialChar::default() }
+        Self { tokenizer: Held::Borrowed(tokenizer), options, partial: PartialChar::default() }
+    }
+
+    /// A stream that shares the tokenizer and may outlive it, on another thread for example; otherwise as
+    /// [`Tokenizer::stream`].
+    pub fn shared(tokenizer: Arc<Tokenizer>) -> DecodeStream<'static> {
+        let options = DecodeOptions::default();
+        DecodeStream { tokenizer: Held::Shared(tokenizer), options, partial: PartialChar::default() }
     }
 
     /// Takes the next token; returns the characters that it completes, if any.
@@ -52,7 +67,11 @@ impl<'a> DecodeStream<'a> {
     }
 
     pub(crate) fn push_into(&mut self, id: TokenId, text: &mut String) {
-        let vocabulary = self.tokenizer.vocabulary();
+        let tokenizer = match &self.tokenizer {
+            Held::Borrowed(tokenizer) => tokenizer,
+            Held::Shared(tokenizer) => tokenizer.as_ref(),
+        };
+        let vocabulary = tokenizer.vocabulary();
         let kind = vocabulary.kind(id);
         if let Kind::Byte(byte) = kind {
             self.partial.push(byte, text);

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use gemma::{DecoderConfig, LayerSpec, Norms};
 use gemma_generate::CausalModel;
-use gemma_nn::{AttentionSpec, RandomWeights, RopeSpec, Segment};
+use gemma_nn::{AttentionSpec, RandomWeights, RopeSpec, Segment, Visibility};
 use gemma_tokenizer::{Family, Tokenizer};
 use gemma_train::{Example, cross_entropy};
 use gemma_weights::{Checkpoint, Dtype};

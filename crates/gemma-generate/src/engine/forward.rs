@@ -172,8 +172,10 @@ impl<'m, M: CausalModel> Engine<'m, M> {
             let start = active.sequence.position();
             let segment = Segment::causal(start, part.len()).in_phase(active.phase(self.options.batch_invariant));
             segments.push(match &active.inputs {
-                Some((_, blocks)) => segment.with_blocks(Arc::clone(blocks)),
-                None => segment,
+                Some((_, blocks)) if blocks.iter().any(|block| block.end > start) => {
+                    segment.with_blocks(Arc::clone(blocks))
+                }
+                _ => segment,
             });
             match &active.inputs {
                 Some((inputs, _)) if start < inputs.len() => {
