@@ -10,11 +10,9 @@ use gemma_weights::{Dtype, TensorSpec};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::siglip::SiglipConfig;
+use gemma_vision::SiglipConfig;
 use gemma_model::Error;
-use gemma_model::fields::{
-    self, Architecture, LARGEST_DIMENSION, MOST_LAYERS, finite_positive, invalid, positive, shortest,
-};
+use gemma_model::fields::{self, Architecture, invalid};
 
 /// A PaliGemma or PaliGemma 2, resolved: everything that building and running it takes.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,36 +27,19 @@ pub struct PaliGemmaConfig {
 
 /// The number of `<image>` in the released files.
 const IMAGE_TOKEN: TokenId = 257_152;
-/// A larger image, in pixels, than any released model looks at.
-const LARGEST_SIDE: usize = 1 << 13;
 /// What transformers takes it to be when a file does not say.
 const DEFAULT_IMAGE_TOKEN: TokenId = 256_000;
 
 #[derive(Deserialize)]
 struct ConfigFile {
     text_config: Option<Map<String, Value>>,
-    vision_config: Option<VisionFile>,
+    vision_config: Option<Value>,
     image_token_index: Option<TokenId>,
     image_token_id: Option<TokenId>,
     projection_dim: Option<usize>,
     eos_token_id: Option<Value>,
     tie_word_embeddings: Option<bool>,
     quantization_config: Option<Value>,
-}
-
-#[derive(Default, Deserialize)]
-struct VisionFile {
-    model_type: Option<String>,
-    image_size: Option<usize>,
-    patch_size: Option<usize>,
-    num_channels: Option<usize>,
-    hidden_size: Option<usize>,
-    num_hidden_layers: Option<usize>,
-    num_attention_heads: Option<usize>,
-    intermediate_size: Option<usize>,
-    layer_norm_eps: Option<f32>,
-    hidden_act: Option<String>,
-    vision_use_head: Option<bool>,
 }
 
 impl PaliGemmaConfig {
@@ -101,7 +82,8 @@ impl PaliGemmaConfig {
 
     /// The `config.json` that HF transformers reads back as this model.
     pub fn to_json(&self, dtype: Dtype) -> Value {
-        let vision = &self.vision;
+        let mut vision = self.vision.to_json();
+        vision["projection_dim"] = json!(self.text.hidden_size);
         json!({
             "architectures": ["PaliGemmaForConditionalGeneration"],
             "bos_token_id": 2,
@@ -114,20 +96,7 @@ impl PaliGemmaConfig {
             "projection_dim": self.text.hidden_size,
             "text_config": self.text.to_json(dtype),
             "torch_dtype": dtype.to_string(),
-            "vision_config": {
-                "hidden_act": "gelu_pytorch_tanh",
-                "hidden_size": vision.hidden_size,
-                "image_size": vision.image_size,
-                "intermediate_size": vision.intermediate_size,
-                "layer_norm_eps": shortest(vision.norm_eps),
-                "model_type": "siglip_vision_model",
-                "num_attention_heads": vision.heads,
-                "num_channels": 3,
-                "num_hidden_layers": vision.layers,
-                "patch_size": vision.patch,
-                "projection_dim": self.text.hidden_size,
-                "vision_use_head": false,
-            },
+            "vision_config": vision,
         })
     }
 }
@@ -144,7 +113,7 @@ impl ConfigFile {
         if let Some(hidden_size) = self.projection_dim.filter(|hidden_size| *hidden_size != text.hidden_size) {
             return Err(invalid("projection_dim", hidden_size, "the hidden_size of text_config"));
         }
-        Ok(PaliGemmaConfig { vision: self.vision_config.unwrap_or_default().resolve()?, text, image_token })
+        Ok(PaliGemmaConfig { vision: SiglipConfig::from_json(self.vision_config)?, text, image_token })
     }
 }
 
@@ -171,43 +140,6 @@ fn text_config(mut file: Map<String, Value>, eos: Option<Value>) -> Result<Decod
     }
     let text = serde_json::to_vec(&file).map_err(|cause| Error::ConfigJson { cause })?;
     DecoderConfig::from_json(&text)
-}
-
-impl VisionFile {
-    fn resolve(self) -> Result<SiglipConfig, Error> {
-        let known = ["siglip_vision_model", "siglip"];
-        if let Some(other) = self.model_type.as_deref().filter(|kind| !known.contains(kind)) {
-            return Err(invalid("vision_config.model_type", other, "`siglip_vision_model`"));
-        }
-        if let Some(act) = self.hidden_act.as_deref().filter(|act| *act != "gelu_pytorch_tanh") {
-            return Err(invalid("vision_config.hidden_act", act, "`gelu_pytorch_tanh`"));
-        }
-        if let Some(channels) = self.num_channels.filter(|channels| *channels != 3) {
-            return Err(invalid("vision_config.num_channels", channels, "3"));
-        }
-        if self.vision_use_head == Some(true) {
-            return Err(invalid("vision_config.vision_use_head", true, "false: a feature per patch is needed"));
-        }
-        let image_size = positive("vision_config.image_size", self.image_size.unwrap_or(224), LARGEST_SIDE)?;
-        let patch = positive("vision_config.patch_size", self.patch_size.unwrap_or(16), image_size)?;
-        let hidden_size = positive("vision_config.hidden_size", self.hidden_size.unwrap_or(768), LARGEST_DIMENSION)?;
-        let heads = self.num_attention_heads.unwrap_or(12);
-        let heads = positive("vision_config.num_attention_heads", heads, hidden_size)?;
-        if hidden_size % heads != 0 {
-            return Err(invalid("vision_config.num_attention_heads", heads, "a divisor of hidden_size"));
-        }
-        let layers = self.num_hidden_layers.unwrap_or(12);
-        let intermediate_size = self.intermediate_size.unwrap_or(3_072);
-        Ok(SiglipConfig {
-            image_size,
-            patch,
-            hidden_size,
-            layers: positive("vision_config.num_hidden_layers", layers, MOST_LAYERS)?,
-            heads,
-            intermediate_size: positive("vision_config.intermediate_size", intermediate_size, LARGEST_DIMENSION)?,
-            norm_eps: finite_positive("vision_config.layer_norm_eps", self.layer_norm_eps.unwrap_or(1e-6))?,
-        })
-    }
 }
 
 #[cfg(test)]

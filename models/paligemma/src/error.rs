@@ -17,36 +17,9 @@ pub enum Error {
         /// What the system said.
         cause: std::io::Error,
     },
-    /// A file of an image that is larger than any image should be.
-    #[error("{}: {bytes} bytes are more than an image may have ({limit}); make it smaller first", path.display())]
-    FileSize {
-        /// The file.
-        path: PathBuf,
-        /// Its size in bytes.
-        bytes: u64,
-        /// The most that is read.
-        limit: u64,
-    },
-    /// Bytes that are no PNG, JPEG or WebP image, or a damaged one.
-    #[error("{name}: not an image that can be read ({reason}); give a whole PNG, JPEG or WebP file")]
-    Image {
-        /// The file, or what stands for it.
-        name: String,
-        /// What the decoder said.
-        reason: String,
-    },
-    /// An image with more pixels than are decoded, or none.
-    #[error("{name}: an image of {width} x {height} pixels; at most {limit} pixels are decoded, make it smaller first")]
-    ImageSize {
-        /// The file, or what stands for it.
-        name: String,
-        /// Its width in pixels.
-        width: u64,
-        /// Its height in pixels.
-        height: u64,
-        /// The most pixels that are decoded.
-        limit: u64,
-    },
+    /// A file that is no image, or too large a one.
+    #[error(transparent)]
+    Image(#[from] gemma_vision::Error),
     /// The vocabulary lacks a token that PaliGemma needs.
     #[error("the tokenizer has no {piece}; use the tokenizer that belongs to the model")]
     MissingToken {

@@ -33,17 +33,13 @@ mod error;
 mod features;
 mod font;
 mod front;
-mod image;
 pub mod loc;
 mod names;
 mod network;
 mod npz;
 pub mod prompt;
-mod resample;
 pub mod seg;
-mod siglip;
 
-pub use crate::image::{Image, PIXEL_LIMIT, Pixels};
 pub use config::PaliGemmaConfig;
 pub use demo::{demo, demo_checkpoint, demo_images, demo_tokenizer};
 pub use draw::draw;
@@ -52,11 +48,12 @@ pub use features::{Detection, Found, ImageFeatures, Segmentation};
 pub use front::{PaliGemma, Question};
 pub use loc::BoundingBox;
 pub use network::{Prompt, VisionLanguageModel};
-pub use resample::{Filter, resize_map, resize_rgb};
 pub use seg::{Mask, MaskDecoder};
-pub use siglip::{LayerNorm, Siglip, SiglipConfig};
 
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{GenerateOptions, Generated};
 pub use gemma_model::{LoadOptions, Network};
 pub use gemma_nn::RandomWeights;
+pub use gemma_vision::{
+    Filter, Image, LayerNorm, PIXEL_LIMIT, Pixels, Siglip, SiglipConfig, resize_map, resize_rgb,
+};

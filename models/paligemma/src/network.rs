@@ -13,10 +13,10 @@ use gemma_nn::{
     ComputePrecision, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Trainable, WithPrecision,
 };
 use gemma_tokenizer::Family;
+use gemma_vision::Siglip;
 use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
-use crate::siglip::Siglip;
 use crate::{Error, PaliGemmaConfig, Pixels};
 
 /// SigLIP, a projection, and Gemma's decoder: PaliGemma with Gemma 1, PaliGemma 2 with Gemma 2.

@@ -10,6 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["gemma-nn", "gemma-weights"],
     &["gemma-generate"],
     &["gemma-model"],
+    &["gemma-vision"],
     &["gemma", "codegemma", "paligemma", "recurrentgemma", "gemma-train"],
     &["gemma-cli", "gemma-serve", "gemma-demo", "gemma-tests"],
 ];

@@ -13,42 +13,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use gemma_kernels::{AttendParams, attend, geglu};
 use gemma_nn::{Projection, Saver, Source};
-use gemma_weights::catalogue::Vision;
 
-use crate::Pixels;
-
-/// The numbers that make an encoder.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SiglipConfig {
-    /// Side of the square image, in pixels.
-    pub image_size: usize,
-    /// Side of one square patch, in pixels.
-    pub patch: usize,
-    /// Numbers per patch between layers.
-    pub hidden_size: usize,
-    /// Encoder layers.
-    pub layers: usize,
-    /// Attention heads; divides `hidden_size`.
-    pub heads: usize,
-    /// Inner dimension of the MLP.
-    pub intermediate_size: usize,
-    /// `eps` of every layer norm.
-    pub norm_eps: f32,
-}
-
-impl SiglipConfig {
-    /// Patches of one image; what does not fill a patch at the right and lower edge is not seen.
-    pub fn patches(&self) -> usize {
-        let across = self.image_size / self.patch;
-        across * across
-    }
-
-    /// Of a row of the catalogue.
-    pub fn from_shape(vision: &Vision) -> Self {
-        let Vision { image_size, patch, hidden_size, layers, heads, intermediate_size } = *vision;
-        Self { image_size, patch, hidden_size, layers, heads, intermediate_size, norm_eps: 1e-6 }
-    }
-}
+use crate::{Pixels, SiglipConfig};
 
 /// `y = (x - mean(x)) / sqrt(var(x) + eps) · w + b` over the last axis (Ba et al. 2016, arXiv:1607.06450, eq. 4). All
 /// in f32.

@@ -1,0 +1,47 @@
+//! Why an image cannot be read.
+
+use std::path::PathBuf;
+
+/// Why an image cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("{}: {cause}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// A file of an image that is larger than any image should be.
+    #[error("{}: {bytes} bytes are more than an image may have ({limit}); make it smaller first", path.display())]
+    FileSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        bytes: u64,
+        /// The most that is read.
+        limit: u64,
+    },
+    /// Bytes that are no PNG, JPEG or WebP image, or a damaged one.
+    #[error("{name}: not an image that can be read ({reason}); give a whole PNG, JPEG or WebP file")]
+    Image {
+        /// The file, or what stands for it.
+        name: String,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// An image with more pixels than are decoded, or none.
+    #[error("{name}: an image of {width} x {height} pixels; at most {limit} pixels are decoded, make it smaller first")]
+    ImageSize {
+        /// The file, or what stands for it.
+        name: String,
+        /// Its width in pixels.
+        width: u64,
+        /// Its height in pixels.
+        height: u64,
+        /// The most pixels that are decoded.
+        limit: u64,
+    },
+}

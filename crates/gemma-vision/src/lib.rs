@@ -1,0 +1,25 @@
+//! Images for the models that read them: from a file to the features that a decoder takes in place of tokens.
+//!
+//! [`Image`] is what a file holds; [`Image::pixels`] resizes it as Pillow does and scales its values; [`Siglip`] makes
+//! a feature of each patch. What comes after (a projection, PaliGemma's prompt, Gemma 3's pooling) belongs to the model
+//! families.
+//!
+//! | Module | What is in it |
+//! |---|---|
+//! | `image` | [`Image`], [`Pixels`]: decoding with bounded memory |
+//! | `resample` | Pillow's resizing, to the last bit |
+//! | `siglip` | [`Siglip`], the image encoder |
+//! | `config` | the encoder's half of a `config.json` |
+//! | `error` | [`Error`] |
+
+mod config;
+mod error;
+mod image;
+mod resample;
+mod siglip;
+
+pub use config::SiglipConfig;
+pub use error::Error;
+pub use image::{Image, PIXEL_LIMIT, Pixels};
+pub use resample::{Filter, resize_map, resize_rgb};
+pub use siglip::{LayerNorm, Siglip};
