@@ -5,6 +5,7 @@ mod codegemma;
 mod demo;
 mod documents;
 mod engine;
+mod gemma3;
 mod gguf;
 mod gradients;
 mod paligemma;

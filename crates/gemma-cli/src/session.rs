@@ -30,7 +30,7 @@ use crate::{
 /// a checkpoint describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Gemma 1, 1.1 and 2, and CodeGemma.
+    /// Gemma 1, 1.1, 2 and 3, VaultGemma and CodeGemma.
     Gemma,
     /// RecurrentGemma.
     RecurrentGemma,
@@ -50,7 +50,20 @@ impl Kind {
     /// Whether `config.json` calls this network by such a name.
     fn is_called(self, name: Option<&str>) -> bool {
         match self {
-            Self::Gemma => matches!(name, Some("gemma" | "GemmaForCausalLM" | "gemma2" | "Gemma2ForCausalLM")),
+            Self::Gemma => matches!(
+                name,
+                Some(
+                    "gemma"
+                        | "GemmaForCausalLM"
+                        | "gemma2"
+                        | "Gemma2ForCausalLM"
+                        | "gemma3_text"
+                        | "gemma3"
+                        | "Gemma3ForCausalLM"
+                        | "vaultgemma"
+                        | "VaultGemmaForCausalLM"
+                )
+            ),
             Self::PaliGemma => matches!(name, Some("paligemma" | "PaliGemmaForConditionalGeneration")),
             Self::RecurrentGemma => matches!(name, Some("recurrent_gemma" | "RecurrentGemmaForCausalLM")),
         }
@@ -60,7 +73,7 @@ impl Kind {
     pub(crate) fn of_shape(shape: &Shape) -> Option<Self> {
         if shape.vision.is_some() {
             // its decoder alone would be Gemma's
-            return PaliGemmaConfig::from_shape(shape).map(|_| Self::PaliGemma);
+            return PaliGemmaConfig::from_shape(shape).map(|_| Self::PaliGemma).or(Some(Self::Gemma));
         }
         Self::ALL.into_iter().find(|kind| with_network!(*kind, N => N::config_from_shape(shape).is_some()))
     }

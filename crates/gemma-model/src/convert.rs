@@ -27,6 +27,7 @@ pub fn convert_to_folder<N: Network>(
     on_progress: OnConvert<'_>,
 ) -> Result<(), Error> {
     let (config, tokenizer) = described::<N>(checkpoint, family)?;
+    let checkpoint = &N::prepared(checkpoint);
     let stop_tokens = stop_tokens(checkpoint, N::eos(&config), tokenizer.as_ref())?;
     let mut files = small_files(&N::config_to_json(&config, dtype), tokenizer.as_ref(), &stop_tokens)?;
     // the checkpoint's own template in place of the family's, and all that it says of its tokenizer
@@ -65,6 +66,7 @@ pub fn convert_to_gguf<N: Network>(
     on_progress: OnConvert<'_>,
 ) -> Result<usize, Error> {
     let (config, tokenizer) = described::<N>(checkpoint, family)?;
+    let checkpoint = &N::prepared(checkpoint);
     let config = N::config_to_json(&config, checkpoint.dtype());
     let vocabulary = tokenizer.map(|tokenizer| vocabulary(checkpoint, &tokenizer)).transpose()?;
     Ok(save_gguf(checkpoint, &config, vocabulary.as_ref(), format, path, replace, on_progress)?)

@@ -30,5 +30,5 @@ pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
 pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};
-pub use network::Network;
+pub use network::{Network, config_file};
 pub use state::{load_state, save_state};

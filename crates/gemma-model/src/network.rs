@@ -87,6 +87,7 @@ pub trait Network: CausalModel + Sized {
         progress: OnLoad<'_>,
     ) -> Result<Self, Error> {
         let config = Self::configure(Self::config_of(checkpoint)?, options)?;
+        let checkpoint = &Self::prepared(checkpoint);
         checkpoint.check(&Self::tensors(&config, device), &Self::is_ignored)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
         let mut source = WithPrecision::new(&mut loader, options.compute_precision());
@@ -98,11 +99,12 @@ pub trait Network: CausalModel + Sized {
     /// # Errors
     /// When `config.json` is missing, or as [`Network::config_from_json`].
     fn config_of(checkpoint: &Checkpoint) -> Result<Self::Config, Error> {
-        let missing = || Error::MissingFile {
-            folder: checkpoint.path().unwrap_or(Path::new("(embedded)")).to_owned(),
-            file: "config.json",
-        };
-        Self::config_from_json(&checkpoint.file("config.json")?.ok_or_else(missing)?)
+        Self::config_from_json(&config_file(checkpoint)?)
+    }
+
+    /// The checkpoint with the tensor names that [`load`](Self::load) asks for, where files have several layouts.
+    fn prepared(checkpoint: &Checkpoint) -> Checkpoint {
+        checkpoint.clone()
     }
 
     /// A network of random parameters: trainable ones to begin a training with, or packed ones that have the size and
@@ -141,4 +143,16 @@ pub trait Network: CausalModel + Sized {
         self.save(&mut sum);
         sum.0
     }
+}
+
+/// The content of a checkpoint's `config.json`.
+///
+/// # Errors
+/// [`Error::MissingFile`], or when it cannot be read.
+pub fn config_file(checkpoint: &Checkpoint) -> Result<Vec<u8>, Error> {
+    let missing = || Error::MissingFile {
+        folder: checkpoint.path().unwrap_or(Path::new("(embedded)")).to_owned(),
+        file: "config.json",
+    };
+    checkpoint.file("config.json")?.ok_or_else(missing)
 }

@@ -1,6 +1,6 @@
 //! Grouped-query attention with rotary positions, over caches that the caller lends.
 
-use crate::{KvCache, Projection, Retention, RopeTable, Saver, Segment, Source};
+use crate::{KvCache, Projection, Retention, RmsNorm, RopeTable, Saver, Segment, Source};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use gemma_kernels::{AttendParams, CachePrecision, Visibility, attend};
@@ -21,6 +21,8 @@ pub struct AttentionSpec {
     pub softcap: Option<f32>,
     /// Which keys a query sees.
     pub visibility: Visibility,
+    /// Gemma 3: `eps` of an RMS norm over each head of q and k, after the projection and before the rotation.
+    pub qk_norm: Option<f32>,
     /// Whether q, k and v have a bias.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
@@ -51,6 +53,10 @@ pub struct Attention {
     pub v_proj: Projection,
     /// `[hidden_size, heads * head_dim]`.
     pub o_proj: Projection,
+    /// `[head_dim]`: one weight for all query heads.
+    pub q_norm: Option<RmsNorm>,
+    /// `[head_dim]`: one weight for all key heads.
+    pub k_norm: Option<RmsNorm>,
     #[module(skip)]
     spec: AttentionSpec,
     #[module(skip)]
@@ -66,6 +72,8 @@ impl Attention {
             k_proj: Projection::load(source, &format!("{name}.k_proj"), hidden_size, keys, spec.qkv_bias),
             v_proj: Projection::load(source, &format!("{name}.v_proj"), hidden_size, keys, spec.qkv_bias),
             o_proj: Projection::load(source, &format!("{name}.o_proj"), queries, hidden_size, spec.output_bias),
+            q_norm: spec.qk_norm.map(|eps| RmsNorm::load(source, &format!("{name}.q_norm"), spec.head_dim, eps)),
+            k_norm: spec.qk_norm.map(|eps| RmsNorm::load(source, &format!("{name}.k_norm"), spec.head_dim, eps)),
             spec,
             // two values share a word
             cache: if spec.head_dim.is_multiple_of(2) { source.cache_precision() } else { CachePrecision::F32 },
@@ -104,6 +112,11 @@ impl Attention {
         self.k_proj.save(saver, &format!("{name}.k_proj"));
         self.v_proj.save(saver, &format!("{name}.v_proj"));
         self.o_proj.save(saver, &format!("{name}.o_proj"));
+        for (norm, field) in [(&self.q_norm, "q_norm"), (&self.k_norm, "k_norm")] {
+            if let Some(norm) = norm {
+                norm.save(saver, &format!("{name}.{field}"));
+            }
+        }
     }
 
     /// Reads each segment after what its cache holds, and appends it there: `[tokens, hidden_size]` to the same shape.
@@ -120,8 +133,15 @@ impl Attention {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let [tokens, _] = x.dims();
         let split = |x: Tensor<2>, heads: usize| x.reshape([tokens, heads, head_dim]);
-        let q = rope.rotate(split(self.q_proj.forward(x.clone()), heads));
-        let k = rope.rotate(split(self.k_proj.forward(x.clone()), kv_heads));
+        let rotated = |x: Tensor<2>, norm: &Option<RmsNorm>, heads: usize| {
+            let x = match norm {
+                Some(norm) => norm.forward(x.reshape([tokens * heads, head_dim])),
+                None => x,
+            };
+            rope.rotate(x.reshape([tokens, heads, head_dim]))
+        };
+        let q = rotated(self.q_proj.forward(x.clone()), &self.q_norm, heads);
+        let k = rotated(self.k_proj.forward(x.clone()), &self.k_norm, kv_heads);
         let v = split(self.v_proj.forward(x), kv_heads);
 
         assert_eq!(segments.len(), caches.len(), "one cache per segment");

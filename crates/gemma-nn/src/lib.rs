@@ -39,7 +39,7 @@ pub use gemma_kernels::{ActivationPrecision, CachePrecision, Phase, Visibility};
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
 pub use projection::{Projection, Weight};
-pub use rope::{RopeSpec, RopeTable};
+pub use rope::{RopeSpec, RopeTable, RopeTables};
 pub use segment::{Segment, last_rows, total_tokens};
 pub use softcap::softcap;
 pub use source::{

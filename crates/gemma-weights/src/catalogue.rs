@@ -18,7 +18,7 @@ use Variant::{FineTuned, Instruct, Mix, Pretrained};
 /// The four families a checkpoint can belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// Text: Gemma 1, 1.1 and 2, and what was tuned from them.
+    /// Text: Gemma 1, 1.1, 2 and 3, and what was tuned from them. Gemma 3 from 4B on reads images, too.
     Gemma,
     /// Code, with fill-in-the-middle prompts.
     CodeGemma,
@@ -210,6 +210,16 @@ pub const RELEASES: &[Release] = &[
     row("google/shieldgemma-9b", Text, "gemma-2-9b", FineTuned, (2024, 7)),
     row("google/shieldgemma-27b", Text, "gemma-2-27b", FineTuned, (2024, 7)),
     row("google/gemma-2-2b-jpn-it", Text, "gemma-2-2b", Instruct, (2024, 10)),
+    row("google/gemma-3-1b-pt", Text, "gemma-3-1b", Pretrained, (2025, 3)),
+    row("google/gemma-3-1b-it", Text, "gemma-3-1b", Instruct, (2025, 3)),
+    row("google/gemma-3-4b-pt", Text, "gemma-3-4b", Pretrained, (2025, 3)),
+    row("google/gemma-3-4b-it", Text, "gemma-3-4b", Instruct, (2025, 3)),
+    row("google/gemma-3-12b-pt", Text, "gemma-3-12b", Pretrained, (2025, 3)),
+    row("google/gemma-3-12b-it", Text, "gemma-3-12b", Instruct, (2025, 3)),
+    row("google/gemma-3-27b-pt", Text, "gemma-3-27b", Pretrained, (2025, 3)),
+    row("google/gemma-3-27b-it", Text, "gemma-3-27b", Instruct, (2025, 3)),
+    row("google/gemma-3-270m", Text, "gemma-3-270m", Pretrained, (2025, 8)),
+    row("google/gemma-3-270m-it", Text, "gemma-3-270m", Instruct, (2025, 8)),
     row("google/codegemma-2b", Code, "gemma-2b", Pretrained, (2024, 4)),
     row("google/codegemma-7b", Code, "gemma-7b", Pretrained, (2024, 4)),
     row("google/codegemma-7b-it", Code, "gemma-7b", Instruct, (2024, 4)),
@@ -271,7 +281,7 @@ mod tests {
             let first = RELEASES.iter().position(|other| other.id == entry.id);
             assert_eq!(first, Some(index), "{} stands twice", entry.id);
         }
-        assert_eq!(release("google/gemma-3-4b-it"), None);
+        assert_eq!(release("google/gemma-5-4b-it"), None);
     }
 
     #[test]
@@ -292,7 +302,10 @@ mod tests {
             assert_eq!(has("mix"), *variant == Variant::Mix, "{id}");
             let resolution = name.rsplit('-').next().filter(|_| *family == Family::PaliGemma);
             assert!(resolution.is_none_or(|pixels| shape.ends_with(pixels)), "{id}");
-            assert_eq!(*family == Family::PaliGemma, super::shape(shape).and_then(|s| s.vision).is_some(), "{id}");
+            let shape = super::shape(shape).expect("in the table");
+            let sees =
+                *family == Family::PaliGemma || matches!(shape.decoder, Decoder::Gemma3 { .. }) && shape.layers > 26;
+            assert_eq!(sees, shape.vision.is_some(), "{id}");
         }
     }
 

@@ -102,6 +102,27 @@ impl Checkpoint {
         Ok(Self { files, tensors })
     }
 
+    /// The same files with other names of tensors: `rename` says each new name, or `None` to leave the tensor out. Where
+    /// two tensors would get one name, the second keeps its own.
+    #[must_use]
+    pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in &self.tensors {
+            let Some(new) = rename(name) else { continue };
+            let name = if tensors.contains_key(&new) { name.clone() } else { new };
+            tensors.insert(name, tensor.clone());
+        }
+        Self { files: self.files.clone(), tensors }
+    }
+
+    /// The same files with the tensors of another checkpoint beside their own, under the names that `rename` gives.
+    #[must_use]
+    pub fn with_tensors_of(&self, other: &Self, rename: impl Fn(&str) -> String) -> Self {
+        let mut tensors = self.tensors.clone();
+        tensors.extend(other.tensors.iter().map(|(name, tensor)| (rename(name), tensor.clone())));
+        Self { files: self.files.clone(), tensors }
+    }
+
     /// Every tensor, in the order of the names.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))

@@ -323,6 +323,11 @@ impl<'a> List<'a> {
         (self.kind == kind::TEXT).then(|| (0..self.len).map(text).collect())
     }
 
+    /// The elements, if they are truth values.
+    pub(crate) fn flags(&self) -> Option<Vec<bool>> {
+        (self.kind == kind::BOOL).then(|| self.bytes.iter().map(|byte| *byte != 0).collect())
+    }
+
     /// The elements, if they are numbers.
     pub(crate) fn numbers(&self) -> Option<Vec<f64>> {
         let mut reader = Reader { bytes: self.bytes, at: 0 };

@@ -2,21 +2,23 @@
 
 use crate::config::DecoderConfig;
 use crate::layer::DecoderLayer;
+use crate::names;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{Cache, CacheTensors, CausalModel, Inputs};
-use gemma_model::{Error, Network};
-use gemma_nn::{Embedder, KvCache, Retention, RmsNorm, RopeTable, Saver, Segment, Source, softcap};
+use gemma_model::{Error, Network, config_file, fields};
+use gemma_nn::{Embedder, KvCache, Projection, Retention, RmsNorm, RopeTables, Saver, Segment, Source, softcap};
 use gemma_tokenizer::{Family, TokenId};
-use gemma_weights::{Dtype, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype, catalogue::Shape};
 use std::ops::Range;
 
-/// The decoder of Gemma 1, 1.1 and 2; CodeGemma is one, and PaliGemma contains one.
+/// The decoder of Gemma 1, 1.1, 2 and 3 and VaultGemma; CodeGemma is one, PaliGemma and EmbeddingGemma contain one.
 #[derive(Module, Debug)]
 pub struct Decoder {
     embed_tokens: Embedder,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
+    lm_head: Option<Projection>,
     #[module(skip)]
     config: DecoderConfig,
 }
@@ -91,7 +93,23 @@ impl Network for Decoder {
     const FAMILY: Family = Family::Gemma;
 
     fn config_from_json(text: &[u8]) -> Result<DecoderConfig, Error> {
-        DecoderConfig::from_json(text)
+        let config = DecoderConfig::from_json(text)?;
+        if config.is_bidirectional() {
+            let expected = "false in a model that makes text; `gemma embed` runs EmbeddingGemma";
+            return Err(fields::invalid("use_bidirectional_attention", true, expected));
+        }
+        Ok(config)
+    }
+
+    /// A head of its own is used where the checkpoint has one that differs from the embedding table, whatever
+    /// `tie_word_embeddings` says.
+    fn config_of(checkpoint: &Checkpoint) -> Result<DecoderConfig, Error> {
+        let config = Self::config_from_json(&config_file(checkpoint)?)?;
+        Ok(DecoderConfig { is_tied: names::is_tied(checkpoint, config.is_tied), ..config })
+    }
+
+    fn prepared(checkpoint: &Checkpoint) -> Checkpoint {
+        names::canonical(checkpoint)
     }
 
     fn config_from_shape(shape: &Shape) -> Option<DecoderConfig> {
@@ -118,6 +136,8 @@ impl Network for Decoder {
             embed_tokens: Embedder::load(source, "model.embed_tokens", config.vocab, config.hidden_size, scale),
             layers,
             norm: RmsNorm::load(source, "model.norm", config.hidden_size, config.norm_eps),
+            lm_head: (!config.is_tied)
+                .then(|| Projection::load(source, "lm_head", config.hidden_size, config.vocab, false)),
             config: config.clone(),
         }
     }
@@ -128,6 +148,9 @@ impl Network for Decoder {
             layer.save(saver, &format!("model.layers.{index}"));
         }
         self.norm.save(saver, "model.norm");
+        if let Some(head) = &self.lm_head {
+            head.save(saver, "lm_head");
+        }
     }
 
     fn config(&self) -> &DecoderConfig {
@@ -149,21 +172,26 @@ impl CausalModel for Decoder {
     fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut DecoderCache]) -> Tensor<2> {
         let mut x = inputs.embeddings;
         let positions: Vec<usize> = segments.iter().flat_map(Segment::positions).collect();
-        let rope = RopeTable::new(self.config.rope, &positions, &x.device());
+        let specs = &self.config.layers;
+        let ropes = RopeTables::new(specs.iter().map(|spec| spec.rope), &positions, &x.device());
         for (segment, cache) in segments.iter().zip(caches.iter_mut()) {
             let positions = segment.positions();
             let within = |block: &&Range<usize>| positions.start <= block.start && block.end <= positions.end;
             cache.blocks.extend(segment.blocks.iter().filter(within).cloned());
         }
-        for (index, layer) in self.layers.iter().enumerate() {
+        for (index, (layer, spec)) in self.layers.iter().zip(specs).enumerate() {
             let mut caches: Vec<&mut KvCache> = caches.iter_mut().map(|cache| &mut cache.layers[index]).collect();
-            x = layer.forward(x, &rope, segments, &mut caches);
+            x = layer.forward(x, ropes.of(spec.rope), segments, &mut caches);
         }
         self.norm.forward(x)
     }
 
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
-        softcap(self.embed_tokens.logits(hidden_states), self.config.final_softcap)
+        let logits = match &self.lm_head {
+            Some(head) => head.forward(hidden_states),
+            None => self.embed_tokens.logits(hidden_states),
+        };
+        softcap(logits, self.config.final_softcap)
     }
 
     fn new_cache(&self) -> DecoderCache {
@@ -211,6 +239,9 @@ mod tests {
             ("gemma-2-2b", 2_614_341_888),
             ("gemma-2-9b", 9_241_705_984),
             ("gemma-2-27b", 27_227_128_320u64),
+            ("gemma-3-270m", 268_098_176),
+            ("gemma-3-1b", 999_885_952),
+            ("gemma-3-4b", 3_880_263_168),
         ] {
             let tensors = Decoder::tensors(&DecoderConfig::preset(name).unwrap(), &device);
             let sum: u64 = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum();

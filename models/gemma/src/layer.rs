@@ -5,15 +5,15 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Saver, Segment, Source};
 
-/// A pre-norm transformer layer, with Gemma 2's second pair of norms where the configuration has it.
+/// A pre-norm transformer layer, with the second pair of norms of Gemma 2 and 3 where the configuration has it.
 ///
 /// Fields carry the checkpoint's names. `post_attention_layernorm` changes its place between the generations: in
-/// Gemma 1 it stands before the MLP, in Gemma 2 after the attention.
+/// Gemma 1 it stands before the MLP, in Gemma 2 and 3 after the attention; VaultGemma has none.
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
     input_layernorm: RmsNorm,
     self_attn: Attention,
-    post_attention_layernorm: RmsNorm,
+    post_attention_layernorm: Option<RmsNorm>,
     pre_feedforward_layernorm: Option<RmsNorm>,
     mlp: GeGlu,
     post_feedforward_layernorm: Option<RmsNorm>,
@@ -29,14 +29,14 @@ impl DecoderLayer {
     pub fn load(source: &mut dyn Source, name: &str, hidden_size: usize, eps: f32, spec: &LayerSpec) -> Self {
         let norm =
             |source: &mut dyn Source, field: &str| RmsNorm::load(source, &format!("{name}.{field}"), hidden_size, eps);
-        let second = spec.norms == Norms::BeforeAndAfter;
+        let (gemma1, vault) = (spec.norms == Norms::Before, spec.norms == Norms::BeforeVault);
         Self {
             input_layernorm: norm(source, "input_layernorm"),
             self_attn: Attention::load(source, &format!("{name}.self_attn"), hidden_size, spec.attention),
-            post_attention_layernorm: norm(source, "post_attention_layernorm"),
-            pre_feedforward_layernorm: second.then(|| norm(source, "pre_feedforward_layernorm")),
+            post_attention_layernorm: (!vault).then(|| norm(source, "post_attention_layernorm")),
+            pre_feedforward_layernorm: (!gemma1).then(|| norm(source, "pre_feedforward_layernorm")),
             mlp: GeGlu::load(source, &format!("{name}.mlp"), hidden_size, spec.intermediate_size, false),
-            post_feedforward_layernorm: second.then(|| norm(source, "post_feedforward_layernorm")),
+            post_feedforward_layernorm: (!gemma1 && !vault).then(|| norm(source, "post_feedforward_layernorm")),
         }
     }
 
@@ -44,7 +44,9 @@ impl DecoderLayer {
     pub fn save(&self, saver: &mut dyn Saver, name: &str) {
         self.input_layernorm.save(saver, &format!("{name}.input_layernorm"));
         self.self_attn.save(saver, &format!("{name}.self_attn"));
-        self.post_attention_layernorm.save(saver, &format!("{name}.post_attention_layernorm"));
+        if let Some(norm) = &self.post_attention_layernorm {
+            norm.save(saver, &format!("{name}.post_attention_layernorm"));
+        }
         if let Some(norm) = &self.pre_feedforward_layernorm {
             norm.save(saver, &format!("{name}.pre_feedforward_layernorm"));
         }
@@ -63,15 +65,15 @@ impl DecoderLayer {
         caches: &mut [&mut KvCache],
     ) -> Tensor<2> {
         let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), rope, segments, caches);
-        match (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm) {
-            (Some(before_mlp), Some(after_mlp)) => {
-                let x = x + self.post_attention_layernorm.forward(attended);
-                x.clone() + after_mlp.forward(self.mlp.forward(before_mlp.forward(x)))
-            }
-            _ => {
-                let x = x + attended;
-                x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
-            }
+        let (x, before_mlp) = match (&self.post_attention_layernorm, &self.pre_feedforward_layernorm) {
+            (Some(after_attention), Some(before_mlp)) => (x + after_attention.forward(attended), before_mlp),
+            (Some(before_mlp), None) | (None, Some(before_mlp)) => (x + attended, before_mlp),
+            (None, None) => unreachable!("a layer has a norm before its MLP"),
+        };
+        let y = self.mlp.forward(before_mlp.forward(x.clone()));
+        match &self.post_feedforward_layernorm {
+            Some(after_mlp) => x + after_mlp.forward(y),
+            None => x + y,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Gemma 1, 1.1 and 2: text generation on Burn.
+//! Gemma 1, 1.1, 2 and 3 and VaultGemma: text generation on Burn.
 //!
 //! ```
 //! use gemma::{GenerateOptions, default_device};
@@ -25,6 +25,7 @@ mod config;
 mod decoder;
 mod demo;
 mod layer;
+mod names;
 
 pub use config::{DecoderConfig, LayerSpec, Norms};
 pub use decoder::{Decoder, DecoderCache};

@@ -5,14 +5,14 @@
 
 use gemma::DecoderConfig;
 use gemma_tokenizer::TokenId;
-use gemma_weights::catalogue::{self, Shape};
+use gemma_weights::catalogue::{self, Decoder as Kind, Shape};
 use gemma_weights::{Dtype, TensorSpec};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use gemma_vision::SiglipConfig;
 use gemma_model::Error;
 use gemma_model::fields::{self, Architecture, invalid};
+use gemma_vision::SiglipConfig;
 
 /// A PaliGemma or PaliGemma 2, resolved: everything that building and running it takes.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,8 +61,11 @@ impl PaliGemmaConfig {
         catalogue::shape(name).and_then(Self::from_shape)
     }
 
-    /// Of a row of the catalogue; `None` for a model without images.
+    /// Of a row of the catalogue; `None` for a model without images, and for Gemma 3.
     pub fn from_shape(shape: &Shape) -> Option<Self> {
+        if matches!(shape.decoder, Kind::Gemma3 { .. }) {
+            return None;
+        }
         Some(Self {
             vision: SiglipConfig::from_shape(shape.vision.as_ref()?),
             text: DecoderConfig::from_shape(shape)?,

@@ -54,6 +54,4 @@ pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{GenerateOptions, Generated};
 pub use gemma_model::{LoadOptions, Network};
 pub use gemma_nn::RandomWeights;
-pub use gemma_vision::{
-    Filter, Image, LayerNorm, PIXEL_LIMIT, Pixels, Siglip, SiglipConfig, resize_map, resize_rgb,
-};
+pub use gemma_vision::{Filter, Image, LayerNorm, PIXEL_LIMIT, Pixels, Siglip, SiglipConfig, resize_map, resize_rgb};

@@ -10,11 +10,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData, activation::relu};
 use burn::tensor::{module::conv_transpose2d, module::conv2d, ops::ConvOptions, ops::ConvTransposeOptions};
 
-use gemma_vision::{Filter, resize_map};
 use crate::Error;
 use crate::loc::{BoundingBox, CODEBOOK, CODES};
 use crate::npz::Archive;
-
+use gemma_vision::{Filter, resize_map};
 
 /// Width and height of a decoded map.
 pub const MAP: usize = 64;

@@ -142,7 +142,7 @@ impl GriffinConfig {
             vocab,
             hidden_size,
             norm_eps: 1e-6,
-            rope: RopeSpec { rotary_dim: attention.map_or(2, |spec| spec.head_dim / 2), theta: 10_000.0 },
+            rope: RopeSpec::new(attention.map_or(2, |spec| spec.head_dim / 2), 10_000.0),
             final_softcap: Some(30.0),
             eos: vec![1],
             window: attention.and_then(|spec| spec.window()).unwrap_or(2048),
@@ -172,7 +172,7 @@ impl GriffinConfig {
         };
         Some(Self {
             norm_eps: shape.rms_norm_eps as f32,
-            rope: RopeSpec { rotary_dim: shape.head_dim / 2, theta: shape.rope_theta as f32 },
+            rope: RopeSpec::new(shape.head_dim / 2, shape.rope_theta as f32),
             final_softcap: Some(logits_soft_cap as f32),
             ..Self::new(shape.vocab, shape.hidden_size, (0..shape.layers).map(block).collect())
         })
@@ -256,6 +256,7 @@ fn attention(heads: usize, kv_heads: usize, head_dim: usize, window: usize, qkv_
         scale: (head_dim as f32).powf(-0.5),
         softcap: None,
         visibility: Visibility::Causal { window: Some(window) },
+        qk_norm: None,
         qkv_bias,
         // whatever `attention_bias` says
         output_bias: true,
@@ -338,7 +339,7 @@ impl ConfigFile {
             return Err(invalid("partial_rotary_factor", part, "a part of the head with an even number of dimensions"));
         }
         let theta = inner.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
-        Ok(RopeSpec { rotary_dim, theta: finite_positive("rope_theta", theta)? })
+        Ok(RopeSpec::new(rotary_dim, finite_positive("rope_theta", theta)?))
     }
 
     /// Fields that change the mathematics in ways this crate does not have.
@@ -407,7 +408,7 @@ mod tests {
         assert_eq!(with("").unwrap().rope.rotary_dim, 10);
         assert_eq!(with(r#", "partial_rotary_factor": 0.2"#).unwrap().rope.rotary_dim, 4);
         let inner = with(r#", "rope_parameters": {"partial_rotary_factor": 1.0, "rope_theta": 500.0}"#).unwrap();
-        assert_eq!(inner.rope, RopeSpec { rotary_dim: 20, theta: 500.0 });
+        assert_eq!(inner.rope, RopeSpec::new(20, 500.0));
     }
 
     #[test]

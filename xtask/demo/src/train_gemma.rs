@@ -37,9 +37,11 @@ pub fn config() -> DecoderConfig {
             scale: (head_dim as f32).powf(-0.5),
             softcap: Some(50.0),
             visibility: Visibility::Causal { window: index.is_multiple_of(2).then_some(WINDOW) },
+            qk_norm: None,
             qkv_bias: false,
             output_bias: false,
         },
+        rope: RopeSpec::new(head_dim, 10_000.0),
         intermediate_size: 384,
         norms: Norms::BeforeAndAfter,
     };
@@ -48,10 +50,10 @@ pub fn config() -> DecoderConfig {
         hidden_size: 128,
         layers: (0..4).map(layer).collect(),
         norm_eps: 1e-6,
-        rope: RopeSpec { rotary_dim: head_dim, theta: 10_000.0 },
         final_softcap: Some(30.0),
         context: 1024,
         eos: vec![1],
+        is_tied: true,
     }
 }
 

@@ -160,10 +160,12 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         bail!("{model} holds no config.json; take it from the model's repository");
     };
     let device = gemma_backend::default_device()?;
+    let mut checkpoint = checkpoint.clone();
     let mut image = None;
     let (facts, expected, ignored): (_, _, fn(&str) -> bool) = match Kind::of(&config_file)? {
         Kind::Gemma => {
-            let config = DecoderConfig::from_json(&config_file)?;
+            let config = Decoder::config_of(&checkpoint)?;
+            checkpoint = Decoder::prepared(&checkpoint);
             let facts = Facts::of_gemma(&config, None).context("config.json describes no layer")?;
             (facts, Decoder::tensors(&config, &device), Decoder::is_ignored)
         }
@@ -175,7 +177,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
             let config = PaliGemmaConfig::from_json(&config_file)?;
             image = Some(ImageRow::of(&config.vision));
             let facts = Facts::of_gemma(&config.text, Some(&config.vision));
-            let expected = VisionLanguageModel::tensors_in(checkpoint, &config, &device);
+            let expected = VisionLanguageModel::tensors_in(&checkpoint, &config, &device);
             (facts.context("config.json describes no layer")?, expected, VisionLanguageModel::is_ignored)
         }
     };
@@ -213,11 +215,11 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         windowed_layers,
         context,
         image,
-        dtype: stored_as(checkpoint),
+        dtype: stored_as(&checkpoint),
         parameters: expected.iter().map(values).sum(),
         stored_bytes: checkpoint.bytes_len(),
         memory_bytes: Precision::ALL.map(|precision| (precision.name(), weight_bytes(&expected, precision))).to_vec(),
-        files: files(checkpoint),
+        files: files(&checkpoint),
         tokenizer,
         missing,
         unexpected,
@@ -245,11 +247,13 @@ impl Facts {
         let windows = || config.layers.iter().filter_map(|layer| layer.attention.window());
         let first = config.layers.first()?;
         Some(Self {
-            family: match (first.norms, vision.is_some()) {
-                (Norms::Before, false) => "Gemma 1",
-                (Norms::BeforeAndAfter, false) => "Gemma 2",
-                (Norms::Before, true) => "PaliGemma",
-                (Norms::BeforeAndAfter, true) => "PaliGemma 2",
+            family: match (first.norms, first.attention.qk_norm.is_some(), vision.is_some()) {
+                (Norms::Before, _, false) => "Gemma 1",
+                (Norms::BeforeVault, ..) => "VaultGemma",
+                (Norms::BeforeAndAfter, true, _) => "Gemma 3",
+                (Norms::BeforeAndAfter, false, false) => "Gemma 2",
+                (Norms::Before, _, true) => "PaliGemma",
+                (Norms::BeforeAndAfter, false, true) => "PaliGemma 2",
             },
             shape: SHAPES.iter().find(|shape| is_shape(config, vision, shape)).map(|shape| shape.name),
             vocab: config.vocab,

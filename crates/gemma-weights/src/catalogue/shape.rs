@@ -46,7 +46,7 @@ pub struct Shape {
     pub rope_theta: f64,
 }
 
-/// The three kinds of decoder, each with the numbers that only it has.
+/// The kinds of decoder, each with the numbers that only it has.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Decoder {
     /// Gemma 1, 1.1 and CodeGemma: two norms per layer, every layer sees everything before it.
@@ -61,6 +61,18 @@ pub enum Decoder {
         attn_logit_softcapping: f64,
         /// Logits become `cap * tanh(logit / cap)`.
         final_logit_softcapping: f64,
+    },
+    /// Gemma 3: four norms per layer and two in its attention; every sixth layer sees everything before it, the others a
+    /// window.
+    Gemma3 {
+        /// Keys a windowed layer sees, the token itself included.
+        sliding_window: usize,
+        /// Attention scores are divided by the square root of this; not always the head size (27B: 168, heads of 128).
+        query_pre_attn_scalar: f64,
+        /// Base of the rotary frequencies of windowed layers.
+        rope_local_theta: f64,
+        /// Positions are divided by this in full layers.
+        rope_factor: f64,
     },
     /// RecurrentGemma: two recurrent layers, then one with local attention, repeated and cut at `layers`.
     RecurrentGemma {
@@ -108,6 +120,11 @@ const fn gemma2(query_pre_attn_scalar: f64) -> Decoder {
         attn_logit_softcapping: 50.0,
         final_logit_softcapping: 30.0,
     }
+}
+
+/// Gemma 3's decoder.
+const fn gemma3(sliding_window: usize, query_pre_attn_scalar: f64, rope_factor: f64) -> Decoder {
+    Decoder::Gemma3 { sliding_window, query_pre_attn_scalar, rope_local_theta: 10_000.0, rope_factor }
 }
 
 /// RecurrentGemma's decoder; both sizes keep the recurrence as wide as the model.
@@ -174,6 +191,65 @@ const GEMMA_2_27B: Shape = Shape {
     ..GEMMA_2_2B
 };
 
+const GEMMA_3_270M: Shape = Shape {
+    name: "gemma-3-270m",
+    vocab: 262_144,
+    hidden_size: 640,
+    layers: 18,
+    heads: 4,
+    kv_heads: 1,
+    head_dim: 256,
+    intermediate_size: 2_048,
+    decoder: gemma3(512, 256.0, 1.0),
+    vision: None,
+    context: 32_768,
+    rms_norm_eps: 1e-6,
+    rope_theta: 1_000_000.0,
+};
+
+const GEMMA_3_1B: Shape =
+    Shape { name: "gemma-3-1b", hidden_size: 1_152, layers: 26, intermediate_size: 6_912, ..GEMMA_3_270M };
+
+const GEMMA_3_4B: Shape = Shape {
+    name: "gemma-3-4b",
+    vocab: 262_208,
+    hidden_size: 2_560,
+    layers: 34,
+    heads: 8,
+    kv_heads: 4,
+    intermediate_size: 10_240,
+    decoder: gemma3(1_024, 256.0, 8.0),
+    vision: Some(SIGLIP_896),
+    context: 131_072,
+    ..GEMMA_3_270M
+};
+
+const GEMMA_3_12B: Shape = Shape {
+    name: "gemma-3-12b",
+    hidden_size: 3_840,
+    layers: 48,
+    heads: 16,
+    kv_heads: 8,
+    intermediate_size: 15_360,
+    ..GEMMA_3_4B
+};
+
+const GEMMA_3_27B: Shape = Shape {
+    name: "gemma-3-27b",
+    hidden_size: 5_376,
+    layers: 62,
+    heads: 32,
+    kv_heads: 16,
+    head_dim: 128,
+    intermediate_size: 21_504,
+    decoder: gemma3(1_024, 168.0, 8.0),
+    ..GEMMA_3_4B
+};
+
+/// SigLIP So400m/14 as Gemma 3 has it.
+const SIGLIP_896: Vision =
+    Vision { image_size: 896, patch: 14, hidden_size: 1_152, layers: 27, heads: 16, intermediate_size: 4_304 };
+
 const RECURRENTGEMMA_2B: Shape = Shape {
     name: "recurrentgemma-2b",
     hidden_size: 2_560,
@@ -203,12 +279,17 @@ const fn with_images(name: &'static str, decoder: Shape, image_size: usize) -> S
 }
 
 /// Every released shape, the text models first, each family from small to large.
-pub const SHAPES: [Shape; 19] = [
+pub const SHAPES: [Shape; 24] = [
     GEMMA_2B,
     GEMMA_7B,
     GEMMA_2_2B,
     GEMMA_2_9B,
     GEMMA_2_27B,
+    GEMMA_3_270M,
+    GEMMA_3_1B,
+    GEMMA_3_4B,
+    GEMMA_3_12B,
+    GEMMA_3_27B,
     RECURRENTGEMMA_2B,
     RECURRENTGEMMA_9B,
     with_images("paligemma-3b-224", GEMMA_2B, 224),
@@ -263,6 +344,10 @@ impl Shape {
                 let seen = windowed * tokens.min(sliding_window) + (self.layers - windowed) * tokens;
                 seen * key_and_value
             }
+            Decoder::Gemma3 { sliding_window, .. } => {
+                let full = self.layers / 6;
+                ((self.layers - full) * tokens.min(sliding_window) + full * tokens) * key_and_value
+            }
             Decoder::RecurrentGemma { lru_width, conv_width, attention_window, .. } => {
                 let attention = self.attention_layers();
                 attention * tokens.min(attention_window) * key_and_value
@@ -293,6 +378,7 @@ impl Shape {
         match self.decoder {
             Decoder::Gemma => parts.others += self.layers * 2 * self.hidden_size,
             Decoder::Gemma2 { .. } => parts.others += self.layers * 4 * self.hidden_size,
+            Decoder::Gemma3 { .. } => parts.others += self.layers * (4 * self.hidden_size + 2 * self.head_dim),
             Decoder::RecurrentGemma { lru_width, conv_width, .. } => {
                 let recurrent = self.layers - attention;
                 parts.add(2 * recurrent, lru_width, self.hidden_size);
@@ -307,6 +393,10 @@ impl Shape {
         }
         if let Some(vision) = self.vision {
             parts.add_vision(&vision, self.hidden_size);
+            parts.others += match self.decoder {
+                Decoder::Gemma3 { .. } => vision.hidden_size, // a norm before the projection
+                _ => self.hidden_size,                        // the bias of the projection
+            };
         }
         parts
     }
@@ -355,7 +445,7 @@ impl Parts {
         self.add(layers, hidden_size, intermediate_size);
         self.add(1, text_width, hidden_size);
         let layer = 4 * hidden_size + 4 * hidden_size + intermediate_size + hidden_size; // two layer norms, four biases, fc1, fc2
-        self.others += hidden_size + vision.tokens() * hidden_size + layers * layer + 2 * hidden_size + text_width;
+        self.others += hidden_size + vision.tokens() * hidden_size + layers * layer + 2 * hidden_size;
     }
 }
 
@@ -375,6 +465,11 @@ mod tests {
         assert_eq!(parameters("gemma-2-2b"), 2_614_341_888);
         assert_eq!(parameters("gemma-2-9b"), 9_241_705_984);
         assert_eq!(parameters("gemma-2-27b"), 27_227_128_320);
+        assert_eq!(parameters("gemma-3-270m"), 268_098_176);
+        assert_eq!(parameters("gemma-3-1b"), 999_885_952);
+        assert_eq!(parameters("gemma-3-4b"), 4_300_079_472);
+        assert_eq!(parameters("gemma-3-12b"), 12_187_325_040);
+        assert_eq!(parameters("gemma-3-27b"), 27_432_406_640);
         assert_eq!(parameters("recurrentgemma-2b"), 2_682_862_080);
         assert_eq!(parameters("recurrentgemma-9b"), 8_579_977_216);
         assert_eq!(parameters("paligemma-3b-224"), 2_923_466_480);
@@ -437,6 +532,7 @@ mod tests {
         let one_key = 4 * 2 * 4 * 256; // bytes of one key and value of Gemma 2 2B
         assert_eq!(bytes("gemma-2-2b", 4_096), 26 * 4_096 * one_key);
         assert_eq!(bytes("gemma-2-2b", 8_192), 13 * (4_096 + 8_192) * one_key);
+        assert_eq!(bytes("gemma-3-270m", 1_000), 4 * (15 * 512 + 3 * 1_000) * 2 * 256);
         assert_eq!(bytes("recurrentgemma-2b", 2_048), bytes("recurrentgemma-2b", 100_000));
         assert!(bytes("recurrentgemma-2b", 0) > 0);
     }

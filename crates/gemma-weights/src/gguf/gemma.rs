@@ -20,10 +20,23 @@ pub(crate) type Translated = (Vec<(&'static str, Vec<u8>)>, BTreeMap<String, Sto
 /// model (144) and not by the head (128). The files do not store the scale.
 const LAYERS_OF_27B: u64 = 46;
 
-/// The `query_pre_attn_scalar` of a Gemma 2 file that says nothing of it.
-pub(crate) fn default_query_scalar(layers: u64, hidden_size: u64, heads: u64, head_dim: u64) -> u64 {
-    if layers == LAYERS_OF_27B { hidden_size.checked_div(heads).unwrap_or(head_dim) } else { head_dim }
+/// The same of Gemma 3 27B (168, with heads of 128).
+const LAYERS_OF_3_27B: u64 = 62;
+
+/// The `query_pre_attn_scalar` of a file of Gemma 2 or 3 that says nothing of it.
+pub(crate) fn default_query_scalar(
+    architecture: &str,
+    layers: u64,
+    hidden_size: u64,
+    heads: u64,
+    head_dim: u64,
+) -> u64 {
+    let of_27b = if architecture == "gemma2" { LAYERS_OF_27B } else { LAYERS_OF_3_27B };
+    if layers == of_27b { hidden_size.checked_div(heads).unwrap_or(head_dim) } else { head_dim }
 }
+
+/// The architectures of text models that are read; all but `gemma` have norms after the sublayers, too.
+const ARCHITECTURES: [&str; 4] = ["gemma", "gemma2", "gemma3", "gemma-embedding"];
 
 /// Turns a parsed file into a folder's files and tensors. `beside` is a `config.json` that lies beside the file: if it is
 /// one of the same network, it says what such files do not, the scale of the scores.
@@ -33,7 +46,7 @@ pub(crate) fn default_query_scalar(layers: u64, hidden_size: u64, heads: u64, he
 pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Translated, Fault> {
     let keys = Keys(&file.pairs);
     let architecture = keys.text("general.architecture")?;
-    if !matches!(architecture, "gemma" | "gemma2") {
+    if !ARCHITECTURES.contains(&architecture) {
         return Err(Fault::Architecture { architecture: architecture.to_owned() });
     }
     let mut files = Vec::new();
@@ -44,15 +57,21 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         }
         None => None,
     };
+    let head_dim = keys.number(&format!("{architecture}.attention.key_length"))?;
+    let head_dim = usize::try_from(head_dim).unwrap_or(usize::MAX);
     let hidden_size = keys.number(&format!("{architecture}.embedding_length"))?;
     let hidden_size = usize::try_from(hidden_size).unwrap_or(usize::MAX);
     let mut tensors = BTreeMap::new();
     for (name, tensor) in file.tensors {
         let Some(known) = folder_name(&name, architecture) else { return Err(Fault::UnknownTensor { tensor: name }) };
         let tensor = match (known.as_str(), pieces) {
-            ("model.embed_tokens.weight", Some(pieces)) => first_rows(tensor, pieces),
+            ("model.embed_tokens.weight" | "lm_head.weight", Some(pieces)) => first_rows(tensor, pieces),
             // one of another shape is left as it is, for the network to refuse
-            (known, _) if known.ends_with("norm.weight") && tensor.shape == [hidden_size] => offset_from_one(&tensor),
+            (known, _)
+                if known.ends_with("norm.weight") && [vec![hidden_size], vec![head_dim]].contains(&tensor.shape) =>
+            {
+                offset_from_one(&tensor)
+            }
             _ => tensor,
         };
         tensors.insert(known, tensor);
@@ -63,7 +82,7 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         let same = |field: &str| beside.get(field).is_some_and(|value| *value == config[field]);
         let scalar = beside.get("query_pre_attn_scalar").filter(|scalar| scalar.is_number());
         let network = ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"];
-        if let (Some(scalar), true) = (scalar, architecture == "gemma2" && network.into_iter().all(same)) {
+        if let (Some(scalar), true) = (scalar, architecture != "gemma" && network.into_iter().all(same)) {
             config["query_pre_attn_scalar"] = scalar.clone();
         }
     }
@@ -153,8 +172,10 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
         Some(_) => keys.number("tokenizer.ggml.eos_token_id")?,
         None => 1,
     };
+    let model_type = if is_gemma3(architecture) { "gemma3_text" } else { architecture };
+    let rope_theta = if is_gemma3(architecture) { 1_000_000.0 } else { 10_000.0 };
     let mut config = json!({
-        "model_type": architecture,
+        "model_type": model_type,
         "vocab_size": rows,
         "hidden_size": hidden_size,
         "intermediate_size": keys.number(&key("feed_forward_length"))?,
@@ -164,14 +185,27 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
         "head_dim": head_dim,
         "max_position_embeddings": keys.number(&key("context_length"))?,
         "rms_norm_eps": keys.float(&key("attention.layer_norm_rms_epsilon"))?,
-        "rope_theta": keys.optional_float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+        "rope_theta": keys.optional_float(&key("rope.freq_base"))?.unwrap_or(rope_theta),
         "eos_token_id": eos,
         "tie_word_embeddings": true,
     });
+    if let Some(factor) = rope_factor(keys, architecture)? {
+        config["rope_scaling"] = json!({ "rope_type": "linear", "factor": factor });
+    }
+    if is_gemma3(architecture) {
+        let cap = |name: &str| keys.optional_float(&key(name));
+        config["attn_logit_softcapping"] = json!(cap("attn_logit_softcapping")?.filter(|cap| *cap != 0.0));
+        config["final_logit_softcapping"] = json!(cap("final_logit_softcapping")?.filter(|cap| *cap != 0.0));
+        config["rope_local_base_freq"] = json!(keys.optional_float(&key("rope.freq_base_swa"))?.unwrap_or(10_000.0));
+        config["use_bidirectional_attention"] = json!(architecture == "gemma-embedding");
+        layer_kinds(keys, &key("attention.sliding_window_pattern"), layers, &mut config)?;
+    }
     if architecture == "gemma2" {
         let cap = |name: &str, default: f64| Ok(keys.optional_float(&key(name))?.unwrap_or(default));
         config["attn_logit_softcapping"] = json!(cap("attn_logit_softcapping", 50.0)?);
         config["final_logit_softcapping"] = json!(cap("final_logit_softcapping", 30.0)?);
+    }
+    if architecture != "gemma" {
         config["sliding_window"] = json!(match keys.optional(&key("attention.sliding_window")) {
             Some(_) => keys.number(&key("attention.sliding_window"))?,
             None => 4096,
@@ -180,18 +214,57 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
             // a small number of digits, as a configuration has
             Some(scale) if scale > 1e-6 => json!((scale.powi(-2) * 1e3).round() / 1e3),
             Some(_) => return Err(wrong(&key("attention.scale"), "more than zero")),
-            None => json!(default_query_scalar(layers, hidden_size, heads, head_dim)),
+            None => json!(default_query_scalar(architecture, layers, hidden_size, heads, head_dim)),
         };
     }
     Ok(config)
 }
 
-/// Parts of a layer: in the file, in a folder of Gemma, in a folder of Gemma 2.
-const PARTS: [(&str, Option<&str>, Option<&str>); 11] = [
+fn is_gemma3(architecture: &str) -> bool {
+    matches!(architecture, "gemma3" | "gemma-embedding")
+}
+
+/// By how much positions are divided, where the file says so.
+fn rope_factor(keys: &Keys<'_, '_>, architecture: &str) -> Result<Option<f64>, Fault> {
+    let kind = format!("{architecture}.rope.scaling.type");
+    match keys.optional(&kind) {
+        None | Some(Value::Text("none")) => {}
+        Some(Value::Text("linear")) => {}
+        Some(_) => return Err(wrong(&kind, "`none` or `linear`")),
+    }
+    // the older key stands alone
+    let older = keys.optional_float(&format!("{architecture}.rope.scale_linear"))?;
+    let factor = keys.optional_float(&format!("{architecture}.rope.scaling.factor"))?.or(older);
+    if keys.optional(&kind) == Some(&Value::Text("none")) {
+        return Ok(None);
+    }
+    Ok(factor.filter(|factor| *factor != 0.0 && *factor != 1.0))
+}
+
+/// Which layers are windowed: every sixth is full, unless the file says otherwise.
+fn layer_kinds(keys: &Keys<'_, '_>, key: &str, layers: u64, config: &mut Json) -> Result<(), Fault> {
+    match keys.optional(key) {
+        None => {}
+        Some(Value::List(list)) => {
+            let windowed = list.flags().filter(|flags| flags.len() as u64 == layers);
+            let windowed = windowed.ok_or_else(|| wrong(key, "a truth value for each layer"))?;
+            let kind = |windowed: bool| if windowed { "sliding_attention" } else { "full_attention" };
+            config["layer_types"] = json!(windowed.into_iter().map(kind).collect::<Vec<_>>());
+        }
+        Some(_) => config["sliding_window_pattern"] = json!(keys.number(key)?),
+    }
+    Ok(())
+}
+
+/// Parts of a layer: in the file, in a folder of Gemma, in a folder of Gemma 2 and 3. Only Gemma 3 has norms of queries
+/// and keys.
+const PARTS: [(&str, Option<&str>, Option<&str>); 13] = [
     ("attn_norm", Some("input_layernorm"), Some("input_layernorm")),
     ("attn_q", Some("self_attn.q_proj"), Some("self_attn.q_proj")),
     ("attn_k", Some("self_attn.k_proj"), Some("self_attn.k_proj")),
     ("attn_v", Some("self_attn.v_proj"), Some("self_attn.v_proj")),
+    ("attn_q_norm", None, Some("self_attn.q_norm")),
+    ("attn_k_norm", None, Some("self_attn.k_norm")),
     ("attn_output", Some("self_attn.o_proj"), Some("self_attn.o_proj")),
     ("ffn_norm", Some("post_attention_layernorm"), Some("pre_feedforward_layernorm")),
     ("post_attention_norm", None, Some("post_attention_layernorm")),
@@ -201,16 +274,21 @@ const PARTS: [(&str, Option<&str>, Option<&str>); 11] = [
     ("ffn_down", Some("mlp.down_proj"), Some("mlp.down_proj")),
 ];
 /// The rest, in the file and in a folder; the head of its own is one that tied models do not need.
-const OUTSIDE: [(&str, &str); 3] = [
+const OUTSIDE: [(&str, &str); 5] = [
     ("token_embd.weight", "model.embed_tokens.weight"),
     ("output_norm.weight", "model.norm.weight"),
     ("output.weight", "lm_head.weight"),
+    ("dense_2.weight", "2_Dense.linear.weight"),
+    ("dense_3.weight", "3_Dense.linear.weight"),
 ];
 
 /// The parts of a layer of an architecture, in the file and in a folder.
 fn parts(architecture: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let gemma2 = architecture == "gemma2";
-    PARTS.into_iter().filter_map(move |(file, gemma, second)| Some((file, if gemma2 { second } else { gemma }?)))
+    let (first, qk_norm) = (architecture == "gemma", is_gemma3(architecture));
+    PARTS
+        .into_iter()
+        .filter(move |(file, ..)| qk_norm || !matches!(*file, "attn_q_norm" | "attn_k_norm"))
+        .filter_map(move |(file, gemma, second)| Some((file, if first { gemma } else { second }?)))
 }
 
 /// The name that a layer asks for; `None` for a name that no layer knows.

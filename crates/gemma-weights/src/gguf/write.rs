@@ -54,6 +54,8 @@ pub fn save_gguf(
 ) -> Result<usize, Error> {
     let architecture = match config["model_type"].as_str() {
         Some(known @ ("gemma" | "gemma2")) => known,
+        Some("gemma3_text") if config["use_bidirectional_attention"] == true => "gemma-embedding",
+        Some("gemma3_text") => "gemma3",
         other => {
             let reason = format!("there is no GGUF architecture for {}", other.unwrap_or("a model without a type"));
             return Err(Error::NotForGguf { reason });
@@ -62,7 +64,8 @@ pub fn save_gguf(
     let mut tensors = Vec::new();
     for (name, tensor) in checkpoint.tensors() {
         // a copy of the table, and constants that some old folders hold
-        if name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq") {
+        let tied = config["tie_word_embeddings"] != false;
+        if (tied && name == "lm_head.weight") || name.ends_with("rotary_emb.inv_freq") {
             continue;
         }
         let Some(known) = file_name(name, architecture) else {
@@ -186,14 +189,37 @@ fn pairs(
     }
     pairs.float(&key("attention.layer_norm_rms_epsilon"), float("rms_norm_eps")?);
     pairs.float(&key("rope.freq_base"), float("rope_theta")?);
+    if let Some(factor) = config["rope_scaling"]["factor"].as_f64() {
+        pairs.text(&key("rope.scaling.type"), "linear");
+        pairs.float(&key("rope.scaling.factor"), factor);
+    }
     if architecture == "gemma2" {
-        pairs.number(&key("attention.sliding_window"), number("sliding_window")?);
         pairs.float(&key("attn_logit_softcapping"), float("attn_logit_softcapping")?);
         pairs.float(&key("final_logit_softcapping"), float("final_logit_softcapping")?);
+    } else if architecture != "gemma" {
+        if let Some(cap) = config["final_logit_softcapping"].as_f64() {
+            pairs.float(&key("final_logit_softcapping"), cap);
+        }
+        // readers that know nothing of these keys take them for granted
+        let base = config["rope_local_base_freq"].as_f64().unwrap_or(10_000.0);
+        if base != 10_000.0 {
+            pairs.float(&key("rope.freq_base_swa"), base);
+        }
+        let kinds = config["layer_types"].as_array().ok_or_else(|| lacks("layer_types"))?;
+        let windowed: Vec<bool> = kinds.iter().map(|kind| kind == "sliding_attention").collect();
+        if (1..).zip(&windowed).any(|(layer, windowed): (usize, _)| layer.is_multiple_of(6) == *windowed) {
+            pairs.list(&key("attention.sliding_window_pattern"), kind::BOOL, &windowed, |bytes, windowed| {
+                bytes.push(u8::from(*windowed));
+            });
+        }
+    }
+    if architecture != "gemma" {
+        pairs.number(&key("attention.sliding_window"), number("sliding_window")?);
         let scalar = float("query_pre_attn_scalar")?;
         let [layers, hidden_size, heads, head_dim] =
             ["num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"].map(number);
-        let usual = default_query_scalar(layers?.into(), hidden_size?.into(), heads?.into(), head_dim?.into());
+        let usual =
+            default_query_scalar(architecture, layers?.into(), hidden_size?.into(), heads?.into(), head_dim?.into());
         if scalar != usual as f64 {
             // llama.cpp assumes the usual one, whatever is said here
             pairs.float(&key("attention.scale"), scalar.powf(-0.5));
