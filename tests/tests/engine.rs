@@ -107,7 +107,7 @@ fn run<M: CausalModel>(engine: &mut Engine<'_, M>, mut between: impl FnMut(usize
                     let choices = choices.remove(&id).unwrap_or_default();
                     outcomes.insert(id, Outcome { choices, end: Err(error), cached: 0 });
                 }
-                Event::Prefill { .. } | Event::PromptLogprobs { .. } => {}
+                Event::Started { .. } | Event::Prefill { .. } | Event::PromptLogprobs { .. } => {}
             }
         }
         steps += 1;

@@ -163,7 +163,7 @@ impl<'m, M: CausalModel> Engine<'m, M> {
         let mut events = Vec::new();
         self.check_limits();
         self.retire(&mut events);
-        self.admit();
+        self.admit(&mut events);
         self.forward(start, &mut events);
         self.check_limits();
         self.retire(&mut events);
@@ -238,7 +238,7 @@ impl<'m, M: CausalModel> Engine<'m, M> {
     }
 
     /// Takes up waiting requests, first come first served, while there is room.
-    fn admit(&mut self) {
+    fn admit(&mut self, events: &mut Vec<Event>) {
         for index in 0..self.requests.len() {
             if self.requests[index].admitted {
                 continue;
@@ -268,6 +268,7 @@ impl<'m, M: CausalModel> Engine<'m, M> {
                 active.shared = Some((found.id, found.len));
                 active.timings.prompt_tokens -= found.len;
             }
+            events.push(Event::Started { id: active.id, cached: active.reused });
         }
     }
 

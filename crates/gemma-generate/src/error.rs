@@ -88,6 +88,12 @@ pub enum Error {
     /// Logit bias and mask exclude every token that the model could give.
     #[error("logit bias and mask exclude every token; let them allow at least one, or a stop token")]
     NothingAllowed,
+    /// A request's mask gave up.
+    #[error("the mask of the request failed: {reason}")]
+    Mask {
+        /// What the mask said.
+        reason: String,
+    },
     /// A prompt of embedded rows that does not fit together.
     #[error(
         "the prompt has {rows} rows of embeddings for {tokens} tokens and blocks up to token {last}; give one row per \

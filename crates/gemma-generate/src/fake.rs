@@ -188,7 +188,7 @@ impl CausalModel for Fake {
     }
 
     fn cache_bytes(&self, tokens: usize) -> usize {
-        4 * tokens
+        tokens.saturating_mul(4)
     }
 
     fn context_length(&self) -> Option<usize> {

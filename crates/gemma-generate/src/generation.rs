@@ -132,7 +132,7 @@ impl<'m, M: CausalModel> Generation<'m, M> {
                         sampled = Some(SampledToken { token: token.token, logprob });
                     }
                     Event::Failed { error, .. } => return Err(error),
-                    Event::Finished { .. } | Event::PromptLogprobs { .. } => {}
+                    Event::Started { .. } | Event::Finished { .. } | Event::PromptLogprobs { .. } => {}
                 }
             }
             if sampled.is_some() || self.finish_reason().is_some() {

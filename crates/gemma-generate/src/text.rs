@@ -162,7 +162,7 @@ impl Generated {
                 self.text.push_str(&text);
                 (self.finish_reason, self.timings, self.seed) = (reason, timings, seed);
             }
-            Event::Prefill { .. } | Event::PromptLogprobs { .. } | Event::Failed { .. } => {}
+            Event::Started { .. } | Event::Prefill { .. } | Event::PromptLogprobs { .. } | Event::Failed { .. } => {}
         }
     }
 

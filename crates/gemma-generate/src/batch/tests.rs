@@ -23,7 +23,7 @@ fn again(request: &Request<'static>) -> Request<'static> {
     }
 }
 
-fn tokens(request: &Request<'_>) -> &[TokenId] {
+fn tokens<'a>(request: &'a Request<'_>) -> &'a [TokenId] {
     match &request.prompt {
         Prompt::Tokens(tokens) => tokens,
         Prompt::Inputs { inputs, .. } => &inputs.token_ids,

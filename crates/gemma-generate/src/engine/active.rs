@@ -205,7 +205,7 @@ impl<'m, C: Cache> Active<'m, C> {
         let allowed = match &mut self.mask {
             Some((mask, allowed)) => {
                 allowed.fill(false);
-                mask.allow(allowed);
+                mask.allow(allowed).map_err(|reason| Error::Mask { reason })?;
                 Some(allowed.as_slice())
             }
             None => None,
@@ -216,7 +216,7 @@ impl<'m, C: Cache> Active<'m, C> {
             count => crate::sampler::top_logprobs(logits, count)?,
         };
         if let Some((mask, _)) = &mut self.mask {
-            mask.accept(sampled.token);
+            mask.accept(sampled.token).map_err(|reason| Error::Mask { reason })?;
         }
         self.sequence.push(&[sampled.token]);
         self.sampled_at = Some(Instant::now());

@@ -30,6 +30,13 @@ pub struct TokenLogprobs {
 /// What happened to one request in a [step](crate::Engine::step).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The request was admitted; its prefill begins.
+    Started {
+        /// The request.
+        id: RequestId,
+        /// Tokens of the prompt that the prefix cache held.
+        cached: usize,
+    },
     /// A chunk of the prompt was prefilled.
     Prefill {
         /// The request.
@@ -85,7 +92,8 @@ impl Event {
     /// The request.
     pub fn id(&self) -> RequestId {
         match self {
-            Self::Prefill { id, .. }
+            Self::Started { id, .. }
+            | Self::Prefill { id, .. }
             | Self::PromptLogprobs { id, .. }
             | Self::Token { id, .. }
             | Self::Finished { id, .. }

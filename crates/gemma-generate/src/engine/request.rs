@@ -110,8 +110,14 @@ pub trait StopRule: Send {
 pub trait TokenMask: Send {
     /// Marks the tokens that may come next. `allowed` has one entry per token of the vocabulary, all `false`. When the
     /// answer may end here, the stop tokens are to be marked, too.
-    fn allow(&mut self, allowed: &mut [bool]);
+    ///
+    /// # Errors
+    /// Why the request fails, such as a grammar that took more than its limits.
+    fn allow(&mut self, allowed: &mut [bool]) -> Result<(), String>;
 
-    /// Takes the token that was sampled.
-    fn accept(&mut self, token: TokenId);
+    /// Takes the token that was sampled, a stop token as well.
+    ///
+    /// # Errors
+    /// Why the request fails.
+    fn accept(&mut self, token: TokenId) -> Result<(), String>;
 }

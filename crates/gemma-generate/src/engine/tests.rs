@@ -255,22 +255,28 @@ fn logprobs_of_the_prompt_and_the_likeliest_tokens_are_given() {
 struct Multiples(u32, Arc<std::sync::Mutex<Vec<TokenId>>>);
 
 impl TokenMask for Multiples {
-    fn allow(&mut self, allowed: &mut [bool]) {
+    fn allow(&mut self, allowed: &mut [bool]) -> Result<(), String> {
         allowed.iter_mut().step_by(self.0 as usize).for_each(|allowed| *allowed = true);
+        Ok(())
     }
 
-    fn accept(&mut self, token: TokenId) {
+    fn accept(&mut self, token: TokenId) -> Result<(), String> {
         self.1.lock().unwrap().push(token);
+        Ok(())
     }
 }
 
-/// Allows nothing.
-struct Nothing;
+/// Allows nothing, and complains when it is to say so twice.
+struct Nothing(usize);
 
 impl TokenMask for Nothing {
-    fn allow(&mut self, _: &mut [bool]) {}
+    fn allow(&mut self, _: &mut [bool]) -> Result<(), String> {
+        self.0.checked_sub(1).map(|_| ()).ok_or_else(|| "it is too much".to_owned())
+    }
 
-    fn accept(&mut self, _: TokenId) {}
+    fn accept(&mut self, _: TokenId) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 #[test]
@@ -280,11 +286,16 @@ fn a_mask_restricts_what_is_sampled_and_hears_of_it() {
     let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
     let mask: Option<Box<dyn TokenMask>> = Some(Box::new(Multiples(7, Arc::clone(&heard))));
     let masked = engine.submit(Request { mask, ..Request::new(prompt(1, 4), greedy(10)) }).unwrap();
-    let nothing = engine.submit(Request { mask: Some(Box::new(Nothing)), ..Request::new(prompt(1, 4), greedy(3)) });
+    let nothing = Request { mask: Some(Box::new(Nothing(1))), ..Request::new(prompt(1, 4), greedy(3)) };
+    let nothing = engine.submit(nothing).unwrap();
+    let failing = Request { mask: Some(Box::new(Nothing(0))), ..Request::new(prompt(1, 4), greedy(3)) };
+    let failing = engine.submit(failing).unwrap();
     let found = run(&mut engine);
     assert!(found[&masked].0.iter().all(|token| token % 7 == 0) && found[&masked].0.len() == 10);
     assert_eq!(*heard.lock().unwrap(), found[&masked].0);
-    assert_eq!(found[&nothing.unwrap()].1, Event::Failed { id: RequestId(1), error: Error::NothingAllowed });
+    assert_eq!(found[&nothing].1, Event::Failed { id: nothing, error: Error::NothingAllowed });
+    let error = Error::Mask { reason: "it is too much".to_owned() };
+    assert_eq!(found[&failing].1, Event::Failed { id: failing, error });
 }
 
 #[test]

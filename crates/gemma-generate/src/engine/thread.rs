@@ -20,10 +20,13 @@ enum Message {
     Stop,
 }
 
+/// Takes the events of a request, on the thread of the engine; `false`: nobody listens any more.
+type Sink = Box<dyn FnMut(Event) -> bool + Send>;
+
 /// A request and where its events go.
 struct Submission {
     request: Request<'static>,
-    events: Sender<Event>,
+    events: Sink,
     cancel: Arc<AtomicBool>,
 }
 
@@ -132,12 +135,27 @@ impl EngineHandle {
     ///
     /// As [`Engine::submit`], and [`Error::EngineStopped`].
     pub fn submit(&self, request: Request<'static>) -> Result<RequestEvents, Error> {
-        let request = (self.check)(request)?;
         let (sender, events) = channel();
-        let cancel = Arc::new(AtomicBool::new(false));
-        let submission = Submission { request, events: sender, cancel: Arc::clone(&cancel) };
-        self.messages.send(Message::Submit(submission)).map_err(|_| Error::EngineStopped)?;
+        let cancel = self.submit_with(request, move |event| sender.send(event).is_ok())?;
         Ok(RequestEvents { events, cancel, over: false })
+    }
+
+    /// [`submit`](Self::submit), with a function that takes the events. It runs on the thread of the engine between two steps
+    /// and must not wait. When it returns `false`, or the returned flag is set, the request is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn submit_with(
+        &self,
+        request: Request<'static>,
+        sink: impl FnMut(Event) -> bool + Send + 'static,
+    ) -> Result<Arc<AtomicBool>, Error> {
+        let request = (self.check)(request)?;
+        let cancel = Arc::new(AtomicBool::new(false));
+        let submission = Submission { request, events: Box::new(sink), cancel: Arc::clone(&cancel) };
+        self.messages.send(Message::Submit(submission)).map_err(|_| Error::EngineStopped)?;
+        Ok(cancel)
     }
 
     /// What the engine held after its last step.
@@ -235,7 +253,7 @@ fn check<M: CausalModel>(
 /// A request on the thread, seen from outside.
 struct Client {
     id: RequestId,
-    events: Sender<Event>,
+    events: Sink,
     cancel: Arc<AtomicBool>,
 }
 
@@ -255,10 +273,11 @@ fn run<M: CausalModel>(
         let first = if engine.is_idle() { incoming.recv().ok().or(Some(Message::Stop)) } else { None };
         for message in first.into_iter().chain(incoming.try_iter()) {
             let Message::Submit(Submission { request, events, cancel }) = message else { return };
+            let mut events = events;
             match engine.submit(request) {
                 Ok(id) => clients.push(Client { id, events, cancel }),
                 // checked before: only a bug comes here, and whoever waits must hear of it
-                Err(error) => drop(events.send(Event::Failed { id: RequestId(u64::MAX), error })),
+                Err(error) => drop(events(Event::Failed { id: RequestId(u64::MAX), error })),
             }
         }
         if stop.load(Ordering::Relaxed) {
@@ -280,7 +299,7 @@ fn run<M: CausalModel>(
             let id = event.id();
             let Some(index) = clients.iter().position(|client| client.id == id) else { continue };
             let last = event.is_last();
-            let unheard = clients[index].events.send(event).is_err();
+            let unheard = !(clients[index].events)(event);
             if last {
                 clients.swap_remove(index);
             } else if unheard {
