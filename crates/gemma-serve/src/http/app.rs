@@ -1,0 +1,167 @@
+//! The state that all handlers share: models, settings, what runs now, and the counters.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::http::StatusCode;
+
+use super::backend::Backend;
+use super::error::Refusal;
+use super::grammar::Grammars;
+use super::metrics::Metrics;
+use super::running::Registry;
+
+/// How the server behaves; the defaults are those of `gemma serve`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Keys of which a client must send one; empty: everybody may ask.
+    pub api_keys: Vec<String>,
+    /// Most answers that are generated at the same time. Default 8.
+    pub parallel: usize,
+    /// Most answers that wait for room; more are refused with 429. Default 256.
+    pub queue: usize,
+    /// Longest wait for room; then 429. Default 60 s.
+    pub queue_timeout: Duration,
+    /// Longest time from a request to the end of its answer; what there is by then is the answer. Default 600 s.
+    pub request_timeout: Duration,
+    /// Longest time that a body may take to arrive. Default 30 s.
+    pub body_timeout: Duration,
+    /// Longest time that request headers may take to arrive. Default 10 s.
+    pub header_timeout: Duration,
+    /// Longest time that a client may take to read what was sent. Default 60 s.
+    pub write_timeout: Duration,
+    /// Longest time that running answers may take after the server was asked to stop. Default 30 s.
+    pub shutdown_timeout: Duration,
+    /// Most bytes of a request body. Default 32 MiB.
+    pub body_limit: usize,
+    /// Most bytes of one encoded image. Default 16 MiB.
+    pub image_limit: usize,
+    /// Most images in one request. Default 16.
+    pub images: usize,
+    /// Most open connections; more wait. Default 1 024.
+    pub connections: usize,
+    /// Most tokens of an answer whose request names no limit. Default 4 096.
+    pub max_tokens: usize,
+    /// Write prompts and answers to the log. Default `false`.
+    pub log_requests: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            api_keys: Vec::new(),
+            parallel: 8,
+            queue: 256,
+            queue_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(600),
+            body_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(60),
+            shutdown_timeout: Duration::from_secs(30),
+            body_limit: 32 << 20,
+            image_limit: 16 << 20,
+            images: 16,
+            connections: 1024,
+            max_tokens: 4096,
+            log_requests: false,
+        }
+    }
+}
+
+/// What all handlers share; cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+/// What is behind an [`App`].
+pub struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) backends: Vec<Arc<dyn Backend>>,
+    pub(crate) grammars: Vec<Grammars>,
+    pub(crate) registry: Registry,
+    pub(crate) metrics: Metrics,
+    pub(crate) started: SystemTime,
+}
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl App {
+    /// A server of these models; requests that name none go to the first.
+    ///
+    /// # Panics
+    /// Without a model.
+    pub fn new(backends: Vec<Arc<dyn Backend>>, settings: Settings) -> Self {
+        assert!(!backends.is_empty(), "a server has at least one model");
+        let grammars = backends.iter().map(|_| Grammars::default()).collect();
+        Self(Arc::new(Shared {
+            settings,
+            backends,
+            grammars,
+            registry: Registry::default(),
+            metrics: Metrics::default(),
+            started: SystemTime::now(),
+        }))
+    }
+
+    /// The model of this name. A server of one model answers every name with it, as llama.cpp's server does.
+    pub(crate) fn backend(&self, name: Option<&str>) -> Result<&Arc<dyn Backend>, Refusal> {
+        let first = &self.backends[0];
+        let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(first) };
+        let called = |backend: &&Arc<dyn Backend>| {
+            let id = &backend.card().id;
+            id == name || name.strip_suffix(":latest") == Some(id)
+        };
+        match self.backends.iter().find(called) {
+            Some(backend) => Ok(backend),
+            None if self.backends.len() == 1 => Ok(first),
+            None => Err(Refusal::no_model(name, &self.names())),
+        }
+    }
+
+    /// The grammars of a model.
+    pub(crate) fn grammars(&self, backend: &Arc<dyn Backend>) -> &Grammars {
+        let index = self.backends.iter().position(|other| Arc::ptr_eq(other, backend)).unwrap_or(0);
+        &self.grammars[index]
+    }
+
+    /// The names of the models.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.backends.iter().map(|backend| backend.card().id.clone()).collect()
+    }
+
+    /// No more answers are begun; those that run go on.
+    pub fn close(&self) {
+        self.registry.close();
+    }
+
+    /// Runs what blocks on a thread of its own.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        if self.registry.is_closing() {
+            return Err(Refusal::shutting_down());
+        }
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(_) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the request made the model fail")),
+        }
+    }
+}
+
+/// Unix time now, in seconds.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// An id that is new each time: the prefix and 24 hexadecimal digits.
+pub(crate) fn new_id(prefix: &str) -> String {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let random = || RandomState::new().build_hasher().finish();
+    format!("{prefix}{:016x}{:08x}", random(), random() as u32)
+}

@@ -1,0 +1,265 @@
+//! Request bodies: JSON of bounded size and depth, and the unions that the protocols allow.
+//!
+//! Unknown fields are ignored. A field of the wrong type is a 400 that names the field.
+
+use std::fmt;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::{StatusCode, header};
+use gemma_tokenizer::TokenId;
+use http_body_util::BodyExt;
+use serde::de::{self, DeserializeOwned, Deserializer, SeqAccess, Visitor};
+use serde::Deserialize;
+
+use super::App;
+use super::error::Refusal;
+use super::sampling::SamplingFields;
+use super::structured::StructuredFields;
+
+/// A JSON body as `T`.
+pub(crate) struct JsonBody<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
+        let bytes = read_body(request, app).await?;
+        parse(&bytes).map(JsonBody)
+    }
+}
+
+/// A JSON body as `T` whose errors have Ollama's form.
+pub(crate) struct OllamaBody<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for OllamaBody<T> {
+    type Rejection = axum::response::Response;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Self::Rejection> {
+        let bytes = read_body(request, app).await.map_err(Refusal::into_ollama)?;
+        parse(&bytes).map(OllamaBody).map_err(Refusal::into_ollama)
+    }
+}
+
+/// A JSON body as `T`, with the fields that say how to sample and what form the answer has.
+pub(crate) struct SampledBody<T>(pub(crate) T, pub(crate) SamplingFields, pub(crate) StructuredFields);
+
+impl<T: DeserializeOwned> FromRequest<App> for SampledBody<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
+        let bytes = read_body(request, app).await?;
+        // each part ignores the fields of the others; a flattened struct would lose the path of a wrong field
+        Ok(Self(parse(&bytes)?, parse(&bytes)?, parse(&bytes)?))
+    }
+}
+
+/// The bytes of a body, refused when it is too long or too slow.
+async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Refusal> {
+    let limit = app.settings.body_limit;
+    let too_long = || Refusal::too_large(format!("the body is longer than {limit} bytes; send less at once"));
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(too_long());
+    }
+    let read = async {
+        let mut body: Body = request.into_body();
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Refusal::invalid(format!("the body ended early: {error}")))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > limit {
+                return Err(too_long());
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(bytes)
+    };
+    let late = |_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
+    tokio::time::timeout(app.settings.body_timeout, read).await.map_err(late)?
+}
+
+/// Deepest nesting of arrays and objects.
+const DEEPEST: usize = 100;
+
+/// How deep the arrays and objects of a JSON text are nested.
+fn depth(bytes: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut quoted, mut escaped) = (0_usize, 0, false, false);
+    for byte in bytes {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// Reads JSON.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    if bytes.is_empty() {
+        return Err(Refusal::invalid("the body is empty; send a JSON object"));
+    }
+    if depth(bytes) > DEEPEST {
+        return Err(Refusal::invalid(format!("the JSON is nested deeper than {DEEPEST} levels")));
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let message = error.inner().to_string();
+        if path == "." || error.inner().is_syntax() || error.inner().is_eof() {
+            Refusal::invalid(format!("the body is not the JSON that is expected here: {message}"))
+        } else {
+            Refusal::field(path, message)
+        }
+    })?;
+    deserializer.end().map_err(|error| Refusal::invalid(format!("the body is not one JSON value: {error}")))?;
+    Ok(value)
+}
+
+/// A string or a list of strings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Texts(pub(crate) Vec<String>);
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = Texts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an array of strings")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Texts, E> {
+                Ok(Texts(vec![text.to_owned()]))
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<Texts, E> {
+                Ok(Texts::default())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Texts, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = seq.next_element::<String>()? {
+                    texts.push(text);
+                }
+                Ok(Texts(texts))
+            }
+        }
+        deserializer.deserialize_any(Form)
+    }
+}
+
+/// One prompt: text or tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum TextOrTokens {
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
+
+/// The `prompt` of completions and the `input` of embeddings: a string, strings, token ids, or lists of token ids.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Prompts(pub(crate) Vec<TextOrTokens>);
+
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Element {
+            Token(TokenId),
+            Text(String),
+            Tokens(Vec<TokenId>),
+            /// llama.cpp's mixed prompts are not supported; the variant exists for the message.
+            Other(de::IgnoredAny),
+        }
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = Prompts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, an array of strings, an array of token ids, or an array of arrays of token ids")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Prompts, E> {
+                Ok(Prompts(vec![TextOrTokens::Text(text.to_owned())]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts, A::Error> {
+                let mut prompts = Vec::new();
+                let mut tokens = Vec::new();
+                while let Some(element) = seq.next_element::<Element>()? {
+                    match element {
+                        Element::Token(token) => tokens.push(token),
+                        Element::Text(text) => prompts.push(TextOrTokens::Text(text)),
+                        Element::Tokens(tokens) => prompts.push(TextOrTokens::Tokens(tokens)),
+                        Element::Other(_) => return Err(de::Error::invalid_type(de::Unexpected::Other("another value"), &self)),
+                    }
+                }
+                match (prompts.is_empty(), tokens.is_empty()) {
+                    (true, false) => Ok(Prompts(vec![TextOrTokens::Tokens(tokens)])),
+                    (false, true) => Ok(Prompts(prompts)),
+                    (true, true) => Err(de::Error::invalid_length(0, &self)),
+                    (false, false) => Err(de::Error::invalid_type(de::Unexpected::Other("a mixed array"), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Form)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Example {
+        #[serde(default)]
+        stop: Texts,
+        prompt: Option<Prompts>,
+        n: Option<u32>,
+    }
+
+    #[test]
+    fn every_form_of_a_prompt_is_read() {
+        let prompts = |json: &str| parse::<Example>(format!("{{\"prompt\":{json}}}").as_bytes()).map(|e| e.prompt.expect("given").0);
+        let text = |text: &str| TextOrTokens::Text(text.to_owned());
+        assert_eq!(prompts("\"a\""), Ok(vec![text("a")]));
+        assert_eq!(prompts("[\"a\",\"b\"]"), Ok(vec![text("a"), text("b")]));
+        assert_eq!(prompts("[2,3]"), Ok(vec![TextOrTokens::Tokens(vec![2, 3])]));
+        assert_eq!(prompts("[[2],[3,4]]"), Ok(vec![TextOrTokens::Tokens(vec![2]), TextOrTokens::Tokens(vec![3, 4])]));
+        for wrong in ["7", "[]", "[\"a\",2]", "[-1]", "[1.5]", "[{}]", "{}", "[[\"a\"]]"] {
+            let refusal = prompts(wrong).expect_err(wrong);
+            assert!(refusal.param.as_deref().is_some_and(|param| param.starts_with("prompt")), "{wrong}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_field_and_unknown_fields_pass() {
+        let refusal = parse::<Example>(br#"{"n":"two","surprise":{}}"#).expect_err("n is text");
+        assert_eq!(refusal.param.as_deref(), Some("n"));
+        let refusal = parse::<Example>(br#"{"stop":["a",1]}"#).expect_err("1 is no text");
+        assert_eq!(refusal.param.as_deref(), Some("stop[1]"));
+        let example = parse::<Example>(br#"{"surprise":[1],"stop":null}"#).expect("unknown fields are ignored");
+        assert_eq!((example.stop, example.n), (Texts::default(), None));
+    }
+
+    #[test]
+    fn what_is_not_one_json_value_is_refused() {
+        for wrong in ["", "{", "[1", "{} {}", "nul", "{\"n\":1}x"] {
+            assert_eq!(parse::<Example>(wrong.as_bytes()).expect_err(wrong).status, 400, "{wrong}");
+        }
+        let deep = format!("{{\"x\":{}{}}}", "[".repeat(200), "]".repeat(200));
+        let refusal = parse::<Example>(deep.as_bytes()).expect_err("200 levels");
+        assert!(refusal.message.contains("nested deeper"), "{refusal:?}");
+        let text = format!("{{\"x\":\"{}\\\"{}\"}}", "[".repeat(200), "{".repeat(200));
+        assert!(parse::<Example>(text.as_bytes()).is_ok(), "brackets in a text are no nesting");
+    }
+}

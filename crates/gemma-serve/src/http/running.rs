@@ -1,0 +1,347 @@
+//! Requests on their way: admission, limits, what `/slots` shows, and the events of one answer.
+//!
+//! An [`Answer`] is dropped when its client goes away, which cancels its job and frees its place.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use gemma_tokenizer::TokenId;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::App;
+use super::backend::{Backend, Event, Events, Finished, Job, Reason, TokenScore};
+use super::error::Refusal;
+
+/// One answer that is being generated, as `/slots` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Slot {
+    pub(crate) id: u64,
+    pub(crate) model: String,
+    pub(crate) endpoint: &'static str,
+    /// Admitted by the engine; otherwise it waits.
+    pub(crate) is_processing: bool,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) generated_tokens: usize,
+    pub(crate) max_tokens: usize,
+    #[serde(skip)]
+    since: Option<Instant>,
+    pub(crate) seconds: f64,
+}
+
+/// All answers that are being generated or wait.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    slots: Mutex<BTreeMap<u64, Slot>>,
+    next: AtomicU64,
+    closing: AtomicBool,
+    stopping: watch::Sender<bool>,
+}
+
+impl Registry {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answers now, the oldest first.
+    pub(crate) fn slots(&self) -> Vec<Slot> {
+        let mut slots: Vec<Slot> = self.lock().values().cloned().collect();
+        for slot in &mut slots {
+            slot.seconds = slot.since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        }
+        slots
+    }
+
+    /// Answers that are being generated, and answers that wait.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let slots = self.lock();
+        let running = slots.values().filter(|slot| slot.is_processing).count();
+        (running, slots.len() - running)
+    }
+
+    /// No more answers are begun.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Running answers end with what there is.
+    pub(crate) fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Whether [`Self::close`] was called.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+}
+
+/// The place of one answer in the registry.
+struct Place {
+    app: App,
+    id: u64,
+    finished: bool,
+}
+
+impl Place {
+    fn update(&self, change: impl FnOnce(&mut Slot)) {
+        if let Some(slot) = self.app.registry.lock().get_mut(&self.id) {
+            change(slot);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.app.registry.lock().remove(&self.id);
+        if !self.finished {
+            self.app.metrics.cancelled.inc();
+        }
+    }
+}
+
+/// One answer as its events come.
+pub(crate) struct Answer {
+    events: Events,
+    place: Place,
+    begun: Instant,
+    started: bool,
+    first_token: Option<Instant>,
+    decode_limit: Option<Duration>,
+    stopping: watch::Receiver<bool>,
+    /// Text of several lines was generated.
+    line_break: bool,
+    counts: (usize, usize),
+}
+
+/// A whole answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Completed {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) scores: Vec<TokenScore>,
+    pub(crate) prompt_scores: Vec<Option<TokenScore>>,
+    pub(crate) finished: Finished,
+}
+
+/// Begins an answer.
+///
+/// # Errors
+/// When the server is full or shutting down, or the backend refuses the job.
+pub(crate) fn submit(
+    app: &App,
+    backend: &Arc<dyn Backend>,
+    endpoint: &'static str,
+    mut job: Job,
+) -> Result<Answer, Refusal> {
+    if app.registry.is_closing() {
+        return Err(Refusal::shutting_down());
+    }
+    check_tokens(backend.as_ref(), &job)?;
+    let (running, waiting) = app.registry.counts();
+    if running + waiting >= app.settings.parallel + app.settings.queue {
+        app.metrics.refused.inc();
+        let seconds = 1 + (waiting / app.settings.parallel.max(1)) as u64;
+        return Err(Refusal::busy(format!("{running} requests run and {waiting} wait; try again later"), seconds));
+    }
+    let begun = Instant::now();
+    job.deadline.get_or_insert(begun + app.settings.request_timeout);
+    let decode_limit = job.decode_limit.take();
+    let counts = (job.prompt.tokens.len(), 0);
+    let id = app.registry.next.fetch_add(1, Ordering::Relaxed);
+    let slot = Slot {
+        id,
+        model: backend.card().id.clone(),
+        endpoint,
+        is_processing: false,
+        prompt_tokens: job.prompt.tokens.len(),
+        generated_tokens: 0,
+        max_tokens: job.sampling.max_tokens,
+        since: Some(begun),
+        seconds: 0.0,
+    };
+    app.registry.lock().insert(id, slot);
+    let mut place = Place { app: app.clone(), id, finished: false };
+    match backend.submit(job) {
+        Ok(events) => {
+            let stopping = app.registry.stopping.subscribe();
+            let (started, first_token, line_break) = (false, None, false);
+            Ok(Answer { events, place, begun, started, first_token, decode_limit, stopping, line_break, counts })
+        }
+        Err(refusal) => {
+            place.finished = true;
+            app.metrics.refused.inc();
+            Err(refusal)
+        }
+    }
+}
+
+/// Refuses tokens that the model does not know, an empty prompt, and prompts beyond the context.
+fn check_tokens(backend: &dyn Backend, job: &Job) -> Result<(), Refusal> {
+    let vocab = backend.card().vocab_size;
+    let tokens = &job.prompt.tokens;
+    if tokens.is_empty() {
+        return Err(Refusal::field("prompt", "the prompt is empty; send at least one token"));
+    }
+    if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
+        return Err(Refusal::field("prompt", format!("{token} is no token; the vocabulary has {vocab}")));
+    }
+    match backend.card().context_length {
+        Some(limit) if tokens.len() > limit => Err(Refusal::context(tokens.len(), limit)),
+        _ => Ok(()),
+    }
+}
+
+impl Answer {
+    /// The next event; `None` after the last one.
+    ///
+    /// An answer that waits longer than the queue's time limit fails with 429.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        if self.place.finished {
+            return None;
+        }
+        if let Some(done) = self.out_of_time() {
+            return Some(done);
+        }
+        let queue_timeout = self.place.app.settings.queue_timeout;
+        let deadline = (!self.started).then(|| self.begun + queue_timeout);
+        let wait = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        enum Next {
+            Event(Option<Event>),
+            Stopping,
+            Late,
+        }
+        let next = tokio::select! {
+            biased;
+            event = self.events.recv() => Next::Event(event),
+            _ = async { self.stopping.wait_for(|stopping| *stopping).await.map(|_| ()) } => Next::Stopping,
+            () = wait => Next::Late,
+        };
+        let event = match next {
+            Next::Event(event) => event,
+            Next::Stopping => return Some(self.cut_short(Reason::Shutdown)),
+            Next::Late => {
+                self.place.finished = true;
+                self.place.app.metrics.refused.inc();
+                self.events.close();
+                let seconds = queue_timeout.as_secs();
+                let message = format!("the request waited {seconds} s for room; try again later");
+                return Some(Event::Failed(Refusal::busy(message, seconds.max(1))));
+            }
+        };
+        let metrics = &self.place.app.metrics;
+        match &event {
+            Some(Event::Started) => {
+                self.started = true;
+                metrics.queue_seconds.observe(self.begun.elapsed().as_secs_f64());
+                self.place.update(|slot| slot.is_processing = true);
+            }
+            Some(Event::Token { text, .. }) => {
+                self.started = true;
+                self.counts.1 += 1;
+                self.line_break |= text.contains('\n');
+                metrics.generated_tokens.inc();
+                if self.first_token.is_none() {
+                    self.first_token = Some(Instant::now());
+                    metrics.first_token_seconds.observe(self.begun.elapsed().as_secs_f64());
+                }
+                self.place.update(|slot| {
+                    slot.is_processing = true;
+                    slot.generated_tokens += 1;
+                });
+            }
+            Some(Event::Done { finished, .. }) => {
+                self.place.finished = true;
+                metrics.finished(finished, self.begun.elapsed().as_secs_f64());
+            }
+            Some(Event::Failed(_)) => {
+                self.place.finished = true;
+                metrics.failed.inc();
+            }
+            Some(Event::Prompt(_)) => self.started = true,
+            None if !self.place.finished => {
+                self.place.finished = true;
+                metrics.failed.inc();
+                let message = "the engine ended without an answer; send the request again";
+                return Some(Event::Failed(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message)));
+            }
+            None => {}
+        }
+        event
+    }
+
+    /// The end of an answer that took longer than its `decode_limit`.
+    fn out_of_time(&mut self) -> Option<Event> {
+        let (limit, since) = (self.decode_limit?, self.first_token?);
+        let over = self.line_break && !self.place.finished && since.elapsed() >= limit;
+        over.then(|| self.cut_short(Reason::OutOfTime))
+    }
+
+    /// Ends the answer here: the job is cancelled, and what there is counts.
+    fn cut_short(&mut self, reason: Reason) -> Event {
+        self.events.close();
+        while self.events.try_recv().is_ok() {}
+        let (prompt_tokens, generated_tokens) = self.counts;
+        let since = self.first_token.unwrap_or_else(Instant::now);
+        let finished = Finished {
+            reason,
+            prompt_tokens,
+            cached_tokens: 0,
+            generated_tokens,
+            prompt_seconds: (since - self.begun).as_secs_f64(),
+            decode_seconds: since.elapsed().as_secs_f64(),
+        };
+        self.place.finished = true;
+        self.place.app.metrics.finished(&finished, self.begun.elapsed().as_secs_f64());
+        Event::Done { text: String::new(), finished }
+    }
+
+    /// Waits for the whole answer.
+    ///
+    /// # Errors
+    /// What it failed with.
+    pub(crate) async fn complete(mut self) -> Result<Completed, Refusal> {
+        let (mut text, mut tokens, mut scores, mut prompt_scores) = (String::new(), Vec::new(), Vec::new(), Vec::new());
+        while let Some(event) = self.next().await {
+            match event {
+                Event::Started => {}
+                Event::Prompt(scores) => prompt_scores = scores,
+                Event::Token { token, text: piece, score } => {
+                    tokens.push(token);
+                    scores.extend(score);
+                    text.push_str(&piece);
+                }
+                Event::Done { text: rest, finished } => {
+                    text.push_str(&rest);
+                    return Ok(Completed { text, tokens, scores, prompt_scores, finished });
+                }
+                Event::Failed(refusal) => return Err(refusal),
+            }
+        }
+        Err(Refusal::failed("the engine ended without an answer"))
+    }
+}
+
+/// Waits for several whole answers; the first failure ends all.
+///
+/// # Errors
+/// What the first of them failed with.
+pub(crate) async fn complete_all(answers: Vec<Answer>) -> Result<Vec<Completed>, Refusal> {
+    futures_util::future::try_join_all(answers.into_iter().map(Answer::complete)).await
+}
+
+/// The events of several answers as they come, each with the index of its answer.
+pub(crate) fn merged(answers: Vec<Answer>) -> impl futures_util::Stream<Item = (usize, Event)> + Send {
+    let one = |(index, answer): (usize, Answer)| {
+        let next = move |mut answer: Answer| async move { answer.next().await.map(|event| ((index, event), answer)) };
+        Box::pin(futures_util::stream::unfold(answer, next))
+    };
+    futures_util::stream::select_all(answers.into_iter().enumerate().map(one))
+}
