@@ -42,7 +42,7 @@ pub struct Settings {
     pub connections: usize,
     /// Most tokens of an answer whose request names no limit. Default 4 096.
     pub max_tokens: usize,
-    /// Write prompts and answers to the log. Default `false`.
+    /// Write the bodies of requests, prompts included, to the log. Default `false`.
     pub log_requests: bool,
 }
 

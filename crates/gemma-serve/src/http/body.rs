@@ -77,7 +77,11 @@ async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Refusal> {
         Ok(bytes)
     };
     let late = |_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
-    tokio::time::timeout(app.settings.body_timeout, read).await.map_err(late)?
+    let bytes = tokio::time::timeout(app.settings.body_timeout, read).await.map_err(late)??;
+    if app.settings.log_requests {
+        tracing::info!(body = %String::from_utf8_lossy(&bytes), "request body");
+    }
+    Ok(bytes)
 }
 
 /// Deepest nesting of arrays and objects.

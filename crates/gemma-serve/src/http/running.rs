@@ -140,6 +140,10 @@ pub(crate) fn submit(
         return Err(Refusal::shutting_down());
     }
     check_tokens(backend.as_ref(), &job)?;
+    if let Some(limit) = backend.card().context_length {
+        // the cache of an answer is reserved in full: no more than can ever be used
+        job.sampling.max_tokens = job.sampling.max_tokens.min(limit - job.prompt.tokens.len());
+    }
     let (running, waiting) = app.registry.counts();
     if running + waiting >= app.settings.parallel + app.settings.queue {
         app.metrics.refused.inc();
