@@ -24,8 +24,14 @@ use super::{App, router};
 /// Longest line of the input, in bytes.
 const LONGEST_LINE: u64 = 64 << 20;
 /// The paths that a line may name.
-const PATHS: [&str; 6] =
-    ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations", "/v1/responses", "/v1/fim/completions"];
+const PATHS: [&str; 6] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/moderations",
+    "/v1/responses",
+    "/v1/fim/completions",
+];
 
 /// Why a batch could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -144,7 +150,8 @@ fn check(input: &Path) -> Result<usize, BatchError> {
 /// Opens the output at its end, and the ids that it has. A last line without its line break is cut off.
 fn open_output(output: &Path) -> Result<(File, HashSet<String>), BatchError> {
     let failed = |cause| BatchError::File { action: "open", file: output.to_owned(), cause };
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(output).map_err(failed)?;
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(output).map_err(failed)?;
     let mut done = HashSet::new();
     let mut whole = 0_u64;
     let mut reader = BufReader::new(&file);
@@ -159,7 +166,9 @@ fn open_output(output: &Path) -> Result<(File, HashSet<String>), BatchError> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let id = serde_json::from_slice::<Value>(&line).ok().and_then(|value| value["custom_id"].as_str().map(str::to_owned));
+        let id = serde_json::from_slice::<Value>(&line)
+            .ok()
+            .and_then(|value| value["custom_id"].as_str().map(str::to_owned));
         let Some(id) = id else {
             let cause = io::Error::other("it holds lines that are no results of a batch; name another file");
             return Err(failed(cause));
@@ -180,7 +189,8 @@ struct Lines {
 
 impl Lines {
     fn open(path: &Path) -> Result<Self, BatchError> {
-        let file = File::open(path).map_err(|cause| BatchError::File { action: "open", file: path.to_owned(), cause })?;
+        let file =
+            File::open(path).map_err(|cause| BatchError::File { action: "open", file: path.to_owned(), cause })?;
         Ok(Self { path: path.to_owned(), reader: BufReader::new(file), number: 0 })
     }
 }
@@ -227,9 +237,8 @@ async fn answer(router: &Router, line: Line) -> Value {
         Err(error) => return failure(&custom_id, &error.to_string()),
     };
     let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let error = (!status.is_success()).then(|| {
-        json!({"code": body["error"]["code"], "message": body["error"]["message"]})
-    });
+    let error =
+        (!status.is_success()).then(|| json!({"code": body["error"]["code"], "message": body["error"]["message"]}));
     json!({
         "id": new_id("batch_req_"), "custom_id": custom_id,
         "response": {"status_code": status.as_u16(), "request_id": id, "body": body}, "error": error,

@@ -9,8 +9,8 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use gemma_tokenizer::TokenId;
 use http_body_util::BodyExt;
-use serde::de::{self, DeserializeOwned, Deserializer, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{self, DeserializeOwned, Deserializer, SeqAccess, Visitor};
 
 use super::App;
 use super::error::Refusal;
@@ -204,7 +204,9 @@ impl<'de> Deserialize<'de> for Prompts {
                         Element::Token(token) => tokens.push(token),
                         Element::Text(text) => prompts.push(TextOrTokens::Text(text)),
                         Element::Tokens(tokens) => prompts.push(TextOrTokens::Tokens(tokens)),
-                        Element::Other(_) => return Err(de::Error::invalid_type(de::Unexpected::Other("another value"), &self)),
+                        Element::Other(_) => {
+                            return Err(de::Error::invalid_type(de::Unexpected::Other("another value"), &self));
+                        }
                     }
                 }
                 match (prompts.is_empty(), tokens.is_empty()) {
@@ -233,7 +235,9 @@ mod tests {
 
     #[test]
     fn every_form_of_a_prompt_is_read() {
-        let prompts = |json: &str| parse::<Example>(format!("{{\"prompt\":{json}}}").as_bytes()).map(|e| e.prompt.expect("given").0);
+        let prompts = |json: &str| {
+            parse::<Example>(format!("{{\"prompt\":{json}}}").as_bytes()).map(|e| e.prompt.expect("given").0)
+        };
         let text = |text: &str| TextOrTokens::Text(text.to_owned());
         assert_eq!(prompts("\"a\""), Ok(vec![text("a")]));
         assert_eq!(prompts("[\"a\",\"b\"]"), Ok(vec![text("a"), text("b")]));

@@ -237,7 +237,8 @@ fn streamed(
                 let mut reason = finished.reason.openai();
                 if let Some(calls) = calls {
                     reason = "tool_calls";
-                    let calls: Vec<Value> = calls.iter().enumerate().map(|(place, call)| call.openai(Some(place))).collect();
+                    let calls: Vec<Value> =
+                        calls.iter().enumerate().map(|(place, call)| call.openai(Some(place))).collect();
                     chunks.push(chunk(json!({"tool_calls": calls}), &scores, None));
                 } else if !held.is_empty() || !scores.is_empty() {
                     chunks.push(chunk(json!({"content": held}), &scores, None));

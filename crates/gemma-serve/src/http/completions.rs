@@ -144,7 +144,10 @@ async fn begin(
     let prompts = request.prompt.clone().map(|prompts| prompts.0);
     let prompts = prompts.ok_or_else(|| Refusal::field("prompt", "missing; send a string or token ids"))?;
     if prompts.len().saturating_mul(n) > MOST_CHOICES {
-        return Err(Refusal::field("prompt", format!("{} prompts times {n} answers; at most {MOST_CHOICES}", prompts.len())));
+        return Err(Refusal::field(
+            "prompt",
+            format!("{} prompts times {n} answers; at most {MOST_CHOICES}", prompts.len()),
+        ));
     }
     let logprobs = match request.logprobs {
         None | Some(Logprobs::Flag(false)) => None,
@@ -246,7 +249,12 @@ impl Shape {
     }
 
     /// The arrays of the prompt, and the offset in characters after it.
-    fn prompt_logprobs(&self, tokenizer: &Tokenizer, shown: &Shown, scores: &[Option<TokenScore>]) -> (LegacyLogprobs, usize) {
+    fn prompt_logprobs(
+        &self,
+        tokenizer: &Tokenizer,
+        shown: &Shown,
+        scores: &[Option<TokenScore>],
+    ) -> (LegacyLogprobs, usize) {
         let mut arrays = LegacyLogprobs::default();
         let mut offset = 0;
         let hidden = usize::from(shown.hidden_bos);

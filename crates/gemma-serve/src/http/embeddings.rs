@@ -87,11 +87,14 @@ pub(crate) async fn embeddings(
     JsonBody(request): JsonBody<EmbeddingRequest>,
 ) -> Result<Json<Value>, Refusal> {
     let backend = app.backend(request.model.as_deref())?;
-    let inputs = request.input.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;
+    let inputs =
+        request.input.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;
     let base64 = match request.encoding_format.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
-        Some(other) => return Err(Refusal::field("encoding_format", format!("{other:?} is unknown; use float or base64"))),
+        Some(other) => {
+            return Err(Refusal::field("encoding_format", format!("{other:?} is unknown; use float or base64")));
+        }
     };
     let (vectors, tokens) = embed(&app, backend, inputs.0, request.dimensions, request.task).await?;
     let entry = |(index, vector): (usize, Vec<f32>)| {
@@ -115,7 +118,8 @@ pub(crate) async fn moderations(
     JsonBody(request): JsonBody<ModerationRequest>,
 ) -> Result<Json<Value>, Refusal> {
     let backend = Arc::clone(app.backend(request.model.as_deref())?);
-    let inputs = request.input.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;
+    let inputs =
+        request.input.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;
     if inputs.0.len() > MOST_TEXTS {
         return Err(Refusal::field("input", format!("{} texts; at most {MOST_TEXTS}", inputs.0.len())));
     }
@@ -125,8 +129,16 @@ pub(crate) async fn moderations(
         let text = text_or_tokens(input)?;
         let backend = Arc::clone(&backend);
         let scores = app.blocking(move || backend.moderate(&text)).await?;
-        let flagged: Value = scores.iter().map(|(policy, score)| (policy.clone(), json!(*score >= THRESHOLD))).collect::<serde_json::Map<_, _>>().into();
-        let values: Value = scores.iter().map(|(policy, score)| (policy.clone(), json!(score))).collect::<serde_json::Map<_, _>>().into();
+        let flagged: Value = scores
+            .iter()
+            .map(|(policy, score)| (policy.clone(), json!(*score >= THRESHOLD)))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
+        let values: Value = scores
+            .iter()
+            .map(|(policy, score)| (policy.clone(), json!(score)))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
         let any = scores.iter().any(|(_, score)| *score >= THRESHOLD);
         results.push(json!({"flagged": any, "categories": flagged, "category_scores": values}));
     }

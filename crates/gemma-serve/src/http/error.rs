@@ -42,7 +42,8 @@ impl Refusal {
 
     /// 400: the prompt and the answer do not fit into the context.
     pub fn context(tokens: usize, limit: usize) -> Self {
-        let message = format!("the prompt has {tokens} tokens and the context length is {limit}; send a shorter prompt");
+        let message =
+            format!("the prompt has {tokens} tokens and the context length is {limit}; send a shorter prompt");
         Self { code: Some("context_length_exceeded"), ..Self::invalid(message) }
     }
 

@@ -29,7 +29,12 @@ impl Grammars {
     ///
     /// # Errors
     /// What is wrong with it, or that it is larger than the limits.
-    pub(crate) fn compile(&self, source: &str, tokenizer: &Tokenizer, vocab: usize) -> Result<Box<dyn TokenMask>, Refusal> {
+    pub(crate) fn compile(
+        &self,
+        source: &str,
+        tokenizer: &Tokenizer,
+        vocab: usize,
+    ) -> Result<Box<dyn TokenMask>, Refusal> {
         let wrong = |error: String| {
             let first = error.lines().next().unwrap_or_default().to_owned();
             Refusal::field("response_format", format!("the grammar cannot be used: {first}"))
@@ -42,7 +47,8 @@ impl Grammars {
         };
         // the compiler meets every grammar that anybody sends; a panic in it is that grammar's fault alone
         let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compile));
-        let parser = parser.map_err(|_| wrong("its compiler failed".to_owned()))?.map_err(|error| wrong(error.to_string()))?;
+        let parser =
+            parser.map_err(|_| wrong("its compiler failed".to_owned()))?.map_err(|error| wrong(error.to_string()))?;
         let mut matcher = Matcher::new(Ok(parser));
         if let Some(error) = matcher.get_error() {
             return Err(wrong(error));

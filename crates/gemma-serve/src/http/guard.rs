@@ -46,7 +46,9 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
 /// The client's own id where it is harmless, or a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let harmless = |id: &&str| {
-        !id.is_empty() && id.len() <= LONGEST_ID && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+        !id.is_empty()
+            && id.len() <= LONGEST_ID
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
     };
     let given = headers.get("x-request-id").and_then(|id| id.to_str().ok()).filter(harmless);
     given.map_or_else(|| new_id("req-"), str::to_owned)
@@ -87,10 +89,17 @@ mod tests {
     fn one_of_the_keys_opens() {
         let keys = ["alpha".to_owned(), "beta".to_owned()];
         assert!(is_allowed(&[], &HeaderMap::new()));
-        for (name, value) in [("authorization", "Bearer alpha"), ("authorization", "bearer beta"), ("x-api-key", "beta")] {
+        for (name, value) in
+            [("authorization", "Bearer alpha"), ("authorization", "bearer beta"), ("x-api-key", "beta")]
+        {
             assert!(is_allowed(&keys, &headers(name, value)), "{value}");
         }
-        for (name, value) in [("authorization", "Bearer gamma"), ("authorization", "alpha"), ("authorization", "Bearer "), ("x-api-key", "alph")] {
+        for (name, value) in [
+            ("authorization", "Bearer gamma"),
+            ("authorization", "alpha"),
+            ("authorization", "Bearer "),
+            ("x-api-key", "alph"),
+        ] {
             assert!(!is_allowed(&keys, &headers(name, value)), "{value}");
         }
         assert!(!is_allowed(&keys, &HeaderMap::new()));

@@ -84,7 +84,8 @@ pub(crate) async fn infill(
     }
     let files = request.input_extra.iter().map(|extra| (extra.filename.clone(), extra.text.clone())).collect();
     let hole = Hole { prefix, suffix: request.input_suffix.clone(), files, path: None };
-    let (tokens, stop_tokens) = backend.infill_prompt(&hole, budget(backend.as_ref(), n_predict.max(DEFAULT_MIDDLE)))?;
+    let (tokens, stop_tokens) =
+        backend.infill_prompt(&hole, budget(backend.as_ref(), n_predict.max(DEFAULT_MIDDLE)))?;
     // plugins send no temperature: of code the likeliest is wanted
     let sampling = SamplingFields { temperature: sampling.temperature.or(Some(0.0)), ..sampling };
     llama(&app, backend, "infill", request, &sampling, tokens, stop_tokens, n_predict).await
@@ -306,7 +307,14 @@ mod tests {
     use super::*;
 
     fn finished() -> Finished {
-        Finished { reason: Reason::Stop, prompt_tokens: 30, cached_tokens: 20, generated_tokens: 4, prompt_seconds: 0.5, decode_seconds: 2.0 }
+        Finished {
+            reason: Reason::Stop,
+            prompt_tokens: 30,
+            cached_tokens: 20,
+            generated_tokens: 4,
+            prompt_seconds: 0.5,
+            decode_seconds: 2.0,
+        }
     }
 
     #[test]

@@ -85,7 +85,8 @@ pub(crate) async fn tokenize(
     };
     let texts = || tokens.iter().map(|id| token_text(tokenizer, *id)).collect::<Vec<_>>();
     if llama && request.with_pieces.unwrap_or(false) {
-        let pieces: Vec<Value> = tokens.iter().zip(texts()).map(|(id, piece)| json!({"id": id, "piece": piece})).collect();
+        let pieces: Vec<Value> =
+            tokens.iter().zip(texts()).map(|(id, piece)| json!({"id": id, "piece": piece})).collect();
         return Ok(Json(json!({"tokens": pieces})));
     }
     let token_strs = request.return_token_strs.unwrap_or(false).then(texts);
@@ -107,7 +108,10 @@ pub(crate) async fn detokenize(
 ) -> Result<Json<Value>, Refusal> {
     let tokenizer = app.backend(request.model.as_deref())?.tokenizer();
     if let Some(token) = request.tokens.iter().find(|token| **token as usize >= tokenizer.vocab_len()) {
-        return Err(Refusal::field("tokens", format!("{token} is no token; the vocabulary has {}", tokenizer.vocab_len())));
+        return Err(Refusal::field(
+            "tokens",
+            format!("{token} is no token; the vocabulary has {}", tokenizer.vocab_len()),
+        ));
     }
     let text = tokenizer.decode_with(&request.tokens, DecodeOptions { specials: true });
     Ok(Json(json!({"content": text, "prompt": text})))

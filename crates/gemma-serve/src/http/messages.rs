@@ -86,13 +86,21 @@ impl<'de> Deserialize<'de> for Content {
                 let mut content = Content::default();
                 while let Some(part) = seq.next_element::<Part>()? {
                     match (part.r#type.as_deref(), part.text, part.image_url) {
-                        (Some("text" | "input_text" | "output_text") | None, Some(text), _) => content.text.push_str(&text),
-                        (Some("image_url" | "input_image") | None, _, Some(ImageUrl::Url(url) | ImageUrl::Object { url })) => {
+                        (Some("text" | "input_text" | "output_text") | None, Some(text), _) => {
+                            content.text.push_str(&text)
+                        }
+                        (
+                            Some("image_url" | "input_image") | None,
+                            _,
+                            Some(ImageUrl::Url(url) | ImageUrl::Object { url }),
+                        ) => {
                             content.urls.push(url);
                         }
                         (kind, ..) => {
                             let kind = kind.unwrap_or("no type");
-                            return Err(de::Error::custom(format_args!("a content part of {kind} without its text or image_url; use text or image_url")));
+                            return Err(de::Error::custom(format_args!(
+                                "a content part of {kind} without its text or image_url; use text or image_url"
+                            )));
                         }
                     }
                 }
@@ -203,7 +211,8 @@ fn turn(index: usize, message: &ChatMessage, settings: &Settings) -> Result<Mess
         }
     };
     if let Some(calls) = &message.tool_calls {
-        let calls: Vec<String> = calls.iter().map(|call| tools::call_text(&call.function.name, &call.function.arguments)).collect();
+        let calls: Vec<String> =
+            calls.iter().map(|call| tools::call_text(&call.function.name, &call.function.arguments)).collect();
         text.push_str(&calls.join("\n"));
     }
     let field = format!("messages[{index}].content");
@@ -217,10 +226,15 @@ fn turn(index: usize, message: &ChatMessage, settings: &Settings) -> Result<Mess
 /// reach what they cannot.
 pub(crate) fn image_of_url(url: &str, field: &str, limit: usize) -> Result<Vec<u8>, Refusal> {
     let Some(rest) = url.strip_prefix("data:") else {
-        return Err(Refusal::field(field, "an image must be a data URL (data:image/png;base64,...); nothing is fetched"));
+        return Err(Refusal::field(
+            field,
+            "an image must be a data URL (data:image/png;base64,...); nothing is fetched",
+        ));
     };
     match rest.split_once(',') {
-        Some((kind, data)) if kind.starts_with("image/") && kind.ends_with(";base64") => image_of_base64(data, field, limit),
+        Some((kind, data)) if kind.starts_with("image/") && kind.ends_with(";base64") => {
+            image_of_base64(data, field, limit)
+        }
         _ => Err(Refusal::field(field, "the data URL is not data:image/...;base64,...")),
     }
 }
@@ -257,7 +271,10 @@ mod tests {
         let text = |json: &str| message(json).expect(json).turn.text;
         assert_eq!(text(r#"{"role":"user","content":"a"}"#), "a");
         assert_eq!(text(r#"{"role":"assistant","content":null}"#), "");
-        assert_eq!(text(r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"input_text","text":"b"}]}"#), "ab");
+        assert_eq!(
+            text(r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"input_text","text":"b"}]}"#),
+            "ab"
+        );
         let png = r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0KGgo="}}]}"#;
         assert_eq!(message(png).expect("a PNG").images, [b"\x89PNG\r\n\x1a\n"]);
     }
@@ -269,14 +286,20 @@ mod tests {
             (r#"{"role":"user","content":7}"#, "content"),
             (r#"{"role":"user","content":[{"type":"audio"}]}"#, "content"),
             (r#"{"role":"user","content":[{"type":"image_url","image_url":"http://x/y.png"}]}"#, "messages[3].content"),
-            (r#"{"role":"user","content":[{"type":"image_url","image_url":"data:image/png;base64,AAAA"}]}"#, "messages[3].content"),
+            (
+                r#"{"role":"user","content":[{"type":"image_url","image_url":"data:image/png;base64,AAAA"}]}"#,
+                "messages[3].content",
+            ),
             (r#"{"role":"user","images":["!"]}"#, "messages[3].content"),
         ] {
             let refusal = message(json).expect_err(json);
             assert!(refusal.param.as_deref().is_some_and(|found| found.starts_with(param)), "{json}: {refusal:?}");
         }
         let settings = Settings { image_limit: 4, ..Settings::default() };
-        assert_eq!(image_of_base64("iVBORw0KGgo=", "images[0]", settings.image_limit).expect_err("5 bytes").status, 413);
+        assert_eq!(
+            image_of_base64("iVBORw0KGgo=", "images[0]", settings.image_limit).expect_err("5 bytes").status,
+            413
+        );
     }
 
     #[test]

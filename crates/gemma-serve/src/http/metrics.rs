@@ -45,7 +45,11 @@ impl Default for Metrics {
         let requests = Family::<Vec<(&'static str, String)>, Counter>::default();
         registry.register("http_requests", "HTTP requests by path and status", requests.clone());
         registry.register("request_seconds", "Seconds from a request to its whole answer", request_seconds.clone());
-        registry.register("time_to_first_token_seconds", "Seconds from a request to its first token", first_token_seconds.clone());
+        registry.register(
+            "time_to_first_token_seconds",
+            "Seconds from a request to its first token",
+            first_token_seconds.clone(),
+        );
         registry.register("queue_seconds", "Seconds that a request waited for room", queue_seconds.clone());
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();

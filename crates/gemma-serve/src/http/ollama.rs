@@ -145,7 +145,10 @@ fn loaded(card: &ModelCard) -> Value {
 async fn begin_generate(app: &App, request: GenerateRequest) -> Result<(Arc<dyn Backend>, Option<Answer>), Refusal> {
     let backend = Arc::clone(app.backend(request.model.as_deref())?);
     if request.template.as_deref().is_some_and(|template| !template.is_empty()) {
-        return Err(Refusal::field("template", "templates of requests are not supported; set raw and send the whole prompt"));
+        return Err(Refusal::field(
+            "template",
+            "templates of requests are not supported; set raw and send the whole prompt",
+        ));
     }
     if request.prompt.is_empty() && request.suffix.is_none() {
         return Ok((backend, None));
@@ -161,7 +164,8 @@ async fn begin_generate(app: &App, request: GenerateRequest) -> Result<(Arc<dyn 
         (tokens.into(), Vec::new())
     } else {
         let user = ChatMessage::user(request.prompt).with_images(request.images);
-        let system = request.system.filter(|system| !system.is_empty()).map(|system| ChatMessage::plain("system", system));
+        let system =
+            request.system.filter(|system| !system.is_empty()).map(|system| ChatMessage::plain("system", system));
         let messages: Vec<ChatMessage> = system.into_iter().chain([user]).collect();
         (messages::prompt(backend.as_ref(), &app.settings, &messages, None, true)?, Vec::new())
     };
@@ -214,7 +218,13 @@ async fn begin_chat(
 }
 
 /// The answer: one object, or a line of JSON for each piece.
-async fn respond(backend: Arc<dyn Backend>, answer: Answer, form: Form, tools: Option<Tools>, stream: bool) -> Response {
+async fn respond(
+    backend: Arc<dyn Backend>,
+    answer: Answer,
+    form: Form,
+    tools: Option<Tools>,
+    stream: bool,
+) -> Response {
     let begun = Instant::now();
     let model = backend.card().id.clone();
     if !stream {

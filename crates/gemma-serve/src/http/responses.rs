@@ -58,7 +58,8 @@ impl TextOptions {
             Some("json_schema") => json!({"type": "json_schema", "json_schema": {"schema": format["schema"]}}),
             _ => format.clone(),
         };
-        serde_json::from_value(json!({"response_format": format})).map_err(|error| Refusal::field("text.format", error.to_string()))
+        serde_json::from_value(json!({"response_format": format}))
+            .map_err(|error| Refusal::field("text.format", error.to_string()))
     }
 }
 
@@ -78,7 +79,10 @@ pub(crate) async fn responses(
 ) -> Result<Response, Refusal> {
     let backend = Arc::clone(app.backend(request.model.as_deref())?);
     if request.previous_response_id.is_some() {
-        return Err(Refusal::field("previous_response_id", "responses are not stored; send the whole conversation as input"));
+        return Err(Refusal::field(
+            "previous_response_id",
+            "responses are not stored; send the whole conversation as input",
+        ));
     }
     let mut messages = match request.input {
         Input::Text(text) => vec![ChatMessage::user(text)],
@@ -98,7 +102,8 @@ pub(crate) async fn responses(
     };
     let structured = request.text.unwrap_or_default().structured()?;
     let mut answers = converse(&app, &backend, conversation, &fields, &structured).await?;
-    let answer = answers.pop().filter(|_| answers.is_empty()).ok_or_else(|| Refusal::field("n", "a response is one answer"))?;
+    let answer =
+        answers.pop().filter(|_| answers.is_empty()).ok_or_else(|| Refusal::field("n", "a response is one answer"))?;
     let model = backend.card().id.clone();
     let shape = Shape {
         id: new_id("resp_"),
@@ -117,7 +122,8 @@ pub(crate) async fn responses(
 impl Shape {
     /// The response object; in progress without an answer.
     fn response(&self, answer: Option<(&str, &Finished)>) -> Value {
-        let incomplete = answer.is_some_and(|(_, finished)| !matches!(finished.reason, Reason::Stop | Reason::StopText));
+        let incomplete =
+            answer.is_some_and(|(_, finished)| !matches!(finished.reason, Reason::Stop | Reason::StopText));
         let status = match answer {
             None => "in_progress",
             Some(_) if incomplete => "incomplete",
@@ -195,7 +201,10 @@ fn streamed(shape: Shape, answer: Answer) -> Response {
                 let status = last["status"].as_str().unwrap_or("completed").to_owned();
                 send("response.output_text.done", place(json!({"text": whole, "logprobs": []})));
                 send("response.content_part.done", place(json!({"part": part(&whole)})));
-                send("response.output_item.done", json!({"output_index": 0, "item": shape.item(&status, Some(&whole))}));
+                send(
+                    "response.output_item.done",
+                    json!({"output_index": 0, "item": shape.item(&status, Some(&whole))}),
+                );
                 send(&format!("response.{status}"), json!({"response": last}));
             }
             Event::Failed(refusal) => send("error", refusal.openai()["error"].clone()),

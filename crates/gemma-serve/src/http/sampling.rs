@@ -92,7 +92,10 @@ impl SamplingFields {
     pub(crate) fn biases(&self, backend: &dyn Backend) -> Result<Vec<(TokenId, f32)>, Refusal> {
         let Some(biases) = &self.logit_bias else { return Ok(Vec::new()) };
         if biases.len() > MOST_BIASES {
-            return Err(Refusal::field("logit_bias", format!("{} tokens; at most {MOST_BIASES} can have a bias", biases.len())));
+            return Err(Refusal::field(
+                "logit_bias",
+                format!("{} tokens; at most {MOST_BIASES} can have a bias", biases.len()),
+            ));
         }
         let vocab = backend.card().vocab_size;
         let one = |(token, bias): (&String, &f32)| {
@@ -143,7 +146,8 @@ mod tests {
 
     #[test]
     fn off_values_of_other_servers_are_understood() {
-        let sampling = fields(r#"{"top_k":-1,"top_p":1.0,"min_p":0,"seed":-1,"repeat_penalty":1.1}"#).sampling(1).expect("valid");
+        let sampling =
+            fields(r#"{"top_k":-1,"top_p":1.0,"min_p":0,"seed":-1,"repeat_penalty":1.1}"#).sampling(1).expect("valid");
         assert_eq!((sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed), (None, None, None, None));
         assert_eq!(sampling.repetition_penalty, 1.1);
         assert_eq!(fields(r#"{"top_p":0}"#).sampling(1).expect("greedy").top_p, Some(f32::MIN_POSITIVE));

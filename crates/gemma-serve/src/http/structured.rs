@@ -95,7 +95,9 @@ impl StructuredFields {
                 },
                 "json_schema" => match named.or(format.schema.as_ref()) {
                     Some(schema) => forms.push(Form::Schema(schema.clone())),
-                    None => return Err(Refusal::field("response_format.json_schema.schema", "missing; send a JSON schema")),
+                    None => {
+                        return Err(Refusal::field("response_format.json_schema.schema", "missing; send a JSON schema"));
+                    }
                 },
                 other => {
                     let message = format!("{other:?} is unknown; use text, json_object or json_schema");
@@ -103,7 +105,14 @@ impl StructuredFields {
                 }
             }
         }
-        forms.extend(self.json_schema.iter().chain(&self.guided_json).filter(|schema| !schema.is_null()).cloned().map(Form::Schema));
+        forms.extend(
+            self.json_schema
+                .iter()
+                .chain(&self.guided_json)
+                .filter(|schema| !schema.is_null())
+                .cloned()
+                .map(Form::Schema),
+        );
         let grammars = self.grammar.iter().chain(&self.guided_grammar);
         forms.extend(grammars.filter(|grammar| !grammar.trim().is_empty()).cloned().map(Form::Lark));
         forms.extend(self.guided_regex.clone().map(Form::Regex));
@@ -119,7 +128,11 @@ impl StructuredFields {
     }
 
     /// The mask of the form that was asked for, if any.
-    pub(crate) async fn mask(&self, app: &App, backend: &Arc<dyn Backend>) -> Result<Option<Box<dyn TokenMask>>, Refusal> {
+    pub(crate) async fn mask(
+        &self,
+        app: &App,
+        backend: &Arc<dyn Backend>,
+    ) -> Result<Option<Box<dyn TokenMask>>, Refusal> {
         match self.form()? {
             Some(form) => mask(app, backend, form).await.map(Some),
             None => Ok(None),
@@ -131,7 +144,10 @@ impl StructuredFields {
 pub(crate) async fn mask(app: &App, backend: &Arc<dyn Backend>, form: Form) -> Result<Box<dyn TokenMask>, Refusal> {
     let source = form.source();
     if source.len() > LONGEST_GRAMMAR {
-        return Err(Refusal::field("response_format", format!("the grammar has {} bytes; at most {LONGEST_GRAMMAR}", source.len())));
+        return Err(Refusal::field(
+            "response_format",
+            format!("the grammar has {} bytes; at most {LONGEST_GRAMMAR}", source.len()),
+        ));
     }
     let (app_there, backend) = (app.clone(), Arc::clone(backend));
     let compiled = app.blocking(move || {

@@ -35,9 +35,7 @@ pub(crate) fn token_text(tokenizer: &Tokenizer, id: TokenId) -> String {
 
 /// One token of a chat's `logprobs.content`.
 pub(crate) fn chat_logprob(tokenizer: &Tokenizer, score: &TokenScore) -> Value {
-    let one = |id: TokenId, logprob: f32| {
-        json!({"token": token_text(tokenizer, id), "logprob": finite(logprob), "bytes": token_bytes(tokenizer, id)})
-    };
+    let one = |id: TokenId, logprob: f32| json!({"token": token_text(tokenizer, id), "logprob": finite(logprob), "bytes": token_bytes(tokenizer, id)});
     let mut entry = one(score.token, score.logprob);
     entry["top_logprobs"] = score.top.iter().map(|(id, logprob)| one(*id, *logprob)).collect();
     entry
@@ -54,7 +52,13 @@ pub(crate) struct LegacyLogprobs {
 
 impl LegacyLogprobs {
     /// Adds a token at `offset` characters from the beginning of the text; returns the offset after it.
-    pub(crate) fn push(&mut self, tokenizer: &Tokenizer, token: TokenId, score: Option<&TokenScore>, offset: usize) -> usize {
+    pub(crate) fn push(
+        &mut self,
+        tokenizer: &Tokenizer,
+        token: TokenId,
+        score: Option<&TokenScore>,
+        offset: usize,
+    ) -> usize {
         let text = token_text(tokenizer, token);
         let next = offset + text.chars().count();
         self.tokens.push(text);

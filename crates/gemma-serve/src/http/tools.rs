@@ -182,7 +182,8 @@ fn function_gemma_calls(answer: &str) -> Option<Vec<Call>> {
                     (Value::from(text), next)
                 }
                 None => {
-                    let (word, next) = value.split_once(',').map_or((value, ""), |(word, _)| (word, &value[word.len()..]));
+                    let (word, next) =
+                        value.split_once(',').map_or((value, ""), |(word, _)| (word, &value[word.len()..]));
                     (serde_json::from_str(word).unwrap_or_else(|_| Value::from(word)), next)
                 }
             };
@@ -240,8 +241,18 @@ mod tests {
             assert_eq!(tools.calls(answer), Some(vec![rome.clone()]), "{answer}");
         }
         let two = "<start_function_call>call:time{}<end_function_call><start_function_call>call:weather{city:<escape>a, b<escape>,days:3}<end_function_call>";
-        assert_eq!(tools.calls(two), Some(vec![call("time", json!({})), call("weather", json!({"city": "a, b", "days": 3}))]));
-        for text in ["It is sunny.", "{\"name\": \"unknown\", \"parameters\": {}}", "{\"name\"", "{}", "[]", "<start_function_call>x"] {
+        assert_eq!(
+            tools.calls(two),
+            Some(vec![call("time", json!({})), call("weather", json!({"city": "a, b", "days": 3}))])
+        );
+        for text in [
+            "It is sunny.",
+            "{\"name\": \"unknown\", \"parameters\": {}}",
+            "{\"name\"",
+            "{}",
+            "[]",
+            "<start_function_call>x",
+        ] {
             assert_eq!(tools.calls(text), None, "{text}");
         }
     }
@@ -256,7 +267,9 @@ mod tests {
     fn a_required_call_has_the_schema_of_its_function() {
         let form = |choice: &str| tools(choice).expect("valid").expect("tools").form;
         assert_eq!(form("\"auto\""), None);
-        let Some(Form::Schema(schema)) = form(r#"{"type":"function","function":{"name":"weather"}}"#) else { panic!("a schema") };
+        let Some(Form::Schema(schema)) = form(r#"{"type":"function","function":{"name":"weather"}}"#) else {
+            panic!("a schema")
+        };
         assert_eq!(schema["properties"]["name"], json!({"const": "weather"}));
         let Some(Form::Schema(schema)) = form("\"required\"") else { panic!("a schema") };
         assert_eq!(schema["anyOf"].as_array().map(Vec::len), Some(2));

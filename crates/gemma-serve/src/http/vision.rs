@@ -46,7 +46,8 @@ pub(crate) async fn vision(
         "segment" => VisionTask::Segment(objects()?),
         _ => return Err(Refusal::new(axum::http::StatusCode::NOT_FOUND, "use caption, detect or segment")),
     };
-    let image = request.image.ok_or_else(|| Refusal::field("image", "missing; send an image as a data URL or in base64"))?;
+    let image =
+        request.image.ok_or_else(|| Refusal::field("image", "missing; send an image as a data URL or in base64"))?;
     let image = image_of_base64(&image, "image", app.settings.image_limit)?;
     let model = backend.card().id.clone();
     let result = app.blocking(move || backend.vision(&image, &task)).await?;

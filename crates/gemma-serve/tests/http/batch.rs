@@ -25,7 +25,10 @@ fn requests(count: usize) -> String {
     let line = |number: usize| {
         let prompt = if number == 3 { json!({"wrong": 1}) } else { json!(format!("question {number}")) };
         let body = json!({"model": "m", "prompt": prompt, "max_tokens": 5});
-        format!("{}\n", json!({"custom_id": format!("r-{number}"), "method": "POST", "url": "/v1/completions", "body": body}))
+        format!(
+            "{}\n",
+            json!({"custom_id": format!("r-{number}"), "method": "POST", "url": "/v1/completions", "body": body})
+        )
     };
     (0..count).map(line).collect()
 }

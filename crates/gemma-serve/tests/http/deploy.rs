@@ -14,7 +14,8 @@ fn documents() -> Vec<Value> {
 #[tokio::test]
 async fn the_manifests_fit_each_other_and_the_server() {
     let documents = documents();
-    let of = |kind: &str| documents.iter().find(|document| document["kind"] == kind).unwrap_or_else(|| panic!("{kind}"));
+    let of =
+        |kind: &str| documents.iter().find(|document| document["kind"] == kind).unwrap_or_else(|| panic!("{kind}"));
     let (deployment, service, scaler) = (of("Deployment"), of("Service"), of("HorizontalPodAutoscaler"));
     let pod = &deployment["spec"]["template"];
     assert_eq!(deployment["spec"]["selector"]["matchLabels"], pod["metadata"]["labels"]);
@@ -22,7 +23,8 @@ async fn the_manifests_fit_each_other_and_the_server() {
     assert_eq!(scaler["spec"]["scaleTargetRef"]["name"], deployment["metadata"]["name"]);
     let container = &pod["spec"]["containers"][0];
     assert_eq!(service["spec"]["ports"][0]["targetPort"], container["ports"][0]["name"]);
-    let arguments: Vec<&str> = container["args"].as_array().expect("arguments").iter().filter_map(Value::as_str).collect();
+    let arguments: Vec<&str> =
+        container["args"].as_array().expect("arguments").iter().filter_map(Value::as_str).collect();
     let after = |flag: &str| arguments[1 + arguments.iter().position(|argument| *argument == flag).expect(flag)];
     assert_eq!(after("--port").parse::<i64>().ok(), container["ports"][0]["containerPort"].as_i64());
     let grace = pod["spec"]["terminationGracePeriodSeconds"].as_u64().expect("seconds");

@@ -17,7 +17,9 @@ use crate::wire::{get, post, refused, send, server, server_with};
 async fn without_the_key_only_health_and_the_page_are_open() {
     let settings = Settings { api_keys: vec!["secret".into()], ..Settings::default() };
     let server = server_with(Fake::new("x"), settings);
-    for (path, status) in [("/health", 200), ("/", 200), ("/v1/models", 401), ("/metrics", 401), ("/slots", 401), ("/nothing", 401)] {
+    for (path, status) in
+        [("/health", 200), ("/", 200), ("/v1/models", 401), ("/metrics", 401), ("/slots", 401), ("/nothing", 401)]
+    {
         assert_eq!(send(&server, "GET", path, "").await.0, status, "{path}");
     }
     for (key, status) in [("Bearer secret", 200), ("Bearer secre", 401), ("Bearer secrets", 401), ("secret", 401)] {
@@ -35,7 +37,10 @@ async fn bodies_are_bounded_in_size_and_depth() {
     let (status, reply) = refused(&server, "/v1/completions", json!({"prompt": "a".repeat(2000)})).await;
     assert_eq!(status, 413, "{reply}");
     // two gigabytes announced, one byte sent: refused before anything is read
-    let request = Request::post("/v1/completions").header("content-length", "2000000000").body(Body::from("{")).expect("a request");
+    let request = Request::post("/v1/completions")
+        .header("content-length", "2000000000")
+        .body(Body::from("{"))
+        .expect("a request");
     assert_eq!(server.clone().oneshot(request).await.expect("a response").status(), 413);
     let deep = format!("{{\"prompt\":{}{}}}", "[".repeat(200), "]".repeat(200));
     assert_eq!(send(&server, "POST", "/v1/completions", &deep).await.0, 400);
@@ -67,7 +72,10 @@ async fn paths_and_methods_that_are_not_there_are_json_refusals() {
     ] {
         let (found, text) = send(&server, method, path, "").await;
         assert_eq!(found, status, "{method} {path}");
-        assert!(serde_json::from_str::<Value>(&text).is_ok_and(|reply| reply["error"]["message"].is_string()), "{text}");
+        assert!(
+            serde_json::from_str::<Value>(&text).is_ok_and(|reply| reply["error"]["message"].is_string()),
+            "{text}"
+        );
     }
 }
 
@@ -157,14 +165,30 @@ impl Numbers {
 async fn mutated_requests_never_make_a_handler_fail() {
     let server = server(Fake::new("x"));
     let seeds = [
-        ("/v1/completions", r#"{"prompt":["a",[1,2]],"max_tokens":3,"n":2,"stop":["x"],"logprobs":2,"echo":true,"logit_bias":{"5":-100},"stream":true}"#),
-        ("/v1/chat/completions", r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"max_tokens":3,"tools":[{"function":{"name":"f"}}],"tool_choice":"auto","top_logprobs":1,"logprobs":true}"#),
-        ("/infill", r#"{"input_prefix":"a","input_suffix":"b","prompt":"c","n_predict":2,"input_extra":[{"text":"t","filename":"f"}],"response_fields":["content","timings/prompt_n"]}"#),
-        ("/api/generate", r#"{"prompt":"a","suffix":"b","options":{"num_predict":2,"stop":"x","seed":-1},"format":"","stream":false}"#),
+        (
+            "/v1/completions",
+            r#"{"prompt":["a",[1,2]],"max_tokens":3,"n":2,"stop":["x"],"logprobs":2,"echo":true,"logit_bias":{"5":-100},"stream":true}"#,
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"max_tokens":3,"tools":[{"function":{"name":"f"}}],"tool_choice":"auto","top_logprobs":1,"logprobs":true}"#,
+        ),
+        (
+            "/infill",
+            r#"{"input_prefix":"a","input_suffix":"b","prompt":"c","n_predict":2,"input_extra":[{"text":"t","filename":"f"}],"response_fields":["content","timings/prompt_n"]}"#,
+        ),
+        (
+            "/api/generate",
+            r#"{"prompt":"a","suffix":"b","options":{"num_predict":2,"stop":"x","seed":-1},"format":"","stream":false}"#,
+        ),
         ("/tokenize", r#"{"content":"\u00e9 <bos>","add_special":true,"with_pieces":true}"#),
-        ("/v1/responses", r#"{"input":[{"role":"user","content":"a"}],"text":{"format":{"type":"text"}},"max_output_tokens":2}"#),
+        (
+            "/v1/responses",
+            r#"{"input":[{"role":"user","content":"a"}],"text":{"format":{"type":"text"}},"max_output_tokens":2}"#,
+        ),
     ];
-    let pieces = ["null", "-1", "1e999", "\"\"", "[]", "{}", "99999999999999999999", "true", "\"\\u0000\"", "[[[[1]]]]", "0.5"];
+    let pieces =
+        ["null", "-1", "1e999", "\"\"", "[]", "{}", "99999999999999999999", "true", "\"\\u0000\"", "[[[[1]]]]", "0.5"];
     let mut numbers = Numbers(7);
     for round in 0..1200 {
         let (path, seed) = seeds[round % seeds.len()];

@@ -15,7 +15,9 @@ async fn generate_streams_lines_unless_told_otherwise() {
     assert_eq!((&last["done"], &last["done_reason"]), (&json!(true), &json!("stop")));
     assert!(last["eval_count"].as_u64().is_some_and(|count| count > 0) && last["eval_duration"] == 500_000_000);
     assert!(pieces[..pieces.len() - 1].iter().all(|piece| piece["done"] == false));
-    let whole = post(&server, "/api/generate", json!({"prompt": "count", "stream": false, "options": {"num_predict": 1}})).await;
+    let whole =
+        post(&server, "/api/generate", json!({"prompt": "count", "stream": false, "options": {"num_predict": 1}}))
+            .await;
     assert_eq!((&whole["done_reason"], &whole["eval_count"]), (&json!("length"), &json!(1)));
 }
 
@@ -45,7 +47,11 @@ async fn chat_answers_with_a_message_or_a_call() {
         let body = json!({"messages": messages, "tools": tools, "stream": stream});
         let pieces = lines(&calling, "/api/chat", body).await;
         let last = pieces.last().expect("a last line");
-        assert_eq!(last["message"]["tool_calls"], json!([{"function": {"name": "f", "arguments": {"x": 1}}}]), "{pieces:?}");
+        assert_eq!(
+            last["message"]["tool_calls"],
+            json!([{"function": {"name": "f", "arguments": {"x": 1}}}]),
+            "{pieces:?}"
+        );
     }
 }
 
@@ -60,9 +66,15 @@ async fn the_rest_of_the_api_is_there() {
     assert!(shown["capabilities"].as_array().is_some_and(|list| list.contains(&json!("insert"))));
     let embedded = post(&server, "/api/embed", json!({"input": ["a", "b"]})).await;
     assert_eq!(embedded["embeddings"].as_array().map(Vec::len), Some(2));
-    assert_eq!(post(&server, "/api/embeddings", json!({"prompt": "a"})).await["embedding"].as_array().map(Vec::len), Some(3));
+    assert_eq!(
+        post(&server, "/api/embeddings", json!({"prompt": "a"})).await["embedding"].as_array().map(Vec::len),
+        Some(3)
+    );
     let (status, reply) = refused(&server, "/api/pull", json!({"model": "x"})).await;
     assert!(status == 501 && reply["error"].is_string());
     let (status, reply) = refused(&server, "/api/chat", json!({"messages": [{"role": 1}]})).await;
-    assert!(status == 400 && reply["error"].as_str().is_some_and(|error| error.starts_with("messages[0].role")), "{reply}");
+    assert!(
+        status == 400 && reply["error"].as_str().is_some_and(|error| error.starts_with("messages[0].role")),
+        "{reply}"
+    );
 }

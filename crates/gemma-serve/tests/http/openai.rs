@@ -10,12 +10,15 @@ const REPLY: &str = "def total(prices):\n    return 7\n";
 #[tokio::test]
 async fn a_completion_has_text_reason_and_usage() {
     let server = server(Fake::new(REPLY));
-    let reply = post(&server, "/v1/completions", json!({"model": "any", "prompt": "def", "max_tokens": 100, "surprise": [1]})).await;
+    let reply =
+        post(&server, "/v1/completions", json!({"model": "any", "prompt": "def", "max_tokens": 100, "surprise": [1]}))
+            .await;
     assert_eq!(reply["object"], "text_completion");
     assert_eq!(reply["model"], "fake/gemma");
     assert_eq!(reply["choices"][0], json!({"text": REPLY, "index": 0, "logprobs": null, "finish_reason": "stop"}));
     let usage = &reply["usage"];
-    let (prompt, answer) = (usage["prompt_tokens"].as_u64().expect("a count"), usage["completion_tokens"].as_u64().expect("a count"));
+    let (prompt, answer) =
+        (usage["prompt_tokens"].as_u64().expect("a count"), usage["completion_tokens"].as_u64().expect("a count"));
     assert_eq!(answer as usize, Fake::new("").tokens(REPLY).len());
     assert_eq!(prompt as usize, 1 + Fake::new("").tokens("def").len(), "<bos> counts");
     assert_eq!(usage["total_tokens"], prompt + answer);
@@ -25,14 +28,16 @@ async fn a_completion_has_text_reason_and_usage() {
 #[tokio::test]
 async fn every_form_of_prompt_and_every_number_of_answers_keeps_its_order() {
     let server = server(Fake::new("x"));
-    for (prompt, n, count) in [
-        (json!("a"), 1, 1),
-        (json!(["a", "b", "c"]), 1, 3),
-        (json!([5, 6, 7]), 1, 1),
-        (json!([[5, 6], [7]]), 2, 4),
-    ] {
+    for (prompt, n, count) in
+        [(json!("a"), 1, 1), (json!(["a", "b", "c"]), 1, 3), (json!([5, 6, 7]), 1, 1), (json!([[5, 6], [7]]), 2, 4)]
+    {
         let reply = post(&server, "/v1/completions", json!({"prompt": prompt, "n": n})).await;
-        let indices: Vec<u64> = reply["choices"].as_array().expect("choices").iter().map(|c| c["index"].as_u64().expect("an index")).collect();
+        let indices: Vec<u64> = reply["choices"]
+            .as_array()
+            .expect("choices")
+            .iter()
+            .map(|c| c["index"].as_u64().expect("an index"))
+            .collect();
         assert_eq!(indices, (0..count).collect::<Vec<u64>>(), "{prompt}");
     }
 }
@@ -65,7 +70,8 @@ async fn a_harness_reads_the_logprobs_of_a_batch_of_token_lists() {
         // the prompt's tokens and the generated one; the <bos> that the server put in front is not shown
         assert_eq!(choice["logprobs"]["tokens"].as_array().map(Vec::len), Some(tokens.len() + 1));
         let (sum, greedy) = loglikelihood(choice, context);
-        let expected: f64 = (context..tokens.len()).map(|place| f64::from(Fake::score(tokens[place], place + 1, 1).logprob)).sum();
+        let expected: f64 =
+            (context..tokens.len()).map(|place| f64::from(Fake::score(tokens[place], place + 1, 1).logprob)).sum();
         assert!((sum - expected).abs() < 1e-6, "{sum} is not {expected}");
         assert_eq!(greedy, (context..tokens.len()).all(|place| !(place + 1).is_multiple_of(3)));
     }
@@ -77,7 +83,8 @@ async fn echo_shows_the_prompt_with_offsets_and_the_first_token_has_no_logprob()
     let bos = Fake::new("").tokens("<bos>")[0];
     let mut tokens = vec![bos];
     tokens.extend(Fake::new("").tokens("one two"));
-    let reply = post(&server, "/v1/completions", json!({"prompt": tokens, "max_tokens": 0, "logprobs": 0, "echo": true})).await;
+    let reply =
+        post(&server, "/v1/completions", json!({"prompt": tokens, "max_tokens": 0, "logprobs": 0, "echo": true})).await;
     let arrays = &reply["choices"][0]["logprobs"];
     assert_eq!(arrays["tokens"].as_array().map(Vec::len), Some(tokens.len()), "nothing was generated");
     assert_eq!(arrays["token_logprobs"][0], Value::Null);
@@ -98,10 +105,12 @@ async fn a_streamed_completion_is_the_whole_one_in_pieces() {
     assert_eq!(last["choices"], json!([]));
     assert!(last["usage"]["completion_tokens"].as_u64().is_some_and(|tokens| tokens > 0));
     for index in 0..4 {
-        let mine: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index).collect();
+        let mine: Vec<&Value> =
+            chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index).collect();
         let text: String = mine.iter().map(|choice| choice["text"].as_str().expect("text")).collect();
         assert_eq!(text, REPLY);
-        let reasons: Vec<&Value> = mine.iter().map(|choice| &choice["finish_reason"]).filter(|reason| !reason.is_null()).collect();
+        let reasons: Vec<&Value> =
+            mine.iter().map(|choice| &choice["finish_reason"]).filter(|reason| !reason.is_null()).collect();
         assert_eq!(reasons, [&json!("stop")]);
     }
 }
@@ -136,7 +145,8 @@ async fn a_chat_is_answered_whole_and_in_pieces() {
     assert_eq!(reply["choices"][0]["finish_reason"], "stop");
     let chunks = events(&server, "/v1/chat/completions", json!({"messages": messages, "stream": true})).await;
     assert_eq!(chunks[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
-    let text: String = chunks[1..].iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+    let text: String =
+        chunks[1..].iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(text, "Blue.");
     assert_eq!(chunks.last().map(|chunk| &chunk["choices"][0]["finish_reason"]), Some(&json!("stop")));
 }
@@ -170,7 +180,10 @@ async fn a_tool_call_is_read_from_the_answer() {
     streamed["stream"] = json!(true);
     let chunks = events(&server, "/v1/chat/completions", streamed).await;
     let deltas: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]).collect();
-    assert!(deltas.iter().all(|delta| delta["content"].as_str().unwrap_or_default().is_empty()), "no call leaks as text");
+    assert!(
+        deltas.iter().all(|delta| delta["content"].as_str().unwrap_or_default().is_empty()),
+        "no call leaks as text"
+    );
     assert!(deltas.iter().any(|delta| delta["tool_calls"][0]["function"]["name"] == "weather"));
 }
 
@@ -178,7 +191,8 @@ async fn a_tool_call_is_read_from_the_answer() {
 async fn a_text_that_only_looks_like_a_call_is_streamed_whole() {
     let server = server(Fake::new("{1} is a set."));
     let tools = json!([{"type": "function", "function": {"name": "f"}}]);
-    let body = json!({"messages": [{"role": "user", "content": "q"}], "tools": tools, "stream": true, "max_tokens": 50});
+    let body =
+        json!({"messages": [{"role": "user", "content": "q"}], "tools": tools, "stream": true, "max_tokens": 50});
     let chunks = events(&server, "/v1/chat/completions", body).await;
     let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(text, "{1} is a set.");
@@ -189,15 +203,23 @@ async fn a_response_has_its_events_in_order() {
     let server = server(Fake::new("Blue."));
     let reply = post(&server, "/v1/responses", json!({"input": "sky?", "instructions": "be brief"})).await;
     assert_eq!((&reply["status"], &reply["output"][0]["content"][0]["text"]), (&json!("completed"), &json!("Blue.")));
-    let body = json!({"input": [{"role": "user", "content": [{"type": "input_text", "text": "sky?"}]}], "stream": true});
+    let body =
+        json!({"input": [{"role": "user", "content": [{"type": "input_text", "text": "sky?"}]}], "stream": true});
     let (_, text) = crate::wire::send(&server, "POST", "/v1/responses", &body.to_string()).await;
     let kinds: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
-    assert_eq!(kinds[..4], ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"]);
-    let end = ["response.output_text.done", "response.content_part.done", "response.output_item.done", "response.completed"];
+    assert_eq!(
+        kinds[..4],
+        ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"]
+    );
+    let end =
+        ["response.output_text.done", "response.content_part.done", "response.output_item.done", "response.completed"];
     assert_eq!(kinds[kinds.len() - 4..], end);
     assert!(kinds[4..kinds.len() - 4].iter().all(|kind| *kind == "response.output_text.delta"));
     let short = post(&server, "/v1/responses", json!({"input": "sky?", "max_output_tokens": 1})).await;
-    assert_eq!((&short["status"], &short["incomplete_details"]["reason"]), (&json!("incomplete"), &json!("max_output_tokens")));
+    assert_eq!(
+        (&short["status"], &short["incomplete_details"]["reason"]),
+        (&json!("incomplete"), &json!("max_output_tokens"))
+    );
 }
 
 #[tokio::test]
@@ -211,7 +233,10 @@ async fn models_tokens_and_templates_can_be_asked_for() {
     let bos = post(&server, "/tokenize", json!({"prompt": "a b"})).await;
     assert_eq!(bos["count"].as_u64(), vllm["count"].as_u64().map(|count| count + 1));
     // the harness asks for the id of <bos> by its name
-    assert_eq!(post(&server, "/tokenize", json!({"prompt": "<bos>", "add_special_tokens": false})).await["tokens"], json!([2]));
+    assert_eq!(
+        post(&server, "/tokenize", json!({"prompt": "<bos>", "add_special_tokens": false})).await["tokens"],
+        json!([2])
+    );
     let text = post(&server, "/detokenize", json!({"tokens": llama["tokens"]})).await;
     assert_eq!(text, json!({"content": "a b", "prompt": "a b"}));
     let pieces = post(&server, "/tokenize", json!({"content": "a", "with_pieces": true})).await;
@@ -240,8 +265,18 @@ async fn what_is_wrong_is_named() {
         ("/v1/chat/completions", json!({"messages": []}), 400, "messages"),
         ("/v1/chat/completions", json!({"messages": [{"role": "king"}]}), 400, "messages[0].role"),
         ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": 1}]}), 400, "messages[0].content"),
-        ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 99}), 400, "top_logprobs"),
-        ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "x"}}), 400, "response_format.type"),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 99}),
+            400,
+            "top_logprobs",
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "x"}}),
+            400,
+            "response_format.type",
+        ),
         ("/v1/responses", json!({"previous_response_id": "r"}), 400, "previous_response_id"),
         ("/detokenize", json!({"tokens": [99_999_999]}), 400, "tokens"),
     ] {

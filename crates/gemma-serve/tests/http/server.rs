@@ -38,12 +38,19 @@ impl Running {
 
     async fn stop(mut self) {
         self.stop.take().expect("stopped once").send(()).expect("the server listens");
-        tokio::time::timeout(Duration::from_secs(10), self.task).await.expect("in time").expect("no panic").expect("no error");
+        tokio::time::timeout(Duration::from_secs(10), self.task)
+            .await
+            .expect("in time")
+            .expect("no panic")
+            .expect("no error");
     }
 }
 
 fn request(body: &str) -> String {
-    format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 async fn read_all(mut stream: TcpStream) -> String {
@@ -103,7 +110,8 @@ async fn slow_and_oversized_headers_end_their_connection_alone() {
     let slow = running.send("GET /health HTTP/1.1\r\nhost: x\r\nx-slow: ").await;
     let many: String = (0..200).map(|number| format!("x-{number}: y\r\n")).collect();
     let many = running.send(&format!("GET /health HTTP/1.1\r\nhost: x\r\n{many}\r\n")).await;
-    let long = running.send(&format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "y".repeat(100_000))).await;
+    let long =
+        running.send(&format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "y".repeat(100_000))).await;
     let nonsense = running.send("\u{1}\u{2}\u{3} nonsense\r\n\r\n").await;
     for stream in [slow, many, long, nonsense] {
         assert!(!read_all(stream).await.contains("200 OK"));

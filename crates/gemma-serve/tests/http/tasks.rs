@@ -21,10 +21,14 @@ fn editor_request() -> Value {
 async fn an_editor_gets_its_middle_with_flattened_fields() {
     let server = server(Fake::new("7"));
     let reply = post(&server, "/infill", editor_request()).await;
-    assert_eq!((&reply["content"], &reply["stop_type"], &reply["truncated"]), (&json!("7"), &json!("eos"), &json!(false)));
+    assert_eq!(
+        (&reply["content"], &reply["stop_type"], &reply["truncated"]),
+        (&json!("7"), &json!("eos"), &json!(false))
+    );
     assert_eq!(reply["timings"]["predicted_n"], 1);
     let mut request = editor_request();
-    request["response_fields"] = json!(["content", "timings/prompt_ms", "timings/predicted_n", "truncated", "tokens_cached"]);
+    request["response_fields"] =
+        json!(["content", "timings/prompt_ms", "timings/predicted_n", "truncated", "tokens_cached"]);
     let (_, text) = send(&server, "POST", "/infill", &request.to_string()).await;
     assert!(text.contains("\"content\":\"7\"") && text.contains("\"timings/predicted_n\":1"), "{text}");
     request["n_cmpl"] = json!(3);
@@ -36,8 +40,12 @@ async fn a_warm_up_call_generates_nothing_and_succeeds() {
     let server = server(Fake::new("7"));
     let mut request = editor_request();
     for (key, value) in [
-        ("n_predict", json!(0)), ("input_prefix", json!("")), ("input_suffix", json!("")), ("prompt", json!("")),
-        ("samplers", json!([])), ("response_fields", json!([""])),
+        ("n_predict", json!(0)),
+        ("input_prefix", json!("")),
+        ("input_suffix", json!("")),
+        ("prompt", json!("")),
+        ("samplers", json!([])),
+        ("response_fields", json!([""])),
     ] {
         request[key] = value;
     }
@@ -52,7 +60,10 @@ async fn mistral_clients_fill_too_and_a_model_without_the_tokens_says_so() {
     let plain = server(Fake::new("7").with_capabilities(Capabilities::default()));
     for path in ["/v1/fim/completions", "/infill", "/v1/completions"] {
         let (status, reply) = refused(&plain, path, json!({"prompt": "a", "suffix": "b"})).await;
-        assert!(status == 400 && reply["error"]["message"].as_str().is_some_and(|text| text.contains("fake/gemma")), "{reply}");
+        assert!(
+            status == 400 && reply["error"]["message"].as_str().is_some_and(|text| text.contains("fake/gemma")),
+            "{reply}"
+        );
     }
 }
 
@@ -73,8 +84,13 @@ async fn embeddings_are_floats_or_base64_and_can_be_shortened() {
     assert_eq!(floats["data"][1]["index"], 1);
     assert_eq!(floats["usage"]["prompt_tokens"], 6);
     let encoded = post(&server, "/v1/embeddings", json!({"input": [[5, 6]], "encoding_format": "base64"})).await;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded["data"][0]["embedding"].as_str().expect("text")).expect("base64");
-    assert_eq!(bytes.chunks(4).map(|four| f32::from_le_bytes(four.try_into().expect("four"))).collect::<Vec<_>>(), [0.6, 0.0, 0.8]);
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(encoded["data"][0]["embedding"].as_str().expect("text"))
+        .expect("base64");
+    assert_eq!(
+        bytes.chunks(4).map(|four| f32::from_le_bytes(four.try_into().expect("four"))).collect::<Vec<_>>(),
+        [0.6, 0.0, 0.8]
+    );
     let short = post(&server, "/v1/embeddings", json!({"input": "a", "dimensions": 1})).await;
     assert_eq!(short["data"][0]["embedding"], json!([1.0]));
     let (_, reply) = refused(&server, "/v1/embeddings", json!({"input": "a", "dimensions": 9})).await;
@@ -117,9 +133,13 @@ async fn answers_have_the_form_that_was_asked_for() {
     let text = reply["choices"][0]["message"]["content"].as_str().expect("text");
     let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
     assert!(value["n"].is_i64() && value["ok"].is_boolean(), "{value}");
-    let reply = post(&server, "/v1/completions", json!({"prompt": "q", "guided_choice": ["red", "blue"], "max_tokens": 50})).await;
+    let reply =
+        post(&server, "/v1/completions", json!({"prompt": "q", "guided_choice": ["red", "blue"], "max_tokens": 50}))
+            .await;
     assert!(["red", "blue"].contains(&reply["choices"][0]["text"].as_str().expect("text")), "{reply}");
-    let reply = post(&server, "/v1/completions", json!({"prompt": "q", "grammar": "start: /[0-9]{3}/", "max_tokens": 50})).await;
+    let reply =
+        post(&server, "/v1/completions", json!({"prompt": "q", "grammar": "start: /[0-9]{3}/", "max_tokens": 50}))
+            .await;
     let digits = reply["choices"][0]["text"].as_str().expect("text");
     assert!(digits.len() == 3 && digits.bytes().all(|b| b.is_ascii_digit()), "{digits}");
 }
