@@ -41,7 +41,7 @@ impl Fake {
         let card = ModelCard {
             id: "fake/gemma".to_owned(),
             family: "gemma".to_owned(),
-            context_length: Some(256),
+            context_length: Some(1024),
             vocab_size: tokenizer.vocab_len(),
             parameters: 1_000_000,
             quantization: "bf16".to_owned(),

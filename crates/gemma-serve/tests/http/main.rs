@@ -1,7 +1,6 @@
 //! The HTTP protocols against a fake model: what clients send, what they get, and what they are refused.
 
 mod batch;
-mod deploy;
 mod document;
 mod fake;
 mod limits;

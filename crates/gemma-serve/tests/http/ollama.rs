@@ -62,7 +62,7 @@ async fn the_rest_of_the_api_is_there() {
     assert_eq!(get(&server, "/api/ps").await["models"][0]["model"], "fake/gemma");
     assert_eq!(get(&server, "/api/version").await["version"], env!("CARGO_PKG_VERSION"));
     let shown = post(&server, "/api/show", json!({"model": "fake/gemma"})).await;
-    assert_eq!(shown["model_info"]["gemma.context_length"], 256);
+    assert_eq!(shown["model_info"]["gemma.context_length"], 1024);
     assert!(shown["capabilities"].as_array().is_some_and(|list| list.contains(&json!("insert"))));
     let embedded = post(&server, "/api/embed", json!({"input": ["a", "b"]})).await;
     assert_eq!(embedded["embeddings"].as_array().map(Vec::len), Some(2));

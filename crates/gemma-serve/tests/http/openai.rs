@@ -226,7 +226,7 @@ async fn a_response_has_its_events_in_order() {
 async fn models_tokens_and_templates_can_be_asked_for() {
     let server = server(Fake::new("x"));
     assert_eq!(get(&server, "/v1/models").await["data"][0]["id"], "fake/gemma");
-    assert_eq!(get(&server, "/v1/models/fake/gemma").await["max_model_len"], 256);
+    assert_eq!(get(&server, "/v1/models/fake/gemma").await["max_model_len"], 1024);
     let llama = post(&server, "/tokenize", json!({"content": "a b"})).await;
     let vllm = post(&server, "/tokenize", json!({"prompt": "a b", "add_special_tokens": false})).await;
     assert_eq!(llama["tokens"], vllm["tokens"]);
@@ -283,7 +283,7 @@ async fn what_is_wrong_is_named() {
         let (code, reply) = refused(&server, path, body.clone()).await;
         assert_eq!((code, &reply["error"]["param"]), (status, &json!(param)), "{path} {body}: {reply}");
     }
-    let (status, reply) = refused(&server, "/v1/completions", json!({"prompt": vec![5; 300]})).await;
+    let (status, reply) = refused(&server, "/v1/completions", json!({"prompt": vec![5; 1100]})).await;
     assert_eq!((status, &reply["error"]["code"]), (400, &json!("context_length_exceeded")));
 }
 
