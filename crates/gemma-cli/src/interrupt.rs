@@ -11,6 +11,15 @@ use anyhow::{Context, Result};
 /// Exit code of a program that was interrupted: 128 + SIGINT.
 pub(crate) const EXIT_CODE: u8 = 130;
 
+/// How a verb that did not fail ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It did all it was asked to.
+    Done,
+    /// Ctrl-C cut it short.
+    Interrupted,
+}
+
 /// The flag of whoever wants to be told instead of ended.
 static WATCHER: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
 

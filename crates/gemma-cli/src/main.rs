@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, error::ErrorKind};
 
-use crate::{args::Arguments, commands::Ending};
+use crate::{commands::Arguments, interrupt::Ending};
 
 #[global_allocator]
 static ALLOCATOR: gemma_kernels::LargeBlocks = gemma_kernels::LargeBlocks::new();
@@ -60,6 +60,6 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) };
     }
-    output::complain(args::one_line(error));
+    output::complain(commands::one_line(error));
     ExitCode::from(FAILURE)
 }

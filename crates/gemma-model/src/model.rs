@@ -27,6 +27,9 @@ pub struct LoadOptions {
     pub activations: ActivationPrecision,
     /// In how many bits keys and values are kept.
     pub cache: CachePrecision,
+    /// Leave the tokenizer out, for programs that give token ids and read logits: a large vocabulary takes a second to
+    /// read.
+    pub without_tokenizer: bool,
 }
 
 impl LoadOptions {
@@ -96,8 +99,9 @@ impl<N: Network> Model<N> {
     ) -> Result<Self, Error> {
         // reading a large vocabulary takes a second, in which the weights can be opened
         let family = options.family.unwrap_or(N::FAMILY);
+        let read = || if options.without_tokenizer { Ok(None) } else { read_tokenizer(checkpoint, family) };
         let (tokenizer, network) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| read_tokenizer(checkpoint, family));
+            let tokenizer = scope.spawn(read);
             let network = N::open_with(checkpoint, options, device, progress);
             (tokenizer.join().expect("reading a tokenizer does not panic"), network)
         });
@@ -117,6 +121,12 @@ impl<N: Network> Model<N> {
             chat_template: ChatTemplate::builtin(),
             stop_tokens,
         }
+    }
+
+    /// A model around a network, for token ids only.
+    pub fn without_tokenizer(network: N) -> Self {
+        let stop_tokens = N::eos(network.config()).to_vec();
+        Self { tokenizer: None, network: Arc::new(network), chat_template: ChatTemplate::builtin(), stop_tokens }
     }
 
     /// The tokenizer.

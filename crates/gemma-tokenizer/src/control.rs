@@ -8,8 +8,9 @@
 use crate::vocabulary::Vocabulary;
 use crate::{Error, Result, TokenId};
 
-/// The families whose control tokens are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The families of models: whose control tokens and prompts a model knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Family {
     /// Gemma 1, 1.1 and 2.
     Gemma,
@@ -19,6 +20,67 @@ pub enum Family {
     PaliGemma,
     /// RecurrentGemma; the same table as Gemma.
     RecurrentGemma,
+}
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Self; 4] = [Self::Gemma, Self::CodeGemma, Self::PaliGemma, Self::RecurrentGemma];
+
+    /// Lower-case name, as in `demo:codegemma`: `gemma`, `codegemma`, `paligemma`, `recurrentgemma`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gemma => "gemma",
+            Self::CodeGemma => "codegemma",
+            Self::PaliGemma => "paligemma",
+            Self::RecurrentGemma => "recurrentgemma",
+        }
+    }
+
+    /// Every `model_type` of the family's `config.json` files. CodeGemma's files say `gemma`.
+    pub const fn model_types(self) -> &'static [&'static str] {
+        match self {
+            Self::Gemma => &["gemma", "gemma2", "gemma3", "gemma3_text", "vaultgemma"],
+            Self::CodeGemma => &[],
+            Self::PaliGemma => &["paligemma"],
+            Self::RecurrentGemma => &["recurrent_gemma"],
+        }
+    }
+
+    /// Whether the family goes by this name: its own, or a `model_type` of its files; case and `-` do not matter.
+    pub fn is_called(self, name: &str) -> bool {
+        let name = name.to_lowercase().replace('-', "");
+        name == self.name() || self.model_types().contains(&name.as_str())
+    }
+
+    /// The family whose `config.json` files have this `model_type`.
+    pub fn of_model_type(model_type: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.model_types().contains(&model_type))
+    }
+
+    /// The family whose name is the longest that a path or hub id contains.
+    pub fn in_name(name: &str) -> Option<Self> {
+        let name = name.to_lowercase();
+        Self::ALL.into_iter().filter(|family| name.contains(family.name())).max_by_key(|family| family.name().len())
+    }
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Family {
+    type Err = Error;
+
+    /// Reads a name that [`Family::is_called`] accepts.
+    fn from_str(name: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|family| family.is_called(name));
+        found.ok_or_else(|| Error::UnknownFamily {
+            name: name.to_owned(),
+            known: Self::ALL.into_iter().map(Self::name).collect(),
+        })
+    }
 }
 
 /// Name of the token that every text begins with.
@@ -220,6 +282,21 @@ mod tests {
         {
             assert!(!is_control_name(text), "{text}");
         }
+    }
+
+    #[test]
+    fn families_are_found_by_their_names() {
+        for family in Family::ALL {
+            assert_eq!(family.name().parse::<Family>().ok(), Some(family));
+            assert!(family.model_types().iter().all(|kind| Family::of_model_type(kind) == Some(family)));
+        }
+        assert_eq!("CodeGemma".parse::<Family>().ok(), Some(Family::CodeGemma));
+        assert_eq!("recurrent_gemma".parse::<Family>().ok(), Some(Family::RecurrentGemma));
+        assert_eq!(Family::in_name("google/codegemma-2b"), Some(Family::CodeGemma));
+        assert_eq!(Family::in_name("google/gemma-2b"), Some(Family::Gemma));
+        assert_eq!(Family::in_name("a/b"), None);
+        let error = "llama".parse::<Family>().unwrap_err().to_string();
+        assert!(error.contains("llama") && error.contains("codegemma"), "{error}");
     }
 
     #[test]

@@ -6,6 +6,15 @@ use crate::TokenId;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The name of a family that there is none of.
+    #[error("unknown family {name}; use one of {}", known.join(", "))]
+    UnknownFamily {
+        /// The name as given.
+        name: String,
+        /// The names of all families.
+        known: Vec<&'static str>,
+    },
+
     /// The file is not JSON of the expected shape.
     #[error("{file} cannot be read: {reason}; get the file again from where the model came from")]
     Json {

@@ -89,6 +89,16 @@ impl PaliGemma {
         Self { model: Model::from_parts(network, tokenizer), mask_decoder: None }
     }
 
+    /// A model around a network, for token ids only.
+    pub fn without_tokenizer(network: VisionLanguageModel) -> Self {
+        Self { model: Model::without_tokenizer(network), mask_decoder: None }
+    }
+
+    /// The tokenizer and the network, as all families have them.
+    pub fn model(&self) -> &Model<VisionLanguageModel> {
+        &self.model
+    }
+
     /// The same model with this decoder of masks.
     pub fn with_mask_decoder(self, mask_decoder: MaskDecoder) -> Self {
         Self { mask_decoder: Some(mask_decoder), ..self }

@@ -12,6 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["gemma-model"],
     &["gemma-vision"],
     &["gemma", "codegemma", "paligemma", "recurrentgemma", "gemma-train"],
+    &["gemma-auto"],
     &["gemma-cli", "gemma-serve", "gemma-demo", "gemma-tests"],
 ];
 

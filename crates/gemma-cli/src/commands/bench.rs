@@ -1,9 +1,11 @@
 //! `gemma bench`: how fast this machine is with a model.
 
-use std::time::Instant;
+use std::{num::NonZeroUsize, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
+use clap::Args;
+use gemma_auto::{AutoModel, Family, LoadOptions, with_model};
 use gemma_backend::Backend;
 use gemma_generate::{Cache, CausalModel, GenerateOptions, Segment};
 use gemma_model::Network;
@@ -12,11 +14,79 @@ use paligemma::{Pixels, Prompt, VisionLanguageModel};
 use serde::Serialize;
 
 use crate::{
-    args, bandwidth,
-    commands::Ending,
+    args::{Compute, at_least_one},
+    bandwidth,
+    interrupt::Ending,
     machine, output,
-    session::{self, Kind, Opened, with_network},
+    session::{self, Opened},
 };
+
+/// Measure how fast a model loads, reads and writes on this machine.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma bench
+  gemma bench --model google/gemma-2-2b-it --precision q8_0
+  gemma bench --shape gemma-2b --precision q4_0 --prompt 512 --decode 32
+  gemma bench --shape gemma-2b --precision bf16 --depth 2048 --threads 2 --json
+  gemma bench --shape gemma-2b --precision bf16 --sequences 8
+  gemma bench --bandwidth
+
+--shape measures random weights of a released shape (gemma-2b, gemma-7b, gemma-2-2b, gemma-2-9b, gemma-2-27b,
+recurrentgemma-2b, recurrentgemma-9b), so nothing need be downloaded; its load time is that of making them. Numbers are medians with the smallest
+and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
+_min and _max, peak_rss_bytes, weight_bytes; first_token_seconds since the program began, after a prompt of 8, for files;
+memory_bytes_per_second and memory_part (how much of it writing used), for large weights on a CPU.")]
+pub(crate) struct Bench {
+    /// A folder, a GGUF file or a hub id; the demo without it.
+    #[arg(short, long, value_name = "FOLDER|FILE|ID", conflicts_with = "shape")]
+    pub(crate) model: Option<String>,
+
+    /// Random weights of a released shape.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) shape: Option<String>,
+
+    /// Tokens to read at once; 512 without it, or what the context holds.
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt: Option<usize>,
+
+    /// Tokens to write one by one.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) decode: usize,
+
+    /// Tokens that are in the cache already before either is measured.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) depth: usize,
+
+    /// Sequences to write together, up to 256; the rate is that of all of them.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = sequences)]
+    pub(crate) sequences: NonZeroUsize,
+
+    /// How often to measure.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
+    pub(crate) repeat: NonZeroUsize,
+
+    /// Measure no model, only how many bytes of memory the threads read in a second.
+    #[arg(long, conflicts_with_all = ["model", "shape"])]
+    pub(crate) bandwidth: bool,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+
+    /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// A number of sequences whose logits fit into memory at once.
+fn sequences(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= 256);
+    number.ok_or_else(|| "give a number from 1 to 256".to_owned())
+}
 
 /// The middle of some measurements, and the smallest and largest.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,7 +166,7 @@ struct Measured {
     sequence_bytes: usize,
 }
 
-pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
+pub(crate) fn run(args: &Bench) -> Result<Ending> {
     if args.prompt == Some(0) && args.decode == 0 {
         bail!("--prompt 0 and --decode 0 leave nothing to measure");
     }
@@ -109,35 +179,25 @@ pub(crate) fn run(args: &args::Bench) -> Result<Ending> {
         }
         return Ok(Ending::Done);
     }
-    if let Some(shape) = &args.shape {
-        let (shape, kind) = session::shape(shape)?;
-        return match kind {
-            Kind::PaliGemma => measure(args, || session::random(shape, &args.compute), with_image, one_image_round),
-            kind => {
-                with_network!(kind, N => measure(args, || session::random::<N>(shape, &args.compute), |_| USUAL_PROMPT, one_round))
-            }
-        };
-    }
-    let find = || session::locate(args.model.as_deref(), args.offline, &args.compute);
-    match find()?.kind()? {
-        Kind::PaliGemma => measure(args, || find()?.open_network(), with_image, one_image_round),
-        kind => with_network!(kind, N => measure(args, || find()?.open_network::<N>(), |_| USUAL_PROMPT, one_round)),
-    }
+    let name = args.shape.as_ref().map(|shape| format!("shape:{shape}")).or_else(|| args.model.clone());
+    let options = LoadOptions { offline: args.offline, ..args.compute.load_options() };
+    let open = || {
+        let found = session::locate(name.as_deref(), Family::Gemma, options.clone(), &args.compute)?;
+        found.open_without_tokenizer()
+    };
+    measure(args, open)
 }
 
-/// Measures the network that `open` opens, opening it anew for each round; `usual` is the length of a prompt that was
-/// not asked for.
-fn measure<N: Network>(
-    args: &args::Bench,
-    open: impl Fn() -> Result<Opened<N>>,
-    usual: impl Fn(&N) -> usize,
-    one_round: impl Fn(&N, Lengths, &mut Measured) -> Result<()>,
-) -> Result<Ending> {
+/// Measures the model that `open` opens, opening it anew for each round.
+fn measure(args: &Bench, open: impl Fn() -> Result<Opened<AutoModel>>) -> Result<Ending> {
     let mut measured = Measured::default();
     let mut opened = open()?;
-    let lengths = lengths(args, &opened.model, usual(&opened.model))?;
+    let lengths = lengths(args, &opened.model)?;
     let first_token_seconds = args.shape.is_none().then(|| {
-        read(&opened.model, &mut opened.model.new_cache(), 0, FIRST_PROMPT);
+        with_model!(&opened.model, model => {
+            let network = model.network();
+            read(network, &mut network.new_cache(), 0, FIRST_PROMPT);
+        });
         machine::seconds_since_start()
     });
     for round in 0..args.repeat.get() {
@@ -147,17 +207,20 @@ fn measure<N: Network>(
             opened = open()?;
         }
         measured.load.push(opened.seconds);
-        one_round(&opened.model, lengths, &mut measured)?;
+        match &opened.model {
+            AutoModel::PaliGemma(model) => one_image_round(model.network(), lengths, &mut measured)?,
+            other => with_model!(other, model => one_round(model.network(), lengths, &mut measured))?,
+        }
     }
-    let mut report = report(args, &opened.model, gemma_backend::describe(&opened.model.device()), lengths, measured);
+    let mut report = report(args, &opened.model, lengths, measured);
     report.first_token_seconds = first_token_seconds;
-    // after the most cache was noted, and with the model's given back
+    // after the most memory was noted, and with the model's given back
     drop(opened);
     compare_with_memory(&mut report);
     if args.json {
         output::json(&report)?
     } else {
-        output::line(told(&report))?
+        output::line(summary(&report))?
     }
     Ok(Ending::Done)
 }
@@ -179,8 +242,12 @@ fn compare_with_memory(report: &mut Report) {
 const UNCACHED: u64 = 1 << 30;
 
 /// The lengths asked for, if they fit; a prompt that was not asked for takes what room there is.
-fn lengths(args: &args::Bench, decoder: &impl CausalModel, usual: usize) -> Result<Lengths> {
-    let limit = decoder.context_length().unwrap_or(usize::MAX);
+fn lengths(args: &Bench, model: &AutoModel) -> Result<Lengths> {
+    let limit = model.context_length().unwrap_or(usize::MAX);
+    let usual = match model {
+        AutoModel::PaliGemma(model) => Network::config(model.network()).image_tokens() + IMAGE_TEXT,
+        _ => USUAL_PROMPT,
+    };
     let prompt = args.prompt.unwrap_or_else(|| usual.min(limit.saturating_sub(args.depth)));
     let lengths = Lengths { prompt, decode: args.decode, depth: args.depth, sequences: args.sequences.get() };
     let longest = args.depth.saturating_add(prompt.max(args.decode.saturating_add(1)));
@@ -223,11 +290,6 @@ const FIRST_PROMPT: usize = 8;
 
 /// Tokens of a prompt, where none were asked for.
 const USUAL_PROMPT: usize = 512;
-
-/// Tokens of a usual prompt about one image.
-fn with_image(model: &VisionLanguageModel) -> usize {
-    Network::config(model).image_tokens() + IMAGE_TEXT
-}
 
 /// Text of a prompt about an image, in tokens: `<bos>`, a few words, a line break.
 const IMAGE_TEXT: usize = 8;
@@ -298,7 +360,9 @@ fn token(place: usize, vocab: usize) -> TokenId {
     (place.wrapping_mul(2_654_435_761) % vocab) as TokenId
 }
 
-fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: Lengths, measured: Measured) -> Report {
+fn report(args: &Bench, opened: &AutoModel, lengths: Lengths, measured: Measured) -> Report {
+    let device = with_model!(opened, model => Network::device(model.network()));
+    let backend = gemma_backend::describe(&device);
     let sequence_bytes = measured.sequence_bytes as u64;
     let [load, encode, prefill, decode] =
         [measured.load, measured.encode, measured.prefill, measured.decode].map(Spread::of);
@@ -333,14 +397,14 @@ fn report(args: &args::Bench, decoder: &impl Network, backend: String, lengths: 
         decode_tokens_per_second_min: decode.map(|spread| spread.min),
         decode_tokens_per_second_max: decode.map(|spread| spread.max),
         peak_rss_bytes: machine::peak_memory(),
-        weight_bytes: decoder.weight_bytes() as u64,
+        weight_bytes: opened.weight_bytes() as u64,
         memory_bytes_per_second: None,
         memory_part: None,
         sequence_bytes,
     }
 }
 
-fn told(report: &Report) -> String {
+fn summary(report: &Report) -> String {
     let precision = report.precision.unwrap_or("as stored");
     let Report { model, backend, threads, repeat, prompt_tokens, decode_tokens, depth_tokens, .. } = report;
     let together = match report.sequences {
@@ -349,7 +413,7 @@ fn told(report: &Report) -> String {
     };
     let instructions = report.instructions.map_or(String::new(), |name| format!(", {name}"));
     let (times, after) = (if *repeat == 1 { "once".to_owned() } else { format!("{repeat} times") }, depth_tokens);
-    let mut table = output::Table::new(["", "median", "least", "most", ""]);
+    let mut table = output::Table::new(["", "median", "min", "max", ""]);
     let mut row = |what: &str, [median, min, max]: [Option<f64>; 3], unit: String| {
         if let (Some(median), Some(min), Some(max)) = (median, min, max) {
             let numbers = [median, min, max].map(significant);
@@ -358,29 +422,29 @@ fn told(report: &Report) -> String {
     };
     row("load", [report.load_seconds, report.load_seconds_min, report.load_seconds_max], "s".to_owned());
     let encode = [report.encode_seconds, report.encode_seconds_min, report.encode_seconds_max];
-    row("look", encode, "s (one image)".to_owned());
+    row("encode", encode, "s (one image)".to_owned());
     row(
-        "read",
+        "prefill",
         [report.prefill_tokens_per_second, report.prefill_tokens_per_second_min, report.prefill_tokens_per_second_max],
         format!("tokens/s ({prompt_tokens} tokens)"),
     );
     row(
-        "write",
+        "decode",
         [report.decode_tokens_per_second, report.decode_tokens_per_second_min, report.decode_tokens_per_second_max],
         format!("tokens/s ({decode_tokens} tokens{together})"),
     );
     let first = report
         .first_token_seconds
         .map_or(String::new(), |seconds| format!("\nfirst token {} s after the program began", significant(seconds)));
-    let cache = report.memory_bytes_per_second.zip(report.memory_part).map_or(String::new(), |(speed, part)| {
-        // it is measured afterwards, and a shared machine's cache is not always as fast
+    let bandwidth = report.memory_bytes_per_second.zip(report.memory_part).map_or(String::new(), |(speed, part)| {
+        // it is measured afterwards, and a shared machine's memory is not always as fast
         let moved = if part > 1.0 { " (it was faster then)" } else { "" };
-        format!("\nmemory is read at {}/s; writing used {:.0} % of that{moved}", output::bytes(speed), 100.0 * part)
+        format!("\nmemory bandwidth {}/s; decode used {:.0} % of it{moved}", output::bytes(speed), 100.0 * part)
     });
     let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), output::bytes);
     format!(
         "{model}, {precision}\n{backend}{instructions}, {threads} threads\nmeasured {times}, after {after} tokens\n\n{table}\n\n\
-         weights {}, this sequence {}, most cache {peak}{first}{cache}",
+         weights {}, KV cache {}, peak memory {peak}{first}{bandwidth}",
         output::bytes(report.weight_bytes),
         output::bytes(report.sequence_bytes)
     )

@@ -6,19 +6,40 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use clap::Args;
+use gemma_auto::with_model;
 use gemma_generate::GenerateOptions;
 use gemma_model::{Answered, Conversation, Model, Network};
 use gemma_tokenizer::{Role, Turn};
 use rustyline::{DefaultEditor, error::ReadlineError};
 
+use super::generate;
 use crate::{
-    args,
-    commands::{Ending, generate},
-    interrupt,
+    args::{Model as ModelArgs, Sampling},
+    interrupt::{self, Ending},
     new_file::NewFile,
-    output,
-    session::{self, with_network},
+    output, session,
 };
+
+/// Talk with a model that remembers the conversation.
+///
+/// Every turn reads only what is new. Ctrl-C stops an answer, Ctrl-D leaves. When standard input is not a terminal,
+/// each of its lines is a turn.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma chat
+  gemma chat --model google/gemma-2-2b-it --temperature 0.7
+  printf 'What is 2 plus 3?\\nAnd plus 1?\\n' | gemma chat --temperature 0
+
+In the conversation, /help lists the commands: /reset, /undo, /save FILE, /stats, /exit.")]
+pub(crate) struct Chat {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+}
 
 const HELP: &str = "\
 /reset      forget the conversation
@@ -28,11 +49,11 @@ const HELP: &str = "\
 /exit       leave; Ctrl-D does too
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next.";
 
-pub(crate) fn run(args: &args::Chat) -> Result<Ending> {
+pub(crate) fn run(args: &Chat) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
-    let found = session::find(&args.model)?;
-    with_network!(found.kind()?, N => talk(&found.open::<N>()?.model, options))
+    let opened = session::find(&args.model)?.open()?;
+    with_model!(&opened.model, model => talk(model, options))
 }
 
 fn talk<N: Network>(model: &Model<N>, options: GenerateOptions) -> Result<Ending> {

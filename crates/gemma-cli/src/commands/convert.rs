@@ -1,18 +1,61 @@
 //! `gemma convert`: a model in another type or container.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, path::PathBuf};
 
-use anyhow::{Context, Result, bail};
-use gemma_model::{convert_to_folder, convert_to_gguf, random_checkpoint};
-use gemma_weights::Dtype;
+use anyhow::{Result, bail};
+use clap::Args;
+use gemma_auto::{Error as Fault, Family, LoadOptions};
+use gemma_weights::{Dtype, Format};
 use serde::Serialize;
 
 use crate::{
-    args,
-    commands::Ending,
-    interrupt, output, progress,
-    session::{self, Kind, with_network},
+    args::Compute,
+    interrupt::{self, Ending},
+    output, progress, session,
 };
+
+/// Write a model as a GGUF file, or as a folder in Hugging Face format.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma convert google/gemma-2-2b-it gemma.gguf --format q8_0     for llama.cpp, or for less disk
+  gemma convert gemma.gguf gemma-2-2b                             a folder of safetensors
+  gemma convert demo:gemma demo.gguf
+  gemma convert shape:gemma-2b random.gguf                        random weights of a released shape, to measure with
+
+The name of the target says what is written: FILE.gguf, or else a folder. Tensors go from file to file one at a time, so
+the model need not fit into memory. A folder holds f32, bf16 or f16 (default: bf16); a GGUF file any of f32, bf16, f16,
+q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k (default: as stored), with f16 where rows are no whole blocks. GGUF has
+Gemma, Gemma 2 and CodeGemma; RecurrentGemma and PaliGemma can be written as folders.")]
+pub(crate) struct Convert {
+    /// The model: a folder, a GGUF file, a hub id, demo:FAMILY, or shape:NAME for random weights.
+    pub(crate) model: String,
+
+    /// Where to write: FILE.gguf, or a folder.
+    pub(crate) target: PathBuf,
+
+    /// How values are stored.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+
+    /// Whose control tokens the tokenizer has, where its file leaves their names out.
+    #[arg(long, value_name = "FAMILY")]
+    pub(crate) family: Option<Family>,
+
+    /// Replace the file, or the model folder, that is there.
+    ///
+    /// A folder that holds anything but files of a model is never replaced.
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// Do not go to the network.
+    #[arg(long)]
+    pub(crate) offline: bool,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// The JSON object.
 #[derive(Serialize)]
@@ -23,25 +66,15 @@ struct Converted {
     unquantized: usize,
 }
 
-pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
-    let (kind, checkpoint, family) = match args.model.strip_prefix("shape:") {
-        Some(name) => {
-            let (shape, kind) = session::shape(name)?;
-            let checkpoint = with_network!(kind, N => random_checkpoint::<N>(shape))?;
-            (kind, checkpoint.context("the network has this shape")?, None)
-        }
-        None => {
-            let found = session::find_named(&args.model, args.offline)?;
-            (found.kind()?, found.checkpoint().clone(), found.family())
-        }
-    };
-    let family = args.family.or(family);
+pub(crate) fn run(args: &Convert) -> Result<Ending> {
+    let options = LoadOptions { offline: args.offline, family: args.family, ..LoadOptions::default() };
+    let found = session::locate(Some(&args.model), Family::Gemma, options, &Compute::default())?;
     let target = &args.target;
     if target.as_os_str() == "-" || target.file_name().is_some_and(|name| name == ".gguf") {
         bail!("{} is no name of a file or folder; give FILE.gguf or a folder", target.display());
     }
     let is_gguf = target.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    if is_gguf && kind != Kind::Gemma {
+    if is_gguf && !found.architecture()?.in_gguf() {
         bail!("GGUF has no architecture for {}; name a folder to write instead of {}", args.model, target.display());
     }
     let bar = progress::bytes("writing");
@@ -51,22 +84,27 @@ pub(crate) fn run(args: &args::Convert) -> Result<Ending> {
         if watch.pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let written = if is_gguf {
-        with_network!(kind, N => convert_to_gguf::<N>(&checkpoint, family, args.format, target, args.force, &mut on_progress))
+        found.inner().convert_to_gguf(args.format, target, args.force, &mut on_progress)
     } else {
         let dtype = match args.format.map(|format| (format, Dtype::of_format(format))) {
             None => Dtype::Bf16,
             Some((_, Some(dtype))) => dtype,
             Some((format, None)) => bail!("a folder holds f32, bf16 or f16, not {format}; name a target FILE.gguf"),
         };
-        with_network!(kind, N => convert_to_folder::<N>(&checkpoint, family, dtype, target, args.force, &mut on_progress).map(|()| 0))
+        found.inner().convert_to_folder(dtype, target, args.force, &mut on_progress).map(|()| 0)
     };
     bar.finish_and_clear();
     let unquantized = match written {
-        Err(gemma_model::Error::Weights(gemma_weights::Error::Stopped)) => return Ok(Ending::Interrupted),
-        Err(gemma_model::Error::Weights(gemma_weights::Error::WouldOverwrite { folder })) => {
+        Err(Fault::Model(gemma_model::Error::Weights(gemma_weights::Error::Stopped))) => {
+            return Ok(Ending::Interrupted);
+        }
+        Err(Fault::Model(gemma_model::Error::Weights(gemma_weights::Error::WouldOverwrite { folder }))) => {
             bail!("{} is there already; give --force to replace it, or another place", folder.display())
         }
-        Err(gemma_model::Error::Weights(gemma_weights::Error::WrongKind { path, expected: "a folder" })) => {
+        Err(Fault::Model(gemma_model::Error::Weights(gemma_weights::Error::WrongKind {
+            path,
+            expected: "a folder",
+        }))) => {
             bail!("{} is a file; name a folder to write, or a FILE.gguf", path.display())
         }
         other => other?,

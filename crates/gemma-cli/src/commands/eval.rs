@@ -6,12 +6,13 @@ use std::{
     collections::HashSet,
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Write},
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::Ordering,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
 use codegemma::{
     InfillOptions,
     benchmark::{Match, Task},
@@ -20,13 +21,81 @@ use gemma_generate::FinishReason;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args,
-    commands::Ending,
-    interrupt,
+    args::{CodeModel, Filling, seconds},
+    interrupt::{self, Ending},
     output::{self, Table},
     progress, session,
 };
 use sandbox::{Limits, Verdict};
+
+/// Measure how good a model is at a task.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  gemma eval infilling HumanEval-SingleLineInfilling.jsonl --extent line --out results.jsonl")]
+pub(crate) struct Eval {
+    #[command(subcommand)]
+    pub(crate) task: EvalTask,
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalTask {
+    Infilling(EvalInfilling),
+}
+
+/// Fill the gaps of a benchmark in the format of HumanEval-Infilling.
+///
+/// Each line of the file is an object with task_id, prompt, suffix and canonical_solution; test and entry_point are
+/// needed only to run the tests.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma eval infilling tasks.jsonl
+  gemma eval infilling tasks.jsonl --model google/codegemma-2b --precision q8_0 --out results.jsonl
+  gemma eval infilling tasks.jsonl --out results.jsonl --run-tests
+
+With --out, a result is appended as it comes, and a run that was cut short goes on where it stopped. Exact: the text is
+the solution, white space at its ends aside. Prefix: it begins with the solution. --run-tests executes what the model
+wrote with your rights; use it only where that can do no harm.")]
+pub(crate) struct EvalInfilling {
+    /// The benchmark, one JSON object per line.
+    pub(crate) file: PathBuf,
+
+    /// Append each result to this file, and skip what is in it already.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Only the first N tasks.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+
+    /// Run each task's test on the filled program, in a process of its own. This executes code that a model wrote.
+    #[arg(long)]
+    pub(crate) run_tests: bool,
+
+    /// What runs the tests.
+    #[arg(long, value_name = "PROGRAM", default_value = "python3", requires = "run_tests")]
+    pub(crate) python: PathBuf,
+
+    /// Most seconds for one test.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10", requires = "run_tests")]
+    pub(crate) test_time: Duration,
+
+    /// Most memory for one test, in megabytes.
+    #[arg(long, value_name = "MB", default_value_t = 1024, requires = "run_tests")]
+    pub(crate) test_memory: u64,
+
+    /// Print the summary as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) filling: Filling,
+
+    #[command(flatten)]
+    pub(crate) model: CodeModel,
+}
 
 /// Longest line of a file that is read, in bytes.
 const LONGEST_LINE: usize = 16 << 20;
@@ -60,8 +129,8 @@ struct Summary {
     mean_tokens: f64,
 }
 
-pub(crate) fn run(args: &args::Eval) -> Result<Ending> {
-    let args::EvalTask::Infilling(args) = &args.task;
+pub(crate) fn run(args: &Eval) -> Result<Ending> {
+    let EvalTask::Infilling(args) = &args.task;
     let options = args.filling.options();
     options.generate.check()?;
     let tasks = tasks(&args.file, args.limit)?;
@@ -75,14 +144,14 @@ pub(crate) fn run(args: &args::Eval) -> Result<Ending> {
     records.retain(|record| known.contains(record.task_id.as_str()));
     let done: HashSet<String> = records.iter().map(|record| record.task_id.clone()).collect();
     let due: Vec<&Task> = tasks.iter().filter(|task| !done.contains(&task.task_id)).collect();
-    let opened = session::find_code(&args.model)?.open_code(&mut |_, _| {})?;
+    let model = session::find_code(&args.model)?.open_code(&mut |_, _| {})?;
     let watch = interrupt::watch();
     let options = InfillOptions { cancel: Some(watch.flag()), ..options };
     let bar = progress::tasks("filling", tasks.len());
     bar.set_position(done.len() as u64);
     for task in due {
         let begin = Instant::now();
-        let filled = opened.model.infill(&task.infill(), &options).with_context(|| format!("task {}", task.task_id))?;
+        let filled = model.infill(&task.infill(), &options).with_context(|| format!("task {}", task.task_id))?;
         if watch.flag().load(Ordering::Relaxed) {
             break;
         }

@@ -1,8 +1,10 @@
 //! `gemma generate`: continue a text.
 
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
+use gemma_auto::{Architecture, AutoModel, with_model};
 use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings, TokenId};
 use gemma_model::{Model, Network, load_state, save_state};
 use gemma_tokenizer::{EncodeOptions, Tokenizer, Turn};
@@ -11,15 +13,67 @@ use paligemma::{Image, PaliGemma};
 use serde::Serialize;
 
 use crate::{
-    args,
-    commands::Ending,
-    interrupt,
+    args::{Model as ModelArgs, Sampling, Source},
+    interrupt::{self, Ending},
     new_file::NewFile,
     output, progress,
-    session::{self, Kind, Opened, with_network},
+    session::{self, Opened},
     text,
     tokens_file::TokenRows,
 };
+
+/// Continue a text.
+///
+/// The text is continued as it stands, by instruction-tuned models too; --chat puts it as a question instead.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma generate \"Once upon a time\"
+  gemma generate --max-tokens 40 --temperature 0 \"The capital of France is\"
+  gemma generate --model google/gemma-2-2b-it --chat \"Why is the sky blue?\"
+  git diff | gemma generate --model google/gemma-2-9b-it --precision q8_0 --chat -f -
+  gemma generate --tokens-file ids.json --temperature 0 --ignore-eos --json
+  gemma generate --image models/paligemma/demo/images/shapes1.png --temperature 0 \"caption en\"
+  gemma generate --model DIR -f book.txt --max-tokens 1 --save-state book.state
+  gemma generate --model DIR --load-state book.state \"In short,\"
+
+--json prints one object when done: tokens (the new ids), text, finish_reason (stop, stop_text, length,
+context_full or cancelled), prompt_tokens, seed (which gives the same text again) and timings, in seconds and
+tokens per second.
+Ctrl-C ends the text early with exit code 130.")]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    /// An image that the text is about; may be given several times. For PaliGemma.
+    ///
+    /// Token ids from --tokens-file must hold the image tokens of each image.
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Vec<PathBuf>,
+
+    /// Put the text as one question in the model's chat format and print its answer.
+    #[arg(long, conflicts_with_all = ["tokens_file", "image"])]
+    pub(crate) chat: bool,
+
+    /// Print one JSON object at the end instead of the text as it appears.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Go on from a state that --save-state kept: nothing is read again, and the prompt (which may be empty) follows
+    /// what was read.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) load_state: Option<PathBuf>,
+
+    /// Keep what the model remembers at the end of the text, for --load-state with the same model.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save_state: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+}
 
 /// The JSON object.
 #[derive(Serialize)]
@@ -49,29 +103,33 @@ enum Given {
     Tokens(Vec<TokenId>),
 }
 
-pub(crate) fn run(args: &args::Generate) -> Result<Ending> {
+pub(crate) fn run(args: &Generate) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
     let given = given(&args.source, args.load_state.is_some())?;
     // an image that cannot be read should be known before a model is loaded
     let images = args.image.iter().map(|file| Image::open(file)).collect::<Result<Vec<_>, _>>()?;
-    let found = if images.is_empty() { session::find(&args.model)? } else { session::found_images(&args.model)? };
-    match found.kind()? {
-        Kind::PaliGemma => write_about(args, &options, given, &images, found.open_images()?),
-        _ if !images.is_empty() => bail!("--image needs a model that looks at images; this one reads text only"),
-        kind => with_network!(kind, N => write(args, &options, given, found.open::<N>()?)),
+    let found = if images.is_empty() { session::find(&args.model)? } else { session::find_images(&args.model)? };
+    if !images.is_empty() && found.architecture()? != Architecture::PaliGemma {
+        bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
+    }
+    let Opened { model, seconds } = found.open()?;
+    match &model {
+        AutoModel::PaliGemma(model) => write_about(args, &options, given, &images, model, seconds),
+        other => with_model!(other, model => write(args, &options, given, model, seconds)),
     }
 }
 
 /// Continues a prompt of PaliGemma, with the images that it is about.
 fn write_about(
-    args: &args::Generate,
+    args: &Generate,
     options: &GenerateOptions,
     given: Given,
     images: &[Image],
-    opened: Opened<PaliGemma>,
+    model: &PaliGemma,
+    load_seconds: f64,
 ) -> Result<Ending> {
-    let (model, watch) = (&opened.model, interrupt::watch());
+    let watch = interrupt::watch();
     if args.load_state.is_some() && !images.is_empty() {
         bail!("--load-state goes on after a prompt, and an image begins one; leave out one of the two");
     }
@@ -105,16 +163,17 @@ fn write_about(
     if let Some(path) = &args.save_state {
         save_state(network, &sequence, path)?;
     }
-    tell(args, ended, text, prompt.len(), opened.seconds)
+    tell(args, ended, text, prompt.len(), load_seconds)
 }
 
 fn write<N: Network>(
-    args: &args::Generate,
+    args: &Generate,
     options: &GenerateOptions,
     given: Given,
-    opened: Opened<Model<N>>,
+    model: &Model<N>,
+    load_seconds: f64,
 ) -> Result<Ending> {
-    let (model, watch) = (&opened.model, interrupt::watch());
+    let watch = interrupt::watch();
     if let Some(path) = &args.save_state {
         // a place that cannot be written is found before the work is done
         drop(NewFile::open(path)?);
@@ -134,7 +193,7 @@ fn write<N: Network>(
     if let Some(path) = &args.save_state {
         save_state(model.network(), &sequence, path)?;
     }
-    tell(args, ended, text, prompt.len(), opened.seconds)
+    tell(args, ended, text, prompt.len(), load_seconds)
 }
 
 /// Runs a generation to its end, as text where there is a tokenizer.
@@ -157,7 +216,7 @@ fn finish<M: CausalModel>(
 
 /// Prints what is left to say.
 fn tell(
-    args: &args::Generate,
+    args: &Generate,
     ended: Ended,
     text: Option<String>,
     prompt_tokens: usize,
@@ -218,7 +277,7 @@ fn without_text<M: CausalModel>(mut generation: Generation<'_, M>, bar: &Progres
 }
 
 /// What there is to read; `after` something that was read before it may be nothing.
-fn given(source: &args::Source, after: bool) -> Result<Given> {
+fn given(source: &Source, after: bool) -> Result<Given> {
     if let Some(path) = &source.tokens_file {
         return Ok(Given::Tokens(TokenRows::read(path)?.into_one()?));
     }

@@ -7,19 +7,109 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use codegemma::{CodeGemma, File, Infill, InfillOptions, Infilled};
+use clap::{ArgGroup, Args};
+use codegemma::{CodeGemma, File, Infill as Hole, InfillOptions, Infilled, Language};
 use gemma_generate::{FinishReason, TokenId};
 use gemma_model::Network;
 use gemma_tokenizer::DecodeOptions;
 use serde::Serialize;
 
+use super::generate::told;
 use crate::{
-    args,
-    commands::{Ending, generate::told},
-    interrupt,
+    args::{CodeModel, Filling},
+    interrupt::{self, Ending},
     new_file::NewFile,
     output, progress, session, text,
 };
+
+/// Fill a gap in a program.
+///
+/// The text before the gap and the text after it are the prompt; what belongs between them is printed, and nothing else.
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("gap").required(true).multiple(true).args(["file", "prefix_file", "suffix_file"]),
+    after_help = "\
+Examples:
+  gemma infill main.py --at 12:5
+  gemma infill main.py --at 12:5 --extent line --write
+  gemma infill src/app.js --at 40:1 --context src --model google/codegemma-2b --precision q8_0
+  gemma infill --prefix-file before.txt --suffix-file after.txt > middle.txt
+  gemma infill --prefix-file - < unfinished.py
+  gemma infill main.py --at 12:5 --show-prompt --json
+
+--json prints one object: text, tokens, mean_log_prob, finish_reason (stop, stop_text when a rule about the text ended
+it, length, context_full, out_of_time or cancelled), cut (lines and files that did not fit), prompt_tokens,
+reused_tokens and timings; with --alternatives, an array of these as `alternatives`.
+--show-prompt prints the prompt instead, with --json as tokens and text; no model is run."
+)]
+pub(crate) struct Infill {
+    /// The program with the gap; `-` reads standard input.
+    #[arg(value_name = "FILE", requires = "at", conflicts_with_all = ["prefix_file", "suffix_file"])]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Where the gap is: line and column, both counted from 1, columns in characters.
+    #[arg(long, value_name = "LINE:COLUMN", value_parser = place, requires = "file")]
+    pub(crate) at: Option<(usize, usize)>,
+
+    /// Read the text before the gap from this file; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prefix_file: Option<PathBuf>,
+
+    /// Read the text after the gap from this file; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) suffix_file: Option<PathBuf>,
+
+    /// Show the model other files of this folder too: those of the same language, as far as they fit.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) context: Option<PathBuf>,
+
+    /// The path that the prompt names; FILE's own without it. It also tells the language.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) path: Option<String>,
+
+    /// Put the text into FILE instead of printing it.
+    #[arg(long, requires = "file", conflicts_with_all = ["json", "show_prompt", "alternatives"])]
+    pub(crate) write: bool,
+
+    /// Fill the gap in up to N different ways.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) alternatives: Option<u8>,
+
+    /// Print the prompt and do not run the model.
+    #[arg(long)]
+    pub(crate) show_prompt: bool,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) filling: Filling,
+
+    #[command(flatten)]
+    pub(crate) model: CodeModel,
+}
+
+/// `LINE:COLUMN`, both from 1.
+fn place(text: &str) -> Result<(usize, usize), String> {
+    let numbers = text.split_once(':').and_then(|(line, column)| Some((line.parse().ok()?, column.parse().ok()?)));
+    numbers
+        .filter(|(line, column)| *line >= 1 && *column >= 1)
+        .ok_or_else(|| "must be LINE:COLUMN, both counted from 1, such as 12:5".to_owned())
+}
+
+impl Infill {
+    /// The path that the prompt names.
+    pub(crate) fn named(&self) -> Option<String> {
+        let own = self.file.as_ref().filter(|file| file.as_os_str() != "-").map(|file| file.display().to_string());
+        self.path.clone().or(own)
+    }
+
+    /// The language, when a path tells it.
+    pub(crate) fn language(&self) -> Option<Language> {
+        self.named().map(|path| Language::of_path(&path))
+    }
+}
 
 /// Largest other file that is looked at, in bytes.
 const LARGEST_FILE: u64 = 256 << 10;
@@ -44,7 +134,7 @@ struct Alternatives {
     alternatives: Vec<Infilled>,
 }
 
-pub(crate) fn run(args: &args::Infill) -> Result<Ending> {
+pub(crate) fn run(args: &Infill) -> Result<Ending> {
     let options = args.filling.options();
     options.generate.check()?;
     let infill = gap(args)?;
@@ -53,8 +143,8 @@ pub(crate) fn run(args: &args::Infill) -> Result<Ending> {
     }
     // a file that cannot be written should be known before the model is opened
     let target = args.file.as_deref().filter(|_| args.write).map(NewFile::open).transpose()?;
-    let opened = session::find_code(&args.model)?.open_code(&mut |_, _| {})?;
-    let (model, watch) = (opened.model, interrupt::watch());
+    let model = session::find_code(&args.model)?.open_code(&mut |_, _| {})?;
+    let watch = interrupt::watch();
     warn_instruct(args.model.model.as_deref());
     let options = InfillOptions { cancel: Some(watch.flag()), ..options };
     if let Some(count) = args.alternatives {
@@ -115,9 +205,9 @@ fn remark_cut(filled: &Infilled) {
 }
 
 fn alternatives(
-    args: &args::Infill,
+    args: &Infill,
     model: &CodeGemma,
-    infill: &Infill,
+    infill: &Hole,
     options: &InfillOptions,
     count: usize,
 ) -> Result<Ending> {
@@ -135,7 +225,7 @@ fn alternatives(
 }
 
 /// The prompt, by the tokenizer alone.
-fn show_prompt(args: &args::Infill, infill: &Infill, options: &InfillOptions) -> Result<Ending> {
+fn show_prompt(args: &Infill, infill: &Hole, options: &InfillOptions) -> Result<Ending> {
     let (tokenizer, config) = session::code_tokenizer(&args.model)?;
     let context = match config {
         Some(config) => gemma::Decoder::config_from_json(&config)?.context,
@@ -153,7 +243,7 @@ fn show_prompt(args: &args::Infill, infill: &Infill, options: &InfillOptions) ->
 }
 
 /// What the arguments describe.
-fn gap(args: &args::Infill) -> Result<Infill> {
+fn gap(args: &Infill) -> Result<Hole> {
     let (prefix, suffix) = match (&args.file, args.at) {
         (Some(file), Some(at)) => {
             let text = text::read(file)?;
@@ -169,7 +259,7 @@ fn gap(args: &args::Infill) -> Result<Infill> {
         }
     };
     let path = args.named();
-    let mut infill = Infill { prefix, suffix, path, context: Vec::new(), language: args.language() };
+    let mut infill = Hole { prefix, suffix, path, context: Vec::new(), language: args.language() };
     if let Some(folder) = &args.context {
         infill.context = context(folder, args.file.as_deref(), &infill)?;
     }
@@ -201,7 +291,7 @@ fn offset(text: &str, (line, column): (usize, usize)) -> Result<usize> {
 
 /// The other files of a folder that may help, the most telling one last: same ending, not too large, those that the
 /// program mentions nearest, then those of the same folder.
-fn context(folder: &Path, file: Option<&Path>, infill: &Infill) -> Result<Vec<File>> {
+fn context(folder: &Path, file: Option<&Path>, infill: &Hole) -> Result<Vec<File>> {
     if !folder.is_dir() {
         bail!("--context names {}, which is not a folder", folder.display());
     }
@@ -250,7 +340,7 @@ fn context(folder: &Path, file: Option<&Path>, infill: &Infill) -> Result<Vec<Fi
 }
 
 /// Puts the middle into its file, whose permissions stay.
-fn write(mut target: NewFile, infill: &Infill, middle: &str) -> Result<()> {
+fn write(mut target: NewFile, infill: &Hole, middle: &str) -> Result<()> {
     let name = target.path().display().to_string();
     let permissions = fs::metadata(target.path()).map(|data| data.permissions());
     let file = target.as_file_mut();
@@ -291,7 +381,7 @@ mod tests {
             fs::write(path(name), format!("# {name}\n")).expect("written");
         }
         fs::write(path("binary.py"), b"\xff\xfe").expect("written");
-        let mut infill = Infill::new("import tools\n", "");
+        let mut infill = Hole::new("import tools\n", "");
         infill.path = Some("main.py".into());
         let found = context(folder.path(), Some(&path("main.py")), &infill).expect("a folder");
         let names: Vec<&str> = found.iter().map(|file| file.text.trim_start_matches("# ").trim()).collect();

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use gemma::{Decoder, DecoderConfig, Network, Norms};
+use gemma_auto::{Architecture, Family, LoadOptions};
 use gemma_weights::{
     Checkpoint, Dtype, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
@@ -12,12 +14,31 @@ use paligemma::{PaliGemmaConfig, SiglipConfig, VisionLanguageModel};
 use recurrentgemma::{Griffin, GriffinConfig, Temporal};
 use serde::{Serialize, Serializer};
 
-use crate::{
-    args,
-    commands::Ending,
-    output,
-    session::{self, Kind},
-};
+use crate::{interrupt::Ending, output, session};
+
+/// What a checkpoint is: family, shapes, memory it needs, and what is missing.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma inspect
+  gemma inspect google/gemma-2-2b-it
+  gemma inspect ./my-model --json
+
+Nothing is downloaded and no weight is read, only the headers. An incomplete folder is reported and ends with exit
+code 2.")]
+pub(crate) struct Inspect {
+    /// A folder, a GGUF file or a hub id; the demo without it.
+    #[arg(value_name = "FOLDER|FILE|ID", conflicts_with = "model")]
+    pub(crate) path: Option<String>,
+
+    /// The same, as the other verbs take it.
+    #[arg(short, long, value_name = "FOLDER|FILE|ID")]
+    pub(crate) model: Option<String>,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// The JSON object.
 #[derive(Serialize)]
@@ -91,7 +112,7 @@ fn as_object<S: Serializer>(memory: &[(&'static str, u64)], serializer: S) -> Re
     serializer.collect_map(memory.iter().copied())
 }
 
-pub(crate) fn run(args: &args::Inspect) -> Result<Ending> {
+pub(crate) fn run(args: &Inspect) -> Result<Ending> {
     let name = args.path.as_deref().or(args.model.as_deref());
     if let Some(id) = name.and_then(missing_id) {
         return match catalogue::release(&id.repository()) {
@@ -99,13 +120,12 @@ pub(crate) fn run(args: &args::Inspect) -> Result<Ending> {
             None => bail!("{id} is not downloaded; `gemma pull {id}` fetches it"),
         };
     }
-    let checkpoint = match name {
-        Some(name) => match session::demo_called(name)? {
-            Some((_, demo)) => demo()?,
-            None => Checkpoint::open(&session::folder(name, true)?)?,
-        },
-        None => gemma::demo_checkpoint()?,
+    let options = LoadOptions { offline: true, ..LoadOptions::default() };
+    let found = match name {
+        Some(name) => gemma_auto::find(name, &options)?,
+        None => gemma_auto::Found::demo(Family::Gemma)?,
     };
+    let checkpoint = found.checkpoint()?;
     let report = report(name.unwrap_or("the built-in demo"), &checkpoint)?;
     if args.json {
         output::json(&report)?
@@ -162,18 +182,18 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
     let device = gemma_backend::default_device()?;
     let mut checkpoint = checkpoint.clone();
     let mut image = None;
-    let (facts, expected, ignored): (_, _, fn(&str) -> bool) = match Kind::of(&config_file)? {
-        Kind::Gemma => {
+    let (facts, expected, ignored): (_, _, fn(&str) -> bool) = match Architecture::of_config(&config_file)? {
+        Architecture::Gemma => {
             let config = Decoder::config_of(&checkpoint)?;
             checkpoint = Decoder::prepared(&checkpoint);
             let facts = Facts::of_gemma(&config, None).context("config.json describes no layer")?;
             (facts, Decoder::tensors(&config, &device), Decoder::is_ignored)
         }
-        Kind::RecurrentGemma => {
+        Architecture::RecurrentGemma => {
             let config = GriffinConfig::from_json(&config_file)?;
             (Facts::of_recurrentgemma(&config), Griffin::tensors(&config, &device), Griffin::is_ignored)
         }
-        Kind::PaliGemma => {
+        Architecture::PaliGemma => {
             let config = PaliGemmaConfig::from_json(&config_file)?;
             image = Some(ImageRow::of(&config.vision));
             let facts = Facts::of_gemma(&config.text, Some(&config.vision));

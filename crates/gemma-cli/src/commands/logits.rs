@@ -1,43 +1,82 @@
 //! `gemma logits`: the numbers themselves, for comparing and for tools.
 
+use std::{num::NonZeroUsize, path::PathBuf};
+
 use anyhow::{Result, bail};
 use burn::tensor::Tensor;
+use clap::Args;
+use gemma_auto::{Architecture, AutoModel, with_model};
 use gemma_generate::{CausalModel, Segment, TokenId};
 use gemma_model::Network;
 use indicatif::ProgressBar;
 use paligemma::{Image, Prompt, VisionLanguageModel};
 
 use crate::{
-    args,
-    commands::Ending,
-    interrupt::{self, Watch},
+    args::{Model as ModelArgs, at_least_one},
+    interrupt::{self, Ending, Watch},
     logits_file::LogitsFile,
     new_file::NewFile,
-    progress,
-    session::{self, Kind, with_network},
+    progress, session,
     tokens_file::TokenRows,
 };
+
+/// Write the logits after every token to a safetensors file.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The tokens file holds a JSON array of token ids, read exactly as given, or an array of such arrays, read together
+as one batch. The output holds `logits`, f32 [tokens, vocab], or `logits.0`, `logits.1`, ... for a batch.
+
+Examples:
+  echo '[2, 10, 20, 30]' > ids.json
+  gemma logits --tokens-file ids.json --out logits.safetensors
+  gemma logits --model DIR --tokens-file ids.json --out logits.safetensors --chunk 64 --backend wgpu")]
+pub(crate) struct Logits {
+    /// JSON array of token ids, or array of arrays.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens_file: PathBuf,
+
+    /// Where to write; the file appears complete or not at all.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+
+    /// An image, in the order of the image tokens in the rows; may be given several times. For PaliGemma.
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Vec<PathBuf>,
+
+    /// The last N tokens of each row are an answer to the others. For PaliGemma, whose prompts see themselves both ways.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) suffix: usize,
+
+    /// Read N tokens of each row at a time through the cache; 512 without it.
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
+    pub(crate) chunk: Option<NonZeroUsize>,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
 
 /// Tokens of a row to read at a time: few enough that Ctrl-C is heard soon, enough to be as fast as all at once.
 const CHUNK: usize = 512;
 /// Rows of logits to compute at a time: 64 take 66 MB with 256 000 columns.
 const HEAD_ROWS: usize = 64;
 
-pub(crate) fn run(args: &args::Logits) -> Result<Ending> {
+pub(crate) fn run(args: &Logits) -> Result<Ending> {
     let ids = TokenRows::read(&args.tokens_file)?;
     let file = NewFile::open(&args.out)?;
     let images = args.image.iter().map(|file| Image::open(file)).collect::<Result<Vec<_>, _>>()?;
-    let found = if images.is_empty() { session::find(&args.model)? } else { session::found_images(&args.model)? };
-    match found.kind()? {
-        Kind::PaliGemma => read_about(args, &ids, file, &images, &found.open_network()?.model),
-        _ if !images.is_empty() => bail!("--image needs a model that looks at images; this one reads text only"),
-        kind => with_network!(kind, N => read(args, &ids, file, &found.open_network::<N>()?.model)),
+    let found = if images.is_empty() { session::find(&args.model)? } else { session::find_images(&args.model)? };
+    if !images.is_empty() && found.architecture()? != Architecture::PaliGemma {
+        bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
+    }
+    match &found.open_without_tokenizer()?.model {
+        AutoModel::PaliGemma(model) => read_about(args, &ids, file, &images, model.network()),
+        other => with_model!(other, model => read(args, &ids, file, model.network())),
     }
 }
 
 /// Reads rows of PaliGemma: the prompt of each, with its images, in one piece, then its answer.
 fn read_about(
-    args: &args::Logits,
+    args: &Logits,
     ids: &TokenRows,
     file: NewFile,
     images: &[Image],
@@ -128,7 +167,7 @@ fn put<N: Network>(
     Ok(true)
 }
 
-fn read<N: Network>(args: &args::Logits, ids: &TokenRows, file: NewFile, decoder: &N) -> Result<Ending> {
+fn read<N: Network>(args: &Logits, ids: &TokenRows, file: NewFile, decoder: &N) -> Result<Ending> {
     for row in ids.rows() {
         session::check_tokens(decoder, row)?;
     }

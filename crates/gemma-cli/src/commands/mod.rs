@@ -1,4 +1,4 @@
-//! A file per verb.
+//! What can be typed after `gemma`: a file per verb, which holds the verb's flags, its help and what it does.
 
 mod bench;
 mod chat;
@@ -16,16 +16,77 @@ mod score;
 mod tokenize;
 
 use anyhow::Result;
+use clap::{Parser, Subcommand};
 
-use crate::{args::Verb, session};
+use crate::{args::Compute, interrupt::Ending, session};
 
-/// How a verb that did not fail ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// It did all it was asked to.
-    Done,
-    /// Ctrl-C cut it short.
-    Interrupted,
+/// Gemma language models on your own machine.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gemma",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "\
+Without --model, every verb uses a tiny model that is built into the program: no download, no files.
+
+Start here:
+  gemma generate \"Once upon a time\"             continue a text
+  gemma chat                                    talk
+  gemma caption models/paligemma/demo/images  describe images
+  gemma infill main.py --at 12:5                fill a gap in a program
+  gemma models                                  what there is to download, and what fits this machine
+  gemma pull google/gemma-2-2b-it               download it (after accepting its licence on the hub)
+  gemma chat --model google/gemma-2-2b-it       talk to it
+
+`gemma VERB --help` explains a verb and gives examples."
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// The verbs, each with its flags.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Generate(generate::Generate),
+    Chat(chat::Chat),
+    Caption(images::Caption),
+    Ask(images::Ask),
+    Detect(images::Detect),
+    Segment(images::Segment),
+    Tokenize(tokenize::Tokenize),
+    Logits(logits::Logits),
+    Score(score::Score),
+    Inspect(inspect::Inspect),
+    Models(models::Models),
+    Pull(pull::Pull),
+    Convert(convert::Convert),
+    Bench(bench::Bench),
+    Infill(infill::Infill),
+    Lsp(lsp::Lsp),
+    Eval(eval::Eval),
+}
+
+impl Verb {
+    /// How this verb computes, if it does.
+    pub(crate) fn compute(&self) -> Option<&Compute> {
+        match self {
+            Self::Generate(args) => Some(&args.model.compute),
+            Self::Chat(args) => Some(&args.model.compute),
+            Self::Caption(args) => Some(&args.images.model.compute),
+            Self::Ask(args) => Some(&args.images.model.compute),
+            Self::Detect(args) => Some(&args.images.model.compute),
+            Self::Segment(args) => Some(&args.images.model.compute),
+            Self::Logits(args) => Some(&args.model.compute),
+            Self::Score(args) => Some(&args.model.compute),
+            Self::Bench(args) => Some(&args.compute),
+            Self::Infill(args) => Some(&args.model.compute),
+            Self::Lsp(args) => Some(&args.model.compute),
+            Self::Eval(eval::Eval { task: eval::EvalTask::Infilling(args) }) => Some(&args.model.compute),
+            Self::Tokenize(_) | Self::Inspect(_) | Self::Models(_) | Self::Pull(_) | Self::Convert(_) => None,
+        }
+    }
 }
 
 /// Does what was asked.
@@ -56,3 +117,18 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
         Verb::Eval(args) => eval::run(&args),
     }
 }
+
+/// A mistake in the arguments in one line: what clap says first, then its tips.
+pub(crate) fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n");
+    let words = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut line = words(paragraphs.next().unwrap_or_default());
+    for tip in paragraphs.map(words).filter(|paragraph| paragraph.starts_with("tip:")) {
+        line = format!("{line} ({tip})");
+    }
+    format!("{line}; `gemma --help` and `gemma VERB --help` show what can be given")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! `gemma models`: what was released, what is downloaded, what fits this machine.
 
 use anyhow::{Result, bail};
+use clap::Args;
+use gemma_auto::Architecture;
 use gemma_weights::{
     Precision,
     catalogue::{self, LICENCE, RELEASES, Release, Variant},
@@ -8,11 +10,35 @@ use gemma_weights::{
 use serde::Serialize;
 
 use crate::{
-    args,
-    commands::Ending,
+    interrupt::Ending,
     machine, output,
     session::{self, Cached},
 };
+
+/// List the released checkpoints, what is downloaded, and what fits this machine.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma models
+  gemma models gemma-2             only ids that contain this
+  gemma models --all               with checkpoints tuned for one task or benchmark
+  gemma models --json | jq '.models[] | select(.fits.q4_0) | .id'")]
+pub(crate) struct Models {
+    /// Only checkpoints whose id contains this text.
+    pub(crate) filter: Option<String>,
+
+    /// Also list checkpoints that are tuned for one task.
+    #[arg(short, long)]
+    pub(crate) all: bool,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print the whole table for a document.
+    #[arg(long, conflicts_with_all = ["filter", "all", "json"])]
+    pub(crate) markdown: bool,
+}
 
 /// Tokens of conversation that count when asking whether a model fits.
 const CONVERSATION: usize = 2_048;
@@ -78,7 +104,7 @@ struct Listing {
     models: Vec<Row>,
 }
 
-pub(crate) fn run(args: &args::Models) -> Result<Ending> {
+pub(crate) fn run(args: &Models) -> Result<Ending> {
     if args.markdown {
         output::line(catalogue::markdown().trim_end())?;
         return Ok(Ending::Done);
@@ -165,7 +191,7 @@ fn table(releases: &[&Release], available: Option<u64>) -> output::Table {
 
 /// Whether this version runs a release.
 pub(super) fn runs(release: &Release) -> bool {
-    session::Kind::of_shape(release.shape()).is_some()
+    Architecture::of_shape(release.shape()).is_some()
 }
 
 /// The most exact precision that fits, `no`, or `?`; `-` for what this version does not run.
@@ -178,7 +204,7 @@ fn fits(release: &Release, available: Option<u64>) -> &'static str {
     fitting.map_or("no", |precision| precision.name())
 }
 
-fn footer(releases: &[&Release], args: &args::Models, available: Option<u64>) -> String {
+fn footer(releases: &[&Release], args: &Models, available: Option<u64>) -> String {
     let memory =
         available.map_or("an unknown amount of memory".to_owned(), |bytes| output::bytes(bytes) + " of memory");
     let mut text = format!(

@@ -1,10 +1,30 @@
 //! `gemma pull`: a checkpoint from the hub into the cache.
 
 use anyhow::Result;
+use clap::Args;
 use gemma_weights::{catalogue, pull};
 use serde::Serialize;
 
-use crate::{args, commands::Ending, output, progress, session};
+use crate::{interrupt::Ending, output, progress, session};
+
+/// Download a checkpoint from the hub into the cache that other Hugging Face programs use too.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma pull google/gemma-2-2b-it
+  gemma pull google/gemma-2b@main
+  HF_TOKEN=hf_... gemma pull google/gemma-2-9b-it
+
+Gemma is gated: accept the licence on the model's page once and give a token, by HF_TOKEN or `hf auth login`.
+An interrupted download goes on where it stopped. HF_HOME and HF_HUB_CACHE say where the cache is.")]
+pub(crate) struct Pull {
+    /// Hub id, ORGANISATION/NAME or ORGANISATION/NAME@REVISION.
+    pub(crate) id: String,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 #[derive(Serialize)]
 struct Pulled<'a> {
@@ -12,7 +32,7 @@ struct Pulled<'a> {
     folder: String,
 }
 
-pub(crate) fn run(args: &args::Pull) -> Result<Ending> {
+pub(crate) fn run(args: &Pull) -> Result<Ending> {
     let bar = progress::bytes("pulling");
     let folder = pull(&args.id, &session::hub(false), &mut |download| progress::show(&bar, download));
     bar.finish_and_clear();

@@ -1,20 +1,62 @@
 //! `gemma score`: how well a model predicts a text.
 
+use std::{num::NonZeroUsize, path::PathBuf};
+
 use anyhow::Result;
 use burn::tensor::Tensor;
+use clap::{ArgGroup, Args};
+use gemma_auto::with_model;
 use gemma_generate::{CacheTensors, CausalModel, Inputs, SCORE_CHUNK, Segment, TokenId, score_windows};
 use gemma_model::{Model, Network};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::{
-    args,
-    commands::Ending,
-    output, progress,
-    session::{self, with_network},
-    text,
+    args::{Model as ModelArgs, at_least_one},
+    interrupt::Ending,
+    output, progress, session, text,
     tokens_file::TokenRows,
 };
+
+/// How well does the model predict a text: log-probability of every token, and perplexity.
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("text").required(true).args(["file", "tokens_file"]),
+    after_help = "\
+Examples:
+  gemma score story.txt
+  gemma score --model google/gemma-2-2b --precision q8_0 story.txt
+  gemma score --model DIR --json - < story.txt
+
+A text longer than the context is read in windows of that length, each begun anew with <bos> and the --overlap tokens
+before it. The first token has nothing before it and so no log-probability (null in --json). Logarithms are natural.
+
+--json prints tokens, pieces, log_probs, total_log_prob and perplexity."
+)]
+pub(crate) struct Score {
+    /// The text; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Score token ids from this file, a JSON array of numbers, exactly as given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens_file: Option<PathBuf>,
+
+    /// Longest window, in tokens; the model's context length without it.
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
+    pub(crate) context: Option<NonZeroUsize>,
+
+    /// Tokens of each window that the one before has scored already and that only serve as context.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) overlap: usize,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
 
 /// The JSON object.
 #[derive(Serialize)]
@@ -27,17 +69,17 @@ struct Report<'a> {
     perplexity: f64,
 }
 
-pub(crate) fn run(args: &args::Score) -> Result<Ending> {
+pub(crate) fn run(args: &Score) -> Result<Ending> {
     let given = match (&args.tokens_file, &args.file) {
         (Some(path), _) => Err(TokenRows::read(path)?.into_one()?),
         (None, path) => Ok(text::given(None, path.as_deref())?),
     };
-    let found = session::find(&args.model)?;
-    with_network!(found.kind()?, N => score(args, given, &found.open::<N>()?.model))
+    let opened = session::find(&args.model)?.open()?;
+    with_model!(&opened.model, model => score(args, given, model))
 }
 
 /// Scores what was given: a text, or (an error of a kind) tokens.
-fn score<N: Network>(args: &args::Score, given: Result<String, Vec<TokenId>>, model: &Model<N>) -> Result<Ending> {
+fn score<N: Network>(args: &Score, given: Result<String, Vec<TokenId>>, model: &Model<N>) -> Result<Ending> {
     let (tokenizer, decoder) = (model.tokenizer(), model.network());
     let (tokens, tokenizer) = match given {
         // a checkpoint without a tokenizer can be asked about numbers

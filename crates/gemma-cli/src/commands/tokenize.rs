@@ -1,10 +1,60 @@
 //! `gemma tokenize`: how a text is cut.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
+use clap::Args;
+use gemma_auto::Family;
 use gemma_tokenizer::{EncodeOptions, TokenId};
 use serde::Serialize;
 
-use crate::{args, commands::Ending, output, session, text};
+use crate::{interrupt::Ending, output, session, text};
+
+/// Show how a text is cut into tokens.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  gemma tokenize \"Hello, world\"
+  gemma tokenize --model google/gemma-2-2b --json --no-bos \"Hello, world\"
+  gemma tokenize --specials \"<start_of_turn>user\"
+  gemma tokenize --model DIR --json -f story.txt > ids.json
+
+--json prints {\"tokens\": [ids], \"pieces\": [texts]}. --model may also name a tokenizer.json or tokenizer.model.")]
+pub(crate) struct Tokenize {
+    /// The text; `-` reads standard input.
+    #[arg(required_unless_present = "prompt_file", conflicts_with = "prompt_file", allow_hyphen_values = true)]
+    pub(crate) text: Option<String>,
+
+    /// Read the text from this file; `-` is standard input.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<PathBuf>,
+
+    /// Leave out the beginning-of-sequence token.
+    #[arg(long)]
+    pub(crate) no_bos: bool,
+
+    /// Let texts such as <start_of_turn> become the control tokens they name.
+    #[arg(long)]
+    pub(crate) specials: bool,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Whose control tokens these are: gemma, codegemma, paligemma or recurrentgemma.
+    ///
+    /// Without it, config.json or the name tells. It matters only for tokenizer files that leave the names out.
+    #[arg(long, value_name = "FAMILY")]
+    pub(crate) family: Option<Family>,
+
+    /// A folder with a tokenizer, a GGUF file, or a hub id; the demo's tokenizer without it.
+    #[arg(short, long, value_name = "FOLDER|FILE|ID")]
+    pub(crate) model: Option<String>,
+
+    /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
 
 #[derive(Serialize)]
 struct Tokenized<'a> {
@@ -12,7 +62,7 @@ struct Tokenized<'a> {
     pieces: Vec<&'a str>,
 }
 
-pub(crate) fn run(args: &args::Tokenize) -> Result<Ending> {
+pub(crate) fn run(args: &Tokenize) -> Result<Ending> {
     let text = text::given(args.text.as_deref(), args.prompt_file.as_deref())?;
     let tokenizer = session::tokenizer(args.model.as_deref(), args.family, args.offline)?;
     let tokens = tokenizer.encode_with(&text, EncodeOptions { bos: !args.no_bos, specials: args.specials });

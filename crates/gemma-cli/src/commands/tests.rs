@@ -2,6 +2,9 @@
 
 use clap::CommandFactory;
 
+use gemma_generate::GenerateOptions;
+use gemma_model::{ActivationPrecision, CachePrecision};
+
 use super::*;
 
 fn parsed(line: &str) -> Verb {
@@ -103,7 +106,7 @@ fn activations_are_exact_or_fast_and_not_both() {
 
 #[test]
 fn the_cache_is_f32_or_f16() {
-    let cache = |line: &str| parsed(line).compute().expect("a verb that computes").compute_precision().cache;
+    let cache = |line: &str| parsed(line).compute().expect("a verb that computes").cache_precision;
     assert_eq!(cache("gemma chat"), CachePrecision::F32);
     assert_eq!(cache("gemma generate --cache-precision f16 x"), CachePrecision::F16);
     assert!(refusal("gemma chat --cache-precision f8").contains("f32 or f16"));
