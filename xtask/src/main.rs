@@ -1,4 +1,4 @@
-//! The chores of this repository: `cargo xtask check | tidy | goldens | demo | bench`.
+//! The chores of this repository: `cargo xtask check | tidy | tree | goldens | demo | bench`.
 //!
 //! One file per chore. Nothing here depends on Burn, so a chore starts at once; what needs a model runs the
 //! program that has it (`gemma-cli`, `gemma-demo`, `gemma-tests`) as a child.
@@ -24,6 +24,7 @@ Chores:
   check [--fast] [--wgpu]   fmt, tidy, clippy, tests and docs, each with its time
                             --fast: no tests; --wgpu: tests with the wgpu and flex backends too
   tidy                      the rules of docs/architecture.md, read from manifests, sources and documents
+  tree                      write the annotated tree of docs/architecture.md from manifests and module docs
   goldens [--python PATH]   compute the expected values in tests/goldens again (needs a Python with torch)
   demo FAMILY [ARGS]        train the demo model of gemma, codegemma or recurrentgemma into models/FAMILY/demo (ARGS go to gemma-demo)
   bench [OPTIONS]           measure the speed at a released shape and write docs/performance.md
@@ -58,6 +59,7 @@ fn run(chore: &str, arguments: &[String]) -> Result<()> {
     match chore {
         "check" => check::run(&root, arguments),
         "tidy" => tidy::run(&root, arguments),
+        "tree" => tidy::write_tree(&root),
         "goldens" => goldens::run(&root, arguments),
         "demo" => demo::run(&root, arguments),
         "bench" => bench::run(&root, arguments),

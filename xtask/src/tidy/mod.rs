@@ -10,16 +10,18 @@ mod links;
 mod manifest;
 mod manifests;
 mod numerics;
-mod readme;
 mod repository;
 mod rust;
 mod sources;
+mod tree;
 mod words;
 
 use anyhow::{Result, bail};
 use manifest::Manifest;
 use repository::Repository;
 use std::path::Path;
+
+pub(crate) use tree::write as write_tree;
 
 /// What is wrong, where, and what to do.
 #[derive(Debug, PartialEq)]
@@ -56,7 +58,7 @@ const RULES: &[(&str, Rule)] = &[
     ("file names", sources::file_names),
     ("unsafe", sources::unsafe_code),
     ("no input or output", sources::no_input_or_output),
-    ("tree", readme::tree),
+    ("tree", tree::equals),
     ("numerics", numerics::tests_exist),
     ("links", links::resolve),
     ("paths", links::paths),
