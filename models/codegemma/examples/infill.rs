@@ -18,7 +18,7 @@ fn main() -> anyhow::Result<()> {
 
 /// `model`: a folder or a hub id; without one, the demo model that is part of the library.
 pub fn run(model: Option<String>) -> anyhow::Result<()> {
-    let device = gemma::default_device()?;
+    let device = codegemma::default_device()?;
     let model = match model {
         Some(model) => CodeGemma::load(&model, &device)?,
         None => codegemma::demo(&device)?,

@@ -17,7 +17,7 @@ fn main() -> anyhow::Result<()> {
 
 /// `model`: a folder or a hub id; without one, the demo. `file`: a program, in whose middle somebody types.
 pub fn run(model: Option<String>, file: Option<String>) -> anyhow::Result<()> {
-    let device = gemma::default_device()?;
+    let device = codegemma::default_device()?;
     let model = match model {
         Some(model) => CodeGemma::load(&model, &device)?,
         None => codegemma::demo(&device)?,

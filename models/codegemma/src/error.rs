@@ -21,6 +21,9 @@ pub enum Error {
     /// The model, its files or its device.
     #[error(transparent)]
     Gemma(#[from] gemma::Error),
+    /// The backend.
+    #[error(transparent)]
+    Backend(#[from] gemma_backend::BackendError),
     /// An option of the generation, or the device while it runs.
     #[error(transparent)]
     Generate(#[from] gemma_generate::Error),

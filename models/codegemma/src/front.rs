@@ -16,7 +16,7 @@ use std::time::Duration;
 /// use codegemma::{Infill, InfillOptions};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let model = codegemma::demo(&gemma::default_device()?)?;
+/// let model = codegemma::demo(&codegemma::default_device()?)?;
 /// let gap = Infill::new("def sum_prices(prices):\n    ", "\n    for price in prices:\n        total += price\n    return total\n");
 /// println!("{}", model.infill(&gap, &InfillOptions::default())?.text);
 /// # Ok(())

@@ -5,7 +5,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! // the demo model is part of the library; `CodeGemma::load("google/codegemma-2b", &device)` opens a real one
-//! let model = codegemma::demo(&gemma::default_device()?)?;
+//! let model = codegemma::demo(&codegemma::default_device()?)?;
 //! let gap = Infill::new("def first_price(prices):\n    best = ", "\n    return best\n");
 //! println!("{}", model.infill(&gap, &InfillOptions::default())?.text);
 //! # Ok(())
@@ -44,3 +44,9 @@ pub use front::{CodeGemma, InfillOptions};
 pub use language::Language;
 pub use middle::Extent;
 pub use session::{InfillStream, Infilled, Session};
+
+pub use gemma::{
+    ActivationPrecision, Backend, CachePrecision, Checkpoint, Conversation, Device, Dtype, FinishReason, Gemma,
+    GenerateOptions, Generated, LoadOptions, Precision, TextStream, Timings, TokenId, Tokenizer, Turn, default_device,
+};
+pub use gemma_tokenizer::FimTokens;

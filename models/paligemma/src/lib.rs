@@ -51,7 +51,11 @@ pub use network::{Prompt, VisionLanguageModel};
 pub use seg::{Mask, MaskDecoder};
 
 pub use gemma_backend::{Backend, Device, default_device};
-pub use gemma_generate::{GenerateOptions, Generated};
-pub use gemma_model::{LoadOptions, Network};
-pub use gemma_nn::RandomWeights;
+pub use gemma_generate::{
+    Cache, CausalModel, FinishReason, GenerateOptions, Generated, Generation, Sequence, TextStream, Timings,
+};
+pub use gemma_model::{LoadOptions, Model, Network, OnLoad, load_state, save_state};
+pub use gemma_nn::{ActivationPrecision, CachePrecision, RandomWeights, Segment};
+pub use gemma_tokenizer::{TokenId, Tokenizer};
 pub use gemma_vision::{Filter, Image, LayerNorm, PIXEL_LIMIT, Pixels, Siglip, SiglipConfig, resize_map, resize_rgb};
+pub use gemma_weights::{Checkpoint, Dtype, Precision};

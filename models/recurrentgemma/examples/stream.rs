@@ -5,7 +5,7 @@
 //! cargo run --release -p recurrentgemma --example stream -- google/recurrentgemma-2b "The sea"
 //! ```
 
-use recurrentgemma::{GenerateOptions, RecurrentGemma, default_device};
+use recurrentgemma::{Cache, GenerateOptions, RecurrentGemma, default_device};
 use std::io::Write;
 
 fn main() -> anyhow::Result<()> {

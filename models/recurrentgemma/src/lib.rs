@@ -1,5 +1,18 @@
 //! RecurrentGemma: text generation on Burn whose memory does not grow with the text.
 //!
+//! ```
+//! use recurrentgemma::{GenerateOptions, default_device};
+//!
+//! # fn main() -> Result<(), recurrentgemma::Error> {
+//! // the demo model is part of the library; `RecurrentGemma::load("google/recurrentgemma-2b", &device)` opens a real one
+//! let model = recurrentgemma::demo(&default_device()?)?;
+//! for piece in model.stream("Once upon a time", &GenerateOptions::greedy(16))? {
+//!     print!("{}", piece?);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! [`RecurrentGemma`] is the front door, a [`Model`]: a tokenizer, a network and what belongs to them. Behind it,
 //! [`GriffinConfig`] says what a `config.json` means, and [`Griffin`] is the network: [`RecurrentBlock`]s, which carry
 //! a state from token to token ([`CausalConv`], then [`RgLru`]), and blocks of local attention. Its [`GriffinCache`] of a
@@ -42,6 +55,6 @@ pub use gemma_generate::{
 pub use gemma_model::{
     Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad, StateFault, load_state, save_state,
 };
-pub use gemma_nn::{RandomWeights, Segment};
-pub use gemma_tokenizer::{ChatTemplate, EncodeOptions, TokenId, Tokenizer, Turn};
-pub use gemma_weights::{Dtype, Precision};
+pub use gemma_nn::{ActivationPrecision, CachePrecision, RandomWeights, Segment};
+pub use gemma_tokenizer::{ChatTemplate, EncodeOptions, Family, Role, TokenId, Tokenizer, Turn};
+pub use gemma_weights::{Checkpoint, Dtype, Precision};

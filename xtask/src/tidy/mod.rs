@@ -86,9 +86,12 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Programs that use the crates from outside the workspace.
+const OUTSIDE: &str = "tests/outside/";
+
 /// The manifests of the workspace's members: the path of each and what it says.
 fn member_manifests(repository: &Repository) -> Vec<(&str, Manifest)> {
-    let members = repository.files().filter(|(path, _)| path.ends_with("/Cargo.toml"));
+    let members = repository.files().filter(|(path, _)| path.ends_with("/Cargo.toml") && !path.starts_with(OUTSIDE));
     members.map(|(path, text)| (path, Manifest::parse(text))).collect()
 }
 

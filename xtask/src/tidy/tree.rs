@@ -5,7 +5,6 @@
 use anyhow::{Context, Result};
 use std::path::Path;
 
-use super::manifest::Manifest;
 use super::repository::Repository;
 use super::{Complaint, member_manifests};
 
@@ -38,7 +37,8 @@ pub(super) fn equals(repository: &Repository) -> Vec<Complaint> {
 pub(crate) fn write(root: &Path) -> Result<()> {
     let repository = Repository::read(root)?;
     let text = repository.text(DOCUMENT).with_context(|| format!("{DOCUMENT} is missing"))?;
-    let wanted = replaced(text, &render(&repository)).with_context(|| format!("{DOCUMENT} has no {BEGIN} and {END}"))?;
+    let wanted =
+        replaced(text, &render(&repository)).with_context(|| format!("{DOCUMENT} has no {BEGIN} and {END}"))?;
     std::fs::write(root.join(DOCUMENT), wanted).with_context(|| format!("cannot write {DOCUMENT}"))
 }
 
@@ -57,9 +57,7 @@ fn render(repository: &Repository) -> String {
         tree += format!("{name:<NAMES$} {}", shortened(annotation)).trim_end();
         tree.push('\n');
     };
-    let mut members: Vec<(&str, Manifest)> = member_manifests(repository);
-    members.retain(|(path, _)| !path.starts_with("tests/outside/"));
-    for (path, manifest) in members {
+    for (path, manifest) in member_manifests(repository) {
         let folder = path.trim_end_matches("/Cargo.toml");
         let description = manifest.table("package").find(|entry| entry.key == "description");
         line(0, &format!("{folder}/"), description.map_or("", |entry| entry.value.trim_matches('"')));
