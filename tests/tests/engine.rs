@@ -311,3 +311,31 @@ fn the_cache_of_an_image_can_be_truncated_and_kept() {
         assert!(caches[0].truncate(0) && caches[0].is_empty(), "{backend}");
     }
 }
+
+/// A chat that is longer than the context: the oldest exchanges are dropped seldom and many at once, each answer keeps its
+/// room, and all turns between prefill nothing but what is new.
+#[test]
+fn a_long_chat_drops_old_turns_in_large_steps() {
+    let model = gemma::demo(&devices().remove(0).1).expect("a model that is built in");
+    let context = model.network().context_length().expect("Gemma's is limited");
+    let mut chat = gemma::Conversation::new(&model, GenerateOptions { ignore_eos: false, ..GenerateOptions::greedy(40) });
+    let (mut drops, mut prefilled, mut turns) = (0, 0, 0);
+    while prefilled < 3 * context && turns < 200 {
+        let question = format!("Tell me of number {turns}, of the sea and of the mountains, please.");
+        let show = |_: &str| Ok::<(), gemma::Error>(());
+        let answered = chat.say(&question, Arc::new(AtomicBool::new(false)), show).expect("an answer");
+        assert_ne!(answered.reason, FinishReason::ContextFull, "turn {turns}: an answer without room");
+        if answered.forgotten > 0 {
+            drops += 1;
+        } else if turns > 0 {
+            assert!(answered.timings.prompt_tokens < context / 8, "turn {turns}: {:?}", answered.timings);
+        }
+        let (tokens, _) = chat.remembered();
+        assert!(tokens <= context, "turn {turns}: {tokens} tokens");
+        prefilled += answered.timings.prompt_tokens + answered.timings.generated_tokens;
+        turns += 1;
+    }
+    assert!(turns > 20, "{turns} turns");
+    println!("{drops} drops in {turns} turns");
+    assert!(drops >= 1 && drops <= turns / 6, "{drops} drops in {turns} turns");
+}

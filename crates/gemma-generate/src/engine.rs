@@ -353,10 +353,10 @@ fn keep_prefix<M: CausalModel>(
     }
 }
 
-/// Bytes of the cache of `tokens` tokens, of which the first `shared` are another's.
+/// Bytes of the cache of `tokens` tokens, of which the first `shared` are another's: those of the tokens after them, and a
+/// recurrent state, which is never shared.
 fn unshared_bytes<M: CausalModel>(model: &M, tokens: usize, shared: usize) -> usize {
-    let shared = if shared == 0 { 0 } else { model.cache_bytes(shared) };
-    model.cache_bytes(tokens).saturating_sub(shared)
+    model.cache_bytes(tokens.saturating_sub(shared))
 }
 
 /// What the length of a reused prefix must be a multiple of: chunks are the same as without reuse in batch-invariant mode.

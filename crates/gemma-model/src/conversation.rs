@@ -106,7 +106,8 @@ impl<'m, N: Network> Conversation<'m, N> {
         // what is to be forgotten is only forgotten once the rest is known to fit
         let reused = self.sequence.take().filter(|_| forgotten == 0).and_then(|sequence| {
             let new = unread(&whole, sequence.tokens(), turns - 1, tokenizer.end_of_turn()?)?;
-            Some((sequence, new))
+            let fits = network.context_length().is_none_or(|limit| sequence.len() + new.len() <= limit);
+            fits.then_some((sequence, new))
         });
         let generation = match reused {
             Some((sequence, new)) => Generation::follow(network, sequence, new, &self.options, stop)?,
