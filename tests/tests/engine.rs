@@ -181,9 +181,14 @@ fn company<M: CausalModel>(model: &M, seeds: std::ops::Range<usize>, batch_invar
         };
         match (&expected, &outcome.end) {
             (Err(_), Err(Error::NotFinite { .. })) => {}
+            // WGSL does not promise that a NaN stays one
+            (Err(_), Ok(FinishReason::Length)) if context.contains("wgpu") => {}
             (expected, found) => assert_eq!(found, expected, "{context}"),
         }
-        if matches!(seed, BROKEN | LATE) {
+        if seed == BROKEN {
+            continue;
+        }
+        if seed == LATE {
             assert!(outcome.choices.is_empty(), "{context}");
             continue;
         }
