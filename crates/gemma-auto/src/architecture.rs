@@ -155,6 +155,8 @@ macro_rules! architectures {
 architectures! { $
     /// Gemma 1, 1.1, 2 and 3, VaultGemma and CodeGemma.
     Gemma => gemma,
+    /// Gemma 3 with images, and ShieldGemma 2.
+    Gemma3 => gemma3,
     /// RecurrentGemma.
     RecurrentGemma => recurrentgemma,
     /// PaliGemma and PaliGemma 2.
@@ -168,6 +170,9 @@ impl Architecture {
     /// When the text is not JSON, or names an architecture that no family here has.
     pub fn of_config(config: &[u8]) -> Result<Self, Error> {
         let described = fields::Architecture::from_json(config)?;
+        if gemma3::Gemma3Config::describes(config) {
+            return Ok(Self::Gemma3);
+        }
         let found =
             Self::ALL.iter().copied().find(|known| described.name().is_some_and(|name| known.names().contains(&name)));
         found.ok_or_else(|| described.refuse("an architecture of the Gemma family").into())
@@ -177,10 +182,8 @@ impl Architecture {
     pub fn of_shape(shape: &Shape) -> Option<Self> {
         let has =
             |known: &Self| with_family!(*known, F => <F as FamilyModel>::Network::config_from_shape(shape).is_some());
-        if shape.vision.is_some() && has(&Self::PaliGemma) {
-            // the text decoder alone would be Gemma's
-            return Some(Self::PaliGemma);
-        }
-        Self::ALL.iter().copied().find(has)
+        // of a model with images, the text decoder alone would be Gemma's
+        let images = [Self::PaliGemma, Self::Gemma3].into_iter().find(|known| shape.vision.is_some() && has(known));
+        images.or_else(|| Self::ALL.iter().copied().find(has))
     }
 }

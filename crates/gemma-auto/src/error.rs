@@ -17,6 +17,9 @@ pub enum Error {
     /// Images, boxes or masks.
     #[error(transparent)]
     PaliGemma(#[from] paligemma::Error),
+    /// Gemma 3's images.
+    #[error(transparent)]
+    Gemma3(#[from] gemma3::Error),
     /// The file or folder of the weights, or the hub.
     #[error(transparent)]
     Weights(#[from] gemma_weights::Error),

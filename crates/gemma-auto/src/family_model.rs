@@ -69,13 +69,18 @@ pub trait FamilyModel: Sized {
 
     /// What it can do.
     fn capabilities(&self) -> Capabilities {
-        let control = self.model().tokenizer().ok().map(|tokenizer| tokenizer.control());
-        Capabilities {
-            generate: true,
-            chat: control.is_some_and(|control| control.end_of_turn.is_some()),
-            infill: control.is_some_and(|control| control.fim.is_some()),
-            ..Capabilities::default()
-        }
+        text_capabilities(self.model())
+    }
+}
+
+/// What a model of text can do, by the tokens of its tokenizer.
+pub(crate) fn text_capabilities<N: Network>(model: &Model<N>) -> Capabilities {
+    let control = model.tokenizer().ok().map(|tokenizer| tokenizer.control());
+    Capabilities {
+        generate: true,
+        chat: control.is_some_and(|control| control.end_of_turn.is_some()),
+        infill: control.is_some_and(|control| control.fim.is_some()),
+        ..Capabilities::default()
     }
 }
 

@@ -5,6 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
 use codegemma::CodeGemma;
+use embeddinggemma::EmbeddingGemma;
 use gemma_auto::{Architecture, AutoModel, Device, Family, LoadOptions, Progress};
 use gemma_generate::CausalModel;
 use gemma_model::OnLoad;
@@ -131,6 +132,16 @@ impl Found {
     /// Opens a model that sees images.
     pub(crate) fn open_images(self) -> Result<PaliGemma> {
         Ok(self.open()?.model.into_images()?)
+    }
+
+    /// Opens a model that embeds texts.
+    pub(crate) fn open_embedding(self) -> Result<EmbeddingGemma> {
+        let device = device(&self.compute)?;
+        let checkpoint = self.found.checkpoint()?;
+        Ok(with_bar("loading", |on_progress| {
+            let mut progress = |done, total| on_progress(Progress::Load { done, total });
+            EmbeddingGemma::from_checkpoint_with(&checkpoint, &self.options, &device, &mut progress)
+        })?)
     }
 
     /// Opens a model that fills gaps in code; `on_load` is told the progress as well.

@@ -106,6 +106,13 @@ pub struct RenderedChat {
     harmless: Option<String>,
 }
 
+impl From<Vec<ChatPiece>> for RenderedChat {
+    /// A conversation that was put together by a program: what it wrote itself is [`ChatPiece::Template`].
+    fn from(pieces: Vec<ChatPiece>) -> Self {
+        Self::new(pieces)
+    }
+}
+
 impl RenderedChat {
     pub(crate) fn new(pieces: Vec<ChatPiece>) -> Self {
         Self { pieces, harmless: None }

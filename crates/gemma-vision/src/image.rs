@@ -139,11 +139,7 @@ impl Image {
     /// # Panics
     /// When `side` is zero.
     pub fn pixels(&self, side: usize) -> Pixels {
-        let squashed = self.squashed(side);
-        let channel = |channel: usize| {
-            squashed.rgb.iter().skip(channel).step_by(3).map(|value| (f32::from(*value) / 255.0 - 0.5) / 0.5)
-        };
-        Pixels { side, values: (0..3).flat_map(channel).collect() }
+        Pixels::of_rgb(&self.squashed(side).rgb, side).expect("squashed to this size")
     }
 
     /// Writes the image as a PNG file.
@@ -160,6 +156,13 @@ impl Image {
 }
 
 impl Pixels {
+    /// Of RGB bytes `[side, side, 3]`: channels first, `(v / 255 - 0.5) / 0.5`; `None` when there are more or fewer.
+    pub fn of_rgb(rgb: &[u8], side: usize) -> Option<Self> {
+        let value = |value: &u8| (f32::from(*value) / 255.0 - 0.5) / 0.5;
+        let channel = |channel: usize| rgb.iter().skip(channel).step_by(3).map(value);
+        Self::new((0..3).flat_map(channel).collect(), side)
+    }
+
     /// Values of `[3, side, side]`; `None` when there are more or fewer.
     pub fn new(values: Vec<f32>, side: usize) -> Option<Self> {
         (side > 0 && values.len() == 3 * side * side).then_some(Self { side, values })

@@ -9,6 +9,7 @@
 //! | `image` | [`Image`], [`Pixels`]: decoding with bounded memory |
 //! | `resample` | Pillow's resizing, to the last bit |
 //! | `siglip` | [`Siglip`], the image encoder |
+//! | `splice` | images among the embeddings of a text |
 //! | `config` | the encoder's half of a `config.json` |
 //! | `error` | [`Error`] |
 
@@ -17,9 +18,11 @@ mod error;
 mod image;
 mod resample;
 mod siglip;
+mod splice;
 
 pub use config::SiglipConfig;
 pub use error::Error;
 pub use image::{Image, PIXEL_LIMIT, Pixels};
 pub use resample::{Filter, resize_map, resize_rgb};
 pub use siglip::{LayerNorm, Siglip};
+pub use splice::splice;

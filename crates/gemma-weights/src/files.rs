@@ -138,6 +138,15 @@ pub(crate) fn read_capped(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Er
     Ok(Some(content))
 }
 
+/// The content of a small file that lies outside a checkpoint's own folder, such as a module's configuration; `None` if
+/// there is no such file.
+///
+/// # Errors
+/// [`Error::Read`] when it is there but cannot be read, [`Error::TooLarge`] beyond 256 MiB.
+pub fn read_small_file(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    read_capped(path, FILE_LIMIT)
+}
+
 /// A hidden file in a folder, which is gone when it is dropped, and as readable as any other that the user makes (the
 /// umask still applies).
 pub(crate) fn new_file(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {

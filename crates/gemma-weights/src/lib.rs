@@ -40,6 +40,7 @@ pub use check::TensorSpec;
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, Precision};
 pub use error::{Error, GgufFault, SafetensorsFault};
+pub use files::read_small_file;
 pub use gemma_kernels::Format;
 pub use generation_config::GenerationConfig;
 pub use gguf::{GgufVocabulary, OnConvert, is_gguf, save_gguf};

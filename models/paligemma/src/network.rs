@@ -13,7 +13,7 @@ use gemma_nn::{
     ComputePrecision, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Trainable, WithPrecision,
 };
 use gemma_tokenizer::Family;
-use gemma_vision::Siglip;
+use gemma_vision::{Siglip, splice};
 use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
@@ -109,31 +109,8 @@ impl VisionLanguageModel {
     /// # Panics
     /// When there is no token, or not one row per `<image>`.
     pub fn embed_with(&self, tokens: &[TokenId], features: &[Tensor<2>]) -> Inputs {
-        let image = self.config.image_token;
-        let mut features = features.iter();
-        let (mut current, mut used) = (None::<&Tensor<2>>, 0);
-        let mut parts = Vec::new();
-        for run in tokens.chunk_by(|a, b| (*a == image) == (*b == image)) {
-            if run[0] != image {
-                parts.push(self.language_model.embed(run).embeddings);
-                continue;
-            }
-            let mut wanted = run.len();
-            while wanted > 0 {
-                let rows = match current.filter(|rows| used < rows.dims()[0]) {
-                    Some(rows) => rows,
-                    None => {
-                        used = 0;
-                        current = features.next();
-                        current.expect("as many rows of features as image tokens")
-                    }
-                };
-                let count = wanted.min(rows.dims()[0] - used);
-                parts.push(if count == rows.dims()[0] { rows.clone() } else { rows.clone().narrow(0, used, count) });
-                (used, wanted) = (used + count, wanted - count);
-            }
-        }
-        let embeddings = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) };
+        let text = |run: &[TokenId]| self.language_model.embed(run).embeddings;
+        let embeddings = splice(tokens, self.config.image_token, features, text);
         Inputs { token_ids: tokens.to_vec(), embeddings }
     }
 

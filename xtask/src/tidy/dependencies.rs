@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["gemma-generate"],
     &["gemma-model"],
     &["gemma-vision"],
-    &["gemma", "codegemma", "paligemma", "recurrentgemma", "gemma-train"],
+    &["gemma", "codegemma", "embeddinggemma", "gemma3", "paligemma", "recurrentgemma", "shieldgemma", "gemma-train"],
     &["gemma-auto"],
     &["gemma-cli", "gemma-serve", "gemma-demo", "gemma-tests"],
 ];
@@ -25,6 +25,11 @@ const WITHIN: &[(&str, &str)] = &[
     // CodeGemma is Gemma with other prompts; PaliGemma's decoder is Gemma.
     ("codegemma", "gemma"),
     ("paligemma", "gemma"),
+    // Gemma 3 with images contains the decoder.
+    ("gemma3", "gemma"),
+    // EmbeddingGemma's layers are Gemma 3's; ShieldGemma is Gemma with a question.
+    ("embeddinggemma", "gemma"),
+    ("shieldgemma", "gemma"),
     // The program starts the servers.
     ("gemma-cli", "gemma-serve"),
     // The end-to-end tests read the generator that wrote the demo's questions.
@@ -32,7 +37,8 @@ const WITHIN: &[(&str, &str)] = &[
 ];
 
 /// The crates that are a model family.
-const FAMILIES: &[&str] = &["gemma", "codegemma", "paligemma", "recurrentgemma"];
+const FAMILIES: &[&str] =
+    &["gemma", "codegemma", "embeddinggemma", "gemma3", "paligemma", "recurrentgemma", "shieldgemma"];
 
 /// What a crate must not know, whatever its layer: the crate, the dependencies, the reason.
 const CLOSED: &[(&str, &[&str], &str)] = &[

@@ -1,6 +1,7 @@
 //! A file per architecture, and the models that are built in.
 
 pub(crate) mod gemma;
+pub(crate) mod gemma3;
 pub(crate) mod paligemma;
 pub(crate) mod recurrentgemma;
 

@@ -8,6 +8,7 @@ use gemma_auto::{Architecture, AutoModel, with_model};
 use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings, TokenId};
 use gemma_model::{Model, Network, load_state, save_state};
 use gemma_tokenizer::{EncodeOptions, Tokenizer, Turn};
+use gemma3::{EncodedImage, Gemma3};
 use indicatif::ProgressBar;
 use paligemma::{Image, PaliGemma};
 use serde::Serialize;
@@ -45,14 +46,14 @@ pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) source: Source,
 
-    /// An image that the text is about; may be given several times. For PaliGemma.
+    /// An image that the text is about; may be given several times. For PaliGemma and Gemma 3.
     ///
     /// Token ids from --tokens-file must hold the image tokens of each image.
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Vec<PathBuf>,
 
     /// Put the text as one question in the model's chat format and print its answer.
-    #[arg(long, conflicts_with_all = ["tokens_file", "image"])]
+    #[arg(long, conflicts_with = "tokens_file")]
     pub(crate) chat: bool,
 
     /// Print one JSON object at the end instead of the text as it appears.
@@ -110,12 +111,15 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     // an image that cannot be read should be known before a model is loaded
     let images = args.image.iter().map(|file| Image::open(file)).collect::<Result<Vec<_>, _>>()?;
     let found = if images.is_empty() { session::find(&args.model)? } else { session::find_images(&args.model)? };
-    if !images.is_empty() && found.architecture()? != Architecture::PaliGemma {
+    if !images.is_empty() && !matches!(found.architecture()?, Architecture::PaliGemma | Architecture::Gemma3) {
         bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
     }
     let Opened { model, seconds } = found.open()?;
     match &model {
         AutoModel::PaliGemma(model) => write_about(args, &options, given, &images, model, seconds),
+        AutoModel::Gemma3(model) if !images.is_empty() => {
+            write_with_images(args, &options, given, &images, model, seconds)
+        }
         other => with_model!(other, model => write(args, &options, given, model, seconds)),
     }
 }
@@ -162,6 +166,43 @@ fn write_about(
     ended.timings.prompt_seconds += prompt_seconds;
     if let Some(path) = &args.save_state {
         save_state(network, &sequence, path)?;
+    }
+    tell(args, ended, text, prompt.len(), load_seconds)
+}
+
+/// Continues a prompt of Gemma 3 in which images stand: at each `<start_of_image>` of the text, or in front of it.
+fn write_with_images(
+    args: &Generate,
+    options: &GenerateOptions,
+    given: Given,
+    images: &[Image],
+    model: &Gemma3,
+    load_seconds: f64,
+) -> Result<Ending> {
+    let watch = interrupt::watch();
+    if args.load_state.is_some() {
+        bail!("--load-state goes on after a prompt that was read; leave out --image or --load-state");
+    }
+    if let Some(path) = &args.save_state {
+        // a place that cannot be written is found before the work is done
+        drop(NewFile::open(path)?);
+    }
+    let begin = Instant::now();
+    let encoded: Vec<EncodedImage> = images.iter().map(|image| model.encode_image(image)).collect();
+    let lent: Vec<&EncodedImage> = encoded.iter().collect();
+    let prompt = match given {
+        Given::Tokens(tokens) => tokens,
+        Given::Text(text) if args.chat => model.chat_tokens(&[Gemma3::question(images.len(), &text)], &lent)?,
+        Given::Text(text) => model.text_tokens(&text, &lent)?,
+    };
+    let generation = model.begin(&prompt, &lent, options)?.with_cancel(watch.flag());
+    let prompt_seconds = begin.elapsed().as_secs_f64();
+    let bar = progress::tokens("reading", prompt.len());
+    let tokenizer = model.tokenizer().map_err(Into::into);
+    let (mut ended, text, sequence) = finish(generation, tokenizer, options, &bar, args.json)?;
+    ended.timings.prompt_seconds += prompt_seconds;
+    if let Some(path) = &args.save_state {
+        save_state(model.network(), &sequence, path)?;
     }
     tell(args, ended, text, prompt.len(), load_seconds)
 }

@@ -10,6 +10,7 @@ use gemma_weights::{
     Checkpoint, Dtype, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
 };
+use gemma3::Gemma3Network;
 use paligemma::{PaliGemmaConfig, SiglipConfig, VisionLanguageModel};
 use recurrentgemma::{Griffin, GriffinConfig, Temporal};
 use serde::{Serialize, Serializer};
@@ -192,6 +193,14 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         Architecture::RecurrentGemma => {
             let config = GriffinConfig::from_json(&config_file)?;
             (Facts::of_recurrentgemma(&config), Griffin::tensors(&config, &device), Griffin::is_ignored)
+        }
+        Architecture::Gemma3 => {
+            let config = Gemma3Network::config_of(&checkpoint)?;
+            checkpoint = Gemma3Network::prepared(&checkpoint);
+            image = Some(ImageRow::of(&config.vision));
+            let facts = Facts::of_gemma(&config.text, Some(&config.vision));
+            let expected = Gemma3Network::tensors(&config, &device);
+            (facts.context("config.json describes no layer")?, expected, Gemma3Network::is_ignored)
         }
         Architecture::PaliGemma => {
             let config = PaliGemmaConfig::from_json(&config_file)?;

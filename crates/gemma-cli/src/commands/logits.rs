@@ -8,6 +8,7 @@ use clap::Args;
 use gemma_auto::{Architecture, AutoModel, with_model};
 use gemma_generate::{CausalModel, Segment, TokenId};
 use gemma_model::Network;
+use gemma3::Gemma3;
 use indicatif::ProgressBar;
 use paligemma::{Image, Prompt, VisionLanguageModel};
 
@@ -39,7 +40,7 @@ pub(crate) struct Logits {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) out: PathBuf,
 
-    /// An image, in the order of the image tokens in the rows; may be given several times. For PaliGemma.
+    /// An image, in the order of the image tokens in the rows; may be given several times. For PaliGemma and Gemma 3.
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Vec<PathBuf>,
 
@@ -65,11 +66,12 @@ pub(crate) fn run(args: &Logits) -> Result<Ending> {
     let file = NewFile::open(&args.out)?;
     let images = args.image.iter().map(|file| Image::open(file)).collect::<Result<Vec<_>, _>>()?;
     let found = if images.is_empty() { session::find(&args.model)? } else { session::find_images(&args.model)? };
-    if !images.is_empty() && found.architecture()? != Architecture::PaliGemma {
+    if !images.is_empty() && !matches!(found.architecture()?, Architecture::PaliGemma | Architecture::Gemma3) {
         bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
     }
     match &found.open_without_tokenizer()?.model {
         AutoModel::PaliGemma(model) => read_about(args, &ids, file, &images, model.network()),
+        AutoModel::Gemma3(model) => read_with_images(args, &ids, file, &images, model),
         other => with_model!(other, model => read(args, &ids, file, model.network())),
     }
 }
@@ -128,6 +130,46 @@ fn read_about(
                 return Ok(Ending::Interrupted);
             }
             start += part.len();
+        }
+    }
+    bar.finish_and_clear();
+    file.finish()?;
+    Ok(Ending::Done)
+}
+
+/// Reads rows of Gemma 3, in which images may stand anywhere, a piece at a time; no piece ends within an image.
+fn read_with_images(args: &Logits, ids: &TokenRows, file: NewFile, images: &[Image], model: &Gemma3) -> Result<Ending> {
+    let network = model.network();
+    let (image, each) = (network.config().image_token, network.config().image_tokens);
+    let wanted = |row: &[TokenId]| row.iter().filter(|token| **token == image).count() / each;
+    let total: usize = ids.rows().iter().map(|row| wanted(row)).sum();
+    let side = network.config().vision.image_size;
+    // with pan and scan, an image is several
+    let pixels: Vec<_> = images.iter().flat_map(|image| model.processor().pixels(image, side)).collect();
+    if total != pixels.len() {
+        bail!("the rows have image tokens for {total} image(s) and {} were given; give {each} each", pixels.len());
+    }
+    let mut pixels = pixels.iter();
+    let lengths: Vec<usize> = ids.rows().iter().map(Vec::len).collect();
+    let mut rows = Vec::new();
+    for row in ids.rows() {
+        let own: Vec<_> = pixels.by_ref().take(wanted(row)).collect();
+        network.check_prompt(row, own.len())?;
+        rows.push((row, network.embed_with(row, &network.encode(&own)), network.blocks(row)));
+    }
+    let batch = matches!(ids, TokenRows::Batch(_));
+    let mut file = LogitsFile::begin(file, &lengths, batch, network.vocab())?;
+    let (bar, watch) = (progress::tokens("reading", lengths.iter().sum()), interrupt::watch());
+    let chunk = args.chunk.map_or(CHUNK, |chunk| chunk.get());
+    for (index, (row, inputs, blocks)) in rows.iter().enumerate() {
+        let mut cache = network.new_cache();
+        for piece in network.pieces(row, chunk) {
+            let segment = Segment::causal(piece.start, piece.len()).with_blocks(blocks.clone());
+            let states = network.forward(inputs.narrow(piece.start, piece.len()), &[segment], &mut [&mut cache]);
+            let place = Place { row: index, start: piece.start, len: piece.len() };
+            if !put(network, states, &[place], &mut file, &bar, &watch)? {
+                return Ok(Ending::Interrupted);
+            }
         }
     }
     bar.finish_and_clear();

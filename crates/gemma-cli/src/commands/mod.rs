@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod convert;
+mod embed;
 mod eval;
 mod generate;
 mod images;
@@ -11,6 +12,7 @@ mod inspect;
 mod logits;
 mod lsp;
 mod models;
+mod moderate;
 mod pull;
 mod score;
 mod tokenize;
@@ -58,6 +60,8 @@ pub(crate) enum Verb {
     Tokenize(tokenize::Tokenize),
     Logits(logits::Logits),
     Score(score::Score),
+    Embed(embed::Embed),
+    Moderate(moderate::Moderate),
     Inspect(inspect::Inspect),
     Models(models::Models),
     Pull(pull::Pull),
@@ -80,6 +84,8 @@ impl Verb {
             Self::Segment(args) => Some(&args.images.model.compute),
             Self::Logits(args) => Some(&args.model.compute),
             Self::Score(args) => Some(&args.model.compute),
+            Self::Embed(args) => Some(&args.model.compute),
+            Self::Moderate(args) => Some(&args.model.compute),
             Self::Bench(args) => Some(&args.compute),
             Self::Infill(args) => Some(&args.model.compute),
             Self::Lsp(args) => Some(&args.model.compute),
@@ -107,6 +113,8 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
         Verb::Tokenize(args) => tokenize::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Score(args) => score::run(&args),
+        Verb::Embed(args) => embed::run(&args),
+        Verb::Moderate(args) => moderate::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Models(args) => models::run(&args),
         Verb::Pull(args) => pull::run(&args),

@@ -96,7 +96,10 @@ impl StructuredFields {
                 "json_schema" => match named.or(format.schema.as_ref()) {
                     Some(schema) => forms.push(Form::Schema(schema.clone())),
                     None => {
-                        return Err(Refusal::field("response_format.json_schema.schema", "missing; send a JSON schema"));
+                        return Err(Refusal::field(
+                            "response_format.json_schema.schema",
+                            "missing; send a JSON schema",
+                        ));
                     }
                 },
                 other => {
