@@ -10,7 +10,7 @@ use gemma_tokenizer::TokenId;
 
 use super::active::Active;
 use super::event::{Event, TokenLogprobs};
-use super::{Engine, keep_prefix};
+use super::scheduler::{Engine, keep_prefix};
 use crate::model::logits_in_chunks;
 use crate::sampler::top_logprobs;
 use crate::score::logprob_of;

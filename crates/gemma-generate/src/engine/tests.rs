@@ -9,6 +9,7 @@ use gemma_tokenizer::TokenId;
 
 use super::*;
 use crate::fake::{Fake, VOCAB};
+use crate::{Error, FinishReason};
 use crate::{GenerateOptions, Generation, PromptLookup};
 
 fn greedy(max_tokens: usize) -> GenerateOptions {

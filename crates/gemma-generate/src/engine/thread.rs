@@ -10,7 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{Active, Engine, EngineOptions, EngineStats, Event, Request, RequestId};
+use super::active::Active;
+use super::event::{Event, RequestId};
+use super::options::EngineOptions;
+use super::request::Request;
+use super::scheduler::{Engine, EngineStats};
 use crate::{CausalModel, Error, Sequence};
 
 /// What travels to the thread.
