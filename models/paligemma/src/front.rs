@@ -94,11 +94,6 @@ impl PaliGemma {
         Self { model: Model::without_tokenizer(network), mask_decoder: None }
     }
 
-    /// The tokenizer and the network, as all families have them.
-    pub fn model(&self) -> &Model<VisionLanguageModel> {
-        &self.model
-    }
-
     /// The same model with this decoder of masks.
     pub fn with_mask_decoder(self, mask_decoder: MaskDecoder) -> Self {
         Self { mask_decoder: Some(mask_decoder), ..self }
