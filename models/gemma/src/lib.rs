@@ -37,12 +37,12 @@ pub type Gemma = Model<Decoder>;
 
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{
-    Cache, CausalModel, FinishReason, GenerateOptions, Generated, Generation, Request, Sequence, TextStream, Timings,
-    generate_batch,
+    Cache, CausalModel, Engine, EngineHandle, EngineOptions, EngineThread, Event, FinishReason, GenerateOptions,
+    Generated, Generation, Request, Sequence, TextDecoder, TextStream, Timings, generate_batch,
 };
 pub use gemma_model::{
     Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad, StateFault, load_state, save_state,
 };
 pub use gemma_nn::{ActivationPrecision, CachePrecision, RandomWeights, Segment};
-pub use gemma_tokenizer::{ChatTemplate, EncodeOptions, Family, Role, TokenId, Tokenizer, Turn};
+pub use gemma_tokenizer::{ChatTemplate, DecodeStream, EncodeOptions, Family, Role, TokenId, Tokenizer, Turn};
 pub use gemma_weights::{Checkpoint, Dtype, Precision};

@@ -7,6 +7,9 @@ mod batch;
 #[path = "../examples/chat.rs"]
 mod chat;
 #[allow(dead_code, unreachable_pub, reason = "as above")]
+#[path = "../examples/engine.rs"]
+mod engine;
+#[allow(dead_code, unreachable_pub, reason = "as above")]
 #[path = "../examples/generate.rs"]
 mod generate;
 
@@ -23,4 +26,10 @@ fn chat_runs() {
 #[test]
 fn batch_runs() {
     batch::run(None).unwrap();
+}
+
+#[test]
+fn engine_runs() {
+    let answers = engine::run(None).unwrap();
+    assert!(answers.len() == 3 && answers.iter().all(|answer| answer.len() > 20), "{answers:?}");
 }

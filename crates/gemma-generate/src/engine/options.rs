@@ -26,9 +26,9 @@ pub struct EngineOptions {
     /// Where the cache of a model that cannot be truncated is kept during prefill: at multiples of so many tokens.
     /// Default 256.
     pub snapshot_tokens: usize,
-    /// Whether prompts are always cut into the same chunks, whatever else is in the batch, so that the results of a request
-    /// do not depend on its company. The model has to be loaded in its batch-invariant mode as well. Draft tokens are not
-    /// used then. Default `false`.
+    /// Whether prompts are always cut into the same chunks, whatever else is in the batch, and no tokens are
+    /// drafted: what a request computes then depends on its company only as far as the kernels' products depend on the
+    /// number of rows. Default `false`.
     pub batch_invariant: bool,
 }
 
