@@ -8,7 +8,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use crate::{Error, Model, Network};
 use gemma_generate::{Cache, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings};
-use gemma_tokenizer::{TokenId, Turn};
+use gemma_tokenizer::{ChatTemplate, TokenId, Turn};
 
 /// An answer is left at least this part of the context, or its longest length where that is less.
 const ANSWER_PART: usize = 4;
@@ -18,6 +18,8 @@ const ANSWER_PART: usize = 4;
 pub struct Conversation<'m, N: Network> {
     model: &'m Model<N>,
     options: GenerateOptions,
+    /// How turns become a prompt.
+    template: ChatTemplate,
     /// Standing instructions, which are never forgotten.
     system: Option<Turn>,
     turns: Vec<Turn>,
@@ -39,7 +41,14 @@ pub struct Answered {
 impl<'m, N: Network> Conversation<'m, N> {
     /// An empty conversation.
     pub fn new(model: &'m Model<N>, options: GenerateOptions) -> Self {
-        Self { model, options, system: None, turns: Vec::new(), sequence: None }
+        Self { model, options, template: model.chat_template().clone(), system: None, turns: Vec::new(), sequence: None }
+    }
+
+    /// The same conversation with another chat template than the model's.
+    pub fn with_template(mut self, template: ChatTemplate) -> Self {
+        self.template = template;
+        self.sequence = None;
+        self
     }
 
     /// The same conversation under standing instructions, which stay when older turns are forgotten. Where the model's
@@ -99,7 +108,7 @@ impl<'m, N: Network> Conversation<'m, N> {
         let tokenizer = self.model.tokenizer()?;
         let prompt = |forgotten: usize| {
             let turns: Vec<Turn> = self.system.iter().chain(&self.turns[2 * forgotten..]).cloned().collect();
-            tokenizer.chat(self.model.chat_template(), &turns, true)
+            tokenizer.chat(&self.template, &turns, true)
         };
         let mut whole = prompt(0)?;
         let mut forgotten = 0;

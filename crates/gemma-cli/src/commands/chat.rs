@@ -10,12 +10,12 @@ use clap::Args;
 use gemma_auto::with_model;
 use gemma_generate::GenerateOptions;
 use gemma_model::{Answered, Conversation, Model, Network};
-use gemma_tokenizer::{Role, Turn};
+use gemma_tokenizer::{ChatTemplate, Role, Turn};
 use rustyline::{DefaultEditor, error::ReadlineError};
 
 use super::generate;
 use crate::{
-    args::{Model as ModelArgs, Sampling},
+    args::{ChatFormat, Model as ModelArgs, Sampling},
     interrupt::{self, Ending},
     new_file::NewFile,
     output, session, text,
@@ -30,12 +30,16 @@ use crate::{
 Examples:
   gemma chat
   gemma chat --model google/gemma-2-2b-it --temperature 0.7
+  gemma chat --model google/gemma-3-1b-it --system "Answer in one sentence."
   printf 'What is 2 plus 3?\\nAnd plus 1?\\n' | gemma chat --temperature 0
 
 In the conversation, /help lists the commands: /reset, /undo, /save FILE, /stats, /exit.")]
 pub(crate) struct Chat {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) format: ChatFormat,
 
     #[command(flatten)]
     pub(crate) sampling: Sampling,
@@ -56,14 +60,26 @@ and so is one that begins with //.";
 pub(crate) fn run(args: &Chat) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
+    // what cannot be read is known before the model is opened
+    let (system, template) = (args.format.system()?, args.format.template()?);
     let opened = session::find(&args.model)?.open()?;
-    with_model!(&opened.model, model => talk(model, options))
+    with_model!(&opened.model, model => talk(model, options, system, template))
 }
 
-fn talk<N: Network>(model: &Model<N>, options: GenerateOptions) -> Result<Ending> {
+fn talk<N: Network>(
+    model: &Model<N>,
+    options: GenerateOptions,
+    system: Option<String>,
+    template: Option<ChatTemplate>,
+) -> Result<Ending> {
     model.tokenizer()?;
     let context = model.network().context_length();
-    let mut conversation = Conversation::new(model, options);
+    let template = template.unwrap_or_else(|| model.chat_template().clone());
+    template.check()?;
+    let mut conversation = Conversation::new(model, options).with_template(template);
+    if let Some(system) = system {
+        conversation = conversation.with_system(system);
+    }
     if io::stdin().is_terminal() { at_keyboard(&mut conversation, context) } else { from_lines(&mut conversation) }
 }
 
