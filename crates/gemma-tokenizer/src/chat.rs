@@ -82,7 +82,7 @@ pub struct RenderedChat {
 impl From<Vec<ChatPiece>> for RenderedChat {
     /// A conversation that was put together by a program: what it wrote itself is [`ChatPiece::Template`].
     fn from(pieces: Vec<ChatPiece>) -> Self {
-        Self::new(pieces)
+        Self { pieces }
     }
 }
 
