@@ -1,12 +1,13 @@
-//! The chores of this repository: `cargo xtask check | tidy | tree | goldens | demo | bench`.
+//! The chores of this repository: `cargo xtask check | tidy | tree | goldens | demo | bench | fuzz`.
 //!
 //! One file per chore. Nothing here depends on Burn, so a chore starts at once; what needs a model runs the
-//! program that has it (`gemma-cli`, `gemma-demo`, `gemma-tests`) as a child.
+//! program that has it (`gemma-cli`, `gemma-demo`, `gemma-fuzz`, `gemma-tests`) as a child.
 
 mod bench;
 mod cargo;
 mod check;
 mod demo;
+mod fuzz;
 mod goldens;
 mod machine;
 mod tidy;
@@ -34,6 +35,8 @@ Chores:
                             --fast-activations: ours rounds activations, --quick: fewer tokens, nothing written
                             --peers: against llama.cpp and transformers, built and kept in GEMMA_BENCH_CACHE;
                             --discard: models made for this are removed when they have been measured
+  fuzz [OPTIONS]            mutated inputs on every parser, in bounded and repeatable runs that go on where they stopped
+                            --runs N for each target, --seed S, --target NAME, --seconds N, --state FILE
   bandwidth                 print how fast this machine reads memory, in bytes per second
 ";
 
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
 fn run(chore: &str, arguments: &[String]) -> Result<()> {
     let root = root();
     // what a demo is told goes on to its trainer
-    let chore = if chore != "demo" && arguments.iter().any(|argument| argument == "--help") { "help" } else { chore };
+    let chore = if !matches!(chore, "demo" | "fuzz") && arguments.iter().any(|argument| argument == "--help") { "help" } else { chore };
     match chore {
         "check" => check::run(&root, arguments),
         "tidy" => tidy::run(&root, arguments),
@@ -63,6 +66,7 @@ fn run(chore: &str, arguments: &[String]) -> Result<()> {
         "goldens" => goldens::run(&root, arguments),
         "demo" => demo::run(&root, arguments),
         "bench" => bench::run(&root, arguments),
+        "fuzz" => fuzz::run(&root, arguments),
         "bandwidth" => bench::bandwidth(&root, arguments),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

@@ -2,15 +2,22 @@
 //!
 //! Defaults of sampling flags are the library's own (`GenerateOptions::default()`), so they cannot drift apart.
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use anyhow::Context;
 use clap::{ArgGroup, Args, ValueEnum};
 use codegemma::{Extent, InfillOptions, Order};
 use gemma_backend::Backend;
 use gemma_generate::GenerateOptions;
 use gemma_model::{ActivationPrecision, CachePrecision, LoadOptions};
-use gemma_tokenizer::Family;
+use gemma_tokenizer::{ChatTemplate, Family};
 use gemma_weights::Precision;
+
+use crate::text;
 
 /// Which model, and where and how it computes.
 #[derive(Args, Debug, Default)]
@@ -180,7 +187,7 @@ impl Sampling {
 #[command(group = ArgGroup::new("source").required(true).args(["prompt", "prompt_file", "tokens_file"]))]
 pub(crate) struct Source {
     /// The text itself; `-` reads standard input.
-    #[arg(value_name = "PROMPT")]
+    #[arg(value_name = "PROMPT", allow_hyphen_values = true, value_parser = prompt)]
     pub(crate) prompt: Option<String>,
 
     /// Read the text from this file; `-` is standard input.
@@ -190,6 +197,63 @@ pub(crate) struct Source {
     /// Read token ids from this file, a JSON array of numbers, exactly as given: nothing is put in front.
     #[arg(long, value_name = "FILE")]
     pub(crate) tokens_file: Option<PathBuf>,
+
+    /// Let texts such as <start_of_turn> in the prompt become the control tokens they name.
+    #[arg(long, conflicts_with = "tokens_file")]
+    pub(crate) specials: bool,
+}
+
+/// A prompt may begin with a minus sign ("-5 + 3 ="); a mistyped flag is none.
+fn prompt(text: &str) -> Result<String, String> {
+    let word = text.strip_prefix("--").unwrap_or_default();
+    if word.starts_with(|c: char| c.is_ascii_lowercase()) && !word.contains(char::is_whitespace) {
+        return Err("there is no such flag; a prompt that begins so can be given with -f".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// How a conversation becomes a prompt.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Chat format")]
+pub(crate) struct ChatFormat {
+    /// Standing instructions; @FILE reads them from a file.
+    ///
+    /// Where the model's format has no system turn, they stand in front of the first question.
+    #[arg(long, value_name = "TEXT|@FILE")]
+    pub(crate) system: Option<String>,
+
+    /// The chat template: `builtin` for Gemma's own format, or a file with a Jinja template; the model's without it.
+    #[arg(long, value_name = "builtin|FILE")]
+    pub(crate) template: Option<String>,
+}
+
+impl ChatFormat {
+    /// The standing instructions, if there are any.
+    ///
+    /// # Errors
+    /// When their file cannot be read.
+    pub(crate) fn system(&self) -> anyhow::Result<Option<String>> {
+        self.system.as_deref().map(|system| match system.strip_prefix('@') {
+            Some(file) => text::read(Path::new(file)),
+            None => Ok(system.to_owned()),
+        }).transpose()
+    }
+
+    /// The chat template, if one is named.
+    ///
+    /// # Errors
+    /// When its file cannot be read, or holds a mistake.
+    pub(crate) fn template(&self) -> anyhow::Result<Option<ChatTemplate>> {
+        Ok(match self.template.as_deref() {
+            None => None,
+            Some("builtin") => Some(ChatTemplate::builtin()),
+            Some(file) => {
+                let template = ChatTemplate::from_jinja(&text::read(Path::new(file))?);
+                template.check().with_context(|| format!("cannot use {file}"))?;
+                Some(template)
+            }
+        })
+    }
 }
 
 /// Which CodeGemma, and where and how it computes.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// Endings of the files that are taken from a folder.
-const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+const ENDINGS: [&str; 11] = ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff"];
 
 /// The files that are meant, each once, in the order of the arguments; those of a folder or a pattern by name.
 ///
@@ -21,7 +21,7 @@ pub(crate) fn find(names: &[String]) -> Result<Vec<PathBuf>> {
         let path = Path::new(name);
         let files = if path.is_dir() {
             let images = listed(path)?.into_iter().filter(|file| is_image(file)).collect();
-            some(images, name, "the folder holds no PNG, JPEG or WebP file")?
+            some(images, name, "the folder holds no image (PNG, JPEG, WebP, GIF, BMP or TIFF)")?
         } else if !path.exists() && name.contains(['*', '?']) {
             some(matching(path)?, name, "no file matches the pattern")?
         } else {
@@ -37,9 +37,12 @@ fn some(files: Vec<PathBuf>, name: &str, otherwise: &str) -> Result<Vec<PathBuf>
     if files.is_empty() { bail!("{name}: {otherwise}") } else { Ok(files) }
 }
 
+/// Is this a file of a folder that is meant? Hidden files are not, among them the `._IMG_1.JPG` that macOS leaves beside
+/// each file on other systems' disks and that holds no image.
 fn is_image(file: &Path) -> bool {
+    let hidden = file.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
     let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
-    file.is_file() && ENDINGS.contains(&ending.as_str())
+    !hidden && file.is_file() && ENDINGS.contains(&ending.as_str())
 }
 
 /// What a folder holds, by name.
@@ -122,19 +125,19 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("sub")).expect("made");
-        for name in ["b.png", "a.JPG", "c.webp", "notes.txt", ".hidden.png", "sub/d.png"] {
+        for name in ["b.png", "a.JPG", "c.webp", "e.jfif", "F.TIF", "notes.txt", ".hidden.png", "._a.JPG", "sub/d.png"] {
             fs::write(at(name), "").expect("written");
         }
         let name = |name: &str| at(name).display().to_string();
         let find =
             |names: &[String]| find(names).map(|files| files.iter().map(|file| file.display().to_string()).collect());
         let in_folder: Vec<String> = find(&[name("")]).expect("images");
-        assert_eq!(in_folder.len(), 4, "{in_folder:?}");
+        assert_eq!(in_folder.len(), 5, "{in_folder:?}");
         let found: Vec<String> = find(&[name("c.webp"), name("*.png"), name("b.png")]).expect("images");
         assert_eq!(found, [name("c.webp"), name("b.png")]);
         assert_eq!(find(&[name("s*/?.png")]).expect("images"), [name("sub/d.png")]);
         fs::create_dir(at("empty")).expect("made");
-        for (wrong, said) in [("*.gif", "no file matches"), ("empty", "holds no PNG")] {
+        for (wrong, said) in [("*.gif", "no file matches"), ("empty", "holds no image")] {
             let error = find(&[name(wrong)]).expect_err(wrong).to_string();
             assert!(error.contains(said), "{error}");
         }

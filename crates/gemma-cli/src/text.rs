@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, BufRead, Read},
+    str::Utf8Error,
     path::Path,
 };
 
@@ -18,26 +19,62 @@ pub(crate) fn given(text: Option<&str>, file: Option<&Path>) -> Result<String> {
     }
 }
 
+/// Most bytes of a text: a book has one million, and an endless file has no end.
+const LONGEST: u64 = 256 << 20;
+/// Most bytes of a line, which is held whole.
+const LONGEST_LINE: u64 = 16 << 20;
+
 /// What the file holds; `-` is standard input.
 pub(crate) fn read(file: &Path) -> Result<String> {
     if file == Path::new("-") {
         return standard_input();
     }
-    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let bytes = read_bytes(file)?;
     utf8(bytes).with_context(|| format!("cannot use {}", file.display()))
 }
 
+/// The bytes of a file, of which there may be as many as a text has at most.
+pub(crate) fn read_bytes(file: &Path) -> Result<Vec<u8>> {
+    let open = || format!("cannot read {}", file.display());
+    bounded(fs::File::open(file).with_context(open)?, LONGEST).with_context(open)
+}
+
 fn standard_input() -> Result<String> {
+    utf8(bounded(io::stdin().lock(), LONGEST).context("cannot read standard input")?).context("cannot use standard input")
+}
+
+fn bounded(input: impl Read, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
-    utf8(bytes).context("cannot use standard input")
+    input.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        bail!("it has more than {} MB", limit >> 20);
+    }
+    Ok(bytes)
+}
+
+/// The next line without its line break, `None` at the end.
+pub(crate) fn line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    if input.take(LONGEST_LINE + 1).read_until(b'\n', &mut line).context("it cannot be read")? == 0 {
+        return Ok(None);
+    }
+    if line.len() as u64 > LONGEST_LINE {
+        bail!("a line has more than {} MB", LONGEST_LINE >> 20);
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+        line.pop_if(|last| *last == b'\r');
+    }
+    Ok(Some(line))
 }
 
 fn utf8(bytes: Vec<u8>) -> Result<String> {
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(text),
-        Err(error) => bail!("it is not UTF-8 text (byte {})", error.utf8_error().valid_up_to()),
-    }
+    String::from_utf8(bytes).map_err(|error| anyhow::anyhow!(not_utf8(error.utf8_error())))
+}
+
+/// What is wrong with bytes that are no text, in a sentence.
+pub(crate) fn not_utf8(error: Utf8Error) -> String {
+    format!("it is not UTF-8 text (byte {})", error.valid_up_to())
 }
 
 #[cfg(test)]
@@ -54,5 +91,16 @@ mod tests {
         fs::write(&path, "zwölf\n").expect("written");
         assert_eq!(given(None, Some(&path)).ok().as_deref(), Some("zwölf\n"));
         assert_eq!(given(Some("x"), None).ok().as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn endless_input_ends_with_an_error() {
+        assert!(bounded(io::repeat(0), 1000).is_err());
+        assert_eq!(bounded(io::repeat(7).take(1000), 1000).expect("at the edge").len(), 1000);
+        assert!(line(&mut io::BufReader::new(io::repeat(b'x'))).is_err());
+        let mut lines = &b"a\r\n\n\xe9\nlast"[..];
+        let mut next = || line(&mut lines).expect("short lines");
+        assert_eq!([next(), next(), next(), next(), next()], [
+            Some(b"a".to_vec()), Some(Vec::new()), Some(b"\xe9".to_vec()), Some(b"last".to_vec()), None]);
     }
 }

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use gemma_tokenizer::TokenId;
 use serde_json::Value;
 
+use crate::text;
+
 /// What a file of token ids holds.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TokenRows {
@@ -19,7 +21,7 @@ impl TokenRows {
     /// Reads the file; ids are not yet compared with a vocabulary.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let name = path.display();
-        let text = std::fs::read(path).with_context(|| format!("cannot read the tokens file {name}"))?;
+        let text = text::read_bytes(path).with_context(|| format!("the tokens file {name}"))?;
         let value = serde_json::from_slice(&text).with_context(|| format!("the tokens file {name} is not JSON"))?;
         Self::parse(value).with_context(|| format!("the tokens file {name} cannot be used"))
     }

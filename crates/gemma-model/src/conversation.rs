@@ -8,7 +8,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use crate::{Error, Model, Network};
 use gemma_generate::{Cache, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings};
-use gemma_tokenizer::{TokenId, Turn};
+use gemma_tokenizer::{ChatTemplate, TokenId, Turn};
 
 /// An answer is left at least this part of the context, or its longest length where that is less.
 const ANSWER_PART: usize = 4;
@@ -18,6 +18,10 @@ const ANSWER_PART: usize = 4;
 pub struct Conversation<'m, N: Network> {
     model: &'m Model<N>,
     options: GenerateOptions,
+    /// How turns become a prompt.
+    template: ChatTemplate,
+    /// Standing instructions, which are never forgotten.
+    system: Option<Turn>,
     turns: Vec<Turn>,
     /// The sequence of `turns`; `None` when it has to begin anew.
     sequence: Option<Sequence<N::Cache>>,
@@ -37,7 +41,22 @@ pub struct Answered {
 impl<'m, N: Network> Conversation<'m, N> {
     /// An empty conversation.
     pub fn new(model: &'m Model<N>, options: GenerateOptions) -> Self {
-        Self { model, options, turns: Vec::new(), sequence: None }
+        Self { model, options, template: model.chat_template().clone(), system: None, turns: Vec::new(), sequence: None }
+    }
+
+    /// The same conversation with another chat template than the model's.
+    pub fn with_template(mut self, template: ChatTemplate) -> Self {
+        self.template = template;
+        self.sequence = None;
+        self
+    }
+
+    /// The same conversation under standing instructions, which stay when older turns are forgotten. Where the model's
+    /// format has no system turn, they stand in front of the first question.
+    pub fn with_system(mut self, text: impl Into<String>) -> Self {
+        self.system = Some(Turn::system(text));
+        self.sequence = None;
+        self
     }
 
     /// Says something and hands the answer to `show`, piece by piece; `cancel` ends it early.
@@ -87,7 +106,10 @@ impl<'m, N: Network> Conversation<'m, N> {
     fn begin(&mut self) -> Result<(Generation<'m, N>, usize), Error> {
         let (network, stop) = (self.model.network(), self.model.stop_tokens());
         let tokenizer = self.model.tokenizer()?;
-        let prompt = |forgotten: usize| tokenizer.chat(self.model.chat_template(), &self.turns[2 * forgotten..], true);
+        let prompt = |forgotten: usize| {
+            let turns: Vec<Turn> = self.system.iter().chain(&self.turns[2 * forgotten..]).cloned().collect();
+            tokenizer.chat(&self.template, &turns, true)
+        };
         let mut whole = prompt(0)?;
         let mut forgotten = 0;
         if let Some(context) = network.context_length() {
@@ -105,7 +127,7 @@ impl<'m, N: Network> Conversation<'m, N> {
         let turns = self.turns.len() - 2 * forgotten;
         // what is to be forgotten is only forgotten once the rest is known to fit
         let reused = self.sequence.take().filter(|_| forgotten == 0).and_then(|sequence| {
-            let new = unread(&whole, sequence.tokens(), turns - 1, tokenizer.end_of_turn()?)?;
+            let new = unread(&whole, sequence.tokens(), turns - 1, self.system.is_some(), tokenizer.end_of_turn()?)?;
             let fits = network.context_length().is_none_or(|limit| sequence.len() + new.len() <= limit);
             fits.then_some((sequence, new))
         });
@@ -117,7 +139,7 @@ impl<'m, N: Network> Conversation<'m, N> {
         Ok((generation, forgotten))
     }
 
-    /// Forgets everything.
+    /// Forgets everything but the standing instructions.
     pub fn reset(&mut self) {
         self.turns.clear();
         self.sequence = None;
@@ -142,16 +164,23 @@ impl<'m, N: Network> Conversation<'m, N> {
 }
 
 /// The part of `whole` (the conversation in tokens, newest question included) that comes after the last answer, when
-/// the model has read (`read`) everything before; `turns` turns precede the question, each closed by one `end`.
+/// the model has read (`read`) everything before; `turns` turns precede the question, each closed by one `end`, and
+/// perhaps a system turn, closed or not.
 ///
 /// The answer is not looked for by its tokens: a model may spell a text in other tokens than the tokenizer would, and
 /// the chat format trims spaces. `None` when the format does not close every turn with `end`.
-fn unread<'w>(whole: &'w [TokenId], read: &[TokenId], turns: usize, end: TokenId) -> Option<&'w [TokenId]> {
+fn unread<'w>(
+    whole: &'w [TokenId],
+    read: &[TokenId],
+    turns: usize,
+    system: bool,
+    end: TokenId,
+) -> Option<&'w [TokenId]> {
     let ends: Vec<usize> = (0..whole.len()).filter(|&place| whole[place] == end).collect();
-    if turns == 0 || ends.len() != turns + 1 {
+    if turns == 0 || !(turns + 1..=turns + 1 + usize::from(system)).contains(&ends.len()) {
         return None;
     }
-    let closing = ends[turns - 1];
+    let closing = ends[ends.len() - 2];
     // The model has usually closed its answer itself.
     let closed = read.last() == Some(&end);
     Some(&whole[closing + usize::from(closed)..])
@@ -167,14 +196,18 @@ mod tests {
     #[test]
     fn only_what_follows_the_last_answer_is_read() {
         let read_and_closed = [2, 8, 20, 30, 9, 10, 8, 21, 99, 98, 9];
-        assert_eq!(unread(&WHOLE, &read_and_closed, 2, 9), Some(&[10, 8, 20, 32, 9][..]));
+        assert_eq!(unread(&WHOLE, &read_and_closed, 2, false, 9), Some(&[10, 8, 20, 32, 9][..]));
         let cut_short = [2, 8, 20, 30, 9, 10, 8, 21, 99];
-        assert_eq!(unread(&WHOLE, &cut_short, 2, 9), Some(&[9, 10, 8, 20, 32, 9][..]));
+        assert_eq!(unread(&WHOLE, &cut_short, 2, false, 9), Some(&[9, 10, 8, 20, 32, 9][..]));
     }
 
     #[test]
     fn a_format_that_closes_turns_otherwise_is_read_anew() {
-        assert_eq!(unread(&WHOLE, &[2], 4, 9), None);
-        assert_eq!(unread(&WHOLE, &[2], 0, 9), None);
+        assert_eq!(unread(&WHOLE, &[2], 4, false, 9), None);
+        assert_eq!(unread(&WHOLE, &[2], 0, false, 9), None);
+        // two turns and a system turn that is closed, too; without one, the same is another format
+        let new = &[10, 8, 20, 32, 9][..];
+        assert_eq!(unread(&WHOLE, &[2, 9], 1, true, 9), Some(new));
+        assert_eq!(unread(&WHOLE, &[2, 9], 1, false, 9), None);
     }
 }

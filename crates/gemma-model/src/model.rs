@@ -177,6 +177,11 @@ impl<N: Network> Model<N> {
         &self.chat_template
     }
 
+    /// Uses another chat template, such as the built-in one in place of one that fails.
+    pub fn set_chat_template(&mut self, template: ChatTemplate) {
+        self.chat_template = template;
+    }
+
     /// Continues `prompt`, which is read as it is, with `<bos>` in front.
     ///
     /// # Errors
@@ -287,16 +292,16 @@ pub fn read_tokenizer(checkpoint: &Checkpoint, family: Family) -> Result<Option<
     Ok(Some(Tokenizer::from_sentencepiece(&model, family)?))
 }
 
-/// The chat template of a checkpoint, or Gemma's.
+/// The chat template of a checkpoint, or Gemma's. One that cannot be used is reported when a conversation begins.
 ///
 /// # Errors
-/// When its file is not a sound one.
+/// When a file cannot be read.
 pub fn read_chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error> {
     if let Some(source) = checkpoint.file("chat_template.jinja")? {
-        return Ok(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source))?);
+        return Ok(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source)));
     }
     let file = checkpoint.file("tokenizer_config.json")?;
-    let template = file.map(|json| ChatTemplate::from_tokenizer_config(&json)).transpose()?.flatten();
+    let template = file.and_then(|json| ChatTemplate::from_tokenizer_config(&json));
     Ok(template.unwrap_or_else(ChatTemplate::builtin))
 }
 

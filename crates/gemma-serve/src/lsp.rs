@@ -8,6 +8,7 @@
 
 mod answer;
 mod documents;
+mod protocol;
 mod wire;
 mod worker;
 
@@ -17,20 +18,20 @@ use codegemma::{CodeGemma, Extent, InfillOptions, Order};
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
 use documents::{Documents, Encoding};
 use gemma_generate::GenerateOptions;
-use lsp_server::{ErrorCode, Message, Notification, Request, RequestId, Response};
-use lsp_types as lsp;
+use protocol::{Change, Client, Wanted};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use worker::{Job, News};
+use wire::{ErrorCode, Incoming};
+use worker::{Event, Job};
 
 /// How the server completes.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How a gap is filled.
+    /// How a hole is filled.
     pub infill: InfillOptions,
     /// Open documents of the same language that go into the prompt beside the one at hand.
     pub open_files: usize,
@@ -39,7 +40,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// At most 64 tokens, one block, a prompt of 1024 tokens in the order suffix, prefix, middle, two open files, five
+    /// At most 64 tokens, one block, a prompt of 1024 tokens in the order suffix, prefix, completion, two open files, five
     /// seconds, 40 milliseconds of patience.
     fn default() -> Self {
         let infill = InfillOptions {
@@ -69,13 +70,13 @@ pub fn serve(
 ) -> Result<(), Error> {
     let (from_client, incoming) = unbounded();
     let (to_worker, jobs) = unbounded();
-    let (from_worker, news) = unbounded();
+    let (from_worker, events) = unbounded();
     // not joined: it may wait for a client that sends nothing more
     std::thread::spawn(move || wire::read_all(reader, &from_client));
     std::thread::scope(|scope| {
         scope.spawn(move || worker::run(load, options, &jobs, &from_worker));
         let mut server = Server::new(writer, options, to_worker);
-        let ended = server.run(&incoming, &news);
+        let ended = server.run(&incoming, &events);
         server.cancel_all();
         // drops the queue: the worker ends
         drop(server);
@@ -96,8 +97,9 @@ struct Pending {
     uri: String,
     kind: Kind,
     place: Place,
+    id: Value,
     cancel: Arc<AtomicBool>,
-    progress: Option<lsp::ProgressToken>,
+    progress: Option<Value>,
 }
 
 struct Server<'o, W> {
@@ -109,13 +111,14 @@ struct Server<'o, W> {
     /// Whether the client shows progress that the server begins.
     shows_progress: bool,
     documents: Documents,
-    pending: HashMap<RequestId, Pending>,
+    /// By their ids, as JSON.
+    pending: HashMap<String, Pending>,
     /// Why there is no model.
     broken: Option<String>,
     loading: Loading,
 }
 
-/// How much of the loading of the model the client was told.
+/// How much of the loading of the model the client was shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Loading {
     Unannounced,
@@ -141,188 +144,149 @@ impl<'o, W: Write> Server<'o, W> {
         }
     }
 
-    fn run(&mut self, incoming: &Receiver<wire::Incoming>, news: &Receiver<News>) -> Result<(), Error> {
+    fn run(&mut self, incoming: &Receiver<Incoming>, events: &Receiver<Event>) -> Result<(), Error> {
         loop {
             select! {
                 recv(incoming) -> message => match message {
-                    Ok(wire::Incoming::Message(Message::Notification(note))) if note.method == "exit" => {
+                    Ok(Incoming::Notification { method, .. }) if method == "exit" => {
                         return if self.stage == Stage::ShutDown { Ok(()) } else { Err(Error::Abandoned) };
                     }
-                    Ok(wire::Incoming::Message(message)) => self.receive(message)?,
-                    Ok(wire::Incoming::Malformed(code, reason)) => self.complain(code, &reason)?,
+                    Ok(Incoming::Request { id, method, params }) => self.request(id, &method, &params)?,
+                    Ok(Incoming::Notification { method, params }) => self.notification(&method, &params)?,
+                    // to what the server asked: whether progress may be shown
+                    Ok(Incoming::Response) => {}
+                    Ok(Incoming::Malformed { id, code, reason }) => self.refuse(id, code, &reason)?,
                     // the end of the input: a client that shut the server down may just leave
                     Err(_) => return if self.stage == Stage::ShutDown { Ok(()) } else { Err(Error::Abandoned) },
                 },
-                recv(news) -> news => match news {
-                    Ok(news) => self.hear(news)?,
+                recv(events) -> event => match event {
+                    Ok(event) => self.on_event(event)?,
                     Err(_) => return Err(Error::Abandoned),
                 },
             }
         }
     }
 
-    fn receive(&mut self, message: Message) -> Result<(), Error> {
-        match message {
-            Message::Request(request) => self.request(request),
-            Message::Notification(note) => self.note(note),
-            // to what the server asked: whether progress may be shown
-            Message::Response(_) => Ok(()),
-        }
-    }
-
-    fn request(&mut self, request: Request) -> Result<(), Error> {
-        let id = request.id.clone();
-        match (self.stage, request.method.as_str()) {
-            (Stage::New, "initialize") => self.initialize(request),
-            (Stage::New, _) => self.refuse(id, ErrorCode::ServerNotInitialized, "the first request is `initialize`"),
+    fn request(&mut self, id: Value, method: &str, params: &Value) -> Result<(), Error> {
+        match (self.stage, method) {
+            (Stage::New, "initialize") => self.initialize(id, &Client::read(params)),
+            (Stage::New, _) => self.refuse(id, ErrorCode::NotInitialized, "the first request is `initialize`"),
             (Stage::ShutDown, _) => self.refuse(id, ErrorCode::InvalidRequest, "the server was shut down"),
             (Stage::Running, "shutdown") => {
                 self.stage = Stage::ShutDown;
                 self.cancel_all();
                 self.answer(id, Value::Null)
             }
-            (Stage::Running, "textDocument/inlineCompletion") => {
-                match serde_json::from_value::<lsp::InlineCompletionParams>(request.params) {
-                    Ok(params) => self.inline_completion(id, params),
-                    Err(error) => self.refuse(id, ErrorCode::InvalidParams, &error.to_string()),
-                }
-            }
-            (Stage::Running, "textDocument/completion") => {
-                match serde_json::from_value::<lsp::CompletionParams>(request.params) {
-                    Ok(params) => self.completion(id, params),
-                    Err(error) => self.refuse(id, ErrorCode::InvalidParams, &error.to_string()),
+            (Stage::Running, "textDocument/inlineCompletion" | "textDocument/completion") => {
+                let kind = if method == "textDocument/completion" { Kind::Menu } else { Kind::Inline };
+                match Wanted::read(params, kind == Kind::Inline) {
+                    Ok(wanted) => self.complete(id, kind, wanted),
+                    Err(reason) => self.refuse(id, ErrorCode::InvalidParams, &reason),
                 }
             }
             (Stage::Running, "initialize") => {
                 self.refuse(id, ErrorCode::InvalidRequest, "the server is initialized already")
             }
             (Stage::Running, method) => {
-                let reason = format!("{method} is not offered");
-                self.refuse(id, ErrorCode::MethodNotFound, &reason)
+                let method: String = method.chars().take(60).collect();
+                self.refuse(id, ErrorCode::MethodNotFound, &format!("{method} is not offered"))
             }
         }
     }
 
-    fn initialize(&mut self, request: Request) -> Result<(), Error> {
-        let params: lsp::InitializeParams = match serde_json::from_value(request.params) {
-            Ok(params) => params,
-            Err(error) => return self.refuse(request.id, ErrorCode::InvalidParams, &error.to_string()),
-        };
-        let general = params.capabilities.general.and_then(|general| general.position_encodings).unwrap_or_default();
-        if general.contains(&lsp::PositionEncodingKind::UTF8) {
-            self.encoding = Encoding::Utf8;
-        }
-        self.shows_progress = params.capabilities.window.and_then(|window| window.work_done_progress).unwrap_or(false);
+    fn initialize(&mut self, id: Value, client: &Client) -> Result<(), Error> {
+        self.encoding = Encoding::agreed(&client.encodings);
+        self.shows_progress = client.shows_progress;
+        self.documents.folders().clone_from(&client.folders);
         self.stage = Stage::Running;
         self.answer(
-            request.id,
+            id,
             json!({
                 "capabilities": {
                     "positionEncoding": self.encoding.name(),
                     "textDocumentSync": { "openClose": true, "change": 2 },
                     "inlineCompletionProvider": { "workDoneProgress": true },
                     "completionProvider": { "workDoneProgress": true },
+                    "workspace": { "workspaceFolders": { "supported": true, "changeNotifications": true } },
                 },
                 "serverInfo": { "name": "gemma", "version": env!("CARGO_PKG_VERSION") },
             }),
         )
     }
 
-    fn note(&mut self, note: Notification) -> Result<(), Error> {
-        // what cannot be understood cannot be answered either: a notification has no answer
-        match note.method.as_str() {
-            "$/cancelRequest" => {
-                if let Ok(params) = serde_json::from_value::<lsp::CancelParams>(note.params) {
-                    let id = match params.id {
-                        lsp::NumberOrString::Number(number) => RequestId::from(number),
-                        lsp::NumberOrString::String(text) => RequestId::from(text),
-                    };
-                    self.give_up(&id, ErrorCode::RequestCanceled, "cancelled")?;
-                }
+    /// What cannot be understood cannot be answered either: a notification has no answer.
+    fn notification(&mut self, method: &str, params: &Value) -> Result<(), Error> {
+        let document = &params["textDocument"];
+        match (method, document["uri"].as_str()) {
+            ("$/cancelRequest", _) => {
+                self.give_up(&params["id"].to_string(), ErrorCode::RequestCancelled, "cancelled")?;
             }
-            "textDocument/didOpen" => {
-                if let Ok(params) = serde_json::from_value::<lsp::DidOpenTextDocumentParams>(note.params) {
-                    self.outdate(params.text_document.uri.as_str())?;
-                    self.documents.open(params.text_document);
-                }
+            ("textDocument/didOpen", Some(uri)) => {
+                self.outdate(uri)?;
+                let text = |field: &str| document[field].as_str().unwrap_or_default().to_owned();
+                self.documents.open(uri.to_owned(), text("languageId"), text("text"));
             }
-            "textDocument/didChange" => {
-                if let Ok(params) = serde_json::from_value::<lsp::DidChangeTextDocumentParams>(note.params) {
-                    self.outdate(params.text_document.uri.as_str())?;
-                    self.documents.change(params, self.encoding);
-                }
+            ("textDocument/didChange", Some(uri)) => {
+                self.outdate(uri)?;
+                let changes: Option<Vec<Change>> = protocol::changes(params);
+                self.documents.change(uri, changes, self.encoding);
             }
-            "textDocument/didClose" => {
-                if let Ok(params) = serde_json::from_value::<lsp::DidCloseTextDocumentParams>(note.params) {
-                    self.outdate(params.text_document.uri.as_str())?;
-                    self.documents.close(params.text_document.uri.as_str());
-                }
+            ("textDocument/didClose", Some(uri)) => {
+                self.outdate(uri)?;
+                self.documents.close(uri);
+            }
+            ("workspace/didChangeWorkspaceFolders", _) => {
+                let (added, removed) = (&params["event"]["added"], &params["event"]["removed"]);
+                let removed = protocol::uris(removed);
+                let folders = self.documents.folders();
+                folders.retain(|folder| !removed.contains(folder));
+                folders.extend(protocol::uris(added));
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn inline_completion(&mut self, id: RequestId, params: lsp::InlineCompletionParams) -> Result<(), Error> {
-        let at = params.text_document_position;
-        let selected = params.context.selected_completion_info;
-        let automatic = params.context.trigger_kind == lsp::InlineCompletionTriggerKind::Automatic;
-        let token = params.work_done_progress_params.work_done_token;
-        let selected = selected.map(|selected| (selected.range, selected.text));
-        self.complete(id, Kind::Inline, &at, selected, automatic, token)
-    }
-
-    fn completion(&mut self, id: RequestId, params: lsp::CompletionParams) -> Result<(), Error> {
-        let token = params.work_done_progress_params.work_done_token;
-        let automatic =
-            params.context.is_some_and(|context| context.trigger_kind != lsp::CompletionTriggerKind::INVOKED);
-        self.complete(id, Kind::Menu, &params.text_document_position, None, automatic, token)
-    }
-
-    fn complete(
-        &mut self,
-        id: RequestId,
-        kind: Kind,
-        at: &lsp::TextDocumentPositionParams,
-        selected: Option<(lsp::Range, String)>,
-        automatic: bool,
-        progress: Option<lsp::ProgressToken>,
-    ) -> Result<(), Error> {
+    fn complete(&mut self, id: Value, kind: Kind, wanted: Wanted) -> Result<(), Error> {
         if let Some(reason) = self.broken.clone() {
             return self.refuse(id, ErrorCode::RequestFailed, &reason);
         }
-        let uri = at.text_document.uri.as_str().to_owned();
+        let uri = wanted.uri;
         let Some(document) = self.documents.get(&uri) else {
-            let reason = format!("{uri} is not open; send textDocument/didOpen first");
+            let shown: String = uri.chars().take(200).collect();
+            let reason = format!("{shown} is not open; send textDocument/didOpen first");
             return self.refuse(id, ErrorCode::InvalidParams, &reason);
         };
-        let place = match selected {
+        let place = match wanted.selected {
             Some((range, text)) => Place::selected(document, self.encoding, range, text),
-            None => Place::cursor(document, self.encoding, at.position, kind),
+            None => Place::cursor(document, self.encoding, wanted.position, kind),
         };
-        let infill = place.infill(document, self.documents.others(&uri, self.options.open_files));
-        if self.pending.contains_key(&id) {
+        let others = self.documents.others(&uri, self.options.open_files);
+        let infill = place.infill(&self.documents, document, others);
+        let key = id.to_string();
+        if self.pending.contains_key(&key) {
             return self.refuse(id, ErrorCode::InvalidRequest, "a request with this id is still being answered");
         }
         // the same question again replaces the last one
-        let older: Vec<RequestId> = self.pending_of(&uri, |pending| pending.kind == kind);
-        for id in older {
-            self.give_up(&id, ErrorCode::ContentModified, "another request came")?;
+        let older: Vec<String> = self.pending_of(&uri, |pending| pending.kind == kind);
+        for older in older {
+            self.give_up(&older, ErrorCode::ContentModified, "another request came")?;
         }
         let cancel = Arc::new(AtomicBool::new(false));
-        let wait_until = Instant::now() + if automatic { self.options.debounce } else { Duration::ZERO };
+        let wait_until = Instant::now() + if wanted.automatic { self.options.debounce } else { Duration::ZERO };
+        let progress = wanted.progress;
         if let Some(token) = &progress {
             self.progress(token, json!({ "kind": "begin", "title": "Completing" }))?;
         }
-        let job = Job { id: id.clone(), infill, wait_until, cancel: cancel.clone() };
-        self.pending.insert(id, Pending { uri, kind, place, cancel, progress });
-        // a worker that is gone has said why before
+        let job = Job { id: key.clone(), infill, wait_until, cancel: cancel.clone() };
+        self.pending.insert(key, Pending { uri, kind, place, id, cancel, progress });
+        // a worker that is gone has reported why before
         let _ = self.worker.send(job);
         Ok(())
     }
 
     /// The unanswered requests about a document.
-    fn pending_of(&self, uri: &str, which: impl Fn(&Pending) -> bool) -> Vec<RequestId> {
+    fn pending_of(&self, uri: &str, which: impl Fn(&Pending) -> bool) -> Vec<String> {
         let about = self.pending.iter().filter(|(_, pending)| pending.uri == uri && which(pending));
         about.map(|(id, _)| id.clone()).collect()
     }
@@ -336,13 +300,13 @@ impl<'o, W: Write> Server<'o, W> {
     }
 
     /// Answers a request with an error now and lets the model stop.
-    fn give_up(&mut self, id: &RequestId, code: ErrorCode, reason: &str) -> Result<(), Error> {
-        let Some(pending) = self.pending.remove(id) else { return Ok(()) };
+    fn give_up(&mut self, key: &str, code: ErrorCode, reason: &str) -> Result<(), Error> {
+        let Some(pending) = self.pending.remove(key) else { return Ok(()) };
         pending.cancel.store(true, Ordering::Relaxed);
         if let Some(token) = &pending.progress {
             self.progress(token, json!({ "kind": "end" }))?;
         }
-        self.refuse(id.clone(), code, reason)
+        self.refuse(pending.id, code, reason)
     }
 
     fn cancel_all(&mut self) {
@@ -351,62 +315,59 @@ impl<'o, W: Write> Server<'o, W> {
         }
     }
 
-    fn hear(&mut self, news: News) -> Result<(), Error> {
-        match news {
-            News::Loading { done, total } => self.tell_loading(done, total),
-            News::Loaded => self.end_loading("ready"),
-            News::Broken(reason) => {
+    fn on_event(&mut self, event: Event) -> Result<(), Error> {
+        match event {
+            Event::Loading { done, total } => self.show_loading(done, total),
+            Event::Loaded => self.end_loading("ready"),
+            Event::Broken(reason) => {
                 self.end_loading("failed")?;
                 let message = format!("gemma: {reason}");
                 self.notify("window/showMessage", json!({ "type": 1, "message": message }))?;
-                let waiting: Vec<RequestId> = self.pending.keys().cloned().collect();
+                let waiting: Vec<String> = self.pending.keys().cloned().collect();
                 for id in waiting {
                     self.give_up(&id, ErrorCode::RequestFailed, &reason)?;
                 }
                 self.broken = Some(reason);
                 Ok(())
             }
-            News::Progress { id, characters } => {
+            Event::Progress { id, characters } => {
                 let token = self.pending.get(&id).and_then(|pending| pending.progress.clone());
                 let Some(token) = token else { return Ok(()) };
                 self.progress(&token, json!({ "kind": "report", "message": format!("{characters} characters") }))
             }
-            News::Done { id, result } => {
+            Event::Done { id, result } => {
                 // whoever asked may have been answered meanwhile
                 let Some(pending) = self.pending.remove(&id) else { return Ok(()) };
                 if let Some(token) = &pending.progress {
                     self.progress(token, json!({ "kind": "end" }))?;
                 }
                 match result {
-                    Ok(text) => self.answer(id, pending.place.answer(pending.kind, &text)),
-                    Err(reason) => self.refuse(id, ErrorCode::RequestFailed, &reason),
+                    Ok(text) => self.answer(pending.id, pending.place.answer(pending.kind, &text)),
+                    Err(reason) => self.refuse(pending.id, ErrorCode::RequestFailed, &reason),
                 }
             }
         }
     }
 
     /// Shows the loading of the model, in steps of a tenth.
-    fn tell_loading(&mut self, done: u64, total: u64) -> Result<(), Error> {
+    fn show_loading(&mut self, done: u64, total: u64) -> Result<(), Error> {
         if !self.shows_progress || self.stage != Stage::Running {
             return Ok(());
         }
         let percent = (100 * done).checked_div(total).unwrap_or(0).min(100);
-        let token = lsp::NumberOrString::String(LOADING.to_owned());
+        let token = Value::from(LOADING);
         match self.loading {
             Loading::Over => Ok(()),
-            Loading::Announced(told) if percent < told + 10 => Ok(()),
+            Loading::Announced(shown) if percent < shown + 10 => Ok(()),
             Loading::Announced(_) => {
                 self.loading = Loading::Announced(percent);
                 self.progress(&token, json!({ "kind": "report", "percentage": percent }))
             }
             Loading::Unannounced => {
                 self.loading = Loading::Announced(percent);
-                let ask = Request::new(
-                    RequestId::from(LOADING.to_owned()),
-                    "window/workDoneProgress/create".to_owned(),
-                    json!({ "token": LOADING }),
-                );
-                self.send(Message::Request(ask))?;
+                self.send(json!({
+                    "id": LOADING, "method": "window/workDoneProgress/create", "params": { "token": LOADING },
+                }))?;
                 self.progress(&token, json!({ "kind": "begin", "title": "Loading the model", "percentage": percent }))
             }
         }
@@ -418,33 +379,28 @@ impl<'o, W: Write> Server<'o, W> {
         if !announced {
             return Ok(());
         }
-        let token = lsp::NumberOrString::String(LOADING.to_owned());
+        let token = Value::from(LOADING);
         self.progress(&token, json!({ "kind": "end", "message": message }))
     }
 
-    fn progress(&mut self, token: &lsp::ProgressToken, value: Value) -> Result<(), Error> {
+    fn progress(&mut self, token: &Value, value: Value) -> Result<(), Error> {
         self.notify("$/progress", json!({ "token": token, "value": value }))
     }
 
     fn notify(&mut self, method: &str, params: Value) -> Result<(), Error> {
-        self.send(Message::Notification(Notification::new(method.to_owned(), params)))
+        self.send(json!({ "method": method, "params": params }))
     }
 
-    fn answer(&mut self, id: RequestId, result: Value) -> Result<(), Error> {
-        self.send(Message::Response(Response::new_ok(id, result)))
+    fn answer(&mut self, id: Value, result: Value) -> Result<(), Error> {
+        self.send(json!({ "id": id, "result": result }))
     }
 
-    fn refuse(&mut self, id: RequestId, code: ErrorCode, reason: &str) -> Result<(), Error> {
-        self.send(Message::Response(Response::new_err(id, code as i32, reason.to_owned())))
+    fn refuse(&mut self, id: Value, code: ErrorCode, reason: &str) -> Result<(), Error> {
+        self.send(json!({ "id": id, "error": { "code": code as i32, "message": reason } }))
     }
 
-    fn send(&mut self, message: Message) -> Result<(), Error> {
-        Ok(message.write(&mut self.writer)?)
-    }
-
-    /// Answers what is no message: there is no id to answer to.
-    fn complain(&mut self, code: ErrorCode, reason: &str) -> Result<(), Error> {
-        let error = json!({ "jsonrpc": "2.0", "id": null, "error": { "code": code as i32, "message": reason } });
-        Ok(wire::write(&mut self.writer, &error)?)
+    fn send(&mut self, mut message: Value) -> Result<(), Error> {
+        message["jsonrpc"] = "2.0".into();
+        Ok(wire::write(&mut self.writer, &message)?)
     }
 }

@@ -12,7 +12,7 @@ use crate::{Error, Result, TokenId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Family {
-    /// Gemma 1, 1.1 and 2.
+    /// Gemma 1, 1.1, 2 and 3.
     Gemma,
     /// CodeGemma: four of the unused pieces are the fill-in-the-middle tokens.
     CodeGemma,
@@ -94,7 +94,14 @@ pub(crate) const UNK: &str = "<unk>";
 pub(crate) const START_OF_TURN: &str = "<start_of_turn>";
 /// Name of the token that closes a turn of a chat.
 pub(crate) const END_OF_TURN: &str = "<end_of_turn>";
+/// Gemma 4's names for the two.
+const TURNS: [&str; 2] = ["<|turn>", "<turn|>"];
 const IMAGE: &str = "<image>";
+/// Name of the token that a chat template writes for an image (Gemma 3).
+pub(crate) const START_OF_IMAGE: &str = "<start_of_image>";
+const END_OF_IMAGE: &str = "<end_of_image>";
+/// Gemma 3's token for one row of an image's features.
+const IMAGE_SOFT_TOKEN: &str = "<image_soft_token>";
 /// CodeGemma's names, with the numbers at which plain Gemma files have `<unused60>` to `<unused63>`.
 const FIM: [(TokenId, &str); 4] =
     [(67, "<|fim_prefix|>"), (68, "<|fim_middle|>"), (69, "<|fim_suffix|>"), (70, "<|file_separator|>")];
@@ -105,9 +112,22 @@ const LOCATIONS: usize = 1024;
 const SEGMENTS: usize = 128;
 
 /// Control tokens that carry structure and no text: decoding leaves them out.
-const HIDDEN: [&str; 9] = [PAD, EOS, BOS, UNK, START_OF_TURN, END_OF_TURN, IMAGE, "<start_of_image>", "<end_of_image>"];
+const HIDDEN: [&str; 12] = [
+    PAD,
+    EOS,
+    BOS,
+    UNK,
+    START_OF_TURN,
+    END_OF_TURN,
+    TURNS[0],
+    TURNS[1],
+    IMAGE,
+    START_OF_IMAGE,
+    END_OF_IMAGE,
+    IMAGE_SOFT_TOKEN,
+];
 /// Control tokens that decoding shows, as the reference implementations do.
-const SHOWN: [&str; 4] = ["<mask>", "<2mass>", "[@BOS@]", "[toxicity=0]"];
+const SHOWN: [&str; 5] = ["<mask>", "<2mass>", "[@BOS@]", "[toxicity=0]", "[multimodal]"];
 
 /// The HTML tags of the vocabulary, each of which also has its closing tag.
 const HTML: [&str; 24] = [
@@ -219,24 +239,29 @@ pub struct ControlTokens {
     pub pad: Option<TokenId>,
     /// `<unk>`.
     pub unk: Option<TokenId>,
-    /// `<start_of_turn>`.
+    /// `<start_of_turn>` (Gemma 4: `<|turn>`).
     pub start_of_turn: Option<TokenId>,
-    /// `<end_of_turn>`: the end of a chat turn.
+    /// `<end_of_turn>`: the end of a chat turn (Gemma 4: `<turn|>`).
     pub end_of_turn: Option<TokenId>,
     /// The fill-in-the-middle tokens, when all four are there.
     pub fim: Option<FimTokens>,
-    /// `<image>`: stands for one patch of an image.
+    /// `<image>`: stands for one patch of an image (PaliGemma), or `<image_soft_token>`: for one row of its features
+    /// (Gemma 3).
     pub image: Option<TokenId>,
+    /// `<start_of_image>`: opens the features of an image (Gemma 3).
+    pub start_of_image: Option<TokenId>,
+    /// `<end_of_image>`: closes them.
+    pub end_of_image: Option<TokenId>,
 }
 
 /// CodeGemma's fill-in-the-middle tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FimTokens {
-    /// `<|fim_prefix|>`: the text before the gap follows.
+    /// `<|fim_prefix|>`: the text before the hole follows.
     pub prefix: TokenId,
-    /// `<|fim_middle|>`: what fills the gap follows.
+    /// `<|fim_middle|>`: the completion follows.
     pub middle: TokenId,
-    /// `<|fim_suffix|>`: the text after the gap follows.
+    /// `<|fim_suffix|>`: the text after the hole follows.
     pub suffix: TokenId,
     /// `<|file_separator|>`: another file follows.
     pub file_separator: TokenId,
@@ -259,10 +284,12 @@ impl ControlTokens {
             eos: required(EOS)?,
             pad: id(PAD),
             unk: id(UNK),
-            start_of_turn: id(START_OF_TURN),
-            end_of_turn: id(END_OF_TURN),
+            start_of_turn: id(START_OF_TURN).or_else(|| id(TURNS[0])),
+            end_of_turn: id(END_OF_TURN).or_else(|| id(TURNS[1])),
             fim,
-            image: id(IMAGE),
+            image: id(IMAGE).or_else(|| id(IMAGE_SOFT_TOKEN)),
+            start_of_image: id(START_OF_IMAGE),
+            end_of_image: id(END_OF_IMAGE),
         })
     }
 }

@@ -47,7 +47,7 @@ pub enum Error {
     },
 
     /// A piece that every Gemma vocabulary has is not there.
-    #[error("the vocabulary has no {piece}; take the tokenizer of a Gemma model")]
+    #[error("the vocabulary has no {piece}; take the tokenizer of a Gemma model that has it")]
     MissingPiece {
         /// The piece.
         piece: String,
@@ -55,7 +55,8 @@ pub enum Error {
 
     /// A piece appears under two numbers.
     #[error(
-        "the vocabulary gives {piece:?} both the numbers {first} and {second}; get the tokenizer again from where the model came from"
+        "the vocabulary gives {:?} both the numbers {first} and {second}; get the tokenizer again from where the model came from",
+        crate::jinja::cut(piece)
     )]
     PieceTwice {
         /// The piece.
@@ -68,7 +69,8 @@ pub enum Error {
 
     /// Two pieces share a number.
     #[error(
-        "the vocabulary gives {first:?} and {second:?} the same number {id}; get the tokenizer again from where the model came from"
+        "the vocabulary gives {:?} and {:?} the same number {id}; get the tokenizer again from where the model came from",
+        crate::jinja::cut(first), crate::jinja::cut(second)
     )]
     IdTwice {
         /// The number.
@@ -81,7 +83,8 @@ pub enum Error {
 
     /// A number beyond any vocabulary, which would only cost memory.
     #[error(
-        "the vocabulary gives {piece:?} the number {id}, but numbers end at {limit}; get the tokenizer again from where the model came from"
+        "the vocabulary gives {:?} the number {id}, but numbers end at {limit}; get the tokenizer again from where the model came from",
+        crate::jinja::cut(piece)
     )]
     IdTooLarge {
         /// The piece.
@@ -94,7 +97,8 @@ pub enum Error {
 
     /// A merge rule that makes something that is not a piece.
     #[error(
-        "tokenizer.json merges {left:?} and {right:?}, which gives no piece of the vocabulary; get the file again from where the model came from"
+        "tokenizer.json merges {:?} and {:?}, which gives no piece of the vocabulary; get the file again from where the model came from",
+        crate::jinja::cut(left), crate::jinja::cut(right)
     )]
     Merge {
         /// Left part.
@@ -104,38 +108,38 @@ pub enum Error {
     },
 
     /// No such role; see [`Role`](crate::Role).
-    #[error("{name:?} is not a role; use user, model (or assistant) or system")]
+    #[error("{name:?} is not a role; use user, model (or assistant), system (or developer) or tool")]
     UnknownRole {
         /// What was given.
         name: String,
     },
 
+    /// A message of another shape than OpenAI's interface has.
+    #[error("a message's {field} is not {wanted}")]
+    Message {
+        /// Path of the field.
+        field: &'static str,
+        /// What belongs there.
+        wanted: &'static str,
+    },
+
     /// The chat template refuses this conversation, in its own words.
-    #[error("{reason}")]
+    #[error("the chat template refuses the conversation: {reason}")]
     ChatRefused {
-        /// What the template says, for example `System role not supported`.
+        /// What the template says, for example `System role not supported`; at most a line or two.
         reason: String,
     },
 
     /// The model's chat template has an error.
-    #[error("the model's chat template failed: {reason}; use the built-in template instead")]
+    #[error("the model's chat template failed: {reason}; the built-in one can be used instead (--template builtin)")]
     Template {
-        /// What the template engine says.
+        /// What is wrong, and in which line.
         reason: String,
     },
 
     /// The model's chat template ran for too long or wrote too much.
     #[error(
-        "the model's chat template takes too much work to render (more than {fuel} steps); use the built-in template instead"
+        "the model's chat template takes too much work or memory to render; the built-in one can be used instead (--template builtin)"
     )]
-    TemplateCost {
-        /// The budget, in steps of the template engine (a step also pays for 64 bytes of data).
-        fuel: u64,
-    },
-
-    /// A message spells control tokens, and the template treats messages in a way that cannot be followed.
-    #[error(
-        "a message contains the text of a control token, and the model's chat template rewrites messages so that the two cannot be told apart; take that text out of the message or use the built-in template"
-    )]
-    TemplateRewritesControls,
+    TemplateCost,
 }

@@ -1,8 +1,6 @@
 //! Text to tokens and back for the Gemma family: control tokens, chat template, incremental decoding.
 //!
-//! This is the scriptorium of the walk: everything a person types passes through here once on its way to the model,
-//! and everything the model says passes through here on its way back. It knows no model and no tensor; a token is a
-//! number ([`TokenId`]) until a model reads it.
+//! It knows no model and no tensor; a token is a number ([`TokenId`]) until a model reads it.
 //!
 //! ```no_run
 //! use gemma_tokenizer::{ChatTemplate, Family, Tokenizer, Turn};
@@ -35,13 +33,15 @@
 //! | `engine` | byte-pair merging, by a merge list (the `tokenizers` crate) or by scores (SentencePiece's rule) |
 //! | `tokenizer_json`, `sentencepiece` | the two file formats |
 //! | `stream` | [`DecodeStream`]: tokens in, whole characters out |
-//! | `chat`, `jinja` | [`ChatTemplate`]: the built-in one and the file's own |
+//! | `tools` | [`ModelOutput`]: thoughts, calls of tools and text in what a model says |
+//! | `turn` | [`Turn`]: who says what, images, tool calls |
+//! | `chat`, `jinja` | [`ChatTemplate`]: the built-in one, and the interpreter for the model's own |
 //!
 //! # What is not supported
 //!
 //! Vocabularies of other families: a `tokenizer.json` with another normalizer, pre-tokenizer or decoder, or a
 //! SentencePiece model that is not a byte-pair model without dummy prefix, is refused with an error that names the
-//! field. Gemma 3 and later are not covered by the table of control tokens.
+//! field.
 
 mod chat;
 mod control;
@@ -53,13 +53,17 @@ mod sentencepiece;
 mod stream;
 mod tokenizer;
 mod tokenizer_json;
+mod tools;
+mod turn;
 mod vocabulary;
 
-pub use chat::{ChatPiece, ChatTemplate, RenderedChat, Role, Turn};
+pub use chat::{ChatOptions, ChatPiece, ChatTemplate, RenderedChat};
 pub use control::{ControlTokens, Family, FimTokens};
 pub use error::Error;
 pub use stream::DecodeStream;
 pub use tokenizer::{DecodeOptions, EncodeOptions, SentencePiece, Tokenizer};
+pub use tools::ModelOutput;
+pub use turn::{Part, Role, ToolCall, Turn};
 
 /// The number of a token in its vocabulary.
 pub type TokenId = u32;

@@ -18,6 +18,7 @@ pub(crate) mod kind {
     pub(crate) const UNKNOWN: u64 = 2;
     pub(crate) const CONTROL: u64 = 3;
     pub(crate) const USER_DEFINED: u64 = 4;
+    pub(crate) const UNUSED: u64 = 5;
     pub(crate) const BYTE: u64 = 6;
 }
 
@@ -52,7 +53,8 @@ pub(crate) fn read(bytes: &[u8], family: Family) -> Result<(Vocabulary, Engine)>
     }
     control::adapt(&mut vocabulary, family)?;
     let listing = |id: TokenId| match pieces.get(id as usize).map(|piece| piece.kind) {
-        Some(kind::CONTROL | kind::UNKNOWN) => Listing::Special,
+        // nothing merges into an unused piece, such as the `[PAD7]` that converters fill a vocabulary up with
+        Some(kind::CONTROL | kind::UNKNOWN | kind::UNUSED) => Listing::Special,
         Some(kind::USER_DEFINED) => Listing::Added,
         _ => Listing::Ordinary,
     };
@@ -141,8 +143,7 @@ fn parse_piece(mut message: Message<'_>) -> Result<Piece<'_>> {
     }
     match piece.kind {
         _ if piece.text.is_empty() => Err(message.error("a piece without text")),
-        kind::NORMAL | kind::UNKNOWN | kind::CONTROL | kind::USER_DEFINED | kind::BYTE => Ok(piece),
-        // UNUSED (5) pieces are split again after merging; no Gemma vocabulary has any.
+        kind::NORMAL | kind::UNKNOWN | kind::CONTROL | kind::USER_DEFINED | kind::UNUSED | kind::BYTE => Ok(piece),
         _ => Err(message.error("a piece of an unsupported type")),
     }
 }

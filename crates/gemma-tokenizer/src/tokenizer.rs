@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
-use crate::chat::{ChatTemplate, RenderedChat, Turn};
-use crate::control::{ControlTokens, END_OF_TURN, Family, START_OF_TURN};
+use crate::chat::{ChatOptions, ChatTemplate, RenderedChat};
+use crate::control::{ControlTokens, END_OF_TURN, Family, START_OF_IMAGE, START_OF_TURN};
 use crate::engine::{Engine, SPACE, with_spaces_replaced};
 use crate::literals::{Found, Literals};
 use crate::stream::DecodeStream;
+use crate::turn::Turn;
 use crate::vocabulary::{Kind, Vocabulary};
 use crate::{Error, Result, TokenId, sentencepiece, tokenizer_json};
 
@@ -122,31 +123,29 @@ impl Tokenizer {
     ///
     /// # Errors
     /// What the template refuses or fails at; [`Error::MissingPiece`] when the built-in template is used with a
-    /// vocabulary that has no turn tokens.
+    /// vocabulary that has no turn tokens, or none for images where the conversation has some.
     pub fn chat(&self, template: &ChatTemplate, turns: &[Turn], add_generation_prompt: bool) -> Result<Vec<TokenId>> {
+        self.chat_with(template, turns, &ChatOptions { add_generation_prompt, ..ChatOptions::default() })
+    }
+
+    /// [`chat`](Self::chat) with tools and other options.
+    ///
+    /// # Errors
+    /// As [`chat`](Self::chat).
+    pub fn chat_with(&self, template: &ChatTemplate, turns: &[Turn], options: &ChatOptions) -> Result<Vec<TokenId>> {
         if template.is_builtin() {
-            for name in [START_OF_TURN, END_OF_TURN] {
+            let images = turns.iter().any(|turn| turn.images() > 0);
+            for name in [START_OF_TURN, END_OF_TURN].into_iter().chain(images.then_some(START_OF_IMAGE)) {
                 self.token(name).ok_or_else(|| Error::MissingPiece { piece: name.to_owned() })?;
             }
         }
-        self.encode_chat(&template.render(turns, add_generation_prompt)?)
+        Ok(self.encode_chat(&template.render_with(turns, options)?))
     }
 
     /// The tokens of a rendered conversation: control tokens come from the template, never from a message, and
     /// `<bos>` stands in front exactly once.
-    ///
-    /// # Errors
-    /// [`Error::TemplateRewritesControls`] when a message spells control tokens and the template rewrote it, so that
-    /// they cannot be told from the template's own.
-    pub fn encode_chat(&self, chat: &RenderedChat) -> Result<Vec<TokenId>> {
-        let ids = self.encode_parts(chat.parts());
-        if let Some(harmless) = chat.harmless_rendering() {
-            let control = |ids: &[TokenId]| ids.iter().copied().filter(|id| self.is_control(*id)).collect::<Vec<_>>();
-            if control(&ids) != control(&self.encode_parts([(harmless, true)])) {
-                return Err(Error::TemplateRewritesControls);
-            }
-        }
-        Ok(self.with_bos(ids))
+    pub fn encode_chat(&self, chat: &RenderedChat) -> Vec<TokenId> {
+        self.with_bos(self.encode_parts(chat.parts()))
     }
 
     /// Encodes the concatenation of the parts; control tokens only where every byte is trusted.

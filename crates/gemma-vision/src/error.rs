@@ -24,8 +24,8 @@ pub enum Error {
         /// The most that is read.
         limit: u64,
     },
-    /// Bytes that are no PNG, JPEG or WebP image, or a damaged one.
-    #[error("{name}: not an image that can be read ({reason}); give a whole PNG, JPEG or WebP file")]
+    /// Bytes that are no image of a known format, or a damaged one.
+    #[error("{name}: not an image that can be read ({reason}); give a whole PNG, JPEG, WebP, GIF, BMP or TIFF file")]
     Image {
         /// The file, or what stands for it.
         name: String,
@@ -43,5 +43,17 @@ pub enum Error {
         height: u64,
         /// The most pixels that are decoded.
         limit: u64,
+    },
+    /// An image with a side longer than is decoded.
+    #[error("{name}: an image of {width} x {height} pixels is too thin; sides of at most {limit} pixels are decoded, make it smaller first")]
+    ImageSide {
+        /// The file, or what stands for it.
+        name: String,
+        /// Its width in pixels.
+        width: u32,
+        /// Its height in pixels.
+        height: u32,
+        /// The longest side that is decoded.
+        limit: u32,
     },
 }

@@ -1,8 +1,9 @@
 //! Images: from a file to RGB bytes, and from those to what the encoder reads.
 //!
 //! What Pillow's `convert("RGB")` makes of each kind of image is made of it here: grey is repeated, a palette looked
-//! up, transparency dropped, 16-bit colours keep their upper byte; 16-bit grey is cut off at 255, as Pillow does. The
-//! orientation that a camera noted is applied first. Memory is bounded before a pixel is decoded.
+//! up, transparency dropped, 16-bit colours keep their upper byte; 16-bit grey is cut off at 255, as Pillow does. Of an
+//! animation the first frame is taken. The orientation that a camera noted is applied first. Memory is bounded before a
+//! pixel is decoded.
 
 use std::fs::File;
 use std::io::{Cursor, Read};
@@ -11,12 +12,15 @@ use std::path::Path;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use crate::Error;
+use crate::jpeg;
 use crate::resample::{Filter, resize_rgb};
 
 /// The most bytes of a file that are read.
 const FILE_LIMIT: u64 = 256 << 20;
 /// The most pixels that are decoded: 300 MB as RGB. Pillow warns a little below that.
 pub const PIXEL_LIMIT: u64 = 100_000_000;
+/// The longest side that is decoded, in pixels: resizing holds rows of the target's width for each row of the image.
+pub const SIDE_LIMIT: u32 = 65_535;
 /// The most bytes that a decoder may hold: an image of [`PIXEL_LIMIT`] with four 16-bit channels, and something for
 /// the decoder itself.
 const MEMORY_LIMIT: u64 = 1 << 30;
@@ -43,11 +47,11 @@ impl Image {
         (bytes > 0 && rgb.len() == bytes).then_some(Self { width, height, rgb })
     }
 
-    /// Reads a PNG, JPEG or WebP file.
+    /// Reads a PNG, JPEG, WebP, GIF, BMP or TIFF file.
     ///
     /// # Errors
     /// When the file cannot be read, is no such image, is damaged or cut off, or has more than [`PIXEL_LIMIT`]
-    /// pixels.
+    /// pixels or a side beyond [`SIDE_LIMIT`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed = |cause| Error::File { path: path.to_owned(), cause };
         let file = File::open(path).map_err(failed)?;
@@ -67,42 +71,32 @@ impl Image {
         Self::decode(&bytes, &path.display().to_string())
     }
 
-    /// Reads the bytes of a PNG, JPEG or WebP file; `name` stands for it in messages.
+    /// Reads the bytes of such a file; `name` stands for it in messages.
     ///
     /// # Errors
     /// As [`Image::open`].
     pub fn decode(bytes: &[u8], name: &str) -> Result<Self, Error> {
-        let failed = |reason: String| {
-            let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-            Error::Image { name: name.to_owned(), reason }
-        };
-        let mut reader =
-            ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|cause| failed(cause.to_string()))?;
-        match reader.format() {
-            Some(ImageFormat::Png | ImageFormat::WebP) => {}
-            Some(ImageFormat::Jpeg) if is_cut_off(bytes) => return Err(failed("the file is cut off".into())),
-            Some(ImageFormat::Jpeg) => {}
-            _ => return Err(failed("its first bytes are those of another format".into())),
+        let failed = |reason: String| Error::Image { name: name.to_owned(), reason };
+        let format = image::guess_format(bytes).ok();
+        match format {
+            Some(ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp | ImageFormat::Tiff) => {}
+            Some(ImageFormat::Jpeg) => match jpeg::end(bytes) {
+                jpeg::End::Marker(end) => return decoded(&bytes[..end], ImageFormat::Jpeg, name).map_err(failed_as(name)),
+                jpeg::End::Missing => {
+                    let [first, second] = jpeg::completions(bytes)
+                        .map(|completed| decoded(&completed, ImageFormat::Jpeg, name).map_err(failed_as(name)));
+                    let image = first?;
+                    return if second? == image { Ok(image) } else { Err(failed("the file is cut off".into())) };
+                }
+            },
+            _ => {
+                return Err(failed(match foreign(bytes) {
+                    Some(format) => format!("{format} is not supported; convert it first"),
+                    None => "its first bytes are those of another format".into(),
+                }));
+            }
         }
-        let mut limits = Limits::default();
-        limits.max_alloc = Some(MEMORY_LIMIT);
-        reader.limits(limits);
-        let mut decoder = reader.into_decoder().map_err(|cause| failed(cause.to_string()))?;
-        let (width, height) = decoder.dimensions();
-        let pixels = u64::from(width) * u64::from(height);
-        if pixels == 0 || pixels > PIXEL_LIMIT {
-            let (width, height) = (width.into(), height.into());
-            return Err(Error::ImageSize { name: name.to_owned(), width, height, limit: PIXEL_LIMIT });
-        }
-        // a camera's note that cannot be read does not make the image unreadable
-        let orientation = decoder.orientation().ok();
-        let mut image = DynamicImage::from_decoder(decoder).map_err(|cause| failed(cause.to_string()))?;
-        if let Some(orientation) = orientation {
-            image.apply_orientation(orientation);
-        }
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        let rgb = rgb_bytes(image);
-        Ok(Self { width, height, rgb })
+        decoded(bytes, format.unwrap_or(ImageFormat::Png), name).map_err(failed_as(name))
     }
 
     /// Width in pixels.
@@ -197,14 +191,74 @@ impl Pixels {
     }
 }
 
-/// Whether a JPEG file ends before its image does: after the last start of scan comes no end marker. (Decoders fill
-/// what is missing with grey and say nothing.)
-fn is_cut_off(jpeg: &[u8]) -> bool {
-    let last = |marker: [u8; 2]| jpeg.windows(2).rposition(|bytes| bytes == marker);
-    match (last([0xff, 0xda]), last([0xff, 0xd9])) {
-        (Some(scan), Some(end)) => end < scan,
-        _ => true,
+/// Why an image could not be decoded: what the decoder said, or its size.
+enum Failure {
+    Decoder(String),
+    Size(Error),
+}
+
+fn failed_as(name: &str) -> impl Fn(Failure) -> Error {
+    move |failure| match failure {
+        Failure::Decoder(reason) => Error::Image { name: name.to_owned(), reason: one_line(&reason) },
+        Failure::Size(error) => error,
     }
+}
+
+fn one_line(reason: &str) -> String {
+    reason.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect()
+}
+
+/// Decodes an image of a known format, upright.
+fn decoded(bytes: &[u8], format: ImageFormat, name: &str) -> Result<Image, Failure> {
+    let failed = |cause: image::ImageError| Failure::Decoder(cause.to_string());
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MEMORY_LIMIT);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(failed)?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    let name = name.to_owned();
+    if pixels == 0 || pixels > PIXEL_LIMIT {
+        let (width, height) = (width.into(), height.into());
+        return Err(Failure::Size(Error::ImageSize { name, width, height, limit: PIXEL_LIMIT }));
+    }
+    if width.max(height) > SIDE_LIMIT {
+        return Err(Failure::Size(Error::ImageSide { name, width, height, limit: SIDE_LIMIT }));
+    }
+    // a camera's note that cannot be read does not make the image unreadable
+    let orientation = decoder.orientation().ok();
+    let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    if let Some(orientation) = orientation {
+        image.apply_orientation(orientation);
+    }
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    Ok(Image { width, height, rgb: rgb_bytes(image) })
+}
+
+/// The name of a format that is known and not decoded.
+fn foreign(bytes: &[u8]) -> Option<&'static str> {
+    let brand = |bytes: &[u8]| bytes.get(8..12).filter(|_| bytes.get(4..8) == Some(b"ftyp")).map(<[u8]>::to_vec);
+    if let Some(brand) = brand(bytes) {
+        return Some(match &brand[..] {
+            b"avif" | b"avis" => "AVIF",
+            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => "HEIC",
+            _ => "this kind of media file",
+        });
+    }
+    let starts: [(&[u8], &str); 10] = [
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cJXL ", "JPEG XL"),
+        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+        (b"8BPS", "a Photoshop file"),
+        (b"%PDF", "PDF"),
+        (b"<svg", "SVG"),
+        (b"<?xml", "SVG"),
+        (b"\0\0\x01\0", "ICO"),
+        (b"\x76\x2f\x31\x01", "OpenEXR"),
+        (b"qoif", "QOI"),
+    ];
+    starts.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, name)| *name)
 }
 
 /// The pixels as RGB bytes, `[height, width, 3]`, in the way of Pillow's `convert("RGB")`.
@@ -278,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_image_of_one_pixel_fills_the_square() {
+    fn an_image_of_one_pixel_fills_the_square() {
         let image = Image::decode(&png(&[7, 8, 9], 1, 1, Rgb8), "dot").unwrap();
         assert_eq!(image.squashed(28).rgb(), [7, 8, 9].repeat(28 * 28));
     }
@@ -291,8 +345,17 @@ mod tests {
             assert!(error.starts_with("cut.png: not an image"), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
-        for other in [&b"GIF89a\x01\x00\x01\x00\x80\x00\x00"[..], b"%PDF-1.7", b"\0\0\0\0", b"BM1234567890"] {
-            assert!(Image::decode(other, "x").is_err());
+        for other in [&b"GIF89a\x01\x00\x01\x00\x80\x00\x00"[..], b"%PDF-1.7", b"\0\0\0\0", b"BM1234567890", b"II*\0"] {
+            let error = Image::decode(other, "x").expect_err("no image").to_string();
+            assert!(!error.contains('\n'), "{error}");
+        }
+        for (foreign, name) in [
+            (&b"\0\0\0\x1cftypavif\0\0\0\0"[..], "AVIF"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+            (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        ] {
+            let error = Image::decode(foreign, "x").expect_err("another format").to_string();
+            assert!(error.contains(name), "{error}");
         }
         let mut jpeg = Vec::new();
         let noise: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * i % 251) as u8).collect();
@@ -301,6 +364,54 @@ mod tests {
         for length in [jpeg.len() - 2, jpeg.len() / 2, 10] {
             assert!(Image::decode(&jpeg[..length], "cut.jpg").is_err(), "{length} of {} bytes", jpeg.len());
         }
+    }
+
+    /// Bytes behind the image, or no end marker: what phones and panorama programs write.
+    #[test]
+    fn what_stands_behind_a_jpeg_image_does_not_matter() {
+        let mut jpeg = Vec::new();
+        let noise: Vec<u8> = (0..40 * 30 * 3).map(|i| (i * i % 251) as u8).collect();
+        ::image::codecs::jpeg::JpegEncoder::new(&mut jpeg).write_image(&noise, 40, 30, Rgb8).unwrap();
+        let whole = Image::decode(&jpeg, "whole.jpg").unwrap();
+        let bare = &jpeg[..jpeg.len() - 2];
+        let video: Vec<u8> = (0..5000_u32).map(|i| (i * 7919 >> 3) as u8).chain([0xff, 0xda, 0, 1, 2]).collect();
+        for (name, file) in [
+            ("a video", [&jpeg[..], &video].concat()),
+            ("zeros", [&jpeg[..], &[0; 100]].concat()),
+            ("another image", [&jpeg[..], &jpeg].concat()),
+            ("no end", bare.to_vec()),
+            ("no end, then zeros", [bare, &[0; 100]].concat()),
+        ] {
+            assert!(Image::decode(&file, "x.jpg").unwrap() == whole, "{name}");
+        }
+        for length in [bare.len() / 2, bare.len() - 40] {
+            let error = Image::decode(&bare[..length], "cut.jpg").expect_err("cut off").to_string();
+            assert!(error.contains("cut off"), "{error}");
+        }
+    }
+
+    #[test]
+    fn other_formats_are_read_by_their_bytes() {
+        let pixels = [10, 20, 30, 40, 50, 60];
+        let whole = Image::from_rgb(pixels.to_vec(), 2, 1).unwrap();
+        for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Gif] {
+            let mut file = Cursor::new(Vec::new());
+            let image = ::image::RgbImage::from_raw(2, 1, pixels.to_vec()).unwrap();
+            image.write_to(&mut file, format).unwrap();
+            assert!(Image::decode(file.get_ref(), "x").unwrap() == whole, "{format:?}");
+        }
+    }
+
+    /// An image of one column needs rows of the target's width for each of its pixels.
+    #[test]
+    fn a_thin_image_is_refused_by_its_header() {
+        let mut file = png(&[5], 1, 1, L8);
+        file[20..24].copy_from_slice(&10_000_000_u32.to_be_bytes());
+        let mut crc = flate2::Crc::new();
+        crc.update(&file[12..29]);
+        file[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+        let error = Image::decode(&file, "tall.png").expect_err("thin").to_string();
+        assert!(error.contains("1 x 10000000"), "{error}");
     }
 
     /// A header that claims more pixels than any memory holds is refused before anything is allocated.

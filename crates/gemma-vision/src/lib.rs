@@ -7,6 +7,7 @@
 //! | Module | What is in it |
 //! |---|---|
 //! | `image` | [`Image`], [`Pixels`]: decoding with bounded memory |
+//! | `jpeg` | where the image of a JPEG file ends |
 //! | `resample` | Pillow's resizing, to the last bit |
 //! | `siglip` | [`Siglip`], the image encoder |
 //! | `splice` | images among the embeddings of a text |
@@ -16,13 +17,14 @@
 mod config;
 mod error;
 mod image;
+mod jpeg;
 mod resample;
 mod siglip;
 mod splice;
 
 pub use config::SiglipConfig;
 pub use error::Error;
-pub use image::{Image, PIXEL_LIMIT, Pixels};
+pub use image::{Image, PIXEL_LIMIT, Pixels, SIDE_LIMIT};
 pub use resample::{Filter, resize_map, resize_rgb};
 pub use siglip::{LayerNorm, Siglip};
 pub use splice::splice;

@@ -73,14 +73,16 @@ impl Infill {
     }
 
     /// The prompt, of at most `budget` tokens. What does not fit is cut by whole lines, those nearest to the gap kept;
-    /// the prefix may fill three quarters of the room, the other files what prefix and suffix leave.
+    /// the prefix may fill three quarters of the room, the other files what prefix and suffix leave. Lines end in `\n`
+    /// whatever they end in here, and a byte order mark is left out.
     ///
     /// # Errors
     /// [`Error::NoInfilling`] when the tokenizer has no infilling tokens, [`Error::Budget`] when `budget` is too small
     /// for any prompt.
     pub fn prompt(&self, tokenizer: &Tokenizer, order: Order, budget: usize) -> Result<Prompt, Error> {
         let fim = fim_tokens(tokenizer)?;
-        let cut = cut::choose(self, tokenizer, budget)?;
+        let plain = self.plain();
+        let cut = cut::choose(&plain, tokenizer, budget)?;
         let mut tokens = vec![tokenizer.bos()];
         for file in &cut.files {
             tokens.extend(text_tokens(tokenizer, &format!("{}\n{}", file.path, file.text)));

@@ -33,6 +33,7 @@ mod error;
 mod fim;
 mod front;
 mod language;
+mod line_ending;
 mod middle;
 mod session;
 
@@ -42,6 +43,7 @@ pub use error::Error;
 pub use fim::{File, Infill, Order, Prompt, fim_tokens, stop_tokens};
 pub use front::{CodeGemma, InfillOptions};
 pub use language::Language;
+pub use line_ending::LineEnding;
 pub use middle::Extent;
 pub use session::{InfillStream, Infilled, Session};
 

@@ -158,6 +158,7 @@ struct Prepared<'m, 'o> {
 impl<'m, 'o> Prepared<'m, 'o> {
     fn new(model: &'m CodeGemma, infill: &Infill, options: &'o InfillOptions) -> Result<Self, Error> {
         let tokenizer = model.tokenizer()?;
+        let infill = &infill.plain();
         let context = gemma_generate::CausalModel::context_length(model.gemma().network());
         let room = context.map(|context| context.saturating_sub(options.generate.max_tokens));
         let budget = options.budget.unwrap_or(usize::MAX).min(room.unwrap_or(usize::MAX)).min(1 << 20);

@@ -10,15 +10,15 @@ use clap::Args;
 use gemma_auto::with_model;
 use gemma_generate::GenerateOptions;
 use gemma_model::{Answered, Conversation, Model, Network};
-use gemma_tokenizer::{Role, Turn};
+use gemma_tokenizer::{ChatTemplate, Role, Turn};
 use rustyline::{DefaultEditor, error::ReadlineError};
 
 use super::generate;
 use crate::{
-    args::{Model as ModelArgs, Sampling},
+    args::{ChatFormat, Model as ModelArgs, Sampling},
     interrupt::{self, Ending},
     new_file::NewFile,
-    output, session,
+    output, session, text,
 };
 
 /// Talk with a model that remembers the conversation.
@@ -30,6 +30,7 @@ use crate::{
 Examples:
   gemma chat
   gemma chat --model google/gemma-2-2b-it --temperature 0.7
+  gemma chat --model google/gemma-3-1b-it --system "Answer in one sentence."
   printf 'What is 2 plus 3?\\nAnd plus 1?\\n' | gemma chat --temperature 0
 
 In the conversation, /help lists the commands: /reset, /undo, /save FILE, /stats, /exit.")]
@@ -38,8 +39,14 @@ pub(crate) struct Chat {
     pub(crate) model: ModelArgs,
 
     #[command(flatten)]
+    pub(crate) format: ChatFormat,
+
+    #[command(flatten)]
     pub(crate) sampling: Sampling,
 }
+
+/// Words that are commands also with more behind them.
+const COMMANDS: [&str; 8] = ["help", "reset", "undo", "save", "stats", "exit", "quit", "load"];
 
 const HELP: &str = "\
 /reset      forget the conversation
@@ -47,26 +54,47 @@ const HELP: &str = "\
 /save FILE  write the conversation to a JSON file
 /stats      what the model remembers, and how fast it was
 /exit       leave; Ctrl-D does too
-Ctrl-C stops an answer. A line that ends with \\ goes on in the next.";
+Ctrl-C stops an answer. A line that ends with \\ goes on in the next. Another line that begins with / is a question,
+and so is one that begins with //.";
 
 pub(crate) fn run(args: &Chat) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
+    // what cannot be read is known before the model is opened
+    let (system, template) = (args.format.system()?, args.format.template()?);
     let opened = session::find(&args.model)?.open()?;
-    with_model!(&opened.model, model => talk(model, options))
+    with_model!(&opened.model, model => talk(model, options, system, template))
 }
 
-fn talk<N: Network>(model: &Model<N>, options: GenerateOptions) -> Result<Ending> {
+fn talk<N: Network>(
+    model: &Model<N>,
+    options: GenerateOptions,
+    system: Option<String>,
+    template: Option<ChatTemplate>,
+) -> Result<Ending> {
     model.tokenizer()?;
     let context = model.network().context_length();
-    let mut conversation = Conversation::new(model, options);
+    let template = template.unwrap_or_else(|| model.chat_template().clone());
+    template.check()?;
+    let mut conversation = Conversation::new(model, options).with_template(template);
+    if let Some(system) = system {
+        conversation = conversation.with_system(system);
+    }
     if io::stdin().is_terminal() { at_keyboard(&mut conversation, context) } else { from_lines(&mut conversation) }
 }
 
 /// Every line is a question; Ctrl-C ends everything.
 fn from_lines<N: Network>(conversation: &mut Conversation<'_, N>) -> Result<Ending> {
-    for line in io::stdin().lines() {
-        let line = line.context("cannot read standard input")?;
+    let mut input = io::stdin().lock();
+    while let Some(line) = text::line(&mut input).context("cannot use standard input")? {
+        let line = match String::from_utf8(line) {
+            Ok(line) => line,
+            // one line that cannot be read does not end the conversation
+            Err(error) => {
+                output::remark(format_args!("error: {}", text::not_utf8(error.utf8_error())));
+                continue;
+            }
+        };
         if line.trim().is_empty() {
             continue;
         }
@@ -90,22 +118,58 @@ fn at_keyboard<N: Network>(conversation: &mut Conversation<'_, N>, context: Opti
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => continue,
             Err(ReadlineError::Eof) => return Ok(Ending::Done),
+            Err(error) if is_not_utf8(&error) => {
+                output::remark("error: the line is not UTF-8 text, so it is left out up to its end");
+                // what follows on the same line
+                let _ = editor.readline("");
+                continue;
+            }
             Err(error) => return Err(error).context("cannot read from this terminal"),
         };
-        let line = line.trim();
-        if let Some(command) = line.strip_prefix('/') {
-            if command == "exit" || command == "quit" {
-                return Ok(Ending::Done);
-            }
-            output::line(obey(command, conversation, last, context))?;
-        } else if !line.is_empty() {
+        match Line::of(line.trim()) {
+            Line::Command("exit" | "quit", _) => return Ok(Ending::Done),
+            Line::Command(name, rest) => output::line(run_command(name, rest, conversation, last, context))?,
+            Line::Nothing => {}
             // What went wrong with one question is no reason to lose the conversation.
-            match answer(conversation, line) {
+            Line::Question(line) => match answer(conversation, line) {
                 Ok(answered) => last = Some(answered),
                 Err(error) if error.is::<output::Closed>() => return Err(error),
                 Err(error) => output::remark(format_args!("error: {}", output::one_line(&error))),
-            }
+            },
         }
+    }
+}
+
+/// What a typed line is.
+#[derive(Debug, PartialEq, Eq)]
+enum Line<'l> {
+    Nothing,
+    /// A command and what follows it.
+    Command(&'l str, &'l str),
+    Question(&'l str),
+}
+
+impl<'l> Line<'l> {
+    /// A word behind a slash is a command, also one that does not exist. A path is none, nor is a word with more behind it
+    /// that is no command: both begin a question. Two slashes are one that begins a question.
+    fn of(line: &'l str) -> Self {
+        let Some(command) = line.strip_prefix('/') else {
+            return if line.is_empty() { Self::Nothing } else { Self::Question(line) };
+        };
+        if command.starts_with('/') {
+            return Self::Question(command);
+        }
+        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let is_command = COMMANDS.contains(&name) || (rest.trim().is_empty() && !name.contains(['/', '.', '\n']));
+        if is_command && !name.is_empty() { Self::Command(name, rest.trim()) } else { Self::Question(line) }
+    }
+}
+
+/// Whether bytes were typed or pasted that are no UTF-8 text.
+fn is_not_utf8(error: &ReadlineError) -> bool {
+    match error {
+        ReadlineError::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+        other => other.to_string().to_lowercase().contains("utf"),
     }
 }
 
@@ -134,14 +198,15 @@ fn answer<N: Network>(conversation: &mut Conversation<'_, N>, text: &str) -> Res
     Ok(answered)
 }
 
-/// Does what a command says, and says what it did.
-fn obey<N: Network>(
-    command: &str,
+/// Runs a command and describes what it did.
+fn run_command<N: Network>(
+    name: &str,
+    rest: &str,
     conversation: &mut Conversation<'_, N>,
     last: Option<Answered>,
     context: Option<usize>,
 ) -> String {
-    match command.split_once(' ').unwrap_or((command, "")) {
+    match (name, rest) {
         ("help", _) => HELP.to_owned(),
         ("reset", _) => {
             conversation.reset();
@@ -181,6 +246,24 @@ fn save(turns: &[Turn], path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_question_may_begin_with_a_slash() {
+        for (line, expected) in [
+            ("", Line::Nothing),
+            ("hi", Line::Question("hi")),
+            ("/help", Line::Command("help", "")),
+            ("/save  a b.json ", Line::Command("save", "a b.json")),
+            ("/hlep", Line::Command("hlep", "")),
+            ("/etc/hosts is what kind of file?", Line::Question("/etc/hosts is what kind of file?")),
+            ("/etc/hosts", Line::Question("/etc/hosts")),
+            ("/tmp is what?", Line::Question("/tmp is what?")),
+            ("//help", Line::Question("/help")),
+            ("/", Line::Question("/")),
+        ] {
+            assert_eq!(Line::of(line), expected, "{line}");
+        }
+    }
 
     #[test]
     fn a_conversation_is_saved_as_json() {

@@ -5,7 +5,7 @@ mod sandbox;
 use std::{
     collections::HashSet,
     fs::{File, OpenOptions},
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use crate::{
     args::{CodeModel, Filling, seconds},
     interrupt::{self, Ending},
     output::{self, Table},
-    progress, session,
+    progress, session, text,
 };
 use sandbox::{Limits, Verdict};
 
@@ -97,8 +97,8 @@ pub(crate) struct EvalInfilling {
     pub(crate) model: CodeModel,
 }
 
-/// Longest line of a file that is read, in bytes.
-const LONGEST_LINE: usize = 16 << 20;
+/// Longest line of the results, in bytes.
+const LONGEST_RESULT: u64 = 16 << 20;
 
 /// What is written for a task: a line of the output file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -189,14 +189,13 @@ fn tasks(path: &Path, limit: Option<usize>) -> Result<Vec<Task>> {
     let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
     let mut tasks: Vec<Task> = Vec::new();
     let mut seen = HashSet::new();
-    for (number, line) in (1..).zip(BufReader::new(file).split(b'\n')) {
+    let mut lines = BufReader::new(file);
+    for number in 1.. {
         if limit.is_some_and(|limit| tasks.len() >= limit) {
             break;
         }
-        let line = line.with_context(|| format!("cannot read {name}"))?;
-        if line.len() > LONGEST_LINE {
-            bail!("{name} line {number} is longer than {}; is it a JSONL file?", output::bytes(LONGEST_LINE as u64));
-        }
+        let line = text::line(&mut lines).with_context(|| format!("{name} line {number}; is it a JSONL file?"))?;
+        let Some(line) = line else { break };
         if line.trim_ascii().is_empty() {
             continue;
         }
@@ -228,7 +227,11 @@ impl Log {
         let file = file.with_context(|| format!("cannot write {name}"))?;
         let mut reader = BufReader::new(&file);
         let (mut records, mut whole, mut line) = (Vec::new(), 0, Vec::new());
-        while reader.read_until(b'\n', &mut line).with_context(|| format!("cannot read {name}"))? > 0 {
+        let mut next = |line: &mut Vec<u8>| reader.by_ref().take(LONGEST_RESULT).read_until(b'\n', line);
+        while next(&mut line).with_context(|| format!("cannot read {name}"))? > 0 {
+            if line.len() as u64 == LONGEST_RESULT {
+                bail!("{name} holds something else than results: a line is too long; name another file");
+            }
             let Some(content) = line.strip_suffix(b"\n") else { break };
             if !content.trim_ascii().is_empty() {
                 let record = serde_json::from_slice(content).with_context(|| {

@@ -14,7 +14,7 @@ use paligemma::{Image, PaliGemma};
 use serde::Serialize;
 
 use crate::{
-    args::{Model as ModelArgs, Sampling, Source},
+    args::{ChatFormat, Model as ModelArgs, Sampling, Source},
     interrupt::{self, Ending},
     new_file::NewFile,
     output, progress,
@@ -55,6 +55,9 @@ pub(crate) struct Generate {
     /// Put the text as one question in the model's chat format and print its answer.
     #[arg(long, conflicts_with = "tokens_file")]
     pub(crate) chat: bool,
+
+    #[command(flatten)]
+    pub(crate) format: ChatFormat,
 
     /// Print one JSON object at the end instead of the text as it appears.
     #[arg(long)]
@@ -107,6 +110,9 @@ enum Given {
 pub(crate) fn run(args: &Generate) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
+    if !args.chat && (args.format.system.is_some() || args.format.template.is_some()) {
+        bail!("--system and --template are for --chat, which puts the text in the model's chat format");
+    }
     let given = given(&args.source, args.load_state.is_some())?;
     // an image that cannot be read should be known before a model is loaded
     let images = args.image.iter().map(|file| Image::open(file)).collect::<Result<Vec<_>, _>>()?;
@@ -223,7 +229,7 @@ fn write<N: Network>(
         Some(file) => load_state(model.network(), file)?,
         None => Sequence::new(model.network().new_cache()),
     };
-    let prompt = tokens(given, args.chat, model, &sequence)?;
+    let prompt = tokens(given, args, model, &sequence)?;
     let bar = progress::tokens("reading", sequence.pending().len() + prompt.len());
     let shown = bar.clone();
     let generation = Generation::follow(model.network(), sequence, &prompt, options, model.stop_tokens())?
@@ -333,16 +339,19 @@ fn given(source: &Source, after: bool) -> Result<Given> {
 /// before, without `<bos>`.
 fn tokens<N: Network>(
     given: Given,
-    chat: bool,
+    args: &Generate,
     model: &Model<N>,
     sequence: &Sequence<N::Cache>,
 ) -> Result<Vec<TokenId>> {
     let begins = sequence.is_empty();
+    let specials = args.source.specials;
     Ok(match given {
         Given::Tokens(tokens) => tokens,
-        Given::Text(text) if chat => {
+        Given::Text(text) if args.chat => {
             let tokenizer = model.tokenizer()?;
-            let turn = tokenizer.chat(model.chat_template(), &[Turn::user(text)], true)?;
+            let template = args.format.template()?;
+            let turns: Vec<Turn> = args.format.system()?.map(Turn::system).into_iter().chain([Turn::user(text)]).collect();
+            let turn = tokenizer.chat(template.as_ref().unwrap_or(model.chat_template()), &turns, true)?;
             let goes_on = sequence.pending().last().copied() == tokenizer.end_of_turn() && !begins;
             // the format ends a turn with a line break, which the model does not say itself
             let line_break = if goes_on { tokenizer.encode_with("\n", CONTINUED) } else { Vec::new() };
@@ -351,9 +360,9 @@ fn tokens<N: Network>(
         }
         Given::Text(text) if begins => {
             session::check_text(model.network(), model.tokenizer()?, &text)?;
-            model.tokenizer()?.encode(&text)
+            model.tokenizer()?.encode_with(&text, EncodeOptions { bos: true, specials })
         }
-        Given::Text(text) => model.tokenizer()?.encode_with(&text, CONTINUED),
+        Given::Text(text) => model.tokenizer()?.encode_with(&text, EncodeOptions { specials, ..CONTINUED }),
     })
 }
 

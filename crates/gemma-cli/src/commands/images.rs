@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, Seek, SeekFrom, Write},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -336,13 +336,14 @@ fn encode_image(
     Ok(Some(record))
 }
 
-/// Where the drawn copy of an image goes. Images of one name in different folders keep apart by these.
+/// Where the drawn copy of an image goes: `one.jpg.detect.png`. Images of one name keep apart by their endings and their
+/// folders.
 fn drawn_name(folder: &Path, file: &Path, verb: &str) -> PathBuf {
     let plain = |part: std::path::Component<'_>| match part {
         std::path::Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
         _ => None,
     };
-    let parts: Vec<String> = file.with_extension("").components().filter_map(plain).collect();
+    let parts: Vec<String> = file.components().filter_map(plain).collect();
     folder.join(format!("{}.{verb}.png", parts.join("_")))
 }
 
@@ -416,6 +417,9 @@ fn finish(records: &[Record], task: &Task<'_>) -> Result<()> {
     file.finish()
 }
 
+/// Most bytes of a record.
+const LONGEST_RECORD: u64 = 64 << 20;
+
 /// The file of records in an output folder: a line for each image that is done.
 struct Store {
     path: PathBuf,
@@ -438,7 +442,10 @@ impl Store {
         let mut reader = BufReader::new(&file);
         loop {
             line.clear();
-            let count = reader.read_until(b'\n', &mut line).with_context(unusable)?;
+            let count = reader.by_ref().take(LONGEST_RECORD).read_until(b'\n', &mut line).with_context(unusable)?;
+            if count as u64 == LONGEST_RECORD {
+                bail!("{}: a line is longer than any record of this program; use another --out-dir", path.display());
+            }
             if count == 0 || !line.ends_with(b"\n") {
                 break;
             }

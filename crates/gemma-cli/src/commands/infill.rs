@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Args};
-use codegemma::{CodeGemma, File, Infill as Hole, InfillOptions, Infilled, Language};
+use codegemma::{CodeGemma, File, Infill as Hole, InfillOptions, Infilled, Language, LineEnding};
 use gemma_generate::{FinishReason, TokenId};
 use gemma_model::Network;
 use gemma_tokenizer::DecodeOptions;
@@ -268,8 +268,9 @@ fn gap(args: &Infill) -> Result<Hole> {
 
 /// Where a line and a column are in a text, in bytes; one column past the end of the line is its end.
 fn offset(text: &str, (line, column): (usize, usize)) -> Result<usize> {
-    let mut start = 0;
-    let mut lines = text.split_inclusive('\n');
+    // a byte order mark is no column
+    let mut start = if text.starts_with('\u{FEFF}') { '\u{FEFF}'.len_utf8() } else { 0 };
+    let mut lines = text[start..].split_inclusive('\n');
     for number in 1..line {
         let Some(passed) = lines.next() else { bail!("--at names line {line}; the text has {}", number - 1) };
         start += passed.len();
@@ -339,12 +340,14 @@ fn context(folder: &Path, file: Option<&Path>, infill: &Hole) -> Result<Vec<File
     Ok(nearest.into_iter().filter_map(read).collect())
 }
 
-/// Puts the middle into its file, whose permissions stay.
-fn write(mut target: NewFile, infill: &Hole, middle: &str) -> Result<()> {
+/// Puts the completion into its file, whose permissions and line endings stay.
+fn write(mut target: NewFile, infill: &Hole, completion: &str) -> Result<()> {
     let name = target.path().display().to_string();
     let permissions = fs::metadata(target.path()).map(|data| data.permissions());
+    let line_ending = LineEnding::of(&format!("{}{}", infill.prefix, infill.suffix));
+    let completion = line_ending.apply(completion);
     let file = target.as_file_mut();
-    for part in [&infill.prefix, middle, &infill.suffix] {
+    for part in [&*infill.prefix, &completion, &infill.suffix] {
         file.write_all(part.as_bytes()).with_context(|| format!("cannot write {name}"))?;
     }
     if let Ok(permissions) = permissions {
@@ -369,6 +372,7 @@ mod tests {
             assert!(offset(text, at).is_err(), "{at:?}");
         }
         assert_eq!(offset("", (1, 1)).ok(), Some(0));
+        assert_eq!(offset("\u{FEFF}ab", (1, 2)).ok(), Some(4));
         assert!(offset("a", (2, 1)).is_err());
     }
 

@@ -219,7 +219,7 @@ fn turn(index: usize, message: &ChatMessage, settings: &Settings) -> Result<Mess
     let from_urls = message.content.urls.iter().map(|url| image_of_url(url, &field, settings.image_limit));
     let from_base64 = message.images.iter().flatten().map(|data| image_of_base64(data, &field, settings.image_limit));
     let images = from_urls.chain(from_base64).collect::<Result<_, _>>()?;
-    Ok(Message { turn: Turn { role, text }, images })
+    Ok(Message { turn: Turn::new(role, text), images })
 }
 
 /// The image file of a data URL. Other URLs are not fetched: a server that fetches what clients name can be made to

@@ -4,22 +4,35 @@
 //! on bytes. A line ends at `\n`, `\r\n` or `\r`. A position beyond the end of a line means its end, and one inside a
 //! character its beginning, so no edit can be out of range.
 
-use lsp_types as lsp;
+use super::protocol::{Change, Position, path_in};
 use std::collections::HashMap;
+
+/// Most bytes of all documents together; beyond that the one that was not touched for longest is forgotten.
+const MOST_BYTES: usize = 512 << 20;
 
 /// What a column counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     Utf8,
     Utf16,
+    Utf32,
 }
 
 impl Encoding {
+    /// What is agreed on: bytes where the client offers them, else the client's first choice that is known. A client that
+    /// offers nothing counts UTF-16 code units, as all did once.
+    pub(super) fn agreed(offered: &[String]) -> Self {
+        let known = |name: &String| [Self::Utf8, Self::Utf16, Self::Utf32].into_iter().find(|own| own.name() == name);
+        let known: Vec<Self> = offered.iter().filter_map(known).collect();
+        if known.contains(&Self::Utf8) { Self::Utf8 } else { known.first().copied().unwrap_or(Self::Utf16) }
+    }
+
     /// The protocol's name.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Utf8 => "utf-8",
             Self::Utf16 => "utf-16",
+            Self::Utf32 => "utf-32",
         }
     }
 
@@ -27,6 +40,7 @@ impl Encoding {
         match self {
             Self::Utf8 => text.len(),
             Self::Utf16 => text.encode_utf16().count(),
+            Self::Utf32 => text.chars().count(),
         }
     }
 }
@@ -43,30 +57,22 @@ pub(super) struct Document {
 
 impl Document {
     /// Where a position is, in bytes.
-    pub(super) fn offset(&self, encoding: Encoding, position: lsp::Position) -> usize {
-        let start = line_start(&self.text, position.line as usize);
+    pub(super) fn offset(&self, encoding: Encoding, position: Position) -> usize {
+        let start = line_start(&self.text, position.line);
         let line = &self.text[start..];
         let line = &line[..line.find(['\n', '\r']).unwrap_or(line.len())];
-        start + column_offset(line, encoding, position.character as usize)
+        start + column_offset(line, encoding, position.character)
     }
 
     /// The position of a byte.
-    pub(super) fn position(&self, encoding: Encoding, offset: usize) -> lsp::Position {
+    pub(super) fn position(&self, encoding: Encoding, offset: usize) -> Position {
         let before = &self.text[..offset];
         let line = line_breaks(before).count();
         let start = line_breaks(before).last().unwrap_or(0);
-        lsp::Position::new(line as u32, encoding.width(&before[start..]) as u32)
+        Position { line, character: encoding.width(&before[start..]) }
     }
 
-    /// The path that the prompt names.
-    pub(super) fn path(&self) -> String {
-        let path = self.uri.strip_prefix("file://").unwrap_or(&self.uri);
-        // the last folder and the name: where on the disk a project lies says nothing
-        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-        parts[parts.len().saturating_sub(2)..].join("/")
-    }
-
-    fn apply(&mut self, encoding: Encoding, change: lsp::TextDocumentContentChangeEvent) {
+    fn apply(&mut self, encoding: Encoding, change: Change) {
         match change.range {
             Some(range) => {
                 let (start, end) = (self.offset(encoding, range.start), self.offset(encoding, range.end));
@@ -99,6 +105,7 @@ fn line_start(text: &str, line: usize) -> usize {
 fn column_offset(line: &str, encoding: Encoding, column: usize) -> usize {
     match encoding {
         Encoding::Utf8 => line.floor_char_boundary(column),
+        Encoding::Utf32 => line.char_indices().nth(column).map_or(line.len(), |(at, _)| at),
         Encoding::Utf16 => {
             let mut left = column;
             let inside = line.char_indices().find(|(_, character)| match left.checked_sub(character.len_utf16()) {
@@ -117,6 +124,7 @@ fn column_offset(line: &str, encoding: Encoding, column: usize) -> usize {
 #[derive(Debug, Default)]
 pub(super) struct Documents {
     open: HashMap<String, Document>,
+    folders: Vec<String>,
     clock: u64,
 }
 
@@ -125,21 +133,43 @@ impl Documents {
         self.open.get(uri)
     }
 
-    pub(super) fn open(&mut self, item: lsp::TextDocumentItem) {
+    pub(super) fn open(&mut self, uri: String, language: String, text: String) {
         self.clock += 1;
-        let uri = item.uri.as_str().to_owned();
-        let document = Document { uri: uri.clone(), language: item.language_id, text: item.text, touched: self.clock };
+        let document = Document { uri: uri.clone(), language, text, touched: self.clock };
         self.open.insert(uri, document);
+        self.forget_oldest();
     }
 
-    /// Applies edits in their order; each is about the text that the one before left.
-    pub(super) fn change(&mut self, params: lsp::DidChangeTextDocumentParams, encoding: Encoding) {
-        let Some(document) = self.open.get_mut(params.text_document.uri.as_str()) else { return };
+    /// Applies edits in their order; each is about the text that the one before left. Edits that cannot be understood
+    /// (`None`) close the document: what is here would not be what the editor has.
+    pub(super) fn change(&mut self, uri: &str, changes: Option<Vec<Change>>, encoding: Encoding) {
+        let Some(changes) = changes else { return self.close(uri) };
+        let Some(document) = self.open.get_mut(uri) else { return };
         self.clock += 1;
         document.touched = self.clock;
-        for change in params.content_changes {
+        for change in changes {
             document.apply(encoding, change);
         }
+        self.forget_oldest();
+    }
+
+    fn forget_oldest(&mut self) {
+        let size = |documents: &HashMap<String, Document>| documents.values().map(|open| open.text.len()).sum::<usize>();
+        while self.open.len() > 1 && size(&self.open) > MOST_BYTES {
+            let oldest = self.open.values().min_by_key(|document| document.touched).map(|document| document.uri.clone());
+            let Some(oldest) = oldest else { return };
+            self.open.remove(&oldest);
+        }
+    }
+
+    /// The path of a document for a prompt.
+    pub(super) fn path(&self, document: &Document) -> String {
+        path_in(&self.folders, &document.uri)
+    }
+
+    /// The folders that are open, as URIs.
+    pub(super) fn folders(&mut self) -> &mut Vec<String> {
+        &mut self.folders
     }
 
     pub(super) fn close(&mut self, uri: &str) {
@@ -159,21 +189,21 @@ impl Documents {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lsp::protocol::Range;
 
     fn document(text: &str) -> Document {
         Document { uri: "file:///a/b/c.py".into(), language: "python".into(), text: text.into(), touched: 0 }
     }
 
-    fn change(from: (u32, u32), to: (u32, u32), text: &str) -> lsp::TextDocumentContentChangeEvent {
-        let position = |(line, character)| lsp::Position { line, character };
-        let range = Some(lsp::Range { start: position(from), end: position(to) });
-        lsp::TextDocumentContentChangeEvent { range, range_length: None, text: text.to_owned() }
+    fn change(from: (usize, usize), to: (usize, usize), text: &str) -> Change {
+        let position = |(line, character)| Position { line, character };
+        Change { range: Some(Range { start: position(from), end: position(to) }), text: text.to_owned() }
     }
 
     #[test]
     fn columns_count_utf_16_or_bytes() {
         let document = document("aé🦀b\nx");
-        let at = |encoding, character| document.offset(encoding, lsp::Position { line: 0, character });
+        let at = |encoding, character| document.offset(encoding, Position { line: 0, character });
         assert_eq!([0, 1, 2, 3, 4, 5, 99].map(|c| at(Encoding::Utf16, c)), [0, 1, 3, 3, 7, 8, 8]);
         assert_eq!([0, 1, 2, 3, 4, 7, 8, 99].map(|c| at(Encoding::Utf8, c)), [0, 1, 1, 3, 3, 7, 8, 8]);
     }
@@ -182,11 +212,11 @@ mod tests {
     fn lines_end_in_three_ways() {
         let document = document("a\r\nb\rc\nd");
         for (line, offset) in [(0, 0), (1, 3), (2, 5), (3, 7), (4, 8), (900, 8)] {
-            assert_eq!(document.offset(Encoding::Utf16, lsp::Position { line, character: 0 }), offset, "line {line}");
+            assert_eq!(document.offset(Encoding::Utf16, Position { line, character: 0 }), offset, "line {line}");
         }
         // the end of a line is before its line break
-        assert_eq!(document.offset(Encoding::Utf16, lsp::Position { line: 0, character: 50 }), 1);
-        assert_eq!(document.offset(Encoding::Utf16, lsp::Position { line: 1, character: 50 }), 4);
+        assert_eq!(document.offset(Encoding::Utf16, Position { line: 0, character: 50 }), 1);
+        assert_eq!(document.offset(Encoding::Utf16, Position { line: 1, character: 50 }), 4);
     }
 
     #[test]
@@ -209,15 +239,29 @@ mod tests {
         document.apply(Encoding::Utf16, change((1, 0), (1, 0), "end"));
         document.apply(Encoding::Utf16, change((9, 9), (0, 0), "!"));
         assert_eq!(document.text, "one crab three\nend!", "a range that ends before it begins is empty");
-        document.apply(
-            Encoding::Utf16,
-            lsp::TextDocumentContentChangeEvent { range: None, range_length: None, text: "new".into() },
-        );
+        document.apply(Encoding::Utf16, Change { range: None, text: "new".into() });
         assert_eq!(document.text, "new");
     }
 
     #[test]
-    fn a_prompt_names_the_last_folder_and_the_file() {
-        assert_eq!(document("").path(), "b/c.py");
+    fn units_of_columns_are_agreed_on() {
+        let agreed = |offered: &[&str]| Encoding::agreed(&offered.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(agreed(&[]), Encoding::Utf16);
+        assert_eq!(agreed(&["utf-16", "utf-8"]), Encoding::Utf8);
+        assert_eq!(agreed(&["utf-64", "utf-32", "utf-16"]), Encoding::Utf32);
+        let document = document("aé🦀b");
+        let at = |character| document.offset(Encoding::Utf32, Position { line: 0, character });
+        assert_eq!([0, 1, 2, 3, 4, 99].map(at), [0, 1, 3, 7, 8, 8]);
+        assert_eq!(document.position(Encoding::Utf32, 7).character, 3);
+    }
+
+    #[test]
+    fn edits_that_are_none_close_the_document() {
+        let mut documents = Documents::default();
+        documents.open("u".into(), "python".into(), "text".into());
+        documents.change("u", Some(vec![change((0, 0), (0, 1), "T")]), Encoding::Utf16);
+        assert_eq!(documents.get("u").map(|document| &*document.text), Some("Text"));
+        documents.change("u", None, Encoding::Utf16);
+        assert!(documents.get("u").is_none());
     }
 }

@@ -3,25 +3,24 @@
 use super::{OnLoad, Options};
 use codegemma::{CodeGemma, Infill, InfillOptions, Session};
 use crossbeam_channel::{Receiver, Sender};
-use lsp_server::RequestId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often a waiting request looks whether it is still wanted.
-const LOOK: Duration = Duration::from_millis(2);
+const POLL: Duration = Duration::from_millis(2);
 
-/// A request with its snapshot of the document.
+/// A request with its snapshot of the document. Its id is the client's, as JSON.
 pub(super) struct Job {
-    pub(super) id: RequestId,
+    pub(super) id: String,
     pub(super) infill: Infill,
     /// When to begin: another keystroke may come first.
     pub(super) wait_until: Instant,
     pub(super) cancel: Arc<AtomicBool>,
 }
 
-/// What the worker has to say.
-pub(super) enum News {
+/// What the worker reports.
+pub(super) enum Event {
     Loading {
         done: u64,
         total: u64,
@@ -31,11 +30,11 @@ pub(super) enum News {
     Broken(String),
     /// So many characters of the completion are there.
     Progress {
-        id: RequestId,
+        id: String,
         characters: usize,
     },
     Done {
-        id: RequestId,
+        id: String,
         result: Result<String, String>,
     },
 }
@@ -45,25 +44,25 @@ pub(super) fn run(
     load: impl FnOnce(OnLoad<'_>) -> Result<CodeGemma, String>,
     options: &Options,
     jobs: &Receiver<Job>,
-    news: &Sender<News>,
+    events: &Sender<Event>,
 ) {
     // nobody listens any more when a send fails: the queue is about to be closed
-    let tell = |item| drop(news.send(item));
-    let model = match load(&mut |done, total| tell(News::Loading { done, total })) {
+    let report = |event| drop(events.send(event));
+    let model = match load(&mut |done, total| report(Event::Loading { done, total })) {
         Ok(model) => model,
         Err(reason) => {
-            tell(News::Broken(reason));
-            // stay until the end, so that the server hears the end from its client
+            report(Event::Broken(reason));
+            // stay until the end, so that the server learns of the end from its client
             while jobs.recv().is_ok() {}
             return;
         }
     };
-    tell(News::Loaded);
+    report(Event::Loaded);
     let mut session = model.session();
     while let Ok(job) = jobs.recv() {
         if wait(&job) {
-            let result = answer(&mut session, &job, options, &tell);
-            tell(News::Done { id: job.id, result });
+            let result = answer(&mut session, &job, options, &report);
+            report(Event::Done { id: job.id, result });
         }
     }
 }
@@ -78,17 +77,17 @@ fn wait(job: &Job) -> bool {
         if left.is_zero() {
             return true;
         }
-        std::thread::sleep(left.min(LOOK));
+        std::thread::sleep(left.min(POLL));
     }
 }
 
-fn answer(session: &mut Session<'_>, job: &Job, options: &Options, tell: &impl Fn(News)) -> Result<String, String> {
+fn answer(session: &mut Session<'_>, job: &Job, options: &Options, report: &impl Fn(Event)) -> Result<String, String> {
     let infill_options = InfillOptions { cancel: Some(job.cancel.clone()), ..options.infill.clone() };
     let stream = session.stream(&job.infill, &infill_options).map_err(|error| error.to_string())?;
     let mut text = String::new();
     for piece in stream {
         text += &piece.map_err(|error| error.to_string())?;
-        tell(News::Progress { id: job.id.clone(), characters: text.chars().count() });
+        report(Event::Progress { id: job.id.clone(), characters: text.chars().count() });
     }
     Ok(text)
 }

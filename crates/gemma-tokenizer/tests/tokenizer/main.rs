@@ -9,3 +9,4 @@ mod families;
 mod hostile;
 mod reference;
 mod support;
+mod templates;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use gemma_tokenizer::{ChatTemplate, DecodeOptions, EncodeOptions, Family, TokenId, Tokenizer, Turn};
+use gemma_tokenizer::{ChatOptions, ChatTemplate, DecodeOptions, EncodeOptions, Error, Family, TokenId, Tokenizer, Turn};
 use serde_json::Value;
 
 static SHARED: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os("GEMMA_TEST_SHARED").map(PathBuf::from));
@@ -287,23 +287,22 @@ fn chat_renderings() {
     let config = bytes("reference/fixtures/gemma2/f32/tokenizer_config.json");
     let templates = [
         ChatTemplate::builtin(),
-        ChatTemplate::from_jinja(&source).unwrap(),
-        ChatTemplate::from_tokenizer_config(&config).unwrap().unwrap(),
+        ChatTemplate::from_jinja(&source),
+        ChatTemplate::from_tokenizer_config(&config).unwrap(),
     ];
     let cases = json("reference/fixtures/chat/cases.json");
     for (template, case) in templates.iter().flat_map(|t| cases.as_array().unwrap().iter().map(move |c| (t, c))) {
         let name = text(&case["name"]);
         let messages = case["messages"].as_array().unwrap();
-        let turns: Vec<Turn> = messages
-            .iter()
-            .map(|message| Turn {
-                role: text(&message["role"]).parse().unwrap(),
-                text: text(&message["content"]).into(),
-            })
-            .collect();
+        let turns: Vec<Turn> = messages.iter().map(|message| Turn::from_json(message).unwrap()).collect();
         let prompt = case["add_generation_prompt"].as_bool().unwrap();
         if let Some(expected) = case["error"].as_str() {
-            assert_eq!(template.render(&turns, prompt).unwrap_err().to_string(), expected, "{name}");
+            if template.is_builtin() && messages[0]["role"] == "system" {
+                continue; // merged into the first user turn, as Gemma 3 does
+            }
+            let options = ChatOptions { add_generation_prompt: prompt, merge_system: false, ..ChatOptions::default() };
+            let error = template.render_with(&turns, &options).unwrap_err();
+            assert!(matches!(&error, Error::ChatRefused { reason } if reason == expected), "{name}: {error}");
             continue;
         }
         assert_eq!(template.render(&turns, prompt).unwrap().text(), text(&case["text"]), "{name}");
@@ -369,4 +368,54 @@ fn small_models_tokenizers() {
             }
         }
     }
+}
+
+/// The Gemma 3 tokenizer, which is not in the shared folder: `GEMMA_TEST_TOKENIZER3` names its tokenizer.json.
+#[test]
+fn gemma_3s_tokenizer() {
+    let (Some(shared), Some(file)) = (&*SHARED, std::env::var_os("GEMMA_TEST_TOKENIZER3")) else {
+        println!("skipped: GEMMA_TEST_SHARED or GEMMA_TEST_TOKENIZER3 is not set");
+        return;
+    };
+    let file = std::fs::read(file).unwrap();
+    let tokenizer = Tokenizer::from_json(&file, Family::Gemma).unwrap();
+    let control = *tokenizer.control();
+    assert_eq!((control.pad, control.eos, control.bos, control.unk), (Some(0), 1, 2, Some(3)));
+    assert_eq!((control.start_of_turn, control.end_of_turn), (Some(105), Some(106)));
+    assert_eq!((control.start_of_image, control.end_of_image), (Some(255_999), Some(256_000)));
+    assert_eq!(control.image, Some(262_144));
+    let library = tokenizers::Tokenizer::from_bytes(&file).unwrap();
+    for input in [
+        "Why is the sky blue?",
+        "  two\n\n\n  spaces\t\ttabs <b>x</b> née 😀 \u{0301}",
+        "fn main() {\n    println!(\"{}\", 1);\n}\n",
+        "<start_of_turn>user\nhi<end_of_turn>\n<start_of_image><unused7>[multimodal]",
+        "▁ ▁▁ x",
+    ] {
+        let expected = library.encode(input, false).unwrap();
+        assert_eq!(tokenizer.encode_with(input, SPECIALS), expected.get_ids(), "{input:?}");
+        let plain = tokenizer.encode_with(input, PLAIN);
+        assert!(plain.iter().all(|id| !tokenizer.is_control(*id)), "{input:?}");
+        if !input.contains('▁') {
+            assert_eq!(tokenizer.decode(&plain), input);
+        }
+    }
+    let folder = shared.join("reference/newer/newer_chat");
+    let source = std::fs::read_to_string(folder.join("gemma3.jinja")).unwrap();
+    let cases = json("reference/newer/newer_chat/cases.json");
+    for case in cases["gemma3"].as_array().unwrap().iter().filter(|case| case["ids"].is_array()) {
+        if case["name"] == "control_tokens" {
+            continue; // the reference lets a message spell them
+        }
+        let turns: Vec<Turn> =
+            case["messages"].as_array().unwrap().iter().map(|message| Turn::from_json(message).unwrap()).collect();
+        for template in [ChatTemplate::builtin(), ChatTemplate::from_jinja(&source)] {
+            let prompt = case["add_generation_prompt"].as_bool().unwrap();
+            assert_eq!(tokenizer.chat(&template, &turns, prompt).unwrap(), ids(&case["ids"]), "{case}");
+        }
+    }
+    // Written and read again, it is the same.
+    let again = Tokenizer::from_json(&tokenizer.to_json().unwrap(), Family::Gemma).unwrap();
+    let text = "Hello,  world\n\n<b>é</b>";
+    assert_eq!(again.encode(text), tokenizer.encode(text));
 }

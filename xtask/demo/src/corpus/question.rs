@@ -81,14 +81,14 @@ impl Question {
         answer: impl Into<String>,
         check: Check,
     ) -> Self {
-        let turns = vec![Turn { role: Role::User, text: text.into() }];
+        let turns = vec![Turn::user(text)];
         Self { kind, turns, answer: answer.into(), fact, check }
     }
 
     /// The question `next`, asked after this one was answered.
     pub(super) fn then(self, next: Self) -> Self {
         let mut turns = self.turns;
-        turns.push(Turn { role: Role::Model, text: self.answer });
+        turns.push(Turn::model(self.answer));
         turns.extend(next.turns);
         Self { turns, ..next }
     }
@@ -96,7 +96,7 @@ impl Question {
     /// The whole conversation, with the model answer as its last turn.
     pub fn dialogue(&self) -> Vec<Turn> {
         let mut turns = self.turns.clone();
-        turns.push(Turn { role: Role::Model, text: self.answer.clone() });
+        turns.push(Turn::model(self.answer.clone()));
         turns
     }
 

@@ -73,6 +73,8 @@ pub(super) fn run(python: &Path, program: &str, limits: Limits) -> Result<Verdic
     let end = Instant::now() + limits.time;
     let status = loop {
         if let Some(status) = child.try_wait().context("cannot wait for a test")? {
+            // what the test started ends with it
+            kill(&mut child);
             break status;
         }
         if Instant::now() >= end {
@@ -163,5 +165,25 @@ mod tests {
     fn an_interpreter_that_is_not_there_is_named() {
         let error = check(Path::new("/nonexistent/python"), ROOMY).expect_err("not there");
         assert!(error.to_string().contains("/nonexistent/python"), "{error}");
+    }
+
+    #[test]
+    fn what_a_test_starts_ends_with_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("pid");
+        let program = format!(
+            "import subprocess\nchild = subprocess.Popen(['sleep', '30'])\nopen({:?}, 'w').write(str(child.pid))\n",
+            file.display().to_string()
+        );
+        let limits = Limits { time: Duration::from_secs(30), megabytes: 1024 };
+        let Some(verdict) = verdict(&program, limits) else { return };
+        assert_eq!(verdict, Verdict::Passed);
+        let pid = std::fs::read_to_string(&file).expect("the test wrote it");
+        let running = || std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("sleep"));
+        let end = Instant::now() + Duration::from_secs(5);
+        while running() && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
+        assert!(!running(), "process {pid} goes on");
     }
 }

@@ -1,0 +1,236 @@
+//! Jinja's filters that concern one value: texts, numbers, JSON. Those over lists are in `collections`.
+
+use super::arguments::{Values, flag_or, int_or, size_or, text_or};
+use super::budget::{Budget, Fault};
+use super::format;
+use super::methods;
+use super::print::{self, JsonStyle};
+use super::text::{Builder, Text};
+use super::value::Value;
+
+/// Applies a filter; `None` when it is not one of these.
+pub(super) fn apply(name: &str, value: &Value, arguments: Values, budget: &Budget) -> Option<Result<Value, Fault>> {
+    let text = || print::text(value, budget);
+    Some(match name {
+        "trim" => (|| {
+            let [chars] = arguments.bind(name, ["chars"])?;
+            let text = text()?;
+            budget.spend(text.as_str().len() as u64 / 8)?;
+            let part = methods::stripped(text.as_str(), true, true, chars.as_ref())?;
+            text.part(part, budget).map(Value::Str)
+        })(),
+        "upper" => text().and_then(|text| text.map(budget, str::to_uppercase)).map(Value::Str),
+        "lower" => text().and_then(|text| text.map(budget, str::to_lowercase)).map(Value::Str),
+        "capitalize" => text().and_then(|text| methods::capitalized(&text, budget)).map(Value::Str),
+        "title" => text().and_then(|text| methods::titled(&text, budget)).map(Value::Str),
+        "string" => text().map(Value::Str),
+        "safe" => Ok(value.clone()),
+        "pprint" => (|| {
+            let mut builder = Builder::default();
+            print::represent(&mut builder, value, budget)?;
+            Ok(Value::Str(builder.finish()))
+        })(),
+        "replace" => (|| {
+            let [old, new, count] = arguments.bind(name, ["old", "new", "count"])?;
+            let (old, new) = (text_or(old, "", name)?, text_or(new, "", name)?);
+            methods::replaced(&text()?, &old, &new, int_or(count, -1, name)?, budget).map(Value::Str)
+        })(),
+        "escape" | "e" | "forceescape" => text().and_then(|text| text.map(budget, escaped)).map(Value::Str),
+        "striptags" => text().and_then(|text| without_tags(&text, budget)).map(Value::Str),
+        "center" => (|| {
+            let [width] = arguments.bind(name, ["width"])?;
+            methods::padded(&text()?, size_or(width, 80, name)?, name, &Text::template(" "), budget).map(Value::Str)
+        })(),
+        "indent" => indented(text(), arguments, budget),
+        "truncate" => truncated(text(), arguments, budget),
+        "wordcount" => text().map(|text| {
+            let words = text.as_str().split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+            Value::Int(words.count() as i64)
+        }),
+        "format" => (|| {
+            let text = text()?;
+            let values = if arguments.named.is_empty() {
+                Value::tuple(arguments.positional, budget)?
+            } else {
+                let pairs = arguments.named.into_iter().map(|(name, value)| (Value::text(&name), value));
+                Value::dict(pairs.collect(), budget)?
+            };
+            format::percent(&text, &values, budget).map(Value::Str)
+        })(),
+        "abs" => match value {
+            Value::Float(number) => Ok(Value::Float(number.abs())),
+            other => match other.as_int().and_then(i64::checked_abs) {
+                Some(number) => Ok(Value::Int(number)),
+                None => Fault::failed(format!("abs of a {}", other.kind())),
+            },
+        },
+        "int" => (|| {
+            let [default, base] = arguments.bind(name, ["default", "base"])?;
+            let default = default.unwrap_or(Value::Int(0));
+            let base = u32::try_from(int_or(base, 10, name)?).ok().filter(|base| (2..=36).contains(base));
+            let Some(base) = base else { return Fault::failed("int with a base that is none") };
+            Ok(integer(value, base).map_or(default, Value::Int))
+        })(),
+        "float" => (|| {
+            let [default] = arguments.bind(name, ["default"])?;
+            let parsed = match value {
+                Value::Str(text) => text.as_str().trim().parse().ok(),
+                other => other.as_number(),
+            };
+            Ok(parsed.map_or(default.unwrap_or(Value::Float(0.0)), Value::Float))
+        })(),
+        "round" => rounded(value, arguments),
+        "tojson" => to_json(value, arguments, budget),
+        "default" | "d" => (|| {
+            let [default, boolean] = arguments.bind(name, ["default_value", "boolean"])?;
+            let missing = matches!(value, Value::Undefined(_)) || (flag_or(boolean, false) && !value.is_true());
+            Ok(if missing { default.unwrap_or(Value::text("")) } else { value.clone() })
+        })(),
+        "urlencode" => text()
+            .and_then(|text| {
+                text.map(budget, |segment| {
+                    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-~/".contains(&byte);
+                    segment
+                        .bytes()
+                        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+                        .collect()
+                })
+            })
+            .map(Value::Str),
+        _ => return None,
+    })
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out += "&amp;",
+            '<' => out += "&lt;",
+            '>' => out += "&gt;",
+            '"' => out += "&#34;",
+            '\'' => out += "&#39;",
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+fn without_tags(text: &Text, budget: &Budget) -> Result<Text, Fault> {
+    let own = text.as_str();
+    let mut kept = Builder::default();
+    let mut rest = own;
+    while let Some(open) = rest.find('<') {
+        let Some(close) = rest[open..].find('>') else { break };
+        kept.push_text(&text.part(&rest[..open], budget)?, budget)?;
+        rest = &rest[open + close + 1..];
+    }
+    kept.push_text(&text.part(rest, budget)?, budget)?;
+    let kept = kept.finish();
+    let mut words = Builder::default();
+    for (index, word) in kept.as_str().split(methods::is_space).filter(|word| !word.is_empty()).enumerate() {
+        if index > 0 {
+            words.push_template(" ", budget)?;
+        }
+        words.push_text(&kept.part(word, budget)?, budget)?;
+    }
+    Ok(words.finish())
+}
+
+fn indented(text: Result<Text, Fault>, arguments: Values, budget: &Budget) -> Result<Value, Fault> {
+    let text = text?;
+    let [width, first, blank] = arguments.bind("indent", ["width", "first", "blank"])?;
+    let indentation = match width {
+        Some(Value::Str(text)) => text,
+        width => Text::template(&" ".repeat(size_or(width, 4, "indent")?)),
+    };
+    let (first, blank) = (flag_or(first, false), flag_or(blank, false));
+    let mut builder = Builder::default();
+    for (index, line) in text.as_str().split('\n').enumerate() {
+        if index > 0 {
+            builder.push_template("\n", budget)?;
+        }
+        if (index > 0 || first) && (blank || !line.is_empty()) {
+            builder.push_text(&indentation, budget)?;
+        }
+        builder.push_text(&text.part(line, budget)?, budget)?;
+    }
+    Ok(Value::Str(builder.finish()))
+}
+
+fn truncated(text: Result<Text, Fault>, arguments: Values, budget: &Budget) -> Result<Value, Fault> {
+    let text = text?;
+    let [length, kill_words, end, leeway] = arguments.bind("truncate", ["length", "killwords", "end", "leeway"])?;
+    let (length, leeway) = (size_or(length, 255, "truncate")?, size_or(leeway, 5, "truncate")?);
+    let end = text_or(end, "...", "truncate")?;
+    let own = text.as_str();
+    let place = |characters: usize| own.char_indices().nth(characters).map_or(own.len(), |(at, _)| at);
+    if own.chars().count() <= length + leeway {
+        return Ok(Value::Str(text));
+    }
+    let mut cut = &own[..place(length.saturating_sub(end.as_str().chars().count()))];
+    if !flag_or(kill_words, false) {
+        cut = cut.rsplit_once(' ').map_or(cut, |(words, _)| words);
+    }
+    let mut builder = Builder::default();
+    builder.push_text(&text.part(cut, budget)?, budget)?;
+    builder.push_text(&end, budget)?;
+    Ok(Value::Str(builder.finish()))
+}
+
+fn integer(value: &Value, base: u32) -> Option<i64> {
+    match value {
+        Value::Str(text) => {
+            let text = text.as_str().trim();
+            i64::from_str_radix(text, base).ok().or_else(|| text.parse::<f64>().ok().map(|number| number as i64))
+        }
+        Value::Float(number) => number.is_finite().then_some(*number as i64),
+        other => other.as_int(),
+    }
+}
+
+fn rounded(value: &Value, arguments: Values) -> Result<Value, Fault> {
+    let [precision, method] = arguments.bind("round", ["precision", "method"])?;
+    let precision = int_or(precision, 0, "round")?.clamp(-300, 300) as i32;
+    let method = text_or(method, "common", "round")?;
+    let Some(number) = value.as_number() else { return Fault::failed(format!("round of a {}", value.kind())) };
+    let scale = 10_f64.powi(precision);
+    let scaled = number * scale;
+    let whole = match method.as_str() {
+        "ceil" => scaled.ceil(),
+        "floor" => scaled.floor(),
+        "common" => scaled.round_ties_even(),
+        _ => return Fault::failed("round knows common, ceil and floor"),
+    };
+    Ok(Value::Float(if whole.is_finite() { whole / scale } else { number }))
+}
+
+/// As transformers defines it: `json.dumps` without HTML's escapes, letters as they are.
+fn to_json(value: &Value, arguments: Values, budget: &Budget) -> Result<Value, Fault> {
+    let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
+    let mut arguments = arguments;
+    // Jinja's own takes the indentation first
+    if let [Value::Int(_)] = arguments.positional[..] {
+        let indent = arguments.positional.remove(0);
+        arguments.named.push(("indent".into(), indent));
+    }
+    let [ascii, indent, separators, sort_keys] = arguments.bind("tojson", names)?;
+    let indent = match indent {
+        None | Some(Value::None | Value::Undefined(_)) => None,
+        Some(Value::Str(text)) => Some(text.as_str().to_owned()),
+        width => Some(" ".repeat(size_or(width, 0, "tojson")?)),
+    };
+    let (item_separator, key_separator) = match separators {
+        Some(Value::Tuple(items) | Value::List(items)) if items.items.len() == 2 => {
+            let text = |value: &Value| text_or(Some(value.clone()), "", "tojson").map(|text| text.as_str().to_owned());
+            (text(&items.items[0])?, text(&items.items[1])?)
+        }
+        None | Some(Value::None) => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+        Some(_) => return Fault::failed("tojson wants two separators"),
+    };
+    let (ascii, sort_keys) = (flag_or(ascii, false), flag_or(sort_keys, false));
+    let style = JsonStyle { indent, item_separator, key_separator, ascii, sort_keys };
+    let mut builder = Builder::default();
+    print::json(&mut builder, value, &style, 0, budget)?;
+    Ok(Value::Str(builder.finish()))
+}
