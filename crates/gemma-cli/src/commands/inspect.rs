@@ -191,7 +191,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
             (facts, Decoder::tensors(&config, &device), Decoder::is_ignored)
         }
         Architecture::RecurrentGemma => {
-            let config = GriffinConfig::from_json(&config_file)?;
+            let config = Griffin::config_of(&checkpoint)?;
             (Facts::of_recurrentgemma(&config), Griffin::tensors(&config, &device), Griffin::is_ignored)
         }
         Architecture::Gemma3 => {
@@ -203,10 +203,10 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
             (facts.context("config.json describes no layer")?, expected, Gemma3Network::is_ignored)
         }
         Architecture::PaliGemma => {
-            let config = PaliGemmaConfig::from_json(&config_file)?;
+            let config = VisionLanguageModel::config_of(&checkpoint)?;
             image = Some(ImageRow::of(&config.vision));
             let facts = Facts::of_gemma(&config.text, Some(&config.vision));
-            let expected = VisionLanguageModel::tensors_in(&checkpoint, &config, &device);
+            let expected = VisionLanguageModel::tensors_of(&checkpoint, &config, &device);
             (facts.context("config.json describes no layer")?, expected, VisionLanguageModel::is_ignored)
         }
     };
