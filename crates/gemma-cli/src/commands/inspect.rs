@@ -11,7 +11,7 @@ use gemma_weights::{
     catalogue::{self, Release, SHAPES, Shape},
 };
 use gemma3::Gemma3Network;
-use paligemma::{PaliGemmaConfig, SiglipConfig, VisionLanguageModel};
+use paligemma::{SiglipConfig, VisionLanguageModel};
 use recurrentgemma::{Griffin, GriffinConfig, Temporal};
 use serde::{Serialize, Serializer};
 
