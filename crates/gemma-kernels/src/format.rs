@@ -352,6 +352,7 @@ mod tests {
                     Format::Q4K => block_largest / 15.0 * 1.3,
                     Format::Q5K => block_largest / 31.0 * 1.6,
                     Format::Q6K => block_largest / 32.0 * 1.2,
+                    other => panic!("{other} is only read"),
                 };
                 assert!((a - b).abs() <= step, "{format} value {i}: {a} became {b}");
             }
