@@ -76,6 +76,8 @@ struct Report {
     missing: Vec<String>,
     unexpected: Vec<String>,
     misshapen: Vec<String>,
+    /// Keys of a GGUF file that nothing reads.
+    unknown_keys: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -177,6 +179,7 @@ fn not_downloaded(release: &Release, json: bool) -> Result<Ending> {
 }
 
 fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
+    checkpoint.require_tensors()?;
     let Some(config_file) = checkpoint.file("config.json")? else {
         bail!("{model} holds no config.json; take it from the model's repository");
     };
@@ -253,6 +256,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         missing,
         unexpected,
         misshapen,
+        unknown_keys: checkpoint.unknown_keys().to_vec(),
     })
 }
 
@@ -412,6 +416,9 @@ fn told(report: &Report) -> String {
         row("file", format!("{}, {}", file.name, output::bytes(file.bytes)));
     }
     row("tokenizer", report.tokenizer.unwrap_or("missing: token numbers can be used, texts cannot").to_owned());
+    if !report.unknown_keys.is_empty() {
+        row("not read", report.unknown_keys.join(", "));
+    }
     for fault in faults(report) {
         row("fault", fault);
     }
