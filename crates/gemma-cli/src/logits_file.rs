@@ -76,7 +76,10 @@ mod tests {
     use super::*;
 
     fn begin(path: &Path, rows: &[usize], vocab: usize) -> LogitsFile {
-        NewFile::open(path).map_err(anyhow::Error::from).and_then(|file| LogitsFile::begin(file, rows, true, vocab)).expect("writable")
+        NewFile::open(path)
+            .map_err(anyhow::Error::from)
+            .and_then(|file| LogitsFile::begin(file, rows, true, vocab))
+            .expect("writable")
     }
 
     fn floats(bytes: &[u8]) -> Vec<f32> {

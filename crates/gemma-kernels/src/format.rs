@@ -78,7 +78,9 @@ pub enum Format {
 
 /// A word that names no format.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown format `{0}`; the formats that are written are f32, bf16, f16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k")]
+#[error(
+    "unknown format `{0}`; the formats that are written are f32, bf16, f16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k"
+)]
 pub struct ParseFormatError(String);
 
 impl Format {

@@ -204,7 +204,8 @@ mod tests {
         for path in ["", ".", "..", "./a", "../a/b", "/a/b", "~/a", "a", "a/b/c", "a\\b", "C:\\a", "C:/a/b", "a/"] {
             assert!(reads_as_path(path), "{path}");
         }
-        for id in ["google/gemma-2b", "google/gemma-2b@refs/pr/1", "a/b@c", "a/b:Q4_K_M", "https://hub.co/a/b/c", "hf.co/a/b"]
+        for id in
+            ["google/gemma-2b", "google/gemma-2b@refs/pr/1", "a/b@c", "a/b:Q4_K_M", "https://hub.co/a/b/c", "hf.co/a/b"]
         {
             assert!(!reads_as_path(id), "{id}");
         }

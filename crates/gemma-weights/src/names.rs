@@ -46,7 +46,8 @@ fn without_inserted(name: &str) -> String {
 /// What stands in front of every one of the `missing` names in the other list, if it is the same for all.
 pub(crate) fn prefix_of<'n>(missing: &[String], found: &'n [String]) -> Option<&'n str> {
     let first = missing.first()?;
-    let prefixes = found.iter().filter_map(|name| name.strip_suffix(first.as_str())).filter(|prefix| !prefix.is_empty());
+    let prefixes =
+        found.iter().filter_map(|name| name.strip_suffix(first.as_str())).filter(|prefix| !prefix.is_empty());
     let known: std::collections::BTreeSet<&str> = found.iter().map(String::as_str).collect();
     prefixes.into_iter().find(|prefix| missing.iter().all(|name| known.contains(format!("{prefix}{name}").as_str())))
 }
@@ -61,7 +62,8 @@ mod tests {
 
     #[test]
     fn wrappers_leave_no_mark() {
-        let plain = ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"];
+        let plain =
+            ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"];
         assert_eq!(names(&plain), plain);
         for prefix in ["base_model.model.", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."] {
             let given: Vec<String> = plain.iter().map(|name| format!("{prefix}{name}")).collect();

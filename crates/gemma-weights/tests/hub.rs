@@ -351,7 +351,14 @@ fn fetched(hub: &Server) -> Vec<String> {
 
 #[test]
 fn one_file_of_a_gguf_repository_is_fetched() {
-    let names = ["README.md", "n-Q4_K_M.gguf", "n-Q8_0.gguf", "mmproj-n-f16.gguf", "big/n-F16-00001-of-00002.gguf", "big/n-F16-00002-of-00002.gguf"];
+    let names = [
+        "README.md",
+        "n-Q4_K_M.gguf",
+        "n-Q8_0.gguf",
+        "mmproj-n-f16.gguf",
+        "big/n-F16-00001-of-00002.gguf",
+        "big/n-F16-00002-of-00002.gguf",
+    ];
     let served = repository(&names);
     let hub = Server::start(move |request| served.answer(request));
     for (id, files) in [
@@ -387,7 +394,8 @@ fn one_file_of_a_gguf_repository_is_fetched() {
 
 #[test]
 fn weights_that_are_there_twice_are_fetched_once() {
-    let served = repository(&["config.json", "consolidated.safetensors", "model.fp16.safetensors", "model.safetensors"]);
+    let served =
+        repository(&["config.json", "consolidated.safetensors", "model.fp16.safetensors", "model.safetensors"]);
     let hub = Server::start(move |request| served.answer(request));
     let (_guard, options) = options(&hub.address);
     resolve("org/name", &options).unwrap();
@@ -502,9 +510,8 @@ fn a_mirror_may_send_everything_elsewhere() {
     let weights = repository.weights().to_vec();
     let hub = Server::start(move |request| repository.answer(request));
     let address = hub.address.clone();
-    let mirror = Server::start(move |request| {
-        Answer::new(307, &[("Location", format!("{address}{}", request.path).as_str())])
-    });
+    let mirror =
+        Server::start(move |request| Answer::new(307, &[("Location", format!("{address}{}", request.path).as_str())]));
     let (_guard, mut options) = options(&mirror.address);
     options.token = Some("hf_secret".to_owned());
     let folder = resolve("org/name", &options).unwrap();

@@ -205,8 +205,12 @@ mod tests {
 
     #[test]
     fn each_part_is_renamed_by_its_own_prefix() {
-        let nested =
-            Layout(["model.vision_tower.vision_model.", "model.multi_modal_projector.", "model.language_model.", "lm_head."]);
+        let nested = Layout([
+            "model.vision_tower.vision_model.",
+            "model.multi_modal_projector.",
+            "model.language_model.",
+            "lm_head.",
+        ]);
         for (inside, released, newer) in [
             (
                 "vision_tower.encoder.layers.0.layer_norm1.bias",

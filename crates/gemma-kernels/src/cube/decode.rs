@@ -299,13 +299,7 @@ fn word_at_byte(words: &[u32], row: usize, byte: usize) -> u32 {
 /// The levels that the low nibbles of four bytes name, times a scale: those of IQ4, or of four-bit floats (twice their
 /// value). The tables hold a level plus 128 in each byte.
 #[cube]
-fn put_levels(
-    word: u32,
-    scale: f32,
-    values: &mut Array<f32>,
-    #[comptime] to: usize,
-    #[comptime] iq4: bool,
-) {
+fn put_levels(word: u32, scale: f32, values: &mut Array<f32>, #[comptime] to: usize, #[comptime] iq4: bool) {
     #[unroll]
     for j in 0..4usize {
         let nibble = (word >> comptime!(8 * j as u32)) & 15u32;

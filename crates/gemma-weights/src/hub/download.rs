@@ -133,7 +133,8 @@ impl<'a> Revision<'a> {
     /// it already is not written to: it may be one that cannot be.
     fn note(&self) -> Result<(), Error> {
         let reference = self.repository.reference(self.id.revision());
-        if self.id.revision() == self.commit || fs::read(&reference).is_ok_and(|known| known == self.commit.as_bytes()) {
+        if self.id.revision() == self.commit || fs::read(&reference).is_ok_and(|known| known == self.commit.as_bytes())
+        {
             return Ok(());
         }
         write_reference(&reference, &self.commit).map_err(write_error(&reference))
@@ -218,12 +219,7 @@ impl Place<'_> {
 }
 
 /// Makes `pointer`, the file `name` of a snapshot, a link to `blob`, or a copy where links are not allowed.
-fn point(
-    pointer: &Path,
-    name: &str,
-    blob: &Path,
-    link: impl Fn(&Path, &Path) -> io::Result<()>,
-) -> io::Result<()> {
+fn point(pointer: &Path, name: &str, blob: &Path, link: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
     let folder = pointer.parent().ok_or(io::ErrorKind::InvalidInput)?;
     fs::create_dir_all(folder)?;
     match fs::remove_file(pointer) {

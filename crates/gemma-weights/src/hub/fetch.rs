@@ -147,12 +147,7 @@ fn complete(
 }
 
 /// One request for the rest of a file.
-fn go_on(
-    client: &Client<'_>,
-    url: &str,
-    partial: &mut Partial,
-    report: &mut dyn FnMut(u64),
-) -> Result<(), Attempt> {
+fn go_on(client: &Client<'_>, url: &str, partial: &mut Partial, report: &mut dyn FnMut(u64)) -> Result<(), Attempt> {
     let (path, size) = (partial.path.clone(), partial.size);
     let unwritable = write_error(&path);
     let reply = client.get(url, partial.len)?;

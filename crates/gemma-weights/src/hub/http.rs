@@ -115,7 +115,8 @@ impl<'a> Client<'a> {
 
     /// Where a file of a commit is fetched.
     pub(super) fn file_url(&self, commit: &str, file: &str) -> String {
-        let escaped: String = file.bytes().map(|byte| if byte == b'/' { "/".to_owned() } else { escape(byte) }).collect();
+        let escaped: String =
+            file.bytes().map(|byte| if byte == b'/' { "/".to_owned() } else { escape(byte) }).collect();
         format!("{}/{}/resolve/{commit}/{escaped}", self.options.endpoint, self.id.repository())
     }
 

@@ -92,12 +92,7 @@ impl HubId {
         Self::checked(org, name, revision, choice.or(file))
     }
 
-    fn checked(
-        org: &str,
-        name: &str,
-        revision: Option<&str>,
-        choice: Option<&str>,
-    ) -> Result<Self, &'static str> {
+    fn checked(org: &str, name: &str, revision: Option<&str>, choice: Option<&str>) -> Result<Self, &'static str> {
         check_word(org)?;
         check_word(name)?;
         if let Some(revision) = revision {
@@ -248,7 +243,8 @@ mod tests {
             assert_eq!(HubId::parse(address).unwrap().to_string(), id, "{address}");
             assert!(is_address(address), "{address}");
         }
-        for wrong in ["https://huggingface.co/", "https://huggingface.co/datasets/o/n", "https://other.co/o/n", "ftp://x/o/n"]
+        for wrong in
+            ["https://huggingface.co/", "https://huggingface.co/datasets/o/n", "https://other.co/o/n", "ftp://x/o/n"]
         {
             assert!(HubId::parse(wrong).is_err(), "{wrong}");
         }

@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn weights_that_are_there_twice_are_fetched_once() {
-        let all = ["config.json", "consolidated.safetensors", "model.safetensors", "model.fp16.safetensors", INDEX_FILE];
+        let all =
+            ["config.json", "consolidated.safetensors", "model.safetensors", "model.fp16.safetensors", INDEX_FILE];
         assert_eq!(weights(&names(&all), None), Weights::Single);
         assert_eq!(weights(&names(&all[..2]), None), Weights::None(names(&["consolidated.safetensors"])));
         let sharded = ["model-00001-of-00002.safetensors", "consolidated.safetensors", INDEX_FILE];
@@ -197,16 +198,14 @@ mod tests {
         for absent in ["Q4_K", "XS", "Q4", "Q2_K", "other.gguf", ""] {
             assert!(choice(Some(absent)).starts_with("Undecided"), "{absent}");
         }
-        assert!(matches!(weights(&names(&["a-Q3_K_L.gguf", "a-Q3_K_M.gguf"]), None), Weights::Undecided(list) if list.len() == 2));
+        assert!(
+            matches!(weights(&names(&["a-Q3_K_L.gguf", "a-Q3_K_M.gguf"]), None), Weights::Undecided(list) if list.len() == 2)
+        );
     }
 
     #[test]
     fn the_parts_of_a_split_file_come_together() {
-        let all = names(&[
-            "Q8_0/big-Q8_0-00002-of-00002.gguf",
-            "Q8_0/big-Q8_0-00001-of-00002.gguf",
-            "big-Q2_K.gguf",
-        ]);
+        let all = names(&["Q8_0/big-Q8_0-00002-of-00002.gguf", "Q8_0/big-Q8_0-00001-of-00002.gguf", "big-Q2_K.gguf"]);
         let parts = names(&["Q8_0/big-Q8_0-00001-of-00002.gguf", "Q8_0/big-Q8_0-00002-of-00002.gguf"]);
         assert_eq!(weights(&all, Some("Q8_0")), Weights::Gguf(parts.clone()));
         assert_eq!(weights(&all, Some("big-Q8_0-00002-of-00002.gguf")), Weights::Gguf(parts));
@@ -214,7 +213,8 @@ mod tests {
 
     #[test]
     fn of_the_small_files_only_those_that_are_read_are_fetched() {
-        let all = names(&["README.md", "config.json", "2_Dense/model.safetensors", "original/config.json", "tokenizer.json"]);
+        let all =
+            names(&["README.md", "config.json", "2_Dense/model.safetensors", "original/config.json", "tokenizer.json"]);
         assert_eq!(beside(&all), ["config.json", "2_Dense/model.safetensors", "tokenizer.json"]);
     }
 }

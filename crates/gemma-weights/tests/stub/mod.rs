@@ -161,7 +161,8 @@ impl Repository {
 
 /// A file with its hash, or the rest of it where only that is asked for.
 pub(crate) fn file(name: &str, content: &[u8], request: &Request) -> Answer {
-    let etag = if name.ends_with(".safetensors") || name.ends_with(".gguf") { sha256(content) } else { git_hash(content) };
+    let etag =
+        if name.ends_with(".safetensors") || name.ends_with(".gguf") { sha256(content) } else { git_hash(content) };
     let size = content.len();
     let headers = [("ETag", format!("\"{etag}\"")), ("Accept-Ranges", "bytes".to_owned())];
     let from =
