@@ -43,15 +43,6 @@ fn standard_input() -> Result<String> {
     utf8(bounded(io::stdin().lock(), LONGEST).context("cannot read standard input")?).context("cannot use standard input")
 }
 
-fn bounded(input: impl Read, limit: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    input.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        bail!("it has more than {} MB", limit >> 20);
-    }
-    Ok(bytes)
-}
-
 /// The next line without its line break, `None` at the end.
 pub(crate) fn line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
@@ -66,6 +57,16 @@ pub(crate) fn line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
         line.pop_if(|last| *last == b'\r');
     }
     Ok(Some(line))
+}
+
+/// Everything that a source holds, if that is at most `limit` bytes. Devices and pipes may have no end.
+pub(crate) fn bounded(source: impl Read, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        bail!("it holds more than {limit} bytes");
+    }
+    Ok(bytes)
 }
 
 fn utf8(bytes: Vec<u8>) -> Result<String> {
@@ -91,6 +92,8 @@ mod tests {
         fs::write(&path, "zwölf\n").expect("written");
         assert_eq!(given(None, Some(&path)).ok().as_deref(), Some("zwölf\n"));
         assert_eq!(given(Some("x"), None).ok().as_deref(), Some("x"));
+        assert_eq!(bounded(&b"1234"[..], 4).ok().as_deref(), Some(&b"1234"[..]));
+        assert!(bounded(io::repeat(0), 4).expect_err("endless").to_string().contains("more than 4 bytes"));
     }
 
     #[test]

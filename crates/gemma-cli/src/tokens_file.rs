@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gemma_tokenizer::TokenId;
+
 use serde_json::Value;
 
 use crate::text;

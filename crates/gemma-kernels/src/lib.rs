@@ -44,7 +44,7 @@ pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
 pub use kv::{CachePrecision, KvPages, KvPool, PAGE_LEN, PageId, ParseCachePrecisionError};
 pub use large::LargeBlocks;
-pub use map::map_file;
+pub use map::{map_file, report_lost_maps};
 pub use ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall, append, attend};
 pub use ops::elementwise::{Elementwise, ElementwiseOps, geglu, rms_norm, rotate};
 pub use ops::linear::{Arithmetic, LinearOps, packed_linear, packed_linear_in, packed_rows};

@@ -112,11 +112,6 @@ impl PaliGemma {
         self.model.network()
     }
 
-    /// The model beneath: tokenizer and network, to be shared with an engine on a thread ([`Model::engine`]).
-    pub fn model(&self) -> &Model<VisionLanguageModel> {
-        &self.model
-    }
-
     /// The tokens that end an answer.
     pub fn stop_tokens(&self) -> &[TokenId] {
         self.model.stop_tokens()
