@@ -1,4 +1,4 @@
-//! The plain twin of each kernel, made of Burn's own tensor operations.
+//! The reference implementation of each kernel, made of Burn's own tensor operations.
 //!
 //! They say in the shortest way what a kernel computes, run on every backend, and are differentiable. The tests
 //! compare the kernels with them; training uses them.

@@ -1,7 +1,7 @@
 //! The blocks whose values are small integers, times a scale, plus an addend, both shared by a part of the block:
 //! Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K, lane by lane.
 //!
-//! The layouts are those of [`Format`], whose `decode_row` is the plain twin. Products stream from here and tiles are
+//! The layouts are those of [`Format`], whose `decode_row` is the reference implementation. Products stream from here and tiles are
 //! filled from here.
 
 use super::lanes::Lanes;
@@ -276,7 +276,7 @@ mod tests {
         }
     }
 
-    /// Any bytes as blocks, at every level: what the plain twin reads, but for the rounding of a product before its sum.
+    /// Any bytes as blocks, at every level: what the reference implementation reads, but for the rounding of a product before its sum.
     #[test]
     fn values_are_those_of_the_plain_twin() {
         let mut state = 7u64;
