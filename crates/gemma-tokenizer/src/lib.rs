@@ -1,6 +1,6 @@
 //! Text to tokens and back for the Gemma family: control tokens, chat template, incremental decoding.
 //!
-//! It knows no model and no tensor; a token is a number ([`TokenId`]) until a model reads it.
+//! It knows no model and no tensor: a token is a number ([`TokenId`]).
 //!
 //! ```no_run
 //! use gemma_tokenizer::{ChatTemplate, Family, Tokenizer, Turn};

@@ -5,7 +5,9 @@
 
 mod backends;
 mod changelog;
+mod circles;
 mod dependencies;
+mod glossary;
 mod links;
 mod manifest;
 mod manifests;
@@ -58,7 +60,9 @@ const RULES: &[(&str, Rule)] = &[
     ("file names", sources::file_names),
     ("unsafe", sources::unsafe_code),
     ("no input or output", sources::no_input_or_output),
+    ("circles", circles::imports),
     ("tree", tree::equals),
+    ("glossary", glossary::words),
     ("numerics", numerics::tests_exist),
     ("links", links::resolve),
     ("paths", links::paths),
