@@ -6,11 +6,11 @@ use anyhow::Result;
 use clap::Args;
 use gemma_serve::http::{App, Settings, batch};
 
-use super::{
-    Ending,
-    serve::{Engine, runtime},
+use super::serve::{Engine, runtime};
+use crate::{
+    interrupt::{self, Ending},
+    output, progress,
 };
-use crate::{interrupt, output, progress};
 
 /// Answer a file of requests in OpenAI's Batch format, resumably.
 #[derive(Args, Debug)]
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Batch) -> Result<Ending> {
     let runtime = runtime(&settings)?;
     let watch = interrupt::watch();
     let backend = args.engine.backend(args.engine.model.model.as_deref(), None)?;
-    let bar = progress::bytes("answering");
+    let bar = progress::tasks("answering", 0);
     let app = App::new(vec![backend], settings);
     let run = batch::run(app, &args.requests, &args.out, 2 * parallel, |summary| {
         progress::set(&bar, (summary.skipped + summary.answered) as u64, summary.requests as u64);
@@ -56,9 +56,13 @@ pub(crate) fn run(args: &Batch) -> Result<Ending> {
     bar.finish_and_clear();
     let batch::BatchSummary { requests, skipped, answered, failed } = summary;
     if args.json {
-        output::json(&serde_json::json!({"requests": requests, "skipped": skipped, "answered": answered, "failed": failed}))?;
+        output::json(
+            &serde_json::json!({"requests": requests, "skipped": skipped, "answered": answered, "failed": failed}),
+        )?;
     } else {
-        output::line(format_args!("{answered} answered ({failed} with an error), {skipped} were there, of {requests}"))?;
+        output::line(format_args!(
+            "{answered} answered ({failed} with an error), {skipped} were there, of {requests}"
+        ))?;
     }
     Ok(if skipped + answered < requests { Ending::Interrupted } else { Ending::Done })
 }

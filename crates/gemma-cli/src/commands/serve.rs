@@ -4,14 +4,14 @@ use std::{io::Write, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use gemma_auto::{AutoModel, Family, with_model};
 use gemma_generate::EngineOptions;
 use gemma_serve::http::{self, App, Backend, EngineBackend, Settings};
 
 use crate::{
     args::{Model, seconds},
-    commands::Ending,
-    interrupt, output,
-    session::{self, Kind, with_network},
+    interrupt::{self, Ending},
+    output, session,
 };
 
 /// Serve models over HTTP: OpenAI's, llama.cpp's, vLLM's, Mistral's and Ollama's protocols, and a web page.
@@ -34,9 +34,6 @@ pub(crate) struct Serve {
     /// The port; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub(crate) port: u16,
-
-    #[command(flatten)]
-    pub(crate) engine: Engine,
 
     /// A key that clients must send; may be given several times. The environment does not show in the list of processes.
     #[arg(long, value_name = "KEY", env = "GEMMA_API_KEY", hide_env_values = true)]
@@ -81,14 +78,14 @@ pub(crate) struct Serve {
     /// How the log on standard error looks.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
+
+    #[command(flatten)]
+    pub(crate) engine: Engine,
 }
 
 /// The engine's limits, for `serve` and `batch`.
 #[derive(Args, Debug)]
 pub(crate) struct Engine {
-    #[command(flatten)]
-    pub(crate) model: Model,
-
     /// Most requests that are generated at the same time.
     #[arg(short = 'j', long, value_name = "N", default_value_t = Settings::default().parallel)]
     pub(crate) parallel: usize,
@@ -108,6 +105,9 @@ pub(crate) struct Engine {
     /// Most MiB of KV cache that is kept of earlier requests, for prompts that begin alike; part of --cache-memory.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     pub(crate) prefix_cache: usize,
+
+    #[command(flatten)]
+    pub(crate) model: Model,
 }
 
 /// A form of the log.
@@ -131,15 +131,14 @@ impl Engine {
 
     /// Opens a model and starts its engine; without a name, the demo of Gemma.
     pub(crate) fn backend(&self, name: Option<&str>, alias: Option<&str>) -> Result<Arc<dyn Backend>> {
-        let found = session::find_served(name, &self.model)?;
+        let found = session::locate(name, Family::Gemma, self.model.load_options(), &self.model.compute)?;
         let id = alias.or(name).unwrap_or("demo");
         let options = self.options();
-        let backend = match found.kind()? {
-            Kind::PaliGemma => EngineBackend::with_images(id, found.open_images()?.model, options)?,
-            kind => with_network!(kind, N => {
-                let family = format!("{kind:?}").to_lowercase();
-                EngineBackend::new(id, &family, &found.open::<N>()?.model, options)?
-            }),
+        let model = found.open()?.model;
+        let family = model.architecture().to_string().to_lowercase();
+        let backend = match model {
+            AutoModel::PaliGemma(model) => EngineBackend::with_images(id, model, options)?,
+            model => with_model!(&model, inner => EngineBackend::new(id, &family, inner, options))?,
         };
         Ok(Arc::new(backend.with_context_limit(self.ctx_size)))
     }
@@ -211,7 +210,8 @@ pub(crate) fn run(args: &Serve) -> Result<Ending> {
 /// Sends the log to standard error; `RUST_LOG` chooses what is in it.
 fn start_log(format: LogFormat) {
     use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,gemma_serve=info,gemma=info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,gemma_serve=info,gemma=info"));
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // a second log of the same process is refused, and the first one goes on
     let _ = match format {

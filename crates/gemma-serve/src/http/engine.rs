@@ -17,7 +17,7 @@ use gemma_generate::{
 };
 use gemma_model::{Model, Network};
 use gemma_tokenizer::{ChatTemplate, DecodeStream, TokenId, Tokenizer, Turn};
-use paligemma::{Image, PaliGemma, prompt};
+use paligemma::{Image, PaliGemma};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -124,7 +124,7 @@ impl EngineBackend {
 fn refusal(error: &gemma_generate::Error) -> Refusal {
     use gemma_generate::Error;
     match error {
-        Error::PromptTooLong { tokens, limit } => Refusal::context(*tokens, *limit),
+        Error::PromptTooLong { tokens, limit, .. } => Refusal::context(*tokens, *limit),
         Error::InvalidOption { option, .. } => Refusal::field(*option, error.to_string()),
         Error::Mask { .. } => Refusal::field("response_format", error.to_string()),
         Error::CacheTooSmall { .. } => Refusal::too_large(error.to_string()),
@@ -305,10 +305,7 @@ fn png_of_mask(mask: &paligemma::Mask) -> Result<String, Refusal> {
 fn paligemma_prompt(model: &PaliGemma, messages: &[Message]) -> Result<Prompt, Refusal> {
     let images: Vec<Vec<u8>> = messages.iter().flat_map(|message| message.images.iter().cloned()).collect();
     let text = messages.last().map_or("", |message| message.turn.text.trim());
-    let config = model.network().config();
-    let places = images.len() * config.image_tokens();
-    let tokenizer = model.tokenizer().map_err(invalid)?;
-    let tokens = prompt::tokens(tokenizer, config.image_token, places, text).map_err(invalid)?;
+    let tokens = model.prompt_tokens(images.len(), text).map_err(invalid)?;
     Ok(Prompt { tokens, images })
 }
 
@@ -351,7 +348,7 @@ impl EngineBackend {
             ignore_eos: sampling.ignore_eos,
             ..GenerateOptions::default()
         };
-        let mask = job.mask.map(|mask| Box::new(Mask(mask)) as Box<_>);
+        let mask = job.mask.map(|mask| Box::new(Mask(mask)) as Box<dyn gemma_generate::TokenMask>);
         Request {
             stop_tokens,
             stop_rule: Some(Box::new(text)),
