@@ -58,7 +58,11 @@ fn main() -> ExitCode {
 fn run(chore: &str, arguments: &[String]) -> Result<()> {
     let root = root();
     // what a demo is told goes on to its trainer
-    let chore = if !matches!(chore, "demo" | "fuzz") && arguments.iter().any(|argument| argument == "--help") { "help" } else { chore };
+    let chore = if !matches!(chore, "demo" | "fuzz") && arguments.iter().any(|argument| argument == "--help") {
+        "help"
+    } else {
+        chore
+    };
     match chore {
         "check" => check::run(&root, arguments),
         "tidy" => tidy::run(&root, arguments),

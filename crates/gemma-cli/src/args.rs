@@ -233,10 +233,13 @@ impl ChatFormat {
     /// # Errors
     /// When their file cannot be read.
     pub(crate) fn system(&self) -> anyhow::Result<Option<String>> {
-        self.system.as_deref().map(|system| match system.strip_prefix('@') {
-            Some(file) => text::read(Path::new(file)),
-            None => Ok(system.to_owned()),
-        }).transpose()
+        self.system
+            .as_deref()
+            .map(|system| match system.strip_prefix('@') {
+                Some(file) => text::read(Path::new(file)),
+                None => Ok(system.to_owned()),
+            })
+            .transpose()
     }
 
     /// The chat template, if one is named.

@@ -125,7 +125,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("sub")).expect("made");
-        for name in ["b.png", "a.JPG", "c.webp", "e.jfif", "F.TIF", "notes.txt", ".hidden.png", "._a.JPG", "sub/d.png"] {
+        for name in ["b.png", "a.JPG", "c.webp", "e.jfif", "F.TIF", "notes.txt", ".hidden.png", "._a.JPG", "sub/d.png"]
+        {
             fs::write(at(name), "").expect("written");
         }
         let name = |name: &str| at(name).display().to_string();

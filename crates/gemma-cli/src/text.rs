@@ -3,8 +3,8 @@
 use std::{
     fs,
     io::{self, BufRead, Read},
-    str::Utf8Error,
     path::Path,
+    str::Utf8Error,
 };
 
 use anyhow::{Context, Result, bail};
@@ -40,7 +40,8 @@ pub(crate) fn read_bytes(file: &Path) -> Result<Vec<u8>> {
 }
 
 fn standard_input() -> Result<String> {
-    utf8(bounded(io::stdin().lock(), LONGEST).context("cannot read standard input")?).context("cannot use standard input")
+    utf8(bounded(io::stdin().lock(), LONGEST).context("cannot read standard input")?)
+        .context("cannot use standard input")
 }
 
 /// The next line without its line break, `None` at the end.
@@ -103,7 +104,9 @@ mod tests {
         assert!(line(&mut io::BufReader::new(io::repeat(b'x'))).is_err());
         let mut lines = &b"a\r\n\n\xe9\nlast"[..];
         let mut next = || line(&mut lines).expect("short lines");
-        assert_eq!([next(), next(), next(), next(), next()], [
-            Some(b"a".to_vec()), Some(Vec::new()), Some(b"\xe9".to_vec()), Some(b"last".to_vec()), None]);
+        assert_eq!(
+            [next(), next(), next(), next(), next()],
+            [Some(b"a".to_vec()), Some(Vec::new()), Some(b"\xe9".to_vec()), Some(b"last".to_vec()), None]
+        );
     }
 }

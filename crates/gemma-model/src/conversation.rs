@@ -41,7 +41,14 @@ pub struct Answered {
 impl<'m, N: Network> Conversation<'m, N> {
     /// An empty conversation.
     pub fn new(model: &'m Model<N>, options: GenerateOptions) -> Self {
-        Self { model, options, template: model.chat_template().clone(), system: None, turns: Vec::new(), sequence: None }
+        Self {
+            model,
+            options,
+            template: model.chat_template().clone(),
+            system: None,
+            turns: Vec::new(),
+            sequence: None,
+        }
     }
 
     /// The same conversation with another chat template than the model's.

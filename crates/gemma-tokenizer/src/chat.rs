@@ -184,8 +184,12 @@ impl ChatTemplate {
         let (prompt, nothing) = (Json::Bool(options.add_generation_prompt), Json::Null);
         let tools = if options.tools.is_empty() { Json::Null } else { Json::Array(options.tools.clone()) };
         let thinking = options.thinking.map(Json::Bool);
-        let mut values =
-            vec![("messages", &messages), ("add_generation_prompt", &prompt), ("tools", &tools), ("documents", &nothing)];
+        let mut values = vec![
+            ("messages", &messages),
+            ("add_generation_prompt", &prompt),
+            ("tools", &tools),
+            ("documents", &nothing),
+        ];
         values.extend(thinking.as_ref().map(|thinking| ("enable_thinking", thinking)));
         let texts = vec![("bos_token", BOS), ("eos_token", EOS)];
         let pieces = template.render(&Context { values, texts }).map_err(error_of)?;
@@ -271,7 +275,8 @@ fn builtin(turns: &[Turn], options: &ChatOptions) -> Result<RenderedChat> {
 fn in_tokenizer_config(bytes: &[u8]) -> std::result::Result<Option<String>, String> {
     let config: Json =
         serde_json::from_slice(bytes).map_err(|error| format!("tokenizer_config.json cannot be read: {error}"))?;
-    let wrong_shape = || "chat_template in tokenizer_config.json is neither a text nor a list of named texts".to_owned();
+    let wrong_shape =
+        || "chat_template in tokenizer_config.json is neither a text nor a list of named texts".to_owned();
     match &config["chat_template"] {
         Json::Null => Ok(None),
         Json::String(source) => Ok(Some(source.clone())),
@@ -402,7 +407,8 @@ mod tests {
 
     #[test]
     fn messages_stay_messages_whatever_the_template_does_to_them() {
-        let source = "<{{ messages[0].content | upper }}> {{ messages[0].content.strip()[1:] }}.{{ messages | tojson }}";
+        let source =
+            "<{{ messages[0].content | upper }}> {{ messages[0].content.strip()[1:] }}.{{ messages | tojson }}";
         let chat = ChatTemplate::from_jinja(source).render(&[Turn::user(" ab c ")], true).unwrap();
         let json = [template(".[{\""), message("content"), template("\": \""), message(" ab c ")];
         assert_eq!(chat.pieces()[..4], [template("<"), message(" AB C "), template("> "), message("b c")]);

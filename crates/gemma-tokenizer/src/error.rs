@@ -70,7 +70,8 @@ pub enum Error {
     /// Two pieces share a number.
     #[error(
         "the vocabulary gives {:?} and {:?} the same number {id}; get the tokenizer again from where the model came from",
-        crate::jinja::cut(first), crate::jinja::cut(second)
+        crate::jinja::cut(first),
+        crate::jinja::cut(second)
     )]
     IdTwice {
         /// The number.
@@ -98,7 +99,8 @@ pub enum Error {
     /// A merge rule that makes something that is not a piece.
     #[error(
         "tokenizer.json merges {:?} and {:?}, which gives no piece of the vocabulary; get the file again from where the model came from",
-        crate::jinja::cut(left), crate::jinja::cut(right)
+        crate::jinja::cut(left),
+        crate::jinja::cut(right)
     )]
     Merge {
         /// Left part.

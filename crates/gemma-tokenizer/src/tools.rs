@@ -27,8 +27,7 @@ const QUOTES: [&str; 2] = ["<|\"|>", "<escape>"];
 /// Opening and closing marks of a thought.
 const CHANNEL: [&str; 2] = ["<|channel>", "<channel|>"];
 /// Marks that may end an answer and are no text.
-const ENDS: [&str; 6] =
-    ["<|tool_response>", "<start_function_response>", "<turn|>", "<end_of_turn>", "<eos>", "<pad>"];
+const ENDS: [&str; 6] = ["<|tool_response>", "<start_function_response>", "<turn|>", "<end_of_turn>", "<eos>", "<pad>"];
 /// Most lists and objects inside each other.
 const MAX_DEPTH: usize = 50;
 
@@ -209,7 +208,10 @@ mod tests {
             <end_function_call><start_function_response>";
         assert_eq!(calls(function), [("now".into(), json!({})), ("f".into(), json!({"a": "\"x"}))]);
         assert_eq!(ModelOutput::parse(function).text, "");
-        assert_eq!(calls("<|tool_call>call:f{\"a\": \"x\\\"}\", b: word}"), [("f".into(), json!({"a": "x\"}", "b": "word"}))]);
+        assert_eq!(
+            calls("<|tool_call>call:f{\"a\": \"x\\\"}\", b: word}"),
+            [("f".into(), json!({"a": "x\"}", "b": "word"}))]
+        );
     }
 
     #[test]

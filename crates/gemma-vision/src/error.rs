@@ -45,7 +45,9 @@ pub enum Error {
         limit: u64,
     },
     /// An image with a side longer than is decoded.
-    #[error("{name}: an image of {width} x {height} pixels is too thin; sides of at most {limit} pixels are decoded, make it smaller first")]
+    #[error(
+        "{name}: an image of {width} x {height} pixels is too thin; sides of at most {limit} pixels are decoded, make it smaller first"
+    )]
     ImageSide {
         /// The file, or what stands for it.
         name: String,

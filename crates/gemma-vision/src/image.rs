@@ -81,7 +81,9 @@ impl Image {
         match format {
             Some(ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp | ImageFormat::Tiff) => {}
             Some(ImageFormat::Jpeg) => match jpeg::end(bytes) {
-                jpeg::End::Marker(end) => return decoded(&bytes[..end], ImageFormat::Jpeg, name).map_err(failed_as(name)),
+                jpeg::End::Marker(end) => {
+                    return decoded(&bytes[..end], ImageFormat::Jpeg, name).map_err(failed_as(name));
+                }
                 jpeg::End::Missing => {
                     let [first, second] = jpeg::completions(bytes)
                         .map(|completed| decoded(&completed, ImageFormat::Jpeg, name).map_err(failed_as(name)));

@@ -96,7 +96,10 @@ fn run() -> Result<bool> {
 
 fn target(name: &str) -> Result<&'static Target> {
     let names = || TARGETS.iter().map(|target| target.name).collect::<Vec<_>>().join(", ");
-    TARGETS.iter().find(|target| target.name == name).with_context(|| format!("no target {name}; there are {}", names()))
+    TARGETS
+        .iter()
+        .find(|target| target.name == name)
+        .with_context(|| format!("no target {name}; there are {}", names()))
 }
 
 fn options() -> Result<Options> {
@@ -168,7 +171,9 @@ fn peak_memory(reset: bool) -> Option<u64> {
 
 fn campaign(options: &Options, targets: &[&Target]) -> Result<bool> {
     let mut state: State = match std::fs::read(&options.state) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("cannot use {}", options.state.display()))?,
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).with_context(|| format!("cannot use {}", options.state.display()))?
+        }
         Err(_) => State { seed: options.seed, ..State::default() },
     };
     if state.seed != options.seed {

@@ -10,9 +10,9 @@ pub struct Random(u64);
 impl Random {
     /// A generator for one input of one target.
     pub fn new(seed: u64, target: &str, index: u64) -> Self {
-        let name = target.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let name = target
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         let mut random = Self(seed ^ name ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         random.next();
         random

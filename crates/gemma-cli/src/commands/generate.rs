@@ -350,7 +350,8 @@ fn tokens<N: Network>(
         Given::Text(text) if args.chat => {
             let tokenizer = model.tokenizer()?;
             let template = args.format.template()?;
-            let turns: Vec<Turn> = args.format.system()?.map(Turn::system).into_iter().chain([Turn::user(text)]).collect();
+            let turns: Vec<Turn> =
+                args.format.system()?.map(Turn::system).into_iter().chain([Turn::user(text)]).collect();
             let turn = tokenizer.chat(template.as_ref().unwrap_or(model.chat_template()), &turns, true)?;
             let goes_on = sequence.pending().last().copied() == tokenizer.end_of_turn() && !begins;
             // the format ends a turn with a line break, which the model does not say itself

@@ -154,9 +154,11 @@ impl Documents {
     }
 
     fn forget_oldest(&mut self) {
-        let size = |documents: &HashMap<String, Document>| documents.values().map(|open| open.text.len()).sum::<usize>();
+        let size =
+            |documents: &HashMap<String, Document>| documents.values().map(|open| open.text.len()).sum::<usize>();
         while self.open.len() > 1 && size(&self.open) > MOST_BYTES {
-            let oldest = self.open.values().min_by_key(|document| document.touched).map(|document| document.uri.clone());
+            let oldest =
+                self.open.values().min_by_key(|document| document.touched).map(|document| document.uri.clone());
             let Some(oldest) = oldest else { return };
             self.open.remove(&oldest);
         }
@@ -245,7 +247,8 @@ mod tests {
 
     #[test]
     fn units_of_columns_are_agreed_on() {
-        let agreed = |offered: &[&str]| Encoding::agreed(&offered.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        let agreed =
+            |offered: &[&str]| Encoding::agreed(&offered.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
         assert_eq!(agreed(&[]), Encoding::Utf16);
         assert_eq!(agreed(&["utf-16", "utf-8"]), Encoding::Utf8);
         assert_eq!(agreed(&["utf-64", "utf-32", "utf-16"]), Encoding::Utf32);

@@ -31,12 +31,23 @@ pub(super) enum ErrorCode {
 /// What came.
 #[derive(Debug)]
 pub(super) enum Incoming {
-    Request { id: Value, method: String, params: Value },
-    Notification { method: String, params: Value },
+    Request {
+        id: Value,
+        method: String,
+        params: Value,
+    },
+    Notification {
+        method: String,
+        params: Value,
+    },
     /// To what the server asked.
     Response,
     /// Something that is no message: what to answer, and to which id (null when it has none).
-    Malformed { id: Value, code: ErrorCode, reason: String },
+    Malformed {
+        id: Value,
+        code: ErrorCode,
+        reason: String,
+    },
 }
 
 /// Reads until the end of the stream or until nobody listens.
@@ -173,8 +184,9 @@ mod tests {
             "Content-Length: many\r\n\r\n".to_owned(),
         ];
         let input: String = bad.iter().map(|bad| format!("{bad}{good}")).collect();
-        let expected = ["-32700 null", "-32600 null", "-32600 null", "-32600 null", "-32600 7", "-32700 null", "-32700 null"]
-            .map(|answer| [format!("malformed {answer}"), "a 1".to_owned()]);
+        let expected =
+            ["-32700 null", "-32600 null", "-32600 null", "-32600 null", "-32600 7", "-32700 null", "-32700 null"]
+                .map(|answer| [format!("malformed {answer}"), "a 1".to_owned()]);
         assert_eq!(all(input.as_bytes()), expected.concat());
     }
 

@@ -22,7 +22,9 @@ pub(super) fn apply(
     Some(match name {
         "length" | "count" => value.length().map(|length| Value::Int(length as i64)),
         "list" => value.iterate(budget).and_then(|items| Value::list(items, budget)),
-        "first" => value.iterate(budget).map(|items| items.into_iter().next().unwrap_or(Value::undefined("first item"))),
+        "first" => {
+            value.iterate(budget).map(|items| items.into_iter().next().unwrap_or(Value::undefined("first item")))
+        }
         "last" => value.iterate(budget).map(|items| items.into_iter().last().unwrap_or(Value::undefined("last item"))),
         "random" => Fault::failed("random is not supported: a prompt is always the same"),
         "reverse" => reversed(value, budget),
@@ -49,9 +51,10 @@ pub(super) fn apply(
         })(),
         "sort" => (|| {
             let [reverse, case, attribute] = arguments.bind(name, ["reverse", "case_sensitive", "attribute"])?;
-            let keyed = value.iterate(budget)?.into_iter().map(|item| {
-                Ok((attribute_of(item.clone(), attribute.as_ref(), budget)?, item))
-            });
+            let keyed = value
+                .iterate(budget)?
+                .into_iter()
+                .map(|item| Ok((attribute_of(item.clone(), attribute.as_ref(), budget)?, item)));
             let keyed: Result<Vec<_>, Fault> = keyed.collect();
             let sorted = sorted(keyed?, flag_or(case, false), flag_or(reverse, false), budget)?;
             Value::list(sorted, budget)
@@ -154,8 +157,7 @@ pub(super) fn apply(
                 }
                 let filter = text_or(Some(arguments.positional.remove(0)), "", name)?;
                 for item in value.iterate(budget)? {
-                    let arguments =
-                        Values { positional: arguments.positional.clone(), named: arguments.named.clone() };
+                    let arguments = Values { positional: arguments.positional.clone(), named: arguments.named.clone() };
                     budget.spend(1 + arguments.positional.len() as u64)?;
                     mapped.push(renderer.filter(filter.as_str(), &item, arguments)?);
                 }
@@ -255,7 +257,13 @@ fn merge_sorted<T>(mut items: Vec<T>, first: &impl Fn(&T, &T) -> Result<bool, Fa
     let mut merged = Vec::with_capacity(left.len() + right.len());
     loop {
         let next = match (left.peek(), right.peek()) {
-            (Some(l), Some(r)) => if first(l, r)? { left.next() } else { right.next() },
+            (Some(l), Some(r)) => {
+                if first(l, r)? {
+                    left.next()
+                } else {
+                    right.next()
+                }
+            }
             (Some(_), None) => left.next(),
             (None, _) => right.next(),
         };

@@ -50,9 +50,11 @@ struct Lexer<'s> {
 impl<'s> Lexer<'s> {
     fn run(&mut self) -> Result<(), Fault> {
         while !self.rest.is_empty() {
-            let tag = self.rest.match_indices('{').map(|(at, _)| at).find(|&at| {
-                matches!(self.rest.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#'))
-            });
+            let tag = self
+                .rest
+                .match_indices('{')
+                .map(|(at, _)| at)
+                .find(|&at| matches!(self.rest.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')));
             let Some(at) = tag else {
                 let text = self.take(self.rest.len());
                 self.text(text);

@@ -233,7 +233,9 @@ pub(super) fn capitalized(text: &Text, budget: &Budget) -> Result<Text, Fault> {
     text.map(budget, |segment| {
         let mut chars = segment.chars();
         match chars.next() {
-            Some(c) if std::mem::take(&mut first) => c.to_uppercase().collect::<String>() + &chars.as_str().to_lowercase(),
+            Some(c) if std::mem::take(&mut first) => {
+                c.to_uppercase().collect::<String>() + &chars.as_str().to_lowercase()
+            }
             _ => segment.to_lowercase(),
         }
     })
@@ -294,7 +296,8 @@ fn split(text: &Text, from_end: bool, arguments: Values, budget: &Budget) -> Res
         parts.reverse();
     }
     budget.allocate(parts.len().saturating_mul(64))?;
-    let parts: Result<Vec<Value>, Fault> = parts.into_iter().map(|part| text.part(part, budget).map(Value::Str)).collect();
+    let parts: Result<Vec<Value>, Fault> =
+        parts.into_iter().map(|part| text.part(part, budget).map(Value::Str)).collect();
     Value::list(parts?, budget)
 }
 

@@ -117,9 +117,9 @@ fn integers(operator: Operator, left: i64, right: i64) -> Result<Value, Fault> {
             // Euclid's quotient differs from Python's floor only for negative divisors
             if right < 0 && left.checked_rem_euclid(right).unwrap_or(0) != 0 { quotient - 1 } else { quotient }
         }),
-        Operator::Modulo => left.checked_rem(right).map(|rest| {
-            if rest != 0 && (rest < 0) != (right < 0) { rest + right } else { rest }
-        }),
+        Operator::Modulo => {
+            left.checked_rem(right).map(|rest| if rest != 0 && (rest < 0) != (right < 0) { rest + right } else { rest })
+        }
         Operator::Power if right < 0 => return floats(operator, left as f64, right as f64),
         Operator::Power => u32::try_from(right).ok().and_then(|exponent| left.checked_pow(exponent)),
         Operator::Concat => None,

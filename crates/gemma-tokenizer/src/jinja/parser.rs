@@ -436,9 +436,7 @@ impl Parser {
                     ("//", Operator::FloorDivide),
                     ("%", Operator::Modulo),
                 ];
-                parser.chain(&products, |parser| {
-                    parser.chain(&[("**", Operator::Power)], Self::signed)
-                })
+                parser.chain(&products, |parser| parser.chain(&[("**", Operator::Power)], Self::signed))
             })
         })
     }

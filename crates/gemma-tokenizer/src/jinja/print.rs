@@ -190,7 +190,12 @@ pub(super) fn json(
                         json(builder, key, style, level, budget)?;
                         builder.push_template("\"", budget)?;
                     }
-                    other => return Fault::failed(format!("keys must be str, int, float, bool or None, not {}", other.kind())),
+                    other => {
+                        return Fault::failed(format!(
+                            "keys must be str, int, float, bool or None, not {}",
+                            other.kind()
+                        ));
+                    }
                 }
                 builder.push_template(&style.key_separator, budget)?;
                 json(builder, value, style, level + 1, budget)?;

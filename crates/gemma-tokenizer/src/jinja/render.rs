@@ -20,8 +20,15 @@ const MAX_DEPTH: usize = 1500;
 /// Renders a tree with the values that the conversation gives.
 pub(super) fn render(nodes: &[Node], context: Vec<(&str, Value)>, budget: &Budget) -> Result<Text, Fault> {
     let context = context.into_iter().map(|(name, value)| (Name::from(name), value)).collect();
-    let mut renderer =
-        Renderer { budget, context, scopes: vec![Scope::default()], base: 0, loops: 0, depth: 0, out: Builder::default() };
+    let mut renderer = Renderer {
+        budget,
+        context,
+        scopes: vec![Scope::default()],
+        base: 0,
+        loops: 0,
+        depth: 0,
+        out: Builder::default(),
+    };
     renderer.nodes(nodes)?;
     Ok(renderer.out.finish())
 }
@@ -118,7 +125,8 @@ impl Renderer<'_> {
                 let (Value::Macro(callee), true) = (callee, body.parameters.is_empty()) else {
                     return Fault::failed("call wants a macro, and no parameters of its own");
                 };
-                let caller = self.capture(|renderer| renderer.scoped(Scope::default(), |inner| inner.nodes(&body.body)))?;
+                let caller =
+                    self.capture(|renderer| renderer.scoped(Scope::default(), |inner| inner.nodes(&body.body)))?;
                 let text = self.call_macro(&callee, arguments, Some(Value::Caller(Rc::new(caller))))?;
                 print::write(&mut self.out, &text, self.budget)?;
             }
@@ -182,8 +190,7 @@ impl Renderer<'_> {
         if items.is_empty() {
             return self.scoped(Scope::default(), |renderer| renderer.nodes(otherwise)).map(|_| ());
         }
-        let state =
-            Rc::new(Loop { items, index: Cell::new(0), depth: self.loops, changed: RefCell::new(None) });
+        let state = Rc::new(Loop { items, index: Cell::new(0), depth: self.loops, changed: RefCell::new(None) });
         self.loops += 1;
         for index in 0..state.items.len() {
             self.budget.spend(1)?;
@@ -407,7 +414,8 @@ impl Renderer<'_> {
 
     /// `value.name`.
     pub(super) fn attribute(&mut self, value: &Value, name: &str) -> Result<Value, Fault> {
-        let missing = || Value::undefined(&format!("'{} object' has no attribute '{}'", value.kind(), super::cut(name)));
+        let missing =
+            || Value::undefined(&format!("'{} object' has no attribute '{}'", value.kind(), super::cut(name)));
         Ok(match value {
             Value::Undefined(what) => return Fault::failed(format!("{what} is undefined")),
             Value::Dict(dict) => dict.get_str(name, self.budget)?.cloned().unwrap_or_else(missing),
@@ -512,7 +520,12 @@ impl Renderer<'_> {
         }
     }
 
-    fn call_macro(&mut self, definition: &Arc<Macro>, arguments: Values, caller: Option<Value>) -> Result<Value, Fault> {
+    fn call_macro(
+        &mut self,
+        definition: &Arc<Macro>,
+        arguments: Values,
+        caller: Option<Value>,
+    ) -> Result<Value, Fault> {
         let mut scope = Scope::default();
         let mut positional = arguments.positional.into_iter();
         let mut named = arguments.named;
@@ -605,9 +618,7 @@ fn slice(value: &Value, [start, stop, step]: [Option<i64>; 3], budget: &Budget) 
             budget.spend(own.len() as u64 / 16)?;
             let length = own.chars().count() as i64;
             let (start, stop) = (bound(start, 0, length, 0), bound(stop, length, length, 0));
-            let at = |characters: i64| {
-                own.char_indices().nth(characters as usize).map_or(own.len(), |(at, _)| at)
-            };
+            let at = |characters: i64| own.char_indices().nth(characters as usize).map_or(own.len(), |(at, _)| at);
             return text.slice(at(start)..at(stop.max(start)), budget).map(Value::Str);
         }
         Value::Str(_) | Value::List(_) | Value::Tuple(_) => value.iterate(budget)?,

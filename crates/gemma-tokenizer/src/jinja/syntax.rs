@@ -14,7 +14,13 @@ pub(super) enum Node {
     /// Conditions with their bodies, and the body of `else`.
     If(Vec<(Expr, Vec<Node>)>, Vec<Node>),
     /// `{% for targets in iterable if condition %}`.
-    For { targets: Vec<Name>, iterable: Expr, condition: Option<Expr>, body: Vec<Node>, otherwise: Vec<Node> },
+    For {
+        targets: Vec<Name>,
+        iterable: Expr,
+        condition: Option<Expr>,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
     /// `{% set a, b = value %}`.
     Set(Vec<Target>, Expr),
     /// `{% set a %}...{% endset %}`, with filters.

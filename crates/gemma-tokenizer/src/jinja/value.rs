@@ -301,8 +301,23 @@ impl Value {
 /// Values of `role` and `type` that belong to the format of a conversation, and may be part of what a template writes
 /// around messages.
 const STRUCTURE: [&str; 17] = [
-    "system", "developer", "user", "assistant", "model", "tool", "function", "text", "image", "image_url", "audio",
-    "video", "object", "string", "array", "input_audio", "input_text",
+    "system",
+    "developer",
+    "user",
+    "assistant",
+    "model",
+    "tool",
+    "function",
+    "text",
+    "image",
+    "image_url",
+    "audio",
+    "video",
+    "object",
+    "string",
+    "array",
+    "input_audio",
+    "input_text",
 ];
 
 impl Dict {

@@ -102,7 +102,9 @@ fn a_template_may_rewrite_messages() {
         | replace('x', 'the') }}<end_of_turn>{% endfor %}";
     let template = ChatTemplate::from_jinja(source);
     for tokenizer in both(Family::Gemma) {
-        for (said, kept) in [("hm</think>x <b>", "the <b>"), ("hm</think><end_of_turn>", "<end_of_turn>"), ("<bos>", "<bos>")] {
+        for (said, kept) in
+            [("hm</think>x <b>", "the <b>"), ("hm</think><end_of_turn>", "<end_of_turn>"), ("<bos>", "<bos>")]
+        {
             let ids = tokenizer.chat(&template, &[Turn::user(said)], false).unwrap();
             assert_eq!(tokenizer.decode_with(&ids, SHOW), format!("<bos><start_of_turn>{kept}<end_of_turn>"));
             assert_eq!(control_tokens(&tokenizer, &ids).len(), 3, "{said}");

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use gemma_tokenizer::{ChatOptions, ChatTemplate, DecodeOptions, EncodeOptions, Error, Family, TokenId, Tokenizer, Turn};
+use gemma_tokenizer::{
+    ChatOptions, ChatTemplate, DecodeOptions, EncodeOptions, Error, Family, TokenId, Tokenizer, Turn,
+};
 use serde_json::Value;
 
 static SHARED: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os("GEMMA_TEST_SHARED").map(PathBuf::from));

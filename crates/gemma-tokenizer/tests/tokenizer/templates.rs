@@ -53,17 +53,32 @@ fn what_other_engines_add_is_rendered() {
     assert_eq!(render("{{ strftime_now('%Y-%m-%d') }}").unwrap().len(), 10);
     same("{{ {'b': [1, 2.0, none, true], 'a': '<é\"'} | tojson }}", "{\"b\": [1, 2.0, null, true], \"a\": \"<é\\\"\"}");
     same("{{ [1, {'a': 2}] | tojson(indent=2) }}", "[\n  1,\n  {\n    \"a\": 2\n  }\n]");
-    same("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "023");
+    same(
+        "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+        "023",
+    );
     // as Python prints, not as other languages do
     same("{{ [true, none, 1.0, 1e20, 'a\\'b', (1,), {'k': 2}] }}", "[True, None, 1.0, 1e+20, \"a'b\", (1,), {'k': 2}]");
     same("{{ 7 // -2 }} {{ -7 % 3 }} {{ 7 / 2 }} {{ 2 ** 3 }} {{ 1 ~ 2 * 3 }}", "-4 2 3.5 8 16");
-    same("{{ 'a,b'.split(',') }} {{ 'abc'[::-1] }} {{ 'abc'[-2:] }} {{ '%05.1f|%-3s|' % (2.25, 'x') }}", "['a', 'b'] cba bc 002.2|x  |");
+    same(
+        "{{ 'a,b'.split(',') }} {{ 'abc'[::-1] }} {{ 'abc'[-2:] }} {{ '%05.1f|%-3s|' % (2.25, 'x') }}",
+        "['a', 'b'] cba bc 002.2|x  |",
+    );
     same("{{ x is defined }} {{ x | default('d') }} {{ x.y is defined if x else 'none' }}", "False d none");
-    same("{% macro m(a, b='c') %}{{ a }}{{ b }}{{ caller() if caller else '' }}{% endmacro %}{{ m(1) }}{% call m(2) %}x{% endcall %}", "1c2cx");
+    same(
+        "{% macro m(a, b='c') %}{{ a }}{{ b }}{{ caller() if caller else '' }}{% endmacro %}{{ m(1) }}{% call m(2) %}x{% endcall %}",
+        "1c2cx",
+    );
     same("{% set ns = namespace(n=0) %}{% for x in [1, 2] %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}", "3");
-    same("{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ loop.index }}{{ k }}{{ v }}{{ ',' if not loop.last }}{% endfor %}", "1a2,2b1");
+    same(
+        "{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ loop.index }}{{ k }}{{ v }}{{ ',' if not loop.last }}{% endfor %}",
+        "1a2,2b1",
+    );
     same("  {% if true %}\n  a\n  {%- endif %}\n{# c #}\nb\n", "  ab");
-    same("{% raw %}{{ x }}{% endraw %}{% filter upper %}a{% endfilter %}{% with a = 1 %}{{ a }}{% endwith %}", "{{ x }}A1");
+    same(
+        "{% raw %}{{ x }}{% endraw %}{% filter upper %}a{% endfilter %}{% with a = 1 %}{{ a }}{% endwith %}",
+        "{{ x }}A1",
+    );
 }
 
 /// Every kind of template that was seen to overflow the stack, to run without end or to fill memory, and its relations.
@@ -120,14 +135,34 @@ fn hostile_templates_end_soon_and_with_a_sentence() {
     .map(str::to_owned)
     .to_vec();
     // chains and nests of everything that can be chained or nested
-    for part in ["1+", "1-", "1~", "1*", "1//", "1%", "1**", "1 and ", "1 or ", "1<", "1 == ", "1 in ", "not ", "-", "+",
-        "1 if 1 else ", "x.", "x is y is "] {
+    for part in [
+        "1+",
+        "1-",
+        "1~",
+        "1*",
+        "1//",
+        "1%",
+        "1**",
+        "1 and ",
+        "1 or ",
+        "1<",
+        "1 == ",
+        "1 in ",
+        "not ",
+        "-",
+        "+",
+        "1 if 1 else ",
+        "x.",
+        "x is y is ",
+    ] {
         templates.push(format!("{{{{ {}1 }}}}", part.repeat(30_000)));
     }
     for part in ["|e", ".a", "[0]", "()", "[0:1]", " is string", ", 1", " 'a'"] {
         templates.push(format!("{{{{ 'a'{} }}}}", part.repeat(30_000)));
     }
-    for [open, close] in [["(", ")"], ["[", "]"], ["{1:", "}"], ["a(", ")"], ["a[", "]"], ["1|e(", ")"], ["1 if (", ")"]] {
+    for [open, close] in
+        [["(", ")"], ["[", "]"], ["{1:", "}"], ["a(", ")"], ["a[", "]"], ["1|e(", ")"], ["1 if (", ")"]]
+    {
         templates.push(format!("{{{{ {}1{} }}}}", open.repeat(30_000), close.repeat(30_000)));
     }
     templates.push(format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(30_000)));

@@ -179,7 +179,8 @@ mod tests {
         let Some(verdict) = verdict(&program, limits) else { return };
         assert_eq!(verdict, Verdict::Passed);
         let pid = std::fs::read_to_string(&file).expect("the test wrote it");
-        let running = || std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("sleep"));
+        let running =
+            || std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("sleep"));
         let end = Instant::now() + Duration::from_secs(5);
         while running() && Instant::now() < end {
             std::thread::sleep(LOOK);
