@@ -183,7 +183,7 @@ impl Gemma3 {
         if found != images.len() {
             return Err(Error::ImageMarks { found, images: images.len() });
         }
-        let tokens = self.tokenizer()?.encode_chat(&RenderedChat::from(whole))?;
+        let tokens = self.tokenizer()?.encode_chat(&RenderedChat::from(whole));
         let config = self.network().config();
         let mut out = Vec::with_capacity(tokens.len() + images.len() * config.image_tokens);
         for (index, token) in tokens.iter().enumerate() {

@@ -14,7 +14,7 @@ use crate::{Error, Guideline, Subject, text_prompt};
 /// tokenizer.
 pub fn judge<N: Network>(model: &Model<N>, subject: Subject<'_>, guideline: &Guideline) -> Result<f64, Error> {
     let tokenizer = model.tokenizer()?;
-    let prompt = tokenizer.encode_chat(&text_prompt(subject, guideline)?).map_err(gemma_model::Error::from)?;
+    let prompt = tokenizer.encode_chat(&text_prompt(subject, guideline)?);
     Ok(judge_tokens(model.network(), &[prompt], yes_and_no(tokenizer)?)?.remove(0))
 }
 

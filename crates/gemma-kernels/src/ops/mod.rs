@@ -6,4 +6,4 @@ pub(crate) mod elementwise;
 pub(crate) mod linear;
 pub(crate) mod recurrence;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
