@@ -343,6 +343,42 @@ def make_blocks(folder, seed):
     save_file(tensors, folder / "blocks.safetensors")
 
 
+def make_low_bits(folder, seed):
+    """What the gguf package reads from blocks of the formats that are only read."""
+    generator = np.random.default_rng(seed)
+    # where the f16 scales of a block stand
+    scales = {"q2_k": [80, 82], "q3_k": [108], "iq1_s": [0], "iq1_m": [], "iq2_xxs": [0], "iq2_xs": [0], "iq2_s": [0],
+              "iq3_xxs": [0], "iq3_s": [0], "iq4_nl": [0], "iq4_xs": [0], "tq1_0": [52], "tq2_0": [64], "mxfp4": [],
+              "nvfp4": []}
+    tensors = {}
+    for name, places in scales.items():
+        kind = getattr(gguf.GGMLQuantizationType, name.upper())
+        per_block, size = gguf.GGML_QUANT_SIZES[kind]
+        count = 512 // per_block
+        blocks = generator.integers(0, 256, (count, size), dtype=np.uint8)
+        for place in places:
+            scale = generator.uniform(-0.1, 0.1, count).astype(np.float16)
+            blocks[:, place:place + 2] = scale.view(np.uint8).reshape(-1, 2)
+        if name == "mxfp4":
+            # exponents around one, and the smallest
+            blocks[:, 0] = generator.integers(100, 128, count)
+            blocks[:3, 0] = [0, 1, 2]
+        if name == "nvfp4":
+            blocks[:, :4] &= 0x7f
+            blocks[0, :4] = [0, 0x7f, 1, 8]
+        if name == "iq1_m":
+            # the f16 scale lies in the upper four bits of four words
+            scale = generator.uniform(1e-3, 1e-2, count).astype(np.float16).view(np.uint16)
+            words = blocks[:, 48:56].copy().view(np.uint16) & 0x0fff
+            for i in range(4):
+                words[:, i] |= ((scale >> (4 * i)) & 15) << 12
+            blocks[:, 48:56] = words.view(np.uint8)
+        read = gguf.dequantize(blocks.reshape(1, -1), kind).reshape(-1).astype(np.float32)
+        assert np.isfinite(read).all(), name
+        tensors |= {f"{name}.bytes": torch.from_numpy(blocks.reshape(-1)), f"{name}.read": torch.from_numpy(read)}
+    save_file(tensors, folder / "low_bits.safetensors")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent)
@@ -358,6 +394,7 @@ def main():
     make(out / "recurrentgemma-f32", "recurrentgemma", torch.float32, 31)
     make(out / "recurrentgemma-bf16", "recurrentgemma", torch.bfloat16, 31)
     make_blocks(out / "gguf", 43)
+    make_low_bits(out / "gguf", 47)
 
 
 if __name__ == "__main__":

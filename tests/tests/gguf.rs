@@ -61,6 +61,20 @@ fn blocks_are_those_of_ggml() {
     }
 }
 
+/// Blocks of the formats that are only read hold what the gguf package reads from them.
+#[test]
+fn blocks_of_few_bits_are_those_of_ggml() {
+    let expected = References::open(&goldens().join("gguf/low_bits.safetensors"));
+    for format in Format::READ_ONLY {
+        let bytes = expected.tensor(&format!("{format}.bytes")).values;
+        let bytes: Vec<u8> = bytes.into_iter().map(|byte| byte as u8).collect();
+        let read = expected.tensor(&format!("{format}.read")).values;
+        let mut found = vec![0.0; read.len()];
+        format.decode_row(&bytes, &mut found);
+        assert!(max_distance(&found, &read) == 0.0, "{format}");
+    }
+}
+
 /// The demo as a GGUF file and back: the same tensors, the same words on every backend.
 #[test]
 fn a_model_goes_into_a_file_and_comes_back() {

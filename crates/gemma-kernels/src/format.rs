@@ -4,6 +4,8 @@
 //! little-endian; scales are IEEE half precision.
 
 mod blocks;
+mod code_books;
+mod low_bits;
 
 use half::{bf16, f16};
 use std::{fmt, str::FromStr};
@@ -37,15 +39,52 @@ pub enum Format {
     /// Blocks of 256 values in 210 bytes: 6 bits a value, an 8-bit scale `a` for each 16, an f16 scale `d`; value
     /// `(d a) (q - 32)`.
     Q6K,
+    /// Blocks of 256 values in 84 bytes: 2 bits a value, 4-bit scales `a` and `b` for each 16, f16 `d` and `m`; value
+    /// `(d a) q - (m b)`.
+    Q2K,
+    /// Blocks of 256 values in 110 bytes: 3 bits a value, a 6-bit scale `a` for each 16, an f16 scale `d`; value
+    /// `(d (a - 32)) (q - 4)`.
+    Q3K,
+    /// Blocks of 256 values in 50 bytes: eight values by one of 2048 groups, a 3-bit scale and an offset for each 32.
+    Iq1S,
+    /// Blocks of 256 values in 56 bytes: the same, with a scale for each 16 and an offset for each 8.
+    Iq1M,
+    /// Blocks of 256 values in 66 bytes: eight values by one of 256 groups and seven signs, a 4-bit scale for each 32.
+    Iq2Xxs,
+    /// Blocks of 256 values in 74 bytes: 512 groups, a 4-bit scale for each 16.
+    Iq2Xs,
+    /// Blocks of 256 values in 82 bytes: 1024 groups and all signs, a 4-bit scale for each 16.
+    Iq2S,
+    /// Blocks of 256 values in 98 bytes: four values by one of 256 groups, seven signs for eight, a 4-bit scale for
+    /// each 32.
+    Iq3Xxs,
+    /// Blocks of 256 values in 110 bytes: 512 groups and all signs, a 4-bit scale for each 32.
+    Iq3S,
+    /// Blocks of 32 values in 18 bytes: an f16 scale `d`, then 16 bytes as in Q4_0; value `d level(nibble)`, the sixteen
+    /// levels closer together near zero.
+    Iq4Nl,
+    /// Blocks of 256 values in 136 bytes: the same levels, a 6-bit scale for each 32, an f16 scale.
+    Iq4Xs,
+    /// Blocks of 256 values in 54 bytes: -1, 0 or 1, five to a byte, times an f16 scale.
+    Tq1_0,
+    /// Blocks of 256 values in 66 bytes: -1, 0 or 1, four to a byte, times an f16 scale.
+    Tq2_0,
+    /// Blocks of 32 values in 17 bytes: an exponent of 8 bits, then nibbles as in Q4_0 that are E2M1 floats (OCP
+    /// microscaling formats).
+    Mxfp4,
+    /// Blocks of 64 values in 36 bytes: an E4M3 scale for each 16, and E2M1 floats.
+    Nvfp4,
 }
 
 /// A word that names no format.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown format `{0}`; the formats are f32, bf16, f16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k")]
+#[error(
+    "unknown format `{0}`; the formats that are written are f32, bf16, f16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k"
+)]
 pub struct ParseFormatError(String);
 
 impl Format {
-    /// Every format.
+    /// Every format that is read and written. The others are [`READ_ONLY`](Self::READ_ONLY).
     pub const ALL: [Format; 11] = [
         Format::F32,
         Format::Bf16,
@@ -58,6 +97,25 @@ impl Format {
         Format::Q4K,
         Format::Q5K,
         Format::Q6K,
+    ];
+
+    /// The formats that files have and that are not written: [`encode_row`](Self::encode_row) does not take them.
+    pub const READ_ONLY: [Format; 15] = [
+        Format::Q2K,
+        Format::Q3K,
+        Format::Iq1S,
+        Format::Iq1M,
+        Format::Iq2Xxs,
+        Format::Iq2Xs,
+        Format::Iq2S,
+        Format::Iq3Xxs,
+        Format::Iq3S,
+        Format::Iq4Nl,
+        Format::Iq4Xs,
+        Format::Tq1_0,
+        Format::Tq2_0,
+        Format::Mxfp4,
+        Format::Nvfp4,
     ];
 
     /// The name used on command lines and in messages.
@@ -74,15 +132,32 @@ impl Format {
             Format::Q4K => "q4_k",
             Format::Q5K => "q5_k",
             Format::Q6K => "q6_k",
+            Format::Q2K => "q2_k",
+            Format::Q3K => "q3_k",
+            Format::Iq1S => "iq1_s",
+            Format::Iq1M => "iq1_m",
+            Format::Iq2Xxs => "iq2_xxs",
+            Format::Iq2Xs => "iq2_xs",
+            Format::Iq2S => "iq2_s",
+            Format::Iq3Xxs => "iq3_xxs",
+            Format::Iq3S => "iq3_s",
+            Format::Iq4Nl => "iq4_nl",
+            Format::Iq4Xs => "iq4_xs",
+            Format::Tq1_0 => "tq1_0",
+            Format::Tq2_0 => "tq2_0",
+            Format::Mxfp4 => "mxfp4",
+            Format::Nvfp4 => "nvfp4",
         }
     }
 
-    /// Values per block: 32 or 256 for the quantized formats, 1 for the others.
+    /// Values per block: 32, 64 or 256 for the quantized formats, 1 for the others.
     pub const fn block_len(self) -> usize {
         match self {
             Format::F32 | Format::Bf16 | Format::F16 => 1,
             Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => blocks::SMALL,
-            Format::Q4K | Format::Q5K | Format::Q6K => blocks::LARGE,
+            Format::Iq4Nl | Format::Mxfp4 => blocks::SMALL,
+            Format::Nvfp4 => low_bits::NVFP4_VALUES,
+            _ => blocks::LARGE,
         }
     }
 
@@ -99,6 +174,21 @@ impl Format {
             Format::Q4K => blocks::Q4_K,
             Format::Q5K => blocks::Q5_K,
             Format::Q6K => blocks::Q6_K,
+            Format::Q2K => low_bits::Q2_K,
+            Format::Q3K => low_bits::Q3_K,
+            Format::Iq1S => 50,
+            Format::Iq1M => 56,
+            Format::Iq2Xxs => 66,
+            Format::Iq2Xs => 74,
+            Format::Iq2S => 82,
+            Format::Iq3Xxs => 98,
+            Format::Iq3S => 110,
+            Format::Iq4Nl => 18,
+            Format::Iq4Xs => 136,
+            Format::Tq1_0 => low_bits::TQ1_0,
+            Format::Tq2_0 => low_bits::TQ2_0,
+            Format::Mxfp4 => 17,
+            Format::Nvfp4 => 36,
         }
     }
 
@@ -145,6 +235,7 @@ impl Format {
             Format::Q4K => each_to(values, bytes, blocks::encode_q4_k),
             Format::Q5K => each_to(values, bytes, blocks::encode_q5_k),
             Format::Q6K => each_to(values, bytes, blocks::encode_q6_k),
+            other => panic!("{other} is read and not written"),
         }
     }
 
@@ -178,6 +269,21 @@ impl Format {
             Format::Q4K => each_from(bytes, values, blocks::decode_q4_k),
             Format::Q5K => each_from(bytes, values, blocks::decode_q5_k),
             Format::Q6K => each_from(bytes, values, blocks::decode_q6_k),
+            Format::Q2K => each_from(bytes, values, low_bits::decode_q2_k),
+            Format::Q3K => each_from(bytes, values, low_bits::decode_q3_k),
+            Format::Iq1S => each_from(bytes, values, low_bits::decode_iq1_s),
+            Format::Iq1M => each_from(bytes, values, low_bits::decode_iq1_m),
+            Format::Iq2Xxs => each_from(bytes, values, low_bits::decode_iq2_xxs),
+            Format::Iq2Xs => each_from(bytes, values, low_bits::decode_iq2_xs),
+            Format::Iq2S => each_from(bytes, values, low_bits::decode_iq2_s),
+            Format::Iq3Xxs => each_from(bytes, values, low_bits::decode_iq3_xxs),
+            Format::Iq3S => each_from(bytes, values, low_bits::decode_iq3_s),
+            Format::Iq4Nl => each_from(bytes, values, low_bits::decode_iq4_nl),
+            Format::Iq4Xs => each_from(bytes, values, low_bits::decode_iq4_xs),
+            Format::Tq1_0 => each_from(bytes, values, low_bits::decode_tq1_0),
+            Format::Tq2_0 => each_from(bytes, values, low_bits::decode_tq2_0),
+            Format::Mxfp4 => each_from(bytes, values, low_bits::decode_mxfp4),
+            Format::Nvfp4 => each_from(bytes, values, low_bits::decode_nvfp4),
         }
     }
 }
@@ -248,6 +354,7 @@ mod tests {
                     Format::Q4K => block_largest / 15.0 * 1.3,
                     Format::Q5K => block_largest / 31.0 * 1.6,
                     Format::Q6K => block_largest / 32.0 * 1.2,
+                    other => panic!("{other} is only read"),
                 };
                 assert!((a - b).abs() <= step, "{format} value {i}: {a} became {b}");
             }
@@ -280,6 +387,18 @@ mod tests {
             format.encode_row(&[0.0; 256], &mut bytes);
             format.decode_row(&bytes, &mut back);
             assert!(back.iter().all(|v| *v == 0.0), "{format}: {back:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_of_the_formats_that_are_only_read_have_a_size_and_a_name() {
+        for format in Format::READ_ONLY {
+            let bytes = vec![0; format.row_bytes(512).expect("whole blocks")];
+            let mut values = vec![1.0; 512];
+            format.decode_row(&bytes, &mut values);
+            // the offset of IQ1 and the least level are times a scale of zero
+            assert!(values.iter().all(|value| value.abs() < 1e-37), "{format}: {values:?}");
+            assert!(format.name().parse::<Format>().is_err(), "{format} cannot be asked for");
         }
     }
 

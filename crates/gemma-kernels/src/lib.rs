@@ -46,7 +46,7 @@ pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
 pub use fused::{Fused, FusedOps, geglu, rms_norm, rotate};
 pub use large::LargeBlocks;
-pub use map::map_file;
+pub use map::{map_file, report_lost_maps};
 pub use ops::{KernelOps, attend, packed_linear, packed_rows};
 pub use packed::PackedWeight;
 pub use past::{CachePrecision, ParseCachePrecisionError, Past, from_halves, halves};

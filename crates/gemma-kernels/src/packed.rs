@@ -12,7 +12,7 @@ const SHARD_BYTES: usize = 128 << 20;
 ///
 /// On a CPU backend the bytes are those that were given, without a copy: usually a slice of a memory map. On a
 /// GPU they are uploaded as 32-bit words (WGSL has no 8-bit integers), each row padded to a whole word, in
-/// shards of rows.
+/// shards of rows; a matrix in a format with a code book, which shaders do not read, becomes f16 there.
 #[derive(Clone, Debug)]
 pub struct PackedWeight {
     shards: Vec<Tensor<2, Int>>,
@@ -46,6 +46,10 @@ impl PackedWeight {
         }
         // weights are constants: never on the autodiff side of a device
         let device = device.clone().without_autodiff();
+        if stores_words(&device) && !is_decoded_by_gpus(format) {
+            let bytes = as_f16(&bytes, format, cols);
+            return Self::new(bytes, Format::F16, rows, cols, &device);
+        }
         let (shards, rows_per_shard) = if stores_words(&device) {
             let row_words = row_bytes.div_ceil(4);
             let rows_per_shard = (SHARD_BYTES / (row_words * 4)).clamp(1, rows.max(1));
@@ -157,6 +161,27 @@ pub(crate) fn stores_words(device: &Device) -> bool {
         let _ = device;
         false
     }
+}
+
+/// Whether shaders decode a format. Those with large code books are not worth a table in every shader.
+fn is_decoded_by_gpus(format: Format) -> bool {
+    use Format::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K};
+    !Format::READ_ONLY.contains(&format) || matches!(format, Q2K | Q3K | Iq4Nl | Iq4Xs | Mxfp4)
+}
+
+/// Rows of `cols` values in another format as f16; relative error at most 2^-11.
+fn as_f16(bytes: &[u8], format: Format, cols: usize) -> bytes::Bytes {
+    use rayon::prelude::*;
+    let row_bytes = format.block_bytes() * (cols / format.block_len());
+    let mut halves = vec![0; bytes.len() / row_bytes * cols * 2];
+    halves.par_chunks_mut(cols * 2).zip(bytes.par_chunks(row_bytes)).for_each_init(
+        || vec![0.0; cols],
+        |values, (halves, row)| {
+            format.decode_row(row, values);
+            Format::F16.encode_row(values, halves);
+        },
+    );
+    halves.into()
 }
 
 /// The bytes of each row as little-endian words, the last one padded with zeros.

@@ -98,6 +98,7 @@ fn described<N: Network>(
     family: Option<Family>,
 ) -> Result<(N::Config, Option<Tokenizer>), Error> {
     let config = N::config_of(checkpoint)?;
+    N::check(&N::prepared(checkpoint), &config, &gemma_backend::default_device()?)?;
     Ok((config, read_tokenizer(checkpoint, family.unwrap_or(N::FAMILY))?))
 }
 

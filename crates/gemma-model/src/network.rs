@@ -68,6 +68,19 @@ pub trait Network: CausalModel + Sized {
         parameter_list.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
     }
 
+    /// [`Network::tensors`] under the names that this checkpoint has for them.
+    fn tensors_of(_checkpoint: &Checkpoint, config: &Self::Config, device: &Device) -> Vec<TensorSpec> {
+        Self::tensors(config, device)
+    }
+
+    /// Compares the tensors of a checkpoint, [`prepared`](Self::prepared), with those that the configuration asks for.
+    ///
+    /// # Errors
+    /// [`gemma_weights::Error::Tensors`] or [`gemma_weights::Error::NoTensors`] when they differ.
+    fn check(checkpoint: &Checkpoint, config: &Self::Config, device: &Device) -> Result<(), Error> {
+        Ok(checkpoint.check(&Self::tensors_of(checkpoint, config, device), &Self::is_ignored)?)
+    }
+
     /// Builds the network of a checkpoint, without a tokenizer.
     ///
     /// # Errors
@@ -88,7 +101,7 @@ pub trait Network: CausalModel + Sized {
     ) -> Result<Self, Error> {
         let config = Self::configure(Self::config_of(checkpoint)?, options)?;
         let checkpoint = &Self::prepared(checkpoint);
-        checkpoint.check(&Self::tensors(&config, device), &Self::is_ignored)?;
+        Self::check(checkpoint, &config, device)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
         let mut source = WithPrecision::new(&mut loader, options.compute_precision());
         Ok(Self::load(&mut source, &config, checkpoint.dtype()))
@@ -97,7 +110,8 @@ pub trait Network: CausalModel + Sized {
     /// The configuration of a checkpoint.
     ///
     /// # Errors
-    /// When `config.json` is missing, or as [`Network::config_from_json`].
+    /// When the checkpoint is a vocabulary without weights, when `config.json` is missing, or as
+    /// [`Network::config_from_json`].
     fn config_of(checkpoint: &Checkpoint) -> Result<Self::Config, Error> {
         Self::config_from_json(&config_file(checkpoint)?)
     }
@@ -148,11 +162,12 @@ pub trait Network: CausalModel + Sized {
 /// The content of a checkpoint's `config.json`.
 ///
 /// # Errors
-/// [`Error::MissingFile`], or when it cannot be read.
+/// [`Error::MissingFile`], or when it cannot be read, or when the checkpoint is a vocabulary without weights.
 pub fn config_file(checkpoint: &Checkpoint) -> Result<Vec<u8>, Error> {
     let missing = || Error::MissingFile {
         folder: checkpoint.path().unwrap_or(Path::new("(embedded)")).to_owned(),
         file: "config.json",
     };
+    checkpoint.require_tensors()?;
     checkpoint.file("config.json")?.ok_or_else(missing)
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::files::{self, Files, is_plain_name};
 use crate::gguf;
 use crate::json::Entries;
+use crate::names::unwrapped;
 use crate::safetensors::parse_safetensors;
 use crate::{Dtype, Error, GenerationConfig, StoredTensor, TensorSpec};
 
@@ -29,6 +30,7 @@ const CONFIG_LIMIT: u64 = 1 << 20;
 pub struct Checkpoint {
     files: Files,
     tensors: BTreeMap<String, StoredTensor>,
+    unknown_keys: Vec<String>,
 }
 
 impl Checkpoint {
@@ -59,8 +61,9 @@ impl Checkpoint {
         let beside = path.parent().map(|folder| folder.join("config.json"));
         let beside = beside.and_then(|file| files::read_capped(&file, CONFIG_LIMIT).ok().flatten());
         let beside = beside.and_then(|text| serde_json::from_slice(&text).ok());
-        let (files, tensors) = gguf::translate(gguf::parse(&parts)?, beside.as_ref()).map_err(damaged)?;
-        Ok(Self { files: Files::Gguf { path: path.to_owned(), files }, tensors })
+        let translated = gguf::translate(gguf::parse(&parts)?, beside.as_ref()).map_err(damaged)?;
+        let gguf::Translated { files, tensors, unknown } = translated;
+        Ok(Self { files: Files::Gguf { path: path.to_owned(), files }, tensors, unknown_keys: unknown })
     }
 
     /// A checkpoint of random bf16 values that has the size of a real one, to measure programs with: `config` is its
@@ -80,7 +83,8 @@ impl Checkpoint {
             let bytes = values.slice(..2 * elements(spec));
             (spec.name.clone(), StoredTensor { format: Format::Bf16, shape: spec.shape.clone(), bytes })
         };
-        Self { files: Files::Made(vec![("config.json", config)]), tensors: tensors.iter().map(stored).collect() }
+        let files = Files::Made(vec![("config.json", config)]);
+        Self { files, tensors: tensors.iter().map(stored).collect(), unknown_keys: Vec::new() }
     }
 
     /// A checkpoint that is part of the program: (file name, content) of what would lie in a folder.
@@ -99,7 +103,21 @@ impl Checkpoint {
         } else {
             return Err(Error::NoWeights { found: files.foreign_weights(), path: folder_of(&files) });
         };
-        Ok(Self { files, tensors })
+        Ok(Self { files, tensors: unwrapped(tensors), unknown_keys: Vec::new() })
+    }
+
+    /// The keys of a GGUF file that nothing reads; they should do no harm.
+    pub fn unknown_keys(&self) -> &[String] {
+        &self.unknown_keys
+    }
+
+    /// Whether the tensor `head` is there and holds other values than `table`: a model whose output head is not its
+    /// embedding table, whatever its configuration says. Reads both, if both are there.
+    pub fn is_untied(&self, head: &str, table: &str) -> bool {
+        match (self.get(head), self.get(table)) {
+            (Some(head), Some(table)) => !head.is_same(table),
+            _ => false,
+        }
     }
 
     /// The same files with other names of tensors: `rename` says each new name, or `None` to leave the tensor out. Where
@@ -112,7 +130,7 @@ impl Checkpoint {
             let name = if tensors.contains_key(&new) { name.clone() } else { new };
             tensors.insert(name, tensor.clone());
         }
-        Self { files: self.files.clone(), tensors }
+        Self { files: self.files.clone(), tensors, unknown_keys: self.unknown_keys.clone() }
     }
 
     /// The same files with the tensors of another checkpoint beside their own, under the names that `rename` gives.
@@ -120,7 +138,7 @@ impl Checkpoint {
     pub fn with_tensors_of(&self, other: &Self, rename: impl Fn(&str) -> String) -> Self {
         let mut tensors = self.tensors.clone();
         tensors.extend(other.tensors.iter().map(|(name, tensor)| (rename(name), tensor.clone())));
-        Self { files: self.files.clone(), tensors }
+        Self { files: self.files.clone(), tensors, unknown_keys: self.unknown_keys.clone() }
     }
 
     /// Every tensor, in the order of the names.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::{Error, Precision, StoredTensor};
 
 /// Rows that one task converts before it asks for more: enough to make a task's cost negligible.
-const ROWS_PER_TASK: usize = 16;
+pub(crate) const ROWS_PER_TASK: usize = 16;
 
 /// The format in which a matrix with rows of `cols` values will be held: the wish, or the stored format where there is
 /// no wish or where whole blocks of the wished format do not fill a row.
@@ -45,7 +45,8 @@ pub(crate) fn finite_bytes(name: &str, tensor: &StoredTensor, format: Format) ->
     let cols = tensor.shape.last().copied().unwrap_or(1);
     let bytes = matrix_bytes(tensor, cols, format);
     let is_finite = |format: Format, bytes: &[u8]| match format.row_bytes(cols) {
-        Some(row) if row > 0 => {
+        // without a row nothing is decoded, however long one would be
+        Some(row) if row > 0 && !bytes.is_empty() => {
             let rows = bytes.par_chunks(row).with_min_len(ROWS_PER_TASK);
             rows.map_init(|| vec![0.0; cols], |values, row| decoded_is_finite(format, row, values)).all(|finite| finite)
         }

@@ -13,6 +13,8 @@ pub use fault::SafetensorsFault;
 pub use gguf::GgufFault;
 use shown::{Listed, Lists, OneLine, Shown};
 
+use crate::names::prefix_of;
+
 /// The error of every fallible function of this crate.
 ///
 /// The text of the underlying cause (an input/output error, a JSON error) is part of the message, so
@@ -108,12 +110,26 @@ pub enum Error {
     },
 
     /// A GGUF file breaks the rules of its format, or is not one of a Gemma model.
-    #[error("{}: this GGUF file cannot be used: {fault}; fetch it again, or take a file of another quantization", file.display())]
+    #[error("{}: this GGUF file cannot be used: {fault}; {}", file.display(), fault.advice())]
     Gguf {
         /// The file.
         file: PathBuf,
         /// What is wrong with it.
         fault: GgufFault,
+    },
+
+    /// A part of a split GGUF model is not beside the others.
+    #[error("{}: this part of the split model is missing; fetch all its parts into one folder", file.display())]
+    GgufPart {
+        /// The part.
+        file: PathBuf,
+    },
+
+    /// The file holds a vocabulary and nothing else.
+    #[error("{}: it holds a vocabulary and no weights, so `gemma tokenize` is all it is good for; give a whole model", path.display())]
+    NoTensors {
+        /// The folder or file.
+        path: PathBuf,
     },
 
     /// A safetensors file breaks the rules of its format.
@@ -194,8 +210,9 @@ pub enum Error {
 
     /// The tensors of the checkpoint are not those that the configuration asks for.
     #[error(
-        "the weights do not fit the configuration: {}; config.json and the .safetensors files must be of the same model",
-        Lists(&[("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)])
+        "the weights do not fit the configuration: {}; {}",
+        Lists(&[("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)]),
+        advice_on_tensors(missing, unexpected)
     )]
     Tensors {
         /// Names that the configuration asks for and the checkpoint lacks.
@@ -385,13 +402,52 @@ pub enum Error {
         revision: String,
     },
 
-    /// The model's repository holds no safetensors weights.
+    /// The model's repository holds no weights that are read.
     #[error(
-        "{id}: the repository holds no model.safetensors (nor an index of shards); choose a model in safetensors format"
+        "{id}: the repository holds no model.safetensors, no index of shards and no GGUF file{}; choose another one",
+        if found.is_empty() { String::new() } else { format!(" (only {})", Listed(found)) }
     )]
     NoHubWeights {
         /// The hub id.
         id: String,
+        /// The weight files there are.
+        found: Vec<String>,
+    },
+
+    /// The repository holds GGUF files, and which of them is meant is not clear.
+    #[error(
+        "{id}: {}; give {id}:QUANTIZATION or {id}:FILE.gguf, and one of {}",
+        match choice {
+            Some(choice) => format!("it holds no GGUF file {}", Shown(choice)),
+            None => "it holds several GGUF files".to_owned(),
+        },
+        Listed(files)
+    )]
+    HubChoice {
+        /// The hub id, without revision.
+        id: String,
+        /// What was asked for, if anything.
+        choice: Option<String>,
+        /// The files to choose from.
+        files: Vec<String>,
+    },
+
+    /// The repository holds a LoRA adapter.
+    #[error("{id}: it holds a LoRA adapter and no model; pull the model that it changes, {}", Shown(base))]
+    HubAdapter {
+        /// The hub id, without revision.
+        id: String,
+        /// The model's name, as the adapter gives it.
+        base: String,
+    },
+
+    /// The repository is no adapter.
+    #[error("{id}: it holds no LoRA adapter ({lacking} is not there); give one in the format of PEFT")]
+    NoHubAdapter {
+        /// The hub id, without revision.
+        id: String,
+        /// The file that is not there.
+        lacking: String,
     },
 
     /// The hub answered with an HTTP error.
@@ -424,18 +480,69 @@ pub enum Error {
         cause: String,
     },
 
+    /// The hub's certificate was issued by nobody who is trusted.
+    #[error(
+        "{url}: the certificate is not trusted ({}); if your network signs connections itself, name the file of its \
+         authority in SSL_CERT_FILE, or add it to the certificates of the system",
+        OneLine(cause)
+    )]
+    HubCertificate {
+        /// The address asked.
+        url: String,
+        /// What the check said.
+        cause: String,
+    },
+
+    /// The file that is to say whose certificates are trusted holds none.
+    #[error(
+        "{}: no certificate can be read from it ({}); name a PEM file in SSL_CERT_FILE or REQUESTS_CA_BUNDLE",
+        path.display(), OneLine(cause)
+    )]
+    Certificates {
+        /// The file or folder.
+        path: PathBuf,
+        /// What went wrong.
+        cause: String,
+    },
+
+    /// The cache takes no file.
+    #[error(
+        "{}: the cache cannot be written ({cause}); free some space, or name another cache in HF_HOME", path.display()
+    )]
+    Cache {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
+
     /// A downloaded file is not what the hub announced.
     #[error(
-        "{file}: the download is damaged (sha256 {found}, announced {expected}); it was deleted, run the command again"
+        "{}: the download is damaged (hash {found}, announced {expected}); it was deleted, run the command again",
+        Shown(file)
     )]
     HubHash {
         /// The file's name in the repository.
         file: String,
-        /// The hash the hub announced.
+        /// The sha256 or git hash that the hub announced.
         expected: String,
         /// The hash of what arrived.
         found: String,
     },
+}
+
+/// What to do about tensors that do not fit.
+fn advice_on_tensors(missing: &[String], unexpected: &[String]) -> String {
+    if let Some(prefix) = prefix_of(missing, unexpected) {
+        return format!("all names begin with {}, which has to be taken away", Shown(prefix));
+    }
+    if let Some(prefix) = prefix_of(unexpected, missing) {
+        return format!("all names lack {} at their beginning", Shown(prefix));
+    }
+    if unexpected.iter().any(|name| name.contains(".lora_A.")) {
+        return "merge the LoRA adapter into the weights before saving them".to_owned();
+    }
+    "config.json and the .safetensors files must be of the same model".to_owned()
 }
 
 #[cfg(test)]

@@ -147,19 +147,6 @@ pub fn read_small_file(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     read_capped(path, FILE_LIMIT)
 }
 
-/// A hidden file in a folder, which is gone when it is dropped, and as readable as any other that the user makes (the
-/// umask still applies).
-pub(crate) fn new_file(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".saving-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder)
-}
-
 /// Whether a name is that of a file directly in a folder, on any operating system.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     !name.is_empty()

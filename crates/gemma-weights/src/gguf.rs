@@ -7,9 +7,11 @@
 //! The format is described at <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod gemma;
+mod keys;
 mod write;
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -17,7 +19,7 @@ use gemma_kernels::Format;
 
 use crate::{Error, GgufFault as Fault, StoredTensor, files};
 
-pub(crate) use gemma::translate;
+pub(crate) use gemma::{ARCHITECTURES, Translated, translate};
 pub use write::{GgufVocabulary, OnConvert, save_gguf};
 
 /// The first four bytes of every file.
@@ -43,6 +45,20 @@ pub(crate) enum Value<'a> {
     Bool(bool),
     Text(&'a str),
     List(List<'a>),
+}
+
+/// As a message shows it.
+impl Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsigned(number) => write!(f, "{number}"),
+            Self::Signed(number) => write!(f, "{number}"),
+            Self::Float(number) => write!(f, "{number}"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Text(text) => f.write_str(text),
+            Self::List(list) => write!(f, "a list of {}", list.len()),
+        }
+    }
 }
 
 /// A list of numbers or texts, checked and still as it lies in the file.
@@ -75,7 +91,7 @@ pub(crate) struct Gguf<'a> {
 }
 
 /// The numbers by which GGML calls the formats.
-const NUMBERS: [(u32, Format); 11] = [
+const NUMBERS: [(u32, Format); 26] = [
     (0, Format::F32),
     (1, Format::F16),
     (2, Format::Q4_0),
@@ -83,10 +99,25 @@ const NUMBERS: [(u32, Format); 11] = [
     (6, Format::Q5_0),
     (7, Format::Q5_1),
     (8, Format::Q8_0),
+    (10, Format::Q2K),
+    (11, Format::Q3K),
     (12, Format::Q4K),
     (13, Format::Q5K),
     (14, Format::Q6K),
+    (16, Format::Iq2Xxs),
+    (17, Format::Iq2Xs),
+    (18, Format::Iq3Xxs),
+    (19, Format::Iq1S),
+    (20, Format::Iq4Nl),
+    (21, Format::Iq3S),
+    (22, Format::Iq2S),
+    (23, Format::Iq4Xs),
+    (29, Format::Iq1M),
     (30, Format::Bf16),
+    (34, Format::Tq1_0),
+    (35, Format::Tq2_0),
+    (39, Format::Mxfp4),
+    (40, Format::Nvfp4),
 ];
 
 fn format_of(number: u32) -> Option<Format> {
@@ -100,22 +131,40 @@ fn ggml_number(format: Format) -> u32 {
 
 /// What GGML calls the formats that are not read.
 fn foreign_format(number: u32) -> String {
-    let name = match number {
-        10 => "Q2_K",
-        11 => "Q3_K",
-        _ => return format!("GGML type {number}"),
-    };
-    name.to_owned()
+    const NAMES: [(u32, &str); 20] = [
+        (4, "Q4_2"),
+        (5, "Q4_3"),
+        (9, "Q8_1"),
+        (15, "Q8_K"),
+        (24, "I8"),
+        (25, "I16"),
+        (26, "I32"),
+        (27, "I64"),
+        (28, "F64"),
+        (31, "Q4_0_4_4"),
+        (32, "Q4_0_4_8"),
+        (33, "Q4_0_8_8"),
+        (36, "IQ4_NL_4_4"),
+        (37, "IQ4_NL_4_8"),
+        (38, "IQ4_NL_8_8"),
+        (41, "Q1_0"),
+        // of a widespread fork
+        (137, "IQ2_K"),
+        (138, "IQ3_K"),
+        (139, "IQ4_K"),
+        (140, "IQ5_K"),
+    ];
+    let known = NAMES.iter().find(|(known, _)| *known == number);
+    known.map_or_else(|| format!("the unknown GGML type {number}"), |(_, name)| (*name).to_owned())
 }
 
 /// Maps a GGUF file, and the other parts of a split one: the first part is enough to name.
 ///
 /// # Errors
-/// [`Error::Read`] for a part that is missing or unreadable.
+/// [`Error::GgufPart`] for a part that is missing, [`Error::Read`] for one that is unreadable.
 pub(crate) fn map_parts(path: &Path) -> Result<Vec<(PathBuf, Bytes)>, Error> {
     let map = |path: PathBuf| {
-        let missing = || Error::Read { path: path.clone(), cause: std::io::ErrorKind::NotFound.into() };
-        let bytes = files::map(&path)?.ok_or_else(missing)?;
+        let bytes = files::map(&path)?.ok_or_else(|| Error::GgufPart { file: path.clone() })?;
         Ok((path, bytes))
     };
     let Some((stem, count)) = split_name(path) else { return Ok(vec![map(path.to_owned())?]) };
@@ -152,7 +201,18 @@ pub(crate) fn parse(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Error> {
             whole.tensors.insert(name, tensor);
         }
     }
-    Ok(whole.expect("a model has at least one part"))
+    let whole = whole.expect("a model has at least one part");
+    let number = |key: &str| match whole.pairs.get(key) {
+        Some(Value::Unsigned(number)) => *number,
+        _ => 0,
+    };
+    match (number("split.count"), &parts[0].0) {
+        (count @ 2.., path) if parts.len() == 1 => {
+            let fault = Fault::Part { part: number("split.no").saturating_add(1), parts: count };
+            Err(Error::Gguf { file: path.clone(), fault })
+        }
+        _ => Ok(whole),
+    }
 }
 
 fn parse_part(bytes: &Bytes) -> Result<Gguf<'_>, Fault> {
@@ -161,6 +221,9 @@ fn parse_part(bytes: &Bytes) -> Result<Gguf<'_>, Fault> {
         return Err(Fault::Magic);
     }
     let version = reader.u32()?;
+    if (1..=3).contains(&version.swap_bytes()) {
+        return Err(Fault::BigEndian);
+    }
     if !(2..=3).contains(&version) {
         return Err(Fault::Version { version });
     }
@@ -174,6 +237,10 @@ fn parse_part(bytes: &Bytes) -> Result<Gguf<'_>, Fault> {
             return Err(Fault::Duplicate { name: key.to_owned() });
         }
     }
+    // what is no model need not be a sound one; the later parts of a split one say nothing
+    if let Some(fault) = gemma::not_a_model(&pairs) {
+        return Err(fault);
+    }
     let mut infos = Vec::new();
     for _ in 0..tensor_count {
         infos.push(reader.info()?);
@@ -181,7 +248,10 @@ fn parse_part(bytes: &Bytes) -> Result<Gguf<'_>, Fault> {
     let alignment = match pairs.get("general.alignment") {
         None => ALIGNMENT,
         Some(Value::Unsigned(alignment)) if alignment.is_power_of_two() && *alignment <= 1 << 20 => *alignment,
-        Some(_) => return Err(Fault::Field { key: "general.alignment".to_owned(), expected: "a power of two" }),
+        Some(value) => {
+            let (key, found) = ("general.alignment".to_owned(), value.to_string());
+            return Err(Fault::Field { key, found, expected: "a power of two" });
+        }
     };
     let begin = (reader.at as u64).next_multiple_of(alignment);
     let (mut tensors, mut ranges) = (BTreeMap::new(), Vec::new());
@@ -410,6 +480,39 @@ mod tests {
                 let _ = parse(&parts(bytes));
             }
         }
+    }
+
+    #[test]
+    fn every_format_has_a_number_and_a_foreign_one_its_name() {
+        for format in Format::ALL.into_iter().chain(Format::READ_ONLY) {
+            assert_eq!(format_of(ggml_number(format)), Some(format));
+        }
+        for (number, name) in [(9, "Q8_1"), (31, "Q4_0_4_4"), (139, "IQ4_K"), (99, "the unknown GGML type 99")] {
+            assert!(format_of(number).is_none() && foreign_format(number) == name, "{number}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_model_is_named() {
+        let refusal = |bytes: Vec<u8>| parse(&parts(bytes)).map(|_| ()).unwrap_err().to_string();
+        let mut big = small();
+        big[4..8].reverse();
+        assert!(refusal(big).contains("big-endian"));
+        // `general.name` becomes `general.type`, of the same length
+        let with_type = |kind: &[u8; 5]| {
+            let mut bytes = small();
+            let at = bytes.windows(12).position(|bytes| bytes == b"general.name").expect("the key");
+            bytes[at + 8..at + 12].copy_from_slice(b"type");
+            bytes[at + 24..at + 29].copy_from_slice(kind);
+            bytes
+        };
+        // the same place holds another kind of file when its text is longer
+        assert!(parse(&parts(with_type(b"model"))).is_ok());
+        let mut imatrix = with_type(b"imatr");
+        let at = imatrix.windows(5).position(|bytes| bytes == b"imatr").expect("the text");
+        imatrix[at - 8] = 7;
+        imatrix.splice(at + 5..at + 5, *b"ix");
+        assert!(refusal(imatrix).contains("an importance matrix"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Models by name: `org/name` or `org/name@revision`, found in the standard Hugging Face cache and, with the feature
+//! Models by name: `org/name`, `org/name@revision` or, of a GGUF repository, `org/name:Q4_K_M`, found in the standard Hugging Face cache and, with the feature
 //! `hub`, downloaded into it.
 //!
 //! The cache has the layout of the Python library `huggingface_hub`, so that models are shared with it: blobs named by
@@ -8,9 +8,16 @@ mod cache;
 #[cfg(feature = "hub")]
 mod download;
 #[cfg(feature = "hub")]
+mod fetch;
+#[cfg(feature = "hub")]
 mod http;
 mod id;
 mod options;
+#[cfg(feature = "hub")]
+mod retry;
+mod select;
+#[cfg(feature = "hub")]
+mod tls;
 
 use std::path::{Path, PathBuf};
 
@@ -37,9 +44,9 @@ pub struct Download<'a> {
 /// Called as a download goes on.
 pub type OnDownload<'a> = &'a mut dyn FnMut(Download<'_>);
 
-/// The folder of a model: `model` itself where that is a path, else the snapshot of that hub id, downloaded if it is
-/// not in the cache. A model that is in the cache costs no request, so a branch is not looked up again: [`pull`] does
-/// that.
+/// The place of a model: `model` itself where that is a path, else the snapshot of that hub id (of a GGUF repository the
+/// file in it), downloaded if it is not in the cache. A model that is in the cache costs no request, so a branch is not
+/// looked up again: [`pull`] does that.
 ///
 /// # Errors
 /// [`Error::NoSuchPath`] or [`Error::HubId`] for what is neither path nor id; [`Error::Offline`] or
@@ -53,47 +60,103 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, Error> {
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_with(model: &str, options: &HubOptions, progress: OnDownload<'_>) -> Result<PathBuf, Error> {
-    if Path::new(model).exists() {
-        return Ok(PathBuf::from(model));
-    }
-    if reads_as_path(model) {
-        return Err(Error::NoSuchPath { path: PathBuf::from(model) });
-    }
-    let id = HubId::parse(model)?;
+    let id = match named(model)? {
+        Named::Path(path) => return Ok(path),
+        Named::Hub(id) => id,
+    };
     let cached = cache::find(&id, options);
     if let Some(cached) = &cached
         && (cached.missing.is_empty() || (cannot_download(options) && cached.has_weights()))
     {
-        return Ok(cached.folder.clone());
+        return Ok(cached.place.clone());
+    }
+    if reads_as_path(model) && cached.is_none() {
+        return Err(Error::NoSuchPath { path: PathBuf::from(model) });
     }
     match (fetch(&id, options, progress), cached) {
         // better a model without its tokenizer files than none: whoever needs them will say so
-        (Err(Error::HubConnection { .. }), Some(cached)) if cached.has_weights() => Ok(cached.folder),
+        (Err(Error::HubConnection { .. }), Some(cached)) if cached.has_weights() => Ok(cached.place),
         (fetched, _) => fetched,
     }
 }
 
-/// Downloads what is missing of a model's newest commit (of the revision in its id) and returns its folder.
+/// The folder of a LoRA adapter: `adapter` itself where that is a path, else the snapshot of that hub id, of which
+/// `adapter_config.json` and `adapter_model.safetensors` are downloaded if they are not in the cache.
 ///
+/// # Errors
+/// As [`resolve`], and [`Error::NoHubAdapter`] for a repository that holds none.
+pub fn resolve_adapter(adapter: &str, options: &HubOptions, progress: OnDownload<'_>) -> Result<PathBuf, Error> {
+    let id = match named(adapter)? {
+        Named::Path(path) => return Ok(path),
+        Named::Hub(id) => id,
+    };
+    if let Some(folder) = cache::find_adapter(&id, options) {
+        return Ok(folder);
+    }
+    if reads_as_path(adapter) {
+        return Err(Error::NoSuchPath { path: PathBuf::from(adapter) });
+    }
+    let missing = || vec!["adapter_config.json".to_owned(), "adapter_model.safetensors".to_owned()];
+    if options.offline {
+        return Err(Error::Offline { id: id.to_string(), cache: options.cache.clone(), missing: missing() });
+    }
+    #[cfg(feature = "hub")]
+    {
+        download::pull_adapter(&id, options, progress)
+    }
+    #[cfg(not(feature = "hub"))]
+    {
+        let _ = progress;
+        Err(Error::HubNotCompiled { id: id.to_string(), cache: options.cache.clone(), missing: missing() })
+    }
+}
+
+/// Downloads what is missing of a model's newest commit (of the revision in its id) and returns its folder; of a GGUF
+/// repository the one file that the id chooses, and returns that.
+///
+/// Only the files that are used are fetched: `model.safetensors`, or the shards that the index names, never both.
 /// Interrupted downloads are resumed, also by a later process; files are checked against the hash that the hub
 /// announces; two processes may pull the same model at the same time.
 ///
 /// # Errors
 /// [`Error::HubId`], [`Error::Offline`], [`Error::HubNotCompiled`], [`Error::Gated`], [`Error::NoSuchModel`],
-/// [`Error::NoSuchRevision`], [`Error::NoHubWeights`], [`Error::HubStatus`], [`Error::HubAnswer`],
-/// [`Error::HubConnection`], [`Error::HubHash`], or [`Error::Write`] when the cache cannot be written.
+/// [`Error::NoSuchRevision`], [`Error::NoHubWeights`], [`Error::HubChoice`], [`Error::HubAdapter`],
+/// [`Error::HubStatus`], [`Error::HubAnswer`], [`Error::HubConnection`], [`Error::HubCertificate`],
+/// [`Error::Certificates`], [`Error::HubHash`], or [`Error::Cache`] when the cache cannot be written.
 pub fn pull(id: &str, options: &HubOptions, progress: OnDownload<'_>) -> Result<PathBuf, Error> {
     fetch(&HubId::parse(id)?, options, progress)
 }
 
-/// The folder of a model in the cache, if its configuration and weights are there. Makes no request.
+/// The folder (or GGUF file) of a model in the cache, if its configuration and weights are there. Makes no request.
 pub fn cached(id: &HubId, options: &HubOptions) -> Option<PathBuf> {
-    cache::find(id, options).filter(cache::Cached::has_weights).map(|cached| cached.folder)
+    cache::find(id, options).filter(cache::Cached::has_weights).map(|cached| cached.place)
 }
 
-/// Whether a text that names nothing on disk was meant as a path: hub ids have one slash, in the middle.
+/// What a text names: something on disk, or a model of the hub.
+enum Named {
+    Path(PathBuf),
+    Hub(HubId),
+}
+
+fn named(model: &str) -> Result<Named, Error> {
+    if Path::new(model).exists() {
+        return Ok(Named::Path(PathBuf::from(model)));
+    }
+    let is_path = reads_as_path(model);
+    match HubId::parse(model) {
+        Ok(id) => Ok(Named::Hub(id)),
+        Err(_) if is_path => Err(Error::NoSuchPath { path: PathBuf::from(model) }),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a text that names nothing on disk was meant as a path: hub ids have one slash, in the middle. A path to a
+/// file that is not there is never asked of the hub, but for one that names a file of a repository in the cache.
 fn reads_as_path(model: &str) -> bool {
-    let name = model.split_once('@').map_or(model, |(name, _)| name);
+    if id::is_address(model) {
+        return false;
+    }
+    let name = model.split(['@', ':']).next().unwrap_or(model);
     name.starts_with(['.', '/', '~']) || name.contains('\\') || name.split('/').count() != 2 || name.ends_with('/')
 }
 
@@ -131,17 +194,19 @@ mod tests {
         let folder = options.cache.join("models--org--name/snapshots/0123456789");
         std::fs::create_dir_all(&folder).unwrap();
         for file in ["config.json", "model.safetensors"] {
-            std::fs::write(folder.join(file), b"").unwrap();
+            std::fs::write(folder.join(file), b"x").unwrap();
         }
         assert_eq!(resolve("org/name@0123456789", &options).unwrap(), folder);
     }
 
     #[test]
     fn paths_and_ids_are_told_apart() {
-        for path in ["", ".", "..", "./a", "../a/b", "/a/b", "~/a", "a", "a/b/c", "a\\b", "C:\\a", "a/"] {
+        for path in ["", ".", "..", "./a", "../a/b", "/a/b", "~/a", "a", "a/b/c", "a\\b", "C:\\a", "C:/a/b", "a/"] {
             assert!(reads_as_path(path), "{path}");
         }
-        for id in ["google/gemma-2b", "google/gemma-2b@refs/pr/1", "a/b@c"] {
+        for id in
+            ["google/gemma-2b", "google/gemma-2b@refs/pr/1", "a/b@c", "a/b:Q4_K_M", "https://hub.co/a/b/c", "hf.co/a/b"]
+        {
             assert!(!reads_as_path(id), "{id}");
         }
     }

@@ -12,10 +12,11 @@ use std::path::Path;
 
 use bytes::Bytes;
 use gemma_kernels::Format;
+use rayon::prelude::*;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use crate::convert::finite_bytes;
+use crate::convert::{ROWS_PER_TASK, finite_bytes};
 use crate::json::Entries;
 use crate::{Dtype, Error, SafetensorsFault as Fault, files};
 
@@ -48,6 +49,27 @@ impl StoredTensor {
     /// [`Error::NotFinite`] for an infinity or NaN, and for a value that is too large for the type.
     pub fn in_dtype(&self, name: &str, dtype: Dtype) -> Result<Bytes, Error> {
         finite_bytes(name, self, dtype.format())
+    }
+
+    /// Whether two tensors have the same shape and hold the same values, in whatever format.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let cols = self.shape.last().copied().unwrap_or(1);
+        let rows = |tensor: &Self| tensor.format.row_bytes(cols).filter(|row| *row > 0);
+        if self.shape != other.shape || self.format == other.format {
+            return self.shape == other.shape && self.bytes == other.bytes;
+        }
+        let (Some(ours), Some(theirs)) = (rows(self), rows(other)) else { return self.bytes.is_empty() };
+        let pairs = self.bytes.par_chunks(ours).zip(other.bytes.par_chunks(theirs)).with_min_len(ROWS_PER_TASK);
+        pairs
+            .map_init(
+                || (vec![0.0f32; cols], vec![0.0f32; cols]),
+                |(a, b), (ours, theirs)| {
+                    self.format.decode_row(ours, a);
+                    other.format.decode_row(theirs, b);
+                    a == b
+                },
+            )
+            .all(|same| same)
     }
 
     /// The values as f32, row-major.

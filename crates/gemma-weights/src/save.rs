@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
-use crate::files::{self, is_plain_name};
+use crate::files::is_plain_name;
+use crate::new_file::{DraftFolder, NewFile, followed, sync_folder};
 use crate::shard::Shard;
 use crate::{Dtype, Error};
 
@@ -101,47 +101,18 @@ pub fn save_safetensors(
     tensors: &mut dyn Iterator<Item = SavedTensor>,
 ) -> Result<(), Error> {
     let failed = write_error(path);
-    replace_file(path, |file, folder| {
-        let mut shard = Shard::new(folder).with_metadata(metadata);
-        let mut names = BTreeSet::new();
-        for (name, dtype, shape, data) in tensors {
-            checked_bytes(&name, dtype, &shape, data.len())?;
-            if !names.insert(name.clone()) {
-                return Err(Error::GivenTwice { name });
-            }
-            shard.push(name, dtype, shape, &data).map_err(&failed)?;
+    let mut new = NewFile::open(path)?;
+    let mut shard = Shard::new(new.folder()).with_metadata(metadata);
+    let mut names = BTreeSet::new();
+    for (name, dtype, shape, data) in tensors {
+        checked_bytes(&name, dtype, &shape, data.len())?;
+        if !names.insert(name.clone()) {
+            return Err(Error::GivenTwice { name });
         }
-        shard.write(file).map_err(&failed)?;
-        Ok(())
-    })
-}
-
-/// Writes a file in full, or not at all: `write` is handed a temporary file and the folder in which it lies, and the file
-/// takes its name at the end. A file that is there is replaced; a link is followed.
-///
-/// # Errors
-/// [`Error::Write`], and those of `write`.
-pub(crate) fn replace_file(
-    path: &Path,
-    write: impl FnOnce(&mut File, &Path) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let failed = write_error(path);
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    match fs::metadata(&target) {
-        Ok(found) if !found.is_file() => return Err(Error::WrongKind { path: path.to_owned(), expected: "a file" }),
-        _ if !folder.is_dir() => return Err(failed(io::Error::other("its folder is not there"))),
-        _ => {}
+        shard.push(name, dtype, shape, &data).map_err(&failed)?;
     }
-    // of the cause only its kind is kept: its text names the draft
-    let mut draft = files::new_file(folder).map_err(|cause| failed(cause.kind().into()))?;
-    write(draft.as_file_mut(), folder)?;
-    draft.as_file().sync_all().map_err(&failed)?;
-    draft.persist(&target).map_err(|error| failed(error.error))?;
-    sync_folder(folder).map_err(failed)
+    shard.write(new.as_file_mut()).map_err(&failed)?;
+    new.finish()
 }
 
 /// Whether a file of this name belongs to a model folder, as hubs and programs write them.
@@ -174,9 +145,10 @@ struct Target {
 impl Target {
     fn new(folder: &Path, replace: bool) -> Result<Self, Error> {
         // a link is followed, so that the folder it names is replaced and not the link
-        let folder = match fs::canonicalize(folder) {
+        let target = followed(folder).map_err(write_error(folder))?;
+        let folder = match fs::canonicalize(&target) {
             Ok(existing) => existing,
-            Err(_) => std::path::absolute(folder).map_err(write_error(folder))?,
+            Err(_) => std::path::absolute(&target).map_err(write_error(folder))?,
         };
         if fs::metadata(&folder).is_ok_and(|found| !found.is_dir()) {
             return Err(Error::WrongKind { path: folder, expected: "a folder" });
@@ -211,50 +183,60 @@ impl Target {
         }
     }
 
-    fn draft(&self) -> Result<TempDir, Error> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".saving-").suffix(".tmp");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // a model folder is as readable as any other folder the user makes (the umask still applies)
-            builder.permissions(fs::Permissions::from_mode(0o777));
-        }
+    fn draft(&self) -> Result<DraftFolder, Error> {
         // of the cause only its kind is kept: its text names the draft
-        builder.tempdir_in(&self.base).map_err(|cause| write_error(&self.folder)(cause.kind().into()))
+        DraftFolder::new(&self.base).map_err(|cause| write_error(&self.folder)(cause.kind().into()))
     }
 
-    /// Puts the draft in its place.
-    fn install(&self, draft: TempDir) -> Result<(), Error> {
+    /// Puts the draft in its place. What was there is exchanged with it in one step where the system can do that, so
+    /// that one of the two is there whenever the program ends.
+    fn install(&self, draft: DraftFolder) -> Result<(), Error> {
         let failed = write_error(&self.folder);
         sync_folder(draft.path()).map_err(&failed)?;
         let parent = self.folder.parent().unwrap_or(&self.base);
         fs::create_dir_all(parent).map_err(&failed)?;
-        let replaced = self.folder.exists().then(|| self.move_aside()).transpose()?;
-        if let Err(cause) = fs::rename(draft.path(), &self.folder) {
-            if let Some((_, old)) = &replaced {
-                // best effort: the error that matters is the one reported
-                let _ = fs::rename(old, &self.folder);
+        if self.folder.exists() {
+            if exchange(draft.path(), &self.folder).is_ok() {
+                // what the draft's place holds now goes with its guard
+                return sync_folder(parent).map_err(failed);
             }
-            return Err(failed(cause));
+            return self.install_by_moving(draft);
         }
-        // the draft is no longer where its guard would delete it
-        let _ = draft.keep();
+        fs::rename(draft.path(), &self.folder).map_err(&failed)?;
+        draft.keep();
         sync_folder(parent).map_err(failed)
     }
 
-    /// Moves what is at the target into a temporary folder, which deletes it when it is dropped.
-    fn move_aside(&self) -> Result<(TempDir, PathBuf), Error> {
-        let aside = self.draft()?;
-        let old = aside.path().join("replaced");
-        fs::rename(&self.folder, &old).map_err(write_error(&self.folder))?;
-        Ok((aside, old))
+    /// The same in two steps. A program that ends between them leaves the old folder beside the new one's place.
+    fn install_by_moving(&self, draft: DraftFolder) -> Result<(), Error> {
+        let failed = write_error(&self.folder);
+        let mut name = self.folder.file_name().unwrap_or_default().to_owned();
+        name.push(".replaced");
+        let old = self.folder.with_file_name(name);
+        fs::rename(&self.folder, &old).map_err(&failed)?;
+        if let Err(cause) = fs::rename(draft.path(), &self.folder) {
+            // best effort: the error that matters is the one reported
+            let _ = fs::rename(&old, &self.folder);
+            return Err(failed(cause));
+        }
+        draft.keep();
+        fs::remove_dir_all(&old).map_err(&failed)?;
+        sync_folder(self.folder.parent().unwrap_or(&self.base)).map_err(failed)
     }
 }
 
-/// Makes sure that a folder's entries are on the disk. (Windows has no such call and needs none.)
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+/// Exchanges the names of two folders in one step.
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+    }
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+    {
+        let _ = (one, other);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {

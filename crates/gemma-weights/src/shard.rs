@@ -14,7 +14,7 @@ use serde::ser::{SerializeMap, Serializer};
 use tempfile::NamedTempFile;
 
 use crate::Dtype;
-use crate::files::new_file;
+use crate::new_file::draft;
 
 /// Room that is left for a header, the eight bytes of its length included; some thousand tensors need more.
 const ROOM: u64 = 256 << 10;
@@ -129,7 +129,7 @@ impl Group {
     /// Its file, at the end of the data.
     fn file(&mut self) -> io::Result<&mut File> {
         if self.data.is_none() {
-            let mut file = new_file(&self.folder)?;
+            let mut file = draft(&self.folder)?;
             file.seek(SeekFrom::Start(ROOM))?;
             self.data = Some(file);
         }

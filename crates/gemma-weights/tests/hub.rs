@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gemma_weights::{Error, HubId, HubOptions, cached, pull, resolve};
+use gemma_weights::{Error, HubId, HubOptions, cached, pull, resolve, resolve_adapter};
 use stub::{Answer, COMMIT, Repository, Request, Server, file, sha256};
 use tempfile::TempDir;
 
@@ -24,6 +24,7 @@ fn options(endpoint: &str) -> (TempDir, HubOptions) {
         attempts: 3,
         pause: Duration::from_millis(1),
         timeout: Duration::from_secs(5),
+        certificates: None,
     };
     (cache, options)
 }
@@ -326,10 +327,236 @@ fn a_model_or_revision_that_does_not_exist() {
 #[test]
 fn a_repository_without_safetensors() {
     let mut repository = Repository::small();
-    repository.files.remove("model.safetensors");
+    repository.files.retain(|name, _| !name.ends_with(".safetensors") && !name.ends_with(".gguf"));
     let hub = Server::start(move |request| repository.answer(request));
     let (_guard, options) = options(&hub.address);
-    assert!(matches!(failure(&options), Error::NoHubWeights { .. }));
+    let error = failure(&options);
+    assert!(matches!(&error, Error::NoHubWeights { found, .. } if *found == ["original/model.bin"]), "{error}");
+}
+
+/// A repository of these files, each with its name as content.
+fn repository(names: &[&'static str]) -> Repository {
+    Repository { files: names.iter().map(|name| (*name, name.as_bytes().to_vec())).collect() }
+}
+
+/// The names of the files that were fetched, sorted.
+fn fetched(hub: &Server) -> Vec<String> {
+    let begin = format!("/org/name/resolve/{COMMIT}/");
+    let gets = hub.requests().into_iter().filter(|request| request.method == "GET");
+    let mut names: Vec<String> =
+        gets.filter_map(|request| Some(request.path.strip_prefix(&begin)?.to_owned())).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn one_file_of_a_gguf_repository_is_fetched() {
+    let names = [
+        "README.md",
+        "n-Q4_K_M.gguf",
+        "n-Q8_0.gguf",
+        "mmproj-n-f16.gguf",
+        "big/n-F16-00001-of-00002.gguf",
+        "big/n-F16-00002-of-00002.gguf",
+    ];
+    let served = repository(&names);
+    let hub = Server::start(move |request| served.answer(request));
+    for (id, files) in [
+        ("org/name", &["n-Q4_K_M.gguf"][..]),
+        ("org/name:q8_0", &["n-Q8_0.gguf"]),
+        ("org/name:n-Q8_0.gguf", &["n-Q8_0.gguf"]),
+        ("org/name:F16", &["big/n-F16-00001-of-00002.gguf", "big/n-F16-00002-of-00002.gguf"]),
+    ] {
+        let (_guard, options) = options(&hub.address);
+        let before = fetched(&hub);
+        let place = resolve(id, &options).unwrap();
+        assert!(place.ends_with(files[0]), "{}", place.display());
+        let mut news = fetched(&hub);
+        before.iter().for_each(|name| drop(news.remove(news.iter().position(|new| new == name).unwrap())));
+        assert_eq!(news, files, "{id}");
+        for file in files {
+            let path = root(&options).join("snapshots").join(COMMIT).join(file);
+            assert_eq!(fs::read_to_string(path).unwrap(), *file);
+        }
+        let asked = hub.asked().len();
+        assert_eq!(resolve(id, &HubOptions { offline: true, ..options.clone() }).unwrap(), place);
+        assert_eq!(resolve(id, &options).unwrap(), place);
+        assert_eq!(hub.asked().len(), asked, "{id}: what is in the cache costs no request");
+        // the file by its path, as a person may write it; only what is in the cache is found so
+        assert_eq!(resolve(&format!("org/name/{}", files[0]), &options).unwrap(), place);
+    }
+    let (_guard, options) = options(&hub.address);
+    let error = resolve("org/name:Q2_K", &options).unwrap_err();
+    assert!(matches!(&error, Error::HubChoice { files, .. } if files.len() == 3), "{error}");
+    assert!(error.to_string().contains("n-Q8_0.gguf"), "{error}");
+    assert!(matches!(resolve("org/name/n-Q5_0.gguf", &options), Err(Error::NoSuchPath { .. })));
+}
+
+#[test]
+fn weights_that_are_there_twice_are_fetched_once() {
+    let served =
+        repository(&["config.json", "consolidated.safetensors", "model.fp16.safetensors", "model.safetensors"]);
+    let hub = Server::start(move |request| served.answer(request));
+    let (_guard, options) = options(&hub.address);
+    resolve("org/name", &options).unwrap();
+    assert_eq!(fetched(&hub), ["config.json", "model.safetensors"]);
+
+    // the shards that the index names, and no others
+    let mut served = repository(&["config.json", "a.safetensors", "b.safetensors", "other.safetensors"]);
+    let index = r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "a.safetensors"}}"#;
+    served.files.insert("model.safetensors.index.json", index.into());
+    let mut lacking = served.clone();
+    lacking.files.remove("b.safetensors");
+    let hub = Server::start(move |request| served.answer(request));
+    let options = HubOptions { endpoint: hub.address.clone(), cache: options.cache.join("sharded"), ..options };
+    resolve("org/name", &options).unwrap();
+    assert_eq!(fetched(&hub), ["a.safetensors", "b.safetensors", "config.json", "model.safetensors.index.json"]);
+    let hub = Server::start(move |request| lacking.answer(request));
+    let options = HubOptions { endpoint: hub.address.clone(), cache: options.cache.join("lacking"), ..options };
+    assert!(matches!(failure(&options), Error::ShardMissing { shard, .. } if shard == "b.safetensors"));
+}
+
+#[test]
+fn an_adapter_is_no_model() {
+    let mut served = repository(&["README.md", "adapter_model.safetensors"]);
+    let config = r#"{"peft_type": "LORA", "base_model_name_or_path": "google/gemma-2-2b"}"#;
+    served.files.insert("adapter_config.json", config.into());
+    let hub = Server::start(move |request| served.answer(request));
+    let (_guard, options) = options(&hub.address);
+    let error = failure(&options);
+    assert!(matches!(&error, Error::HubAdapter { base, .. } if base == "google/gemma-2-2b"), "{error}");
+    let folder = resolve_adapter("org/name", &options, &mut |_| {}).unwrap();
+    assert_eq!(names(&folder), ["adapter_config.json", "adapter_model.safetensors"]);
+    let offline = HubOptions { offline: true, ..options };
+    assert_eq!(resolve_adapter("org/name", &offline, &mut |_| {}).unwrap(), folder);
+    assert!(matches!(resolve_adapter("org/other", &offline, &mut |_| {}), Err(Error::Offline { .. })));
+    assert_eq!(resolve_adapter(folder.to_str().unwrap(), &offline, &mut |_| {}).unwrap(), folder);
+}
+
+#[test]
+fn a_small_file_with_another_content_is_refused_and_fetched_again() {
+    for wrong in [&b""[..], b"<html>busy</html>"] {
+        let repository = Repository::small();
+        let right = repository.clone();
+        let spoilt = Server::start(move |request| {
+            let mut answer = repository.answer(request);
+            if request.path.ends_with("/config.json") {
+                answer.body = wrong.to_vec();
+            }
+            answer
+        });
+        let (_guard, mut options) = options(&spoilt.address);
+        let error = failure(&options);
+        assert!(matches!(&error, Error::HubHash { file, .. } if file == "config.json"), "{error}");
+        let hub = Server::start(move |request| right.answer(request));
+        options.endpoint = hub.address.clone();
+        let folder = resolve("org/name", &options).unwrap();
+        assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"{}");
+        // what an older program kept is looked at again
+        let blob = fs::canonicalize(folder.join("config.json")).unwrap();
+        fs::write(&blob, wrong).unwrap();
+        pull("org/name", &options, &mut |_| {}).unwrap();
+        assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"{}");
+    }
+}
+
+#[test]
+fn files_with_the_same_etag_stay_apart() {
+    let repository = Repository::small();
+    let files = repository.files.clone();
+    let hub = Server::start(move |request| {
+        let mut answer = repository.answer(request);
+        if let Some((_, etag)) = answer.headers.iter_mut().find(|(name, _)| *name == "ETag") {
+            *etag = "\"AAAA\"".to_owned();
+        }
+        answer
+    });
+    let (_guard, options) = options(&hub.address);
+    let folder = resolve("org/name", &options).unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        assert_eq!(fs::read(folder.join(name)).unwrap(), files[name], "{name}");
+    }
+}
+
+#[test]
+fn a_hub_that_announces_more_than_it_sends_is_not_asked_for_ever() {
+    // once by the length that it says when it sends, once by ending early at the same place each time
+    for honest in [true, false] {
+        let repository = Repository::small();
+        let hub = Server::start(move |request| {
+            let mut answer = repository.answer(request);
+            if request.path.ends_with("/model.safetensors") {
+                let announced = ("Content-Length", "90000".to_owned());
+                if request.method == "HEAD" || !honest {
+                    answer.headers.push(announced);
+                }
+                answer.headers.retain(|(name, _)| *name != "Accept-Ranges");
+                if request.headers.contains_key("range") {
+                    answer = Answer::new(416, &[]);
+                }
+            }
+            answer
+        });
+        let (_guard, options) = options(&hub.address);
+        let error = failure(&options);
+        assert!(matches!(error, Error::HubAnswer { .. } | Error::HubConnection { .. }), "{error}");
+        assert!(hub.requests().iter().filter(|request| is_weights(request)).count() <= 6, "{:?}", hub.asked());
+    }
+}
+
+#[test]
+fn a_mirror_may_send_everything_elsewhere() {
+    let repository = Repository::small();
+    let weights = repository.weights().to_vec();
+    let hub = Server::start(move |request| repository.answer(request));
+    let address = hub.address.clone();
+    let mirror =
+        Server::start(move |request| Answer::new(307, &[("Location", format!("{address}{}", request.path).as_str())]));
+    let (_guard, mut options) = options(&mirror.address);
+    options.token = Some("hf_secret".to_owned());
+    let folder = resolve("org/name", &options).unwrap();
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights);
+    assert!(mirror.requests().iter().all(|request| request.headers["authorization"] == "Bearer hf_secret"));
+    assert!(hub.requests().iter().all(|request| !request.headers.contains_key("authorization")));
+}
+
+#[test]
+fn an_answer_without_an_end_is_not_read_to_it() {
+    let hub = Server::start(|_| Answer::new(200, &[]).with_body(vec![b' '; 17 << 20]));
+    let (_guard, options) = options(&hub.address);
+    assert!(matches!(failure(&options), Error::HubAnswer { why, .. } if why.contains("longer than")));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_whole_model_in_a_cache_that_cannot_be_written_is_found() {
+    use std::os::unix::fs::PermissionsExt;
+    let repository = Repository::small();
+    let hub = Server::start(move |request| repository.answer(request));
+    let (_guard, options) = options(&hub.address);
+    let folder = resolve("org/name", &options).unwrap();
+    let places = [root(&options).join("refs"), root(&options).join("blobs"), folder.clone()];
+    let allow = |mode: u32| {
+        places.iter().for_each(|place| fs::set_permissions(place, fs::Permissions::from_mode(mode)).unwrap());
+    };
+    let changed = fs::metadata(root(&options).join("refs/main")).unwrap().modified().unwrap();
+    allow(0o555);
+    let pulled = pull("org/name", &options, &mut |_| {});
+    allow(0o755);
+    assert_eq!(pulled.unwrap(), folder);
+    assert_eq!(fs::metadata(root(&options).join("refs/main")).unwrap().modified().unwrap(), changed);
+}
+
+#[test]
+fn certificates_that_cannot_be_read_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("no.pem"), "nothing").unwrap();
+    for name in ["no.pem", "missing.pem"] {
+        let (_guard, mut options) = options("https://127.0.0.1:9");
+        options.certificates = Some(folder.path().join(name));
+        let error = failure(&options);
+        assert!(matches!(&error, Error::Certificates { path, .. } if path.ends_with(name)), "{error}");
+    }
 }
 
 #[test]
@@ -350,7 +577,7 @@ fn passing_errors_are_retried_and_others_are_not() {
     let hub = Server::start(|_| Answer::new(502, &[]));
     let options = HubOptions { endpoint: hub.address.clone(), cache: options.cache.join("other"), ..options };
     assert!(matches!(failure(&options), Error::HubStatus { status: 502, .. }));
-    assert_eq!(hub.asked().len(), 2);
+    assert_eq!(hub.asked().len(), 3);
 }
 
 #[test]
@@ -438,11 +665,11 @@ fn offline_makes_no_request_and_says_what_is_missing() {
     fs::remove_file(folder.join("model.safetensors")).unwrap();
     let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
     fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
-    fs::write(folder.join("model-00001-of-00002.safetensors"), b"").unwrap();
+    fs::write(folder.join("model-00001-of-00002.safetensors"), b"x").unwrap();
     let text = failure(&options).to_string();
     assert!(text.contains("missing model-00002-of-00002.safetensors)"), "{text}");
     // without its tokenizer it is still a model
-    fs::write(folder.join("model-00002-of-00002.safetensors"), b"").unwrap();
+    fs::write(folder.join("model-00002-of-00002.safetensors"), b"x").unwrap();
     fs::remove_file(folder.join("tokenizer.json")).unwrap();
     assert_eq!(resolve("org/name", &options).unwrap(), folder);
 }

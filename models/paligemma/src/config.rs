@@ -106,13 +106,11 @@ impl PaliGemmaConfig {
 
 impl ConfigFile {
     fn resolve(self) -> Result<PaliGemmaConfig, Error> {
-        if self.tie_word_embeddings == Some(false) {
-            return Err(invalid("tie_word_embeddings", false, "true: the output head is the embedding table"));
-        }
         let instead = "absent; quantize with --precision instead";
         fields::off("quantization_config", self.quantization_config.as_ref(), instead)?;
         let image_token = self.image_token_index.or(self.image_token_id).unwrap_or(DEFAULT_IMAGE_TOKEN);
-        let text = text_config(self.text_config.unwrap_or_default(), self.eos_token_id)?;
+        let mut text = text_config(self.text_config.unwrap_or_default(), self.eos_token_id)?;
+        text.is_tied &= self.tie_word_embeddings.unwrap_or(true);
         if let Some(hidden_size) = self.projection_dim.filter(|hidden_size| *hidden_size != text.hidden_size) {
             return Err(invalid("projection_dim", hidden_size, "the hidden_size of text_config"));
         }
@@ -217,7 +215,8 @@ mod tests {
         assert!(refusal("\"patch_size\": 14", "\"patch_size\": 0").contains("patch_size is 0"));
         assert!(refusal("\"num_attention_heads\": 16", "\"num_attention_heads\": 7").contains("divisor"));
         assert!(refusal("\"vision_use_head\": false", "\"vision_use_head\": true").contains("vision_use_head"));
-        assert!(refusal("\"eos_token_id\": 1", "\"tie_word_embeddings\": false").contains("tie_word_embeddings"));
+        let untied = RELEASED_224.replacen("\"eos_token_id\": 1", "\"tie_word_embeddings\": false", 1);
+        assert!(!PaliGemmaConfig::from_json(untied.as_bytes()).unwrap().text.is_tied);
         assert!(PaliGemmaConfig::from_json(b"[]").is_err());
         assert!(PaliGemmaConfig::from_json(b"{}").is_err());
     }

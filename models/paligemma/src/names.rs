@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | encoder | `vision_tower.` | `vision_tower.vision_model.` (released), `vision_tower.`, `model.vision_tower.vision_model.`, `model.vision_tower.` |
 //! | projector | `multi_modal_projector.` | `multi_modal_projector.` (released), `model.multi_modal_projector.` |
-//! | decoder | `model.` | `language_model.model.` (released), `model.language_model.` |
+//! | decoder | `model.` | `language_model.model.` (released), `model.language_model.`, `language_model.` |
+//! | output head, where it is not tied | `lm_head.` | `language_model.lm_head.` (released), `lm_head.` |
 //!
 //! Each part is recognised by itself, by one tensor that it always has.
 
@@ -23,7 +24,7 @@ struct Part {
     prefixes: &'static [&'static str],
 }
 
-const PARTS: [Part; 3] = [
+const PARTS: [Part; 4] = [
     Part {
         inside: "vision_tower.",
         mark: "post_layernorm.weight",
@@ -42,8 +43,9 @@ const PARTS: [Part; 3] = [
     Part {
         inside: "model.",
         mark: "embed_tokens.weight",
-        prefixes: &["language_model.model.", "model.language_model."],
+        prefixes: &["language_model.model.", "model.language_model.", "language_model."],
     },
+    Part { inside: "lm_head.", mark: "weight", prefixes: &["language_model.lm_head.", "lm_head."] },
 ];
 
 /// Which prefix each part has in a file.
@@ -52,7 +54,8 @@ pub(crate) struct Layout([&'static str; PARTS.len()]);
 
 impl Layout {
     /// The layout of the released files.
-    pub(crate) const RELEASED: Self = Self([PARTS[0].prefixes[0], PARTS[1].prefixes[0], PARTS[2].prefixes[0]]);
+    pub(crate) const RELEASED: Self =
+        Self([PARTS[0].prefixes[0], PARTS[1].prefixes[0], PARTS[2].prefixes[0], PARTS[3].prefixes[0]]);
 
     /// The layout of a checkpoint; a part that is not recognised is looked for where the releases have it.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
@@ -69,6 +72,11 @@ impl Layout {
             Some((prefix, tail)) => format!("{prefix}{tail}"),
             None => name.to_owned(),
         }
+    }
+
+    /// Whether a checkpoint in this layout has an output head of its own.
+    pub(crate) fn is_untied(self, checkpoint: &Checkpoint) -> bool {
+        checkpoint.is_untied(&self.outside("lm_head.weight"), &self.outside("model.embed_tokens.weight"))
     }
 
     /// Name and shape of every tensor of a model in this layout.
@@ -197,8 +205,12 @@ mod tests {
 
     #[test]
     fn each_part_is_renamed_by_its_own_prefix() {
-        let nested =
-            Layout(["model.vision_tower.vision_model.", "model.multi_modal_projector.", "model.language_model."]);
+        let nested = Layout([
+            "model.vision_tower.vision_model.",
+            "model.multi_modal_projector.",
+            "model.language_model.",
+            "lm_head.",
+        ]);
         for (inside, released, newer) in [
             (
                 "vision_tower.encoder.layers.0.layer_norm1.bias",
@@ -211,6 +223,7 @@ mod tests {
                 "model.multi_modal_projector.linear.bias",
             ),
             ("model.norm.weight", "language_model.model.norm.weight", "model.language_model.norm.weight"),
+            ("lm_head.weight", "language_model.lm_head.weight", "lm_head.weight"),
         ] {
             assert_eq!(Layout::RELEASED.outside(inside), released);
             assert_eq!(nested.outside(inside), newer);

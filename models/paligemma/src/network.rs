@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma::{Decoder, DecoderCache};
 use gemma_generate::{CacheTensors, CausalModel, Inputs, TokenId};
-use gemma_model::{LoadOptions, Network, OnLoad};
+use gemma_model::{LoadOptions, Network, OnLoad, config_file};
 use gemma_nn::{
     ComputePrecision, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Trainable, WithPrecision,
 };
@@ -63,15 +63,10 @@ impl VisionLanguageModel {
     pub fn open_trainable(checkpoint: &Checkpoint, device: &Device) -> Result<Self, gemma_model::Error> {
         let config = Self::config_of(checkpoint)?;
         let layout = Layout::of(checkpoint);
-        checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
+        Self::check(checkpoint, &config, device)?;
         let mut loader = Loader::new(checkpoint, None, device);
         let mut trainable = Trainable::new(&mut loader);
         Ok(Self::build(&mut Renamed { inner: &mut trainable, layout }, &config, checkpoint.dtype()))
-    }
-
-    /// Name and shape of every tensor that the model needs, in the layout of a checkpoint.
-    pub fn tensors_in(checkpoint: &Checkpoint, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
-        Layout::of(checkpoint).tensors(config, device)
     }
 
     /// The image encoder.
@@ -238,8 +233,20 @@ impl Network for VisionLanguageModel {
         self.language_model.device()
     }
 
+    /// A head of its own is used where the checkpoint has one that differs from the embedding table, whatever
+    /// `tie_word_embeddings` says.
+    fn config_of(checkpoint: &Checkpoint) -> Result<PaliGemmaConfig, gemma_model::Error> {
+        let mut config = Self::config_from_json(&config_file(checkpoint)?)?;
+        config.text.is_tied &= !Layout::of(checkpoint).is_untied(checkpoint);
+        Ok(config)
+    }
+
     fn is_ignored(name: &str) -> bool {
         Layout::is_ignored(name)
+    }
+
+    fn tensors_of(checkpoint: &Checkpoint, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
+        Layout::of(checkpoint).tensors(config, device)
     }
 
     /// Opens a checkpoint in any of the layouts.
@@ -251,7 +258,7 @@ impl Network for VisionLanguageModel {
     ) -> Result<Self, gemma_model::Error> {
         let config = Self::configure(Self::config_of(checkpoint)?, options)?;
         let layout = Layout::of(checkpoint);
-        checkpoint.check(&layout.tensors(&config, device), &Layout::is_ignored)?;
+        Self::check(checkpoint, &config, device)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
         let mut source = WithPrecision::new(&mut loader, options.compute_precision());
         Ok(Self::build(&mut Renamed { inner: &mut source, layout }, &config, checkpoint.dtype()))

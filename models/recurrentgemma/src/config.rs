@@ -64,6 +64,8 @@ pub struct GriffinConfig {
     pub rope: RopeSpec,
     /// Soft cap of the logits.
     pub final_softcap: Option<f32>,
+    /// Whether the output head is the embedding table; otherwise the checkpoint has an `lm_head.weight`.
+    pub is_tied: bool,
     /// Tokens that end a text, from `config.json`.
     pub eos: Vec<u32>,
     /// `attention_window_size`, `W`. A query sees itself and the `W - 1` keys before it, as in transformers; with
@@ -102,7 +104,7 @@ struct ConfigFile {
     embeddings_scale_by_sqrt_dim: Option<bool>,
     rope_theta: Option<f32>,
     partial_rotary_factor: Option<f32>,
-    rope_scaling: Option<Value>,
+    rope_scaling: Option<RopeParameters>,
     rope_parameters: Option<RopeParameters>,
     eos_token_id: Option<Ids>,
     quantization_config: Option<Value>,
@@ -111,6 +113,9 @@ struct ConfigFile {
 #[derive(Debug, Deserialize)]
 struct RopeParameters {
     rope_type: Option<String>,
+    // the older name
+    #[serde(rename = "type")]
+    kind: Option<String>,
     rope_theta: Option<f32>,
     partial_rotary_factor: Option<f32>,
 }
@@ -144,6 +149,7 @@ impl GriffinConfig {
             norm_eps: 1e-6,
             rope: RopeSpec::new(attention.map_or(2, |spec| spec.head_dim / 2), 10_000.0),
             final_softcap: Some(30.0),
+            is_tied: true,
             eos: vec![1],
             window: attention.and_then(|spec| spec.window()).unwrap_or(2048),
             inclusive_window: false,
@@ -236,6 +242,7 @@ impl GriffinConfig {
             "partial_rotary_factor": self.rope.rotary_dim as f64 / head_dim as f64,
             "rms_norm_eps": shortest(self.norm_eps),
             "rope_theta": shortest(self.rope.theta),
+            "tie_word_embeddings": self.is_tied,
             "torch_dtype": dtype.to_string(),
             "use_cache": true,
             "vocab_size": self.vocab,
@@ -311,6 +318,7 @@ impl ConfigFile {
             norm_eps: finite_positive("rms_norm_eps", self.rms_norm_eps.unwrap_or(1e-6))?,
             rope: self.rope(head_dim)?,
             final_softcap: cap("logits_soft_cap", self.logits_soft_cap, 30.0)?,
+            is_tied: self.tie_word_embeddings.unwrap_or(true),
             eos: Ids::eos(self.eos_token_id),
             window,
             inclusive_window: false,
@@ -345,16 +353,15 @@ impl ConfigFile {
     /// Fields that change the mathematics in ways this crate does not have.
     fn refuse_unsupported(&self) -> Result<(), Error> {
         tanh_gelu("hidden_activation", self.hidden_activation.as_deref())?;
-        if self.tie_word_embeddings == Some(false) {
-            return Err(invalid("tie_word_embeddings", false, "true: the output head is the embedding table"));
-        }
         if self.embeddings_scale_by_sqrt_dim == Some(false) {
             return Err(invalid("embeddings_scale_by_sqrt_dim", false, "true"));
         }
-        off("rope_scaling", self.rope_scaling.as_ref(), "null")?;
-        let kind = self.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref());
-        if let Some(kind) = kind.filter(|kind| *kind != "default") {
-            return Err(invalid("rope_parameters.rope_type", kind, "`default`"));
+        // the reference scales no positions of this family
+        for (field, rope) in [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)] {
+            let kind = rope.as_ref().and_then(|rope| rope.rope_type.as_deref().or(rope.kind.as_deref()));
+            if let Some(kind) = kind.filter(|kind| *kind != "default") {
+                return Err(invalid(field, kind, "of the type `default`"));
+            }
         }
         let quantize = "absent; quantize with --precision instead";
         off("quantization_config", self.quantization_config.as_ref(), quantize)
@@ -465,7 +472,7 @@ mod tests {
             (r#", "partial_rotary_factor": 0.05"#, "partial_rotary_factor"),
             (r#", "logits_soft_cap": -1"#, "logits_soft_cap"),
             (r#", "hidden_activation": "relu""#, "hidden_activation"),
-            (r#", "tie_word_embeddings": false"#, "tie_word_embeddings"),
+            (r#", "rope_scaling": {"rope_type": "linear", "factor": 2.0}"#, "rope_scaling"),
             (r#", "rms_norm_eps": 0"#, "rms_norm_eps"),
             (r#", "num_hidden_layers": 100000"#, "num_hidden_layers"),
         ] {

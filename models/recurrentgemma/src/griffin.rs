@@ -6,10 +6,10 @@ use crate::config::{BlockSpec, GriffinConfig, Temporal};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{CacheTensors, CausalModel, Inputs};
-use gemma_model::{Error, LoadOptions, Network};
-use gemma_nn::{Embedder, Retention, RmsNorm, RopeTable, Saver, Segment, Source, softcap};
+use gemma_model::{Error, LoadOptions, Network, config_file};
+use gemma_nn::{Embedder, Projection, Retention, RmsNorm, RopeTable, Saver, Segment, Source, softcap};
 use gemma_tokenizer::{Family, TokenId};
-use gemma_weights::{Dtype, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype, catalogue::Shape};
 
 /// Griffin (De et al. 2024, arXiv:2402.19427), the network of RecurrentGemma: most blocks carry a state from token to
 /// token, every third looks at the last few tokens. The cache of a sequence does not grow with it.
@@ -18,6 +18,7 @@ pub struct Griffin {
     embed_tokens: Embedder,
     layers: Vec<ResidualBlock>,
     final_norm: RmsNorm,
+    lm_head: Option<Projection>,
     #[module(skip)]
     config: GriffinConfig,
 }
@@ -40,6 +41,14 @@ impl Network for Griffin {
 
     fn config_from_json(text: &[u8]) -> Result<GriffinConfig, Error> {
         GriffinConfig::from_json(text)
+    }
+
+    /// A head of its own is used where the checkpoint has one that differs from the embedding table, whatever
+    /// `tie_word_embeddings` says.
+    fn config_of(checkpoint: &Checkpoint) -> Result<GriffinConfig, Error> {
+        let mut config = Self::config_from_json(&config_file(checkpoint)?)?;
+        config.is_tied &= !checkpoint.is_untied("lm_head.weight", "model.embed_tokens.weight");
+        Ok(config)
     }
 
     fn config_from_shape(shape: &Shape) -> Option<GriffinConfig> {
@@ -66,6 +75,8 @@ impl Network for Griffin {
             embed_tokens: Embedder::load(source, "model.embed_tokens", config.vocab, config.hidden_size, scale),
             layers,
             final_norm: RmsNorm::load(source, "model.final_norm", config.hidden_size, config.norm_eps),
+            lm_head: (!config.is_tied)
+                .then(|| Projection::load(source, "lm_head", config.hidden_size, config.vocab, false)),
             config: config.clone(),
         }
     }
@@ -76,6 +87,9 @@ impl Network for Griffin {
             layer.save(saver, &format!("model.layers.{index}"));
         }
         self.final_norm.save(saver, "model.final_norm");
+        if let Some(head) = &self.lm_head {
+            head.save(saver, "lm_head");
+        }
     }
 
     fn config(&self) -> &GriffinConfig {
@@ -115,7 +129,11 @@ impl CausalModel for Griffin {
     }
 
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
-        softcap(self.embed_tokens.logits(hidden_states), self.config.final_softcap)
+        let logits = match &self.lm_head {
+            Some(head) => head.forward(hidden_states),
+            None => self.embed_tokens.logits(hidden_states),
+        };
+        softcap(logits, self.config.final_softcap)
     }
 
     fn new_cache(&self) -> GriffinCache {

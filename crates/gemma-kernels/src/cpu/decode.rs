@@ -45,7 +45,10 @@ pub(super) unsafe fn decode<L: Lanes>(format: Format, bytes: &[u8], values: &mut
             Format::Q4K => return parted::<L, Q4K>(bytes, values),
             Format::Q5K => return parted::<L, Q5K>(bytes, values),
             Format::Q6K => return parted::<L, Q6K>(bytes, values),
+            // the formats that are only read
+            other if other.block_len() > 1 => return other.decode_row(bytes, values),
             Format::F32 => (0..whole).step_by(L::N).for_each(|i| L::load(from.add(i * 4).cast()).store(to.add(i))),
+            _ => unreachable!("every format without blocks stands above"),
         }
     }
     let size = format.block_bytes();

@@ -172,6 +172,7 @@ unsafe fn tokens<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
             Format::Q4K => parted::<L, Q4K, M, FETCH>(x, bytes),
             Format::Q5K => parted::<L, Q5K, M, FETCH>(x, bytes),
             Format::Q6K => parted::<L, Q6K, M, FETCH>(x, bytes),
+            other => decoded::<L, M, FETCH>(other, x, bytes),
         }
     };
     for (t, sum) in sums.into_iter().enumerate() {
@@ -263,6 +264,40 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
                     std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * 32 + i)), products[t]));
             }
             sums = std::array::from_fn(|t| products[t].mul_add(scale, sums[t]));
+        }
+        let mut totals = [0f32; M];
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total = sum.sum();
+        }
+        totals
+    }
+}
+
+/// # Safety
+/// As [`tokens`]; blocks of a format that is only read, decoded value by value before they are multiplied.
+#[inline(always)]
+unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
+    format: Format,
+    x: [&[f32]; M],
+    bytes: &[u8],
+) -> [f32; M] {
+    let (len, size) = (format.block_len(), format.block_bytes());
+    let mut values = [0f32; 256];
+    let values = &mut values[..len];
+    // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes.
+    unsafe {
+        let mut sums = [L::splat(0.0); M];
+        for (b, block) in bytes.chunks_exact(size).enumerate() {
+            if FETCH {
+                for line in (0..size).step_by(64) {
+                    prefetch(block.as_ptr().wrapping_add(AHEAD + line));
+                }
+            }
+            format.decode_row(block, values);
+            for i in (0..len).step_by(L::N) {
+                let weights = L::load(values.as_ptr().add(i));
+                sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * len + i)), sums[t]));
+            }
         }
         let mut totals = [0f32; M];
         for (total, sum) in totals.iter_mut().zip(sums) {

@@ -133,6 +133,28 @@ pub(super) fn decode(
             }
         } else if comptime!(format == Format::Q6K) {
             decode_six_bits(words, row, group, values, to);
+        } else if comptime!(format == Format::Q2K) {
+            decode_two_bits(words, row, group, values, to);
+        } else if comptime!(format == Format::Q3K) {
+            decode_three_bits(words, row, group, values, to);
+        } else if comptime!(format == Format::Iq4Nl) {
+            let (start, part) = (group / 4 * 9, group % 4);
+            let scale = half_to_f32(half_word(words, row, start));
+            let shift = part as u32 / 2u32 * 4u32;
+            let at = start + 1 + part % 2 * 4;
+            put_levels(word_at(words, row, at) >> shift, scale, values, to, true);
+            put_levels(word_at(words, row, at + 2) >> shift, scale, values, comptime!(to + 4), true);
+        } else if comptime!(format == Format::Iq4Xs) {
+            decode_six_bit_levels(words, row, group, values, to);
+        } else if comptime!(format == Format::Mxfp4) {
+            let (start, part) = (group / 4 * 17, group % 4);
+            let exponent = word_at_byte(words, row, start) & 255u32;
+            let bits = select(exponent < 2u32, 0x0020_0000u32 << exponent, (max(exponent, 1u32) - 1u32) << 23u32);
+            let scale = f32::reinterpret(bits);
+            let shift = part as u32 / 2u32 * 4u32;
+            let at = start + 1 + part % 2 * 8;
+            put_levels(word_at_byte(words, row, at) >> shift, scale, values, to, false);
+            put_levels(word_at_byte(words, row, at + 4) >> shift, scale, values, comptime!(to + 4), false);
         } else if comptime!(format == Format::Q4K || format == Format::Q5K) {
             decode_parts(words, row, group, values, to, comptime!(format == Format::Q5K));
         } else {
@@ -260,4 +282,96 @@ fn decode_six_bits(words: &[u32], row: usize, group: usize, values: &mut Array<f
             values[comptime!(to + 4 * i + j)] = (f32::cast_from(nibble | bits) - 32.0f32) * scale;
         }
     }
+}
+
+/// The word that starts at byte number `byte` of the row: aligned, or made of two words.
+#[cube]
+fn word_at_byte(words: &[u32], row: usize, byte: usize) -> u32 {
+    let at = row + byte / 4;
+    let shift = (byte % 4) as u32 * 8u32;
+    let mut word = words[at] >> shift;
+    if shift > 0u32 {
+        word |= words[at + 1] << (32u32 - shift);
+    }
+    word
+}
+
+/// The levels that the low nibbles of four bytes name, times a scale: those of IQ4, or of four-bit floats (twice their
+/// value). The tables hold a level plus 128 in each byte.
+#[cube]
+fn put_levels(word: u32, scale: f32, values: &mut Array<f32>, #[comptime] to: usize, #[comptime] iq4: bool) {
+    #[unroll]
+    for j in 0..4usize {
+        let nibble = (word >> comptime!(8 * j as u32)) & 15u32;
+        let first = comptime!(if iq4 { 0x3f2d_1801u32 } else { 0x8382_8180u32 });
+        let second = comptime!(if iq4 { 0x766a_5d4fu32 } else { 0x8c88_8684u32 });
+        let third = comptime!(if iq4 { 0xa699_8d81u32 } else { 0x7d7e_7f80u32 });
+        let fourth = comptime!(if iq4 { 0xf1d9_c5b5u32 } else { 0x7478_7a7cu32 });
+        let low = select(nibble < 4u32, first, second);
+        let high = select(nibble < 12u32, third, fourth);
+        let table = select(nibble < 8u32, low, high);
+        let level = (table >> ((nibble & 3u32) * 8u32)) & 255u32;
+        values[comptime!(to + j)] = (f32::cast_from(level) - 128.0f32) * scale;
+    }
+}
+
+/// A group of Q2_K: blocks of 256 values in 21 words, in parts of 16 with scales of four bits.
+#[cube]
+fn decode_two_bits(words: &[u32], row: usize, group: usize, values: &mut Array<f32>, #[comptime] to: usize) {
+    let start = row + group / 32 * 21;
+    let within = group % 32;
+    let part = within / 2;
+    let scales = words[start + part / 4] >> ((part % 4) as u32 * 8u32);
+    let last = words[start + 20];
+    let scale = half_to_f32(last & 0xffffu32) * f32::cast_from(scales & 15u32);
+    let least = half_to_f32(last >> 16u32) * f32::cast_from(scales >> 4u32 & 15u32);
+    let shift = (within / 4 % 4) as u32 * 2u32;
+    #[unroll]
+    for i in 0..2usize {
+        let word = words[start + 4 + within / 16 * 8 + within % 4 * 2 + i] >> shift;
+        #[unroll]
+        for j in 0..4usize {
+            let quant = (word >> comptime!(8 * j as u32)) & 3u32;
+            values[comptime!(to + 4 * i + j)] = f32::cast_from(quant) * scale - least;
+        }
+    }
+}
+
+/// A group of Q3_K: blocks of 256 values in 55 half words, in parts of 16 with scales of six bits.
+#[cube]
+fn decode_three_bits(words: &[u32], row: usize, group: usize, values: &mut Array<f32>, #[comptime] to: usize) {
+    let start = group / 32 * 55;
+    let within = group % 32;
+    let part = within / 2;
+    let low = half_word(words, row, start + 48 + part % 8 / 2) >> ((part % 2 * 8 + part / 8 * 4) as u32) & 15u32;
+    let two = half_word(words, row, start + 52 + part % 4 / 2) >> ((part % 2 * 8 + part / 4 * 2) as u32) & 3u32;
+    let scale = half_to_f32(half_word(words, row, start + 54)) * (f32::cast_from(low | (two << 4u32)) - 32.0f32);
+    let (shift, bit) = ((within / 4 % 4) as u32 * 2u32, (within / 4) as u32);
+    #[unroll]
+    for i in 0..2usize {
+        let at = within % 4 * 4 + comptime!(2 * i);
+        let quants = word_at(words, row, start + 16 + within / 16 * 16 + at) >> shift;
+        let highs = word_at(words, row, start + at) >> bit;
+        #[unroll]
+        for j in 0..4usize {
+            let quant = (quants >> comptime!(8 * j as u32)) & 3u32;
+            let high = ((highs >> comptime!(8 * j as u32)) & 1u32) << 2u32;
+            values[comptime!(to + 4 * i + j)] = (f32::cast_from(quant | high) - 4.0f32) * scale;
+        }
+    }
+}
+
+/// A group of IQ4_XS: blocks of 256 values in 34 words, in parts of 32 with scales of six bits.
+#[cube]
+fn decode_six_bit_levels(words: &[u32], row: usize, group: usize, values: &mut Array<f32>, #[comptime] to: usize) {
+    let start = row + group / 32 * 34;
+    let (part, within) = (group % 32 / 4, group % 4);
+    let first = words[start];
+    let low = words[start + 1] >> (part as u32 * 4u32) & 15u32;
+    let two = first >> (part as u32 * 2u32 + 16u32) & 3u32;
+    let scale = half_to_f32(first & 0xffffu32) * (f32::cast_from(low | (two << 4u32)) - 32.0f32);
+    let shift = within as u32 / 2u32 * 4u32;
+    let at = start + 2 + part * 4 + within % 2 * 2;
+    put_levels(words[at] >> shift, scale, values, to, true);
+    put_levels(words[at + 1] >> shift, scale, values, comptime!(to + 4), true);
 }

@@ -3,6 +3,7 @@
 use gemma_kernels::Format;
 
 use super::shown::Shown;
+use crate::gguf::ARCHITECTURES;
 
 /// The ways in which a GGUF file can lie about itself, or hold what is not read.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,23 @@ pub enum GgufFault {
     Version {
         /// The version.
         version: u32,
+    },
+    /// Its numbers begin with the most significant byte.
+    #[error("it is a big-endian file, made for another kind of processor")]
+    BigEndian,
+    /// A file that lies beside models and is none.
+    #[error("it is {what} and no model")]
+    NotAModel {
+        /// What it is.
+        what: &'static str,
+    },
+    /// A part of a split model under another name.
+    #[error("it is part {part} of a model in {parts} parts, and is not called NAME-{part:05}-of-{parts:05}.gguf")]
+    Part {
+        /// Its number, from 1.
+        part: u64,
+        /// How many parts there are.
+        parts: u64,
     },
     /// The file ends before what it announces.
     #[error("it ends too early (what begins at byte {at} does not fit)")]
@@ -52,17 +70,14 @@ pub enum GgufFault {
         axes: usize,
     },
     /// A tensor in a format that is not read.
-    #[error(
-        "tensor {} is stored as {format}; F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are read",
-        Shown(tensor)
-    )]
+    #[error("tensor {} is stored as {format}, which is not read", Shown(tensor))]
     Format {
         /// The tensor.
         tensor: String,
         /// What GGML calls the format.
         format: String,
     },
-    /// A row that is not an integer of blocks.
+    /// A row that is not a whole number of blocks.
     #[error("tensor {} has rows of {cols} values, which {format} cannot hold", Shown(tensor))]
     Block {
         /// The tensor.
@@ -93,17 +108,43 @@ pub enum GgufFault {
         tensor: String,
     },
     /// Another kind of model.
-    #[error("its architecture is {}; gemma and gemma2 are read", Shown(architecture))]
+    #[error("its architecture is {}; those of {} are read", Shown(architecture), ARCHITECTURES.join(", "))]
     Architecture {
         /// What the file says.
         architecture: String,
     },
-    /// A key with a value that cannot be right, or without the value that is needed.
-    #[error("{} must be {expected}", Shown(key))]
+    /// A key with a value that cannot be right or is not supported.
+    #[error("{} is {}; it must be {expected}", Shown(key), Shown(found))]
     Field {
         /// The key.
         key: String,
+        /// Its value.
+        found: String,
         /// What would be right.
         expected: &'static str,
     },
+    /// A key that is not there.
+    #[error("the key {} is not there", Shown(key))]
+    Missing {
+        /// The key.
+        key: String,
+    },
+}
+
+impl GgufFault {
+    /// What whoever has the file can do.
+    pub(super) fn advice(&self) -> &'static str {
+        match self {
+            Self::BigEndian => "take the little-endian file of the same model",
+            Self::NotAModel { .. } => "give the file of the model itself",
+            Self::Part { .. } => "give all parts the names they had, in one folder",
+            Self::Architecture { .. } => "take a model of one of these, or another program",
+            Self::Format { .. } => "take a file of another quantization, such as Q4_K_M or Q8_0",
+            Self::Version { .. } => "convert the model again with a program of today",
+            Self::Field { .. } | Self::Missing { .. } | Self::UnknownTensor { .. } => {
+                "take a file that a program of today converted"
+            }
+            _ => "fetch it again",
+        }
+    }
 }

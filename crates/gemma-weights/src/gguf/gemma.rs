@@ -10,11 +10,39 @@ use std::collections::BTreeMap;
 use gemma_kernels::Format;
 use serde_json::{Value as Json, json};
 
-use super::{Gguf, List, Pairs, Value};
+use super::keys::{Keys, unknown, wrong};
+use super::{Gguf, Pairs, Value};
 use crate::{GgufFault as Fault, StoredTensor};
 
-/// A model in a folder's words: the small files by name, and the tensors.
-pub(crate) type Translated = (Vec<(&'static str, Vec<u8>)>, BTreeMap<String, StoredTensor>);
+/// The architectures of text models that are read; all but `gemma` have norms after the sublayers, too.
+pub(crate) const ARCHITECTURES: [&str; 4] = ["gemma", "gemma2", "gemma3", "gemma-embedding"];
+
+/// A model in a folder's words.
+pub(crate) struct Translated {
+    /// The small files, by name.
+    pub(crate) files: Vec<(&'static str, Vec<u8>)>,
+    /// The tensors, by the names that the layers ask for.
+    pub(crate) tensors: BTreeMap<String, StoredTensor>,
+    /// The keys that nothing reads and that should do no harm.
+    pub(crate) unknown: Vec<String>,
+}
+
+/// What a file is that lies beside models and is none, by what its keys say.
+pub(super) fn not_a_model(pairs: &Pairs<'_>) -> Option<Fault> {
+    let text = |key: &str| match pairs.get(key) {
+        Some(Value::Text(text)) => *text,
+        _ => "",
+    };
+    let what = match (text("general.type"), text("general.architecture")) {
+        ("imatrix", _) => "an importance matrix",
+        ("adapter", _) => "a LoRA adapter",
+        ("mmproj", _) | (_, "clip") => "the image encoder of a model (mmproj)",
+        ("dataset", _) => "a data set",
+        ("controlvector", _) | (_, "controlvector") => "a control vector",
+        _ => return None,
+    };
+    Some(Fault::NotAModel { what })
+}
 
 /// Layers of Gemma 2 27B, the one released model whose scores are scaled by the width of a query head's share of the
 /// model (144) and not by the head (128). The files do not store the scale.
@@ -35,9 +63,6 @@ pub(crate) fn default_query_scalar(
     if layers == of_27b { hidden_size.checked_div(heads).unwrap_or(head_dim) } else { head_dim }
 }
 
-/// The architectures of text models that are read; all but `gemma` have norms after the sublayers, too.
-const ARCHITECTURES: [&str; 4] = ["gemma", "gemma2", "gemma3", "gemma-embedding"];
-
 /// Turns a parsed file into a folder's files and tensors. `beside` is a `config.json` that lies beside the file: if it is
 /// one of the same network, it says what such files do not, the scale of the scores.
 ///
@@ -49,6 +74,7 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
     if !ARCHITECTURES.contains(&architecture) {
         return Err(Fault::Architecture { architecture: architecture.to_owned() });
     }
+    let unknown = unknown(&file.pairs, architecture)?;
     let mut files = Vec::new();
     let pieces = match keys.optional("tokenizer.ggml.tokens") {
         Some(_) => {
@@ -57,15 +83,18 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         }
         None => None,
     };
-    let head_dim = keys.number(&format!("{architecture}.attention.key_length"))?;
-    let head_dim = usize::try_from(head_dim).unwrap_or(usize::MAX);
-    let hidden_size = keys.number(&format!("{architecture}.embedding_length"))?;
-    let hidden_size = usize::try_from(hidden_size).unwrap_or(usize::MAX);
+    let has_weights = !file.tensors.is_empty();
+    // what is not there is missed below
+    let length = |name: &str| {
+        let length = keys.number(&format!("{architecture}.{name}")).unwrap_or_default();
+        usize::try_from(length).unwrap_or(usize::MAX)
+    };
+    let (head_dim, hidden_size) = (length("attention.key_length"), length("embedding_length"));
     let mut tensors = BTreeMap::new();
     for (name, tensor) in file.tensors {
         let Some(known) = folder_name(&name, architecture) else { return Err(Fault::UnknownTensor { tensor: name }) };
         let tensor = match (known.as_str(), pieces) {
-            ("model.embed_tokens.weight" | "lm_head.weight", Some(pieces)) => first_rows(tensor, pieces),
+            (TABLE | HEAD, Some(pieces)) => first_rows(tensor, pieces),
             // one of another shape is left as it is, for the network to refuse
             (known, _)
                 if known.ends_with("norm.weight") && [vec![hidden_size], vec![head_dim]].contains(&tensor.shape) =>
@@ -76,100 +105,56 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         };
         tensors.insert(known, tensor);
     }
-    let rows = tensors.get("model.embed_tokens.weight").and_then(|table| table.shape.first().copied());
-    let mut config = config(&keys, architecture, rows)?;
-    if let Some(beside) = beside {
-        let same = |field: &str| beside.get(field).is_some_and(|value| *value == config[field]);
-        let scalar = beside.get("query_pre_attn_scalar").filter(|scalar| scalar.is_number());
-        let network = ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"];
-        if let (Some(scalar), true) = (scalar, architecture != "gemma" && network.into_iter().all(same)) {
-            config["query_pre_attn_scalar"] = scalar.clone();
+    let rows = tensors.get(TABLE).and_then(|table| table.shape.first().copied());
+    match config(&keys, architecture, rows.or(pieces)) {
+        Ok(mut config) => {
+            take_scale(&mut config, beside, architecture);
+            files.push(("config.json", text(&config)));
         }
+        // of a vocabulary alone nothing else is asked
+        Err(_) if !has_weights && pieces.is_some() => {}
+        Err(fault) => return Err(fault),
     }
-    files.push(("config.json", text(&config)));
     if let Some(template) = keys.optional("tokenizer.chat_template") {
-        let Value::Text(template) = template else { return Err(wrong("tokenizer.chat_template", "a text")) };
+        let key = "tokenizer.chat_template";
+        let Value::Text(template) = template else { return Err(wrong(key, template, "a text")) };
         files.push(("tokenizer_config.json", text(&json!({ "chat_template": template }))));
     }
-    Ok((files, tensors))
+    Ok(Translated { files, tensors, unknown })
+}
+
+/// Takes the scale of the scores from a `config.json` of the same network.
+fn take_scale(config: &mut Json, beside: Option<&Json>, architecture: &str) {
+    let Some(beside) = beside else { return };
+    let same = |field: &str| beside.get(field).is_some_and(|value| *value == config[field]);
+    let scalar = beside.get("query_pre_attn_scalar").filter(|scalar| scalar.is_number());
+    let network = ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"];
+    if let (Some(scalar), true) = (scalar, architecture != "gemma" && network.into_iter().all(same)) {
+        config["query_pre_attn_scalar"] = scalar.clone();
+    }
 }
 
 fn text(json: &Json) -> Vec<u8> {
     json.to_string().into_bytes()
 }
 
-fn wrong(key: &str, expected: &'static str) -> Fault {
-    Fault::Field { key: key.to_owned(), expected }
-}
-
-/// The key-value pairs, asked for by name and type.
-struct Keys<'f, 'a>(&'f Pairs<'a>);
-
-impl<'a> Keys<'_, 'a> {
-    fn optional(&self, key: &str) -> Option<&Value<'a>> {
-        self.0.get(key)
-    }
-
-    fn get(&self, key: &str) -> Result<&Value<'a>, Fault> {
-        self.optional(key).ok_or_else(|| wrong(key, "there"))
-    }
-
-    fn text(&self, key: &str) -> Result<&'a str, Fault> {
-        match self.get(key)? {
-            Value::Text(text) => Ok(text),
-            _ => Err(wrong(key, "a text")),
-        }
-    }
-
-    fn list(&self, key: &str) -> Result<&List<'a>, Fault> {
-        match self.get(key)? {
-            Value::List(list) => Ok(list),
-            _ => Err(wrong(key, "a list")),
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<u64, Fault> {
-        match self.get(key)? {
-            Value::Unsigned(number) => Ok(*number),
-            Value::Signed(number) => u64::try_from(*number).map_err(|_| wrong(key, "a number from 0")),
-            _ => Err(wrong(key, "an integer")),
-        }
-    }
-
-    /// The value of a float, with the digits that tell it from its neighbours in f32.
-    fn float(&self, key: &str) -> Result<f64, Fault> {
-        match self.get(key)? {
-            Value::Float(value) if !value.is_finite() => Err(wrong(key, "finite")),
-            Value::Float(value) => Ok((*value as f32).to_string().parse().unwrap_or(*value)),
-            _ => Err(wrong(key, "a floating-point number")),
-        }
-    }
-
-    fn optional_float(&self, key: &str) -> Result<Option<f64>, Fault> {
-        self.optional(key).map(|_| self.float(key)).transpose()
-    }
-}
-
 /// The `config.json` of the model.
 fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Result<Json, Fault> {
     let key = |name: &str| format!("{architecture}.{name}");
-    let (hidden_size, heads) = (keys.number(&key("embedding_length"))?, keys.number(&key("attention.head_count"))?);
-    let layers = keys.number(&key("block_count"))?;
-    let head_dim = keys.number(&key("attention.key_length"))?;
-    if keys.optional(&key("attention.value_length")).is_some()
-        && keys.number(&key("attention.value_length"))? != head_dim
-    {
-        return Err(wrong(&key("attention.value_length"), "the key length"));
-    }
-    if keys.optional(&key("rope.dimension_count")).is_some() && keys.number(&key("rope.dimension_count"))? != head_dim {
-        return Err(wrong(&key("rope.dimension_count"), "the key length"));
+    let size = |name: &str| keys.size(&key(name));
+    let (hidden_size, heads) = (size("embedding_length")?, size("attention.head_count")?);
+    let (layers, head_dim) = (size("block_count")?, size("attention.key_length")?);
+    for name in ["attention.value_length", "rope.dimension_count"] {
+        if let Some(value) = keys.optional(&key(name)).filter(|value| **value != Value::Unsigned(head_dim)) {
+            return Err(wrong(&key(name), value, "the key length"));
+        }
     }
     let kv_heads = match keys.optional(&key("attention.head_count_kv")) {
-        Some(_) => keys.number(&key("attention.head_count_kv"))?,
+        Some(_) => size("attention.head_count_kv")?,
         None => heads,
     };
     let eos = match keys.optional("tokenizer.ggml.eos_token_id") {
-        Some(_) => keys.number("tokenizer.ggml.eos_token_id")?,
+        Some(_) => keys.token("tokenizer.ggml.eos_token_id")?,
         None => 1,
     };
     let model_type = if is_gemma3(architecture) { "gemma3_text" } else { architecture };
@@ -178,13 +163,13 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
         "model_type": model_type,
         "vocab_size": rows,
         "hidden_size": hidden_size,
-        "intermediate_size": keys.number(&key("feed_forward_length"))?,
+        "intermediate_size": size("feed_forward_length")?,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "max_position_embeddings": keys.number(&key("context_length"))?,
-        "rms_norm_eps": keys.float(&key("attention.layer_norm_rms_epsilon"))?,
+        "rms_norm_eps": keys.positive_float(&key("attention.layer_norm_rms_epsilon"))?,
         "rope_theta": keys.optional_float(&key("rope.freq_base"))?.unwrap_or(rope_theta),
         "eos_token_id": eos,
         "tie_word_embeddings": true,
@@ -213,7 +198,7 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
         config["query_pre_attn_scalar"] = match keys.optional_float(&key("attention.scale"))? {
             // a small number of digits, as a configuration has
             Some(scale) if scale > 1e-6 => json!((scale.powi(-2) * 1e3).round() / 1e3),
-            Some(_) => return Err(wrong(&key("attention.scale"), "more than zero")),
+            Some(scale) => return Err(wrong(&key("attention.scale"), scale, "more than zero")),
             None => json!(default_query_scalar(architecture, layers, hidden_size, heads, head_dim)),
         };
     }
@@ -224,21 +209,29 @@ fn is_gemma3(architecture: &str) -> bool {
     matches!(architecture, "gemma3" | "gemma-embedding")
 }
 
-/// By how much positions are divided, where the file says so.
+/// By how much positions are divided: `rope.scaling.type` and `rope.scaling.factor`, or in older files
+/// `rope.scale_linear`. As for llama.cpp, a factor without a type is a linear one.
 fn rope_factor(keys: &Keys<'_, '_>, architecture: &str) -> Result<Option<f64>, Fault> {
-    let kind = format!("{architecture}.rope.scaling.type");
-    match keys.optional(&kind) {
-        None | Some(Value::Text("none")) => {}
-        Some(Value::Text("linear")) => {}
-        Some(_) => return Err(wrong(&kind, "`none` or `linear`")),
-    }
-    // the older key stands alone
-    let older = keys.optional_float(&format!("{architecture}.rope.scale_linear"))?;
-    let factor = keys.optional_float(&format!("{architecture}.rope.scaling.factor"))?.or(older);
-    if keys.optional(&kind) == Some(&Value::Text("none")) {
+    let key = |name: &str| format!("{architecture}.rope.{name}");
+    let kind = match keys.optional(&key("scaling.type")) {
+        Some(_) => keys.text(&key("scaling.type"))?,
+        None => "linear",
+    };
+    if kind == "none" {
         return Ok(None);
     }
-    Ok(factor.filter(|factor| *factor != 0.0 && *factor != 1.0))
+    if kind != "linear" {
+        return Err(wrong(&key("scaling.type"), kind, "none or linear"));
+    }
+    let names = ["scaling.factor", "scale_linear"];
+    let Some(name) = names.into_iter().map(key).find(|name| keys.optional(name).is_some()) else { return Ok(None) };
+    // 0 stands for none
+    let factor = keys.float(&name)?;
+    match factor {
+        0.0 | 1.0 => Ok(None),
+        _ if factor > 0.0 => Ok(Some(factor)),
+        _ => Err(wrong(&name, factor, "more than zero")),
+    }
 }
 
 /// Which layers are windowed: every sixth is full, unless the file says otherwise.
@@ -247,7 +240,8 @@ fn layer_kinds(keys: &Keys<'_, '_>, key: &str, layers: u64, config: &mut Json) -
         None => {}
         Some(Value::List(list)) => {
             let windowed = list.flags().filter(|flags| flags.len() as u64 == layers);
-            let windowed = windowed.ok_or_else(|| wrong(key, "a truth value for each layer"))?;
+            let found = || format!("a list of {}", list.len());
+            let windowed = windowed.ok_or_else(|| wrong(key, found(), "a truth value for each layer"))?;
             let kind = |windowed: bool| if windowed { "sliding_attention" } else { "full_attention" };
             config["layer_types"] = json!(windowed.into_iter().map(kind).collect::<Vec<_>>());
         }
@@ -275,12 +269,16 @@ const PARTS: [(&str, Option<&str>, Option<&str>); 13] = [
 ];
 /// The rest, in the file and in a folder; the head of its own is one that tied models do not need.
 const OUTSIDE: [(&str, &str); 5] = [
-    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("token_embd.weight", TABLE),
     ("output_norm.weight", "model.norm.weight"),
-    ("output.weight", "lm_head.weight"),
+    ("output.weight", HEAD),
     ("dense_2.weight", "2_Dense.linear.weight"),
     ("dense_3.weight", "3_Dense.linear.weight"),
 ];
+/// The embedding table in a folder.
+const TABLE: &str = "model.embed_tokens.weight";
+/// A head of its own in a folder.
+const HEAD: &str = "lm_head.weight";
 
 /// The parts of a layer of an architecture, in the file and in a folder.
 fn parts(architecture: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -336,16 +334,18 @@ fn first_rows(tensor: StoredTensor, rows: usize) -> StoredTensor {
 fn tokenizer(keys: &Keys<'_, '_>) -> Result<Vec<u8>, Fault> {
     let model = keys.text("tokenizer.ggml.model")?;
     if model != "llama" {
-        return Err(wrong("tokenizer.ggml.model", "`llama`, a SentencePiece vocabulary"));
+        return Err(wrong("tokenizer.ggml.model", model, "`llama`, a SentencePiece vocabulary"));
     }
     if let Some(Value::Bool(true)) = keys.optional("tokenizer.ggml.add_space_prefix") {
-        return Err(wrong("tokenizer.ggml.add_space_prefix", "false"));
+        return Err(wrong("tokenizer.ggml.add_space_prefix", true, "false"));
     }
-    let pieces = keys.list("tokenizer.ggml.tokens")?.texts().ok_or_else(|| wrong("tokenizer.ggml.tokens", "texts"))?;
+    let key = "tokenizer.ggml.tokens";
+    let pieces = keys.list(key)?.texts().ok_or_else(|| wrong(key, "a list of numbers", "a list of texts"))?;
     let numbers = |key: &str| {
         let list = keys.list(key)?;
         let numbers = list.numbers().filter(|numbers| numbers.len() == pieces.len());
-        numbers.ok_or_else(|| wrong(key, "a number for each token"))
+        let found = || format!("a list of {}", list.len());
+        numbers.ok_or_else(|| wrong(key, found(), "a list with a number for each token"))
     };
     let (scores, types) = (numbers("tokenizer.ggml.scores")?, numbers("tokenizer.ggml.token_type")?);
     let mut bytes = Vec::new();

@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use super::{ALIGNMENT, MAGIC, ggml_number, kind};
 use crate::convert::finite_bytes;
 use crate::gguf::gemma::{default_query_scalar, file_name};
-use crate::save::replace_file;
+use crate::new_file::NewFile;
 use crate::{Checkpoint, Error, StoredTensor};
 
 /// The version of the container that is written.
@@ -77,7 +77,9 @@ pub fn save_gguf(
     if !replace && path.exists() {
         return Err(Error::WouldOverwrite { folder: path.to_owned() });
     }
-    replace_file(path, |file, _| write(&mut BufWriter::new(file), &pairs, &tensors, on_progress, path))?;
+    let mut new = NewFile::open(path)?;
+    write(&mut BufWriter::new(new.as_file_mut()), &pairs, &tensors, on_progress, path)?;
+    new.finish()?;
     let differs =
         |(_, tensor, stored): &&Outgoing<'_>| tensor.shape.len() > 1 && format.is_some_and(|wished| wished != *stored);
     Ok(tensors.iter().filter(differs).count())
@@ -110,7 +112,22 @@ fn file_type(format: Format) -> u32 {
         Format::Q4K => 14,
         Format::Q5K => 16,
         Format::Q6K => 18,
+        Format::Q2K => 10,
+        Format::Q3K => 12,
+        Format::Iq2Xxs => 19,
+        Format::Iq2Xs => 20,
+        Format::Iq3Xxs => 23,
+        Format::Iq1S => 24,
+        Format::Iq4Nl => 25,
+        Format::Iq3S => 26,
+        Format::Iq2S => 28,
+        Format::Iq4Xs => 30,
+        Format::Iq1M => 31,
         Format::Bf16 => 32,
+        Format::Tq1_0 => 36,
+        Format::Tq2_0 => 37,
+        Format::Mxfp4 => 38,
+        Format::Nvfp4 => 39,
     }
 }
 

@@ -3,19 +3,24 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::options::first_bytes;
+use super::select::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, Weights};
 use super::{HubId, HubOptions};
-use crate::checkpoint::{INDEX_FILE, Index, SINGLE_FILE};
-use crate::files::{Files, is_plain_name};
+use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
 
 /// The tokenizer in its two formats; either will do.
 const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
 /// The file without which a folder is no model.
 const CONFIG: &str = "config.json";
+/// The longest content of a reference, in bytes: a commit and the end of the line.
+const REFERENCE_LIMIT: u64 = 1 << 10;
+/// The most files of a snapshot that are looked at.
+const MOST_FILES: usize = 10_000;
 
 /// A snapshot in the cache, whole or not.
 pub(super) struct Cached {
-    /// The snapshot's folder.
-    pub folder: PathBuf,
+    /// The snapshot's folder, or the GGUF file in it that is meant.
+    pub place: PathBuf,
     /// Files that a model needs and that are not in it.
     pub missing: Vec<String>,
 }
@@ -55,9 +60,9 @@ impl Repository {
 
     /// The commit of a revision, as far as the cache knows: a branch's newest when it was last pulled.
     fn commit(&self, revision: &str) -> Option<String> {
-        let commit = match fs::read_to_string(self.reference(revision)) {
-            Ok(content) => content.trim().to_owned(),
-            Err(_) => revision.to_owned(),
+        let commit = match first_bytes(&self.reference(revision), REFERENCE_LIMIT) {
+            Some(content) => content.trim().to_owned(),
+            None => revision.to_owned(),
         };
         is_commit(&commit).then_some(commit)
     }
@@ -70,9 +75,29 @@ pub(super) fn is_commit(text: &str) -> bool {
 
 /// The model's snapshot, if the cache has one. Makes no request.
 pub(super) fn find(id: &HubId, options: &HubOptions) -> Option<Cached> {
+    let folder = snapshot(id, options)?;
+    let names = names(&folder);
+    if let Weights::Gguf(parts) = select::weights(&names, id.choice()) {
+        let missing: Vec<String> = all_parts(&parts[0]).into_iter().filter(|part| lacks(&folder, part)).collect();
+        return Some(Cached { place: folder.join(&parts[0]), missing });
+    }
+    let missing = match id.choice() {
+        Some(choice) => vec![choice.to_owned()],
+        None => missing(&folder),
+    };
+    Some(Cached { place: folder, missing })
+}
+
+/// The folder of an adapter in the cache, if it is whole.
+pub(super) fn find_adapter(id: &HubId, options: &HubOptions) -> Option<PathBuf> {
+    let folder = snapshot(id, options)?;
+    (!lacks(&folder, ADAPTER_CONFIG) && !lacks(&folder, ADAPTER_WEIGHTS)).then_some(folder)
+}
+
+fn snapshot(id: &HubId, options: &HubOptions) -> Option<PathBuf> {
     let repository = Repository::new(id, options);
     let folder = repository.snapshot(&repository.commit(id.revision())?);
-    folder.is_dir().then(|| Cached { missing: missing(&folder), folder })
+    folder.is_dir().then_some(folder)
 }
 
 /// What is missing of a model that is not in the cache at all.
@@ -80,15 +105,40 @@ pub(super) fn everything() -> Vec<String> {
     [CONFIG, SINGLE_FILE, TOKENIZERS[0]].map(str::to_owned).to_vec()
 }
 
-/// The files that a model folder needs and this one lacks. A link whose blob is gone counts as lacking.
+/// The names of a snapshot's files, those in its folders with the folder.
+fn names(folder: &Path) -> Vec<String> {
+    let list = |folder: &Path| -> Vec<(String, bool)> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten().take(MOST_FILES);
+        entries
+            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.file_type().ok()?.is_dir())))
+            .collect()
+    };
+    let mut names = Vec::new();
+    for (name, is_folder) in list(folder) {
+        if is_folder {
+            names.extend(list(&folder.join(&name)).into_iter().map(|(file, _)| format!("{name}/{file}")));
+        } else {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// Whether a file is not there, or empty, as a failing proxy once may have left it. A link whose blob is gone counts as
+/// lacking.
+fn lacks(folder: &Path, name: &str) -> bool {
+    !fs::metadata(folder.join(name)).is_ok_and(|found| found.is_file() && found.len() > 0)
+}
+
+/// The files that a model folder needs and this one lacks.
 fn missing(folder: &Path) -> Vec<String> {
-    let lacks = |name: &str| !folder.join(name).is_file();
+    let lacks = |name: &str| lacks(folder, name);
     let mut missing = Vec::new();
     if lacks(CONFIG) {
         missing.push(CONFIG.to_owned());
     }
     if lacks(SINGLE_FILE) {
-        match shards(folder) {
+        match select::shards(folder, INDEX_FILE) {
             Some(shards) => missing.extend(shards.into_iter().filter(|shard| lacks(shard))),
             None => missing.push(SINGLE_FILE.to_owned()),
         }
@@ -99,12 +149,12 @@ fn missing(folder: &Path) -> Vec<String> {
     missing
 }
 
-/// The shards that the folder's index names, each once; `None` without a readable index.
-fn shards(folder: &Path) -> Option<Vec<String>> {
-    let content = Files::Folder(folder.to_owned()).read(INDEX_FILE).ok()??;
-    let index: Index = serde_json::from_slice(&content).ok()?;
-    let mut shards: Vec<String> = index.weight_map.0.into_iter().map(|(_, shard)| shard).collect();
-    shards.sort_unstable();
-    shards.dedup();
-    (!shards.is_empty() && shards.iter().all(|shard| is_plain_name(shard))).then_some(shards)
+/// Every part of a split GGUF file by the name of one; the file itself where it is not split.
+fn all_parts(name: &str) -> Vec<String> {
+    match select::part(name) {
+        Some((stem, _, count)) if (2..=1000).contains(&count) => {
+            (1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf")).collect()
+        }
+        _ => vec![name.to_owned()],
+    }
 }

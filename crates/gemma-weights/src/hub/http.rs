@@ -1,14 +1,16 @@
 //! Talking to the hub: requests, redirects, and what its refusals mean.
 
+use std::collections::BTreeSet;
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Deserialize;
 use ureq::http::{HeaderMap, Method, Request, Response, Uri};
 use ureq::{Agent, Body};
 
 use super::cache::is_commit;
-use super::{HubId, HubOptions};
+use super::retry::{Attempt, LONGEST_PAUSE, retry_after};
+use super::{HubId, HubOptions, tls};
 use crate::Error;
 use crate::files::is_plain_name;
 
@@ -16,25 +18,13 @@ use crate::files::is_plain_name;
 const REDIRECTS: usize = 8;
 /// The longest list of a repository's files that is read, in bytes.
 const LISTING_LIMIT: u64 = 16 << 20;
-/// The longest pause that the hub can ask for.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// A request that failed: for a passing reason or for good.
-pub(super) enum Attempt {
-    Again { error: Error, pause: Option<Duration> },
-    Stop(Error),
-}
-
-impl From<Error> for Attempt {
-    fn from(error: Error) -> Self {
-        Self::Stop(error)
-    }
-}
+/// The most files of a repository that are looked at.
+const MOST_FILES: usize = 200_000;
 
 /// What a repository holds at a revision.
 pub(super) struct Listing {
     pub commit: String,
-    /// File names; those in folders are left out.
+    /// File names, those in folders with the folder, each once.
     pub files: Vec<String>,
 }
 
@@ -54,12 +44,15 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(id: &'a HubId, options: &'a HubOptions) -> Self {
+    /// # Errors
+    /// [`Error::Certificates`] when the file that the environment names holds none.
+    pub(super) fn new(id: &'a HubId, options: &'a HubOptions) -> Result<Self, Error> {
         let timeout = Some(options.timeout);
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             // redirects are followed here, where it is known who may see the token
             .max_redirects(0)
+            .tls_config(tls::config(options.certificates.as_deref())?)
             .user_agent(concat!("gemma-weights/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(timeout)
             .timeout_connect(timeout)
@@ -68,7 +61,7 @@ impl<'a> Client<'a> {
         if is_local(&options.endpoint) {
             config = config.proxy(None);
         }
-        Self { agent: config.build().into(), id, options }
+        Ok(Self { agent: config.build().into(), id, options })
     }
 
     /// The commit of the revision and the files it has.
@@ -84,36 +77,52 @@ impl<'a> Client<'a> {
         }
         let revision = self.id.revision().replace('/', "%2F");
         let url = format!("{}/api/models/{}/revision/{revision}", self.options.endpoint, self.id.repository());
-        // whoever has no network at all should not wait long to be told
-        self.retry(self.options.attempts.min(2), || {
-            let reply = self.send(&Method::GET, &url, None)?;
+        let answer: Answer = serde_json::from_slice(&self.small(&url, LISTING_LIMIT)?)
+            .map_err(|cause| misunderstood(&url, cause.to_string()))?;
+        if !is_commit(&answer.sha) {
+            return Err(misunderstood(&url, format!("{} is no commit", answer.sha)));
+        }
+        let names = answer.siblings.into_iter().map(|file| file.rfilename).take(MOST_FILES);
+        let files: BTreeSet<String> = names.filter(|name| name.split('/').all(is_plain_name)).collect();
+        Ok(Listing { commit: answer.sha, files: files.into_iter().collect() })
+    }
+
+    /// The answer to a question, of at most `limit` bytes.
+    pub(super) fn small(&self, url: &str, limit: u64) -> Result<Vec<u8>, Error> {
+        self.retry(|| {
+            let reply = self.send(&Method::GET, url, None)?;
             if reply.status() != 200 {
-                return Err(self.refusal(&url, &reply));
+                return Err(self.refusal(url, &reply));
             }
-            let mut body = Vec::new();
-            reader(reply)
-                .take(LISTING_LIMIT)
-                .read_to_end(&mut body)
-                .map_err(|cause| self.broken(&url, cause.to_string()))?;
-            let answer: Answer =
-                serde_json::from_slice(&body).map_err(|cause| misunderstood(&url, cause.to_string()))?;
-            if !is_commit(&answer.sha) {
-                return Err(misunderstood(&url, format!("{} is no commit", answer.sha)).into());
+            let (mut body, mut source, mut piece) = (Vec::new(), reader(reply), [0; 1 << 14]);
+            let begin = Instant::now();
+            loop {
+                let read = source.read(&mut piece).map_err(|cause| self.broken(url, cause.to_string()))?;
+                body.extend(&piece[..read]);
+                if read == 0 {
+                    return Ok(body);
+                }
+                if body.len() as u64 > limit {
+                    return Err(misunderstood(url, format!("it is longer than {limit} bytes")).into());
+                }
+                // each piece may come in time, and the answer never
+                if begin.elapsed() > self.options.timeout.saturating_mul(2) {
+                    return Err(self.broken(url, "the answer takes too long".to_owned()));
+                }
             }
-            let files = answer.siblings.into_iter().map(|file| file.rfilename).filter(|name| is_plain_name(name));
-            Ok(Listing { commit: answer.sha, files: files.collect() })
         })
     }
 
     /// Where a file of a commit is fetched.
     pub(super) fn file_url(&self, commit: &str, file: &str) -> String {
-        let escaped: String = file.bytes().map(escape).collect();
+        let escaped: String =
+            file.bytes().map(|byte| if byte == b'/' { "/".to_owned() } else { escape(byte) }).collect();
         format!("{}/{}/resolve/{commit}/{escaped}", self.options.endpoint, self.id.repository())
     }
 
     /// Size and hash of a file.
     pub(super) fn announced(&self, url: &str) -> Result<Announced, Error> {
-        self.retry(self.options.attempts, || {
+        self.retry(|| {
             let reply = self.send(&Method::HEAD, url, None)?;
             let says = |name| header(reply.headers(), name);
             let (etag, size) = match reply.status().as_u16() {
@@ -129,7 +138,7 @@ impl<'a> Client<'a> {
             match (etag, size.and_then(|size| size.parse().ok())) {
                 // it becomes a file name
                 (Some(etag), Some(size)) if is_plain_name(etag) && !etag.starts_with('.') => {
-                    Ok(Announced { etag: etag.to_owned(), size })
+                    Ok(Announced { etag: etag.to_ascii_lowercase(), size })
                 }
                 _ => Err(misunderstood(url, "it does not say the file's size and hash".to_owned()).into()),
             }
@@ -143,8 +152,9 @@ impl<'a> Client<'a> {
         if matches!(reply.status().as_u16(), 200 | 206 | 416) { Ok(reply) } else { Err(self.refusal(url, &reply)) }
     }
 
-    /// Calls `attempt` until it succeeds, fails for good, or has failed `attempts` times.
-    fn retry<T>(&self, attempts: u32, mut attempt: impl FnMut() -> Result<T, Attempt>) -> Result<T, Error> {
+    /// Calls `attempt` until it succeeds, fails for good, or has failed too often. Whoever has no network at all is told so
+    /// after two.
+    fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, Attempt>) -> Result<T, Error> {
         let mut failures = 0;
         loop {
             match attempt() {
@@ -152,7 +162,8 @@ impl<'a> Client<'a> {
                 Err(Attempt::Stop(error)) => return Err(error),
                 Err(Attempt::Again { error, pause }) => {
                     failures += 1;
-                    if failures >= attempts {
+                    let most = if matches!(error, Error::HubConnection { .. }) { 2 } else { u32::MAX };
+                    if failures >= self.options.attempts.min(most) {
                         return Err(error);
                     }
                     self.pause(failures, pause);
@@ -167,6 +178,11 @@ impl<'a> Client<'a> {
         std::thread::sleep(asked.unwrap_or(doubled).min(LONGEST_PAUSE));
     }
 
+    /// The longest wait for anything.
+    pub(super) fn patience(&self) -> Duration {
+        self.options.timeout
+    }
+
     /// How often a request is made before giving up.
     pub(super) fn attempts(&self) -> u32 {
         self.options.attempts
@@ -174,11 +190,14 @@ impl<'a> Client<'a> {
 
     /// A connection that failed or broke off.
     pub(super) fn broken(&self, url: &str, cause: String) -> Attempt {
+        if cause.contains("peer certificate") {
+            return Attempt::Stop(Error::HubCertificate { url: url.to_owned(), cause });
+        }
         Attempt::Again { error: Error::HubConnection { url: url.to_owned(), cause }, pause: None }
     }
 
-    /// One request and the redirects it meets. A question (HEAD) goes to the hub alone: the redirect that would lead
-    /// away from it is its answer.
+    /// One request and the redirects it meets. The redirect of a question (HEAD) that says what lies at its end is the
+    /// answer: it leads to a store that knows less.
     fn send(&self, method: &Method, url: &str, from: Option<u64>) -> Result<Response<Body>, Attempt> {
         let hub = self.options.endpoint.parse().ok().and_then(|endpoint| origin(&endpoint));
         let address = |text: &str| -> Result<Uri, Error> {
@@ -188,7 +207,7 @@ impl<'a> Client<'a> {
         for _ in 0..=REDIRECTS {
             let mut request = Request::builder().method(method).uri(&place).header("accept-encoding", "identity");
             if let Some(token) = &self.options.token
-                && origin(&place) == hub
+                && may_see_token(hub.as_ref(), &place)
             {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
@@ -199,15 +218,13 @@ impl<'a> Client<'a> {
                 misunderstood(url, format!("the request cannot be made: {cause}; is HF_TOKEN a token?"))
             })?;
             let reply = self.agent.run(request).map_err(|cause| self.broken(url, cause.to_string()))?;
-            if !reply.status().is_redirection() {
+            let says_all = ["x-linked-etag", "x-linked-size"].iter().all(|name| reply.headers().contains_key(*name));
+            if !reply.status().is_redirection() || (method == Method::HEAD && says_all) {
                 return Ok(reply);
             }
             let next = header(reply.headers(), "location").and_then(|location| redirected(&place, location));
             let next = next.ok_or_else(|| misunderstood(url, "it redirects to nowhere, or away from https".to_owned()));
             place = address(&next?)?;
-            if method == Method::HEAD && origin(&place) != hub {
-                return Ok(reply);
-            }
         }
         Err(misunderstood(url, "it redirects in circles".to_owned()).into())
     }
@@ -229,8 +246,8 @@ impl<'a> Client<'a> {
             _ => Error::HubStatus { url: url.to_owned(), status },
         };
         if matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504) {
-            let pause = header(reply.headers(), "retry-after").and_then(|seconds| seconds.parse().ok());
-            Attempt::Again { error, pause: pause.map(Duration::from_secs) }
+            let pause = header(reply.headers(), "retry-after").and_then(|text| retry_after(text, SystemTime::now()));
+            Attempt::Again { error, pause }
         } else {
             Attempt::Stop(error)
         }
@@ -256,6 +273,17 @@ fn origin(uri: &Uri) -> Option<(String, String, u16)> {
     let scheme = uri.scheme_str()?.to_ascii_lowercase();
     let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
     Some((scheme, uri.host()?.to_ascii_lowercase(), port))
+}
+
+/// Whether a token for the hub may go to an address: the hub's own, also where it moves on to https.
+fn may_see_token(hub: Option<&(String, String, u16)>, place: &Uri) -> bool {
+    match (hub, origin(place)) {
+        (Some((scheme, host, port)), Some(to)) => {
+            let upgrade = scheme == "http" && *port == 80 && to == ("https".to_owned(), host.clone(), 443);
+            to == (scheme.clone(), host.clone(), *port) || upgrade
+        }
+        _ => false,
+    }
 }
 
 /// Whether an address is on this machine, where no proxy leads.
@@ -316,5 +344,8 @@ mod tests {
         for other in ["http://hub.co/a", "https://hub.co:8443/a", "https://hub.co.evil.co/a", "https://sub.hub.co/a"] {
             assert_ne!(origin_of("https://hub.co/a"), origin_of(other), "{other}");
         }
+        let may = |hub: &str, place: &str| may_see_token(origin_of(hub).as_ref(), &place.parse().unwrap());
+        assert!(may("http://hub.co", "https://hub.co/a") && may("https://hub.co", "https://hub.co:443/a"));
+        assert!(!may("https://hub.co", "http://hub.co/a") && !may("http://hub.co", "https://hub.co:8443/a"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,11 +24,14 @@ pub struct HubOptions {
     pub pause: Duration,
     /// The longest wait for a connection, an answer, or the next piece of a file.
     pub timeout: Duration,
+    /// The certificates that are believed in place of the system's: a PEM file, or a folder of such files.
+    pub certificates: Option<PathBuf>,
 }
 
 impl HubOptions {
     /// The settings of the environment: `HF_HUB_CACHE`, or `HF_HOME` (whose `hub` it is), or the user's cache folder;
-    /// `HF_TOKEN`, or the file that `hf auth login` writes; `HF_HUB_OFFLINE`; `HF_ENDPOINT`.
+    /// `HF_TOKEN`, or the file that `hf auth login` writes; `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`; `HF_ENDPOINT`;
+    /// `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE` or `SSL_CERT_DIR` for the certificates.
     pub fn from_env() -> Self {
         Self::from_variables(&|name| std::env::var_os(name))
     }
@@ -47,11 +51,14 @@ impl HubOptions {
             folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| hf_home.join("hub"));
         let token = text("HF_TOKEN")
             .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
-            .or_else(|| std::fs::read_to_string(token_file).ok())
+            .or_else(|| first_bytes(&token_file, TOKEN_LIMIT))
             .map(|token| token.trim().to_owned())
             .filter(|token| !token.is_empty());
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        let offline = text("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value));
+        let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
+            .into_iter()
+            .any(|name| text(name).is_some_and(|value| is_true(&value)));
+        let certificates = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR"];
         Self {
             cache,
             endpoint: endpoint.trim_end_matches('/').to_owned(),
@@ -60,8 +67,21 @@ impl HubOptions {
             attempts: 5,
             pause: Duration::from_millis(500),
             timeout: Duration::from_secs(30),
+            certificates: certificates.into_iter().find_map(folder),
         }
     }
+}
+
+/// The longest token that is read from a file, in bytes.
+const TOKEN_LIMIT: u64 = 4 << 10;
+
+/// The text of a small file; `None` when there is none, or it is longer than `limit` bytes, or no file (a pipe would be
+/// waited for, and a device never ends).
+pub(super) fn first_bytes(path: &Path, limit: u64) -> Option<String> {
+    let mut text = String::new();
+    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    std::fs::File::open(path).ok()?.take(limit + 1).read_to_string(&mut text).ok()?;
+    (text.len() as u64 <= limit).then_some(text)
 }
 
 /// What `huggingface_hub` takes for a yes.
@@ -128,7 +148,28 @@ mod tests {
         for (value, offline) in [("1", true), ("TRUE", true), ("on", true), ("0", false), ("", false), ("no", false)] {
             assert_eq!(with(&[("HF_HUB_OFFLINE", value)]).offline, offline, "{value}");
         }
+        assert!(with(&[("TRANSFORMERS_OFFLINE", "1")]).offline);
         assert_eq!(with(&[]).endpoint, "https://huggingface.co");
         assert_eq!(with(&[("HF_ENDPOINT", "http://mirror/")]).endpoint, "http://mirror");
+    }
+
+    #[test]
+    fn certificates_are_named_as_other_programs_name_them() {
+        assert_eq!(with(&[]).certificates, None);
+        for name in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR"] {
+            assert_eq!(with(&[(name, "/c/ca.pem")]).certificates.as_deref(), Some(Path::new("/c/ca.pem")), "{name}");
+        }
+        let both = with(&[("REQUESTS_CA_BUNDLE", "/b"), ("SSL_CERT_FILE", "/a")]);
+        assert_eq!(both.certificates.as_deref(), Some(Path::new("/a")));
+    }
+
+    #[test]
+    fn a_token_file_without_an_end_is_no_token() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("long");
+        std::fs::write(&file, "x".repeat(5000)).unwrap();
+        assert_eq!(with(&[("HF_TOKEN_PATH", file.to_str().unwrap())]).token, None);
+        #[cfg(unix)]
+        assert_eq!(with(&[("HF_TOKEN_PATH", "/dev/zero")]).token, None);
     }
 }

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// A request as it arrived.
@@ -160,7 +161,8 @@ impl Repository {
 
 /// A file with its hash, or the rest of it where only that is asked for.
 pub(crate) fn file(name: &str, content: &[u8], request: &Request) -> Answer {
-    let etag = if name.ends_with(".safetensors") { sha256(content) } else { format!("{:040x}", content.len()) };
+    let etag =
+        if name.ends_with(".safetensors") || name.ends_with(".gguf") { sha256(content) } else { git_hash(content) };
     let size = content.len();
     let headers = [("ETag", format!("\"{etag}\"")), ("Accept-Ranges", "bytes".to_owned())];
     let from =
@@ -178,6 +180,11 @@ pub(crate) fn file(name: &str, content: &[u8], request: &Request) -> Answer {
         }
         None => Answer { status: 200, headers: headers.to_vec(), body: content.to_vec(), ..Answer::default() },
     }
+}
+
+/// The name that git gives to a file's content.
+pub(crate) fn git_hash(content: &[u8]) -> String {
+    format!("{:x}", Sha1::new_with_prefix(format!("blob {}\0", content.len())).chain_update(content).finalize())
 }
 
 pub(crate) fn sha256(content: &[u8]) -> String {
