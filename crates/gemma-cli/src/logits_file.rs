@@ -42,7 +42,7 @@ impl LogitsFile {
 
     /// Gives the complete file its name.
     pub(crate) fn finish(self) -> Result<()> {
-        self.file.finish()
+        Ok(self.file.finish()?)
     }
 
     fn write(&mut self, position: u64, bytes: &[u8]) -> Result<()> {
@@ -76,7 +76,10 @@ mod tests {
     use super::*;
 
     fn begin(path: &Path, rows: &[usize], vocab: usize) -> LogitsFile {
-        NewFile::open(path).and_then(|file| LogitsFile::begin(file, rows, true, vocab)).expect("writable")
+        NewFile::open(path)
+            .map_err(anyhow::Error::from)
+            .and_then(|file| LogitsFile::begin(file, rows, true, vocab))
+            .expect("writable")
     }
 
     fn floats(bytes: &[u8]) -> Vec<f32> {

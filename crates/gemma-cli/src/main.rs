@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
     };
+    gemma_kernels::report_lost_maps();
     let result = panics::caught(|| {
         interrupt::install()?;
         commands::run(arguments.verb)

@@ -23,14 +23,27 @@ pub(crate) fn read(file: &Path) -> Result<String> {
     if file == Path::new("-") {
         return standard_input();
     }
-    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let opened = fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let bytes = bounded(opened, LONGEST_TEXT).with_context(|| format!("cannot read {}", file.display()))?;
     utf8(bytes).with_context(|| format!("cannot use {}", file.display()))
 }
 
 fn standard_input() -> Result<String> {
-    let mut bytes = Vec::new();
-    io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+    let bytes = bounded(io::stdin().lock(), LONGEST_TEXT).context("cannot read standard input")?;
     utf8(bytes).context("cannot use standard input")
+}
+
+/// The longest text that is read, in bytes: far more than any model's context.
+const LONGEST_TEXT: u64 = 64 << 20;
+
+/// Everything that a source holds, if that is at most `limit` bytes. Devices and pipes may have no end.
+pub(crate) fn bounded(source: impl Read, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        bail!("it holds more than {limit} bytes");
+    }
+    Ok(bytes)
 }
 
 fn utf8(bytes: Vec<u8>) -> Result<String> {
@@ -54,5 +67,7 @@ mod tests {
         fs::write(&path, "zwölf\n").expect("written");
         assert_eq!(given(None, Some(&path)).ok().as_deref(), Some("zwölf\n"));
         assert_eq!(given(Some("x"), None).ok().as_deref(), Some("x"));
+        assert_eq!(bounded(&b"1234"[..], 4).ok().as_deref(), Some(&b"1234"[..]));
+        assert!(bounded(io::repeat(0), 4).expect_err("endless").to_string().contains("more than 4 bytes"));
     }
 }

@@ -4,7 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gemma_tokenizer::TokenId;
+
+use crate::text::bounded;
 use serde_json::Value;
+
+/// The longest file that is read, in bytes: some ten million tokens.
+const LONGEST_FILE: u64 = 64 << 20;
 
 /// What a file of token ids holds.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,7 +24,8 @@ impl TokenRows {
     /// Reads the file; ids are not yet compared with a vocabulary.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let name = path.display();
-        let text = std::fs::read(path).with_context(|| format!("cannot read the tokens file {name}"))?;
+        let file = std::fs::File::open(path).with_context(|| format!("cannot read the tokens file {name}"))?;
+        let text = bounded(file, LONGEST_FILE).with_context(|| format!("cannot read the tokens file {name}"))?;
         let value = serde_json::from_slice(&text).with_context(|| format!("the tokens file {name} is not JSON"))?;
         Self::parse(value).with_context(|| format!("the tokens file {name} cannot be used"))
     }

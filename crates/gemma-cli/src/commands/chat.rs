@@ -175,7 +175,7 @@ fn save(turns: &[Turn], path: &Path) -> Result<()> {
     let mut file = NewFile::open(path)?;
     let written = writeln!(file.as_file_mut(), "{:#}", serde_json::Value::Array(turns));
     written.with_context(|| format!("cannot write {}", path.display()))?;
-    file.finish()
+    Ok(file.finish()?)
 }
 
 #[cfg(test)]

@@ -413,7 +413,7 @@ fn finish(records: &[Record], task: &Task<'_>) -> Result<()> {
     let mut file = NewFile::open(&folder.join(format!("{}.coco.json", task.verb)))?;
     let written = serde_json::to_writer(file.as_file_mut(), &set);
     written.with_context(|| format!("cannot write {}", file.path().display()))?;
-    file.finish()
+    Ok(file.finish()?)
 }
 
 /// The file of records in an output folder: a line for each image that is done.

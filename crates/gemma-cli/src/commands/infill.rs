@@ -350,7 +350,7 @@ fn write(mut target: NewFile, infill: &Hole, middle: &str) -> Result<()> {
     if let Ok(permissions) = permissions {
         file.set_permissions(permissions).with_context(|| format!("cannot write {name}"))?;
     }
-    target.finish()
+    Ok(target.finish()?)
 }
 
 #[cfg(test)]

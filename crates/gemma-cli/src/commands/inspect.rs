@@ -11,7 +11,7 @@ use gemma_weights::{
     catalogue::{self, Release, SHAPES, Shape},
 };
 use gemma3::Gemma3Network;
-use paligemma::{PaliGemmaConfig, SiglipConfig, VisionLanguageModel};
+use paligemma::{SiglipConfig, VisionLanguageModel};
 use recurrentgemma::{Griffin, GriffinConfig, Temporal};
 use serde::{Serialize, Serializer};
 
@@ -76,6 +76,8 @@ struct Report {
     missing: Vec<String>,
     unexpected: Vec<String>,
     misshapen: Vec<String>,
+    /// Keys of a GGUF file that nothing reads.
+    unknown_keys: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -177,6 +179,7 @@ fn not_downloaded(release: &Release, json: bool) -> Result<Ending> {
 }
 
 fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
+    checkpoint.require_tensors()?;
     let Some(config_file) = checkpoint.file("config.json")? else {
         bail!("{model} holds no config.json; take it from the model's repository");
     };
@@ -191,7 +194,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
             (facts, Decoder::tensors(&config, &device), Decoder::is_ignored)
         }
         Architecture::RecurrentGemma => {
-            let config = GriffinConfig::from_json(&config_file)?;
+            let config = Griffin::config_of(&checkpoint)?;
             (Facts::of_recurrentgemma(&config), Griffin::tensors(&config, &device), Griffin::is_ignored)
         }
         Architecture::Gemma3 => {
@@ -203,10 +206,10 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
             (facts.context("config.json describes no layer")?, expected, Gemma3Network::is_ignored)
         }
         Architecture::PaliGemma => {
-            let config = PaliGemmaConfig::from_json(&config_file)?;
+            let config = VisionLanguageModel::config_of(&checkpoint)?;
             image = Some(ImageRow::of(&config.vision));
             let facts = Facts::of_gemma(&config.text, Some(&config.vision));
-            let expected = VisionLanguageModel::tensors_in(&checkpoint, &config, &device);
+            let expected = VisionLanguageModel::tensors_of(&checkpoint, &config, &device);
             (facts.context("config.json describes no layer")?, expected, VisionLanguageModel::is_ignored)
         }
     };
@@ -253,6 +256,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         missing,
         unexpected,
         misshapen,
+        unknown_keys: checkpoint.unknown_keys().to_vec(),
     })
 }
 
@@ -412,6 +416,9 @@ fn told(report: &Report) -> String {
         row("file", format!("{}, {}", file.name, output::bytes(file.bytes)));
     }
     row("tokenizer", report.tokenizer.unwrap_or("missing: token numbers can be used, texts cannot").to_owned());
+    if !report.unknown_keys.is_empty() {
+        row("not read", report.unknown_keys.join(", "));
+    }
     for fault in faults(report) {
         row("fault", fault);
     }

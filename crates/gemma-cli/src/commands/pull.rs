@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use gemma_weights::{catalogue, pull};
+use gemma_weights::{HubId, catalogue, pull};
 use serde::Serialize;
 
 use crate::{interrupt::Ending, output, progress, session};
@@ -13,12 +13,14 @@ use crate::{interrupt::Ending, output, progress, session};
 Examples:
   gemma pull google/gemma-2-2b-it
   gemma pull google/gemma-2b@main
+  gemma pull bartowski/gemma-2-2b-it-GGUF:Q4_K_M
   HF_TOKEN=hf_... gemma pull google/gemma-2-9b-it
 
 Gemma is gated: accept the licence on the model's page once and give a token, by HF_TOKEN or `hf auth login`.
 An interrupted download goes on where it stopped. HF_HOME and HF_HUB_CACHE say where the cache is.")]
 pub(crate) struct Pull {
-    /// Hub id, ORGANISATION/NAME or ORGANISATION/NAME@REVISION.
+    /// Hub id, ORGANISATION/NAME or ORGANISATION/NAME@REVISION; of a repository of GGUF files
+    /// ORGANISATION/NAME:QUANTIZATION or ORGANISATION/NAME:FILE.gguf; or the address of its page.
     pub(crate) id: String,
 
     /// Print one JSON object.
@@ -48,8 +50,8 @@ pub(crate) fn run(args: &Pull) -> Result<Ending> {
 
 /// Says how to go on, for checkpoints that are known.
 fn remark_on(id: &str) {
-    let repository = id.split('@').next().unwrap_or(id);
-    let release = catalogue::release(repository);
+    let repository = HubId::parse(id).map(|id| id.repository()).unwrap_or_default();
+    let release = catalogue::release(&repository);
     if release.is_some_and(|release| !super::models::runs(release)) {
         return output::remark("this version does not run this family yet");
     }
