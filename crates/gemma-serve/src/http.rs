@@ -6,6 +6,7 @@
 //! | Module | What is in it |
 //! |---|---|
 //! | [`backend`] | [`Backend`]: all that the handlers ask of a model |
+//! | `engine` (feature `engine`) | the backend of loaded models |
 //! | `app`, `server` | [`App`] and [`Settings`]; [`serve`]: connections, limits, graceful shutdown |
 //! | `guard`, `body`, `error` | keys and request ids; JSON of bounded size; refusals |
 //! | `sampling`, `structured`, `grammar` | how to sample; the form of an answer; grammars as token masks |
@@ -24,6 +25,8 @@ mod body;
 mod chat;
 mod completions;
 mod embeddings;
+#[cfg(feature = "engine")]
+mod engine;
 mod error;
 mod grammar;
 mod guard;
@@ -49,6 +52,8 @@ use axum::routing::{delete, get, post};
 
 pub use app::{App, Settings};
 pub use backend::{Backend, Event, Events, Finished, Job, ModelCard, Prompt, Reason, Sampling};
+#[cfg(feature = "engine")]
+pub use engine::EngineBackend;
 pub use error::Refusal;
 pub use server::serve;
 

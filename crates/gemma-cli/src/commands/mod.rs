@@ -1,5 +1,7 @@
 //! What can be typed after `gemma`: a file per verb, which holds the verb's flags, its help and what it does.
 
+#[cfg(feature = "serve")]
+mod batch;
 mod bench;
 mod chat;
 mod convert;
@@ -15,6 +17,8 @@ mod models;
 mod moderate;
 mod pull;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 mod tokenize;
 
 use anyhow::Result;
@@ -70,6 +74,10 @@ pub(crate) enum Verb {
     Infill(infill::Infill),
     Lsp(lsp::Lsp),
     Eval(eval::Eval),
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Serve>),
+    #[cfg(feature = "serve")]
+    Batch(batch::Batch),
 }
 
 impl Verb {
@@ -90,6 +98,10 @@ impl Verb {
             Self::Infill(args) => Some(&args.model.compute),
             Self::Lsp(args) => Some(&args.model.compute),
             Self::Eval(eval::Eval { task: eval::EvalTask::Infilling(args) }) => Some(&args.model.compute),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => Some(&args.engine.model.compute),
+            #[cfg(feature = "serve")]
+            Self::Batch(args) => Some(&args.engine.model.compute),
             Self::Tokenize(_) | Self::Inspect(_) | Self::Models(_) | Self::Pull(_) | Self::Convert(_) => None,
         }
     }
@@ -123,6 +135,10 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
         Verb::Infill(args) => infill::run(&args),
         Verb::Lsp(args) => lsp::run(&args),
         Verb::Eval(args) => eval::run(&args),
+        #[cfg(feature = "serve")]
+        Verb::Serve(args) => serve::run(&args),
+        #[cfg(feature = "serve")]
+        Verb::Batch(args) => batch::run(&args),
     }
 }
 
