@@ -13,5 +13,6 @@ mod paligemma;
 mod paligemma_demo;
 mod parity;
 mod precision;
+mod real;
 mod recurrent;
 mod state;

@@ -28,7 +28,12 @@ impl Engine {
     /// Does this format look for literal pieces in the text after its spaces became `▁` (SentencePiece), or in the
     /// text as it was typed (`tokenizer.json`)? The difference shows only beside a `▁` that somebody typed.
     pub(crate) fn spaces_come_first(&self) -> bool {
-        matches!(self, Engine::Scores(_))
+        matches!(self, Engine::Scores(scores) if !scores.typed_literals)
+    }
+
+    /// Is this a file of scores whose literal pieces are spelled, and looked for, as they are typed?
+    pub(crate) fn has_typed_literals(&self) -> bool {
+        matches!(self, Engine::Scores(scores) if scores.typed_literals)
     }
 
     /// Appends the tokens of a text in which nothing is to be matched literally.

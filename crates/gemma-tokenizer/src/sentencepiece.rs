@@ -5,8 +5,8 @@
 //! length is checked against what is left of the file, so a broken or hostile file is an error and nothing else.
 
 use crate::control::{self, Family};
-use crate::engine::Engine;
 use crate::engine::scores::Scores;
+use crate::engine::{Engine, with_spaces_replaced};
 use crate::vocabulary::{Listing, MAX_ID, Vocabulary};
 use crate::{Error, Result, TokenId};
 
@@ -40,8 +40,15 @@ pub(crate) fn read(bytes: &[u8], family: Family) -> Result<(Vocabulary, Engine)>
     }
     let pieces = parse(bytes)?;
     let mut vocabulary = Vocabulary::with_capacity(pieces.len());
+    // llama.cpp's converter writes literal runs of spaces as they are typed, and looks for them in the text as it was
+    // typed; files of SentencePiece itself have `▁`
+    let typed = |piece: &Piece<'_>| piece.kind == kind::USER_DEFINED && piece.text.bytes().all(|byte| byte == b' ');
     for (id, piece) in (0..).zip(&pieces) {
-        vocabulary.insert(id, piece.text)?;
+        if typed(piece) {
+            vocabulary.insert(id, &with_spaces_replaced(piece.text))?;
+        } else {
+            vocabulary.insert(id, piece.text)?;
+        }
     }
     control::adapt(&mut vocabulary, family)?;
     let listing = |id: TokenId| match pieces.get(id as usize).map(|piece| piece.kind) {
@@ -51,7 +58,8 @@ pub(crate) fn read(bytes: &[u8], family: Family) -> Result<(Vocabulary, Engine)>
     };
     vocabulary.classify(listing, false);
     let scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
-    let engine = Engine::Scores(Scores::new(&vocabulary, &scores)?);
+    let typed = pieces.iter().any(typed);
+    let engine = Engine::Scores(Scores::new(&vocabulary, &scores)?.with_typed_literals(typed));
     Ok((vocabulary, engine))
 }
 

@@ -97,7 +97,9 @@ impl Tokenizer {
             }
             // `tokenizer.json` spells runs of spaces with `▁`, which typed spaces do not match; the released edition
             // that lists them leaves the cutting to its merges. An edition that does not is not relied on.
-            if kind == Kind::Literal && vocabulary.literals_by_name() && piece.chars().all(|c| c == SPACE) {
+            // Nor is a file of scores whose literals are looked for as they were typed.
+            let typed = vocabulary.literals_by_name() || engine.has_typed_literals();
+            if kind == Kind::Literal && typed && piece.chars().all(|c| c == SPACE) {
                 literals.insert(&piece.replace(SPACE, " "), Found { id, control: false });
             }
         }
@@ -295,6 +297,10 @@ impl Tokenizer {
                             score: 0.0,
                             kind: sentencepiece::kind::BYTE as u8,
                         };
+                    }
+                    // as they came
+                    Some(piece) if kind == sentencepiece::kind::USER_DEFINED && self.engine.has_typed_literals() => {
+                        piece.replace(SPACE, " ")
                     }
                     Some(piece) => piece.to_owned(),
                     None => format!("[PAD{id}]"),

@@ -24,6 +24,8 @@ pub(crate) struct Scores {
     bytes: Vec<TokenId>,
     longest_piece: usize,
     words_are_separate: bool,
+    /// Whether literal pieces are looked for in the text as it was typed, as `tokenizer.json` does.
+    pub(crate) typed_literals: bool,
 }
 
 /// A stretch of text that has become one piece (or is still one character).
@@ -71,7 +73,13 @@ impl Scores {
             }
         }
         let longest_piece = vocabulary.iter().map(|(_, piece, _)| piece.len()).max().unwrap_or(0);
-        Ok(Self { ranks, bytes, longest_piece, words_are_separate: vocabulary.words_are_separate() })
+        let words_are_separate = vocabulary.words_are_separate();
+        Ok(Self { ranks, bytes, longest_piece, words_are_separate, typed_literals: false })
+    }
+
+    /// The same, with a say about where literal pieces are looked for.
+    pub(crate) fn with_typed_literals(self, typed_literals: bool) -> Self {
+        Self { typed_literals, ..self }
     }
 
     /// Appends the tokens of a text whose spaces are `▁`.

@@ -1,0 +1,89 @@
+//! Gemma 3 270M, the one model with released weights that tests can have: `GEMMA_TEST_REAL` names its Q4_K_M file, and the
+//! shared set holds what it should compute.
+
+use crate::parity::{ids, values};
+use gemma::{ActivationPrecision, Decoder, LoadOptions, Network};
+use gemma_generate::{CausalModel, GenerateOptions, Generation};
+use gemma_nn::Segment;
+use gemma_tests::{References, shared};
+use gemma_weights::Checkpoint;
+use std::path::PathBuf;
+
+/// The file, and the folder of references.
+fn real() -> Option<(Checkpoint, PathBuf)> {
+    let Some(file) = std::env::var_os("GEMMA_TEST_REAL") else {
+        println!("skipped: GEMMA_TEST_REAL does not name the file of Gemma 3 270M");
+        return None;
+    };
+    Some((Checkpoint::open(file.as_ref()).expect("the file"), shared()?.join("reference/real")))
+}
+
+fn json(file: PathBuf) -> Vec<serde_json::Value> {
+    serde_json::from_str(&std::fs::read_to_string(file).expect("readable")).expect("JSON")
+}
+
+/// How far the log-probabilities of the reference's best twenty tokens may be off: in the mean, for all but a hundredth, and
+/// at most; and above which margin a greedy token counts.
+struct Bars {
+    mean: f64,
+    p99: f64,
+    max: f64,
+    margin: f64,
+}
+
+#[test]
+fn log_probabilities_and_greedy_tokens_of_the_real_model() {
+    let Some((checkpoint, folder)) = real() else { return };
+    let exact = Bars { mean: 1e-3, p99: 5e-3, max: 5e-3, margin: 0.02 };
+    let usual = Bars { mean: 0.012, p99: 0.06, max: f64::INFINITY, margin: 0.15 };
+    for (activations, bars) in [(ActivationPrecision::F32, exact), (ActivationPrecision::default(), usual)] {
+        let device = gemma_backend::default_device().expect("a device");
+        let options = LoadOptions { activations, ..LoadOptions::default() };
+        let model = Decoder::open(&checkpoint, &options, &device).expect("a model");
+        let mut all = Vec::new();
+        for prompt in json(folder.join("prompts.json")) {
+            let name = prompt["id"].as_str().expect("a name");
+            let expected = References::open(&folder.join(prompt["file"].as_str().expect("a file")));
+            let tokens = ids(&expected.tensor("input_ids").values);
+            let (top, wanted) = (expected.tensor("top_ids"), expected.tensor("top_logprobs"));
+            let states = model.uncached_hidden_states(model.embed(&tokens), &[Segment::causal(0, tokens.len())]);
+            for place in 0..tokens.len() {
+                let logits = values(model.logits(states.clone().narrow(0, place, 1)));
+                let most = logits.iter().copied().fold(f32::MIN, f32::max);
+                let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+                let total = f64::from(most) + sum.ln();
+                for (id, wanted) in top.row(place).iter().zip(wanted.row(place)) {
+                    all.push((f64::from(logits[*id as usize]) - total - wanted).abs());
+                }
+            }
+            let (greedy, margins) =
+                (ids(&expected.tensor("greedy_ids").values), expected.tensor("greedy_margin").values);
+            let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(greedy.len()) };
+            let found = Generation::new(&model, &tokens, &options, &[]).expect("a sound prompt");
+            for (step, (found, (wanted, margin))) in found.zip(greedy.iter().zip(margins)).enumerate() {
+                let found = found.expect("finite logits").token;
+                if found != *wanted {
+                    assert!(margin <= bars.margin, "{activations:?} {name}: greedy token {step}, margin {margin}");
+                    break;
+                }
+            }
+        }
+        all.sort_by(f64::total_cmp);
+        let mean = all.iter().sum::<f64>() / all.len() as f64;
+        let (p99, most) = (all[all.len() * 99 / 100], all[all.len() - 1]);
+        assert!(mean <= bars.mean && p99 <= bars.p99 && most <= bars.max, "{activations:?}: {mean}, {p99}, {most}");
+    }
+}
+
+#[test]
+fn tokens_of_the_real_vocabulary() {
+    let Some((checkpoint, folder)) = real() else { return };
+    let tokenizer = gemma_model::read_tokenizer(&checkpoint, Decoder::FAMILY).expect("sound").expect("a tokenizer");
+    for case in json(folder.join("tokens.json")) {
+        let text = case["text"].as_str().expect("a text");
+        let wanted: Vec<u32> = serde_json::from_value(case["hf"].clone()).expect("ids");
+        let options = gemma_tokenizer::EncodeOptions { bos: false, specials: true };
+        let found = tokenizer.encode_with(text, options);
+        assert_eq!(found, wanted[1..], "{}", case["name"]);
+    }
+}
