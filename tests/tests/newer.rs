@@ -160,7 +160,7 @@ fn the_prompt_of_a_guideline_is_the_reference_s() {
     let tokenizer = gemma_tokenizer::Tokenizer::from_json(&tokenizer, Decoder::FAMILY).expect("a tokenizer");
     let rule = shieldgemma::Guideline::custom("No Tins", "The prompt shall not ask for tins.");
     let prompt = shieldgemma::text_prompt(shieldgemma::Subject::Prompt("in the tin"), &rule).expect("a prompt");
-    assert_eq!(tokenizer.encode_chat(&prompt).expect("tokens"), rows(&expected, "template")[0]);
+    assert_eq!(tokenizer.encode_chat(&prompt), rows(&expected, "template")[0]);
     assert_eq!(shieldgemma::yes_and_no(&tokenizer).expect("both"), [512, 513]);
 }
 

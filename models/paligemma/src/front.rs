@@ -107,6 +107,11 @@ impl PaliGemma {
         Ok(self.model.tokenizer()?)
     }
 
+    /// The tokenizer and the network beneath, to be shared with an engine on a thread ([`Model::engine`]).
+    pub fn model(&self) -> &Model<VisionLanguageModel> {
+        &self.model
+    }
+
     /// The network.
     pub fn network(&self) -> &VisionLanguageModel {
         self.model.network()

@@ -30,7 +30,7 @@ use crate::{
 Examples:
   gemma chat
   gemma chat --model google/gemma-2-2b-it --temperature 0.7
-  gemma chat --model google/gemma-3-1b-it --system "Answer in one sentence."
+  gemma chat --model google/gemma-3-1b-it --system 'Answer in one sentence.'
   printf 'What is 2 plus 3?\\nAnd plus 1?\\n' | gemma chat --temperature 0
 
 In the conversation, /help lists the commands: /reset, /undo, /save FILE, /stats, /exit.")]

@@ -119,7 +119,7 @@ fn judge<N: Network>(
             };
             for subject in subjects {
                 for guideline in guidelines {
-                    prompts.push(tokenizer.encode_chat(&text_prompt(subject, guideline)?)?);
+                    prompts.push(tokenizer.encode_chat(&text_prompt(subject, guideline)?));
                     let (Subject::Prompt(text) | Subject::Response { response: text, .. }) = subject;
                     asked.push((guideline.name.clone(), text.to_owned()));
                 }
