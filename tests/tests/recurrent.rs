@@ -5,7 +5,7 @@ use crate::parity::{check, golden_case, in_chunks, open, rows_of, shared_cases};
 use burn::Tensor;
 use gemma_demo::train_recurrentgemma::{WINDOW, examine};
 use gemma_generate::{Cache, CausalModel};
-use gemma_nn::Segment;
+use gemma_nn::{PAGE_LEN, Segment};
 use gemma_tests::{References, devices, goldens, max_distance, shared};
 use recurrentgemma::{GenerateOptions, Griffin, GriffinCache, GriffinConfig, LayerCache, LoadOptions, Network};
 use std::path::Path;
@@ -126,8 +126,10 @@ fn a_memory_does_not_grow_once_its_window_is_full_and_a_clone_is_a_fork() {
         let model: Griffin = open(&folder, &device);
         let window = model.config().window();
         let text = |len: usize| (0..len).map(|place| (place * 7 % 60 + 3) as u32).collect::<Vec<u32>>();
+        // from when the window and some positions before it fill whole pages
+        let full = (window + PAGE_LEN).next_multiple_of(PAGE_LEN) + PAGE_LEN;
         let sizes: Vec<usize> =
-            [window, 4 * window, 40 * window].iter().map(|len| read(&model, &text(*len), 16).bytes_len()).collect();
+            [full, 4 * full, 40 * full].iter().map(|len| read(&model, &text(*len), 16).bytes_len()).collect();
         assert!(sizes.windows(2).all(|pair| pair[0] == pair[1]), "{backend}: {sizes:?}");
 
         let stem = read(&model, &text(50), 16);

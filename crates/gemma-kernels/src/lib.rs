@@ -1,21 +1,21 @@
-//! The operations Burn lacks, as Burn backend extensions: products with packed weights, and attention over a cache.
+//! The operations Burn lacks, as Burn backend extensions: products with packed weights, and attention over paged KV
+//! caches.
 //!
-//! This is the engine room. A weight matrix stays as it lies in its file ([`PackedWeight`]: bf16 rows or
-//! GGML blocks, borrowed from a memory map where there is one), and operations compute with it or with a cache in
-//! place, or take a recurrent layer's steps:
+//! A weight matrix stays as it lies in its file ([`PackedWeight`]: bf16 rows or GGML blocks, borrowed from a memory map
+//! where there is one), and operations compute with it or with a cache in place:
 //!
 //! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
 //! - [`packed_rows`]: an embedding look-up;
-//! - [`attend`]: softmax attention of a segment's queries over a cache and over the segment itself;
+//! - [`attend`]: softmax attention of the queries of all sequences of a call over the pages of their KV caches
+//!   ([`KvPages`]), to which [`append`] adds keys and values;
 //! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, and [`gated_decay`], which makes its
-//!   coefficients.
+//!   coefficients;
+//! - [`geglu`], [`rms_norm`] and [`rotate`], which on a CPU pass over their operands once.
 //!
-//! On the CPU, [`geglu`], [`rms_norm`] and [`rotate`] pass over their operands once, too.
-//!
-//! Each exists once for the CPU (`cpu/`: slices in, slices out, shared by the ndarray and flex backends; the
-//! instruction set is chosen at run time) and once for CubeCL runtimes such as wgpu (`cube/`). Each has a plain
-//! twin made of Burn's own operations ([`plain`]), which the tests compare with and which training
-//! differentiates; the recurrence, which in such operations would be a loop over tokens, has a gradient of its own.
+//! The functions are in `ops/`, each with a [`reference`] implementation made of Burn's own operations, which the tests
+//! compare with and which training differentiates. `backend/` has a file for each backend. The kernels exist once for the
+//! CPU (`cpu/`: slices in, slices out, shared by the ndarray and flex backends; the instruction set is chosen at run time)
+//! and once for CubeCL runtimes such as wgpu (`cube/`).
 //!
 //! This is also the only crate of the workspace that contains `unsafe`: for SIMD, for threads that write to one result,
 //! for mapping files and for the allocator.
@@ -23,33 +23,44 @@
 #![allow(unsafe_code, reason = "SIMD kernels, their threads, memory maps and the allocator live here, and only here")]
 
 mod activations;
+mod backend;
 mod cpu;
 #[cfg(feature = "wgpu")]
 mod cube;
 mod error;
 mod format;
-mod fused;
+mod kv;
 mod large;
 mod map;
 pub mod math;
 mod ops;
 mod packed;
-mod past;
 mod phase;
-pub mod plain;
-mod recurrence;
 mod visibility;
 
 pub use activations::ActivationPrecision;
-pub use cpu::{Level, LevelError, chosen_level, cpu_level};
+pub use cpu::{Isa, IsaError, chosen_isa, cpu_isa};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
-pub use fused::{Fused, FusedOps, geglu, rms_norm, rotate};
+pub use kv::{CachePrecision, KvPages, KvPool, PAGE_LEN, PageId, ParseCachePrecisionError};
 pub use large::LargeBlocks;
 pub use map::{map_file, report_lost_maps};
-pub use ops::{KernelOps, attend, packed_linear, packed_rows};
+pub use ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall, append, attend};
+pub use ops::elementwise::{Elementwise, ElementwiseOps, geglu, rms_norm, rotate};
+pub use ops::linear::{Arithmetic, LinearOps, packed_linear, packed_linear_in, packed_rows};
+pub use ops::recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
 pub use packed::PackedWeight;
-pub use past::{CachePrecision, ParseCachePrecisionError, Past, from_halves, halves};
 pub use phase::Phase;
-pub use recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
 pub use visibility::{AttendParams, Visibility};
+
+/// The reference implementation of each kernel, made of Burn's own tensor operations: it says in the shortest way what
+/// the kernel computes, runs on every backend, and is differentiable.
+pub mod reference {
+    pub use crate::ops::attention::reference_attend as attend;
+    pub use crate::ops::elementwise::{
+        reference_geglu as geglu, reference_rms_norm as rms_norm, reference_rotate as rotate,
+    };
+    pub use crate::ops::recurrence::{
+        reference_gated_decay as gated_decay, reference_linear_recurrence as linear_recurrence,
+    };
+}

@@ -21,6 +21,7 @@ pub struct PackedWeight {
     cols: usize,
     format: Format,
     activations: ActivationPrecision,
+    batch_invariant: bool,
 }
 
 impl PackedWeight {
@@ -67,7 +68,15 @@ impl PackedWeight {
             let data = TensorData::from_bytes(shared, [rows, row_bytes], DType::U8);
             (vec![Tensor::from_data(data, (&device, DType::U8))], rows.max(1))
         };
-        Ok(Self { shards, rows_per_shard, rows, cols, format, activations: ActivationPrecision::default() })
+        Ok(Self {
+            shards,
+            rows_per_shard,
+            rows,
+            cols,
+            format,
+            activations: ActivationPrecision::default(),
+            batch_invariant: false,
+        })
     }
 
     /// Encodes f32 values, row-major, in `format`.
@@ -123,6 +132,18 @@ impl PackedWeight {
         Self { activations, ..self }
     }
 
+    /// Whether products with this matrix add up a row's sums in an order that does not depend on how many rows there
+    /// are: then a row's result is bit for bit the same in any company.
+    pub fn is_batch_invariant(&self) -> bool {
+        self.batch_invariant
+    }
+
+    /// The same matrix, with products that are batch-invariant or not.
+    #[must_use]
+    pub fn with_batch_invariance(self, batch_invariant: bool) -> Self {
+        Self { batch_invariant, ..self }
+    }
+
     /// Size of the matrix in its format, in bytes, without the padding that a GPU may need.
     pub fn bytes_len(&self) -> usize {
         self.rows * self.format.row_bytes(self.cols).expect("checked on construction")
@@ -144,7 +165,7 @@ impl PackedWeight {
     /// The matrix as f32 values on its device, `[rows, cols]`. Large; for differentiation, merging and tests.
     pub fn dequantize(&self) -> Tensor<2> {
         let rows: Vec<u32> = (0..self.rows as u32).collect();
-        crate::packed_rows(self, &rows)
+        crate::ops::linear::packed_rows(self, &rows)
     }
 }
 

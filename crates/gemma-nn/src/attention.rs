@@ -1,10 +1,9 @@
 //! Grouped-query attention with rotary positions, over caches that the caller lends.
 
-use crate::{KvCache, Projection, Retention, RmsNorm, RopeTable, Saver, Segment, Source};
+use crate::{KvCache, Projection, Retention, RmsNorm, RopeTable, Saver, Segment, Source, phases};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use gemma_kernels::{AttendParams, CachePrecision, Visibility, attend};
-use std::ops::Range;
+use gemma_kernels::{AttendParams, AttendSegment, CachePrecision, KvPool, PAGE_LEN, Visibility, append, attend};
 
 /// What one attention layer needs to know; resolved once, per layer, when a configuration is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +36,7 @@ impl AttentionSpec {
 
     /// What the layer's cache must keep.
     pub fn retention(&self) -> Retention {
-        self.window().map_or(Retention::Everything, Retention::Last)
+        self.window().map_or(Retention::Everything, Retention::Window)
     }
 }
 
@@ -61,6 +60,9 @@ pub struct Attention {
     spec: AttentionSpec,
     #[module(skip)]
     cache: CachePrecision,
+    /// Where the caches of the layer live on a GPU.
+    #[module(skip)]
+    pool: KvPool,
 }
 
 impl Attention {
@@ -77,28 +79,30 @@ impl Attention {
             spec,
             // two values share a word
             cache: if spec.head_dim.is_multiple_of(2) { source.cache_precision() } else { CachePrecision::F32 },
+            pool: KvPool::new(),
         }
     }
 
     /// An empty cache for the layer; `window` may change how much of the sequence it keeps.
     pub fn new_cache(&self, window: impl Fn(Retention) -> Retention) -> KvCache {
-        KvCache::new(window(self.spec.retention())).with_precision(self.cache)
+        KvCache::in_pool(window(self.spec.retention()), self.cache, self.pool.clone())
     }
 
-    /// Bytes of the layer's cache after `tokens` tokens.
+    /// The most bytes that the layer's cache takes after `tokens` tokens.
     pub fn cache_bytes(&self, tokens: usize) -> usize {
         let kept = match self.spec.retention() {
             Retention::Nothing => 0,
             Retention::Everything => tokens,
-            Retention::Last(window) => tokens.min(window),
+            // in whole pages, which begin anywhere in the window, and some for drafts that are taken back
+            Retention::Window(window) => tokens.min(window + 2 * PAGE_LEN),
         };
-        let value = if self.cache == CachePrecision::F16 { 2 } else { 4 };
-        2 * kept * self.spec.kv_heads * self.spec.head_dim * value
+        let kept = kept.next_multiple_of(PAGE_LEN);
+        2 * kept * self.spec.kv_heads * self.spec.head_dim * self.cache.bytes()
     }
 
     /// The cache of buffers that were kept, as f32, after `len` tokens; `None` when it could not have come to them.
     pub fn restore_cache(&self, len: usize, buffers: Option<[Tensor<3>; 2]>) -> Option<KvCache> {
-        Some(KvCache::restore(self.spec.retention(), len, buffers)?.with_precision(self.cache))
+        self.new_cache(|retention| retention).restored(len, buffers)
     }
 
     /// Its sizes.
@@ -119,10 +123,11 @@ impl Attention {
         }
     }
 
-    /// Reads each segment after what its cache holds, and appends it there: `[tokens, hidden_size]` to the same shape.
+    /// Appends the keys and values of each segment to its cache, and attends to all that the cache holds: `[tokens,
+    /// hidden_size]` to the same shape.
     ///
     /// # Panics
-    /// When segments and caches do not match, or a prefix is not read in one piece.
+    /// When segments and caches do not match, or a block that sees itself both ways is not forwarded in one piece.
     pub fn forward(
         &self,
         x: Tensor<2>,
@@ -132,6 +137,7 @@ impl Attention {
     ) -> Tensor<2> {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let [tokens, _] = x.dims();
+        let phases = phases(segments);
         let split = |x: Tensor<2>, heads: usize| x.reshape([tokens, heads, head_dim]);
         let rotated = |x: Tensor<2>, norm: &Option<RmsNorm>, heads: usize| {
             let x = match norm {
@@ -140,52 +146,54 @@ impl Attention {
             };
             rope.rotate(x.reshape([tokens, heads, head_dim]))
         };
-        let q = rotated(self.q_proj.forward(x.clone()), &self.q_norm, heads);
-        let k = rotated(self.k_proj.forward(x.clone()), &self.k_norm, kv_heads);
-        let v = split(self.v_proj.forward(x), kv_heads);
-
-        assert_eq!(segments.len(), caches.len(), "one cache per segment");
-        let mut outputs = Vec::with_capacity(segments.len());
-        let mut first = 0;
-        for (segment, cache) in segments.iter().zip(caches) {
-            let part = |x: &Tensor<3>, heads: usize| {
-                if segment.len == tokens {
-                    x.clone()
-                } else {
-                    x.clone().slice([first..first + segment.len, 0..heads, 0..head_dim])
-                }
-            };
-            outputs.push(self.attend(part(&q, heads), part(&k, kv_heads), part(&v, kv_heads), segment, cache));
-            first += segment.len;
-        }
-        let joined = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 0) };
-        self.o_proj.forward(joined.reshape([tokens, heads * head_dim]))
+        let q = rotated(self.q_proj.forward_in(x.clone(), &phases), &self.q_norm, heads);
+        let k = rotated(self.k_proj.forward_in(x.clone(), &phases), &self.k_norm, kv_heads);
+        let v = split(self.v_proj.forward_in(x, &phases), kv_heads);
+        let attended = self.attend(q, k, v, segments, caches);
+        self.o_proj.forward_in(attended.reshape([tokens, heads * head_dim]), &phases)
     }
 
-    /// One segment: `[tokens, heads, head_dim]` from q of that shape and k, v `[tokens, kv_heads, head_dim]`.
-    fn attend(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, segment: &Segment, cache: &mut KvCache) -> Tensor<3> {
-        assert_eq!(segment.start, cache.len(), "a segment continues where its cache ends");
-        assert!(
-            segment.cut_block().is_none(),
-            "{:?} of {segment:?} is not forwarded in one piece",
-            segment.cut_block()
-        );
-        let prefix_len = match &segment.blocks[..] {
-            [] => 0,
-            [Range { start: 0, end }] => *end,
-            blocks => panic!("the blocks {blocks:?} do not begin the sequence"),
-        };
-        assert!(matches!(self.spec.visibility, Visibility::Causal { .. }), "causal attention");
+    /// All segments in one call: `[tokens, heads, head_dim]` from q of that shape and k, v `[tokens, kv_heads, head_dim]`.
+    fn attend(
+        &self,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        segments: &[Segment],
+        caches: &mut [&mut KvCache],
+    ) -> Tensor<3> {
+        assert_eq!(segments.len(), caches.len(), "one cache per segment");
+        let mut first = 0;
+        let mut rows = Vec::with_capacity(segments.len());
+        for (segment, cache) in segments.iter().zip(caches.iter_mut()) {
+            assert_eq!(segment.start, cache.len(), "a segment continues where its cache ends");
+            let cut = segment.cut_block();
+            assert!(cut.is_none(), "the block {cut:?} is not forwarded in one piece with {:?}", segment.positions());
+            rows.extend(cache.rows(first..first + segment.len));
+            first += segment.len;
+        }
+        if !rows.is_empty() {
+            append(k.clone(), v.clone(), &mut rows);
+        }
+        let attend_segments: Vec<AttendSegment<'_>> = segments
+            .iter()
+            .zip(caches.iter())
+            .map(|(segment, cache)| AttendSegment {
+                start: segment.start,
+                len: segment.len,
+                blocks: &segment.blocks,
+                phase: segment.phase,
+                cache: cache.kept(),
+            })
+            .collect();
         let params = AttendParams {
-            start: segment.start,
-            prefix_len,
-            window: self.spec.window(),
+            visibility: self.spec.visibility,
             scale: self.spec.scale,
             softcap: self.spec.softcap,
             activations: self.q_proj.weight.attention_activations(),
         };
-        let output = attend(q, cache.past(), k.clone(), v.clone(), params);
-        cache.extend(k, v);
+        let output = attend(q, k, v, &attend_segments, &params);
+        caches.iter_mut().for_each(|cache| cache.give_back());
         output
     }
 }

@@ -1,58 +1,41 @@
-//! What attention remembers of a sequence. It belongs to the caller, who may clone, shorten or drop it.
+//! The KV cache of one attention layer and one sequence. It belongs to the caller, who may clone, shorten or drop it.
 
-use burn::tensor::kind::Basic;
-use burn::tensor::{Int, Tensor};
-use gemma_kernels::{CachePrecision, Past, from_halves, halves};
-
-/// Slots that a cache starts with, in tokens; it doubles from there.
-const FIRST_SLOTS: usize = 64;
+use burn::tensor::Tensor;
+use gemma_kernels::{CachePrecision, CacheRows, KvPages, KvPool, PAGE_LEN, PageId, append};
 
 /// How much of a sequence a cache keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retention {
-    /// No token: the sequence is read once, in one piece (scoring, training).
+    /// No token: the sequence is forwarded once, in one piece (scoring, training).
     Nothing,
     /// Every token.
     Everything,
-    /// The last `n` tokens, in a ring: what a layer with a window of `n` keys needs.
-    Last(usize),
+    /// What a layer with a sliding window of so many keys needs.
+    Window(usize),
 }
 
-/// Rotated keys and values of one layer and one sequence, `[slots, kv_heads, head_dim]` each, f32 or f16.
+/// Rotated keys and values of one layer and one sequence, in pages of [`PAGE_LEN`] positions, f32 or f16.
 ///
-/// The token at position `p` lies in slot `p % slots`. Slots are allocated as needed, doubling, up to the whole
-/// ring for [`Retention::Last`]; a ring only wraps once it has all its slots, so the rule holds throughout.
-///
-/// A clone is a fork: it shares the buffers until one of the two is extended.
+/// A clone is a fork: it shares the pages, and only the last one is copied, when one of the two is extended within it.
+/// With a sliding window, the pages that no later query sees are given back, but for the last [`PAGE_LEN`] positions
+/// before the window: draft tokens that were rejected can be taken back.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     retention: Retention,
-    precision: CachePrecision,
+    pages: KvPages,
+    /// The length of a sequence of which nothing is kept.
     len: usize,
-    buffers: Option<Buffers>,
-}
-
-/// Keys, then values.
-#[derive(Clone, Debug)]
-enum Buffers {
-    F32([Tensor<3>; 2]),
-    /// As [`halves`].
-    F16([Tensor<3, Int>; 2]),
-}
-
-impl Buffers {
-    fn slots(&self) -> usize {
-        match self {
-            Buffers::F32([keys, _]) => keys.dims()[0],
-            Buffers::F16([keys, _]) => keys.dims()[0],
-        }
-    }
 }
 
 impl KvCache {
     /// An empty cache, of f32 values.
     pub fn new(retention: Retention) -> Self {
-        Self { retention, precision: CachePrecision::F32, len: 0, buffers: None }
+        Self { retention, pages: KvPages::new(CachePrecision::F32, None), len: 0 }
+    }
+
+    /// An empty cache whose pages, on a GPU, live in a pool that caches of the same layer share.
+    pub fn in_pool(retention: Retention, precision: CachePrecision, pool: KvPool) -> Self {
+        Self { retention, pages: KvPages::new(precision, Some(pool)), len: 0 }
     }
 
     /// The same cache with values of this precision, those that it holds rounded to it.
@@ -61,29 +44,45 @@ impl KvCache {
     /// When it holds heads of an odd size, which are not kept as f16.
     #[must_use]
     pub fn with_precision(self, precision: CachePrecision) -> Self {
-        let buffers = match (self.buffers, precision) {
-            (Some(Buffers::F32(pair)), CachePrecision::F16) => Some(Buffers::F16(pair.map(halves))),
-            (Some(Buffers::F16(pair)), CachePrecision::F32) => Some(Buffers::F32(pair.each_ref().map(from_halves))),
-            (buffers, _) => buffers,
-        };
-        Self { precision, buffers, ..self }
+        if self.pages.precision() == precision {
+            return self;
+        }
+        let mut pages = KvPages::new(precision, None).starting_at(self.pages.first());
+        if let Some([keys, values]) = self.pages.values() {
+            let rows = 0..keys.dims()[0];
+            append(keys, values, &mut [CacheRows { cache: &mut pages, rows }]);
+        }
+        Self { pages, ..self }
     }
 
-    /// A cache of buffers that were kept, as [`values`](Self::values) gave them, after `len` tokens. `None` when it
-    /// could not have come to them: too few slots or too many, or keys and values of different shapes.
-    pub fn restore(retention: Retention, len: usize, buffers: Option<[Tensor<3>; 2]>) -> Option<Self> {
+    /// This empty cache with keys and values `[slots, kv_heads, head_dim]` that were kept, as [`values`](Self::values)
+    /// gave them, after `len` tokens. `None` when it could not have come to them: too few slots or too many, or keys and
+    /// values of different shapes.
+    pub fn restored(mut self, len: usize, buffers: Option<[Tensor<3>; 2]>) -> Option<Self> {
         let slots = match &buffers {
             Some([keys, values]) if keys.dims() == values.dims() => keys.dims()[0],
             Some(_) => return None,
             None => 0,
         };
-        let sound = match retention {
+        let sound = match self.retention {
             Retention::Nothing => slots == 0,
             Retention::Everything => slots >= len,
-            Retention::Last(most) => (len.min(most)..=most).contains(&slots),
+            Retention::Window(most) => (len.min(most)..=most).contains(&slots),
         };
-        let cache = Self { len, buffers: buffers.map(Buffers::F32), ..Self::new(retention) };
-        (sound && cache.buffers.is_some() == (slots > 0)).then_some(cache)
+        if !sound || buffers.is_some() != (slots > 0) {
+            return None;
+        }
+        match buffers {
+            None => self.len = len,
+            Some(buffers) => {
+                let held = len.min(slots);
+                let first = len - held;
+                self.pages = self.pages.starting_at(first);
+                let [keys, values] = buffers.map(|ring| in_order(ring, first, held));
+                append(keys, values, &mut [CacheRows { cache: &mut self.pages, rows: 0..held }]);
+            }
+        }
+        Some(self)
     }
 
     /// How much of the sequence it keeps.
@@ -91,125 +90,115 @@ impl KvCache {
         self.retention
     }
 
-    /// How many tokens of the sequence were read; also the position of the next one.
+    /// How many tokens of the sequence were forwarded; also the position of the next one.
     pub fn len(&self) -> usize {
-        self.len
+        if self.retention == Retention::Nothing { self.len } else { self.pages.len() }
     }
 
-    /// Whether nothing was read yet.
+    /// Whether nothing was forwarded yet.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
-    /// The key and value buffers, for [`gemma_kernels::attend`]; `None` before the first token.
-    pub fn past(&self) -> Option<Past<'_>> {
-        self.buffers.as_ref().map(|buffers| match buffers {
-            Buffers::F32([keys, values]) => Past::F32(keys, values),
-            Buffers::F16([keys, values]) => Past::F16(keys, values),
-        })
-    }
-
-    /// The key and value buffers as f32; `None` before the first token.
+    /// The keys and values that later queries need, as f32, `[slots, kv_heads, head_dim]`: that of position `p` in slot
+    /// `p % slots`. `None` before the first token.
     pub fn values(&self) -> Option<[Tensor<3>; 2]> {
-        self.buffers.as_ref().map(|buffers| match buffers {
-            Buffers::F32(pair) => pair.clone(),
-            Buffers::F16(pair) => pair.each_ref().map(from_halves),
-        })
+        let needed = match self.retention {
+            Retention::Nothing => 0,
+            Retention::Everything => self.len(),
+            Retention::Window(window) => window.min(self.len()),
+        };
+        let pair = self.pages.values().filter(|_| needed > 0)?;
+        Some(pair.map(|rows| {
+            let held = rows.dims()[0];
+            let first = self.len() - needed;
+            let split = first.next_multiple_of(needed) - first;
+            let rows = rows.narrow(0, held - needed, needed);
+            if split == 0 || split == needed {
+                return rows;
+            }
+            let [before, behind] = [rows.clone().narrow(0, 0, split), rows.narrow(0, split, needed - split)];
+            Tensor::cat(vec![behind, before], 0)
+        }))
     }
 
-    /// Size of the buffers in bytes.
+    /// Size of its pages in bytes, those that it shares with others included.
     pub fn bytes_len(&self) -> usize {
-        self.buffers.as_ref().map_or(0, |buffers| match buffers {
-            // values and words have four bytes each
-            Buffers::F32([keys, _]) => 2 * 4 * keys.dims().iter().product::<usize>(),
-            Buffers::F16([keys, _]) => 2 * 4 * keys.dims().iter().product::<usize>(),
-        })
+        self.pages.bytes_len()
     }
 
-    /// Appends the keys and values of the next tokens, `[tokens, kv_heads, head_dim]`.
+    /// Its pages and the size of each in bytes. A page that several caches share has the same identity in each of
+    /// them, so that it can be counted once.
+    pub fn pages(&self) -> impl Iterator<Item = (PageId, usize)> {
+        self.pages.pages()
+    }
+
+    /// What attention looks at; `None` when nothing is kept.
+    pub(crate) fn kept(&self) -> Option<&KvPages> {
+        (self.retention != Retention::Nothing).then_some(&self.pages)
+    }
+
+    /// Where the keys and values of `rows` of a call are appended; `None` when nothing is kept, and they are counted.
+    pub(crate) fn rows(&mut self, rows: std::ops::Range<usize>) -> Option<CacheRows<'_>> {
+        if self.retention == Retention::Nothing {
+            self.len += rows.len();
+            return None;
+        }
+        Some(CacheRows { cache: &mut self.pages, rows })
+    }
+
+    /// Appends the keys and values of the next tokens, `[tokens, kv_heads, head_dim]`, and gives back what a window
+    /// has passed.
     ///
     /// # Panics
     /// When heads of an odd size are to be kept as f16.
     pub fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) {
-        let tokens = keys.dims()[0];
-        let (start, end) = (self.len, self.len + tokens);
-        self.len = end;
-        let most = match self.retention {
-            Retention::Nothing => return,
-            Retention::Everything => usize::MAX,
-            Retention::Last(slots) => slots.max(1),
-        };
-        let held = self.buffers.as_ref().map_or(0, Buffers::slots);
-        let needed = end.min(most);
-        let slots = if held >= needed { held } else { needed.next_power_of_two().max(FIRST_SLOTS).min(most) };
-        // the buffers must have one owner to be written in place
-        self.buffers = Some(match (self.buffers.take(), self.precision) {
-            (Some(Buffers::F32([k, v])), _) => {
-                Buffers::F32([write(grown(k, slots), keys, start), write(grown(v, slots), values, start)])
-            }
-            (Some(Buffers::F16([k, v])), _) => Buffers::F16([
-                write(grown(k, slots), halves(keys), start),
-                write(grown(v, slots), halves(values), start),
-            ]),
-            (None, CachePrecision::F32) => {
-                let zeros = |like: &Tensor<3>| Tensor::zeros([slots, like.dims()[1], like.dims()[2]], &like.device());
-                Buffers::F32([write(zeros(&keys), keys, start), write(zeros(&values), values, start)])
-            }
-            (None, CachePrecision::F16) => {
-                let [_, kv_heads, head_dim] = keys.dims();
-                let zeros = halves(Tensor::zeros([slots, kv_heads, head_dim], &keys.device()));
-                Buffers::F16([write(zeros.clone(), halves(keys), start), write(zeros, halves(values), start)])
-            }
-        });
+        let rows = 0..keys.dims()[0];
+        if let Some(rows) = self.rows(rows) {
+            append(keys, values, &mut [rows]);
+            self.give_back();
+        }
     }
 
-    /// Forgets all but the first `len` tokens (undo, rejected drafts). Returns `false`, and changes nothing, when a
-    /// ring has already overwritten tokens that the shortened sequence would need.
+    /// Gives back the pages that no later query sees; to be called when attention has looked at them.
+    pub(crate) fn give_back(&mut self) {
+        if let Retention::Window(window) = self.retention {
+            self.pages.drop_before((self.len() + 1).saturating_sub(window + PAGE_LEN));
+        }
+    }
+
+    /// Drops all but the first `len` tokens (undo, rejected drafts). Returns `false`, and changes nothing, when a
+    /// window has already given back tokens that the shortened sequence would need.
     #[must_use]
     pub fn truncate(&mut self, len: usize) -> bool {
-        if len >= self.len {
+        if len >= self.len() {
             return true;
         }
-        let slots = self.buffers.as_ref().map_or(0, Buffers::slots);
-        let wrapped = matches!(self.retention, Retention::Last(_)) && self.len > slots;
         if len == 0 {
-            *self = Self::new(self.retention).with_precision(self.precision);
-        } else if wrapped || self.retention == Retention::Nothing {
-            return false;
-        } else {
-            self.len = len;
+            self.pages.clear();
+            self.len = 0;
+            return true;
         }
-        true
+        let needed = match self.retention {
+            Retention::Nothing => return false,
+            Retention::Everything => 0,
+            Retention::Window(window) => (len + 1).saturating_sub(window),
+        };
+        let possible = needed >= self.pages.first() && len >= self.pages.first();
+        if possible {
+            self.pages.truncate(len);
+        }
+        possible
     }
 }
 
-/// A ring with at least so many slots, of which the first are those of `old`.
-fn grown<K: Basic>(old: Tensor<3, K>, slots: usize) -> Tensor<3, K> {
-    let [held, kv_heads, width] = old.dims();
-    if held >= slots {
-        return old;
-    }
-    let new = Tensor::empty([slots, kv_heads, width], (&old.device(), old.dtype()));
-    new.slice_assign([0..held, 0..kv_heads, 0..width], old)
-}
-
-/// Writes rows `new`, the first of them at position `start`, into a ring; older rows give way.
-fn write<K: Basic>(ring: Tensor<3, K>, new: Tensor<3, K>, start: usize) -> Tensor<3, K> {
-    let [slots, kv_heads, width] = ring.dims();
-    let [tokens, ..] = new.dims();
-    let rows = |from: usize, to: usize| new.clone().slice([from..to, 0..kv_heads, 0..width]);
-    // of more rows than slots only the last matter
-    let skipped = tokens.saturating_sub(slots);
-    let slot = (start + skipped) % slots;
-    let kept = tokens - skipped;
-    let before_wrap = kept.min(slots - slot);
-    let assign = |ring: Tensor<3, K>, slot: usize, rows: Tensor<3, K>| {
-        let len = rows.dims()[0];
-        ring.slice_assign([slot..slot + len, 0..kv_heads, 0..width], rows)
-    };
-    let first = if before_wrap == tokens { new.clone() } else { rows(skipped, skipped + before_wrap) };
-    let ring = assign(ring, slot, first);
-    if before_wrap < kept { assign(ring, 0, rows(skipped + before_wrap, tokens)) } else { ring }
+/// The rows of positions `first..first + held`, in order, of a ring that holds position `p` in slot `p % slots`.
+fn in_order(ring: Tensor<3>, first: usize, held: usize) -> Tensor<3> {
+    let slots = ring.dims()[0];
+    let begin = first % slots;
+    let before_wrap = held.min(slots - begin);
+    let rows = ring.clone().narrow(0, begin, before_wrap);
+    if before_wrap == held { rows } else { Tensor::cat(vec![rows, ring.narrow(0, 0, held - before_wrap)], 0) }
 }
 
 #[cfg(test)]
@@ -225,36 +214,42 @@ mod tests {
         Tensor::from_data(burn::tensor::TensorData::new(values, [positions.len(), 1, 2]), device)
     }
 
+    /// The first value of each slot.
     fn held(cache: &KvCache) -> Vec<f32> {
         let [keys, _] = cache.values().unwrap();
-        let slots = keys.dims()[0];
-        keys.slice([0..slots, 0..1, 0..1]).into_data().try_into_vec().unwrap()
+        keys.narrow(2, 0, 1).into_data().try_into_vec().unwrap()
     }
 
+    /// For every window and chunk size: what is held has each key that a later query sees, in the slot that a state
+    /// file expects, and memory does not grow.
     #[test]
-    fn position_p_lies_in_slot_p_modulo_the_ring() {
+    fn a_window_keeps_what_later_queries_see_and_no_more() {
         for device in test_device::all() {
-            for (window, precision) in [1, 2, 3, 7, 100].into_iter().flat_map(|window| PRECISIONS.map(|p| (window, p)))
+            for (window, precision) in
+                [1, 2, 3, 7, 32, 33, 100].into_iter().flat_map(|window| PRECISIONS.map(|p| (window, p)))
             {
-                for chunk in [1, 2, 5, 13] {
-                    let mut cache = KvCache::new(Retention::Last(window)).with_precision(precision);
+                for chunk in [1, 2, 5, 13, 64] {
+                    let mut cache = KvCache::new(Retention::Window(window)).with_precision(precision);
                     let mut start = 0;
-                    while start < 150 {
+                    while start < 250 {
                         cache.extend(rows(start..start + chunk, &device), rows(start..start + chunk, &device));
                         start += chunk;
+                        let context = format!("window {window} chunk {chunk} end {start}");
                         let held = held(&cache);
+                        assert_eq!(held.len(), window.min(start), "{context}");
                         for p in start.saturating_sub(window)..start {
-                            assert_eq!(held[p % held.len()], p as f32, "window {window} chunk {chunk} end {start}");
+                            assert_eq!(held[p % held.len()], p as f32, "{context}");
                         }
+                        let pages = cache.pages().count();
+                        assert!(pages <= (window + PAGE_LEN).div_ceil(PAGE_LEN) + 1, "{context}: {pages} pages");
                     }
-                    assert!(held(&cache).len() <= window);
                 }
             }
         }
     }
 
     #[test]
-    fn a_fork_does_not_see_what_the_other_reads() {
+    fn a_fork_does_not_see_what_the_other_appends() {
         for device in test_device::all() {
             for precision in PRECISIONS {
                 let mut cache = KvCache::new(Retention::Everything).with_precision(precision);
@@ -267,32 +262,56 @@ mod tests {
         }
     }
 
+    /// 64 forks of a long prefix hold it once.
+    #[test]
+    fn forks_share_the_pages_of_their_prefix() {
+        for device in test_device::all() {
+            let mut prefix = KvCache::new(Retention::Everything);
+            prefix.extend(rows(0..1000, &device), rows(0..1000, &device));
+            let forks: Vec<KvCache> = (0..64)
+                .map(|i| {
+                    let mut fork = prefix.clone();
+                    fork.extend(rows(i..i + 1, &device), rows(i..i + 1, &device));
+                    fork
+                })
+                .collect();
+            let distinct: std::collections::HashMap<PageId, usize> = forks.iter().flat_map(KvCache::pages).collect();
+            let bytes: usize = distinct.values().sum();
+            let page = prefix.bytes_len() / prefix.pages().count();
+            assert_eq!(bytes, prefix.bytes_len() + 63 * page, "one page of each fork is its own");
+        }
+    }
+
     #[test]
     fn a_restored_cache_goes_on_like_the_one_that_was_kept() {
         for device in test_device::all() {
-            let mut cache = KvCache::new(Retention::Last(4));
+            let mut cache = KvCache::new(Retention::Window(4));
             cache.extend(rows(0..6, &device), rows(0..6, &device));
             let kept = cache.values();
-            let mut restored = KvCache::restore(Retention::Last(4), 6, kept.clone()).expect("its own buffers");
+            let mut restored = KvCache::new(Retention::Window(4)).restored(6, kept.clone()).expect("its own buffers");
             for cache in [&mut cache, &mut restored] {
                 cache.extend(rows(6..7, &device), rows(6..7, &device));
             }
             assert_eq!(held(&cache), held(&restored));
             assert_eq!(restored.len(), 7);
             for (retention, len, buffers) in [
-                (Retention::Last(3), 6, kept.clone()),
-                (Retention::Last(5), 6, kept.clone()),
+                (Retention::Window(3), 6, kept.clone()),
+                (Retention::Window(5), 6, kept.clone()),
                 (Retention::Everything, 6, kept.clone()),
                 (Retention::Nothing, 6, kept),
-                (Retention::Last(4), 6, None),
+                (Retention::Window(4), 6, None),
             ] {
-                assert!(KvCache::restore(retention, len, buffers).is_none(), "{retention:?} after {len} tokens");
+                let restored = KvCache::new(retention).restored(len, buffers);
+                assert!(restored.is_none(), "{retention:?} after {len} tokens");
             }
+            // slots beyond the last token, as files of older versions have them
+            let spare = KvCache::new(Retention::Everything).restored(3, Some([0, 1].map(|_| rows(0..8, &device))));
+            assert_eq!(held(&spare.expect("enough slots")), [0.0, 1.0, 2.0]);
         }
     }
 
     #[test]
-    fn halves_take_half_the_memory_and_come_back_rounded() {
+    fn f16_takes_half_the_memory_and_comes_back_rounded() {
         for device in test_device::all() {
             let thirds = |n: usize| {
                 let values: Vec<f32> = (0..2 * n).map(|i| i as f32 / 3.0).collect();
@@ -316,19 +335,23 @@ mod tests {
     }
 
     #[test]
-    fn truncation_is_refused_where_the_ring_has_forgotten() {
+    fn truncation_is_refused_where_a_window_has_passed() {
         let device = test_device::all().remove(0);
         let mut all = KvCache::new(Retention::Everything);
-        let mut ring = KvCache::new(Retention::Last(4));
-        for cache in [&mut all, &mut ring] {
+        let mut window = KvCache::new(Retention::Window(4));
+        for cache in [&mut all, &mut window] {
             cache.extend(rows(0..4, &device), rows(0..4, &device));
             assert!(cache.truncate(3));
             assert_eq!(cache.len(), 3);
-            cache.extend(rows(3..6, &device), rows(3..6, &device));
+            cache.extend(rows(3..200, &device), rows(3..200, &device));
+            // draft tokens can be taken back
+            assert!(cache.truncate(200 - PAGE_LEN), "{:?}", cache.retention());
+            cache.extend(rows(168..200, &device), rows(168..200, &device));
         }
-        assert!(all.truncate(5));
-        assert!(!ring.truncate(5));
-        assert_eq!(ring.len(), 6, "a refusal changes nothing");
-        assert!(ring.truncate(0) && ring.is_empty());
+        assert!(all.truncate(50));
+        assert!(!window.truncate(50));
+        assert_eq!(window.len(), 200, "a refusal changes nothing");
+        assert_eq!(held(&window), [196.0, 197.0, 198.0, 199.0]);
+        assert!(window.truncate(0) && window.is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! The table that turns tokens into vectors and, tied, vectors into logits.
 
-use crate::{Saver, Source, Weight};
+use crate::{Phase, Saver, Source, Weight};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -34,6 +34,8 @@ impl Embedder {
 
     /// `[rows, hidden_size]` to logits `[rows, vocab]`.
     pub fn logits(&self, x: Tensor<2>) -> Tensor<2> {
-        self.weight.forward(x)
+        // a last row is decoded from, whatever came before it, and whoever else is in the call
+        let rows = x.dims()[0];
+        self.weight.forward_in(x, &[(rows, Phase::Decode)])
     }
 }

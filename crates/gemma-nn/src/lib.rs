@@ -35,12 +35,12 @@ mod source;
 pub use attention::{Attention, AttentionSpec};
 pub use cache::{KvCache, Retention};
 pub use embedder::Embedder;
-pub use gemma_kernels::{ActivationPrecision, CachePrecision, Phase, Visibility};
+pub use gemma_kernels::{ActivationPrecision, CachePrecision, PAGE_LEN, PageId, Phase, Visibility};
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
 pub use projection::{Projection, Weight};
 pub use rope::{RopeSpec, RopeTable, RopeTables};
-pub use segment::{Segment, last_rows, total_tokens};
+pub use segment::{Segment, last_rows, phases, total_tokens};
 pub use softcap::softcap;
 pub use source::{
     ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Source, Trainable, WithPrecision,

@@ -1,6 +1,6 @@
 //! The gated feed-forward layer.
 
-use crate::{Projection, Saver, Source};
+use crate::{Phase, Projection, Saver, Source};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use gemma_kernels::geglu;
@@ -33,9 +33,10 @@ impl GeGlu {
         self.down_proj.save(saver, &format!("{name}.down_proj"));
     }
 
-    /// `[tokens, hidden_size]` to the same shape.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone());
-        self.down_proj.forward(geglu(gate, self.up_proj.forward(x)))
+    /// `[tokens, hidden_size]` to the same shape; `phases` says what the requests of the tokens are doing
+    /// ([`phases`](crate::phases)).
+    pub fn forward(&self, x: Tensor<2>, phases: &[(usize, Phase)]) -> Tensor<2> {
+        let gate = self.gate_proj.forward_in(x.clone(), phases);
+        self.down_proj.forward_in(geglu(gate, self.up_proj.forward_in(x, phases)), phases)
     }
 }

@@ -3,7 +3,7 @@
 use crate::{Saver, Source};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use gemma_kernels::{ActivationPrecision, PackedWeight, packed_linear, packed_rows};
+use gemma_kernels::{ActivationPrecision, PackedWeight, Phase, packed_linear_in, packed_rows};
 
 /// A weight matrix `[out, in]`: frozen as it lies in a file, or dense and trainable. No layer asks which.
 #[derive(Module, Debug)]
@@ -23,10 +23,17 @@ impl Weight {
         }
     }
 
-    /// `x Wᵀ`: `[tokens, in]` to `[tokens, out]`.
+    /// `x Wᵀ`: `[tokens, in]` to `[tokens, out]`, where all tokens are one request's; see [`Phase::of_len`].
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let tokens = x.dims()[0];
+        self.forward_in(x, &[(tokens, Phase::of_len(tokens))])
+    }
+
+    /// `x Wᵀ`: `[tokens, in]` to `[tokens, out]`; `phases` says of the tokens, so many at a time, what their requests
+    /// are doing, which chooses the arithmetic.
+    pub fn forward_in(&self, x: Tensor<2>, phases: &[(usize, Phase)]) -> Tensor<2> {
         match self {
-            Weight::Packed(weight) => packed_linear(x, weight),
+            Weight::Packed(weight) => packed_linear_in(x, weight, phases),
             Weight::Dense(weight) => x.matmul(weight.val().transpose()),
         }
     }
@@ -90,9 +97,16 @@ impl Projection {
         }
     }
 
-    /// `[tokens, in]` to `[tokens, out]`.
+    /// `[tokens, in]` to `[tokens, out]`, where all tokens are one request's; see [`Phase::of_len`].
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = self.weight.forward(x);
+        let tokens = x.dims()[0];
+        self.forward_in(x, &[(tokens, Phase::of_len(tokens))])
+    }
+
+    /// `[tokens, in]` to `[tokens, out]`; `phases` says of the tokens, so many at a time, what their requests are
+    /// doing ([`phases`](crate::phases)).
+    pub fn forward_in(&self, x: Tensor<2>, phases: &[(usize, Phase)]) -> Tensor<2> {
+        let y = self.weight.forward_in(x, phases);
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze::<2>(),
             None => y,

@@ -69,6 +69,11 @@ pub fn total_tokens(segments: &[Segment]) -> usize {
     segments.iter().map(|segment| segment.len).sum()
 }
 
+/// What the requests of a call's tokens are doing, so many tokens at a time.
+pub fn phases(segments: &[Segment]) -> Vec<(usize, Phase)> {
+    segments.iter().map(|segment| (segment.len, segment.phase)).collect()
+}
+
 /// The last row of each segment, `[segments, hidden_size]` of `[tokens, hidden_size]`: what the output head, the largest matrix of
 /// a model, is needed for.
 ///

@@ -11,7 +11,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
-use gemma_kernels::{AttendParams, attend, geglu};
+use gemma_kernels::{AttendParams, AttendSegment, Phase, Visibility, attend, geglu};
 use gemma_nn::{Projection, Saver, Source};
 
 use crate::{Pixels, SiglipConfig};
@@ -87,20 +87,16 @@ impl SelfAttention {
         let q = split(self.q_proj.forward(x.clone()));
         let k = split(self.k_proj.forward(x.clone()));
         let v = split(self.v_proj.forward(x));
-        // an image is a sequence whose prefix, which sees itself both ways, is all of it
-        let scale = (head_dim as f32).powf(-0.5);
-        let activations = self.q_proj.weight.attention_activations();
-        let params = AttendParams { start: 0, prefix_len: patches, window: None, scale, softcap: None, activations };
-        let one = |image: usize| {
-            let part = |x: &Tensor<3>| x.clone().narrow(0, image * patches, patches);
-            if rows == patches {
-                attend(q.clone(), None, k.clone(), v.clone(), params)
-            } else {
-                attend(part(&q), None, part(&k), part(&v), params)
-            }
+        let params = AttendParams {
+            visibility: Visibility::ALL,
+            scale: (head_dim as f32).powf(-0.5),
+            softcap: None,
+            activations: self.q_proj.weight.attention_activations(),
         };
-        let attended: Vec<Tensor<3>> = (0..rows / patches).map(one).collect();
-        self.out_proj.forward(Tensor::cat(attended, 0).reshape([rows, hidden_size]))
+        // an image is a sequence
+        let image = AttendSegment { start: 0, len: patches, blocks: &[], phase: Phase::Prefill, cache: None };
+        let attended = attend(q, k, v, &vec![image; rows / patches], &params);
+        self.out_proj.forward(attended.reshape([rows, hidden_size]))
     }
 }
 

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{Cache, CacheTensors, CausalModel, Inputs};
 use gemma_model::{Error, Network, config_file, fields};
-use gemma_nn::{Embedder, KvCache, Projection, Retention, RmsNorm, RopeTables, Saver, Segment, Source, softcap};
+use gemma_nn::{Embedder, KvCache, Phase, Projection, Retention, RmsNorm, RopeTables, Saver, Segment, Source, softcap};
 use gemma_tokenizer::{Family, TokenId};
 use gemma_weights::{Checkpoint, Dtype, catalogue::Shape};
 use std::ops::Range;
@@ -62,7 +62,7 @@ impl Cache for DecoderCache {
         let windows = self.layers.iter().map(|layer| match layer.retention() {
             Retention::Nothing => 0,
             Retention::Everything => usize::MAX,
-            Retention::Last(window) => window,
+            Retention::Window(window) => window,
         });
         windows.min().unwrap_or(usize::MAX)
     }
@@ -188,7 +188,10 @@ impl CausalModel for Decoder {
 
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
         let logits = match &self.lm_head {
-            Some(head) => head.forward(hidden_states),
+            Some(head) => {
+                let rows = hidden_states.dims()[0];
+                head.forward_in(hidden_states, &[(rows, Phase::Decode)])
+            }
             None => self.embed_tokens.logits(hidden_states),
         };
         softcap(logits, self.config.final_softcap)

@@ -376,7 +376,7 @@ fn report(args: &Bench, opened: &AutoModel, lengths: Lengths, measured: Measured
         model,
         backend,
         precision: args.compute.precision.map(|precision| precision.name()),
-        instructions: on_cpu.then(|| gemma_kernels::cpu_level().name()),
+        instructions: on_cpu.then(|| gemma_kernels::cpu_isa().name()),
         threads: rayon::current_num_threads(),
         prompt_tokens: lengths.prompt,
         decode_tokens: lengths.decode,

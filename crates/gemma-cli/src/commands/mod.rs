@@ -109,7 +109,7 @@ impl Verb {
 
 /// Does what was asked.
 pub(crate) fn run(verb: Verb) -> Result<Ending> {
-    gemma_kernels::chosen_level()?;
+    gemma_kernels::chosen_isa()?;
     match verb.compute() {
         Some(compute) => session::set_threads(compute.threads)?,
         None if matches!(verb, Verb::Convert(_)) => session::set_threads(None)?,

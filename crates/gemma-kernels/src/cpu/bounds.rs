@@ -2,7 +2,9 @@
 //! begins where such a page ends, so that a load or store beside it ends the test run.
 
 use super::*;
-use crate::{ActivationPrecision, AttendParams, Format};
+use crate::kv::PAGE_LEN;
+use crate::ops::linear::Arithmetic;
+use crate::{ActivationPrecision, AttendParams, Format, Phase, Visibility};
 
 /// Bytes of a page, on every system that is met.
 const PAGE: usize = 1 << 16;
@@ -92,17 +94,19 @@ fn products_stay_inside() {
             let weights = SIDES.map(|side| Fenced::new(&weight, side));
             for tokens in [1, 2, 3, 4, 7, 9, 16, 17, 33] {
                 let x = noise(tokens * cols, 2);
-                for level in Level::available() {
+                for isa in Isa::available() {
                     for activations in
                         [ActivationPrecision::F32, ActivationPrecision::Int16OrBf16, ActivationPrecision::Int8]
                     {
+                        let phase = Phase::of_len(tokens);
+                        let arithmetic = Arithmetic { activations, phase, batch_invariant: false };
                         let mut expected = vec![f32::NAN; tokens * rows];
-                        linear(level, activations, &x, &weight, format, cols, places(&mut expected));
+                        linear(isa, arithmetic, &x, &weight, format, cols, places(&mut expected));
                         for (side, weight) in SIDES.into_iter().zip(&weights) {
                             let x = Fenced::new(&x, side);
                             let mut out = Fenced::new(&vec![f32::NAN; tokens * rows], side);
-                            linear(level, activations, x.get(), weight.get(), format, cols, places(out.get_mut()));
-                            let context = format!("{level:?} {activations:?} {format} {tokens} {rows} {cols} {side:?}");
+                            linear(isa, arithmetic, x.get(), weight.get(), format, cols, places(out.get_mut()));
+                            let context = format!("{isa:?} {activations:?} {format} {tokens} {rows} {cols} {side:?}");
                             assert_same(out.get(), &expected, &context);
                         }
                     }
@@ -127,46 +131,64 @@ fn rows_of(weight: &[u8], rows: usize, format: Format, cols: usize, out: &mut [f
 #[test]
 fn attention_stays_inside() {
     let shapes = [(1, 4, 1, 16), (3, 2, 2, 33), (20, 8, 1, 256), (70, 3, 3, 8), (2, 8, 4, 72)];
-    for (tokens, heads, kv_heads, head_dim) in shapes {
-        let pasts = [(0, 1, None, None), (5, 8, None, Some(3.0)), (40, 16, Some(16), None), (300, 512, None, None)];
-        let finenesses = [ActivationPrecision::F32, ActivationPrecision::Int16OrBf16];
-        for ((start, capacity, window, softcap), activations) in
-            pasts.into_iter().flat_map(|p| finenesses.map(|f| (p, f)))
+    for (len, heads, kv_heads, head_dim) in shapes {
+        let heads = Heads { heads, kv_heads, head_dim };
+        for (start, window, softcap) in [(0, None, None), (5, None, Some(3.0)), (40, Some(16), None), (300, None, None)]
         {
-            let shape = AttendShape { tokens, heads, kv_heads, head_dim, capacity };
-            let params = AttendParams { start, prefix_len: 0, window, scale: 0.2, softcap, activations };
-            let row = kv_heads * head_dim;
-            let [q, out] = [noise(tokens * heads * head_dim, 1), vec![f32::NAN; tokens * heads * head_dim]];
-            let buffers = [capacity, capacity, tokens, tokens].map(|rows| noise(rows * row, rows as u64));
-            for level in Level::available() {
-                let run = |q: &[f32], buffers: [&[f32]; 4], out: &mut [f32]| {
-                    let [past_k, past_v, fresh_k, fresh_v] = buffers;
-                    let keys = Keys { past: Stored::F32(past_k, past_v), fresh_k, fresh_v };
-                    attend(level, q, keys, shape, params, places(out));
+            for activations in [ActivationPrecision::F32, ActivationPrecision::Int16OrBf16] {
+                let visibility = Visibility::Causal { window };
+                let params = AttendParams { visibility, scale: 0.2, softcap, activations };
+                let first = visibility.first_needed(start) / PAGE_LEN;
+                let pages = (start + len).div_ceil(PAGE_LEN) - first;
+                let page = |seed: usize| noise(kv_heads * PAGE_LEN * head_dim, seed as u64);
+                let (k, v): (Vec<_>, Vec<_>) = (0..pages).map(|i| (page(2 * i + 1), page(2 * i + 2))).unzip();
+                let rows = [3, 4].map(|seed| noise(len * kv_heads * head_dim, seed));
+                let q = noise(len * heads.heads * head_dim, 1);
+                let bytes = |values: &Vec<f32>| -> Vec<[u8; 2]> {
+                    values.iter().map(|x| half::f16::from_f32(*x).to_le_bytes()).collect()
                 };
-                let mut expected = out.clone();
-                run(&q, buffers.each_ref().map(|buffer| buffer.as_slice()), &mut expected);
-                for side in SIDES {
-                    let (q, mut out) = (Fenced::new(&q, side), Fenced::new(&out, side));
-                    let buffers = buffers.each_ref().map(|buffer| Fenced::new(buffer, side));
-                    run(q.get(), buffers.each_ref().map(|buffer| buffer.get()), out.get_mut());
-                    assert_same(out.get(), &expected, &format!("{level:?} {shape:?} {params:?} {side:?}"));
-
-                    let halves = [1, 2].map(|seed| {
-                        noise(capacity * row, seed)
-                            .iter()
-                            .map(|x| half::f16::from_f32(*x).to_le_bytes())
-                            .collect::<Vec<_>>()
-                    });
-                    let run = |q: &[f32], past: Stored<'_>, out: &mut [f32]| {
-                        let keys = Keys { past, fresh_k: buffers[2].get(), fresh_v: buffers[3].get() };
-                        attend(level, q, keys, shape, params, places(out));
+                let [half_k, half_v] = [&k, &v].map(|pages| pages.iter().map(bytes).collect::<Vec<_>>());
+                for isa in Isa::available() {
+                    let run = |q: &[f32], keys: Keys<'_>, out: &mut [f32]| {
+                        let sequence = Sequence { start, len, blocks: &[], phase: Phase::of_len(len), keys };
+                        attend(isa, q, &[sequence], heads, &params, places(out));
                     };
-                    let mut expected = vec![f32::NAN; out.get().len()];
-                    run(q.get(), Stored::F16(&halves[0], &halves[1]), &mut expected);
-                    let halves = halves.each_ref().map(|halves| Fenced::new(halves, side));
-                    run(q.get(), Stored::F16(halves[0].get(), halves[1].get()), out.get_mut());
-                    assert_same(out.get(), &expected, &format!("f16 {level:?} {shape:?} {params:?} {side:?}"));
+                    for (side, kept) in
+                        SIDES.into_iter().flat_map(|side| ["rows", "f32", "f16"].map(|kept| (side, kept)))
+                    {
+                        if kept == "rows" && start > 0 {
+                            continue;
+                        }
+                        let (fenced_q, mut out) = (Fenced::new(&q, side), Fenced::new(&vec![f32::NAN; q.len()], side));
+                        let mut expected = vec![f32::NAN; q.len()];
+                        let fence = |pages: &[Vec<f32>]| pages.iter().map(|p| Fenced::new(p, side)).collect::<Vec<_>>();
+                        let fence_f16 =
+                            |pages: &[Vec<[u8; 2]>]| pages.iter().map(|p| Fenced::new(p, side)).collect::<Vec<_>>();
+                        match kept {
+                            "rows" => {
+                                run(&q, Keys::Rows(Stored::F32(&rows[0], &rows[1])), &mut expected);
+                                let rows = rows.each_ref().map(|rows| Fenced::new(rows, side));
+                                let keys = Keys::Rows(Stored::F32(rows[0].get(), rows[1].get()));
+                                run(fenced_q.get(), keys, out.get_mut());
+                            }
+                            "f32" => {
+                                let pages = k.iter().zip(&v).map(|(k, v)| Stored::F32(k, v)).collect();
+                                run(&q, Keys::Pages { first, pages }, &mut expected);
+                                let (k, v) = (fence(&k), fence(&v));
+                                let pages = k.iter().zip(&v).map(|(k, v)| Stored::F32(k.get(), v.get())).collect();
+                                run(fenced_q.get(), Keys::Pages { first, pages }, out.get_mut());
+                            }
+                            _ => {
+                                let pages = half_k.iter().zip(&half_v).map(|(k, v)| Stored::F16(k, v)).collect();
+                                run(&q, Keys::Pages { first, pages }, &mut expected);
+                                let (k, v) = (fence_f16(&half_k), fence_f16(&half_v));
+                                let pages = k.iter().zip(&v).map(|(k, v)| Stored::F16(k.get(), v.get())).collect();
+                                run(fenced_q.get(), Keys::Pages { first, pages }, out.get_mut());
+                            }
+                        }
+                        let context = format!("{isa:?} {heads:?} {len} after {start} {params:?} {kept} {side:?}");
+                        assert_same(out.get(), &expected, &context);
+                    }
                 }
             }
         }
@@ -175,42 +197,37 @@ fn attention_stays_inside() {
 
 #[test]
 fn everything_else_stays_inside() {
-    for (level, side) in Level::available().into_iter().flat_map(|level| SIDES.map(|side| (level, side))) {
+    for (isa, side) in Isa::available().into_iter().flat_map(|isa| SIDES.map(|side| (isa, side))) {
         let fenced = |len: usize, seed: u64| Fenced::new(&noise(len, seed), side);
         for (tokens, heads, head_dim) in [(1, 1, 2), (3, 2, 33), (9, 4, 256), (70, 1, 67)] {
-            let (context, len) = (format!("{level:?} {side:?} {tokens} {heads} {head_dim}"), tokens * heads * head_dim);
+            let (context, len) = (format!("{isa:?} {side:?} {tokens} {heads} {head_dim}"), tokens * heads * head_dim);
             let (x, other, mut out) = (fenced(len, 1), fenced(len, 2), fenced(len, 3));
             let mut expected = vec![0.0; len];
             let (plain, plain_other) = (noise(len, 1), noise(len, 2));
-            geglu(level, x.get(), other.get(), places(out.get_mut()));
-            geglu(level, &plain, &plain_other, places(&mut expected));
+            geglu(isa, x.get(), other.get(), places(out.get_mut()));
+            geglu(isa, &plain, &plain_other, places(&mut expected));
             assert_same(out.get(), &expected, &context);
 
             let width = heads * head_dim;
             let weight = fenced(width, 4);
-            rms_norm(level, x.get(), weight.get(), 1e-6, places(out.get_mut()));
-            rms_norm(level, &plain, &noise(width, 4), 1e-6, places(&mut expected));
+            rms_norm(isa, x.get(), weight.get(), 1e-6, places(out.get_mut()));
+            rms_norm(isa, &plain, &noise(width, 4), 1e-6, places(&mut expected));
             assert_same(out.get(), &expected, &context);
 
             let half = head_dim / 2;
             let angles = [fenced(tokens * half, 5), fenced(tokens * half, 6)];
             let plain_angles = [noise(tokens * half, 5), noise(tokens * half, 6)];
-            rotate(level, x.get(), angles.each_ref().map(|a| a.get()), [heads, head_dim, half], places(out.get_mut()));
+            rotate(isa, x.get(), angles.each_ref().map(|a| a.get()), [heads, head_dim, half], places(out.get_mut()));
             let slices = plain_angles.each_ref().map(|a| a.as_slice());
-            rotate(level, &plain, slices, [heads, head_dim, half], places(&mut expected));
+            rotate(isa, &plain, slices, [heads, head_dim, half], places(&mut expected));
             assert_same(out.get(), &expected, &context);
 
             let bounds = [0, tokens / 2, tokens];
             let initial = fenced(2 * width, 7);
             for backwards in [false, true] {
                 let operands = |a, b, initial| Recurrence { a, b, initial, bounds: &bounds, channels: width };
-                linear_recurrence(level, operands(x.get(), other.get(), initial.get()), backwards, out.get_mut());
-                linear_recurrence(
-                    level,
-                    operands(&plain, &plain_other, &noise(2 * width, 7)),
-                    backwards,
-                    &mut expected,
-                );
+                linear_recurrence(isa, operands(x.get(), other.get(), initial.get()), backwards, out.get_mut());
+                linear_recurrence(isa, operands(&plain, &plain_other, &noise(2 * width, 7)), backwards, &mut expected);
                 assert_same(out.get(), &expected, &context);
             }
 
@@ -240,8 +257,8 @@ fn everything_else_stays_inside() {
             let (mut a, mut b) = (fenced(len, 0), fenced(len, 0));
             let mut expected_b = vec![f32::NAN; len];
             expected.fill(f32::NAN);
-            gated_decay(level, gates, a.get_mut(), b.get_mut());
-            gated_decay(level, plain_gates, &mut expected, &mut expected_b);
+            gated_decay(isa, gates, a.get_mut(), b.get_mut());
+            gated_decay(isa, plain_gates, &mut expected, &mut expected_b);
             assert_same(a.get(), &expected, &format!("{context} factors"));
             assert_same(b.get(), &expected_b, &format!("{context} addends"));
         }

@@ -13,7 +13,7 @@ struct Line(#[allow(dead_code, reason = "read through the slices")] [u8; LINE]);
 ///
 /// # Safety
 /// Implementors are plain numbers no wider than a cache line.
-pub(super) unsafe trait Number: Copy {}
+pub(in crate::cpu) unsafe trait Number: Copy {}
 
 // SAFETY: plain numbers.
 unsafe impl Number for f32 {}
@@ -25,7 +25,7 @@ unsafe impl Number for i16 {}
 unsafe impl Number for i8 {}
 
 /// `len` numbers, zero at first, aligned for every vector.
-pub(super) struct Buffer<T> {
+pub(in crate::cpu) struct Buffer<T> {
     lines: Vec<Line>,
     len: usize,
     number: std::marker::PhantomData<T>,
@@ -33,19 +33,19 @@ pub(super) struct Buffer<T> {
 
 impl<T: Number> Buffer<T> {
     /// `len` zeros.
-    pub(super) fn zeroed(len: usize) -> Self {
+    pub(in crate::cpu) fn zeroed(len: usize) -> Self {
         let mut buffer = Self::empty();
         buffer.resize(len);
         buffer
     }
 
     /// No numbers yet.
-    pub(super) const fn empty() -> Self {
+    pub(in crate::cpu) const fn empty() -> Self {
         Self { lines: Vec::new(), len: 0, number: std::marker::PhantomData }
     }
 
     /// Makes room for `len` numbers, of which those from earlier uses keep whatever value they had.
-    pub(super) fn resize(&mut self, len: usize) {
+    pub(in crate::cpu) fn resize(&mut self, len: usize) {
         let lines = (len * size_of::<T>()).div_ceil(LINE);
         if lines > self.lines.len() {
             // not `resize`, which would copy what nobody needs

@@ -1,56 +1,40 @@
 //! Products with a packed matrix, and look-ups of its rows.
 //!
 //! Two ways to multiply. With few tokens the time is that of reading the weights once, so each row is streamed from
-//! memory ([`stream`](super::stream), [`integer`](super::integer)). With many tokens arithmetic dominates: blocks of
-//! rows are decoded and multiplied in register tiles ([`blocked`](super::blocked)).
+//! memory ([`gemv`](super::gemv)). With many tokens arithmetic dominates: blocks of rows are decoded and multiplied in
+//! register tiles ([`gemm`](super::gemm)).
 //!
-//! The two add in different orders, so a token's last bits can depend on how many others are computed with it. Weights in
-//! f32, which somebody keeps for exactness and not for speed, are therefore always multiplied in tiles, where every
-//! sum runs over the columns in order: a sequence in a batch is bit for bit what it is alone.
+//! How finely a row is represented follows from its [`Phase`] alone. Which of the kernels of that precision computes it
+//! may depend on how many rows there are, and they add in different orders, so that a row's last bits can depend on
+//! its company; unless the product is to be batch-invariant: then the phase chooses the kernel, too. Weights in f32, which
+//! somebody keeps for exactness and not for speed, are always multiplied in tiles, where every sum runs over the columns
+//! in order.
 
-use super::level::Level;
-use super::output::Output;
-use super::{blocked, integer, pool, stream};
-use crate::{ActivationPrecision, Format};
+use crate::cpu::gemm::f32 as gemm_f32;
+use crate::cpu::gemv::{float as gemv_float, int8 as gemv_int8};
+use crate::cpu::isa::Isa;
+use crate::cpu::output::Output;
+use crate::cpu::pool;
+use crate::cpu::shape::Shape;
+use crate::ops::linear::Arithmetic;
+use crate::{ActivationPrecision, Format, Phase};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Up to this many tokens, rows are streamed; above, blocks of rows are decoded first.
 const STREAMED_TOKENS: usize = 8;
 /// The same for rows of bf16 and f16, of which several are multiplied at once.
-pub(super) const STREAMED_TOKENS_OF_HALVES: usize = 16;
+const STREAMED_TOKENS_OF_HALVES: usize = 16;
 /// Bytes of weights that a thread streams before it looks for work again.
 const STREAM_BYTES: usize = 1 << 18;
-
-/// The sizes of one product.
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) format: Format,
-    pub(super) tokens: usize,
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-    pub(super) row_bytes: usize,
-}
-
-impl Shape {
-    /// Where column `column`, the first of a block, begins in a row.
-    pub(super) fn bytes(self, column: usize) -> usize {
-        column / self.format.block_len() * self.format.block_bytes()
-    }
-
-    /// Multiplications.
-    pub(super) fn work(self) -> usize {
-        self.tokens * self.rows * self.cols
-    }
-}
 
 /// `out[t, r] = Σ_c x[t, c] w[r, c]` with `x` `[tokens, cols]` and `w` `[rows, cols]` in `format`, summed in f32. Every value of `out` is written.
 ///
 /// # Panics
 /// When a slice does not have the size of its shape.
 pub(crate) fn linear(
-    level: Level,
-    activations: ActivationPrecision,
+    isa: Isa,
+    arithmetic: Arithmetic,
     x: &[f32],
     weight: &[u8],
     format: Format,
@@ -68,39 +52,83 @@ pub(crate) fn linear(
     }
     let output = Output(out.as_mut_ptr().cast());
     let shape = Shape { format, tokens, rows, cols, row_bytes };
-    #[cfg(target_arch = "x86_64")]
-    if activations != ActivationPrecision::F32 && tokens > STREAMED_TOKENS {
-        let finely = activations == ActivationPrecision::Int16OrBf16;
-        let bytes = super::bytes::has(level, format);
-        // few tokens in bytes are as fast as in pairs, and finer
-        let few = bytes && (tokens <= STREAMED_TOKENS_OF_HALVES || !finely);
-        let paired = has_pairs(level, shape) && !few && activations.round_prompts(format);
-        if paired {
-            return super::pairs::multiply(level, x, weight, shape, output);
+    let activations = arithmetic.activations;
+    match kernel(isa, arithmetic, shape) {
+        Kernel::GemmF32 => gemm_f32::multiply(isa, x, weight, shape, output),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::GemmBf16 => crate::cpu::gemm::bf16::multiply(isa, x, weight, shape, output),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::GemmInt8 => {
+            let finely = activations == ActivationPrecision::Int16OrBf16;
+            crate::cpu::gemm::int8::multiply(isa, x, weight, shape, finely, output);
         }
-        if bytes {
-            return super::bytes::multiply(level, x, weight, shape, finely, output);
+        Kernel::GemvF32 => {
+            let alone = arithmetic.batch_invariant;
+            streams(shape, |range| gemv_float::multiply(isa, x, weight, shape, alone, range, output));
+        }
+        Kernel::GemvInt => {
+            let x = gemv_int8::prepare(isa, x, shape, activations);
+            streams(shape, |range| gemv_int8::multiply(isa, &x, weight, shape, range, output));
         }
     }
+}
+
+/// The ways to multiply.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kernel {
+    /// Rows streamed, activations in f32.
+    GemvF32,
+    /// Rows streamed, activations as integers of 8 or 16 bits.
+    GemvInt,
+    /// Tiles of f32.
+    GemmF32,
+    /// Tiles of bf16.
+    #[cfg(target_arch = "x86_64")]
+    GemmBf16,
+    /// Tiles of integers, 8 or 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    GemmInt8,
+}
+
+fn kernel(isa: Isa, arithmetic: Arithmetic, shape: Shape) -> Kernel {
+    let Arithmetic { activations, phase, batch_invariant } = arithmetic;
+    let Shape { format, tokens, .. } = shape;
+    let exact = activations == ActivationPrecision::F32;
     let streamed = match format {
         Format::F32 => 0,
         Format::Bf16 | Format::F16 => STREAMED_TOKENS_OF_HALVES,
         _ => STREAMED_TOKENS,
     };
-    if tokens > streamed {
-        blocked::multiply(level, x, weight, shape, output);
-    } else if activations == ActivationPrecision::F32 || !integer::has(level, format) {
-        streams(shape, |range| stream::multiply(level, x, weight, shape, range, output));
-    } else {
-        let x = integer::prepare(level, x, shape, activations);
-        streams(shape, |range| integer::multiply(level, &x, weight, shape, range, output));
+    #[cfg(target_arch = "x86_64")]
+    let int8 = !exact && crate::cpu::gemm::int8::has(isa, format);
+    #[cfg(target_arch = "x86_64")]
+    if phase == Phase::Prefill && !exact {
+        // prompts in 8 bits stay in 8 bits
+        let coarse = int8 && activations == ActivationPrecision::Int8;
+        if has_pairs(isa, shape) && activations.round_prompts(format) && !coarse {
+            return Kernel::GemmBf16;
+        }
+        if int8 {
+            return Kernel::GemmInt8;
+        }
     }
+    let few = if batch_invariant { phase == Phase::Decode && streamed > 0 } else { tokens <= streamed };
+    if few {
+        // a prompt of these formats is multiplied in f32
+        let integers = phase == Phase::Decode && !exact && gemv_int8::has(isa, format);
+        return if integers { Kernel::GemvInt } else { Kernel::GemvF32 };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if int8 {
+        return Kernel::GemmInt8;
+    }
+    Kernel::GemmF32
 }
 
 /// Calls `multiply` with all rows, in stretches that threads stream.
 fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
     let Shape { rows, row_bytes, .. } = shape;
-    let stretch = STREAM_BYTES.div_ceil(row_bytes).next_multiple_of(stream::ROWS);
+    let stretch = STREAM_BYTES.div_ceil(row_bytes).next_multiple_of(gemv_float::ROWS);
     pool::for_work(shape.work(), rows.div_ceil(stretch), |task| {
         multiply(task * stretch..((task + 1) * stretch).min(rows));
     });
@@ -108,9 +136,9 @@ fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
 
 /// Whether products of bf16 with bf16 can be had and are worth it.
 #[cfg(target_arch = "x86_64")]
-fn has_pairs(level: Level, shape: Shape) -> bool {
-    let possible = shape.cols.is_multiple_of(2) && level >= Level::Avx512Bf16;
-    possible && (level >= Level::Amx || super::lanes::pairs_are_faster())
+fn has_pairs(isa: Isa, shape: Shape) -> bool {
+    let possible = shape.cols.is_multiple_of(2) && isa >= Isa::Avx512Bf16;
+    possible && (isa >= Isa::Amx || crate::cpu::isa::pairs_are_faster())
 }
 
 /// The rows `ids` of a packed matrix as f32, `[ids, cols]`.
@@ -151,7 +179,7 @@ mod tests {
     }
 
     fn product(
-        level: Level,
+        isa: Isa,
         activations: ActivationPrecision,
         x: &[f32],
         weight: &[u8],
@@ -160,7 +188,9 @@ mod tests {
     ) -> Vec<f32> {
         let rows = weight.len() / format.row_bytes(cols).unwrap();
         let mut out = vec![f32::NAN; x.len() / cols * rows];
-        linear(level, activations, x, weight, format, cols, places(&mut out));
+        let phase = Phase::of_len(x.len() / cols);
+        let arithmetic = Arithmetic { activations, phase, batch_invariant: false };
+        linear(isa, arithmetic, x, weight, format, cols, places(&mut out));
         out
     }
 
@@ -173,7 +203,7 @@ mod tests {
     const SHAPES: [(usize, usize); 10] =
         [(1, 32), (7, 96), (33, 160), (70, 2080), (5, 1), (3, 17), (40, 67), (131, 288), (12, 512), (7, 768)];
 
-    /// Every level, format and path against an f64 loop over the decoded weights.
+    /// Every instruction set, format and path against an f64 loop over the decoded weights.
     #[test]
     fn products_equal_a_plain_loop() {
         for format in Format::ALL {
@@ -182,13 +212,13 @@ mod tests {
                 for tokens in [1, 2, 3, 6, 7, 8, 9, 13, 16, 17, 33, 40] {
                     let x = noise(tokens * cols, 2);
                     let exact = loops(&x, &decoded, cols);
-                    for level in Level::available() {
-                        let found = product(level, ActivationPrecision::F32, &x, &weight, format, cols);
+                    for isa in Isa::available() {
+                        let found = product(isa, ActivationPrecision::F32, &x, &weight, format, cols);
                         for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
                             let error = (f64::from(*found) - exact).abs();
                             assert!(
                                 error < 2e-6 * (cols as f64).sqrt() + 1e-5,
-                                "{level:?} {format} {tokens}x{cols}x{rows} at {i}: {error}"
+                                "{isa:?} {format} {tokens}x{cols}x{rows} at {i}: {error}"
                             );
                         }
                     }
@@ -197,10 +227,10 @@ mod tests {
         }
     }
 
-    /// Products in integers are exact but for the last f32 sums: each level against an f64 loop over the
+    /// Products in integers are exact but for the last f32 sums: each instruction set against an f64 loop over the
     /// quantized activations.
     #[test]
-    fn whole_numbers_are_multiplied_exactly() {
+    fn integers_are_multiplied_exactly() {
         for format in [Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q5K, Format::Q6K] {
             for (rows, cols) in SHAPES.into_iter().filter(|(_, cols)| format.row_bytes(*cols).is_some()) {
                 let (weight, decoded) = encoded(format, rows, cols);
@@ -209,20 +239,19 @@ mod tests {
                     [(tokens, ActivationPrecision::Int16OrBf16), (tokens, ActivationPrecision::Int8)]
                 }) {
                     let x = noise(tokens * cols, 2);
-                    for level in Level::available() {
-                        let vnni = level >= Level::Avx512Vnni;
-                        let bytes = vnni || level == Level::AvxVnni;
-                        let pairs = activations == ActivationPrecision::Int16OrBf16 && level >= Level::Avx512Bf16;
+                    for isa in Isa::available() {
+                        let vnni = isa >= Isa::Avx512Vnni;
+                        let bytes = vnni || isa == Isa::AvxVnni;
+                        let pairs = activations == ActivationPrecision::Int16OrBf16 && isa >= Isa::Avx512Bf16;
                         let whole_numbers = match (format.block_len(), tokens) {
                             (32, ..=STREAMED_TOKENS) => true,
-                            (32, ..=STREAMED_TOKENS_OF_HALVES) => bytes,
                             (32, _) => bytes && !pairs,
                             _ => vnni && tokens <= STREAMED_TOKENS,
                         };
                         if !whole_numbers {
                             continue;
                         }
-                        let coarse = activations == ActivationPrecision::Int8 && level.multiplies_bytes();
+                        let coarse = activations == ActivationPrecision::Int8 && isa.multiplies_bytes();
                         let limit = if coarse { quantize::COARSE } else { quantize::FINE };
                         let seen = |block: &[f32; 32]| {
                             let (scale, values) = quantize::quantize(block, limit);
@@ -230,12 +259,12 @@ mod tests {
                         };
                         let x_seen: Vec<f32> = x.as_chunks().0.iter().flat_map(seen).collect();
                         let exact = loops(&x_seen, &decoded, cols);
-                        let found = product(level, activations, &x, &weight, format, cols);
+                        let found = product(isa, activations, &x, &weight, format, cols);
                         for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
                             let error = (f64::from(*found) - exact).abs();
                             assert!(
                                 error < 2e-6 * (cols as f64).sqrt() + 1e-5,
-                                "{level:?} {format} {activations:?} {tokens}x{cols}x{rows} at {i}: {error}"
+                                "{isa:?} {format} {activations:?} {tokens}x{cols}x{rows} at {i}: {error}"
                             );
                         }
                     }
@@ -253,13 +282,13 @@ mod tests {
             for tokens in [1, 8, 32] {
                 let x = noise(tokens * cols, 2);
                 let exact = loops(&x, &decoded, cols);
-                for level in Level::available() {
+                for isa in Isa::available() {
                     let error = |activations| {
-                        let found = product(level, activations, &x, &weight, format, cols);
+                        let found = product(isa, activations, &x, &weight, format, cols);
                         let wrong = found.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>();
                         (wrong / exact.iter().map(|value| value * value).sum::<f64>()).sqrt()
                     };
-                    let context = format!("{level:?} {format} {tokens}");
+                    let context = format!("{isa:?} {format} {tokens}");
                     // many tokens are what bf16 makes of both sides, where there are pairs
                     let fine = if tokens > STREAMED_TOKENS { 4e-3 } else { 3e-5 };
                     let bounds = [
@@ -284,11 +313,11 @@ mod tests {
             for (bad, tokens) in [f32::NAN, f32::INFINITY].into_iter().flat_map(|bad| [(bad, 2), (bad, 20)]) {
                 let mut x = noise(tokens * 256, 3);
                 x[256 + 40] = bad;
-                for level in Level::available() {
-                    let found = product(level, ActivationPrecision::Int16OrBf16, &x, &weight, format, 256);
+                for isa in Isa::available() {
+                    let found = product(isa, ActivationPrecision::Int16OrBf16, &x, &weight, format, 256);
                     for (t, sums) in found.chunks(3).enumerate() {
-                        assert_eq!(sums.iter().all(|sum| !sum.is_finite()), t == 1, "{level:?} {format} {sums:?}");
-                        assert_eq!(sums.iter().all(|sum| sum.is_finite()), t != 1, "{level:?} {format} {sums:?}");
+                        assert_eq!(sums.iter().all(|sum| !sum.is_finite()), t == 1, "{isa:?} {format} {sums:?}");
+                        assert_eq!(sums.iter().all(|sum| sum.is_finite()), t != 1, "{isa:?} {format} {sums:?}");
                     }
                 }
             }
@@ -300,10 +329,47 @@ mod tests {
         let x = [1.0f32, 1.0, 1.0, 1.0];
         let mut weight = [0; 16];
         Format::F32.encode_row(&[f32::MAX, -f32::MAX, f32::MIN_POSITIVE, -0.0], &mut weight);
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut out = [0.0];
-            linear(level, ActivationPrecision::Int16OrBf16, &x, &weight, Format::F32, 4, places(&mut out));
-            assert!(out[0].is_finite(), "{level:?}: {}", out[0]);
+            let activations = ActivationPrecision::Int16OrBf16;
+            let arithmetic = Arithmetic { activations, phase: Phase::Decode, batch_invariant: false };
+            linear(isa, arithmetic, &x, &weight, Format::F32, 4, places(&mut out));
+            assert!(out[0].is_finite(), "{isa:?}: {}", out[0]);
+        }
+    }
+
+    /// A batch-invariant product gives a row the same bits in any company, and else the same precision.
+    #[test]
+    fn company_changes_no_bit_where_it_must_not() {
+        for format in Format::ALL {
+            let (rows, cols) = (37, 512);
+            let (weight, _) = encoded(format, rows, cols);
+            let x = noise(40 * cols, 2);
+            for (isa, activations, phase) in Isa::available().into_iter().flat_map(|isa| {
+                let finenesses =
+                    [ActivationPrecision::F32, ActivationPrecision::Int16OrBf16, ActivationPrecision::Int8];
+                finenesses.into_iter().flat_map(move |a| [Phase::Decode, Phase::Prefill].map(|phase| (isa, a, phase)))
+            }) {
+                let of = |first: usize, tokens: usize, batch_invariant: bool| {
+                    let x = &x[first * cols..(first + tokens) * cols];
+                    let mut out = vec![f32::NAN; tokens * rows];
+                    let arithmetic = Arithmetic { activations, phase, batch_invariant };
+                    linear(isa, arithmetic, x, &weight, format, cols, places(&mut out));
+                    out
+                };
+                let context = format!("{isa:?} {format} {activations:?} {phase:?}");
+                let whole = of(0, 40, true);
+                for (first, tokens) in [(0, 1), (7, 2), (9, 3), (3, 4), (20, 5), (1, 17), (6, 33)] {
+                    let found = of(first, tokens, true);
+                    assert!(found == whole[first * rows..][..found.len()], "{context}: {tokens} from {first}");
+                    // a decoded row is never rounded to bf16
+                    let free = of(first, tokens, false);
+                    let error = free.iter().zip(&found).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+                    let size = found.iter().map(|value| value * value).sum::<f32>();
+                    let bound = if activations == ActivationPrecision::Int8 { 1e-2 } else { 3e-5 };
+                    assert!((error / size).sqrt() < bound, "{context}: {tokens} from {first}");
+                }
+            }
         }
     }
 }

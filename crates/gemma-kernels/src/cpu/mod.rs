@@ -1,45 +1,36 @@
 //! The operations on the CPU: slices in, slices out, for the ndarray and the flex backend alike.
 //!
-//! `level` finds out what the CPU can do, `lanes` is the vector type of each instruction set, `pool` the
-//! threads. `linear` decides how a product is computed: `stream` or `integer`, which hands blocks of 256 to
-//! `superblocks`, for few tokens, `blocked`, `pairs` or `bytes` for many, with blocks of parts taken apart by `parts`.
-//! `attention` is one algorithm for both; its innermost loop, and that of `blocked`, is in `tile`. `recurrence` and
-//! `gates` are RecurrentGemma's.
+//! - [`linear`]: products with a matrix, [`gemv`] for few tokens and [`gemm`] for many;
+//! - [`attention`], [`elementwise`], [`recurrence`], [`gated_decay`]: what lies between the products;
+//! - [`isa`]: the instruction sets of the CPU, and a vector type for each; [`pool`]: the threads;
+//! - [`dequantize`], [`sub_blocks`], [`quantize`], `bf16`: weights and activations in other formats.
 
 use std::mem::MaybeUninit;
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod attention;
-mod blocked;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 #[cfg(all(test, unix))]
 mod bounds;
 mod buffer;
-#[cfg(target_arch = "x86_64")]
-mod bytes;
-mod decode;
-mod fused;
-mod gates;
-mod integer;
-mod lanes;
-mod level;
+mod dequantize;
+mod elementwise;
+mod gated_decay;
+mod gemm;
+mod gemv;
+mod isa;
 mod linear;
 mod output;
-#[cfg(target_arch = "x86_64")]
-mod pairs;
-mod parts;
 mod pool;
 mod quantize;
 mod recurrence;
-mod stream;
-#[cfg(target_arch = "x86_64")]
-mod superblocks;
-mod tile;
+mod shape;
+mod sub_blocks;
 
-pub(crate) use attention::{AttendShape, Keys, Stored, attend};
-pub(crate) use fused::{geglu, rms_norm, rotate};
-pub(crate) use gates::{Gates, gated_decay};
-pub use level::{Level, LevelError, chosen_level, cpu_level};
+pub(crate) use attention::{Heads, Keys, Sequence, Stored, attend};
+pub(crate) use elementwise::{geglu, rms_norm, rotate};
+pub(crate) use gated_decay::{Gates, gated_decay};
+pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};
 pub(crate) use linear::{linear, rows};
 pub(crate) use recurrence::{Recurrence, linear_recurrence};
 

@@ -1,18 +1,18 @@
-//! ActivationPrecision as integers, for products with quantized weights.
+//! Activations as integers, for products with quantized weights.
 //!
 //! 32 values share a scale, `d = max|x| / LIMIT`, and become `round(x / d)`, ties to even. A block that holds an
 //! infinity or NaN has the scale NaN, so that the product says so.
 
-use super::buffer::Buffer;
+use crate::cpu::buffer::Buffer;
 
 /// Values per block.
 const BLOCK: usize = 32;
 
 /// The largest magnitude of a 16-bit activation: 127 · 256, so that its high byte stays within ±127.
-pub(super) const FINE: f32 = 32512.0;
+pub(in crate::cpu) const FINE: f32 = 32512.0;
 /// The largest magnitude of an 8-bit activation.
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "no gain there"))]
-pub(super) const COARSE: f32 = 127.0;
+pub(in crate::cpu) const COARSE: f32 = 127.0;
 
 /// The scale of a block whose largest magnitude has these bits, and what its values are multiplied with; without that,
 /// they all become zero. As bits, magnitudes are ordered like integers, with infinity and NaN at the end.
@@ -28,7 +28,7 @@ fn scale(largest: u32, limit: f32) -> (f32, Option<f32>) {
 
 /// The scale of a block and its integers.
 #[inline(always)]
-pub(super) fn quantize(x: &[f32; BLOCK], limit: f32) -> (f32, [i32; BLOCK]) {
+pub(in crate::cpu) fn quantize(x: &[f32; BLOCK], limit: f32) -> (f32, [i32; BLOCK]) {
     // Adding 1.5·2²³ leaves the integer nearest to a small number in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
     let largest = x.iter().fold(0, |largest: u32, value| largest.max(value.to_bits() & 0x7fff_ffff));
@@ -40,21 +40,21 @@ pub(super) fn quantize(x: &[f32; BLOCK], limit: f32) -> (f32, [i32; BLOCK]) {
 /// A block as bytes: `value = 256 high + low`, `low` a signed number.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[derive(Debug)]
-pub(super) struct Bytes {
-    pub(super) scale: f32,
-    pub(super) low: [i8; BLOCK],
+pub(in crate::cpu) struct Bytes {
+    pub(in crate::cpu) scale: f32,
+    pub(in crate::cpu) low: [i8; BLOCK],
     /// All zeros for 8-bit activations.
-    pub(super) high: [i8; BLOCK],
+    pub(in crate::cpu) high: [i8; BLOCK],
     /// The sums of the values of either half.
-    pub(super) sums: [i32; 2],
+    pub(in crate::cpu) sums: [i32; 2],
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl Bytes {
     /// What [`quantize`] makes of `x`.
-    #[cfg_attr(target_arch = "x86_64", allow(dead_code, reason = "the plain twin"))]
+    #[cfg_attr(target_arch = "x86_64", allow(dead_code, reason = "the reference implementation"))]
     #[inline(always)]
-    pub(super) fn new(x: &[f32; BLOCK], limit: f32) -> Self {
+    pub(in crate::cpu) fn new(x: &[f32; BLOCK], limit: f32) -> Self {
         let (scale, values) = quantize(x, limit);
         let low = values.map(|value| value as i8);
         let high = std::array::from_fn(|i| ((values[i] - i32::from(low[i])) >> 8) as i8);
@@ -72,7 +72,7 @@ impl Bytes {
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(super) fn with_avx512(x: &[f32; BLOCK], limit: f32) -> Self {
+    pub(in crate::cpu) fn with_avx512(x: &[f32; BLOCK], limit: f32) -> Self {
         use std::arch::x86_64::*;
         // SAFETY: the block has two vectors.
         let values = unsafe { [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))] };
@@ -101,7 +101,7 @@ impl Bytes {
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn with_avx2(x: &[f32; BLOCK], limit: f32) -> Self {
+    pub(in crate::cpu) fn with_avx2(x: &[f32; BLOCK], limit: f32) -> Self {
         use std::arch::x86_64::*;
         // SAFETY: the block has four vectors.
         let values = [0, 8, 16, 24].map(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(i)) });
@@ -139,19 +139,19 @@ impl Bytes {
 }
 
 /// 16-bit activations as they are.
-pub(super) struct Words {
+pub(in crate::cpu) struct Words {
     /// `[tokens, cols]`.
-    pub(super) values: Buffer<i16>,
+    pub(in crate::cpu) values: Buffer<i16>,
     /// A scale per block, `[tokens, blocks]`.
-    pub(super) scales: Buffer<f32>,
+    pub(in crate::cpu) scales: Buffer<f32>,
     /// The sum of a block's values, `[tokens, blocks]`.
-    pub(super) sums: Buffer<i32>,
+    pub(in crate::cpu) sums: Buffer<i32>,
 }
 
 impl Words {
     /// Of `x` `[tokens, cols]` with `cols` an integer of blocks.
     #[inline(always)]
-    pub(super) fn new(x: &[f32]) -> Self {
+    pub(in crate::cpu) fn new(x: &[f32]) -> Self {
         let blocks = x.len() / BLOCK;
         let mut words =
             Self { values: Buffer::zeroed(x.len()), scales: Buffer::zeroed(blocks), sums: Buffer::zeroed(blocks) };
@@ -171,20 +171,20 @@ impl Words {
 /// On x86 the instruction multiplies unsigned bytes with signed ones, so the weights' bytes are moved up by an offset,
 /// and each product starts from what that offset contributes.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) struct Split {
+pub(in crate::cpu) struct Split {
     /// The high bytes, `[tokens, groups, 128]`; empty for 8-bit activations.
-    pub(super) high: Buffer<i8>,
+    pub(in crate::cpu) high: Buffer<i8>,
     /// The low bytes, `[tokens, groups, 128]`.
-    pub(super) low: Buffer<i8>,
+    pub(in crate::cpu) low: Buffer<i8>,
     /// A scale per block, `[tokens, groups, 4]`.
-    pub(super) scales: Buffer<f32>,
+    pub(in crate::cpu) scales: Buffer<f32>,
     /// Where the sum of each part starts, `[tokens, groups, 128 / part]`.
-    pub(super) starts: Buffer<i32>,
+    pub(in crate::cpu) starts: Buffer<i32>,
 }
 
 /// Values of a group of blocks.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) const GROUP: usize = 4 * BLOCK;
+pub(in crate::cpu) const GROUP: usize = 4 * BLOCK;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl Split {
@@ -193,7 +193,7 @@ impl Split {
     /// bytes are moved up by, and `part`, a whole or a half block, how many values share a start. `bytes` is [`Bytes::new`]
     /// or one like it.
     #[inline(always)]
-    pub(super) fn new(
+    pub(in crate::cpu) fn new(
         x: &[f32],
         cols: usize,
         fine: bool,
@@ -260,9 +260,9 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn bytes_are_the_same_in_vectors() {
-        use crate::cpu::Level;
+        use crate::cpu::Isa;
         type Quantize = unsafe fn(&[f32; BLOCK], f32) -> Bytes;
-        let ways: [(Level, Quantize); 2] = [(Level::Avx2, Bytes::with_avx2), (Level::Avx512, Bytes::with_avx512)];
+        let ways: [(Isa, Quantize); 2] = [(Isa::Avx2, Bytes::with_avx2), (Isa::Avx512, Bytes::with_avx512)];
         let mut bad = block(1.0);
         bad[20] = f32::NAN;
         let mut blocks = vec![bad, [0.0; BLOCK], [f32::INFINITY; BLOCK], [f32::from_bits(3); BLOCK]];
@@ -274,14 +274,14 @@ mod tests {
         }));
         for x in blocks {
             for limit in [FINE, COARSE] {
-                for (level, quantize) in ways {
-                    if !Level::available().contains(&level) {
-                        println!("skipped: no {level}");
+                for (isa, quantize) in ways {
+                    if !Isa::available().contains(&isa) {
+                        println!("skipped: no {isa}");
                         continue;
                     }
-                    // SAFETY: the level says that the CPU has the instructions.
+                    // SAFETY: the ISA says that the CPU has the instructions.
                     let (found, expected) = (unsafe { quantize(&x, limit) }, Bytes::new(&x, limit));
-                    assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{level}: {x:?}");
+                    assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{isa}: {x:?}");
                 }
             }
         }

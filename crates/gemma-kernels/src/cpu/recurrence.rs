@@ -1,13 +1,13 @@
 //! The linear recurrence: a multiplication and an addition per channel and token.
 //!
 //! Tokens follow from one another, channels do not: lanes and threads divide the channels, and each row is computed
-//! from the row before it while that is still in the first-level cache. A channel goes through the same operations
+//! from the row before it while that is still in the L1 cache. A channel goes through the same operations
 //! in the same order whatever the chunk, so reading in chunks changes no bit.
 
-use super::lanes::Lanes;
-use super::level::{Level, with_level};
-use super::output::Output;
-use super::pool;
+use crate::cpu::isa::Lanes;
+use crate::cpu::isa::{Isa, with_isa};
+use crate::cpu::output::Output;
+use crate::cpu::pool;
 
 /// Channels that one task takes along the tokens: 1 KiB of each row.
 const BLOCK: usize = 256;
@@ -31,7 +31,7 @@ pub(crate) struct Recurrence<'a> {
 ///
 /// # Panics
 /// When a slice does not have the size of its shape, or the bounds do not rise from 0 to the number of tokens.
-pub(crate) fn linear_recurrence(level: Level, operands: Recurrence<'_>, backwards: bool, out: &mut [f32]) {
+pub(crate) fn linear_recurrence(isa: Isa, operands: Recurrence<'_>, backwards: bool, out: &mut [f32]) {
     let Recurrence { a, b, initial, bounds, channels } = operands;
     let segments = bounds.len() - 1;
     assert_eq!(a.len(), out.len(), "factors");
@@ -42,14 +42,14 @@ pub(crate) fn linear_recurrence(level: Level, operands: Recurrence<'_>, backward
     let output = Output(out.as_mut_ptr());
     let one = |task: usize| {
         let (segment, first) = (task / blocks, task % blocks * BLOCK);
-        run(level, operands, segment, first, BLOCK.min(channels - first), backwards, output);
+        run(isa, operands, segment, first, BLOCK.min(channels - first), backwards, output);
     };
     pool::for_work(out.len(), segments * blocks, one);
 }
 
 /// One segment of some channels.
 fn run(
-    level: Level,
+    isa: Isa,
     operands: Recurrence<'_>,
     segment: usize,
     first: usize,
@@ -75,7 +75,7 @@ fn run(
         let row = |slice: &[f32], token: usize| unsafe { slice.as_ptr().add(token * channels + first) };
         // SAFETY: as above.
         let to = |token: usize| unsafe { output.at(token * channels + first) };
-        // SAFETY: as above; the lanes are those of the level that this is compiled for.
+        // SAFETY: as above; the lanes are those of the instruction set that this is compiled for.
         let step = |factors: *const f32, last: *const f32, token: usize| unsafe {
             multiply_add::<L>(factors, last, row(b, token), to(token), count);
         };
@@ -94,7 +94,7 @@ fn run(
             }
         }
     }
-    with_level!(level, kernel(operands: Recurrence<'_>, segment: usize, first: usize, count: usize, backwards: bool, output: Output));
+    with_isa!(isa, kernel(operands: Recurrence<'_>, segment: usize, first: usize, count: usize, backwards: bool, output: Output));
 }
 
 /// `to = a * last + b`, `count` values each.
@@ -120,8 +120,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_level_follows_every_channel_both_ways() {
-        for level in Level::available() {
+    fn every_isa_follows_every_channel_both_ways() {
+        for isa in Isa::available() {
             for channels in [1, 7, 40, 600] {
                 let bounds = [0, 3, 4, 9];
                 let values = |len: usize, seed: usize| -> Vec<f32> {
@@ -131,7 +131,7 @@ mod tests {
                 let operands = Recurrence { a: &a, b: &b, initial: &initial, bounds: &bounds, channels };
                 let run = |backwards| {
                     let mut out = vec![f32::NAN; 9 * channels];
-                    linear_recurrence(level, operands, backwards, &mut out);
+                    linear_recurrence(isa, operands, backwards, &mut out);
                     out
                 };
                 let (h, g) = (run(false), run(true));
@@ -142,14 +142,14 @@ mod tests {
                         let mut state = at(&initial, segment);
                         for token in first..end {
                             state = at(&a, token) * state + at(&b, token);
-                            assert!((at(&h, token) - state).abs() < 1e-5, "{level:?} {channels} token {token}");
+                            assert!((at(&h, token) - state).abs() < 1e-5, "{isa:?} {channels} token {token}");
                         }
                         let mut state = at(&b, end - 1);
                         for token in (first..end).rev() {
                             if token + 1 < end {
                                 state = at(&a, token + 1) * state + at(&b, token);
                             }
-                            assert!((at(&g, token) - state).abs() < 1e-5, "{level:?} {channels} back {token}");
+                            assert!((at(&g, token) - state).abs() < 1e-5, "{isa:?} {channels} back {token}");
                         }
                     }
                 }

@@ -5,9 +5,10 @@
 //! side, and use each decoded value for up to four tokens. In [`tile_kernel`] a cube decodes a tile of the
 //! weight once and multiplies it with a tile of tokens, both in shared memory.
 
-use super::decode::{GROUP, column, decode, groups};
+use super::dequantize::{GROUP, column, decode, groups};
 use super::{cube_count, floats, is_empty, output, packed};
-use crate::Format;
+use crate::ops::linear::Arithmetic;
+use crate::{Format, Phase};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -41,7 +42,13 @@ const COLS_PITCH: usize = TILE_COLS + 1;
 ///
 /// # Panics
 /// When shapes or types contradict each other.
-pub(crate) fn packed_linear(x: CubeTensor, words: CubeTensor, format: Format, cols: usize) -> CubeTensor {
+pub(crate) fn packed_linear(
+    x: CubeTensor,
+    words: CubeTensor,
+    format: Format,
+    cols: usize,
+    arithmetic: Arithmetic,
+) -> CubeTensor {
     let (x, (words, [rows, row_words])) = (floats(x), packed(words, format, cols));
     let [tokens, width] = x.meta.shape().dims::<2>();
     assert_eq!(width, cols, "the activations have the width of the weight's rows");
@@ -50,8 +57,9 @@ pub(crate) fn packed_linear(x: CubeTensor, words: CubeTensor, format: Format, co
         return y;
     }
     let client = x.client.clone();
-    // f32, kept for exactness, always in tiles: there a sum does not depend on the other tokens
-    if tokens <= FEW_TOKENS && format != Format::F32 {
+    // in either kernel, a sum does not depend on the other tokens; f32, kept for exactness, is always multiplied in tiles
+    let few = arithmetic.phase == Phase::Decode || !arithmetic.batch_invariant;
+    if few && tokens <= FEW_TOKENS && format != Format::F32 {
         // SAFETY: the kernel clamps rows and tokens to those that exist and guards columns unless they are whole
         // groups; the buffers hold rows x row_words, tokens x cols and tokens x rows elements, asserted above.
         unsafe {

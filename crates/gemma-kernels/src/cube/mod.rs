@@ -2,11 +2,11 @@
 //!
 //! The kernels keep to what WGSL has everywhere: 32-bit words, no 8- or 16-bit types, no bf16, no subgroup
 //! operations, 256 units to a cube, less than 32 KiB of shared memory. Packed bytes arrive as `u32` words, each
-//! row padded to a whole word, and are taken apart with shifts ([`decode`]); every sum is in f32.
+//! row padded to a whole word, and are taken apart with shifts ([`dequantize`]); every sum is in f32.
 //!
 //! - [`linear`]: `y = x Wᵀ`, one kernel for a few tokens and one for many;
 //! - [`rows`]: an embedding look-up;
-//! - [`attend`]: softmax attention over a ring of past keys and over fresh ones, where they lie;
+//! - [`attention`]: softmax attention over pages of keys or over rows, where they lie, and writing them;
 //! - [`recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, a unit per channel.
 //!
 //! # Index arithmetic
@@ -15,13 +15,13 @@
 //! up to 16 GiB. What a device binds at once is less; [`PackedWeight`](crate::PackedWeight) cuts its rows into
 //! shards accordingly.
 
-mod attend;
-mod decode;
+mod attention;
+mod dequantize;
 mod linear;
 mod recurrence;
 mod rows;
 
-pub(crate) use attend::{attend, halves};
+pub(crate) use attention::{Source, attend, write_pages};
 pub(crate) use linear::packed_linear;
 pub(crate) use recurrence::linear_recurrence;
 pub(crate) use rows::packed_rows;

@@ -1,6 +1,6 @@
 //! Rows of a packed matrix as f32: an embedding look-up.
 
-use super::decode::{GROUP, column, decode, groups};
+use super::dequantize::{GROUP, column, decode, groups};
 use super::{cube_count, is_empty, output, packed};
 use crate::Format;
 use burn::tensor::DType;

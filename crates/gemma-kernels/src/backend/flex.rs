@@ -1,0 +1,149 @@
+//! The flex backend: the CPU kernels on its slices.
+
+use super::slices;
+use crate::cpu::Gates;
+use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
+use crate::ops::elementwise::{Elementwise, ElementwiseOps};
+use crate::ops::linear::{Arithmetic, LinearOps};
+use crate::ops::recurrence::{GateOps, RecurrenceOps};
+use crate::{AttendParams, Format};
+use burn::backend::{
+    Flex,
+    flex::FlexTensor,
+    tensor::{FloatTensor, IntTensor},
+};
+
+/// The tensor in row-major order, copied only when it is a view that is not.
+fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
+}
+
+macro_rules! slice {
+    ($tensor:expr, $kind:ty) => {
+        $tensor.as_slice::<$kind>().expect("contiguous, and of the kind that the public function made")
+    };
+}
+
+impl LinearOps for Flex {
+    fn packed_linear(
+        x: FloatTensor<Self>,
+        weight: IntTensor<Self>,
+        format: Format,
+        cols: usize,
+        arithmetic: Arithmetic,
+    ) -> FloatTensor<Self> {
+        let x = contiguous(x);
+        FlexTensor::from_data(slices::packed_linear(slice!(x, f32), slice!(weight, u8), format, cols, arithmetic))
+    }
+
+    fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
+        FlexTensor::from_data(slices::packed_rows(slice!(weight, u8), slice!(rows, i32), format, cols))
+    }
+}
+
+impl AttentionOps for Flex {
+    fn attend(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        segments: &[AttendSegment<'_>],
+        params: AttendParams,
+    ) -> FloatTensor<Self> {
+        let [q, k, v] = [q, k, v].map(contiguous);
+        let (dims, [_, kv_heads, _]) = (slices::dims(q.layout().shape()), slices::dims(k.layout().shape()));
+        let rows = [slice!(q, f32), slice!(k, f32), slice!(v, f32)];
+        FlexTensor::from_data(slices::attend(rows, dims, kv_heads, segments, params))
+    }
+
+    fn append(k: FloatTensor<Self>, v: FloatTensor<Self>, caches: &mut [CacheRows<'_>]) -> usize {
+        let [k, v] = [k, v].map(contiguous);
+        slices::append([slice!(k, f32), slice!(v, f32)], slices::dims(k.layout().shape()), caches)
+    }
+
+    fn attend_rows(
+        _q: FloatTensor<Self>,
+        _k: FloatTensor<Self>,
+        _v: FloatTensor<Self>,
+        _queries: IntTensor<Self>,
+        _tables: IntTensor<Self>,
+        _call: PagedCall,
+    ) -> FloatTensor<Self> {
+        unreachable!("CPUs attend to slices")
+    }
+
+    fn attend_pages(
+        _q: FloatTensor<Self>,
+        _k: IntTensor<Self>,
+        _v: IntTensor<Self>,
+        _queries: IntTensor<Self>,
+        _tables: IntTensor<Self>,
+        _call: PagedCall,
+    ) -> FloatTensor<Self> {
+        unreachable!("CPUs attend to slices")
+    }
+
+    fn write_pages(
+        _k: FloatTensor<Self>,
+        _v: FloatTensor<Self>,
+        _keys: IntTensor<Self>,
+        _values: IntTensor<Self>,
+        _slots: IntTensor<Self>,
+        _call: PagedCall,
+    ) -> usize {
+        unreachable!("pages of a CPU are slices")
+    }
+}
+
+impl RecurrenceOps for Flex {
+    fn linear_recurrence(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        initial: FloatTensor<Self>,
+        bounds: Vec<usize>,
+        backwards: bool,
+    ) -> FloatTensor<Self> {
+        let [a, b, initial] = [a, b, initial].map(contiguous);
+        let channels = a.layout().shape()[1];
+        let operands = [slice!(a, f32), slice!(b, f32), slice!(initial, f32)];
+        FlexTensor::from_data(slices::linear_recurrence(operands, &bounds, channels, backwards))
+    }
+}
+
+impl GateOps for Flex {
+    fn gated_decay(
+        x: FloatTensor<Self>,
+        input_weight: FloatTensor<Self>,
+        input_bias: FloatTensor<Self>,
+        recurrent_weight: FloatTensor<Self>,
+        recurrent_bias: FloatTensor<Self>,
+        decay: FloatTensor<Self>,
+        begins: Vec<bool>,
+        blocks: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, decay] = [x, decay].map(contiguous);
+        let weights = [input_weight, input_bias, recurrent_weight, recurrent_bias].map(contiguous);
+        let gates = Gates {
+            x: slice!(x, f32),
+            input: (slice!(weights[0], f32), slice!(weights[1], f32)),
+            recurrent: (slice!(weights[2], f32), slice!(weights[3], f32)),
+            decay: slice!(decay, f32),
+            begins: &begins,
+            blocks,
+        };
+        slices::gated_decay(gates).map(FlexTensor::from_data).into()
+    }
+}
+
+impl ElementwiseOps for Flex {
+    fn elementwise(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        operation: Elementwise,
+    ) -> FloatTensor<Self> {
+        let [x, first, second] = [x, first, second].map(contiguous);
+        let dims = x.layout().shape().to_vec();
+        let operands = [slice!(first, f32), slice!(second, f32)];
+        FlexTensor::from_data(slices::elementwise(slice!(x, f32), operands, &dims, operation))
+    }
+}

@@ -1,0 +1,170 @@
+//! The ndarray backend: the CPU kernels on its slices.
+#![allow(deprecated, reason = "ndarray is one of the backends this workspace promises")]
+
+use super::slices;
+use crate::cpu::Gates;
+use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
+use crate::ops::elementwise::{Elementwise, ElementwiseOps};
+use crate::ops::linear::{Arithmetic, LinearOps};
+use crate::ops::recurrence::{GateOps, RecurrenceOps};
+use crate::{AttendParams, Format};
+use burn::backend::{
+    NdArray,
+    ndarray::NdArrayTensor,
+    tensor::{FloatTensor, IntTensor},
+};
+use std::borrow::Cow;
+
+/// The values of an f32 tensor in row-major order, copied only when a view is not.
+macro_rules! values {
+    ($tensor:expr, $kind:ident) => {{
+        let NdArrayTensor::$kind(storage) = $tensor else {
+            panic!("a kernel was called with values of another type than {}", stringify!($kind))
+        };
+        storage
+    }};
+}
+macro_rules! slice {
+    ($view:expr) => {
+        match $view.as_slice() {
+            Some(slice) => Cow::Borrowed(slice),
+            None => Cow::Owned($view.iter().copied().collect::<Vec<_>>()),
+        }
+    };
+}
+
+impl LinearOps for NdArray {
+    fn packed_linear(
+        x: FloatTensor<Self>,
+        weight: IntTensor<Self>,
+        format: Format,
+        cols: usize,
+        arithmetic: Arithmetic,
+    ) -> FloatTensor<Self> {
+        let (x, weight) = (values!(&x, F32), values!(&weight, U8));
+        let (x, weight) = (x.view(), weight.view());
+        NdArrayTensor::from_data(slices::packed_linear(&slice!(x), &slice!(weight), format, cols, arithmetic))
+    }
+
+    fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
+        let (weight, rows) = (values!(&weight, U8), values!(&rows, I32));
+        let (weight, rows) = (weight.view(), rows.view());
+        NdArrayTensor::from_data(slices::packed_rows(&slice!(weight), &slice!(rows), format, cols))
+    }
+}
+
+impl AttentionOps for NdArray {
+    fn attend(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        segments: &[AttendSegment<'_>],
+        params: AttendParams,
+    ) -> FloatTensor<Self> {
+        let (q, k, v) = (values!(&q, F32), values!(&k, F32), values!(&v, F32));
+        let (dims, [_, kv_heads, _]) = (slices::dims(q.shape()), slices::dims(k.shape()));
+        let (q, k, v) = (q.view(), k.view(), v.view());
+        let rows = [&*slice!(q), &*slice!(k), &*slice!(v)];
+        NdArrayTensor::from_data(slices::attend(rows, dims, kv_heads, segments, params))
+    }
+
+    fn append(k: FloatTensor<Self>, v: FloatTensor<Self>, caches: &mut [CacheRows<'_>]) -> usize {
+        let (k, v) = (values!(&k, F32), values!(&v, F32));
+        let dims = slices::dims(k.shape());
+        let (k, v) = (k.view(), v.view());
+        slices::append([&*slice!(k), &*slice!(v)], dims, caches)
+    }
+
+    fn attend_rows(
+        _q: FloatTensor<Self>,
+        _k: FloatTensor<Self>,
+        _v: FloatTensor<Self>,
+        _queries: IntTensor<Self>,
+        _tables: IntTensor<Self>,
+        _call: PagedCall,
+    ) -> FloatTensor<Self> {
+        unreachable!("CPUs attend to slices")
+    }
+
+    fn attend_pages(
+        _q: FloatTensor<Self>,
+        _k: IntTensor<Self>,
+        _v: IntTensor<Self>,
+        _queries: IntTensor<Self>,
+        _tables: IntTensor<Self>,
+        _call: PagedCall,
+    ) -> FloatTensor<Self> {
+        unreachable!("CPUs attend to slices")
+    }
+
+    fn write_pages(
+        _k: FloatTensor<Self>,
+        _v: FloatTensor<Self>,
+        _keys: IntTensor<Self>,
+        _values: IntTensor<Self>,
+        _slots: IntTensor<Self>,
+        _call: PagedCall,
+    ) -> usize {
+        unreachable!("pages of a CPU are slices")
+    }
+}
+
+impl RecurrenceOps for NdArray {
+    fn linear_recurrence(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        initial: FloatTensor<Self>,
+        bounds: Vec<usize>,
+        backwards: bool,
+    ) -> FloatTensor<Self> {
+        let (a, b, initial) = (values!(&a, F32), values!(&b, F32), values!(&initial, F32));
+        let channels = a.shape()[1];
+        let (a, b, initial) = (a.view(), b.view(), initial.view());
+        let operands = [&*slice!(a), &*slice!(b), &*slice!(initial)];
+        NdArrayTensor::from_data(slices::linear_recurrence(operands, &bounds, channels, backwards))
+    }
+}
+
+impl GateOps for NdArray {
+    fn gated_decay(
+        x: FloatTensor<Self>,
+        input_weight: FloatTensor<Self>,
+        input_bias: FloatTensor<Self>,
+        recurrent_weight: FloatTensor<Self>,
+        recurrent_bias: FloatTensor<Self>,
+        decay: FloatTensor<Self>,
+        begins: Vec<bool>,
+        blocks: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (x, decay) = (values!(&x, F32), values!(&decay, F32));
+        let (input_weight, input_bias) = (values!(&input_weight, F32), values!(&input_bias, F32));
+        let (recurrent_weight, recurrent_bias) = (values!(&recurrent_weight, F32), values!(&recurrent_bias, F32));
+        let (x, decay) = (x.view(), decay.view());
+        let (input_weight, input_bias) = (input_weight.view(), input_bias.view());
+        let (recurrent_weight, recurrent_bias) = (recurrent_weight.view(), recurrent_bias.view());
+        let gates = Gates {
+            x: &slice!(x),
+            input: (&slice!(input_weight), &slice!(input_bias)),
+            recurrent: (&slice!(recurrent_weight), &slice!(recurrent_bias)),
+            decay: &slice!(decay),
+            begins: &begins,
+            blocks,
+        };
+        slices::gated_decay(gates).map(NdArrayTensor::from_data).into()
+    }
+}
+
+impl ElementwiseOps for NdArray {
+    fn elementwise(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        operation: Elementwise,
+    ) -> FloatTensor<Self> {
+        let (x, first, second) = (values!(&x, F32), values!(&first, F32), values!(&second, F32));
+        let dims = x.shape().to_vec();
+        let (x, first, second) = (x.view(), first.view(), second.view());
+        let operands = [&*slice!(first), &*slice!(second)];
+        NdArrayTensor::from_data(slices::elementwise(&slice!(x), operands, &dims, operation))
+    }
+}

@@ -1,0 +1,123 @@
+//! The CPU kernels on the slices of tensors in memory, for the ndarray and the flex backend alike.
+
+use crate::cpu::{self, Gates, Heads, Keys, Recurrence, Sequence, Stored, cpu_isa};
+use crate::kv::{MemoryPage, Page};
+use crate::ops::attention::{AttendSegment, CacheRows};
+use crate::ops::elementwise::Elementwise;
+use crate::ops::linear::Arithmetic;
+use crate::{AttendParams, Format};
+use burn::tensor::TensorData;
+use std::mem::MaybeUninit;
+
+pub(super) fn packed_linear(
+    x: &[f32],
+    weight: &[u8],
+    format: Format,
+    cols: usize,
+    arithmetic: Arithmetic,
+) -> TensorData {
+    let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
+    let (tokens, rows) = (x.len() / cols, weight.len() / row_bytes);
+    let product = |out: &mut [MaybeUninit<f32>]| cpu::linear(cpu_isa(), arithmetic, x, weight, format, cols, out);
+    // SAFETY: a product writes every value.
+    TensorData::new(unsafe { cpu::written(tokens * rows, product) }, [tokens, rows])
+}
+
+pub(super) fn packed_rows(weight: &[u8], rows: &[i32], format: Format, cols: usize) -> TensorData {
+    let mut out = vec![0.0; rows.len() * cols];
+    let ids = rows.iter().map(|row| usize::try_from(*row).expect("ids were checked"));
+    cpu::rows(weight, ids, format, cols, &mut out);
+    TensorData::new(out, [rows.len(), cols])
+}
+
+/// `q` `[tokens, heads, head_dim]`, `k` and `v` `[tokens, kv_heads, head_dim]`.
+pub(super) fn attend(
+    [q, k, v]: [&[f32]; 3],
+    dims: [usize; 3],
+    kv_heads: usize,
+    segments: &[AttendSegment<'_>],
+    params: AttendParams,
+) -> TensorData {
+    let [_, heads, head_dim] = dims;
+    let mut first = 0;
+    let sequences: Vec<Sequence<'_>> = segments
+        .iter()
+        .map(|segment| {
+            let AttendSegment { start, len, blocks, phase, cache } = *segment;
+            let rows = first * kv_heads * head_dim..(first + len) * kv_heads * head_dim;
+            first += len;
+            let keys = match cache {
+                None => Keys::Rows(Stored::F32(&k[rows.clone()], &v[rows])),
+                Some(cache) => {
+                    let pages = cache.list().iter().map(|page| match page {
+                        Page::Memory(page) => match &**page {
+                            MemoryPage::F32([k, v]) => Stored::F32(k, v),
+                            MemoryPage::F16([k, v]) => Stored::F16(k, v),
+                        },
+                        Page::Pool(_) => unreachable!("pages of a CPU"),
+                    });
+                    Keys::Pages { first: cache.base(), pages: pages.collect() }
+                }
+            };
+            Sequence { start, len, blocks, phase, keys }
+        })
+        .collect();
+    let heads = Heads { heads, kv_heads, head_dim };
+    let attend = |out: &mut [MaybeUninit<f32>]| cpu::attend(cpu_isa(), q, &sequences, heads, &params, out);
+    // SAFETY: attention writes every value.
+    TensorData::new(unsafe { cpu::written(q.len(), attend) }, dims)
+}
+
+/// `k` and `v` `[tokens, kv_heads, head_dim]`.
+pub(super) fn append([k, v]: [&[f32]; 2], [_, kv_heads, head_dim]: [usize; 3], caches: &mut [CacheRows<'_>]) -> usize {
+    let row = kv_heads * head_dim;
+    for CacheRows { cache, rows } in &mut *caches {
+        let rows = rows.start * row..rows.end * row;
+        cache.append([&k[rows.clone()], &v[rows]], [kv_heads, head_dim]);
+    }
+    caches.iter().map(|cache| cache.rows.len()).sum()
+}
+
+/// `dims` are those of `x`.
+pub(super) fn elementwise(
+    x: &[f32],
+    [first, second]: [&[f32]; 2],
+    dims: &[usize],
+    operation: Elementwise,
+) -> TensorData {
+    let write = |out: &mut [MaybeUninit<f32>]| match operation {
+        Elementwise::GeGlu => cpu::geglu(cpu_isa(), x, first, out),
+        Elementwise::RmsNorm { eps } => cpu::rms_norm(cpu_isa(), x, first, eps, out),
+        Elementwise::Rotate => {
+            let &[tokens, heads, head_dim] = dims else { unreachable!("heads have three axes") };
+            let half = first.len() / tokens.max(1);
+            cpu::rotate(cpu_isa(), x, [first, second], [heads, head_dim, half], out);
+        }
+    };
+    // SAFETY: each writes every value.
+    let out = unsafe { cpu::written(x.len(), write) };
+    TensorData::new(out, dims.to_vec())
+}
+
+pub(super) fn linear_recurrence(
+    [a, b, initial]: [&[f32]; 3],
+    bounds: &[usize],
+    channels: usize,
+    backwards: bool,
+) -> TensorData {
+    let mut out = vec![0.0; a.len()];
+    let operands = Recurrence { a, b, initial, bounds, channels };
+    cpu::linear_recurrence(cpu_isa(), operands, backwards, &mut out);
+    let tokens = bounds.last().copied().unwrap_or(0);
+    TensorData::new(out, [tokens, channels])
+}
+
+pub(super) fn gated_decay(gates: Gates<'_>) -> [TensorData; 2] {
+    let (mut a, mut b) = (vec![0.0; gates.x.len()], vec![0.0; gates.x.len()]);
+    cpu::gated_decay(cpu_isa(), gates, &mut a, &mut b);
+    [a, b].map(|values| TensorData::new(values, [gates.begins.len(), gates.decay.len()]))
+}
+
+pub(super) fn dims<const D: usize>(shape: &[usize]) -> [usize; D] {
+    shape.try_into().expect("the rank is fixed by the public function")
+}

@@ -1,0 +1,221 @@
+//! Where the keys and values of a sequence lie.
+
+use super::Heads;
+use crate::cpu::isa::Lanes;
+use crate::kv::PAGE_LEN;
+use half::f16;
+
+/// Keys scored at a time; a multiple of [`PANEL`].
+pub(super) const KEYS: usize = 96;
+/// Keys copied together for the register tile.
+pub(super) const PANEL: usize = 12;
+/// The most runs of keys that a tile has.
+const RUNS: usize = KEYS / PAGE_LEN + 2;
+
+/// Keys and values as they are kept, of equal length.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stored<'a> {
+    F32(&'a [f32], &'a [f32]),
+    /// As f16 values.
+    F16(&'a [[u8; 2]], &'a [[u8; 2]]),
+}
+
+impl<'a> Stored<'a> {
+    /// From the value at an index on.
+    fn from(self, index: usize) -> Self {
+        match self {
+            Stored::F32(keys, values) => Stored::F32(&keys[index..], &values[index..]),
+            Stored::F16(keys, values) => Stored::F16(&keys[index..], &values[index..]),
+        }
+    }
+
+    /// The first key and value.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn read(self, [k, v]: [&mut [f32]; 2]) {
+        match self {
+            Stored::F32(keys, values) => {
+                k.copy_from_slice(&keys[..k.len()]);
+                v.copy_from_slice(&values[..v.len()]);
+            }
+            Stored::F16(keys, values) => {
+                for (to, from) in [(k, keys), (v, values)] {
+                    to.iter_mut().zip(from).for_each(|(to, half)| *to = f16::from_le_bytes(*half).to_f32());
+                }
+            }
+        }
+    }
+
+    /// How many values there are of either.
+    fn lens(self) -> [usize; 2] {
+        match self {
+            Stored::F32(keys, values) => [keys.len(), values.len()],
+            Stored::F16(keys, values) => [keys.len(), values.len()],
+        }
+    }
+}
+
+/// The keys and values of one sequence.
+#[derive(Clone, Debug)]
+pub(crate) enum Keys<'a> {
+    /// Those of the queries' own tokens, `[tokens, kv_heads, head_dim]`; there are none before.
+    Rows(Stored<'a>),
+    /// The pages of a cache, `[kv_heads, PAGE_LEN, head_dim]` each.
+    Pages {
+        /// Which page of the sequence the first one is.
+        first: usize,
+        pages: Vec<Stored<'a>>,
+    },
+}
+
+impl<'a> Keys<'a> {
+    /// # Panics
+    /// When keys or values up to position `end` are not there. (Those before the first page are, for a window, let go.)
+    pub(super) fn check(&self, end: usize, heads: Heads) {
+        let row = heads.kv_heads * heads.head_dim;
+        match self {
+            Keys::Rows(stored) => assert_eq!(stored.lens(), [end * row; 2], "keys and values"),
+            Keys::Pages { first, pages } => {
+                assert!((first + pages.len()) * PAGE_LEN >= end, "keys and values up to {end}");
+                for page in pages {
+                    assert_eq!(page.lens(), [PAGE_LEN * row; 2], "a page");
+                }
+            }
+        }
+    }
+
+    /// The key and value of a key head at `position`, how many values lie between one position and the next, and how
+    /// many positions (at most) follow each other like that.
+    pub(super) fn run(&self, position: usize, head: usize, heads: Heads) -> (Stored<'a>, usize, usize) {
+        let dim = heads.head_dim;
+        match self {
+            Keys::Rows(stored) => {
+                (stored.from((position * heads.kv_heads + head) * dim), heads.kv_heads * dim, usize::MAX)
+            }
+            Keys::Pages { first, pages } => {
+                let (page, slot) = (position / PAGE_LEN - first, position % PAGE_LEN);
+                (pages[page].from((head * PAGE_LEN + slot) * dim), dim, PAGE_LEN - slot)
+            }
+        }
+    }
+}
+
+/// Values that lie a step apart.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    /// The first of them.
+    pub(super) at: *const f32,
+    /// From one to the next.
+    pub(super) step: usize,
+    pub(super) count: usize,
+}
+
+/// The keys that are scored together, in f32 or in words of two bf16 values.
+pub(super) struct Tile {
+    /// How many there are.
+    pub(super) count: usize,
+    /// Where each key lies; behind the last one those that come next, or the last one again, to be asked for ahead.
+    pub(super) keys: [*const f32; KEYS + PANEL],
+    /// Where the values lie, run after run.
+    runs: [Run; RUNS],
+    filled: usize,
+}
+
+impl Tile {
+    /// No keys yet.
+    pub(super) fn new() -> Self {
+        let nothing = Run { at: std::ptr::null(), step: 0, count: 0 };
+        Self { count: 0, keys: [std::ptr::null(); KEYS + PANEL], runs: [nothing; RUNS], filled: 0 }
+    }
+
+    /// The values, run after run.
+    pub(super) fn values(&self) -> &[Run] {
+        &self.runs[..self.filled]
+    }
+
+    /// One run of keys and values.
+    pub(super) fn one_run(&mut self, keys: Run, values: Run) {
+        self.count = keys.count;
+        (self.runs[0], self.filled) = (values, 1);
+        for (i, key) in self.keys.iter_mut().enumerate() {
+            *key = keys.at.wrapping_add(i * keys.step);
+        }
+    }
+
+    /// The `count` keys from `position` on, of a key head; those that are kept as f16 are widened into `wide`,
+    /// `[KEYS, head_dim]` each.
+    ///
+    /// # Safety
+    /// The lanes' instruction set must be available, and the keys must be there; they are up to `end`.
+    #[inline(always)]
+    pub(super) unsafe fn gather<L: Lanes>(
+        &mut self,
+        keys: &Keys<'_>,
+        head: usize,
+        heads: Heads,
+        (position, count, end): (usize, usize, usize),
+        wide: &mut [crate::cpu::buffer::Buffer<f32>; 2],
+    ) {
+        let dim = heads.head_dim;
+        (self.count, self.filled) = (count, 0);
+        let ahead = (count + PANEL).min(end - position);
+        let mut done = 0;
+        while done < ahead {
+            let (stored, step, run) = keys.run(position + done, head, heads);
+            let here = run.min(ahead - done);
+            // of the run, the keys that are scored
+            let scored = here.min(count.saturating_sub(done));
+            match stored {
+                Stored::F32(k, v) => {
+                    for i in 0..here {
+                        self.keys[done + i] = k.as_ptr().wrapping_add(i * step);
+                    }
+                    if scored > 0 {
+                        self.runs[self.filled] = Run { at: v.as_ptr(), step, count: scored };
+                        self.filled += 1;
+                    }
+                }
+                Stored::F16(k, v) if scored > 0 => {
+                    for (to, from) in wide.iter_mut().zip([k, v]) {
+                        to.resize(KEYS * dim);
+                        // SAFETY: the lanes' instructions are available.
+                        unsafe { widen::<L>(from, step, &mut to[done * dim..], dim, scored) };
+                    }
+                    for i in done..done + scored {
+                        self.keys[i] = wide[0][i * dim..].as_ptr();
+                    }
+                    self.runs[self.filled] = Run { at: wide[1][done * dim..].as_ptr(), step: dim, count: scored };
+                    self.filled += 1;
+                    // what was widened needs not be asked for
+                    let widened = self.keys[done];
+                    self.keys[done + scored..done + here].fill(widened);
+                }
+                Stored::F16(..) => {
+                    let widened = self.keys[0];
+                    self.keys[done..done + here].fill(widened);
+                }
+            }
+            done += here;
+        }
+        let last = self.keys[ahead - 1];
+        self.keys[ahead..].fill(last);
+    }
+}
+
+/// `count` rows of `dim` f16 values, `step` apart, as f32, one behind the other.
+///
+/// # Safety
+/// The lanes' instruction set must be available.
+#[inline(always)]
+unsafe fn widen<L: Lanes>(from: &[[u8; 2]], step: usize, to: &mut [f32], dim: usize, count: usize) {
+    for (row, to) in to.chunks_exact_mut(dim).take(count).enumerate() {
+        let from = &from[row * step..][..dim];
+        let whole = dim / L::N * L::N;
+        for i in (0..whole).step_by(L::N) {
+            // SAFETY: as many values are left of both rows.
+            unsafe { L::load_f16(from[i..].as_ptr().cast()).store(to[i..].as_mut_ptr()) };
+        }
+        for (to, from) in to[whole..].iter_mut().zip(&from[whole..]) {
+            *to = f16::from_le_bytes(*from).to_f32();
+        }
+    }
+}

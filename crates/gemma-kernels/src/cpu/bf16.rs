@@ -1,0 +1,73 @@
+//! Two bf16 values in a word of 32 bits, the earlier one in the lower half.
+
+use crate::Format;
+use crate::cpu::dequantize::decode;
+use crate::cpu::isa::Avx512;
+use half::bf16;
+use std::arch::x86_64::{
+    __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_epi16,
+    _mm512_storeu_ps, _mm512_storeu_si512,
+};
+
+/// The most words that [`decode_pairs`] takes at once.
+pub(in crate::cpu) const MOST_WORDS: usize = 256;
+
+/// A stretch of a packed row as words of two bf16 values.
+///
+/// # Safety
+/// As [`decode`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+pub(in crate::cpu) unsafe fn decode_pairs(format: Format, bytes: &[u8], words: &mut [f32]) {
+    if format == Format::Bf16 {
+        // SAFETY: as required of the caller; these are words as they lie.
+        return unsafe { decode::<Avx512>(Format::F32, bytes, words) };
+    }
+    let mut values = [0f32; 2 * MOST_WORDS];
+    let values = &mut values[..2 * words.len()];
+    // SAFETY: as required of the caller.
+    unsafe { decode::<Avx512>(format, bytes, values) };
+    pair(values, words);
+}
+
+/// Words of two values each.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(in crate::cpu) fn pair(values: &[f32], words: &mut [f32]) {
+    let (vectors, rest) = values.as_chunks::<32>();
+    let (wide, narrow) = words.as_chunks_mut::<16>();
+    for (values, words) in vectors.iter().zip(wide) {
+        // SAFETY: 32 values and 16 words are there.
+        unsafe {
+            let (first, second) = (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16)));
+            let pairs = _mm512_cvtne2ps_pbh(second, first);
+            _mm512_storeu_ps(words.as_mut_ptr(), std::mem::transmute::<__m512bh, __m512>(pairs));
+        }
+    }
+    for (pair, word) in rest.as_chunks::<2>().0.iter().zip(narrow) {
+        let [low, high] = pair.map(|value| u32::from(bf16::from_f32(value).to_bits()));
+        *word = f32::from_bits(low | high << 16);
+    }
+}
+
+/// `len` words, each of a value of `first` and the one of `second` at the same place. They may replace `first`.
+///
+/// # Safety
+/// The CPU must have the instructions, and all values and words must be there.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(in crate::cpu) unsafe fn interleave(first: *const f32, second: *const f32, len: usize, words: *mut f32) {
+    // value `i` of `first` in place 2 i, that of `second` behind it
+    let places: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+    // SAFETY: as required of the caller; each vector is read before it is written.
+    unsafe {
+        let places = _mm512_loadu_si512(places.as_ptr().cast());
+        let whole = len / 16 * 16;
+        for i in (0..whole).step_by(16) {
+            let halves = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(second.add(i)), _mm512_loadu_ps(first.add(i)));
+            let pairs = _mm512_permutexvar_epi16(places, std::mem::transmute::<__m512bh, __m512i>(halves));
+            _mm512_storeu_si512(words.add(i).cast(), pairs);
+        }
+        for i in whole..len {
+            let [low, high] = [first, second].map(|from| u32::from(bf16::from_f32(*from.add(i)).to_bits()));
+            *words.add(i) = f32::from_bits(low | high << 16);
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Products of many tokens in bf16: both sides are rounded to it, which weights may be already.
+//!
+//! Two values side by side are a word of 32 bits; what multiplies words pair by pair is otherwise just like
+//! [`panel`](super::panel) products of f32.
+
+use crate::Format;
+use crate::cpu::bf16::{decode_pairs, pair};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::gemm::amx;
+use crate::cpu::gemm::panel::{self, Scratch, Unit, Work, with_scratch};
+use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
+use crate::cpu::isa::{Isa, Pairs};
+use crate::cpu::output::Output;
+use crate::cpu::pool;
+use crate::cpu::shape::Shape;
+use std::ops::Range;
+
+/// `out[t, r] = Σ_c x[t, c] w[r, c]`, at [`Isa::Avx512Bf16`] and above, for an even number of columns; see
+/// [`linear`](crate::cpu::linear()).
+pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
+    assert!(isa >= Isa::Avx512Bf16 && shape.cols.is_multiple_of(2), "pairs");
+    if isa >= Isa::Amx {
+        // SAFETY: the ISA says that the CPU has the instructions.
+        with_unit::<amx::Tiled<amx::Hardware>>(isa, x, weight, shape, out, |work, range, scratch| unsafe {
+            tiles(work, range, scratch)
+        });
+    } else {
+        // SAFETY: as above.
+        with_unit::<Vectors>(isa, x, weight, shape, out, |work, range, scratch| unsafe {
+            vectors(work, range, scratch)
+        });
+    }
+}
+
+/// `stretch` is called with whole panels of the unit.
+fn with_unit<U: Unit>(
+    isa: Isa,
+    x: &[f32],
+    weight: &[u8],
+    shape: Shape,
+    out: Output,
+    stretch: impl Fn(&Work<'_>, Range<usize>, &mut Scratch) + Sync,
+) {
+    let words = paired(x, shape);
+    let packed = panel::pack(isa, &words, shape.tokens, shape.cols / 2, U::STEP);
+    let work = Work { packed: &packed, weight, shape, out };
+    with_scratch(shape, U::PANEL, |range, scratch| stretch(&work, range, scratch));
+}
+
+/// # Safety
+/// As [`panel::stretch`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn vectors(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { panel::stretch::<Vectors>(work, range, scratch) };
+}
+
+/// # Safety
+/// As [`panel::stretch`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn tiles(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { panel::stretch::<amx::Tiled<amx::Hardware>>(work, range, scratch) };
+}
+
+/// Pairs in vectors.
+struct Vectors;
+
+impl Unit for Vectors {
+    type Lanes = Pairs;
+    const EACH: usize = 2;
+    const PANEL: usize = 12;
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    unsafe fn decode(format: Format, bytes: &[u8], words: &mut [f32]) {
+        // SAFETY: as required of the caller.
+        unsafe { decode_pairs(format, bytes, words) };
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(panel: Left, rows: usize, block: Right, depth: usize, vectors: usize, sums: Sums, ahead: Ahead) {
+        // SAFETY: as required of the caller.
+        unsafe { tile::multiply::<Pairs>(panel, rows, block, depth, vectors, sums, ahead) };
+    }
+}
+
+/// Activations `[tokens, cols]` as words, `[tokens, cols / 2]`.
+fn paired(x: &[f32], shape: Shape) -> Buffer<f32> {
+    let cols = shape.cols;
+    let mut words = Buffer::<f32>::zeroed(x.len() / 2);
+    let to = Output(words.as_mut_ptr());
+    pool::for_each(shape.tokens, |token| {
+        // SAFETY: a token's words belong to its task, and the CPU has the instructions.
+        unsafe {
+            let row = std::slice::from_raw_parts_mut(to.at(token * cols / 2), cols / 2);
+            pair(&x[token * cols..(token + 1) * cols], row);
+        }
+    });
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    /// Whether the CPU multiplies pairs faster or not: the products are those of both sides' nearest bf16, in
+    /// vectors, in tiles where there are any, and in modelled ones.
+    #[test]
+    fn pairs_are_multiplied_as_bf16_values() {
+        /// # Safety
+        /// As [`panel::stretch`].
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+        unsafe fn modelled(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+            // SAFETY: as required of the caller.
+            unsafe { panel::stretch::<amx::Tiled<amx::tests::Modelled>>(work, range, scratch) };
+        }
+        type Multiply = fn(Isa, &[f32], &[u8], Shape, Output);
+        let in_the_model: Multiply = |isa, x, weight, shape, out| {
+            // SAFETY: the ISA says that the CPU has the instructions.
+            with_unit::<amx::Tiled<amx::tests::Modelled>>(isa, x, weight, shape, out, |work, range, scratch| unsafe {
+                modelled(work, range, scratch)
+            });
+        };
+        let shapes = [(1, 1, 2), (9, 13, 66), (33, 40, 514), (70, 25, 1030), (5, 7, 96), (17, 30, 1280), (530, 70, 32)];
+        for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512Bf16) {
+            let ways: [(&str, Multiply); 2] = [("the isa's", multiply), ("modelled", in_the_model)];
+            for (format, (tokens, rows, cols)) in Format::ALL.into_iter().flat_map(|format| shapes.map(|s| (format, s)))
+            {
+                let Some(row_bytes) = format.row_bytes(cols) else { continue };
+                let wave = |len: usize, step: usize| -> Vec<f32> {
+                    (0..len).map(|i| (i * step % 1009) as f32 / 504.0 - 1.0).collect()
+                };
+                let (x, mut values) = (wave(tokens * cols, 37), wave(rows * cols, 61));
+                let mut weight = vec![0; rows * row_bytes];
+                for (values, bytes) in values.chunks_mut(cols).zip(weight.chunks_mut(row_bytes)) {
+                    format.encode_row(values, bytes);
+                    format.decode_row(bytes, values);
+                }
+                let shape = Shape { format, tokens, rows, cols, row_bytes };
+                for (way, multiply) in ways {
+                    let mut out = vec![f32::NAN; tokens * rows];
+                    multiply(isa, &x, &weight, shape, Output(out.as_mut_ptr()));
+                    for (i, found) in out.iter().enumerate() {
+                        let value = |value: f32| bf16::from_f32(value).to_f64();
+                        let (x, w) = (&x[i / rows * cols..][..cols], &values[i % rows * cols..][..cols]);
+                        let exact: f64 = x.iter().zip(w).map(|(x, w)| value(*x) * value(*w)).sum();
+                        // a decoded value next to the middle of two bf16 may be rounded to either
+                        let near = if format.block_len() == 1 { 1e-4 } else { 1e-2 };
+                        let context = format!("{way}: {format} {tokens} {rows} {cols} at {i}");
+                        assert!((f64::from(*found) - exact).abs() < near, "{context}: {found} {exact}");
+                    }
+                }
+            }
+        }
+    }
+}

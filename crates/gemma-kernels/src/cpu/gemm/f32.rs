@@ -1,0 +1,47 @@
+//! Products of many tokens in f32.
+
+use crate::Format;
+use crate::cpu::dequantize::decode;
+use crate::cpu::gemm::panel::{Scratch, Unit, Work, pack, stretch, with_scratch};
+use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
+use crate::cpu::isa::{Isa, Lanes, with_isa};
+use crate::cpu::output::Output;
+use crate::cpu::shape::Shape;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Words that are values.
+struct Values<L>(PhantomData<L>);
+
+impl<L: Lanes> Unit for Values<L> {
+    type Lanes = L;
+    const EACH: usize = 1;
+    const PANEL: usize = 12;
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    unsafe fn decode(format: Format, bytes: &[u8], words: &mut [f32]) {
+        // SAFETY: as required of the caller.
+        unsafe { decode::<L>(format, bytes, words) };
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(panel: Left, rows: usize, block: Right, depth: usize, vectors: usize, sums: Sums, ahead: Ahead) {
+        // SAFETY: as required of the caller.
+        unsafe { tile::multiply::<L>(panel, rows, block, depth, vectors, sums, ahead) };
+    }
+}
+
+/// `out[t, r] = Σ_c x[t, c] w[r, c]`; see [`linear`](crate::cpu::linear()).
+pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+        // SAFETY: the lanes' instructions are available where this is expanded.
+        unsafe { stretch::<Values<L>>(work, range, scratch) };
+    }
+    let packed = pack(isa, x, shape.tokens, shape.cols, 1);
+    let work = &Work { packed: &packed, weight, shape, out };
+    with_scratch(shape, 12, |range, scratch| {
+        with_isa!(isa, kernel(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch));
+    });
+}

@@ -1,0 +1,15 @@
+//! Products of many tokens with a matrix (GEMM): arithmetic is the limit, so everything serves the innermost loop.
+//!
+//! - [`panel`]: how rows are decoded into panels and multiplied with packed activations;
+//! - [`f32`], `bf16`, `amx`: what multiplies a panel; [`tile`]: the register tile of the vector units;
+//! - `int8`: quantized weights with activations as integers.
+
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) mod amx;
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) mod bf16;
+pub(in crate::cpu) mod f32;
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) mod int8;
+pub(in crate::cpu) mod panel;
+pub(in crate::cpu) mod tile;

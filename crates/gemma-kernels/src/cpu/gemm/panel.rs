@@ -1,0 +1,224 @@
+//! Products with many tokens: arithmetic is the limit, so everything serves the innermost loop.
+//!
+//! The activations are packed once, for all threads. A task is a stretch of weight rows; it decodes a few rows of
+//! some hundred columns at a time, into a panel that stays in the L1 cache, and multiplies them with all
+//! tokens, whose columns of that block stay in the L2 cache. The sums of a task are collected transposed,
+//! `[rows, tokens]`, and written out at the end.
+//!
+//! What is multiplied are words of 32 bits: values here, two bf16 values each in [`bf16`](super::bf16). A [`Unit`] is
+//! the innermost loop for one kind of words with one kind of instructions.
+
+use crate::Format;
+use crate::cpu::buffer::Buffer;
+use crate::cpu::gemm::tile::{self, AHEAD_STEP, Ahead, Left, Right, Sums, block_width};
+use crate::cpu::isa::Lanes;
+use crate::cpu::isa::{Isa, with_isa};
+use crate::cpu::output::Output;
+use crate::cpu::pool;
+use crate::cpu::shape::Shape;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Words of a panel's row: 12 rows of 256 and as many of the packed activations fill an L1 cache.
+pub(in crate::cpu) const DEPTH: usize = 256;
+/// Words from one row of a panel to the next: a cache line more, so that rows do not fall into the same sets.
+const PANEL_ROW: usize = DEPTH + 16;
+/// The most panels of a task.
+const TASK_PANELS: usize = 8;
+/// The most tokens whose sums are collected at a time.
+const TOKENS: usize = 512;
+
+/// What multiplies a panel with a block of tokens.
+///
+/// # Safety
+/// Every method requires the instructions of the unit, its lanes' included.
+pub(in crate::cpu) trait Unit {
+    /// What activations are packed and sums transposed with.
+    type Lanes: Lanes;
+    /// Values of a word.
+    const EACH: usize;
+    /// Rows of a panel. All of them are there, for the unit to read and to sum, though what the last ones hold may mean
+    /// nothing.
+    const PANEL: usize;
+    /// A row of a panel is filled up with zeros to a multiple of so many words; a packed block as well.
+    const STEP: usize;
+
+    /// Called by a thread before the products of a task.
+    unsafe fn begin() {}
+
+    /// Called by it after them.
+    unsafe fn end() {}
+
+    /// A stretch of a packed row as words.
+    ///
+    /// # Safety
+    /// `bytes` holds the words' values.
+    unsafe fn decode(format: Format, bytes: &[u8], words: &mut [f32]);
+
+    /// `rows` rows of a panel times the first `vectors` vectors of `depth` rows of a block.
+    ///
+    /// # Safety
+    /// All that the arguments name must be there.
+    unsafe fn multiply(panel: Left, rows: usize, block: Right, depth: usize, vectors: usize, sums: Sums, ahead: Ahead);
+}
+
+/// Calls `multiply` with all rows, in stretches of whole panels for the threads, each with what it keeps.
+pub(in crate::cpu) fn with_scratch(shape: Shape, panel: usize, multiply: impl Fn(Range<usize>, &mut Scratch) + Sync) {
+    each_stretch(shape, (panel, TASK_PANELS), |range| SCRATCH.with_borrow_mut(|scratch| multiply(range, scratch)));
+}
+
+/// Calls `multiply` with all rows, in stretches for the threads, of at most so many panels of so many rows.
+pub(in crate::cpu) fn each_stretch(
+    shape: Shape,
+    (panel, most): (usize, usize),
+    multiply: impl Fn(Range<usize>) + Sync,
+) {
+    let panels = shape.rows.div_ceil(panel);
+    let stretch = panel * panels.div_ceil(4 * pool::threads()).clamp(1, most);
+    pool::for_work(shape.work(), shape.rows.div_ceil(stretch), |task| {
+        multiply(task * stretch..((task + 1) * stretch).min(shape.rows));
+    });
+}
+
+/// Activations, `[tokens, words]`, in blocks of [`block_width`] tokens, `[blocks, rows, block_width]`, where the rows
+/// are the words, filled up with zeros to a multiple of `step`.
+pub(in crate::cpu) fn pack(isa: Isa, x: &[f32], tokens: usize, words: usize, step: usize) -> Buffer<f32> {
+    #[inline(always)]
+    unsafe fn width<L: Lanes>() -> usize {
+        block_width::<L>()
+    }
+    #[inline(always)]
+    unsafe fn part<L: Lanes>(x: &[f32], tokens: Range<usize>, columns: Range<usize>, words: usize, block: *mut f32) {
+        // SAFETY: the tokens and columns exist, and the packed block of these tokens has a row for each column. The
+        // lanes' instructions are available where this is expanded.
+        unsafe {
+            let from = x.as_ptr().add(tokens.start * words + columns.start);
+            let to = block.add(columns.start * block_width::<L>());
+            tile::pack::<L>(from, words, tokens.len(), columns.len(), to);
+        }
+    }
+    let width = with_isa!(isa, width() -> usize);
+    let (blocks, rows) = (tokens.div_ceil(width), words.next_multiple_of(step));
+    let mut packed = Buffer::<f32>::zeroed(blocks * width * rows);
+    let to = Output(packed.as_mut_ptr());
+    let parts = words.div_ceil(DEPTH);
+    pool::for_each(blocks * parts, |task| {
+        let (block, column) = (task / parts, task % parts * DEPTH);
+        let tokens = block * width..((block + 1) * width).min(tokens);
+        let columns = column..(column + DEPTH).min(words);
+        // SAFETY: the block exists, and every task has rows of its own.
+        let block = unsafe { to.at(block * width * rows) };
+        with_isa!(isa, part(x: &[f32], tokens: Range<usize>, columns: Range<usize>, words: usize, block: *mut f32));
+    });
+    packed
+}
+
+/// One product: [packed](pack) activations, weights, sizes and where the result goes.
+pub(in crate::cpu) struct Work<'a> {
+    pub(in crate::cpu) packed: &'a [f32],
+    pub(in crate::cpu) weight: &'a [u8],
+    pub(in crate::cpu) shape: Shape,
+    pub(in crate::cpu) out: Output,
+}
+
+/// What a thread keeps from task to task.
+pub(in crate::cpu) struct Scratch {
+    panel: Buffer<f32>,
+    sums: Buffer<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { panel: Buffer::empty(), sums: Buffer::empty() }) };
+}
+
+/// The rows `range` of a product.
+///
+/// # Safety
+/// The unit's instructions must be available, the activations packed as it needs them, and the rows the calling task's.
+#[inline(always)]
+pub(in crate::cpu) unsafe fn stretch<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+    scratch.panel.resize(U::PANEL * PANEL_ROW);
+    scratch.sums.resize(range.len().next_multiple_of(U::PANEL) * TOKENS.min(padded::<U>(work.shape.tokens)));
+    let (panel, sums) = (scratch.panel.as_mut_ptr(), scratch.sums.as_mut_ptr());
+    // SAFETY: as required of the caller; the buffers were just made as large as is needed.
+    unsafe {
+        U::begin();
+        for first in (0..work.shape.tokens).step_by(TOKENS) {
+            let tokens = first..(first + TOKENS).min(work.shape.tokens);
+            some_tokens::<U>(work, range.clone(), tokens, panel, sums);
+        }
+        U::end();
+    }
+}
+
+/// Tokens, filled up to whole blocks.
+#[inline(always)]
+fn padded<U: Unit>(tokens: usize) -> usize {
+    tokens.next_multiple_of(block_width::<U::Lanes>())
+}
+
+/// The rows `range` times `tokens`.
+///
+/// # Safety
+/// As [`stretch`]; `panel` has `PANEL` rows, and `sums` whole panels of rows of whole blocks of tokens.
+#[inline(always)]
+unsafe fn some_tokens<U: Unit>(
+    work: &Work<'_>,
+    range: Range<usize>,
+    tokens: Range<usize>,
+    panel: *mut f32,
+    sums: *mut f32,
+) {
+    let Work { packed, weight, shape, out } = *work;
+    let (width, lanes) = (block_width::<U::Lanes>(), <U::Lanes as Lanes>::N);
+    let words = shape.cols / U::EACH;
+    let block_rows = words.next_multiple_of(U::STEP);
+    let padded = padded::<U>(tokens.len());
+    for begin in (0..words).step_by(DEPTH) {
+        let depth = DEPTH.min(words - begin);
+        let bytes = shape.bytes(U::EACH * begin)..shape.bytes(U::EACH * (begin + depth));
+        for first in range.clone().step_by(U::PANEL) {
+            let rows = U::PANEL.min(range.end - first);
+            // the next panel is the next rows, or the first ones further on
+            let last = first + U::PANEL >= range.end;
+            let (next_row, next_byte) = if last { (range.start, bytes.end) } else { (first + U::PANEL, bytes.start) };
+            for row in 0..rows {
+                let bytes =
+                    &weight[(first + row) * shape.row_bytes..(first + row + 1) * shape.row_bytes][bytes.clone()];
+                // SAFETY: the row is one of the panel's, and the unit's instructions are available.
+                unsafe {
+                    let row =
+                        std::slice::from_raw_parts_mut(panel.add(row * PANEL_ROW), depth.next_multiple_of(U::STEP));
+                    U::decode(shape.format, bytes, &mut row[..depth]);
+                    row[depth..].fill(0.0);
+                }
+            }
+            for token in (0..tokens.len()).step_by(width) {
+                let vectors = width.min(tokens.len() - token).div_ceil(lanes);
+                // it is requested row by row with the blocks of tokens, since the memory does not send it by itself
+                let part = |token: usize| token.min(padded) * U::PANEL / padded;
+                let ahead = Ahead {
+                    at: weight.as_ptr().wrapping_add(next_row * shape.row_bytes + next_byte),
+                    row: shape.row_bytes,
+                    step: bytes.len().div_ceil(depth.div_ceil(AHEAD_STEP)),
+                    first: part(token),
+                    end: part(token + width),
+                };
+                let block = &packed[(tokens.start + token) * block_rows + begin * width..];
+                // SAFETY: as above. The panel has its rows of `depth` words and zeros, the block as many rows, and the
+                // sums a row for each row of the panel.
+                unsafe {
+                    let left = Left { at: panel, row: PANEL_ROW, step: 1 };
+                    let at = sums.add((first - range.start) * padded + token);
+                    let to = Sums { at, row: padded, add: begin > 0 };
+                    U::multiply(left, rows, Right::block::<U::Lanes>(block), depth, vectors, to, ahead);
+                }
+            }
+        }
+    }
+    // SAFETY: as above; this task owns its columns of the output.
+    unsafe {
+        let to = out.at(tokens.start * shape.rows + range.start);
+        tile::unpack::<U::Lanes>(sums, padded, range.len(), tokens.len(), to, shape.rows);
+    }
+}

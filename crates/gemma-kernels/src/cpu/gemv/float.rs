@@ -1,0 +1,357 @@
+//! Products with few tokens, in f32: the time is that of reading the weights, so every row is streamed from memory
+//! once, its next lines requested ahead, and multiplied with the tokens while it is in registers.
+
+use crate::Format;
+use crate::cpu::isa::{Isa, with_isa};
+use crate::cpu::isa::{Lanes, prefetch};
+use crate::cpu::output::Output;
+use crate::cpu::shape::Shape;
+use crate::cpu::sub_blocks::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
+use half::f16;
+use std::ops::Range;
+
+/// How far ahead of its use a line of weights is requested, in bytes.
+const AHEAD: usize = 3072;
+/// Rows that are multiplied with four tokens at once: as many sums as there are registers.
+pub(in crate::cpu) const ROWS: usize = 6;
+/// The same with the half as many registers of other instruction sets than AVX-512.
+const FEW_ROWS: usize = 3;
+/// From this many tokens on, rows are multiplied in such tiles.
+const TILE_TOKENS: usize = 4;
+
+/// The rows `range` of `out[t, r] = Σ_c x[t, c] w[r, c]`; see [`linear`](crate::cpu::linear()). With `alone`, each token
+/// is multiplied as if there were no other.
+pub(in crate::cpu) fn multiply(
+    isa: Isa,
+    x: &[f32],
+    weight: &[u8],
+    shape: Shape,
+    alone: bool,
+    range: Range<usize>,
+    out: Output,
+) {
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(x: &[f32], weight: &[u8], shape: Shape, alone: bool, range: Range<usize>, out: Output) {
+        // SAFETY: the lanes' instructions are available where this is expanded; this task owns the rows, and as many
+        // rows and tokens as the calls say are there.
+        unsafe {
+            let row = match shape.format {
+                Format::Bf16 if shape.tokens >= TILE_TOKENS && !alone => match L::N {
+                    16 => tiles::<L, ROWS, true>(x, weight, shape, range.clone(), out),
+                    _ => tiles::<L, FEW_ROWS, true>(x, weight, shape, range.clone(), out),
+                },
+                Format::F16 if shape.tokens >= TILE_TOKENS && !alone => match L::N {
+                    16 => tiles::<L, ROWS, false>(x, weight, shape, range.clone(), out),
+                    _ => tiles::<L, FEW_ROWS, false>(x, weight, shape, range.clone(), out),
+                },
+                _ => range.start,
+            };
+            for row in row..range.end {
+                let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
+                let mut token = 0;
+                while token < shape.tokens {
+                    let (x, to) = (&x[token * shape.cols..], out.at(token * shape.rows + row));
+                    token += match if alone { 1 } else { shape.tokens - token } {
+                        1 if token == 0 => tokens::<L, 1, 4, true>(shape, x, bytes, to),
+                        1 => tokens::<L, 1, 4, false>(shape, x, bytes, to),
+                        2 | 3 if token == 0 => tokens::<L, 2, 2, true>(shape, x, bytes, to),
+                        2 | 3 => tokens::<L, 2, 2, false>(shape, x, bytes, to),
+                        _ if token == 0 => tokens::<L, 4, 2, true>(shape, x, bytes, to),
+                        _ => tokens::<L, 4, 2, false>(shape, x, bytes, to),
+                    };
+                }
+            }
+        }
+    }
+    with_isa!(isa, kernel(
+        x: &[f32],
+        weight: &[u8],
+        shape: Shape,
+        alone: bool,
+        range: Range<usize>,
+        out: Output,
+    ));
+}
+
+/// As many of the rows `range` as make whole tiles; returns the first that is left.
+///
+/// # Safety
+/// The lanes' instruction set must be available, and the rows must belong to the calling task.
+#[inline(always)]
+unsafe fn tiles<L: Lanes, const R: usize, const BF16: bool>(
+    x: &[f32],
+    weight: &[u8],
+    shape: Shape,
+    range: Range<usize>,
+    out: Output,
+) -> usize {
+    let mut row = range.start;
+    // calls of `tile` for a tile's tokens
+    let calls = shape.tokens / 4 + [0, 1, 1, 2][shape.tokens % 4];
+    while row + R <= range.end {
+        let bytes = &weight[row * shape.row_bytes..(row + R) * shape.row_bytes];
+        let (mut token, mut call) = (0, 0);
+        while token < shape.tokens {
+            let x = &x[token * shape.cols..];
+            let fetch = call * R / calls..(call + 1) * R / calls;
+            // SAFETY: as required of the caller; as many tokens as the match says are there.
+            unsafe {
+                let to = out.at(token * shape.rows + row);
+                token += match shape.tokens - token {
+                    4.. => tile::<L, R, 4, BF16>(shape, x, bytes, fetch, to),
+                    2 | 3 => tile::<L, R, 2, BF16>(shape, x, bytes, fetch, to),
+                    _ => tile::<L, R, 1, BF16>(shape, x, bytes, fetch, to),
+                };
+            }
+            call += 1;
+        }
+        row += R;
+    }
+    row
+}
+
+/// `R` rows of two bytes a value times `M` tokens, so that what is loaded of one side serves all of the other;
+/// returns `M`. Of the next tile, which the memory does not send by itself, the rows `fetch` are requested.
+///
+/// # Safety
+/// The lanes' instruction set must be available, and there is room for the sums at `out`, those of a token a row of
+/// the output apart.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
+    shape: Shape,
+    x: &[f32],
+    bytes: &[u8],
+    fetch: Range<usize>,
+    out: *mut f32,
+) -> usize {
+    let Shape { cols, row_bytes, .. } = shape;
+    assert!(x.len() >= M * cols && bytes.len() == R * row_bytes, "tokens and rows");
+    // SAFETY: `i` counts values, of which the rows and the tokens hold `cols`.
+    unsafe {
+        let mut sums = [[L::splat(0.0); M]; R];
+        let mut i = 0;
+        while i + L::N <= cols {
+            let weights: [L; R] = std::array::from_fn(|r| {
+                let from = bytes.as_ptr().add(r * row_bytes + 2 * i);
+                load::<L, BF16>(from)
+            });
+            if (2 * i).is_multiple_of(64) {
+                for row in fetch.clone() {
+                    prefetch(bytes.as_ptr().wrapping_add((R + row) * row_bytes + 2 * i));
+                }
+            }
+            for t in 0..M {
+                let x = L::load(x.as_ptr().add(t * cols + i));
+                for (sums, weights) in sums.iter_mut().zip(weights) {
+                    sums[t] = weights.mul_add(x, sums[t]);
+                }
+            }
+            i += L::N;
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (t, sum) in sums.into_iter().enumerate() {
+                let bytes = &bytes[r * row_bytes..(r + 1) * row_bytes];
+                *out.add(t * shape.rows + r) = sum.sum() + rest::<BF16>(&bytes[2 * i..], &x[t * cols + i..]);
+            }
+        }
+    }
+    M
+}
+
+/// One row times `M` tokens, each with `STEPS` sums, so that an addition need not wait for the one before; returns
+/// `M`. `FETCH` requests the lines `AHEAD` of the read position.
+///
+/// # Safety
+/// The lanes' instruction set must be available. `bytes` is a row, `x` holds `M` tokens, and there is room for their
+/// sums at `out`, a row of the output apart.
+#[inline(always)]
+unsafe fn tokens<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool>(
+    shape: Shape,
+    x: &[f32],
+    bytes: &[u8],
+    out: *mut f32,
+) -> usize {
+    let x: [&[f32]; M] = std::array::from_fn(|t| &x[t * shape.cols..(t + 1) * shape.cols]);
+    // SAFETY: every load below stays inside the row and the tokens, which hold the same number of values.
+    let sums = unsafe {
+        match shape.format {
+            Format::F32 => unreachable!("f32 weights are multiplied in tiles"),
+            Format::Bf16 => halves::<L, M, STEPS, FETCH, true>(x, bytes),
+            Format::F16 => halves::<L, M, STEPS, FETCH, false>(x, bytes),
+            Format::Q8_0 => blocks::<L, M, FETCH, 34>(x, bytes, |quants, i| L::load_i8(quants.add(i))),
+            Format::Q4_0 => blocks::<L, M, FETCH, 18>(x, bytes, |quants, i| {
+                if i < 16 { L::load_low_nibbles(quants.add(i)) } else { L::load_high_nibbles(quants.add(i - 16)) }
+            }),
+            Format::Q4_1 => parted::<L, Q41, M, FETCH>(x, bytes),
+            Format::Q5_0 => parted::<L, Q50, M, FETCH>(x, bytes),
+            Format::Q5_1 => parted::<L, Q51, M, FETCH>(x, bytes),
+            Format::Q4K => parted::<L, Q4K, M, FETCH>(x, bytes),
+            Format::Q5K => parted::<L, Q5K, M, FETCH>(x, bytes),
+            Format::Q6K => parted::<L, Q6K, M, FETCH>(x, bytes),
+            other => decoded::<L, M, FETCH>(other, x, bytes),
+        }
+    };
+    for (t, sum) in sums.into_iter().enumerate() {
+        // SAFETY: as required of the caller.
+        unsafe { *out.add(t * shape.rows) = sum };
+    }
+    M
+}
+
+/// # Safety
+/// As [`tokens`]; two bytes per value, bf16 or f16.
+#[inline(always)]
+unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool, const BF16: bool>(
+    x: [&[f32]; M],
+    bytes: &[u8],
+) -> [f32; M] {
+    let step = STEPS * L::N;
+    let cols = x[0].len();
+    // SAFETY: `i` counts values, of which all slices hold `cols`.
+    unsafe {
+        let mut sums = [[L::splat(0.0); M]; STEPS];
+        let mut i = 0;
+        while i + step <= cols {
+            let from = bytes.as_ptr().add(2 * i);
+            if FETCH {
+                for line in 0..(2 * step).div_ceil(64) {
+                    prefetch(from.wrapping_add(AHEAD + line * 64));
+                }
+            }
+            for (s, sums) in sums.iter_mut().enumerate() {
+                let weights = load::<L, BF16>(from.add(2 * s * L::N));
+                *sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(i + s * L::N)), sums[t]));
+            }
+            i += step;
+        }
+        // a closure would not have the instructions
+        let mut totals = [0f32; M];
+        for (t, total) in totals.iter_mut().enumerate() {
+            let mut sum = sums[0][t];
+            for sums in &sums[1..] {
+                sum = sum.add(sums[t]);
+            }
+            *total = sum.sum() + rest::<BF16>(&bytes[2 * i..], &x[t][i..]);
+        }
+        totals
+    }
+}
+
+/// # Safety
+/// `L::N` values must be readable.
+#[inline(always)]
+unsafe fn load<L: Lanes, const BF16: bool>(from: *const u8) -> L {
+    // SAFETY: as required of the caller.
+    unsafe { if BF16 { L::load_bf16(from) } else { L::load_f16(from) } }
+}
+
+/// What the lanes leave of a row, times as many activations.
+#[inline(always)]
+fn rest<const BF16: bool>(bytes: &[u8], x: &[f32]) -> f32 {
+    let value = |bytes: [u8; 2]| match BF16 {
+        true => f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16),
+        false => f16::from_le_bytes(bytes).to_f32(),
+    };
+    bytes.as_chunks().0.iter().zip(x).map(|(bytes, x)| x * value(*bytes)).sum()
+}
+
+/// # Safety
+/// As [`tokens`]; blocks of 32 values in `SIZE` bytes that begin with an f16 scale. `load` gives the values from `i`
+/// on of the block whose quants it is handed.
+#[inline(always)]
+unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>(
+    x: [&[f32]; M],
+    bytes: &[u8],
+    load: impl Fn(*const u8, usize) -> L,
+) -> [f32; M] {
+    // SAFETY: block `b` covers values 32 b to 32 b + 31 of `x` and `SIZE` bytes.
+    unsafe {
+        let mut sums = [L::splat(0.0); M];
+        for b in 0..bytes.len() / SIZE {
+            let from = bytes.as_ptr().add(b * SIZE);
+            if FETCH {
+                prefetch(from.wrapping_add(AHEAD));
+            }
+            let scale = L::splat(f16::from_le_bytes(from.cast::<[u8; 2]>().read()).to_f32());
+            let mut products = [L::splat(0.0); M];
+            for i in (0..32).step_by(L::N) {
+                let weights = load(from.add(2), i);
+                products =
+                    std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * 32 + i)), products[t]));
+            }
+            sums = std::array::from_fn(|t| products[t].mul_add(scale, sums[t]));
+        }
+        let mut totals = [0f32; M];
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total = sum.sum();
+        }
+        totals
+    }
+}
+
+/// # Safety
+/// As [`tokens`]; blocks of a format that is only read, decoded value by value before they are multiplied.
+#[inline(always)]
+unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
+    format: Format,
+    x: [&[f32]; M],
+    bytes: &[u8],
+) -> [f32; M] {
+    let (len, size) = (format.block_len(), format.block_bytes());
+    let mut values = [0f32; 256];
+    let values = &mut values[..len];
+    // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes.
+    unsafe {
+        let mut sums = [L::splat(0.0); M];
+        for (b, block) in bytes.chunks_exact(size).enumerate() {
+            if FETCH {
+                for line in (0..size).step_by(64) {
+                    prefetch(block.as_ptr().wrapping_add(AHEAD + line));
+                }
+            }
+            format.decode_row(block, values);
+            for i in (0..len).step_by(L::N) {
+                let weights = L::load(values.as_ptr().add(i));
+                sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * len + i)), sums[t]));
+            }
+        }
+        let mut totals = [0f32; M];
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total = sum.sum();
+        }
+        totals
+    }
+}
+
+/// # Safety
+/// As [`tokens`]; the blocks of one of the formats with parts.
+#[inline(always)]
+unsafe fn parted<L: Lanes, B: Blocks, const M: usize, const FETCH: bool>(x: [&[f32]; M], bytes: &[u8]) -> [f32; M] {
+    let (len, size) = (B::FORMAT.block_len(), B::FORMAT.block_bytes());
+    // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes, twice.
+    unsafe {
+        let mut scales = Scales::new();
+        // two sums, so that an addition need not wait for the one before
+        let mut sums = [[L::splat(0.0); M]; 2];
+        for (b, block) in bytes.chunks_exact(size).enumerate() {
+            if FETCH {
+                for line in (0..size).step_by(64) {
+                    prefetch(block.as_ptr().wrapping_add(AHEAD + line));
+                }
+            }
+            B::scales::<L>(block.as_ptr(), &mut scales);
+            for pair in (0..len).step_by(2 * L::N) {
+                for (s, sums) in sums.iter_mut().enumerate() {
+                    let i = pair + s * L::N;
+                    let weights = B::values::<L>(block.as_ptr(), &scales, i);
+                    *sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * len + i)), sums[t]));
+                }
+            }
+        }
+        let mut totals = [0f32; M];
+        for (t, total) in totals.iter_mut().enumerate() {
+            *total = sums[0][t].add(sums[1][t]).sum();
+        }
+        totals
+    }
+}

@@ -1,0 +1,143 @@
+//! With AVX-512 VNNI: bytes, four products in each lane.
+
+use crate::cpu::gemv::row::{Call, f16_scales, group};
+use crate::cpu::isa::prefetch;
+use crate::cpu::quantize::{Bytes, GROUP, Split};
+use std::arch::x86_64::*;
+
+/// How far ahead of its use a line of weights is requested, in bytes.
+const AHEAD: usize = 7168;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
+pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32) -> Split {
+    Split::new(x, cols, fine, (halves, offset, 32), |x, limit| Bytes::with_avx512(x, limit))
+}
+
+/// The scales of four blocks of `SIZE` bytes.
+///
+/// # Safety
+/// Four blocks must be readable.
+#[inline]
+#[target_feature(enable = "avx512f,f16c")]
+unsafe fn scales<const SIZE: usize>(group: *const u8) -> __m128 {
+    // SAFETY: as required of the caller.
+    _mm_cvtph_ps(_mm_cvtsi64_si128(unsafe { f16_scales::<SIZE>(group) }.cast_signed()))
+}
+
+/// The first or second half of a token's group of low or high bytes.
+///
+/// # Safety
+/// 64 bytes must be readable at the place.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load(bytes: &[i8], at: usize) -> __m512i {
+    // SAFETY: as required of the caller.
+    unsafe { _mm512_load_si512(bytes.as_ptr().add(at).cast()) }
+}
+
+/// # Safety
+/// The call's row has the blocks of its shape, and `x`, made with offset 128 and blocks in order, has `M` tokens
+/// from the call's on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
+pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    let groups = call.shape.cols.div_ceil(GROUP);
+    let mut last = [0u8; 4 * 34];
+    // the sign bit flipped is 128 added
+    let flip = _mm512_set1_epi8(-128);
+    let spread = [
+        _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+        _mm512_setr_epi32(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3),
+    ];
+    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+    for g in 0..groups {
+        let from = group::<136>(call.bytes, g, &mut last);
+        if call.token == 0 {
+            // 136 bytes touch up to four lines; every line is asked for, some twice
+            for line in 0..3 {
+                prefetch(from.wrapping_add(AHEAD + 64 * line));
+            }
+        }
+        // SAFETY: the group has four blocks, and each token has a group.
+        unsafe {
+            let scale = scales::<34>(from);
+            let weights = [0, 1].map(|pair| {
+                let block = |b: usize| _mm256_loadu_si256(from.add((2 * pair + b) * 34 + 2).cast());
+                let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(0)), block(1));
+                _mm512_xor_si512(both, flip)
+            });
+            for (t, sums) in sums.iter_mut().enumerate() {
+                let at = (call.token + t) * groups + g;
+                let scale = _mm_mul_ps(scale, _mm_load_ps(x.scales.as_ptr().add(at * 4)));
+                let scale = _mm512_castps128_ps512(scale);
+                let starts = _mm512_castsi128_si512(_mm_load_si128(x.starts.as_ptr().add(at * 4).cast()));
+                for pair in 0..2 {
+                    // into the first lane of each block
+                    let start = _mm512_maskz_permutexvar_epi32(0x0101, spread[pair], starts);
+                    let mut sum = _mm512_dpbusd_epi32(start, weights[pair], load(&x.low, at * GROUP + pair * 64));
+                    if FINE {
+                        let high = load(&x.high, at * GROUP + pair * 64);
+                        let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[pair], high);
+                        sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<8>(high));
+                    }
+                    let scale = _mm512_permutexvar_ps(spread[pair], scale);
+                    sums[pair] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[pair]);
+                }
+            }
+        }
+    }
+    for (t, sums) in sums.into_iter().enumerate() {
+        // SAFETY: `M` tokens exist.
+        unsafe { call.write(t, _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))) };
+    }
+}
+
+/// # Safety
+/// As [`q8`], with `x` made with offset 8 and blocks in halves.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
+pub(in crate::cpu) unsafe fn q4<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    let groups = call.shape.cols.div_ceil(GROUP);
+    let mut last = [0u8; 4 * 18];
+    let nibble = _mm512_set1_epi8(15);
+    // each 128-bit lane holds one block
+    let spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    let mut sums = [_mm512_setzero_ps(); M];
+    for g in 0..groups {
+        let from = group::<72>(call.bytes, g, &mut last);
+        if call.token == 0 {
+            for line in 0..2 {
+                prefetch(from.wrapping_add(AHEAD + 64 * line));
+            }
+        }
+        // SAFETY: the group has four blocks, and each token has a group.
+        unsafe {
+            let block = |b: usize| _mm_loadu_si128(from.add(b * 18 + 2).cast());
+            let pair = |b: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(block(b)), block(b + 1));
+            let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pair(0)), pair(2));
+            let low = _mm512_and_si512(bytes, nibble);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+            // both halves of the blocks, which share lanes
+            let dot = |start, bytes: &[i8], at| {
+                let sum = _mm512_dpbusd_epi32(start, low, load(bytes, at));
+                _mm512_dpbusd_epi32(sum, high, load(bytes, at + 64))
+            };
+            let scale = scales::<18>(from);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                let at = (call.token + t) * groups + g;
+                let scale = _mm_mul_ps(scale, _mm_load_ps(x.scales.as_ptr().add(at * 4)));
+                let scale = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(scale));
+                let starts = _mm512_castsi128_si512(_mm_load_si128(x.starts.as_ptr().add(at * 4).cast()));
+                let start = _mm512_maskz_permutexvar_epi32(0x1111, spread, starts);
+                let mut exact = dot(start, &x.low, at * GROUP);
+                if FINE {
+                    let high = dot(_mm512_setzero_si512(), &x.high, at * GROUP);
+                    exact = _mm512_add_epi32(exact, _mm512_slli_epi32::<8>(high));
+                }
+                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, *sum);
+            }
+        }
+    }
+    for (t, sum) in sums.into_iter().enumerate() {
+        // SAFETY: `M` tokens exist.
+        unsafe { call.write(t, _mm512_reduce_add_ps(sum)) };
+    }
+}

@@ -1,0 +1,11 @@
+//! Products of few tokens with a matrix (GEMV): the time is that of reading the weights once, row after row.
+//!
+//! - [`float`]: activations in f32;
+//! - [`int8`]: activations as integers, for quantized weights; `k_quants` for blocks of 256;
+//! - [`row`]: what the integer kernels share.
+
+pub(in crate::cpu) mod float;
+pub(in crate::cpu) mod int8;
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) mod k_quants;
+pub(in crate::cpu) mod row;

@@ -1,0 +1,432 @@
+//! Softmax attention of queries over the pages of their KV caches, or over the rows of the call.
+//!
+//! One cube answers one head of one query; one launch answers all queries of all sequences. The keys that a query may
+//! see are an interval of positions, which the host works out. So the kernel walks an interval, without a mask and
+//! without reading a key that it may not see. It walks once, keeping the largest score so far, the sum of weights
+//! relative to it and the weighted sum of values, and rescales the sums when the largest score grows (Milakov &
+//! Gimelshein, arXiv:1805.02867, algorithm 3; Dao et al., arXiv:2205.14135, algorithm 1). What it does for a query
+//! depends on nothing else in the launch.
+
+use super::dequantize::half_to_f32;
+use super::{cube_count, floats, is_empty, output};
+use crate::AttendParams;
+use crate::kv::PAGE_LEN;
+use burn::tensor::DType;
+use burn_cubecl::{kernel::into_contiguous, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+/// Units of a cube.
+const UNITS: usize = 256;
+/// Units that share the dimensions of one key while scoring.
+const PARTS: usize = 8;
+/// Keys that one unit scores a part of, so that a value of the query is loaded once for them.
+const UNIT_KEYS: usize = 4;
+/// Keys side by side while scoring.
+const COLUMNS: usize = UNITS / PARTS;
+/// Keys that are scored between two barriers.
+const KEYS: usize = COLUMNS * UNIT_KEYS;
+/// The most units side by side, one for each dimension, while summing values.
+const WIDTH: usize = 64;
+/// Words of `queries` for each query.
+pub(crate) const QUERY_WORDS: usize = 4;
+
+/// Where keys and values lie: `[rows, kv_heads * head_dim]` values each.
+pub(crate) enum Source {
+    /// In the rows of the call, f32.
+    Rows([CubeTensor; 2]),
+    /// In the pages of a pool, f32 or, two to a word, f16, as 32-bit words.
+    Pages { buffers: [CubeTensor; 2], in_halves: bool },
+}
+
+/// Attention of some queries of `q` `[tokens, heads, head_dim]`, those from `first` on, one for each [`QUERY_WORDS`]
+/// words of `queries`: the first position that it sees and the one after the last, then `offset` and `base`. In pages,
+/// position `p` lies in page `tables[offset + p / PAGE_LEN - base]`; in rows, in row `offset + p - base`.
+///
+/// # Panics
+/// When the shapes contradict each other.
+pub(crate) fn attend(
+    q: CubeTensor,
+    first: usize,
+    source: Source,
+    kv_heads: usize,
+    [queries, tables]: [CubeTensor; 2],
+    params: AttendParams,
+) -> CubeTensor {
+    let [tokens, heads, head_dim] = q.meta.shape().dims::<3>();
+    let [words] = queries.meta.shape().dims::<1>();
+    let count = words / QUERY_WORDS;
+    assert!(first + count <= tokens, "queries");
+    assert!([&queries, &tables].iter().all(|ints| ints.dtype == DType::U32), "positions and tables");
+    let (buffers, paged, in_halves) = match source {
+        Source::Rows(rows) => (rows.map(floats), false, false),
+        Source::Pages { buffers, in_halves } => {
+            assert!(buffers.iter().all(|buffer| buffer.dtype == DType::U32), "pages");
+            (buffers, true, in_halves)
+        }
+    };
+    let row: usize = buffers[0].meta.shape().dims::<2>()[1] * if in_halves { 2 } else { 1 };
+    assert_eq!(row, kv_heads * head_dim, "keys have the heads and the dimension of the layer");
+    let out = output(&q, [count, heads, head_dim]);
+    if is_empty(&out) {
+        return out;
+    }
+    assert!(heads.is_multiple_of(kv_heads), "the heads are whole groups of key/value heads");
+    let width = head_dim.next_power_of_two().min(WIDTH);
+    let client = q.client.clone();
+    let [keys, values] = buffers;
+    let scene = SceneLaunch::new(first, count, heads, kv_heads, head_dim, params.scale, params.softcap.unwrap_or(0.0));
+    // SAFETY: the host says of each query which positions are there and where; dimensions are guarded, and the surplus
+    // cubes repeat the last query.
+    unsafe {
+        attend_kernel::launch_unchecked(
+            &client,
+            cube_count(count * heads),
+            CubeDim::new_1d(UNITS as u32),
+            floats(q).into_buffer_arg(),
+            keys.into_buffer_arg(),
+            values.into_buffer_arg(),
+            into_contiguous(queries).into_buffer_arg(),
+            into_contiguous(tables).into_buffer_arg(),
+            out.clone().into_buffer_arg(),
+            scene,
+            width,
+            head_dim.div_ceil(width),
+            params.softcap.is_some(),
+            paged,
+            in_halves,
+        );
+    }
+    out
+}
+
+/// Units of a cube of [`write_kernel`]; each makes one word.
+const WRITE_UNITS: usize = 64;
+
+/// Writes the rows of `k` and `v` `[tokens, kv_heads, head_dim]` from `first` on to the places `slots` of a pool's
+/// buffers, in place; returns how many.
+///
+/// # Panics
+/// When the shapes contradict each other.
+pub(crate) fn write_pages(
+    [k, v]: [CubeTensor; 2],
+    first: usize,
+    buffers: [CubeTensor; 2],
+    slots: CubeTensor,
+    in_halves: bool,
+) -> usize {
+    let [tokens, kv_heads, head_dim] = k.meta.shape().dims::<3>();
+    let [count] = slots.meta.shape().dims::<1>();
+    let row = kv_heads * head_dim / if in_halves { 2 } else { 1 };
+    assert!(first + count <= tokens && v.meta.shape() == k.meta.shape(), "keys and values");
+    let client = k.client.clone();
+    for (rows, buffer) in [k, v].into_iter().zip(buffers) {
+        assert_eq!(buffer.meta.shape().dims::<2>()[1], row, "a row of a page");
+        if count * row == 0 {
+            continue;
+        }
+        // SAFETY: units past the last word do nothing; the host gave places that are there.
+        unsafe {
+            write_kernel::launch_unchecked(
+                &client,
+                cube_count((count * row).div_ceil(WRITE_UNITS)),
+                CubeDim::new_1d(WRITE_UNITS as u32),
+                floats(rows).into_buffer_arg(),
+                slots.clone().into_buffer_arg(),
+                buffer.into_buffer_arg(),
+                count * row,
+                row,
+                first,
+                in_halves,
+            );
+        }
+    }
+    count
+}
+
+/// Each unit writes a word: a value, or two as f16.
+#[cube(launch_unchecked)]
+fn write_kernel(
+    rows: &[f32],
+    slots: &[u32],
+    out: &mut [u32],
+    words: usize,
+    row: usize,
+    first: usize,
+    #[comptime] in_halves: bool,
+) {
+    if ABSOLUTE_POS >= words {
+        terminate!();
+    }
+    let from = first * row + ABSOLUTE_POS;
+    let to = slots[ABSOLUTE_POS / row] as usize * row + ABSOLUTE_POS % row;
+    if comptime!(in_halves) {
+        out[to] = f16_bits(rows[2 * from]) | (f16_bits(rows[2 * from + 1]) << 16u32);
+    } else {
+        out[to] = u32::reinterpret(rows[from]);
+    }
+}
+
+/// The bits of the nearest f16, ties to even; larger values become the largest.
+#[cube]
+fn f16_bits(value: f32) -> u32 {
+    let bits = u32::reinterpret(value);
+    let magnitude = bits & 0x7fff_ffffu32;
+    // the exponent moved by 112, and half a step more, less one where that would round a tie to odd
+    let normal = (magnitude - 0x3800_0000u32 + 0xfffu32 + ((magnitude >> 13u32) & 1u32)) >> 13u32;
+    // below 2^-14 steps of 2^-24 are counted: those of f32 just above a half
+    let small = u32::reinterpret(f32::reinterpret(magnitude) + 0.5f32) - 0x3f00_0000u32;
+    let finite = select(magnitude < 0x3880_0000u32, small, normal);
+    // from 65520 on the nearest would be infinite
+    let limited = select(magnitude >= 0x477f_f000u32, 0x7bffu32, finite);
+    let half = select(magnitude > 0x7f80_0000u32, 0x7e00u32, limited);
+    half | ((bits >> 16u32) & 0x8000u32)
+}
+
+/// A value of keys or values, which are f32 or f16, two to a word.
+#[cube]
+fn value_at(words: &[u32], index: usize, #[comptime] in_halves: bool) -> f32 {
+    if comptime!(in_halves) {
+        half_to_f32((words[index / 2] >> ((index % 2) as u32 * 16u32)) & 0xffffu32)
+    } else {
+        f32::reinterpret(words[index])
+    }
+}
+
+/// The extents of the axes and the parameters of the call.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Scene {
+    /// The first query's row.
+    first: usize,
+    queries: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    scale: f32,
+    softcap: f32,
+}
+
+/// The keys that a query sees, and where they lie.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Stretch {
+    from: usize,
+    to: usize,
+    offset: usize,
+    base: usize,
+    kv_head: usize,
+}
+
+/// Shared memory of a cube.
+#[derive(CubeType)]
+struct Board {
+    /// `[head_dim]`
+    query: Shared<[f32]>,
+    /// What each unit found, `[UNIT_KEYS, UNITS]`.
+    partial: Shared<[f32]>,
+    /// `[KEYS]`
+    scores: Shared<[f32]>,
+    /// `exp(score - largest)`, `[KEYS]`.
+    weights: Shared<[f32]>,
+}
+
+/// What a unit remembers on its walk over the keys.
+#[derive(CubeType)]
+struct Walk {
+    /// The largest score so far in `[0]`, the same in all units; in `[1]` the sum of `exp(score - largest)` over
+    /// the keys of this unit.
+    state: Array<f32>,
+    /// Weighted sums of the values in this unit's dimensions, over the keys of this unit.
+    sums: Array<f32>,
+}
+
+/// A cube answers one head of one query.
+///
+/// For the weighted sum of values the units stand `width` side by side, each with every `width`-th dimension
+/// (`chunks` of them), and share the keys among the lines that this makes.
+#[cube(launch_unchecked)]
+fn attend_kernel(
+    q: &[f32],
+    keys: &[u32],
+    values: &[u32],
+    queries: &[u32],
+    tables: &[u32],
+    out: &mut [f32],
+    scene: Scene,
+    #[comptime] width: usize,
+    #[comptime] chunks: usize,
+    #[comptime] capped: bool,
+    #[comptime] paged: bool,
+    #[comptime] in_halves: bool,
+) {
+    let unit = UNIT_POS as usize;
+    let index = min(CUBE_POS, scene.queries * scene.heads - 1);
+    let query = index / scene.heads * QUERY_WORDS;
+    let stretch = Stretch {
+        from: queries[query] as usize,
+        to: queries[query + 1] as usize,
+        offset: queries[query + 2] as usize,
+        base: queries[query + 3] as usize,
+        kv_head: index % scene.heads / (scene.heads / scene.kv_heads),
+    };
+
+    let mut board = Board {
+        query: Shared::<[f32]>::new_slice(comptime!(width * chunks)),
+        partial: Shared::<[f32]>::new_slice(comptime!(UNIT_KEYS * UNITS)),
+        scores: Shared::<[f32]>::new_slice(KEYS),
+        weights: Shared::<[f32]>::new_slice(KEYS),
+    };
+    let mut walk = Walk { state: Array::<f32>::new(2usize), sums: Array::<f32>::new(chunks) };
+    walk.state[0] = f32::min_value();
+    walk.state[1] = 0.0f32;
+    #[unroll]
+    for c in 0..chunks {
+        walk.sums[c] = 0.0f32;
+    }
+    let mut dim = unit;
+    while dim < scene.head_dim {
+        board.query[dim] = q[(scene.first * scene.heads + index) * scene.head_dim + dim];
+        dim += UNITS;
+    }
+    sync_cube();
+
+    read(keys, values, tables, stretch, &scene, &mut board, &mut walk, width, chunks, capped, paged, in_halves);
+
+    // Units with the same dimensions add up what their keys gave.
+    let lines = comptime!(UNITS / width);
+    board.partial[unit] = walk.state[1];
+    sync_cube();
+    let mut total = 0.0f32;
+    #[unroll]
+    for line in 0..lines {
+        total += board.partial[unit % width + comptime!(line * width)];
+    }
+    #[unroll]
+    for c in 0..chunks {
+        sync_cube();
+        board.partial[unit] = walk.sums[c];
+        sync_cube();
+        let dim = unit + comptime!(c * width);
+        if unit < width && dim < scene.head_dim && CUBE_POS < scene.queries * scene.heads {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for line in 0..lines {
+                sum += board.partial[unit + comptime!(line * width)];
+            }
+            out[index * scene.head_dim + dim] = sum / total;
+        }
+    }
+}
+
+/// Walks over the keys, [`KEYS`] at a time.
+///
+/// Three barriers a step: dots of parts of keys | scores | weights | weighted sum. Each buffer is written again
+/// one barrier after its last reader at the earliest.
+#[cube]
+fn read(
+    keys: &[u32],
+    values: &[u32],
+    tables: &[u32],
+    stretch: Stretch,
+    scene: &Scene,
+    board: &mut Board,
+    walk: &mut Walk,
+    #[comptime] width: usize,
+    #[comptime] chunks: usize,
+    #[comptime] capped: bool,
+    #[comptime] paged: bool,
+    #[comptime] in_halves: bool,
+) {
+    let unit = UNIT_POS as usize;
+    let mut tile = stretch.from;
+    while tile < stretch.to {
+        let count = min(KEYS, stretch.to - tile);
+
+        let column = unit / PARTS;
+        let mut bases = Array::<usize>::new(UNIT_KEYS);
+        let mut dots = Array::<f32>::new(UNIT_KEYS);
+        #[unroll]
+        for i in 0..UNIT_KEYS {
+            // keys past the last one repeat it; their score is not taken
+            let key = min(column + comptime!(i * COLUMNS), count - 1);
+            bases[i] = row_of(tile + key, tables, stretch, scene, paged);
+            dots[i] = 0.0f32;
+        }
+        let mut dim = unit % PARTS;
+        while dim < scene.head_dim {
+            let factor = board.query[dim];
+            #[unroll]
+            for i in 0..UNIT_KEYS {
+                if comptime!(i == 0) || comptime!(i * COLUMNS) < count {
+                    dots[i] += factor * value_at(keys, bases[i] + dim, in_halves);
+                }
+            }
+            dim += PARTS;
+        }
+        #[unroll]
+        for i in 0..UNIT_KEYS {
+            board.partial[unit + comptime!(i * UNITS)] = dots[i];
+        }
+        sync_cube();
+
+        if unit < count {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for part in 0..PARTS {
+                sum += board.partial[unit * PARTS + part];
+            }
+            let mut score = sum * scene.scale;
+            if capped {
+                // beyond 15, tanh is 1 in f32, and some drivers' tanh overflows
+                let ratio = clamp(score / scene.softcap, -15.0f32, 15.0f32);
+                score = scene.softcap * ratio.tanh();
+            }
+            board.scores[unit] = score;
+        }
+        sync_cube();
+
+        let before = walk.state[0];
+        let mut largest = before;
+        for k in 0..count {
+            largest = max(largest, board.scores[k]);
+        }
+        if unit < count {
+            board.weights[unit] = (board.scores[unit] - largest).exp();
+        }
+        sync_cube();
+
+        let correction = (before - largest).exp();
+        let mut total = walk.state[1] * correction;
+        #[unroll]
+        for c in 0..chunks {
+            walk.sums[c] *= correction;
+        }
+        let mut k = unit / width;
+        while k < count {
+            let weight = board.weights[k];
+            total += weight;
+            let base = row_of(tile + k, tables, stretch, scene, paged) + unit % width;
+            #[unroll]
+            for c in 0..chunks {
+                if unit % width + comptime!(c * width) < scene.head_dim {
+                    walk.sums[c] += weight * value_at(values, base + comptime!(c * width), in_halves);
+                }
+            }
+            k += comptime!(UNITS / width);
+        }
+        walk.state[0] = largest;
+        walk.state[1] = total;
+        tile += KEYS;
+    }
+}
+
+/// Where the key (or value) of a position begins.
+#[cube]
+fn row_of(position: usize, tables: &[u32], stretch: Stretch, scene: &Scene, #[comptime] paged: bool) -> usize {
+    let mut row = stretch.offset + position - stretch.base;
+    if comptime!(paged) {
+        let page = tables[stretch.offset + position / PAGE_LEN - stretch.base] as usize;
+        row = page * PAGE_LEN + position % PAGE_LEN;
+    }
+    (row * scene.kv_heads + stretch.kv_head) * scene.head_dim
+}

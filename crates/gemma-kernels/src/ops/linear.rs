@@ -1,0 +1,148 @@
+//! Products with a packed matrix, and look-ups of its rows.
+
+use crate::packed::stores_words;
+use crate::{ActivationPrecision, Format, PackedWeight, Phase};
+use burn::backend::{
+    Backend, Dispatch, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// How finely the CPU represents the activations.
+    pub activations: ActivationPrecision,
+    /// What the request is doing with the rows.
+    pub phase: Phase,
+    /// Whether a row's sums are added in an order that does not depend on how many rows there are; else only their
+    /// precision does not.
+    pub batch_invariant: bool,
+}
+
+// The attribute names every backend of the list, ndarray included, which Burn 0.22 deprecates and this workspace promises.
+#[allow(deprecated, reason = "ndarray is one of the backends this workspace promises")]
+mod extension {
+    use super::*;
+
+    /// What a backend must be able to do for products. The functions of the same names are the way to call it.
+    #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"), Cube: cfg(feature = "wgpu"))]
+    pub trait LinearOps: Backend {
+        /// See [`packed_linear`].
+        fn packed_linear(
+            x: FloatTensor<Self>,
+            weight: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+            arithmetic: Arithmetic,
+        ) -> FloatTensor<Self>;
+        /// See [`packed_rows`].
+        fn packed_rows(
+            weight: IntTensor<Self>,
+            rows: IntTensor<Self>,
+            format: Format,
+            cols: usize,
+        ) -> FloatTensor<Self>;
+    }
+}
+
+pub use extension::LinearOps;
+
+/// `y = x Wᵀ`: `[tokens, cols]` to `[tokens, rows]`, f32, accumulated in f32, where all tokens are one request's: in the
+/// [phase](Phase::of_len) that so many tokens suggest. See [`packed_linear_in`].
+///
+/// # Panics
+/// When the shapes do not match.
+pub fn packed_linear(x: Tensor<2>, weight: &PackedWeight) -> Tensor<2> {
+    let tokens = x.dims()[0];
+    packed_linear_in(x, weight, &[(tokens, Phase::of_len(tokens))])
+}
+
+/// `y = x Wᵀ`: `[tokens, cols]` to `[tokens, rows]`, f32, accumulated in f32. `phases` says of the tokens, so many at a
+/// time, what their requests are doing; each gets the arithmetic of its phase, whatever the others are. On the CPU, the
+/// weight's [`activations`](PackedWeight::activations) say how finely `x` is represented in the product.
+///
+/// On an autodiff device the product is differentiable with respect to `x`; the weight is a constant.
+///
+/// # Panics
+/// When the shapes do not match, or the phases are not those of all tokens.
+pub fn packed_linear_in(x: Tensor<2>, weight: &PackedWeight, phases: &[(usize, Phase)]) -> Tensor<2> {
+    let [tokens, cols] = x.dims();
+    assert_eq!(cols, weight.cols(), "a product of {cols} inputs with a matrix of {} columns", weight.cols());
+    assert_eq!(phases.iter().map(|(rows, _)| rows).sum::<usize>(), tokens, "a phase for every token");
+    if x.is_autodiff() {
+        return x.matmul(weight.dequantize().transpose());
+    }
+    let mut first = 0;
+    let mut products = Vec::new();
+    for run in phases.chunk_by(|a, b| a.1 == b.1) {
+        let rows: usize = run.iter().map(|(rows, _)| rows).sum();
+        let part = if rows == tokens { x.clone() } else { x.clone().narrow(0, first, rows) };
+        first += rows;
+        products.push(in_one_phase(part, weight, run[0].1));
+    }
+    if products.len() == 1 { products.remove(0) } else { Tensor::cat(products, 0) }
+}
+
+/// Rows of a GPU's kernel for few tokens, in which a sum does not depend on how many there are.
+const FEW_TOKENS: usize = 4;
+
+fn in_one_phase(x: Tensor<2>, weight: &PackedWeight, phase: Phase) -> Tensor<2> {
+    let arithmetic =
+        Arithmetic { activations: weight.activations(), phase, batch_invariant: weight.is_batch_invariant() };
+    let tokens = x.dims()[0];
+    if arithmetic.batch_invariant && phase == Phase::Decode && tokens > FEW_TOKENS && stores_words(&x.device()) {
+        let few = |first: usize| x.clone().narrow(0, first, FEW_TOKENS.min(tokens - first));
+        return Tensor::cat(
+            (0..tokens).step_by(FEW_TOKENS).map(|first| in_one_phase(few(first), weight, phase)).collect(),
+            0,
+        );
+    }
+    let one = |shard: &Tensor<2, Int>| {
+        Tensor::from_dispatch(<Dispatch as LinearOps>::packed_linear(
+            x.clone().into_dispatch(),
+            shard.clone().into_dispatch(),
+            weight.format(),
+            weight.cols(),
+            arithmetic,
+        ))
+    };
+    match weight.shards() {
+        [shard] => one(shard),
+        shards => Tensor::cat(shards.iter().map(one).collect(), 1),
+    }
+}
+
+/// Rows of a packed matrix as f32 values: `[rows.len(), cols]`. An embedding look-up.
+///
+/// # Panics
+/// When an id is not a row of the matrix.
+pub fn packed_rows(weight: &PackedWeight, rows: &[u32]) -> Tensor<2> {
+    let count = weight.rows();
+    assert!(rows.iter().all(|row| (*row as usize) < count), "a row id is outside the matrix of {count} rows");
+    let device = weight.device();
+    let gather = |shard: &Tensor<2, Int>, ids: Vec<i32>| {
+        let len = ids.len();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [len]), (&device, DType::I32));
+        Tensor::<2>::from_dispatch(<Dispatch as LinearOps>::packed_rows(
+            shard.clone().into_dispatch(),
+            ids.into_dispatch(),
+            weight.format(),
+            weight.cols(),
+        ))
+    };
+    if let [shard] = weight.shards() {
+        return gather(shard, rows.iter().map(|row| *row as i32).collect());
+    }
+    // runs of ids that lie in one shard are gathered together, in order
+    let shard_of = |row: u32| row as usize / weight.rows_per_shard();
+    let parts = rows
+        .chunk_by(|a, b| shard_of(*a) == shard_of(*b))
+        .map(|run| {
+            let shard = shard_of(run[0]);
+            let first = (shard * weight.rows_per_shard()) as u32;
+            gather(&weight.shards()[shard], run.iter().map(|row| (row - first) as i32).collect())
+        })
+        .collect();
+    Tensor::cat(parts, 0)
+}

@@ -1,0 +1,9 @@
+//! The operations at the level of tensors: a function each, what a backend must be able to do for it, and a reference
+//! implementation in Burn's own operations, which runs on every backend and is differentiable.
+
+pub(crate) mod attention;
+pub(crate) mod elementwise;
+pub(crate) mod linear;
+pub(crate) mod recurrence;
+#[cfg(test)]
+pub(crate) mod tests;
