@@ -145,8 +145,8 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
     let (hidden_size, heads) = (size("embedding_length")?, size("attention.head_count")?);
     let (layers, head_dim) = (size("block_count")?, size("attention.key_length")?);
     for name in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(value) = keys.optional(&key(name)).filter(|value| **value != Value::Unsigned(head_dim)) {
-            return Err(wrong(&key(name), value, "the key length"));
+        if keys.optional(&key(name)).is_some() && keys.number(&key(name))? != head_dim {
+            return Err(wrong(&key(name), keys.number(&key(name))?, "the key length"));
         }
     }
     let kv_heads = match keys.optional(&key("attention.head_count_kv")) {

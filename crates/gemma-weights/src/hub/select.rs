@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(choice(Some("IQ4_XS")), "gemma-2-2b-it-IQ4_XS.gguf");
         assert_eq!(choice(Some("gemma-2-2b-it-f16.gguf")), "gemma-2-2b-it-f16.gguf");
         assert_eq!(choice(None), "gemma-2-2b-it-Q4_K_M.gguf");
-        for absent in ["Q4_K", "XS", "Q4", "Q2_K", "other.gguf", ""] {
+        for absent in ["Q4_K", "Q4_XS", "Q4", "Q2_K", "other.gguf", ""] {
             assert!(choice(Some(absent)).starts_with("Undecided"), "{absent}");
         }
         assert!(
