@@ -323,7 +323,8 @@ fn the_cache_of_an_image_can_be_truncated_and_kept() {
 fn a_long_chat_drops_old_turns_in_large_steps() {
     let model = gemma::demo(&devices().remove(0).1).expect("a model that is built in");
     let context = model.network().context_length().expect("Gemma's is limited");
-    let mut chat = gemma::Conversation::new(&model, GenerateOptions { ignore_eos: false, ..GenerateOptions::greedy(40) });
+    let mut chat =
+        gemma::Conversation::new(&model, GenerateOptions { ignore_eos: false, ..GenerateOptions::greedy(40) });
     let (mut drops, mut prefilled, mut turns) = (0, 0, 0);
     while prefilled < 3 * context && turns < 200 {
         let question = format!("Tell me of number {turns}, of the sea and of the mountains, please.");

@@ -35,7 +35,7 @@ struct Options {
     repeat: usize,
     /// Tokens read at once.
     prompt: usize,
-    /// Tokens written one by one.
+    /// Tokens decoded one by one.
     decode: usize,
     /// Tokens read already before either.
     depth: usize,
@@ -161,8 +161,8 @@ fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<
     let after = if options.depth > 0 { format!("After {} tokens, ", options.depth) } else { String::new() };
     let depth = if options.depth > 0 { format!(" --depth {}", options.depth) } else { String::new() };
     let section = format!(
-        "Machine: {}; it reads memory at {:.1} GB/s (`cargo xtask bandwidth`). {after}{} tokens are read, then {} \
-         written, {} times in turn (`cargo xtask bench --peers{}{depth}{}`).\n\n{}\n![Ratios]({chart})\n",
+        "Machine: {}; memory bandwidth {:.1} GB/s (`cargo xtask bandwidth`). {after}prefill of {} tokens, then decode \
+         of {}, {} times in turn (`cargo xtask bench --peers{}{depth}{}`).\n\n{}\n![Ratios]({chart})\n",
         machine::describe(),
         bandwidth / 1e9,
         options.prompt,
@@ -228,7 +228,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
         bail!("an image comes first: leave paligemma out of --shape, or --depth");
     }
     if options.prompt == 0 || options.decode == 0 {
-        bail!("reading and writing are both measured: give --prompt and --decode at least 1");
+        bail!("prefill and decode are both measured: give --prompt and --decode at least 1");
     }
     Ok(options)
 }
@@ -252,7 +252,7 @@ fn measurement(options: &Options, shape: &str, precision: &str) -> Vec<String> {
 fn section(options: &Options, machine: &str, bandwidth: f64, rows: &[Row]) -> Result<String> {
     let command = measurement(options, "SHAPE", "PRECISION").join(" ");
     let mut text = format!(
-        "Machine: {machine}; it reads memory at {:.1} GB/s (`cargo xtask bandwidth`).\n\
+        "Machine: {machine}; memory bandwidth {:.1} GB/s (`cargo xtask bandwidth`).\n\
          Each row: `gemma {command}`.\n\n\
          | shape | precision | weights | prefill | decode | of the bandwidth | peak memory |\n\
          |---|---|---|---|---|---|---|\n",

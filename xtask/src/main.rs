@@ -30,7 +30,7 @@ Chores:
   bench [OPTIONS]           measure the speed at a released shape and write docs/performance.md
                             --shape LIST (2B to 27B; with --peers gemma-2b), --precisions LIST (bf16,q8_0,q4_0; large
                             shapes: q4_0), --repeat N (3),
-                            --prompt N (512), --decode N (32), --depth N (0): tokens read at once, written, there before
+                            --prompt N (512), --decode N (32), --depth N (0): tokens of prefill, of decode, in the cache before
                             --fast-activations: ours rounds activations, --quick: fewer tokens, nothing written
                             --peers: against llama.cpp and transformers, built and kept in GEMMA_BENCH_CACHE;
                             --discard: models made for this are removed when they have been measured

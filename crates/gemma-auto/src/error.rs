@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::Architecture;
-
 /// Why a model could not be opened, or cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -90,8 +88,8 @@ pub enum Error {
     /// The model does not do what was asked.
     #[error("a {architecture} model does not {ability}; {instead}")]
     Incapable {
-        /// What it is.
-        architecture: Architecture,
+        /// Its architecture.
+        architecture: String,
         /// What was asked.
         ability: &'static str,
         /// What to do.

@@ -103,7 +103,7 @@ impl AutoModel {
 
     /// The error for something that the model does not do.
     pub fn incapable(&self, ability: &'static str, instead: &'static str) -> Error {
-        Error::Incapable { architecture: self.architecture(), ability, instead }
+        Error::Incapable { architecture: self.architecture().to_string(), ability, instead }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The one place where a backend feature becomes a device.
 //!
-//! This is the power house. A program names no Burn backend; it asks here for a [`Device`], and every tensor
+//! A program names no Burn backend; it asks here for a [`Device`], and every tensor
 //! made on that device computes there. Which backends exist is decided by Cargo features when compiling, and
 //! any non-empty combination of them compiles; which of them runs is decided here, at run time:
 //!

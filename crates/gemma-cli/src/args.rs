@@ -29,7 +29,7 @@ pub(crate) struct Model {
     #[arg(long)]
     pub(crate) offline: bool,
 
-    /// RecurrentGemma: let attention see one key more, as DeepMind's own code reads the window's size.
+    /// RecurrentGemma: let attention see one key more, as DeepMind's own code counts the sliding window.
     #[arg(long)]
     pub(crate) inclusive_window: bool,
 }
@@ -47,7 +47,7 @@ impl Model {
 pub(crate) struct Compute {
     /// How weights are kept in memory: f32, bf16, f16, q8_0 (about 8 bits per weight) or q4_0 (about 4 bits).
     ///
-    /// Smaller is faster and a little less exact. Without it, weights stay as they are in the file.
+    /// Fewer bits are faster and less exact. Without it, weights stay as they are in the file.
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) precision: Option<Precision>,
 
@@ -64,19 +64,19 @@ pub(crate) struct Compute {
 
     /// Compute with f32 activations throughout, on the CPU too.
     ///
-    /// Without it, products with quantized weights (q8_0, q4_0 and, where the CPU has AVX-512 VNNI, q4_k, q5_k and q6_k)
-    /// represent them by 16-bit integers, wrong by about a fifty-thousandth, and prompts, their attention included,
-    /// are multiplied in bf16 where the CPU is faster with it, wrong by about a four-hundredth.
+    /// Without it, decode with quantized weights (q8_0, q4_0 and, with AVX-512 VNNI, q4_k, q5_k and q6_k) uses 16-bit
+    /// integer activations (relative error about 2e-5), and prefill multiplies in bf16 where the CPU is faster with it
+    /// (relative error about 2.5e-3).
     #[arg(long)]
     pub(crate) exact_activations: bool,
 
-    /// Represent activations by 8 bits with quantized weights (those of --exact-activations), where that is faster.
+    /// Use 8-bit integer activations with quantized weights (those of --exact-activations), where that is faster.
     ///
-    /// Each product is then wrong by up to a hundredth.
+    /// The relative error of a product is up to 1e-2.
     #[arg(long, conflicts_with = "exact_activations")]
     pub(crate) fast_activations: bool,
 
-    /// In how many bits keys and values are kept: f32, or f16 for half the memory.
+    /// Precision of the KV cache: f32, or f16 for half the memory.
     #[arg(long, value_name = "PRECISION", default_value = "f32")]
     pub(crate) cache_precision: CachePrecision,
 }
@@ -92,7 +92,7 @@ impl Compute {
         }
     }
 
-    /// How finely products represent activations.
+    /// The precision of activations in products.
     pub(crate) fn activations(&self) -> ActivationPrecision {
         match (self.exact_activations, self.fast_activations) {
             (true, _) => ActivationPrecision::F32,
@@ -124,23 +124,23 @@ pub(crate) struct Sampling {
     #[arg(short = 'n', long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
 
-    /// 0 always takes the likeliest token; 1 follows the model's odds; more is wilder.
+    /// Sampling temperature: 0 is greedy, 1 samples the model's distribution, above 1 flattens it.
     #[arg(long, value_name = "T", default_value_t = GenerateOptions::default().temperature, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
 
-    /// Choose among the K likeliest tokens only; 0 switches this off.
+    /// Sample from the K most probable tokens only; 0 switches this off.
     #[arg(long, value_name = "K", default_value_t = GenerateOptions::default().top_k.unwrap_or(0), allow_negative_numbers = true)]
     pub(crate) top_k: usize,
 
-    /// Choose among the fewest tokens whose odds add up to P; 1 switches this off.
+    /// Nucleus sampling: sample from the smallest set of tokens whose probabilities add up to P; 1 switches this off.
     #[arg(long, value_name = "P", default_value_t = GenerateOptions::default().top_p.unwrap_or(1.0), allow_negative_numbers = true)]
     pub(crate) top_p: f32,
 
-    /// Leave out tokens less likely than P times the likeliest one; off without it.
+    /// Leave out tokens with less than P times the highest probability; off without it.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
 
-    /// Make tokens that occurred already less likely; 1 is off, which suits Gemma best.
+    /// Lower the logits of tokens that occurred already; 1 is off, which suits Gemma best.
     #[arg(long, value_name = "R", default_value_t = GenerateOptions::default().repetition_penalty, allow_negative_numbers = true)]
     pub(crate) repetition_penalty: f32,
 
@@ -148,11 +148,11 @@ pub(crate) struct Sampling {
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
 
-    /// Stop before this text would appear; may be given several times.
+    /// Stop sequence: end before this text; may be given several times.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
 
-    /// Go on past the tokens that end an answer.
+    /// Continue past the end-of-sequence and end-of-turn tokens.
     #[arg(long)]
     pub(crate) ignore_eos: bool,
 }
@@ -209,7 +209,7 @@ pub(crate) struct CodeModel {
     #[arg(long)]
     pub(crate) offline: bool,
 
-    /// Whose control tokens the tokenizer has: gemma or codegemma.
+    /// The family whose control tokens the tokenizer has: gemma or codegemma.
     ///
     /// Without it, the name tells. It matters only for tokenizer files that leave the infilling tokens' names out.
     #[arg(long, value_name = "FAMILY")]
@@ -241,14 +241,14 @@ impl OrderName {
     }
 }
 
-/// How far a middle may reach, by name.
+/// How far a completion may reach, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExtentName {
-    /// Until the model ends it.
+    /// Until the model stops.
     Free,
     /// One line.
     Line,
-    /// The block that the gap lies in.
+    /// The block that the hole lies in.
     Block,
 }
 
@@ -262,7 +262,7 @@ impl ExtentName {
     }
 }
 
-/// What fills a gap, and how much of it.
+/// How a hole is filled.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Filling")]
 pub(crate) struct Filling {
@@ -270,7 +270,7 @@ pub(crate) struct Filling {
     #[arg(short = 'n', long, value_name = "N", default_value_t = InfillOptions::default().generate.max_tokens)]
     pub(crate) max_tokens: usize,
 
-    /// 0 always takes the likeliest token, which suits code; 1 follows the model's odds.
+    /// Sampling temperature: 0 is greedy, which suits code; 1 samples the model's distribution.
     #[arg(long, value_name = "T", default_value_t = InfillOptions::default().generate.temperature, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
 
@@ -282,20 +282,20 @@ pub(crate) struct Filling {
     #[arg(long, value_name = "ORDER", default_value = "psm")]
     pub(crate) order: OrderName,
 
-    /// How far the text may reach.
+    /// How far the completion may reach: free, one line, or the enclosing block.
     #[arg(long, value_name = "EXTENT", default_value = "free")]
     pub(crate) extent: ExtentName,
 
-    /// Most tokens of the prompt; what does not fit is cut by whole lines, the nearest kept. Without it, what the model's
-    /// context leaves.
+    /// Most tokens of the prompt; what does not fit is truncated by lines, the nearest kept. Without it, what the model's
+    /// context length leaves.
     #[arg(long, value_name = "N")]
     pub(crate) budget: Option<usize>,
 
-    /// Stop after so many seconds, with what is there by then.
+    /// Stop after this many seconds, with the text generated so far.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) time_limit: Option<Duration>,
 
-    /// Do not guess tokens from the program; the text is the same, only slower where code repeats itself.
+    /// Switch speculative decoding by prompt lookup off; the text is the same, only slower where code repeats itself.
     #[arg(long)]
     pub(crate) no_lookup: bool,
 }

@@ -33,7 +33,7 @@ pub(crate) fn install() -> Result<()> {
     .context("cannot take over Ctrl-C")
 }
 
-/// Tells whoever watches. `false` if nobody does, or was told before and has not acted yet.
+/// Tells whoever watches. `false` if nobody does, or the flag is set already.
 fn tell() -> bool {
     watcher().as_ref().is_some_and(|flag| !flag.swap(true, Ordering::Relaxed))
 }

@@ -17,7 +17,7 @@ pub(crate) fn tokens(what: &'static str, total: usize) -> ProgressBar {
 
 /// A bar that counts images.
 pub(crate) fn images(total: usize) -> ProgressBar {
-    let bar = bar("looking", "{pos}/{len} images ({per_sec}, {eta} left)");
+    let bar = bar("encoding", "{pos}/{len} images ({per_sec}, {eta} left)");
     bar.set_length(total as u64);
     bar
 }

@@ -144,7 +144,7 @@ impl Found {
         })?)
     }
 
-    /// Opens a model that fills gaps in code; `on_load` is told the progress as well.
+    /// Opens a model that fills holes in code; `on_load` gets the progress as well.
     pub(crate) fn open_code(self, on_load: OnLoad<'_>) -> Result<CodeGemma> {
         Ok(self.open_with(on_load)?.model.into_code()?)
     }

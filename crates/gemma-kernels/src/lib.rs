@@ -1,6 +1,6 @@
 //! The operations Burn lacks, as Burn backend extensions: products with packed weights, and attention over a cache.
 //!
-//! This is the engine room. A weight matrix stays as it lies in its file ([`PackedWeight`]: bf16 rows or
+//! A weight matrix stays as it lies in its file ([`PackedWeight`]: bf16 rows or
 //! GGML blocks, borrowed from a memory map where there is one), and operations compute with it or with a cache in
 //! place, or take a recurrent layer's steps:
 //!

@@ -115,7 +115,7 @@ struct Server<'o, W> {
     loading: Loading,
 }
 
-/// How much of the loading of the model the client was told.
+/// How much of the loading of the model the client knows.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Loading {
     Unannounced,

@@ -1,8 +1,6 @@
 //! Text to tokens and back for the Gemma family: control tokens, chat template, incremental decoding.
 //!
-//! This is the scriptorium of the walk: everything a person types passes through here once on its way to the model,
-//! and everything the model says passes through here on its way back. It knows no model and no tensor; a token is a
-//! number ([`TokenId`]) until a model reads it.
+//! It knows no model and no tensor: a token is a number ([`TokenId`]).
 //!
 //! ```no_run
 //! use gemma_tokenizer::{ChatTemplate, Family, Tokenizer, Turn};

@@ -274,7 +274,7 @@ pub enum Error {
         format: Format,
     },
 
-    /// Whoever was told of the progress wanted no more.
+    /// The progress callback asked to stop.
     #[error("stopped before it was complete; nothing was written")]
     Stopped,
 

@@ -1,6 +1,6 @@
 //! Checkpoints on disk: safetensors folders and shards, GGUF files, the Hugging Face cache, quantizing, saving.
 //!
-//! The archive of the house. A model's name becomes a folder ([`resolve`]); the folder is opened and every header
+//! A model's name becomes a folder ([`resolve`]); the folder is opened and every header
 //! checked, without reading a weight ([`Checkpoint`]); its tensors are compared with what the configuration asks for
 //! ([`Checkpoint::check`]); and layers are built from it ([`Loader`], a [`gemma_nn::Source`]), borrowing the file's bytes
 //! where they are stored as wanted and quantizing them where not. [`save_folder`] goes the other way. Which models

@@ -142,7 +142,7 @@ impl Saver for Released<'_> {
 }
 
 /// Where a training begins, beside random matrices: layer norms of gain one (the decoder's norms are offsets from one,
-/// these are not), and positions that are told apart by sines and cosines of row and column.
+/// these are not), and positions that are distinguished by sines and cosines of row and column.
 pub(crate) struct Beginning<'a>(pub(crate) &'a mut dyn Source);
 
 impl Source for Beginning<'_> {

@@ -288,7 +288,7 @@ impl Comparison {
         let bar = |what: &str, field: &str| {
             Some((format!("{shape} {precision}, {what}, to {}", rival.name()), self.ratio(field)?))
         };
-        [bar("reading", PREFILL), bar("writing", DECODE)].into_iter().flatten().collect()
+        [bar("prefill", PREFILL), bar("decode", DECODE)].into_iter().flatten().collect()
     }
 }
 
@@ -297,7 +297,7 @@ impl Comparison {
 /// # Errors
 /// A number of ours is missing.
 pub(super) fn table(comparisons: &[Comparison]) -> Result<String> {
-    let mut text = "| shape, precision | against | reading: ours | theirs | ratio | writing: ours | theirs | ratio | of the bandwidth | peak memory: ours | theirs |\n\
+    let mut text = "| shape, precision | against | prefill: ours | theirs | ratio | decode: ours | theirs | ratio | of the bandwidth | peak memory: ours | theirs |\n\
                     |---|---|---|---|---|---|---|---|---|---|---|\n".to_owned();
     for comparison in comparisons {
         let Comparison { shape, precision, rival, ours, theirs } = comparison;
@@ -400,7 +400,7 @@ mod tests {
         assert!(table.contains("| 100 [90.0–120] | 45.0 [40.0–50.0] | **2.22** |"), "{table}");
         assert!(table.contains("| 90 % | 5.10 GB | 5.10 GB |") && table.contains("0.02 cores"), "{table}");
         assert!(table.contains("| 6.67 [5.71–8.00] s | 11.7 [10.0–13.3] s | **1.75** |"), "{table}");
-        assert_eq!(one.bars()[1].0, "gemma-2b bf16, writing, to llama.cpp");
+        assert_eq!(one.bars()[1].0, "gemma-2b bf16, decode, to llama.cpp");
     }
 
     #[test]

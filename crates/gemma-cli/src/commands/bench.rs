@@ -21,7 +21,7 @@ use crate::{
     session::{self, Opened},
 };
 
-/// Measure how fast a model loads, reads and writes on this machine.
+/// Measure loading, prefill and decode of a model on this machine.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -36,7 +36,7 @@ Examples:
 recurrentgemma-2b, recurrentgemma-9b), so nothing need be downloaded; its load time is that of making them. Numbers are medians with the smallest
 and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
 _min and _max, peak_rss_bytes, weight_bytes; first_token_seconds since the program began, after a prompt of 8, for files;
-memory_bytes_per_second and memory_part (how much of it writing used), for large weights on a CPU.")]
+memory_bytes_per_second and memory_part (the share of it that decode used), for large weights on a CPU.")]
 pub(crate) struct Bench {
     /// A folder, a GGUF file or a hub id; the demo without it.
     #[arg(short, long, value_name = "FOLDER|FILE|ID", conflicts_with = "shape")]
@@ -46,19 +46,19 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "NAME")]
     pub(crate) shape: Option<String>,
 
-    /// Tokens to read at once; 512 without it, or what the context holds.
+    /// Tokens of prefill; 512 without it, or what the context holds.
     #[arg(long, value_name = "N")]
     pub(crate) prompt: Option<usize>,
 
-    /// Tokens to write one by one.
+    /// Tokens of decode.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) decode: usize,
 
-    /// Tokens that are in the cache already before either is measured.
+    /// Tokens in the KV cache before either is measured.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) depth: usize,
 
-    /// Sequences to write together, up to 256; the rate is that of all of them.
+    /// Sequences in a decode batch, up to 256; the rate is that of all of them.
     #[arg(long, value_name = "N", default_value = "1", value_parser = sequences)]
     pub(crate) sequences: NonZeroUsize,
 
@@ -66,7 +66,7 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
     pub(crate) repeat: NonZeroUsize,
 
-    /// Measure no model, only how many bytes of memory the threads read in a second.
+    /// Measure no model, only the memory bandwidth of the threads.
     #[arg(long, conflicts_with_all = ["model", "shape"])]
     pub(crate) bandwidth: bool,
 

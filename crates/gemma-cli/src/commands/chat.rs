@@ -21,9 +21,9 @@ use crate::{
     output, session,
 };
 
-/// Talk with a model that remembers the conversation.
+/// Hold a conversation.
 ///
-/// Every turn reads only what is new. Ctrl-C stops an answer, Ctrl-D leaves. When standard input is not a terminal,
+/// The KV cache is kept between turns: each turn prefills only what is new. Ctrl-C stops an answer, Ctrl-D leaves. When standard input is not a terminal,
 /// each of its lines is a turn.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -45,7 +45,7 @@ const HELP: &str = "\
 /reset      forget the conversation
 /undo       forget the last question and its answer
 /save FILE  write the conversation to a JSON file
-/stats      what the model remembers, and how fast it was
+/stats      tokens and bytes in the KV cache, and the rates of the last answer
 /exit       leave; Ctrl-D does too
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next.";
 

@@ -1,4 +1,4 @@
-//! `gemma eval infilling`: fill the gaps of a benchmark and count.
+//! `gemma eval infilling`: exact matches and pass rates on an infilling benchmark.
 
 mod sandbox;
 
@@ -44,7 +44,7 @@ pub(crate) enum EvalTask {
     Infilling(EvalInfilling),
 }
 
-/// Fill the gaps of a benchmark in the format of HumanEval-Infilling.
+/// Measure infilling on a benchmark in the format of HumanEval-Infilling.
 ///
 /// Each line of the file is an object with task_id, prompt, suffix and canonical_solution; test and entry_point are
 /// needed only to run the tests.

@@ -25,7 +25,7 @@ use crate::{
 
 /// Continue a text.
 ///
-/// The text is continued as it stands, by instruction-tuned models too; --chat puts it as a question instead.
+/// The text is continued as it stands, by instruction-tuned models too; --chat applies the chat template instead.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -52,7 +52,7 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Vec<PathBuf>,
 
-    /// Put the text as one question in the model's chat format and print its answer.
+    /// Apply the model's chat template to the text as one user turn, and print the answer.
     #[arg(long, conflicts_with = "tokens_file")]
     pub(crate) chat: bool,
 
@@ -60,12 +60,12 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Go on from a state that --save-state kept: nothing is read again, and the prompt (which may be empty) follows
-    /// what was read.
+    /// Continue from a state that --save-state wrote: its tokens need no prefill, and the prompt (which may be empty)
+    /// follows them.
     #[arg(long, value_name = "FILE")]
     pub(crate) load_state: Option<PathBuf>,
 
-    /// Keep what the model remembers at the end of the text, for --load-state with the same model.
+    /// Write the KV cache or recurrent state at the end of the text, for --load-state with the same model.
     #[arg(long, value_name = "FILE")]
     pub(crate) save_state: Option<PathBuf>,
 
@@ -160,7 +160,7 @@ fn write_about(
     };
     let generation = generation.with_cancel(watch.flag());
     let prompt_seconds = begin.elapsed().as_secs_f64();
-    let bar = progress::tokens("reading", prompt.len());
+    let bar = progress::tokens("prefill", prompt.len());
     let tokenizer = model.tokenizer().map_err(Into::into);
     let (mut ended, text, sequence) = finish(generation, tokenizer, options, &bar, args.json)?;
     ended.timings.prompt_seconds += prompt_seconds;
@@ -224,7 +224,7 @@ fn write<N: Network>(
         None => Sequence::new(model.network().new_cache()),
     };
     let prompt = tokens(given, args.chat, model, &sequence)?;
-    let bar = progress::tokens("reading", sequence.pending().len() + prompt.len());
+    let bar = progress::tokens("prefill", sequence.pending().len() + prompt.len());
     let shown = bar.clone();
     let generation = Generation::follow(model.network(), sequence, &prompt, options, model.stop_tokens())?
         .with_cancel(watch.flag())
@@ -381,7 +381,7 @@ pub(super) fn told(timings: Timings, reason: FinishReason) -> String {
         FinishReason::OutOfTime => "; out of time",
     };
     format!(
-        "[read {} tokens{}, wrote {}{}{ending}]",
+        "[prefill {} tokens{}, decode {}{}{ending}]",
         timings.prompt_tokens,
         speed(timings.prompt_tokens_per_second()),
         timings.generated_tokens,
@@ -405,8 +405,8 @@ mod tests {
         };
         assert_eq!(
             told(timings, FinishReason::Length),
-            "[read 5 tokens at 10.0/s, wrote 3 at 2.0/s; stopped at --max-tokens]"
+            "[prefill 5 tokens at 10.0/s, decode 3 at 2.0/s; stopped at --max-tokens]"
         );
-        assert!(told(Timings::default(), FinishReason::Stop).ends_with("wrote 0]"));
+        assert!(told(Timings::default(), FinishReason::Stop).ends_with("decode 0]"));
     }
 }

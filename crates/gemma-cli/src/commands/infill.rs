@@ -1,4 +1,4 @@
-//! `gemma infill`: fill a gap in a program.
+//! `gemma infill`: complete code by fill-in-the-middle.
 
 use std::{
     fs,
@@ -22,9 +22,9 @@ use crate::{
     output, progress, session, text,
 };
 
-/// Fill a gap in a program.
+/// Complete code at a place in a file (fill-in-the-middle).
 ///
-/// The text before the gap and the text after it are the prompt; what belongs between them is printed, and nothing else.
+/// The text before the place and the text after it are the prompt; only the completion between them is printed.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("gap").required(true).multiple(true).args(["file", "prefix_file", "suffix_file"]),
@@ -43,19 +43,19 @@ reused_tokens and timings; with --alternatives, an array of these as `alternativ
 --show-prompt prints the prompt instead, with --json as tokens and text; no model is run."
 )]
 pub(crate) struct Infill {
-    /// The program with the gap; `-` reads standard input.
+    /// The file to complete; `-` reads standard input.
     #[arg(value_name = "FILE", requires = "at", conflicts_with_all = ["prefix_file", "suffix_file"])]
     pub(crate) file: Option<PathBuf>,
 
-    /// Where the gap is: line and column, both counted from 1, columns in characters.
+    /// The place: line and column, both counted from 1, columns in characters.
     #[arg(long, value_name = "LINE:COLUMN", value_parser = place, requires = "file")]
     pub(crate) at: Option<(usize, usize)>,
 
-    /// Read the text before the gap from this file; `-` is standard input.
+    /// Read the text before the hole (the prefix) from this file; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) prefix_file: Option<PathBuf>,
 
-    /// Read the text after the gap from this file; `-` is standard input.
+    /// Read the text after the hole (the suffix) from this file; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) suffix_file: Option<PathBuf>,
 
@@ -71,7 +71,7 @@ pub(crate) struct Infill {
     #[arg(long, requires = "file", conflicts_with_all = ["json", "show_prompt", "alternatives"])]
     pub(crate) write: bool,
 
-    /// Fill the gap in up to N different ways.
+    /// Generate up to N different completions.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(crate) alternatives: Option<u8>,
 
@@ -189,7 +189,7 @@ fn ending(reason: FinishReason) -> Ending {
 fn warn_instruct(model: Option<&str>) {
     if model.is_some_and(|model| model.trim_end_matches('/').ends_with("-it")) {
         eprintln!(
-            "warning: this looks like an instruction-tuned model, which fills gaps badly; codegemma-2b and codegemma-7b are made for it"
+            "warning: this looks like an instruction-tuned model, which is not trained for fill-in-the-middle; codegemma-2b and codegemma-7b are made for it"
         );
     }
 }
@@ -198,7 +198,7 @@ fn remark_cut(filled: &Infilled) {
     let cut = filled.cut;
     if !cut.is_empty() {
         output::remark(format!(
-            "[left out of the prompt: {} lines before, {} lines after, {} files and {} lines of others]",
+            "[truncated from the prompt: {} lines before, {} lines after, {} files and {} lines of others]",
             cut.prefix_lines, cut.suffix_lines, cut.files, cut.file_lines
         ));
     }

@@ -17,7 +17,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{interrupt::Ending, output, session};
 
-/// What a checkpoint is: family, shapes, memory it needs, and what is missing.
+/// Describe a checkpoint: architecture, sizes, memory per precision, and missing tensors.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -48,7 +48,7 @@ pub(crate) struct Logits {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) suffix: usize,
 
-    /// Read N tokens of each row at a time through the cache; 512 without it.
+    /// Prefill N tokens of each row at a time through the KV cache; 512 without it.
     #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     pub(crate) chunk: Option<NonZeroUsize>,
 
@@ -107,7 +107,7 @@ fn read_about(
     }
     let batch = matches!(ids, TokenRows::Batch(_));
     let mut file = LogitsFile::begin(file, &lengths, batch, model.vocab())?;
-    let bar = progress::tokens("reading", lengths.iter().sum());
+    let bar = progress::tokens("prefill", lengths.iter().sum());
     let watch = interrupt::watch();
     let mut caches: Vec<_> = rows.iter().map(|_| model.new_cache()).collect();
     let prompts: Vec<Prompt<'_>> =
@@ -223,7 +223,7 @@ fn read<N: Network>(args: &Logits, ids: &TokenRows, file: NewFile, decoder: &N) 
 /// Reads up to `chunk` tokens of each row at a time, what came before being in the cache, and writes what follows.
 fn write<N: Network>(decoder: &N, rows: &[Vec<TokenId>], chunk: usize, mut file: LogitsFile) -> Result<Ending> {
     let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let bar = progress::tokens("reading", rows.iter().map(Vec::len).sum());
+    let bar = progress::tokens("prefill", rows.iter().map(Vec::len).sum());
     let watch = interrupt::watch();
     let mut caches: Vec<_> = rows.iter().map(|_| decoder.new_cache()).collect();
     for start in (0..longest).step_by(chunk) {

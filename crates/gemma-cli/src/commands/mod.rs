@@ -38,12 +38,12 @@ Without --model, every verb uses a tiny model that is built into the program: no
 
 Start here:
   gemma generate \"Once upon a time\"             continue a text
-  gemma chat                                    talk
+  gemma chat                                    a conversation
   gemma caption models/paligemma/demo/images  describe images
-  gemma infill main.py --at 12:5                fill a gap in a program
-  gemma models                                  what there is to download, and what fits this machine
+  gemma infill main.py --at 12:5                complete code (fill-in-the-middle)
+  gemma models                                  released checkpoints, and which fit this machine
   gemma pull google/gemma-2-2b-it               download it (after accepting its licence on the hub)
-  gemma chat --model google/gemma-2-2b-it       talk to it
+  gemma chat --model google/gemma-2-2b-it       chat with it
 
 `gemma VERB --help` explains a verb and gives examples."
 )]

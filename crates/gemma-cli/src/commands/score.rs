@@ -18,7 +18,7 @@ use crate::{
     tokens_file::TokenRows,
 };
 
-/// How well does the model predict a text: log-probability of every token, and perplexity.
+/// Score a text: the logprob of every token, and perplexity.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("text").required(true).args(["file", "tokens_file"]),
@@ -29,7 +29,7 @@ Examples:
   gemma score --model DIR --json - < story.txt
 
 A text longer than the context is read in windows of that length, each begun anew with <bos> and the --overlap tokens
-before it. The first token has nothing before it and so no log-probability (null in --json). Logarithms are natural.
+before it. The first token has nothing before it and so no logprob (null in --json). Logarithms are natural.
 
 --json prints tokens, pieces, log_probs, total_log_prob and perplexity."
 )]

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{interrupt::Ending, output, session, text};
 
-/// Show how a text is cut into tokens.
+/// Show the tokens of a text.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
