@@ -90,7 +90,7 @@ pub(super) fn decode_tq1_0(block: &[u8; TQ1_0], values: &mut [f32; LARGE]) {
     // a byte is a fraction of 243 (3^5) in 256 parts; multiplied by 3 to the n, its upper part is digit n
     let digit = |byte: u8, n: usize| {
         let shifted = byte.wrapping_mul([1, 3, 9, 27, 81][n]);
-        d * (f32::from((u16::from(shifted) * 3 >> 8) as u8) - 1.0)
+        d * (f32::from(((u16::from(shifted) * 3) >> 8) as u8) - 1.0)
     };
     for (i, value) in values.iter_mut().enumerate() {
         *value = match i {

@@ -493,11 +493,11 @@ impl Parser {
     fn subscript(&mut self) -> Result<Postfix, Fault> {
         let mut parts = [None, None, None];
         let mut slice = false;
-        for part in 0..3 {
+        for (index, part) in parts.iter_mut().enumerate() {
             if !self.is(":") && !self.is("]") {
-                parts[part] = Some(Box::new(self.expression()?));
+                *part = Some(Box::new(self.expression()?));
             }
-            if part < 2 && self.takes(":") {
+            if index < 2 && self.takes(":") {
                 slice = true;
             } else {
                 break;
