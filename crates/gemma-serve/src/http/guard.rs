@@ -1,13 +1,15 @@
 //! What every request passes first: its id, its key, the log, and the net under a handler that fails.
 
-use std::panic::AssertUnwindSafe;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -30,8 +32,8 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
     let open = OPEN.contains(&request.uri().path());
     let ollama = request.uri().path().starts_with("/api/");
     let response = if open || is_allowed(&app.settings.api_keys, request.headers()) {
-        let caught = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-        caught.unwrap_or_else(|_| Refusal::failed("the request made a handler fail; this is a bug").into_response())
+        let caught = without_panic(next.run(request)).await;
+        caught.unwrap_or_else(|| Refusal::failed("the request made a handler fail; this is a bug").into_response())
     } else {
         let message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`";
         let refusal = Refusal { code: Some("invalid_api_key"), ..Refusal::new(StatusCode::UNAUTHORIZED, message) };
@@ -41,6 +43,16 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
     app.metrics.requests.get_or_create(&vec![("path", route.clone()), ("status", status.to_string())]).inc();
     tracing::info!(id, %method, path = route, status, ms = begun.elapsed().as_millis() as u64, "request");
     with_headers(response, &id)
+}
+
+/// What a future makes; `None` when it panics.
+async fn without_panic<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let poll = |context: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Some),
+        Err(_) => Poll::Ready(None),
+    };
+    poll_fn(poll).await
 }
 
 /// The client's own id where it is harmless, or a new one.
@@ -103,6 +115,12 @@ mod tests {
             assert!(!is_allowed(&keys, &headers(name, value)), "{value}");
         }
         assert!(!is_allowed(&keys, &HeaderMap::new()));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_caught() {
+        assert_eq!(without_panic(async { 7 }).await, Some(7));
+        assert_eq!(without_panic(async { panic!("on purpose") }).await, None::<()>);
     }
 
     #[test]
