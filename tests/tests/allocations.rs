@@ -49,8 +49,9 @@ fn a_token_allocates_few_small_things_and_keeps_nothing() {
                 assert!(unusual <= found.len() / 5, "{context}");
                 let kept: i64 = found.iter().map(|step| step.bytes_current).sum();
                 assert!(kept.abs() < 8 << 10, "{context}");
-                // what lies between operations is freed as soon as it was used
-                assert!(found.iter().all(|step| step.bytes_max < 16 << 10), "{context}");
+                // what lies between operations is freed as soon as it was used; a new page of a KV cache stays
+                let between = |step: &AllocationInfo| step.bytes_max as i64 - step.bytes_current.max(0);
+                assert!(found.iter().all(|step| between(step) < 16 << 10), "{context}");
             }
         }
     }

@@ -47,9 +47,19 @@ impl Backend {
         }
     }
 
-    /// The backends of this build, in the order of [`Backend::ALL`].
+    /// The backends of this build, in the order of [`Backend::ALL`]: all, or those that the environment variable
+    /// `GEMMA_BACKENDS` lists by name (`ndarray,flex`), which keeps a test run off a slow one.
     pub fn compiled() -> Vec<Backend> {
-        Backend::ALL.into_iter().filter(|backend| backend.is_compiled()).collect()
+        let wanted = std::env::var("GEMMA_BACKENDS").ok();
+        Backend::ALL
+            .into_iter()
+            .filter(|backend| backend.is_compiled() && backend.is_listed(wanted.as_deref()))
+            .collect()
+    }
+
+    /// Whether a comma-separated list names the backend; no list names all.
+    fn is_listed(self, list: Option<&str>) -> bool {
+        list.is_none_or(|list| list.split(',').any(|name| name.trim() == self.name()))
     }
 
     /// The backend's device, ready for tensors.

@@ -219,7 +219,8 @@ impl<'m, M: CausalModel> Engine<'m, M> {
         let pending = active.sequence.pending().len();
         let total = active.reused + active.timings.prompt_tokens;
         events.push(Event::Prefill { id: active.id, done: total - pending, total, cached: active.reused });
-        let at_snapshot = !self.truncates(active) && active.sequence.position().is_multiple_of(self.options.snapshot_tokens);
+        let at_snapshot =
+            !self.truncates(active) && active.sequence.position().is_multiple_of(self.options.snapshot_tokens);
         if (pending == 0 || at_snapshot) && self.options.prefix_cache_bytes > 0 {
             let (model, options) = (self.model, &self.options);
             keep_prefix(&mut self.prefixes, model, options, &mut self.requests[part.index]);
