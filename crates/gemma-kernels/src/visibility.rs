@@ -38,9 +38,14 @@ impl Visibility {
     }
 
     /// Whether the token at position `query` sees the one at position `key`. `blocks` are the intervals of positions
-    /// that also see themselves both ways, whatever the window.
+    /// that also see themselves both ways. The look forward in a block has no limit; a window limits the look back,
+    /// but not in a block that begins the sequence: that is a prefix (PaliGemma), other blocks are images (Gemma 3).
     pub fn allows(&self, query: usize, key: usize, blocks: &[Range<usize>]) -> bool {
-        let in_one_block = blocks.iter().any(|block| block.contains(&query) && block.contains(&key));
+        let reaches = |block: &Range<usize>| match self {
+            Self::Causal { window: Some(window) } if block.start > 0 => query < key.saturating_add(*window),
+            _ => true,
+        };
+        let in_one_block = blocks.iter().any(|block| block.contains(&query) && block.contains(&key) && reaches(block));
         in_one_block
             || match self {
                 Self::Causal { window } => {
@@ -64,7 +69,11 @@ impl Visibility {
             }
         };
         for block in blocks.iter().filter(|block| block.contains(&query)) {
-            seen = seen.start.min(block.start)..seen.end.max(block.end);
+            let start = match self {
+                Self::Causal { window: Some(_) } if block.start > 0 => seen.start,
+                _ => seen.start.min(block.start),
+            };
+            seen = start..seen.end.max(block.end);
         }
         let end = seen.end.min(known);
         seen.start.min(end)..end
@@ -140,11 +149,14 @@ mod tests {
         assert_eq!(seen(Visibility::Causal { window: Some(3) }, 4), [2, 3, 4]);
         assert_eq!(seen(Visibility::ALL, 4).len(), 9);
         assert_eq!(seen(Visibility::Bidirectional { radius: Some(3) }, 4), [2, 3, 4, 5, 6]);
-        // an image sees itself whole, also what a window hides
+        // the look forward in an image has no limit, the look back has that of the window
         let image = [2..7, 8..9];
         let rule = Visibility::Causal { window: Some(2) };
         let seen = |query| -> Vec<usize> { (0..9).filter(|key| rule.allows(query, *key, &image)).collect() };
-        assert_eq!((seen(5), seen(7), seen(1)), (vec![2, 3, 4, 5, 6], vec![6, 7], vec![0, 1]));
+        assert_eq!((seen(5), seen(7), seen(1)), (vec![4, 5, 6], vec![6, 7], vec![0, 1]));
+        assert_eq!(seen(2), [1, 2, 3, 4, 5, 6]);
+        // a prefix sees itself whole
+        assert!((0..7).all(|query| (0..7).all(|key| rule.allows(query, key, &[0..7]))));
     }
 
     /// What a cache may drop is what no later query sees.

@@ -16,8 +16,9 @@ pub struct Segment {
     pub start: usize,
     /// Number of tokens in this stretch.
     pub len: usize,
-    /// Intervals of positions of the *sequence* that see themselves both ways, whatever the window: images, or the
-    /// image and the prompt of PaliGemma. Empty for text. A block is forwarded in one piece.
+    /// Intervals of positions of the *sequence* that see themselves both ways, as
+    /// [`Visibility::allows`](gemma_kernels::Visibility::allows) says: images, or the image and the prompt of PaliGemma.
+    /// Empty for text. A block is forwarded in one piece.
     pub blocks: Arc<[Range<usize>]>,
     /// What the request is doing, which chooses the arithmetic.
     pub phase: Phase,
