@@ -1,6 +1,6 @@
 //! The one linear layer.
 
-use crate::{Saver, Source};
+use crate::{LoraFactors, Saver, Source};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use gemma_kernels::{ActivationPrecision, PackedWeight, packed_linear, packed_rows};
@@ -64,13 +64,15 @@ impl Weight {
     }
 }
 
-/// `y = x Wᵀ + b`.
+/// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to it.
 #[derive(Module, Debug)]
 pub struct Projection {
     /// The matrix, `[out, in]`.
     pub weight: Weight,
     /// The bias, `[out]`, where the layer has one.
     pub bias: Option<Param<Tensor<1>>>,
+    /// The factors of the adapters that change the layer.
+    pub lora: Vec<LoraFactors>,
 }
 
 impl Projection {
@@ -79,6 +81,7 @@ impl Projection {
         Self {
             weight: source.matrix(&format!("{name}.weight"), outputs, inputs),
             bias: bias.then(|| source.vector(&format!("{name}.bias"), outputs)),
+            lora: source.lora(name, inputs, outputs),
         }
     }
 
@@ -88,14 +91,15 @@ impl Projection {
         if let Some(bias) = &self.bias {
             saver.vector(&format!("{name}.bias"), bias);
         }
+        self.lora.iter().for_each(|factors| saver.lora(name, factors));
     }
 
     /// `[tokens, in]` to `[tokens, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = self.weight.forward(x);
-        match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze::<2>(),
-            None => y,
+        let mut y = self.weight.forward(x.clone());
+        if let Some(bias) = &self.bias {
+            y = y + bias.val().unsqueeze::<2>();
         }
+        self.lora.iter().fold(y, |y, factors| y + factors.forward(x.clone()))
     }
 }

@@ -20,6 +20,7 @@
 //! # Ok::<(), gemma_weights::Error>(())
 //! ```
 
+mod adapter;
 pub mod catalogue;
 mod check;
 mod checkpoint;
@@ -38,6 +39,7 @@ mod safetensors;
 mod save;
 mod shard;
 
+pub use adapter::{Adapter, AdapterConfig, AdapterFactors, AdapterFault, AdapterTensor, Targets, save_adapter};
 pub use check::TensorSpec;
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, Precision};
