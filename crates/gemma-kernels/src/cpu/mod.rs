@@ -3,7 +3,8 @@
 //! `level` finds out what the CPU can do, `lanes` is the vector type of each instruction set, `pool` the
 //! threads. `linear` decides how a product is computed: `stream` or `integer`, which hands blocks of 256 to
 //! `superblocks`, for few tokens, `blocked`, `pairs` or `bytes` for many, with blocks of parts taken apart by `parts`.
-//! `attention` is one algorithm for both; its innermost loop, and that of `blocked`, is in `tile`. `recurrence` and
+//! `attention` is one algorithm for both; its innermost loop, and that of `blocked`, is in `tile`. `transposed` is the product that
+//! hands gradients on. `recurrence` and
 //! `gates` are RecurrentGemma's.
 
 use std::mem::MaybeUninit;
@@ -35,6 +36,7 @@ mod stream;
 #[cfg(target_arch = "x86_64")]
 mod superblocks;
 mod tile;
+mod transposed;
 
 pub(crate) use attention::{AttendShape, Keys, Stored, attend};
 pub(crate) use fused::{geglu, rms_norm, rotate};
@@ -42,6 +44,7 @@ pub(crate) use gates::{Gates, gated_decay};
 pub use level::{Level, LevelError, chosen_level, cpu_level};
 pub(crate) use linear::{linear, rows};
 pub(crate) use recurrence::{Recurrence, linear_recurrence};
+pub(crate) use transposed::transposed;
 
 /// `len` values, all of which `write` writes: they are not set to zero before.
 ///
