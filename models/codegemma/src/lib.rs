@@ -33,6 +33,7 @@ mod error;
 mod fim;
 mod front;
 mod language;
+mod lesson;
 mod middle;
 mod session;
 
@@ -42,6 +43,7 @@ pub use error::Error;
 pub use fim::{File, Infill, Order, Prompt, fim_tokens, stop_tokens};
 pub use front::{CodeGemma, InfillOptions};
 pub use language::Language;
+pub use lesson::{Lesson, code_lesson, hole_lesson};
 pub use middle::Extent;
 pub use session::{InfillStream, Infilled, Session};
 
