@@ -89,6 +89,11 @@ impl Found {
         Ok(Self { name, origin: Origin::Checkpoint(checkpoint), family: Some(family) })
     }
 
+    /// The same model with another checkpoint of its architecture.
+    pub(crate) fn with_checkpoint(&self, checkpoint: Checkpoint) -> Self {
+        Self { origin: Origin::Checkpoint(checkpoint), ..self.clone() }
+    }
+
     /// The name as given.
     pub fn name(&self) -> &str {
         &self.name
