@@ -317,10 +317,10 @@ mod tests {
                 assert!(largest.is_finite() && largest > 1e-4, "{format}: {largest}");
                 let weight = PackedWeight::new(bytes.into(), format, rows, cols, &device).unwrap();
                 let weight = weight.with_activations(ActivationPrecision::F32);
-                let twin = Tensor::<2>::from_data(TensorData::new(decoded.clone(), [rows, cols]), &device);
+                let dense = Tensor::<2>::from_data(TensorData::new(decoded.clone(), [rows, cols]), &device);
                 for tokens in [1, 3, 7, 20] {
                     let x = tensor([tokens, cols], 4, &device);
-                    let expected = values(x.clone().matmul(twin.clone().transpose()));
+                    let expected = values(x.clone().matmul(dense.clone().transpose()));
                     let context = format!("{backend} {format} {tokens}");
                     assert_close(&values(packed_linear(x, &weight)), &expected, 0.02 * largest, &context);
                 }
