@@ -178,8 +178,11 @@ impl Architecture {
         found.ok_or_else(|| described.refuse("an architecture of the Gemma family").into())
     }
 
-    /// The architecture of a released size.
+    /// The architecture of a released size; `None` for one that makes no text.
     pub fn of_shape(shape: &Shape) -> Option<Self> {
+        if shape.is_bidirectional() {
+            return None;
+        }
         let has =
             |known: &Self| with_family!(*known, F => <F as FamilyModel>::Network::config_from_shape(shape).is_some());
         // of a model with images, the text decoder alone would be Gemma's

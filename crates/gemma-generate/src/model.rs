@@ -34,6 +34,16 @@ pub trait CausalModel {
     /// The output head: logits `[rows, vocab]` of hidden states `[rows, hidden_size]`.
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2>;
 
+    /// The largest value that the soft cap of the logits gives; `None` for a model that caps none.
+    fn final_softcap(&self) -> Option<f32> {
+        None
+    }
+
+    /// The logits before the soft cap, for a model that has one; of any other model the [`logits`](Self::logits).
+    fn uncapped_logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        self.logits(hidden_states)
+    }
+
     /// The cache of an empty sequence. It grows as needed.
     fn new_cache(&self) -> Self::Cache;
 
@@ -144,4 +154,63 @@ pub fn logits_in_chunks<M: CausalModel, E>(
         each(start, model.logits(part))?;
     }
     Ok(())
+}
+
+/// Implements [`CausalModel`] for a struct around a model: every method is that of the field. The crate needs `burn`.
+#[macro_export]
+macro_rules! causal_model_of {
+    ($outer:ty, $field:ident: $inner:ty) => {
+        impl $crate::CausalModel for $outer {
+            type Cache = <$inner as $crate::CausalModel>::Cache;
+
+            fn embed(&self, tokens: &[$crate::TokenId]) -> $crate::Inputs {
+                self.$field.embed(tokens)
+            }
+
+            fn forward(
+                &self,
+                inputs: $crate::Inputs,
+                segments: &[$crate::Segment],
+                caches: &mut [&mut Self::Cache],
+            ) -> ::burn::tensor::Tensor<2> {
+                self.$field.forward(inputs, segments, caches)
+            }
+
+            fn logits(&self, hidden_states: ::burn::tensor::Tensor<2>) -> ::burn::tensor::Tensor<2> {
+                self.$field.logits(hidden_states)
+            }
+
+            fn final_softcap(&self) -> Option<f32> {
+                self.$field.final_softcap()
+            }
+
+            fn uncapped_logits(&self, hidden_states: ::burn::tensor::Tensor<2>) -> ::burn::tensor::Tensor<2> {
+                self.$field.uncapped_logits(hidden_states)
+            }
+
+            fn new_cache(&self) -> Self::Cache {
+                self.$field.new_cache()
+            }
+
+            fn no_cache(&self) -> Self::Cache {
+                self.$field.no_cache()
+            }
+
+            fn restore_cache(&self, len: usize, tensors: &$crate::CacheTensors) -> Option<Self::Cache> {
+                self.$field.restore_cache(len, tensors)
+            }
+
+            fn cache_bytes(&self, tokens: usize) -> usize {
+                self.$field.cache_bytes(tokens)
+            }
+
+            fn context_length(&self) -> Option<usize> {
+                self.$field.context_length()
+            }
+
+            fn vocab(&self) -> usize {
+                self.$field.vocab()
+            }
+        }
+    };
 }

@@ -553,7 +553,7 @@ fn certificates_that_cannot_be_read_are_named() {
     fs::write(folder.path().join("no.pem"), "nothing").unwrap();
     for name in ["no.pem", "missing.pem"] {
         let (_guard, mut options) = options("https://127.0.0.1:9");
-        options.certificates = Some(folder.path().join(name));
+        options.certificates = vec![folder.path().join(name)];
         let error = failure(&options);
         assert!(matches!(&error, Error::Certificates { path, .. } if path.ends_with(name)), "{error}");
     }

@@ -75,6 +75,10 @@ impl DecoderConfig {
         // a windowed layer is one whose number, counted from 1, is no multiple of the period
         let (norms, scalar, caps, window, period) = match shape.decoder {
             Kind::Gemma => (Norms::Before, shape.head_dim as f32, None, None, 1),
+            Kind::VaultGemma { attn_logit_softcapping, final_logit_softcapping } => {
+                let caps = Some((attn_logit_softcapping as f32, final_logit_softcapping as f32));
+                (Norms::BeforeVault, shape.head_dim as f32, caps, None, 1)
+            }
             Kind::Gemma2 { sliding_window, query_pre_attn_scalar, attn_logit_softcapping, final_logit_softcapping } => {
                 let caps = Some((attn_logit_softcapping as f32, final_logit_softcapping as f32));
                 (Norms::BeforeAndAfter, query_pre_attn_scalar as f32, caps, Some(sliding_window), 2)
@@ -101,7 +105,11 @@ impl DecoderConfig {
                 head_dim: shape.head_dim,
                 scale: scalar.powf(-0.5),
                 softcap: caps.map(|(attention, _)| attention),
-                visibility: Visibility::Causal { window },
+                visibility: match shape.is_bidirectional() {
+                    false => Visibility::Causal { window },
+                    // the window lies half before a token and half behind it
+                    true => Visibility::Bidirectional { radius: window.map(|window| window / 2 + 1) },
+                },
                 qk_norm,
                 qkv_bias: false,
                 output_bias: false,

@@ -10,7 +10,7 @@ use gemma_weights::{Dtype, TensorSpec};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use gemma_model::Error;
+use gemma_model::{Error, config_keys};
 use gemma_model::fields::{self, Architecture, invalid};
 use gemma_vision::SiglipConfig;
 
@@ -53,6 +53,7 @@ impl PaliGemmaConfig {
         if !matches!(architecture.name(), Some("paligemma" | "PaliGemmaForConditionalGeneration")) {
             return Err(architecture.refuse("PaliGemma (model_type `paligemma`)"));
         }
+        config_keys::refuse_foreign(text)?;
         fields::parse::<ConfigFile>(text)?.resolve()
     }
 

@@ -73,6 +73,15 @@ pub enum Decoder {
         rope_local_theta: f64,
         /// Positions are divided by this in full layers.
         rope_factor: f64,
+        /// Whether tokens see those after them, too: EmbeddingGemma, which makes a vector of a text and no text.
+        bidirectional: bool,
+    },
+    /// VaultGemma: two norms per layer, every layer sees everything before it, two soft caps.
+    VaultGemma {
+        /// Attention scores become `cap * tanh(score / cap)`.
+        attn_logit_softcapping: f64,
+        /// Logits become `cap * tanh(logit / cap)`.
+        final_logit_softcapping: f64,
     },
     /// RecurrentGemma: two recurrent layers, then one with local attention, repeated and cut at `layers`.
     RecurrentGemma {
@@ -124,7 +133,7 @@ const fn gemma2(query_pre_attn_scalar: f64) -> Decoder {
 
 /// Gemma 3's decoder.
 const fn gemma3(sliding_window: usize, query_pre_attn_scalar: f64, rope_factor: f64) -> Decoder {
-    Decoder::Gemma3 { sliding_window, query_pre_attn_scalar, rope_local_theta: 10_000.0, rope_factor }
+    Decoder::Gemma3 { sliding_window, query_pre_attn_scalar, rope_local_theta: 10_000.0, rope_factor, bidirectional: false }
 }
 
 /// RecurrentGemma's decoder; both sizes keep the recurrence as wide as the model.
@@ -246,6 +255,38 @@ const GEMMA_3_27B: Shape = Shape {
     ..GEMMA_3_4B
 };
 
+/// The text decoder of 27B alone, as MedGemma has it.
+const GEMMA_3_27B_TEXT: Shape = Shape { name: "gemma-3-27b-text", vision: None, ..GEMMA_3_27B };
+
+const EMBEDDINGGEMMA_300M: Shape = Shape {
+    name: "embeddinggemma-300m",
+    hidden_size: 768,
+    layers: 24,
+    heads: 3,
+    intermediate_size: 1_152,
+    decoder: Decoder::Gemma3 {
+        sliding_window: 512,
+        query_pre_attn_scalar: 256.0,
+        rope_local_theta: 10_000.0,
+        rope_factor: 1.0,
+        bidirectional: true,
+    },
+    context: 2_048,
+    ..GEMMA_3_270M
+};
+
+const VAULTGEMMA_1B: Shape = Shape {
+    name: "vaultgemma-1b",
+    hidden_size: 1_152,
+    layers: 26,
+    heads: 4,
+    kv_heads: 4,
+    intermediate_size: 6_912,
+    decoder: Decoder::VaultGemma { attn_logit_softcapping: 50.0, final_logit_softcapping: 30.0 },
+    context: 1_024,
+    ..GEMMA_2B
+};
+
 /// SigLIP So400m/14 as Gemma 3 has it.
 const SIGLIP_896: Vision =
     Vision { image_size: 896, patch: 14, hidden_size: 1_152, layers: 27, heads: 16, intermediate_size: 4_304 };
@@ -279,7 +320,7 @@ const fn with_images(name: &'static str, decoder: Shape, image_size: usize) -> S
 }
 
 /// Every released shape, the text models first, each family from small to large.
-pub const SHAPES: [Shape; 24] = [
+pub const SHAPES: [Shape; 27] = [
     GEMMA_2B,
     GEMMA_7B,
     GEMMA_2_2B,
@@ -290,6 +331,9 @@ pub const SHAPES: [Shape; 24] = [
     GEMMA_3_4B,
     GEMMA_3_12B,
     GEMMA_3_27B,
+    GEMMA_3_27B_TEXT,
+    EMBEDDINGGEMMA_300M,
+    VAULTGEMMA_1B,
     RECURRENTGEMMA_2B,
     RECURRENTGEMMA_9B,
     with_images("paligemma-3b-224", GEMMA_2B, 224),
@@ -338,7 +382,8 @@ impl Shape {
     pub fn memory_bytes(&self, tokens: usize) -> u64 {
         let key_and_value = 2 * self.kv_heads * self.head_dim;
         let values = match self.decoder {
-            Decoder::Gemma => self.layers * tokens * key_and_value,
+            Decoder::Gemma3 { bidirectional: true, .. } => 0,
+            Decoder::Gemma | Decoder::VaultGemma { .. } => self.layers * tokens * key_and_value,
             Decoder::Gemma2 { sliding_window, .. } => {
                 let windowed = self.layers.div_ceil(2);
                 let seen = windowed * tokens.min(sliding_window) + (self.layers - windowed) * tokens;
@@ -355,6 +400,11 @@ impl Shape {
             }
         };
         4 * values as u64
+    }
+
+    /// Whether it makes vectors of texts, and no text.
+    pub const fn is_bidirectional(&self) -> bool {
+        matches!(self.decoder, Decoder::Gemma3 { bidirectional: true, .. })
     }
 
     /// Layers with attention: all of them, or for RecurrentGemma every third.
@@ -376,7 +426,7 @@ impl Shape {
         parts.add(2 * self.layers, self.intermediate_size, self.hidden_size);
         parts.add(self.layers, self.hidden_size, self.intermediate_size);
         match self.decoder {
-            Decoder::Gemma => parts.others += self.layers * 2 * self.hidden_size,
+            Decoder::Gemma | Decoder::VaultGemma { .. } => parts.others += self.layers * 2 * self.hidden_size,
             Decoder::Gemma2 { .. } => parts.others += self.layers * 4 * self.hidden_size,
             Decoder::Gemma3 { .. } => parts.others += self.layers * (4 * self.hidden_size + 2 * self.head_dim),
             Decoder::RecurrentGemma { lru_width, conv_width, .. } => {
@@ -390,6 +440,11 @@ impl Shape {
                     + attention * self.hidden_size // the bias of o_proj
                     + self.layers * (2 * self.hidden_size + 2 * self.intermediate_size + self.hidden_size); // two norms, the MLP's biases
             }
+        }
+        if self.is_bidirectional() {
+            // the two dense layers behind it
+            parts.add(1, 4 * self.hidden_size, self.hidden_size);
+            parts.add(1, self.hidden_size, 4 * self.hidden_size);
         }
         if let Some(vision) = self.vision {
             parts.add_vision(&vision, self.hidden_size);
@@ -470,6 +525,9 @@ mod tests {
         assert_eq!(parameters("gemma-3-4b"), 4_300_079_472);
         assert_eq!(parameters("gemma-3-12b"), 12_187_325_040);
         assert_eq!(parameters("gemma-3-27b"), 27_432_406_640);
+        assert_eq!(parameters("vaultgemma-1b"), 1_038_741_120);
+        // 308 million, as its card says
+        assert_eq!(parameters("embeddinggemma-300m") / 100_000, 3_075);
         assert_eq!(parameters("recurrentgemma-2b"), 2_682_862_080);
         assert_eq!(parameters("recurrentgemma-9b"), 8_579_977_216);
         assert_eq!(parameters("paligemma-3b-224"), 2_923_466_480);
