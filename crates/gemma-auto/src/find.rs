@@ -72,6 +72,10 @@ pub fn find_with(name: &str, options: &LoadOptions, on_progress: OnProgress<'_>)
     }
     let folder = folder(name, options.offline, on_progress)?;
     let checkpoint = Checkpoint::open(&folder)?;
+    let checkpoint = match &options.image_encoder {
+        Some(mmproj) => checkpoint.with_image_encoder(mmproj)?,
+        None => checkpoint,
+    };
     let family = options.family.or_else(|| family_called(name, &checkpoint));
     Ok(Found { name: name.to_owned(), origin: Origin::Checkpoint(checkpoint), family })
 }

@@ -35,11 +35,7 @@ pub(crate) fn ordered_logits<M: CausalModel>(
 
 /// Lowers equal saturated logits of a row by a few units in the last place, so that they stand in the order of the logits
 /// before the cap. `uncapped` is asked only where some are equal.
-fn order_saturated(
-    row: &mut [f32],
-    cap: f32,
-    uncapped: impl FnOnce() -> Result<Vec<f32>, Error>,
-) -> Result<(), Error> {
+fn order_saturated(row: &mut [f32], cap: f32, uncapped: impl FnOnce() -> Result<Vec<f32>, Error>) -> Result<(), Error> {
     let bar = cap * SATURATED;
     let mut saturated: Vec<usize> = (0..row.len()).filter(|token| row[*token] >= bar).collect();
     let mut values: Vec<f32> = saturated.iter().map(|token| row[*token]).collect();
@@ -85,7 +81,10 @@ mod tests {
             let before = capped(&uncapped, 30.0);
             let mut after = before.clone();
             order_saturated(&mut after, 30.0, || panic!("nothing is saturated twice")).unwrap();
-            assert_eq!(before.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), after.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+            assert_eq!(
+                before.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
+                after.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            );
         }
     }
 

@@ -9,7 +9,9 @@ use std::ops::Range;
 use std::sync::{Arc, atomic::AtomicBool};
 
 use crate::{Error, Model, Network};
-use gemma_generate::{Cache, FinishReason, GenerateOptions, Generation, Prompt, Request, Sequence, TextStream, Timings};
+use gemma_generate::{
+    Cache, FinishReason, GenerateOptions, Generation, Prompt, Request, Sequence, TextStream, Timings,
+};
 use gemma_tokenizer::{ChatTemplate, Part, RenderedChat, Role, TokenId, Turn};
 
 /// An answer is left at least this part of the context, or its longest length where that is less.

@@ -7,7 +7,7 @@ use gemma_generate::{EngineOptions, EngineThread, GenerateOptions, Generated, Ge
 use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
 use gemma_weights::{Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How a model is opened.
@@ -30,6 +30,8 @@ pub struct LoadOptions {
     /// Leave the tokenizer out, for programs that give token ids and read logits: a large vocabulary takes a second to
     /// read.
     pub without_tokenizer: bool,
+    /// The file of the image encoder (`mmproj`) that belongs to a GGUF file of Gemma 3.
+    pub image_encoder: Option<PathBuf>,
 }
 
 impl LoadOptions {

@@ -10,8 +10,8 @@ use gemma_weights::{Dtype, TensorSpec};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use gemma_model::{Error, config_keys};
 use gemma_model::fields::{self, Architecture, invalid};
+use gemma_model::{Error, config_keys};
 use gemma_vision::SiglipConfig;
 
 /// A PaliGemma or PaliGemma 2, resolved: everything that building and running it takes.

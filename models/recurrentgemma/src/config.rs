@@ -4,11 +4,11 @@
 //! [`GriffinConfig`]. A field that is read is used, or refused with an error that names field and value.
 
 use crate::recurrent::RecurrentSpec;
-use gemma_model::{Error, config_keys};
 use gemma_model::fields::{
     self, Architecture, Ids, LARGEST_DIMENSION, LARGEST_VOCAB, MOST_LAYERS, cap, finite_positive, invalid, off,
     positive, shortest, tanh_gelu,
 };
+use gemma_model::{Error, config_keys};
 use gemma_nn::{AttentionSpec, RopeSpec, Visibility};
 use gemma_weights::Dtype;
 use gemma_weights::catalogue::{self, Decoder as Kind, Shape};

@@ -238,7 +238,9 @@ impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
     fn show(&mut self, file: &str) -> String {
         let shown = match self.show {
             _ if file.is_empty() => return "name a file: /image photo.jpg".to_owned(),
-            None => Err(anyhow::anyhow!("this model reads text only; take one that sees images, such as google/gemma-3-4b-it")),
+            None => Err(anyhow::anyhow!(
+                "this model reads text only; take one that sees images, such as google/gemma-3-4b-it"
+            )),
             Some(show) => show(Path::new(file)),
         };
         match shown {

@@ -273,7 +273,8 @@ fn embedded_rows_may_follow_a_sequence_that_they_begin_with() {
     let whole = [sequence.tokens(), &[4, 5, 6]].concat();
     model.calls();
     let prompt = Prompt::Inputs { inputs: model.embed(&whole), blocks: vec![9..11] };
-    let mut second = Generation::of(&model, sequence, Request { prompt, options: greedy(3), ..Request::default() }).unwrap();
+    let mut second =
+        Generation::of(&model, sequence, Request { prompt, options: greedy(3), ..Request::default() }).unwrap();
     assert_eq!(run(&mut second), (model.greedy(&whole, 3), Some(FinishReason::Length)));
     // the last token of the answer, and what is new
     assert_eq!(model.calls().concat(), [4, 1, 1]);

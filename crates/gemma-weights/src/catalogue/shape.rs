@@ -133,7 +133,13 @@ const fn gemma2(query_pre_attn_scalar: f64) -> Decoder {
 
 /// Gemma 3's decoder.
 const fn gemma3(sliding_window: usize, query_pre_attn_scalar: f64, rope_factor: f64) -> Decoder {
-    Decoder::Gemma3 { sliding_window, query_pre_attn_scalar, rope_local_theta: 10_000.0, rope_factor, bidirectional: false }
+    Decoder::Gemma3 {
+        sliding_window,
+        query_pre_attn_scalar,
+        rope_local_theta: 10_000.0,
+        rope_factor,
+        bidirectional: false,
+    }
 }
 
 /// RecurrentGemma's decoder; both sizes keep the recurrence as wide as the model.
