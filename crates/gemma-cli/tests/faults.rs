@@ -10,14 +10,14 @@ mod stub;
 use std::{
     collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
+use program::folder::{Folder, demo};
 use program::{gemma, printed, printed_json, run, text};
 use stub::{Repository, Server};
 
@@ -50,31 +50,6 @@ fn duration(command: &mut Command) -> Duration {
     begin.elapsed()
 }
 
-fn demo(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../models/{family}/demo"))
-}
-
-struct Folder(TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary folder"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn name(&self, name: &str) -> String {
-        self.path(name).to_str().expect("UTF-8").to_owned()
-    }
-
-    fn files(&self) -> BTreeSet<String> {
-        let names = fs::read_dir(self.0.path()).expect("readable").map(|entry| entry.expect("readable").file_name());
-        names.map(|name| name.into_string().expect("UTF-8")).collect()
-    }
-}
-
 /// `gemma convert` of the demo, to a file or to a folder.
 #[test]
 fn a_conversion_that_is_killed_leaves_nothing_or_all() {
@@ -94,7 +69,7 @@ fn a_conversion_that_is_killed_leaves_nothing_or_all() {
         }
     }
     printed(&mut convert(&to));
-    assert_eq!(folder.files(), ["out.gguf", "whole.gguf"].map(str::to_owned).into(), "what was killed is swept away");
+    assert_eq!(folder.files(), ["out.gguf", "whole.gguf"], "what was killed is swept away");
     assert!(fs::read(&to).expect("written") == wanted);
 
     let folder = Folder::new();
@@ -110,7 +85,7 @@ fn a_conversion_that_is_killed_leaves_nothing_or_all() {
         }
     }
     printed(&mut gemma(["convert", source, &to]));
-    assert_eq!(folder.files(), ["out".to_owned()].into());
+    assert_eq!(folder.files(), ["out"]);
 }
 
 /// `gemma generate --save-state`.
@@ -131,7 +106,7 @@ fn a_state_that_is_killed_is_absent_or_whole() {
         }
     }
     printed(&mut save());
-    assert_eq!(folder.files(), ["book.state".to_owned()].into());
+    assert_eq!(folder.files(), ["book.state"]);
 }
 
 /// A hub of the demo model.
@@ -301,7 +276,7 @@ fn a_full_disk_is_one_line_and_leaves_nothing() {
         assert_eq!(output.status.code(), Some(2), "{context}");
         assert!(said.starts_with("error: ") && said.lines().count() == 1, "{context}");
         assert!(said.contains("too large") || said.contains("space"), "{context}");
-        assert_eq!(folder.files(), ["ids.json".to_owned()].into(), "{context}");
+        assert_eq!(folder.files(), ["ids.json"], "{context}");
     }
     // with room again, the download is made
     printed(&mut pull(&server, home.0.path(), ["pull", "org/name"]));
