@@ -205,7 +205,7 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         let (network, stop) = (self.model.network(), self.model.stop_tokens());
         let tokenizer = self.model.tokenizer()?;
         let first = |forgotten: usize| self.turns[..2 * forgotten].iter().map(Turn::images).sum::<usize>();
-        let prompt = |forgotten: usize| {
+        let prompt = |forgotten: usize| -> Result<Vec<TokenId>, Error> {
             let turns: Vec<Turn> = self.system.iter().chain(&self.turns[2 * forgotten..]).cloned().collect();
             let first = first(forgotten);
             match first == self.attachments.len() {

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use gemma::{Decoder, DecoderCache};
+use gemma::Decoder;
 use gemma_generate::{CausalModel, Inputs, TokenId};
 use gemma_model::{Network, config_file};
 use gemma_nn::{RmsNorm, Saver, Segment, Source};

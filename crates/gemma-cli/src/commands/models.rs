@@ -191,7 +191,8 @@ fn table(releases: &[&Release], available: Option<u64>) -> output::Table {
 
 /// Whether this version runs a release.
 pub(super) fn runs(release: &Release) -> bool {
-    Architecture::of_shape(release.shape()).is_some()
+    // those that make no text make vectors
+    Architecture::of_shape(release.shape()).is_some() || release.shape().is_bidirectional()
 }
 
 /// The most exact precision that fits, `no`, or `?`; `-` for what this version does not run.
