@@ -86,6 +86,12 @@ pub(crate) struct Compute {
     /// Precision of the KV cache: f32, or f16 for half the memory.
     #[arg(long, value_name = "PRECISION", default_value = "f32")]
     pub(crate) cache_precision: CachePrecision,
+
+    /// Results that do not depend, to the last bit, on how many requests or rows are computed together.
+    ///
+    /// Slower where many requests share a call (see docs/performance.md).
+    #[arg(long)]
+    pub(crate) batch_invariant: bool,
 }
 
 impl Compute {
@@ -95,6 +101,7 @@ impl Compute {
             precision: self.precision,
             activations: self.activations(),
             cache: self.cache_precision,
+            batch_invariant: self.batch_invariant,
             ..LoadOptions::default()
         }
     }

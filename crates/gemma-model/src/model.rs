@@ -27,6 +27,9 @@ pub struct LoadOptions {
     pub activations: ActivationPrecision,
     /// In how many bits keys and values are kept.
     pub cache: CachePrecision,
+    /// Add up every product in an order that does not depend on how many requests share a call. With
+    /// [`EngineOptions::batch_invariant`], each request gets bit for bit the results it gets alone.
+    pub batch_invariant: bool,
     /// Leave the tokenizer out, for programs that give token ids and read logits: a large vocabulary takes a second to
     /// read.
     pub without_tokenizer: bool,
@@ -35,7 +38,7 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// How finely the layers compute.
     pub fn compute_precision(&self) -> ComputePrecision {
-        ComputePrecision { activations: self.activations, cache: self.cache }
+        ComputePrecision { activations: self.activations, cache: self.cache, batch_invariant: self.batch_invariant }
     }
 }
 

@@ -7,7 +7,9 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{Cache, CacheTensors, CausalModel, Inputs};
 use gemma_model::{Error, Network, config_file, fields};
-use gemma_nn::{Embedder, KvCache, Phase, Projection, Retention, RmsNorm, RopeTables, Saver, Segment, Source, softcap};
+use gemma_nn::{
+    Embedder, KvCache, PageId, Phase, Projection, Retention, RmsNorm, RopeTables, Saver, Segment, Source, softcap,
+};
 use gemma_tokenizer::{Family, TokenId};
 use gemma_weights::{Checkpoint, Dtype, catalogue::Shape};
 use std::ops::Range;
@@ -41,6 +43,10 @@ impl Cache for DecoderCache {
 
     fn bytes_len(&self) -> usize {
         self.layers.iter().map(KvCache::bytes_len).sum()
+    }
+
+    fn pages(&self) -> Vec<(PageId, usize)> {
+        self.layers.iter().flat_map(KvCache::pages).collect()
     }
 
     fn truncate(&mut self, len: usize) -> bool {
