@@ -116,7 +116,7 @@ fn in_one_phase(x: Tensor<2>, weight: &PackedWeight, phase: Phase) -> Tensor<2> 
 impl PackedWeight {
     /// The matrix as f32 values on its device, `[rows, cols]`. Large; for differentiation, merging and tests.
     pub fn dequantize(&self) -> Tensor<2> {
-        let rows: Vec<u32> = (0..self.rows as u32).collect();
+        let rows: Vec<u32> = (0..self.rows() as u32).collect();
         packed_rows(self, &rows)
     }
 }
