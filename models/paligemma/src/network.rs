@@ -14,7 +14,7 @@ use gemma_nn::{
 };
 use gemma_tokenizer::Family;
 use gemma_vision::{Siglip, splice};
-use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
 use crate::{Error, PaliGemmaConfig, Pixels};
@@ -199,10 +199,6 @@ impl Network for VisionLanguageModel {
 
     fn config_from_json(text: &[u8]) -> Result<PaliGemmaConfig, gemma_model::Error> {
         PaliGemmaConfig::from_json(text)
-    }
-
-    fn config_from_shape(shape: &Shape) -> Option<PaliGemmaConfig> {
-        PaliGemmaConfig::from_shape(shape)
     }
 
     fn config_to_json(config: &PaliGemmaConfig, dtype: Dtype) -> serde_json::Value {
