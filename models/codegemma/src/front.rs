@@ -1,7 +1,6 @@
 //! The front door: a Gemma that fills holes.
 
-use crate::session::Session;
-use crate::{Error, Infill, InfillStop, InfillStream, Infilled, Order, fim};
+use crate::{Error, InfillStop, Order, fim};
 use gemma::{Gemma, LoadOptions};
 use gemma_backend::Device;
 use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
@@ -116,27 +115,6 @@ impl CodeGemma {
     /// The tokens that end a middle: the model's own and every infilling token.
     pub fn stop_tokens(&self) -> &[TokenId] {
         &self.stop_tokens
-    }
-
-    /// A session: a row of requests, each of which reads only what the one before did not.
-    pub fn session(&self) -> Session<'_> {
-        Session::new(self)
-    }
-
-    /// Fills a hole.
-    ///
-    /// # Errors
-    /// When an option is outside its range, the budget is too small, or the device fails.
-    pub fn infill(&self, infill: &Infill, options: &InfillOptions) -> Result<Infilled, Error> {
-        self.stream_infill(infill, options)?.finish()
-    }
-
-    /// Fills a hole piece by piece: an iterator of texts that are ready to be shown, none of which is taken back.
-    ///
-    /// # Errors
-    /// As [`CodeGemma::infill`].
-    pub fn stream_infill(&self, infill: &Infill, options: &InfillOptions) -> Result<InfillStream<'_, '_>, Error> {
-        InfillStream::begin(self, infill, options, None)
     }
 
     /// Continues a program from its end, without a hole: `<bos>` and the text as it is, stopped where a hole's middle is.

@@ -34,16 +34,18 @@ mod front;
 mod infill_stop;
 mod language;
 mod line_ending;
+mod prompt;
 mod session;
 mod truncation;
 
 pub use demo::{demo, demo_checkpoint, demo_tokenizer, demo_with};
 pub use error::Error;
-pub use fim::{File, Infill, Order, Prompt, fim_tokens, stop_tokens};
+pub use fim::{File, Infill, Order, fim_tokens, stop_tokens};
 pub use front::{CodeGemma, InfillOptions};
 pub use infill_stop::InfillStop;
 pub use language::Language;
 pub use line_ending::LineEnding;
+pub use prompt::Prompt;
 pub use session::{InfillStream, Infilled, Session};
 pub use truncation::Truncation;
 

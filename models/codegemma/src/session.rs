@@ -48,6 +48,29 @@ pub struct Infilled {
     pub timings: Timings,
 }
 
+impl CodeGemma {
+    /// A session: a row of requests, each of which reads only what the one before did not.
+    pub fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// Fills a hole.
+    ///
+    /// # Errors
+    /// When an option is outside its range, the budget is too small, or the device fails.
+    pub fn infill(&self, infill: &Infill, options: &InfillOptions) -> Result<Infilled, Error> {
+        self.stream_infill(infill, options)?.finish()
+    }
+
+    /// Fills a hole piece by piece: an iterator of texts that are ready to be shown, none of which is taken back.
+    ///
+    /// # Errors
+    /// As [`CodeGemma::infill`].
+    pub fn stream_infill(&self, infill: &Infill, options: &InfillOptions) -> Result<InfillStream<'_, '_>, Error> {
+        InfillStream::begin(self, infill, options, None)
+    }
+}
+
 impl<'m> Session<'m> {
     pub(crate) fn new(model: &'m CodeGemma) -> Self {
         Self { model, sequence: None }

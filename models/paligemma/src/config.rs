@@ -5,8 +5,8 @@
 
 use gemma::DecoderConfig;
 use gemma_tokenizer::TokenId;
+use gemma_weights::Dtype;
 use gemma_weights::catalogue;
-use gemma_weights::{Dtype, TensorSpec};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -62,11 +62,6 @@ impl PaliGemmaConfig {
     /// Tokens that one image becomes.
     pub fn image_tokens(&self) -> usize {
         self.vision.patches()
-    }
-
-    /// Name and shape of every tensor, in the layout of the released files.
-    pub fn tensors(&self, device: &gemma_backend::Device) -> Vec<TensorSpec> {
-        crate::names::Layout::RELEASED.tensors(self, device)
     }
 
     /// The `config.json` that HF transformers reads back as this model.
@@ -132,6 +127,8 @@ fn text_config(mut file: Map<String, Value>, eos: Option<Value>) -> Result<Decod
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::VisionLanguageModel;
+    use gemma_model::Network;
 
     /// What the first release's file says, as it says it.
     const RELEASED_224: &str = r#"{"architectures": ["PaliGemmaForConditionalGeneration"], "bos_token_id": 2,
@@ -181,7 +178,7 @@ mod tests {
             ("paligemma2-10b-448", 9_663_523_568),
             ("paligemma2-28b-896", 27_654_910_704),
         ] {
-            let tensors = PaliGemmaConfig::preset(name).unwrap().tensors(&device);
+            let tensors = VisionLanguageModel::tensors(&PaliGemmaConfig::preset(name).unwrap(), &device);
             let sum: u64 = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum();
             assert_eq!(sum, parameters, "{name}");
         }
