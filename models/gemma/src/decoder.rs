@@ -11,7 +11,7 @@ use gemma_nn::{
     Embedder, KvCache, PageId, Phase, Projection, Retention, RmsNorm, RopeTables, Saver, Segment, Source, softcap,
 };
 use gemma_tokenizer::{Family, TokenId};
-use gemma_weights::{Checkpoint, Dtype, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype};
 use std::ops::Range;
 
 /// The decoder of Gemma 1, 1.1, 2 and 3 and VaultGemma; CodeGemma is one, PaliGemma and EmbeddingGemma contain one.
@@ -116,10 +116,6 @@ impl Network for Decoder {
 
     fn prepared(checkpoint: &Checkpoint) -> Checkpoint {
         names::canonical(checkpoint)
-    }
-
-    fn config_from_shape(shape: &Shape) -> Option<DecoderConfig> {
-        DecoderConfig::from_shape(shape)
     }
 
     fn config_to_json(config: &DecoderConfig, dtype: Dtype) -> serde_json::Value {
