@@ -6,6 +6,7 @@
 //!
 //! The format is described at <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
+mod architectures;
 mod clip;
 mod gemma;
 mod keys;
@@ -20,8 +21,9 @@ use gemma_kernels::Format;
 
 use crate::{Error, GgufFault as Fault, StoredTensor, files};
 
+pub(crate) use architectures::ARCHITECTURES;
 pub(crate) use clip::translate_encoder;
-pub(crate) use gemma::{ARCHITECTURES, Translated, translate};
+pub(crate) use gemma::{Translated, translate};
 pub use write::{GgufVocabulary, OnConvert, save_gguf};
 
 /// The first four bytes of every file.
