@@ -164,7 +164,7 @@ macro_rules! causal_model_of {
             type Cache = <$inner as $crate::CausalModel>::Cache;
 
             fn embed(&self, tokens: &[$crate::TokenId]) -> $crate::Inputs {
-                self.$field.embed(tokens)
+                $crate::CausalModel::embed(&self.$field, tokens)
             }
 
             fn forward(
@@ -173,43 +173,43 @@ macro_rules! causal_model_of {
                 segments: &[$crate::Segment],
                 caches: &mut [&mut Self::Cache],
             ) -> ::burn::tensor::Tensor<2> {
-                self.$field.forward(inputs, segments, caches)
+                $crate::CausalModel::forward(&self.$field, inputs, segments, caches)
             }
 
             fn logits(&self, hidden_states: ::burn::tensor::Tensor<2>) -> ::burn::tensor::Tensor<2> {
-                self.$field.logits(hidden_states)
+                $crate::CausalModel::logits(&self.$field, hidden_states)
             }
 
             fn final_softcap(&self) -> Option<f32> {
-                self.$field.final_softcap()
+                $crate::CausalModel::final_softcap(&self.$field)
             }
 
             fn uncapped_logits(&self, hidden_states: ::burn::tensor::Tensor<2>) -> ::burn::tensor::Tensor<2> {
-                self.$field.uncapped_logits(hidden_states)
+                $crate::CausalModel::uncapped_logits(&self.$field, hidden_states)
             }
 
             fn new_cache(&self) -> Self::Cache {
-                self.$field.new_cache()
+                $crate::CausalModel::new_cache(&self.$field)
             }
 
             fn no_cache(&self) -> Self::Cache {
-                self.$field.no_cache()
+                $crate::CausalModel::no_cache(&self.$field)
             }
 
             fn restore_cache(&self, len: usize, tensors: &$crate::CacheTensors) -> Option<Self::Cache> {
-                self.$field.restore_cache(len, tensors)
+                $crate::CausalModel::restore_cache(&self.$field, len, tensors)
             }
 
             fn cache_bytes(&self, tokens: usize) -> usize {
-                self.$field.cache_bytes(tokens)
+                $crate::CausalModel::cache_bytes(&self.$field, tokens)
             }
 
             fn context_length(&self) -> Option<usize> {
-                self.$field.context_length()
+                $crate::CausalModel::context_length(&self.$field)
             }
 
             fn vocab(&self) -> usize {
-                self.$field.vocab()
+                $crate::CausalModel::vocab(&self.$field)
             }
         }
     };
