@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -143,23 +144,30 @@ fn from_lines<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Resu
     Ok(Ending::Done)
 }
 
+/// What comes so soon behind a byte that cannot be read was typed or pasted with it.
+const TYPED_TOGETHER: Duration = Duration::from_millis(100);
+
 /// A prompt with line editing; Ctrl-C ends the answer.
 fn at_keyboard<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Result<Ending> {
     let mut editor = DefaultEditor::new().context("cannot read from this terminal")?;
     output::remark("/help lists commands, Ctrl-D leaves");
+    let mut unreadable = None;
     loop {
         let line = match question(&mut editor) {
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => continue,
             Err(ReadlineError::Eof) => return Ok(Ending::Done),
             Err(error) if is_not_utf8(&error) => {
-                output::remark("error: the line is not UTF-8 text, so it is left out up to its end");
-                // what follows on the same line
-                let _ = editor.readline("");
+                output::remark("error: the line is not UTF-8 text, so it is left out");
+                unreadable = Some(Instant::now());
                 continue;
             }
             Err(error) => return Err(error).context("cannot read from this terminal"),
         };
+        // what is there at once is the rest of the line
+        if unreadable.take().is_some_and(|at| at.elapsed() < TYPED_TOGETHER) {
+            continue;
+        }
         match Line::of(line.trim()) {
             Line::Command("exit" | "quit", _) => return Ok(Ending::Done),
             Line::Command(name, rest) => output::line(talk.run_command(name, rest))?,
