@@ -315,7 +315,9 @@ fn requests_with_a_common_prefix_hold_it_once() {
         };
         let first = Request::new(prefix.clone(), GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(1) });
         engine.submit(first).expect("a valid request");
-        run(&mut engine, |_| {});
+        while !engine.is_idle() {
+            engine.step();
+        }
         let one = engine.page_bytes();
         assert!(one > 0, "{backend}");
         for seed in 0..REQUESTS {
