@@ -45,6 +45,14 @@ impl<M: CausalModel> CausalModel for Poisoned<'_, M> {
         self.0.logits(hidden_states)
     }
 
+    fn final_softcap(&self) -> Option<f32> {
+        self.0.final_softcap()
+    }
+
+    fn uncapped_logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        self.0.uncapped_logits(hidden_states)
+    }
+
     fn new_cache(&self) -> M::Cache {
         self.0.new_cache()
     }

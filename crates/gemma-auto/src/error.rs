@@ -77,14 +77,6 @@ pub enum Error {
         /// What is wrong with it.
         cause: gemma_tokenizer::Error,
     },
-    /// A file could not be read.
-    #[error("cannot read {}: {cause}", file.display())]
-    Read {
-        /// The file.
-        file: PathBuf,
-        /// What the operating system said.
-        cause: std::io::Error,
-    },
     /// The model does not do what was asked.
     #[error("a {architecture} model does not {ability}; {instead}")]
     Incapable {

@@ -7,7 +7,7 @@ use gemma_backend::Device;
 use gemma_model::{LoadOptions, random_checkpoint};
 use gemma_nn::RandomWeights;
 use gemma_tokenizer::Family;
-use gemma_weights::catalogue::{self, SHAPES, Shape};
+use gemma_weights::catalogue::{SHAPES, Shape};
 use gemma_weights::{Checkpoint, HubOptions, Precision};
 
 use crate::{Architecture, AutoModel, Error, FamilyModel, demo_called, demo_checkpoint};
@@ -72,6 +72,10 @@ pub fn find_with(name: &str, options: &LoadOptions, on_progress: OnProgress<'_>)
     }
     let folder = folder(name, options.offline, on_progress)?;
     let checkpoint = Checkpoint::open(&folder)?;
+    let checkpoint = match &options.image_encoder {
+        Some(mmproj) => checkpoint.with_image_encoder(mmproj)?,
+        None => checkpoint,
+    };
     let family = options.family.or_else(|| family_called(name, &checkpoint));
     Ok(Found { name: name.to_owned(), origin: Origin::Checkpoint(checkpoint), family })
 }
@@ -182,9 +186,10 @@ impl Found {
 
 /// The released shape of a name, and its architecture.
 fn shape_called(name: &str) -> Result<(&'static Shape, Architecture), Error> {
-    let found = catalogue::shape(name).map(|shape| (shape, Architecture::of_shape(shape)));
-    found
-        .ok_or_else(|| Error::NoShape { name: name.to_owned(), known: SHAPES.iter().map(|shape| shape.name).collect() })
+    // one that makes vectors is no model of this crate
+    let known = || SHAPES.iter().filter(|shape| !shape.makes_vectors());
+    let found = known().find(|shape| shape.name == name).map(|shape| (shape, Architecture::of_shape(shape)));
+    found.ok_or_else(|| Error::NoShape { name: name.to_owned(), known: known().map(|shape| shape.name).collect() })
 }
 
 fn demo_names() -> Vec<String> {

@@ -29,6 +29,10 @@ pub(crate) struct Model {
     #[arg(short, long, value_name = "FOLDER|FILE|ID")]
     pub(crate) model: Option<String>,
 
+    /// The image encoder that lies beside a GGUF file of Gemma 3, for --image, /image, ask and caption.
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub(crate) mmproj: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) compute: Compute,
 
@@ -44,7 +48,12 @@ pub(crate) struct Model {
 impl Model {
     /// How the model is opened with these flags.
     pub(crate) fn load_options(&self) -> LoadOptions {
-        LoadOptions { offline: self.offline, inclusive_window: self.inclusive_window, ..self.compute.load_options() }
+        LoadOptions {
+            offline: self.offline,
+            inclusive_window: self.inclusive_window,
+            image_encoder: self.mmproj.clone(),
+            ..self.compute.load_options()
+        }
     }
 }
 

@@ -11,12 +11,14 @@
 //! | `model` | [`Model`]: open, generate, chat, save |
 //! | `load_options` | [`LoadOptions`]: how a model is opened |
 //! | `conversation` | [`Conversation`]: each turn reads only what is new |
+//! | [`config_keys`] | which keys of `config.json` are read, needless, refused or unknown |
 //! | [`fields`] | `config.json`: what its fields have in common |
 //! | `convert` | a checkpoint in another type or container |
 //! | `save` | parameters on their way to disk |
 //! | `state` | the cache of a sequence, kept in a file |
 //! | `error` | [`Error`] |
 
+pub mod config_keys;
 mod conversation;
 mod convert;
 mod error;
@@ -27,7 +29,7 @@ mod network;
 mod save;
 mod state;
 
-pub use conversation::{Answered, Conversation};
+pub use conversation::{Answered, Attachments, Conversation, TextOnly};
 pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
 pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};

@@ -1,5 +1,7 @@
 //! How a model is opened.
 
+use std::path::PathBuf;
+
 use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 use gemma_tokenizer::Family;
 use gemma_weights::Precision;
@@ -27,6 +29,8 @@ pub struct LoadOptions {
     /// Leave the tokenizer out, for programs that give token ids and read logits: a large vocabulary takes a second to
     /// read.
     pub without_tokenizer: bool,
+    /// The file of the image encoder (`mmproj`) that belongs to a GGUF file of Gemma 3.
+    pub image_encoder: Option<PathBuf>,
 }
 
 impl LoadOptions {

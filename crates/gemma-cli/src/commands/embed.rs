@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     args,
     interrupt::{self, Ending},
-    new_file::NewFile,
+    new_file::{NewFile, written_alone},
     output, progress, session,
     tokens_file::TokenRows,
 };
@@ -257,6 +257,7 @@ impl Partial {
         let failed = || format!("cannot write {}", path.display());
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(failed)?;
+        written_alone(&file, &path)?;
         let mut first = String::new();
         // a first line that is no text is that of another file
         let same = BufReader::new(&file).take(about.len() as u64 + 1).read_line(&mut first).is_ok()

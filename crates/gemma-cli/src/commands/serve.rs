@@ -148,7 +148,7 @@ impl Serve {
     fn settings(&self) -> Result<Settings> {
         let mut keys: Vec<String> = self.api_key.iter().map(|key| key.trim().to_owned()).collect();
         if let Some(file) = &self.api_key_file {
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let text = crate::text::read(file)?;
             keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
         }
         if keys.iter().any(String::is_empty) || (keys.is_empty() && self.api_key_file.is_some()) {

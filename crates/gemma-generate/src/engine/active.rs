@@ -69,7 +69,9 @@ impl<'m, C: Cache> Active<'m, C> {
         if let Some(&(token, _)) = options.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
             return Err(Error::BiasedTokenOutOfRange { token, vocab });
         }
-        check_tokens(sequence.pending(), vocab)?;
+        if matches!(request.prompt, Prompt::Tokens(_)) {
+            check_tokens(sequence.pending(), vocab)?;
+        }
         let added = match &request.prompt {
             Prompt::Tokens(tokens) => {
                 check_tokens(tokens, vocab)?;
@@ -79,10 +81,11 @@ impl<'m, C: Cache> Active<'m, C> {
                 let (rows, tokens) = (inputs.embeddings.dims()[0], inputs.len());
                 let last = blocks.iter().map(|block| block.end).max().unwrap_or(0);
                 let ordered = blocks.is_sorted_by(|a, b| a.end <= b.start);
-                if rows != tokens || last > tokens || !ordered || !sequence.is_empty() {
+                let follows = sequence.before() == 0 && inputs.token_ids.starts_with(sequence.tokens());
+                if rows != tokens || last > tokens || !ordered || !follows {
                     return Err(Error::InputRows { rows, tokens, last });
                 }
-                tokens
+                tokens - sequence.len()
             }
         };
         if sequence.pending().len() + added == 0 {
@@ -122,7 +125,8 @@ impl<'m, C: Cache> Active<'m, C> {
                 None
             }
             Prompt::Inputs { inputs, blocks } => {
-                sequence.push(&inputs.token_ids);
+                let known = sequence.len();
+                sequence.push(&inputs.token_ids[known..]);
                 Some((inputs, blocks.into()))
             }
         };
