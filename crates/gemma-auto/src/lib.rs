@@ -71,6 +71,7 @@ pub use find::{Found, OnProgress, Progress, find, find_with};
 pub use tokenizer::{tokenizer, tokenizer_and_config};
 
 pub use codegemma::CodeGemma;
+pub use embeddinggemma::EmbeddingGemma;
 pub use gemma::Gemma;
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generated, TextStream};

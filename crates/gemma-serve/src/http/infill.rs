@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::App;
 use super::app::{new_id, unix_seconds};
 use super::backend::{Backend, Event, Finished, Hole, Job, Reason};
-use super::body::{SampledBody, TextOrTokens};
+use super::body::SampledBody;
 use super::completions::{StreamOptions, Usage, budget, data, sse};
 use super::error::Refusal;
 use super::running::{Completed, complete_all, merged, submit};
@@ -292,14 +292,6 @@ pub(crate) async fn fim(
     usage.add(&answer.finished, true);
     reply["usage"] = json!(usage);
     Ok(Json(reply).into_response())
-}
-
-/// The text of a prompt that may be tokens.
-pub(crate) fn text_or_tokens(prompt: TextOrTokens) -> Result<String, Refusal> {
-    match prompt {
-        TextOrTokens::Text(text) => Ok(text),
-        TextOrTokens::Tokens(_) => Err(Refusal::field("input", "must be text here")),
-    }
 }
 
 #[cfg(test)]
