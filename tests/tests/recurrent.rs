@@ -146,16 +146,6 @@ fn a_memory_does_not_grow_once_its_window_is_full_and_a_clone_is_a_fork() {
     }
 }
 
-/// What the released sizes need for one sequence of any length.
-#[test]
-fn the_memory_of_the_releases_is_what_the_catalogue_says() {
-    for name in ["recurrentgemma-2b", "recurrentgemma-9b"] {
-        let shape = gemma_weights::catalogue::shape(name).expect("in the catalogue");
-        let config = GriffinConfig::preset(name).expect("a preset");
-        assert_eq!(shape.memory_bytes(1 << 20), shape.memory_bytes(config.window()), "{name}");
-    }
-}
-
 /// The part of its cases that the demo must get right.
 const RIGHT: f64 = 0.9;
 

@@ -60,7 +60,7 @@ fn a_gap_is_filled_from_two_files_and_from_a_place_in_one() {
 
 #[test]
 fn a_program_comes_through_a_pipe() {
-    let mut child = gemma(["infill", "--prefix-file", "-", "--extent", "line"])
+    let mut child = gemma(["infill", "--prefix-file", "-", "--stop-rule", "line"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -31,6 +31,7 @@ mod rope;
 mod segment;
 mod softcap;
 mod source;
+mod weight;
 
 pub use attention::{Attention, AttentionSpec};
 pub use cache::{KvCache, Retention};
@@ -38,13 +39,14 @@ pub use embedder::Embedder;
 pub use gemma_kernels::{ActivationPrecision, CachePrecision, PAGE_LEN, PageId, Phase, Visibility};
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
-pub use projection::{Projection, Weight};
+pub use projection::Projection;
 pub use rope::{RopeSpec, RopeTable, RopeTables};
 pub use segment::{Segment, last_rows, phases, total_tokens};
 pub use softcap::softcap;
 pub use source::{
     ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Source, Trainable, WithPrecision,
 };
+pub use weight::Weight;
 
 #[cfg(test)]
 mod test_device {

@@ -142,6 +142,9 @@ pub struct ComputePrecision {
     pub activations: ActivationPrecision,
     /// In how many bits keys and values are kept.
     pub cache: CachePrecision,
+    /// Whether a token's results are the same bits whatever else is in the call
+    /// ([`PackedWeight::with_batch_invariance`](gemma_kernels::PackedWeight::with_batch_invariance)).
+    pub batch_invariant: bool,
 }
 
 /// A source whose layers compute with another compute_precision: it asks another one, and says so in what that answers.
@@ -164,7 +167,10 @@ impl Source for WithPrecision<'_> {
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
         match self.inner.matrix(name, rows, cols) {
-            Weight::Packed(packed) => Weight::Packed(packed.with_activations(self.compute_precision.activations)),
+            Weight::Packed(packed) => {
+                let ComputePrecision { activations, batch_invariant, .. } = self.compute_precision;
+                Weight::Packed(packed.with_activations(activations).with_batch_invariance(batch_invariant))
+            }
             dense @ Weight::Dense(_) => dense,
         }
     }

@@ -307,7 +307,7 @@ fn no_request_waits_for_a_cancelled_one() {
     let mut options = patient();
     options.infill.generate.max_tokens = 400;
     options.infill.generate.ignore_eos = true;
-    options.infill.extent = codegemma::Extent::Free;
+    options.infill.stop_rule = codegemma::InfillStop::Free;
     let mut client = Client::start(options);
     client.initialize(json!({}));
     client.open(&format!("{BEGUN}        "));

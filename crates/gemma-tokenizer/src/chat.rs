@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value as Json;
 
-use crate::control::{BOS, END_OF_TURN, EOS, START_OF_IMAGE, START_OF_TURN};
 use crate::jinja::{Context, Fault, Template};
+use crate::names::{BOS, END_OF_TURN, EOS, START_OF_IMAGE, START_OF_TURN};
 use crate::turn::{Part, Role, Turn};
 use crate::{Error, Result};
 

@@ -1,5 +1,6 @@
 //! The engine's account of its requests: submission, admission, what ends them, and what is kept of them.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use super::active::Active;
@@ -110,6 +111,14 @@ impl<'m, M: CausalModel> Engine<'m, M> {
     pub fn take_sequence(&mut self, id: RequestId) -> Option<Sequence<M::Cache>> {
         let index = self.kept.iter().position(|active| active.id == id)?;
         Some(self.kept.swap_remove(index).sequence)
+    }
+
+    /// Bytes of the pages of keys and values that its requests and its prefix cache hold, each page counted once however
+    /// many share it. It looks at every page; [`stats`](Self::stats) is what to ask often.
+    pub fn page_bytes(&self) -> usize {
+        let of_requests = self.requests.iter().chain(&self.kept).map(|active| active.sequence.cache());
+        let pages: HashMap<_, _> = of_requests.chain(self.prefixes.caches()).flat_map(Cache::pages).collect();
+        pages.values().sum()
     }
 
     /// What it holds at the moment.
