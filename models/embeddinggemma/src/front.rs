@@ -125,7 +125,7 @@ impl EmbeddingGemma {
             (Some(task), _) => Ok(task.prefix().into_owned()),
             (None, Some(prompt)) => Ok(prompt.to_owned()),
             (None, None) => {
-                let names = Task::names().chain(self.prompts.keys().map(String::as_str));
+                let names = Task::names().map(str::to_owned).chain(self.prompts.keys().cloned());
                 Err(Error::NoTask { name: task.to_owned(), names: names.collect::<Vec<_>>().join(", ") })
             }
         }

@@ -165,6 +165,7 @@ fn refusal(error: &gemma_generate::Error) -> Refusal {
         Error::Mask { .. } => Refusal::field("response_format", error.to_string()),
         Error::CacheTooSmall { .. } => Refusal::too_large(error.to_string()),
         Error::EngineStopped | Error::ModelPanicked => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        Error::NotFinite { .. } | Error::LogitsShape { .. } | Error::Device { .. } => Refusal::failed(error.to_string()),
         _ => Refusal::invalid(error.to_string()),
     }
 }
@@ -203,6 +204,7 @@ impl Backend for EngineBackend {
             prompt: Vec::new(),
             prompt_tokens: job.prompt.tokens.len(),
             silent: job.sampling.max_tokens == 0,
+            with_stop: job.prompt_logprobs && job.logprobs.is_some(),
         };
         let images = job.prompt.images.clone();
         let request = self.request(job);
@@ -353,6 +355,9 @@ struct Passing {
     prompt_tokens: usize,
     /// No token was asked for: the one that the engine samples after the prompt is not shown.
     silent: bool,
+    /// The stop token is shown among the logprobs: harnesses that score a prompt ask for one token after it and leave out
+    /// the last one that they get.
+    with_stop: bool,
 }
 
 impl Passing {
@@ -379,7 +384,12 @@ impl Passing {
                 let finished = finished(FinishReason::Length, timings, cached, self.prompt_tokens);
                 Event::Done { text: String::new(), finished: Finished { generated_tokens: 0, ..finished } }
             }
-            EngineEvent::Finished { reason, text, timings, cached, .. } => {
+            EngineEvent::Finished { reason, text, stop_token, timings, cached, .. } => {
+                if let Some(stop) = stop_token.filter(|_| self.with_stop) {
+                    let shown = Event::Token { token: stop.token, text: String::new(), score: score(stop) };
+                    // whether somebody listens shows with the next event
+                    let _ = self.sender.send(shown);
+                }
                 Event::Done { text, finished: finished(reason, timings, cached, self.prompt_tokens) }
             }
             EngineEvent::Failed { error, .. } => Event::Failed(refusal(&error)),

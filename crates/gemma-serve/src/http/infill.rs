@@ -63,7 +63,7 @@ struct Extra {
 #[serde(default)]
 pub(crate) struct FimRequest {
     model: Option<String>,
-    prompt: String,
+    prompt: Option<String>,
     suffix: Option<String>,
     max_tokens: Option<usize>,
     stream: Option<bool>,
@@ -247,7 +247,8 @@ pub(crate) async fn fim(
 ) -> Result<Response, Refusal> {
     let backend = Arc::clone(app.backend(request.model.as_deref())?);
     let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MIDDLE);
-    let hole = Hole { prefix: request.prompt, suffix: request.suffix.unwrap_or_default(), ..Hole::default() };
+    let prefix = request.prompt.ok_or_else(|| Refusal::field("prompt", "missing; send the text before the hole"))?;
+    let hole = Hole { prefix, suffix: request.suffix.unwrap_or_default(), ..Hole::default() };
     let (tokens, stop_tokens) = backend.infill_prompt(&hole, budget(backend.as_ref(), max_tokens))?;
     let job = Job {
         prompt: tokens.into(),

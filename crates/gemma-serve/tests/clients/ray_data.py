@@ -52,6 +52,8 @@ class Caption:
 
 
 def run(url):
+    # workers are started with low priority, and starve beside anything else
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     folder = tempfile.mkdtemp(prefix="gemma-ray-")
@@ -59,7 +61,7 @@ def run(url):
     ray.data.from_items(prompts).write_parquet(os.path.join(folder, "prompts"))
 
     answers = ray.data.read_parquet(os.path.join(folder, "prompts")).map_batches(
-        Answer, fn_constructor_args=(url,), batch_size=8, concurrency=2
+        Answer, fn_constructor_args=(url,), batch_size=8, compute=ray.data.ActorPoolStrategy(size=2)
     )
     answers.write_parquet(os.path.join(folder, "answers"))
     rows = ray.data.read_parquet(os.path.join(folder, "answers")).take_all()
@@ -70,7 +72,7 @@ def run(url):
 
     images = [os.path.join(IMAGES, name) for name in sorted(os.listdir(IMAGES)) if name.endswith(".png")]
     captions = ray.data.read_binary_files(images, include_paths=True).map_batches(
-        Caption, fn_constructor_args=(url,), batch_size=4, concurrency=1
+        Caption, fn_constructor_args=(url,), batch_size=4, compute=ray.data.ActorPoolStrategy(size=1)
     )
     rows = captions.take_all()
     assert len(rows) == len(images) and all(row["caption"] for row in rows), rows
