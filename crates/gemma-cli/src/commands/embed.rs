@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use embeddinggemma::{EmbedOptions, EmbeddingGemma, Embeddings, Task};
+use embeddinggemma::{EmbedOptions, EmbeddingGemma, Embeddings};
 use gemma_tokenizer::TokenId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

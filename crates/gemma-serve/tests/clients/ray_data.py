@@ -52,9 +52,10 @@ class Caption:
 
 
 def run(url):
+    # the workers of a stage hold a CPU each, and reading and writing take others
     # workers are started with low priority, and starve beside anything else
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     folder = tempfile.mkdtemp(prefix="gemma-ray-")
     prompts = [{"id": number, "prompt": f"{name} had"} for number, name in enumerate(["Mia", "Tom", "Ben", "Ada"] * 10)]
