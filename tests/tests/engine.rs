@@ -315,7 +315,9 @@ fn requests_with_a_common_prefix_hold_it_once() {
         };
         let first = Request::new(prefix.clone(), GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(1) });
         engine.submit(first).expect("a valid request");
-        run(&mut engine, |_| {});
+        while !engine.is_idle() {
+            engine.step();
+        }
         let one = engine.page_bytes();
         assert!(one > 0, "{backend}");
         for seed in 0..REQUESTS {
@@ -323,7 +325,11 @@ fn requests_with_a_common_prefix_hold_it_once() {
         }
         let mut most = 0;
         while !engine.is_idle() {
-            engine.step();
+            for event in engine.step() {
+                if let Event::Finished { cached, .. } = event {
+                    assert_eq!(cached, prefix_len, "{backend}");
+                }
+            }
             most = most.max(engine.page_bytes());
         }
         let tails = REQUESTS * model.cache_bytes(TAIL + 4);

@@ -7,7 +7,7 @@ use gemma_demo::train_recurrentgemma::{WINDOW, examine};
 use gemma_generate::{Cache, CausalModel};
 use gemma_nn::{PAGE_LEN, Segment};
 use gemma_tests::{References, devices, goldens, max_distance, shared};
-use recurrentgemma::{GenerateOptions, Griffin, GriffinCache, GriffinConfig, LayerCache, LoadOptions, Network};
+use recurrentgemma::{GenerateOptions, Griffin, GriffinCache, LayerCache, LoadOptions, Network};
 use std::path::Path;
 
 /// The largest permitted distance of an f32 logit or state from the reference.

@@ -7,7 +7,7 @@ use gemma_nn::ParameterList;
 use gemma_weights::catalogue::{self, RELEASES, Shape};
 use gemma_weights::{Dtype, Precision, TensorSpec};
 
-use crate::{Architecture, Error, FamilyModel, with_family};
+use crate::{Architecture, Error, FamilyModel};
 
 /// The parameters of a released network and what its KV cache or recurrent state takes.
 ///

@@ -5,7 +5,7 @@ use crate::{Error, LoadOptions, Network, OnLoad};
 use burn::tensor::Device;
 use gemma_generate::{EngineOptions, EngineThread, GenerateOptions, Generated, Generation, TextStream};
 use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
-use gemma_weights::{Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
+use gemma_weights::{Checkpoint, Dtype, HubOptions, SaveOptions};
 use std::path::Path;
 use std::sync::Arc;
 

@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_table_shows_scores_and_fit() {
-        let text = table(&[release("google/gemma-2b-it")], Some(4_000_000_000)).to_string();
+        let text = table(&[release("google/gemma-2b-it")], Some(4_000_000_000)).expect("a backend").to_string();
         for part in ["google/gemma-2b-it", "2.5 B", "2024-02", "8192", "q8_0", "990 ±9"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
