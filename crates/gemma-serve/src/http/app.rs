@@ -10,7 +10,7 @@ use super::backend::Backend;
 use super::error::Refusal;
 use super::grammar::Grammars;
 use super::metrics::Metrics;
-use super::running::Registry;
+use super::registry::Registry;
 
 /// How the server behaves; the defaults are those of `gemma serve`.
 #[derive(Clone, Debug)]

@@ -15,11 +15,12 @@ use serde_json::{Value, json};
 use super::App;
 use super::app::{new_id, unix_seconds};
 use super::backend::{Backend, Event, Finished, Hole, Job, TokenScore};
-use super::body::{Prompts, SampledBody, TextOrTokens};
+use super::body::SampledBody;
 use super::error::Refusal;
 use super::running::{Answer, Completed, complete_all, merged, submit};
 use super::sampling::{MOST_TOP_LOGPROBS, SamplingFields, seed_of};
 use super::structured::StructuredFields;
+use super::texts::{Prompts, TextOrTokens};
 use super::tokens::LegacyLogprobs;
 
 /// OpenAI's default.

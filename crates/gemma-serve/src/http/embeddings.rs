@@ -13,10 +13,11 @@ use serde_json::{Value, json};
 use super::App;
 use super::app::new_id;
 use super::backend::{Backend, EmbedInput, Moderated, Ongoing};
-use super::body::{JsonBody, Prompts, TextOrTokens};
+use super::body::JsonBody;
 use super::error::Refusal;
 use super::messages::{Content, image_of_url};
 use super::running::beside;
+use super::texts::{Prompts, TextOrTokens};
 
 /// Most texts of one request.
 const MOST_TEXTS: usize = 2048;

@@ -165,7 +165,9 @@ fn refusal(error: &gemma_generate::Error) -> Refusal {
         Error::Mask { .. } => Refusal::field("response_format", error.to_string()),
         Error::CacheTooSmall { .. } => Refusal::too_large(error.to_string()),
         Error::EngineStopped | Error::ModelPanicked => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
-        Error::NotFinite { .. } | Error::LogitsShape { .. } | Error::Device { .. } => Refusal::failed(error.to_string()),
+        Error::NotFinite { .. } | Error::LogitsShape { .. } | Error::Device { .. } => {
+            Refusal::failed(error.to_string())
+        }
         _ => Refusal::invalid(error.to_string()),
     }
 }

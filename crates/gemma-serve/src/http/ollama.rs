@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::backend::{Backend, Event, Finished, Hole, Job, ModelCard, Prompt, Reason};
-use super::body::{OllamaBody, Prompts, Texts};
+use super::body::OllamaBody;
 use super::chat::{Conversation, converse, max_tokens};
 use super::completions::budget;
 use super::embeddings::embed;
@@ -24,6 +24,7 @@ use super::messages::{self, ChatMessage};
 use super::running::{Answer, Completed, submit};
 use super::sampling::SamplingFields;
 use super::structured::StructuredFields;
+use super::texts::{Prompts, Texts};
 use super::tools::{Tool, Tools};
 
 /// `options`: how to sample.
@@ -323,7 +324,7 @@ pub(crate) async fn embeddings(State(app): State<App>, OllamaBody(request): Olla
     let run = async {
         let begun = Instant::now();
         let backend = app.backend(request.model.as_deref())?;
-        let old = request.prompt.map(super::body::TextOrTokens::Text);
+        let old = request.prompt.map(super::texts::TextOrTokens::Text);
         let one = old.is_some();
         let inputs = request.input.map(|input| input.0).or(old.map(|old| vec![old]));
         let inputs = inputs.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;

@@ -6,8 +6,8 @@ use gemma_tokenizer::TokenId;
 use serde::Deserialize;
 
 use super::backend::{Backend, Sampling};
-use super::body::Texts;
 use super::error::Refusal;
+use super::texts::Texts;
 
 /// Most answers to one prompt.
 const MOST_ANSWERS: usize = 128;

@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::backend::VisionTask;
-use super::body::{JsonBody, Texts};
+use super::body::JsonBody;
 use super::error::Refusal;
 use super::messages::image_of_base64;
 use super::running::beside;
+use super::texts::Texts;
 
 /// Most objects to look for in one request.
 const MOST_OBJECTS: usize = 32;
