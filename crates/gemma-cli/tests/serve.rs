@@ -244,7 +244,8 @@ fn sixty_four_answers_in_company_equal_each_answer_alone() {
         .collect();
     let alone: Vec<Value> = requests.iter().map(|body| essence(&server.post("/v1/completions", body))).collect();
     let together: Vec<Value> = thread::scope(|scope| {
-        let ask = |body| scope.spawn(|| essence(&server.post("/v1/completions", body)));
+        let server = &server;
+        let ask = |body| scope.spawn(move || essence(&server.post("/v1/completions", body)));
         let threads: Vec<_> = requests.iter().map(ask).collect();
         threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
     });

@@ -106,10 +106,6 @@ pub(crate) struct Engine {
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     pub(crate) prefix_cache: usize,
 
-    /// Compute each answer the same bit for bit, whoever shares the batch: slower, for tests and evaluations.
-    #[arg(long)]
-    pub(crate) batch_invariant: bool,
-
     /// Classify texts at /v1/moderations with a model whose name does not say that it is a ShieldGemma.
     #[arg(long)]
     pub(crate) moderate: bool,
@@ -133,7 +129,7 @@ impl Engine {
             max_requests: self.parallel.max(1),
             max_cache_bytes: Some(self.cache_memory << 20),
             prefix_cache_bytes: self.prefix_cache.min(self.cache_memory) << 20,
-            batch_invariant: self.batch_invariant,
+            batch_invariant: self.model.compute.batch_invariant,
             ..EngineOptions::default()
         }
     }
