@@ -18,6 +18,9 @@ pub enum Error {
     /// Gemma 3's images.
     #[error(transparent)]
     Gemma3(#[from] gemma3::Error),
+    /// A model that embeds texts.
+    #[error(transparent)]
+    EmbeddingGemma(#[from] embeddinggemma::Error),
     /// The file or folder of the weights, or the hub.
     #[error(transparent)]
     Weights(#[from] gemma_weights::Error),

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use embeddinggemma::EmbeddingGemma;
+use gemma::DecoderConfig;
 use gemma_backend::Device;
 use gemma_model::{LoadOptions, random_checkpoint};
 use gemma_nn::RandomWeights;
@@ -146,6 +148,38 @@ impl Found {
                 Err(gemma_model::Error::MissingFile { folder: PathBuf::from(&self.name), file: "config.json" }.into())
             }
         }
+    }
+
+    /// Whether it is a model that embeds texts and generates none (EmbeddingGemma): its layers see both ways.
+    ///
+    /// # Errors
+    /// When `config.json` cannot be read.
+    pub fn is_embedding(&self) -> Result<bool, Error> {
+        let Origin::Checkpoint(checkpoint) = &self.origin else { return Ok(false) };
+        let config = checkpoint.file("config.json")?.unwrap_or_default();
+        // what is no configuration is refused where the model is opened, with the reason
+        Ok(DecoderConfig::from_json(&config).is_ok_and(|config| config.is_bidirectional()))
+    }
+
+    /// Whether it is called a ShieldGemma. Its configuration is that of the Gemma that it was made of.
+    pub fn is_called_shieldgemma(&self) -> bool {
+        let own = |name: &str| name.to_lowercase().replace('-', "").contains("shieldgemma");
+        let last = |path: &Path| path.file_name().is_some_and(|name| own(&name.to_string_lossy()));
+        own(&self.name) || self.path().is_some_and(last)
+    }
+
+    /// Loads a model that embeds texts, reporting progress.
+    ///
+    /// # Errors
+    /// When it is not a sound checkpoint of an embedding model.
+    pub fn open_embedding_with(
+        &self,
+        options: &LoadOptions,
+        device: &Device,
+        on_progress: OnProgress<'_>,
+    ) -> Result<EmbeddingGemma, Error> {
+        let mut progress = |done, total| on_progress(Progress::Load { done, total });
+        Ok(EmbeddingGemma::from_checkpoint_with(&*self.checkpoint()?, options, device, &mut progress)?)
     }
 
     /// Loads the model.

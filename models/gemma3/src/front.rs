@@ -41,15 +41,15 @@ impl EncodedImage {
     pub fn features(&self) -> &[Tensor<2>] {
         &self.features
     }
+}
 
-    /// The text that stands in a prompt where the image is.
-    fn text(&self) -> String {
-        match self.features.len() {
-            1 => AROUND.to_owned(),
-            parts => {
-                let crops = vec![AROUND; parts - 1].join(" ");
-                format!("Here is the original image {AROUND} and here are some crops to help you see better {crops}")
-            }
+/// The text that stands in a prompt where an image of so many parts is.
+fn image_text(parts: usize) -> String {
+    match parts {
+        0 | 1 => AROUND.to_owned(),
+        parts => {
+            let crops = vec![AROUND; parts - 1].join(" ");
+            format!("Here is the original image {AROUND} and here are some crops to help you see better {crops}")
         }
     }
 }
@@ -162,8 +162,17 @@ impl Gemma3 {
     /// # Errors
     /// When there is no tokenizer, or images and marks do not match.
     pub fn rendered_tokens(&self, chat: &RenderedChat, images: &[&EncodedImage]) -> Result<Vec<TokenId>, Error> {
+        self.placed_tokens(chat, &images.iter().map(|image| image.features.len()).collect::<Vec<_>>())
+    }
+
+    /// [`Gemma3::rendered_tokens`] before the images are encoded: `parts` has for each image 1, and 1 more for each crop
+    /// of it.
+    ///
+    /// # Errors
+    /// As [`Gemma3::rendered_tokens`].
+    pub fn placed_tokens(&self, chat: &RenderedChat, parts: &[usize]) -> Result<Vec<TokenId>, Error> {
         let pieces = chat.pieces();
-        let mut next = images.iter();
+        let mut next = parts.iter();
         let mut found = 0;
         let mut whole = Vec::with_capacity(pieces.len());
         for piece in pieces {
@@ -172,21 +181,21 @@ impl Gemma3 {
                 ChatPiece::Message(text) => (text, ChatPiece::Message),
             };
             // a mark in a text without images is text like any other
-            let parts: Vec<&str> = if images.is_empty() { vec![text] } else { text.split(IMAGE_MARK).collect() };
-            for (index, part) in parts.into_iter().enumerate() {
+            let around: Vec<&str> = if parts.is_empty() { vec![text] } else { text.split(IMAGE_MARK).collect() };
+            for (index, text) in around.into_iter().enumerate() {
                 if index > 0 {
                     found += 1;
-                    whole.extend(next.next().map(|image| ChatPiece::Template(image.text())));
+                    whole.extend(next.next().map(|parts| ChatPiece::Template(image_text(*parts))));
                 }
-                whole.push(same(part.to_owned()));
+                whole.push(same(text.to_owned()));
             }
         }
-        if found != images.len() {
-            return Err(Error::ImageMarks { found, images: images.len() });
+        if found != parts.len() {
+            return Err(Error::ImageMarks { found, images: parts.len() });
         }
         let tokens = self.tokenizer()?.encode_chat(&RenderedChat::from(whole));
         let config = self.network().config();
-        let mut out = Vec::with_capacity(tokens.len() + images.len() * config.image_tokens);
+        let mut out = Vec::with_capacity(tokens.len() + parts.iter().sum::<usize>() * config.image_tokens);
         for (index, token) in tokens.iter().enumerate() {
             out.push(*token);
             if *token == config.begin_token && tokens.get(index + 1) == Some(&config.end_token) {

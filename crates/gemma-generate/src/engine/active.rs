@@ -35,6 +35,8 @@ pub(crate) struct Active<'m, C> {
     pub(crate) sampler: Sampler,
     pub(crate) options: GenerateOptions,
     pub(crate) stop_tokens: Vec<TokenId>,
+    /// The one that ended the answer.
+    pub(crate) stop_token: Option<TokenLogprobs>,
     pub(crate) stop_rule: Option<Box<dyn StopRule + 'm>>,
     pub(crate) mask: Option<(Box<dyn TokenMask + 'm>, Vec<bool>)>,
     pub(crate) cancel: Option<Arc<AtomicBool>>,
@@ -142,6 +144,7 @@ impl<'m, C: Cache> Active<'m, C> {
             shared: None,
             sampler,
             stop_tokens: if request.options.ignore_eos { Vec::new() } else { request.stop_tokens },
+            stop_token: None,
             options: request.options,
             stop_rule: request.stop_rule,
             mask: request.mask.map(|mask| (mask, vec![false; model.vocab()])),
@@ -233,6 +236,7 @@ impl<'m, C: Cache> Active<'m, C> {
         }
         if self.stop_tokens.contains(&sampled.token) {
             self.finish = Some(FinishReason::Stop);
+            self.stop_token = Some(TokenLogprobs { token: sampled.token, logprob: Some(sampled.logprob), top });
             self.settle_draft(None);
             return Ok(None);
         }

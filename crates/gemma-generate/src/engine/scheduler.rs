@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use gemma_nn::PAGE_LEN;
+
 use super::active::Active;
 use super::event::{Event, RequestId};
 use super::options::EngineOptions;
@@ -214,6 +216,7 @@ impl<'m, M: CausalModel> Engine<'m, M> {
                 id: active.id,
                 reason,
                 text,
+                stop_token: active.stop_token.take(),
                 timings: active.timings,
                 cached: active.reused,
                 seed: active.sampler.seed(),
@@ -335,11 +338,18 @@ pub(super) fn keep_prefix<M: CausalModel>(
     if !wanted || (options.batch_invariant && !active.from_start) {
         return;
     }
+    let mut cache = active.sequence.cache().clone();
+    // A request that goes on writes into its last page, which it would have to copy if the entry held it, too.
+    let whole_pages = cached / PAGE_LEN * PAGE_LEN;
+    let cached = if active.finish.is_none() && cache.truncate(whole_pages) { whole_pages } else { cached };
+    if cached <= shared {
+        return;
+    }
     let bytes = unshared_bytes(model, cached, shared);
     let tokens = &active.sequence.tokens()[..cached];
     let parent = active.shared.map(|(entry, _)| entry);
     let unit = prefix_unit(options, active);
-    let entry = prefixes.insert(tokens, active.sequence.cache().clone(), bytes, parent, unit);
+    let entry = prefixes.insert(tokens, cache, bytes, parent, unit);
     if let Some((old, _)) = active.shared.replace((entry, cached)) {
         prefixes.release(old);
     }

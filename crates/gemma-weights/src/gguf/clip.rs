@@ -2,7 +2,7 @@
 //!
 //! Such a file lies beside that of the text model and holds SigLIP and the projector. Two things differ in value: the norm
 //! of the projector is stored as `1 + w`, and the two matrices of an MLP have their names exchanged, depending on the age
-//! of the program that converted it, so they are told apart by their shapes.
+//! of the program that converted it, so their shapes tell them apart.
 
 use std::collections::BTreeMap;
 
