@@ -239,6 +239,7 @@ pub fn unknown(text: &[u8]) -> Vec<String> {
     let Ok(Value::Object(file)) = serde_json::from_slice(text) else { return Vec::new() };
     let mut found = Vec::new();
     walk(&file, "", &mut found);
+    found.sort_unstable();
     let left = found.len().saturating_sub(MOST_NAMED);
     found.truncate(MOST_NAMED);
     if left > 0 {

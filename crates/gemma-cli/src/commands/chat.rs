@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use gemma_auto::{AutoModel, with_model};
 use gemma_model::{Answered, Attachments, Conversation, Model, Network};
@@ -130,7 +130,7 @@ fn from_lines<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Resu
             continue;
         }
         if let (Line::Command("image", file), true) = (Line::of(line.trim()), talk.show.is_some()) {
-            output::remark(talk.show(file));
+            output::remark(talk.show(file)?);
             continue;
         }
         let watch = interrupt::watch();
@@ -241,29 +241,26 @@ impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
         Ok(answered)
     }
 
-    /// Shows the image in a file, and says what came of it.
-    fn show(&mut self, file: &str) -> String {
-        let shown = match self.show {
-            _ if file.is_empty() => return "name a file: /image photo.jpg".to_owned(),
-            None => Err(anyhow::anyhow!(
-                "this model reads text only; take one that sees images, such as google/gemma-3-4b-it"
-            )),
-            Some(show) => show(Path::new(file)),
+    /// Shows the image in a file, and says so.
+    fn show(&mut self, file: &str) -> Result<String> {
+        let Some(show) = self.show else {
+            bail!("this model reads text only; take one that sees images, such as google/gemma-3-4b-it");
         };
-        match shown {
-            Ok(image) => {
-                self.shown.push(image);
-                format!("[{file}: the next question is about {}]", if self.shown.len() == 1 { "it" } else { "it, too" })
-            }
-            Err(error) => format!("error: {}", output::one_line(&error)),
+        if file.is_empty() {
+            bail!("/image needs a file: /image photo.jpg");
         }
+        self.shown.push(show(Path::new(file))?);
+        let too = if self.shown.len() == 1 { "" } else { ", too" };
+        Ok(format!("[{file}: the next question is about it{too}]"))
     }
 
     /// Runs a command and describes what it did.
     fn run_command(&mut self, name: &str, rest: &str) -> String {
         match (name, rest) {
             ("help", _) => HELP.to_owned(),
-            ("image", file) => self.show(file.trim()),
+            ("image", file) => {
+                self.show(file.trim()).unwrap_or_else(|error| format!("error: {}", output::one_line(&error)))
+            }
             ("reset", _) => {
                 self.conversation.reset();
                 self.shown.clear();
