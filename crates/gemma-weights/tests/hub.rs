@@ -24,7 +24,7 @@ fn options(endpoint: &str) -> (TempDir, HubOptions) {
         attempts: 3,
         pause: Duration::from_millis(1),
         timeout: Duration::from_secs(5),
-        certificates: None,
+        certificates: Vec::new(),
     };
     (cache, options)
 }
