@@ -1,6 +1,6 @@
 //! Gemma 3 with images as it is used: in conversations, from a GGUF file with its image encoder, and as a judge.
 
-use gemma::{Decoder, LoadOptions, Network};
+use gemma::{ActivationPrecision, Decoder, LoadOptions, Network};
 use gemma_generate::{CausalModel, GenerateOptions};
 use gemma_model::convert_to_gguf;
 use gemma_nn::Segment;
@@ -19,7 +19,9 @@ fn folder() -> Option<PathBuf> {
 
 fn model(checkpoint: &Checkpoint) -> Gemma3 {
     let (_, device) = devices().remove(0);
-    Gemma3::from_checkpoint(checkpoint, &LoadOptions::default(), &device).expect("a model")
+    // so that a prompt in one piece and in several gives the same
+    let options = LoadOptions { activations: ActivationPrecision::F32, ..LoadOptions::default() };
+    Gemma3::from_checkpoint(checkpoint, &options, &device).expect("a model")
 }
 
 fn images(folder: &std::path::Path, model: &Gemma3) -> Vec<EncodedImage> {
@@ -197,7 +199,9 @@ fn a_gguf_file_and_its_image_encoder_are_the_model() {
             crate::parity::values(model.next_logits(&tokens, &[image]).expect("a sound prompt"))
         };
         let wanted: Vec<f64> = logits(&whole).into_iter().map(f64::from).collect();
-        let distance = max_distance(&logits(&joined), &wanted);
+        let found = logits(&joined);
+        // the rows that pad the table beyond the vocabulary are left out of a GGUF file
+        let distance = max_distance(&found, &wanted[..found.len()]);
         assert!(distance < 1e-4, "a logit is {distance} off");
         // the model itself is none, and a model is no encoder
         let error = Checkpoint::open(&mmproj).expect_err("no model").to_string();
@@ -209,11 +213,13 @@ fn a_gguf_file_and_its_image_encoder_are_the_model() {
     assert!(error.contains("goes with a GGUF file"), "{error}");
     // the text model alone makes the same text
     let (_, device) = devices().remove(0);
-    let decoder = Decoder::open(&text, &LoadOptions::default(), &device).expect("a model");
+    let decoder =
+        Decoder::open(&text, &LoadOptions { activations: ActivationPrecision::F32, ..LoadOptions::default() }, &device)
+            .expect("a model");
     let tokens = [2, 30, 40, 50];
     let all = |logits| crate::parity::values(logits);
     let found = all(decoder.uncached_logits(&tokens, &[Segment::causal(0, 4)]));
     let wanted: Vec<f64> =
         all(whole.network().uncached_logits(&tokens, &[Segment::causal(0, 4)])).into_iter().map(f64::from).collect();
-    assert!(max_distance(&found, &wanted) < 1e-4);
+    assert!(max_distance(&found, &wanted[..found.len()]) < 1e-4);
 }

@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use gemma_auto::{AutoModel, with_model};
-use gemma_generate::GenerateOptions;
 use gemma_model::{Answered, Attachments, Conversation, Model, Network};
 use gemma_tokenizer::{ChatTemplate, Role, Turn};
 use gemma3::Image;
