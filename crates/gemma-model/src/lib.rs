@@ -8,6 +8,7 @@
 //! | Module | What is in it |
 //! |---|---|
 //! | `network` | [`Network`]: what a family brings |
+//! | `blocks` | [`Blocks`]: a network in the parts that training takes one at a time |
 //! | `model` | [`Model`]: open, generate, chat, save |
 //! | `conversation` | [`Conversation`]: each turn reads only what is new |
 //! | [`fields`] | `config.json`: what its fields have in common |
@@ -16,6 +17,7 @@
 //! | `state` | the cache of a sequence, kept in a file |
 //! | `error` | [`Error`] |
 
+mod blocks;
 mod conversation;
 mod convert;
 mod error;
@@ -25,10 +27,11 @@ mod network;
 mod save;
 mod state;
 
+pub use blocks::Blocks;
 pub use conversation::{Answered, Conversation};
 pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
 pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};
 pub use network::{Network, config_file};
-pub use state::{load_state, save_state};
+pub use state::{fingerprint, load_state, save_state};

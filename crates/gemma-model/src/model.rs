@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use gemma_generate::{EngineOptions, EngineThread, GenerateOptions, Generated, Generation, TextStream};
 use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
-use gemma_weights::{Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
+use gemma_weights::{Adapter, Checkpoint, Dtype, HubOptions, Precision, SaveOptions};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,6 +30,8 @@ pub struct LoadOptions {
     /// Leave the tokenizer out, for programs that give token ids and read logits: a large vocabulary takes a second to
     /// read.
     pub without_tokenizer: bool,
+    /// LoRA adapters whose effects are added, each computed beside the weights, which stay as they are.
+    pub adapters: Vec<Adapter>,
 }
 
 impl LoadOptions {
@@ -234,6 +236,9 @@ impl<N: Network> Model<N> {
         self.network.save(&mut parameters);
         if let Some(format) = parameters.quantized {
             return Err(Error::SaveQuantized { format });
+        }
+        if parameters.adapted {
+            return Err(Error::SaveAdapted);
         }
         let config = N::config_to_json(self.network.config(), dtype);
         let files = small_files(&config, Some(self.tokenizer()?), &self.stop_tokens)?;

@@ -1,6 +1,6 @@
 //! The one linear layer.
 
-use crate::{Saver, Source};
+use crate::{LoraFactors, Saver, Source};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use gemma_kernels::{ActivationPrecision, PackedWeight, Phase, packed_linear_in, packed_rows};
@@ -71,13 +71,15 @@ impl Weight {
     }
 }
 
-/// `y = x Wᵀ + b`.
+/// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to it.
 #[derive(Module, Debug)]
 pub struct Projection {
     /// The matrix, `[out, in]`.
     pub weight: Weight,
     /// The bias, `[out]`, where the layer has one.
     pub bias: Option<Param<Tensor<1>>>,
+    /// The factors of the adapters that change the layer.
+    pub lora: Vec<LoraFactors>,
 }
 
 impl Projection {
@@ -86,6 +88,7 @@ impl Projection {
         Self {
             weight: source.matrix(&format!("{name}.weight"), outputs, inputs),
             bias: bias.then(|| source.vector(&format!("{name}.bias"), outputs)),
+            lora: source.lora(name, inputs, outputs),
         }
     }
 
@@ -95,6 +98,7 @@ impl Projection {
         if let Some(bias) = &self.bias {
             saver.vector(&format!("{name}.bias"), bias);
         }
+        self.lora.iter().for_each(|factors| saver.lora(name, factors));
     }
 
     /// `[tokens, in]` to `[tokens, out]`, where all tokens are one request's; see [`Phase::of_len`].
@@ -106,10 +110,10 @@ impl Projection {
     /// `[tokens, in]` to `[tokens, out]`; `phases` says of the tokens, so many at a time, what their requests are
     /// doing ([`phases`](crate::phases)).
     pub fn forward_in(&self, x: Tensor<2>, phases: &[(usize, Phase)]) -> Tensor<2> {
-        let y = self.weight.forward_in(x, phases);
-        match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze::<2>(),
-            None => y,
+        let mut y = self.weight.forward_in(x.clone(), phases);
+        if let Some(bias) = &self.bias {
+            y = y + bias.val().unsqueeze::<2>();
         }
+        self.lora.iter().fold(y, |y, factors| y + factors.forward(x.clone()))
     }
 }

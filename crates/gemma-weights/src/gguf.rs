@@ -8,7 +8,7 @@
 
 mod gemma;
 mod keys;
-mod write;
+pub(crate) mod write;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -19,7 +19,7 @@ use gemma_kernels::Format;
 
 use crate::{Error, GgufFault as Fault, StoredTensor, files};
 
-pub(crate) use gemma::{ARCHITECTURES, Translated, translate};
+pub(crate) use gemma::{ARCHITECTURES, Translated, file_name, translate};
 pub use write::{GgufVocabulary, OnConvert, save_gguf};
 
 /// The first four bytes of every file.

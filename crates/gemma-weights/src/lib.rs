@@ -20,6 +20,7 @@
 //! # Ok::<(), gemma_weights::Error>(())
 //! ```
 
+mod adapter;
 pub mod catalogue;
 mod check;
 mod checkpoint;
@@ -38,6 +39,9 @@ mod safetensors;
 mod save;
 mod shard;
 
+pub use adapter::{
+    Adapter, AdapterConfig, AdapterFactors, AdapterFault, AdapterTensor, Targets, save_adapter, save_gguf_adapter,
+};
 pub use check::TensorSpec;
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, Precision};

@@ -8,13 +8,13 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma::{Decoder, DecoderCache};
 use gemma_generate::{CacheTensors, CausalModel, Inputs, TokenId};
-use gemma_model::{LoadOptions, Network, OnLoad, config_file};
+use gemma_model::{LoadOptions, Network, config_file};
 use gemma_nn::{
-    ComputePrecision, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Trainable, WithPrecision,
+    Adapted, ComputePrecision, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Unpack, WithPrecision,
 };
 use gemma_tokenizer::Family;
 use gemma_vision::{Siglip, splice};
-use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype, TensorSpec, catalogue::Shape};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
 use crate::{Error, PaliGemmaConfig, Pixels};
@@ -61,12 +61,7 @@ impl VisionLanguageModel {
     /// # Errors
     /// When the checkpoint is not a sound PaliGemma model.
     pub fn open_trainable(checkpoint: &Checkpoint, device: &Device) -> Result<Self, gemma_model::Error> {
-        let config = Self::config_of(checkpoint)?;
-        let layout = Layout::of(checkpoint);
-        Self::check(checkpoint, &config, device)?;
-        let mut loader = Loader::new(checkpoint, None, device);
-        let mut trainable = Trainable::new(&mut loader);
-        Ok(Self::build(&mut Renamed { inner: &mut trainable, layout }, &config, checkpoint.dtype()))
+        Self::open_changed(checkpoint, &LoadOptions::default(), device, &mut |_, _| {}, Unpack)
     }
 
     /// The image encoder.
@@ -215,7 +210,7 @@ impl Network for VisionLanguageModel {
 
     /// The source is asked by the names of the released files.
     fn load(source: &mut dyn Source, config: &PaliGemmaConfig, dtype: Dtype) -> Self {
-        Self::build(&mut Renamed { inner: source, layout: Layout::RELEASED }, config, dtype)
+        Self::build(&mut Renamed::with(source, Layout::RELEASED), config, dtype)
     }
 
     fn save(&self, saver: &mut dyn Saver) {
@@ -249,19 +244,9 @@ impl Network for VisionLanguageModel {
         Layout::of(checkpoint).tensors(config, device)
     }
 
-    /// Opens a checkpoint in any of the layouts.
-    fn open_with(
-        checkpoint: &Checkpoint,
-        options: &LoadOptions,
-        device: &Device,
-        progress: OnLoad<'_>,
-    ) -> Result<Self, gemma_model::Error> {
-        let config = Self::configure(Self::config_of(checkpoint)?, options)?;
-        let layout = Layout::of(checkpoint);
-        Self::check(checkpoint, &config, device)?;
-        let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        let mut source = WithPrecision::new(&mut loader, options.compute_precision());
-        Ok(Self::build(&mut Renamed { inner: &mut source, layout }, &config, checkpoint.dtype()))
+    /// A checkpoint may be in any of the layouts.
+    fn load_from(source: &mut dyn Source, checkpoint: &Checkpoint, config: &PaliGemmaConfig) -> Self {
+        Self::build(&mut Renamed::with(source, Layout::of(checkpoint)), config, checkpoint.dtype())
     }
 
     fn random_with(
@@ -273,6 +258,6 @@ impl Network for VisionLanguageModel {
     ) -> Self {
         let mut source = RandomSource::new(weights, seed, device);
         let mut source = WithPrecision::new(&mut source, compute_precision);
-        Self::build(&mut Beginning(&mut source), config, Dtype::Bf16)
+        Self::build(&mut Adapted::with(&mut source, Beginning), config, Dtype::Bf16)
     }
 }

@@ -131,7 +131,7 @@ impl Engine {
 
     /// Opens a model and starts its engine; without a name, the demo of Gemma.
     pub(crate) fn backend(&self, name: Option<&str>, alias: Option<&str>) -> Result<Arc<dyn Backend>> {
-        let found = session::locate(name, Family::Gemma, self.model.load_options(), &self.model.compute)?;
+        let found = session::locate(name, Family::Gemma, self.model.load_options()?, &self.model.compute)?;
         let id = alias.or(name).unwrap_or("demo");
         let options = self.options();
         let model = found.open()?.model;
