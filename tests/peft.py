@@ -11,6 +11,10 @@ import subprocess
 import sys
 import tempfile
 
+# this file is called like the package that it imports
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path = [place for place in sys.path if os.path.abspath(place) != HERE]
+
 try:
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -90,7 +94,7 @@ def main():
         check("gemma2", Gemma2ForCausalLM(Gemma2Config(**SIZES, sliding_window=6)), folder, rslora=True)
 
         # an adapter that was trained here, of the built-in model, which PEFT and transformers read
-        root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "models", "gemma", "demo")
+        root = os.path.join(HERE, "..", "models", "gemma", "demo")
         data, ours = os.path.join(folder, "data.jsonl"), os.path.join(folder, "ours")
         with open(data, "w") as file:
             for text in ["The cat sat on the mat.", "A dog ran to the door.", "Once upon a time there was a king."]:

@@ -104,7 +104,7 @@ mod tests {
             seconds: 1.0,
         };
         let mut metrics: Vec<Metric> = (0..1000).map(step).collect();
-        metrics.push(Metric::evaluation(1000, "x".into(), 2.5));
+        metrics.push(Metric::evaluation(1000, "x".into(), 2.5, false));
         let image = svg(&metrics);
         assert_eq!(image.matches("<polyline").count(), 2);
         let points = image.split("points=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a line");

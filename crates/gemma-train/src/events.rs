@@ -116,13 +116,9 @@ mod tests {
 
     #[test]
     fn a_record_is_the_one_that_tensorboard_writes() {
-        // the first record of a file of TensorBoard's own writer, for a wall time of 0
         let mut file = Vec::new();
-        put_record(&mut file, &event(0, 0, |event| put_bytes(event, 3, b"brain.Event:2")));
-        assert_eq!(file[..8], 26u64.to_le_bytes());
-        assert_eq!(file.len(), 8 + 4 + 26 + 4);
-        // from the record format's description: the CRC of 32 zeros is 0x8a9136aa
-        assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);
+        put_record(&mut file, b"abc");
+        assert_eq!(file, [3, 0, 0, 0, 0, 0, 0, 0, 176, 153, 73, 14, 97, 98, 99, 110, 87, 241, 33]);
     }
 
     #[test]

@@ -35,10 +35,11 @@ pub enum Metric {
         time: u64,
         /// The data's file.
         file: String,
-        /// Mean loss, in nats per token to be learned.
+        /// Mean loss, in nats per token to be learned, or per pair of preferences.
         eval_loss: f64,
-        /// Its exponential.
-        perplexity: f64,
+        /// Its exponential; none of preferences.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        perplexity: Option<f64>,
     },
 }
 
@@ -50,9 +51,10 @@ impl From<StepReport> for Metric {
 }
 
 impl Metric {
-    /// The loss on data that is not learned, as of now.
-    pub fn evaluation(after: usize, file: String, eval_loss: f64) -> Self {
-        Self::Evaluation { after, time: now(), file, eval_loss, perplexity: eval_loss.exp() }
+    /// The loss on data that is not learned, as of now; of texts or of pairs.
+    pub fn evaluation(after: usize, file: String, eval_loss: f64, of_pairs: bool) -> Self {
+        let perplexity = (!of_pairs).then(|| eval_loss.exp());
+        Self::Evaluation { after, time: now(), file, eval_loss, perplexity }
     }
 
     /// When it was taken, in seconds since 1970.

@@ -362,14 +362,16 @@ fn evaluate<N: Blocks + Module>(
             Data::Preferences(pairs, beta) => trainer.preference_loss(pairs, *beta),
         };
         let (after, file) = (trainer.steps(), path.display().to_string());
-        output::remark(format_args!(
-            "after step {after}: {file}: loss {eval_loss:.4}, perplexity {:.3}",
-            eval_loss.exp()
-        ));
-        metrics.push(Metric::evaluation(after, file, eval_loss));
+        let of_pairs = matches!(data, Data::Preferences(..));
+        let perplexity = if of_pairs { String::new() } else { format!(", perplexity {:.3}", eval_loss.exp()) };
+        output::remark(format_args!("after step {after}: {file}: loss {eval_loss:.4}{perplexity}"));
+        metrics.push(Metric::evaluation(after, file, eval_loss, of_pairs));
     }
     Ok(())
 }
+
+/// Seconds of a step that is taken twice to be measured.
+const SHORT: f64 = 10.0;
 
 /// Computes the gradients of the longest examples, and says what the training will take.
 fn dry_run<N: Blocks + Module>(
@@ -394,9 +396,15 @@ fn dry_run<N: Blocks + Module>(
     examples.sort_by_key(|example| std::cmp::Reverse(example.tokens.len()));
     examples.truncate(batches.batch * each);
     let longest = examples.iter().map(|example| example.inputs().len()).sum::<usize>() as f64;
-    let begin = Instant::now();
-    trainer.gradients(&examples)?;
-    let seconds_per_step = begin.elapsed().as_secs_f64() * mean * (batches.batch * each) as f64 / longest.max(1.0);
+    // the first pass reads the weights from the disk and starts threads; a second one is measured where that is soon done
+    let measure = || -> Result<f64> {
+        let begin = Instant::now();
+        trainer.gradients(&examples)?;
+        Ok(begin.elapsed().as_secs_f64())
+    };
+    let first = measure()?;
+    let measured = if first < SHORT { measure()? } else { first };
+    let seconds_per_step = measured * mean * (batches.batch * each) as f64 / longest.max(1.0);
     // the optimizer keeps two values for each that is trained, and a checkpoint is written from a third
     let optimizer = 12 * trainable_parameters as u64;
     let forecast = Forecast {
@@ -435,11 +443,11 @@ fn tell(report: &Report, skipped: &[(std::path::PathBuf, usize, String)], resume
         output::complain(format_args!("skipped {}: line {line}: {reason}", path.display()));
     }
     if report.skipped_lines > 0 {
-        output::complain(format_args!("{} lines were skipped", report.skipped_lines));
+        output::complain(format_args!("lines skipped in all: {}", report.skipped_lines));
     }
     if report.truncated_examples > 0 {
         output::complain(format_args!(
-            "{} examples were cut to --max-length, {} tokens in all",
+            "examples truncated to --max-length: {}, by {} tokens in all",
             report.truncated_examples, report.truncated_tokens
         ));
     }

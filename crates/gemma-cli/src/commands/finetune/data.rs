@@ -60,7 +60,9 @@ pub(super) fn read(args: &Finetune, tokenizer: &Tokenizer, template: &ChatTempla
     let (mut items, mut skipped, mut truncated) = (Vec::new(), Vec::new(), (0, 0));
     for path in paths {
         if is_code(path) {
-            items.extend(code(args, tokenizer, path)?.into_iter().map(Item::Example));
+            let examples = code(args, tokenizer, path);
+            let examples = examples.with_context(|| format!("{} is read as source code", path.display()))?;
+            items.extend(examples.into_iter().map(Item::Example));
             continue;
         }
         let make = Examples { tokenizer, template };
