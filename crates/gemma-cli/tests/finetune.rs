@@ -42,7 +42,12 @@ fn finetune(folder: &Path, out: &str, more: &[&str]) -> Command {
 
 /// The same of a program whose first arguments are there.
 fn finetune_with(mut command: Command, folder: &Path, out: &str, more: &[&str]) -> Command {
-    command.args(["finetune", "--json", "--rank", "2", "--batch", "2", "--learning-rate", "1e-2", "--threads", "1"]);
+    command.args(["finetune", "--json"]);
+    for (flag, value) in [("--rank", "2"), ("--batch", "2"), ("--learning-rate", "1e-2"), ("--threads", "1")] {
+        if !more.contains(&flag) {
+            command.args([flag, value]);
+        }
+    }
     command.arg("--data").arg(data(folder, "data.jsonl", DATA)).arg("--out").arg(folder.join(out)).args(more);
     command
 }
@@ -300,11 +305,11 @@ fn mistakes_are_named() {
     let folder = temporary();
     for (more, word) in [
         (&["--target", "nothing_proj"][..], "projection"),
-        (&["--learning-rate", "-1"], "learning"),
-        (&["--rank", "0"], "--rank"),
-        (&["--alpha", "nan"], "--alpha"),
+        (&["--learning-rate", "-1"], "learning_rate is -1"),
+        (&["--rank", "0"], "from 1 to"),
+        (&["--alpha", "nan"], "must be a number"),
         (&["--eval", "/nonexistent.jsonl"], "/nonexistent.jsonl"),
-        (&["--adapter", "/nonexistent"], "/nonexistent"),
+        (&["--adapter", "/nonexistent"], "gemma merge"),
         (&["--model", "/nonexistent"], "/nonexistent"),
     ] {
         let line = refusal(&mut finetune(folder.path(), "x", more));
