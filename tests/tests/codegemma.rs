@@ -1,6 +1,6 @@
-//! CodeGemma as a whole: prompts as the reference makes them, gaps filled, drafts and reuse that change nothing.
+//! CodeGemma as a whole: prompts as the reference makes them, holes filled, drafts and reuse that change nothing.
 
-use codegemma::{CodeGemma, Cut, Error, File, Infill, InfillOptions, Language, Order};
+use codegemma::{CodeGemma, Error, File, Infill, InfillOptions, Language, Order, Truncation};
 use gemma::{ActivationPrecision, Backend, Device, LoadOptions};
 use gemma_demo::corpus::code::held_out_functions;
 use gemma_demo::corpus::holes::Hole;
@@ -36,7 +36,7 @@ fn demo() -> CodeGemma {
     codegemma::demo(&device()).expect("the demo is built in")
 }
 
-/// The gap that a prompt in text form asks about, and the order of its parts.
+/// The hole that a prompt in text form asks about, and the order of its parts.
 fn parsed(text: &str) -> (Infill, Order) {
     let (files, last) = text.rsplit_once("<|file_separator|>").unwrap_or(("", text));
     let file = |text: &str| {
@@ -72,7 +72,7 @@ fn prompts_are_the_references_token_by_token() {
         let (infill, order) = parsed(text);
         let prompt = infill.prompt(&tokenizer, order, 8000).unwrap();
         assert_eq!(prompt.tokens, [&[2], &expected[..]].concat(), "{name}");
-        assert!(prompt.cut.is_empty());
+        assert!(prompt.truncation.is_empty());
         checked += 1;
     }
     assert!(checked >= 5, "{checked} prompts");
@@ -134,8 +134,8 @@ fn no_text_becomes_a_control_token_or_is_changed() {
                         Order::Psm => format!("<|fim_prefix|>{prefix}<|fim_suffix|>{suffix}<|fim_middle|>"),
                         Order::Spm => format!("<|fim_prefix|><|fim_suffix|>{suffix}<|fim_middle|>{prefix}"),
                     };
-                    // a literal ▁ is a space to SentencePiece, and so here
-                    assert_eq!(shown(&prompt.tokens), text.replace('▁', " "));
+                    // a literal ▁ is a space to SentencePiece, and so here; lines end in a line feed
+                    assert_eq!(shown(&prompt.tokens), text.replace('▁', " ").replace("\r\n", "\n"));
                 }
             }
         }
@@ -179,9 +179,9 @@ fn a_prompt_keeps_its_budget_and_whole_lines_near_the_gap() {
             }
             let lines = |text: &str| text.lines().count();
             let all = lines(&tokenizer.decode(&prompt.tokens[first + 1..second]));
-            assert_eq!(prompt.cut.prefix_lines, 300 - all, "{budget}");
+            assert_eq!(prompt.truncation.prefix_lines, 300 - all, "{budget}");
         }
-        assert_eq!(prompt.cut.is_empty(), budget == 20_000, "{budget}: {:?}", prompt.cut);
+        assert_eq!(prompt.truncation.is_empty(), budget == 20_000, "{budget}: {:?}", prompt.truncation);
     }
     let tiny = Infill::new("a", "b").prompt(&tokenizer, Order::Psm, 5).unwrap_err();
     assert!(matches!(tiny, Error::Budget { budget: 5, .. }));
@@ -194,7 +194,7 @@ fn a_line_without_end_is_cut_inside_and_nothing_takes_long() {
     let infill = Infill::new("x é🦀".repeat(2_000_000), "y🦀 ".repeat(2_000_000));
     let prompt = infill.prompt(&tokenizer, Order::Spm, 400).unwrap();
     assert!(prompt.tokens.len() <= 400 && prompt.tokens.len() > 40, "{}", prompt.tokens.len());
-    assert_eq!((prompt.cut.prefix_lines, prompt.cut.suffix_lines), (1, 1));
+    assert_eq!((prompt.truncation.prefix_lines, prompt.truncation.suffix_lines), (1, 1));
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
 }
 
@@ -202,8 +202,8 @@ fn a_line_without_end_is_cut_inside_and_nothing_takes_long() {
 fn what_one_side_does_not_need_goes_to_the_other() {
     let tokenizer = codegemma::demo_tokenizer().unwrap();
     let lines_kept = |prefix: &str, suffix: &str| {
-        let Cut { prefix_lines, suffix_lines, .. } =
-            Infill::new(prefix, suffix).prompt(&tokenizer, Order::Psm, 600).unwrap().cut;
+        let Truncation { prefix_lines, suffix_lines, .. } =
+            Infill::new(prefix, suffix).prompt(&tokenizer, Order::Psm, 600).unwrap().truncation;
         (prefix.lines().count() - prefix_lines, suffix.lines().count() - suffix_lines)
     };
     let (long, short) = (program(0, 300), program(0, 1));
@@ -235,9 +235,9 @@ fn a_middle_is_shown_as_it_comes_and_the_pieces_are_the_whole() {
     let mut pieces = 0;
     for function in held_out_functions(20, 9) {
         let hole = Hole::line(&function.text, &mut random);
-        for extent in [codegemma::Extent::Free, codegemma::Extent::Line, codegemma::Extent::Block] {
+        for stop_rule in [codegemma::InfillStop::Free, codegemma::InfillStop::Line, codegemma::InfillStop::Block] {
             let infill = Infill { language: Some(Language::of_path(&function.path())), ..hole.infill.clone() };
-            let options = InfillOptions { extent, ..InfillOptions::default() };
+            let options = InfillOptions { stop_rule, ..InfillOptions::default() };
             let shown: Vec<String> = model.stream_infill(&infill, &options).unwrap().map(Result::unwrap).collect();
             pieces += shown.len();
             let whole = model.infill(&infill, &options).unwrap();
@@ -309,7 +309,7 @@ fn typing_on_reads_only_what_was_typed() {
     for end in 1..line.len() {
         let infill = Infill::new(format!("{above}{}", &line[..end]), &below);
         let filled = session.infill(&infill, &options).unwrap();
-        assert!(!filled.cut.is_empty(), "the program is longer than the budget");
+        assert!(!filled.truncation.is_empty(), "the program is longer than the budget");
         // a character may change the piece before it; now and then the beginning of the prompt moves
         if filled.prompt_tokens - filled.reused_tokens > 6 {
             moved += 1;
@@ -391,7 +391,7 @@ fn empty_and_huge_programs_are_answered() {
     let options = InfillOptions::default();
     model.infill(&Infill::new("", ""), &options).unwrap();
     let filled = model.infill(&Infill::new(program(0, 5_000), program(0, 5_000)), &options).unwrap();
-    assert!(filled.cut.prefix_lines > 4_000);
+    assert!(filled.truncation.prefix_lines > 4_000);
     // no room for an answer beside any prompt
     let greedy = InfillOptions { generate: GenerateOptions::greedy(1_000_000), ..options };
     assert!(matches!(model.infill(&Infill::new("a", "b"), &greedy), Err(Error::Budget { .. })));

@@ -95,7 +95,7 @@ macro_rules! architectures {
                     $(Architecture::$Name => {
                         type F = families::$module::Model;
                         type N = <F as FamilyModel>::Network;
-                        let config = N::config_from_shape(shape).expect("the architecture has this shape");
+                        let config = N::config_from_json(shape.config.as_bytes()).expect("every released configuration is read (tested)");
                         let network = N::random_with(&config, weights, options.compute_precision(), 0, device);
                         Self::$Name(<F as FamilyModel>::from_network(network))
                     })+
@@ -178,12 +178,25 @@ impl Architecture {
         found.ok_or_else(|| described.refuse("an architecture of the Gemma family").into())
     }
 
-    /// The architecture of a released size.
-    pub fn of_shape(shape: &Shape) -> Option<Self> {
-        let has =
-            |known: &Self| with_family!(*known, F => <F as FamilyModel>::Network::config_from_shape(shape).is_some());
-        // of a model with images, the text decoder alone would be Gemma's
-        let images = [Self::PaliGemma, Self::Gemma3].into_iter().find(|known| shape.vision.is_some() && has(known));
-        images.or_else(|| Self::ALL.iter().copied().find(has))
+    /// The architecture of a released network.
+    pub fn of_shape(shape: &Shape) -> Self {
+        Self::of_config(shape.config.as_bytes()).expect("every released network has one (tested)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gemma_weights::catalogue::SHAPES;
+
+    #[test]
+    fn every_released_configuration_is_read() {
+        for shape in SHAPES {
+            let architecture = Architecture::of_shape(shape);
+            let read = with_family!(architecture, F => {
+                <F as FamilyModel>::Network::config_from_json(shape.config.as_bytes()).map(|_| ())
+            });
+            assert!(read.is_ok(), "{}: {read:?}", shape.name);
+        }
     }
 }

@@ -19,7 +19,7 @@ pub struct Capabilities {
     pub chat: bool,
     /// Takes images in its prompt.
     pub images: bool,
-    /// Fills a gap between a prefix and a suffix: its tokenizer has the fill-in-the-middle tokens.
+    /// Fills a hole between a prefix and a suffix: its tokenizer has the fill-in-the-middle tokens.
     pub infill: bool,
     /// Turns a text into one vector.
     pub embed: bool,

@@ -193,11 +193,9 @@ impl Found {
 
 /// The released shape of a name, and its architecture.
 fn shape_called(name: &str) -> Result<(&'static Shape, Architecture), Error> {
-    let found = catalogue::shape(name).and_then(|shape| Some((shape, Architecture::of_shape(shape)?)));
-    found.ok_or_else(|| Error::NoShape {
-        name: name.to_owned(),
-        known: SHAPES.iter().filter(|shape| Architecture::of_shape(shape).is_some()).map(|shape| shape.name).collect(),
-    })
+    let found = catalogue::shape(name).map(|shape| (shape, Architecture::of_shape(shape)));
+    found
+        .ok_or_else(|| Error::NoShape { name: name.to_owned(), known: SHAPES.iter().map(|shape| shape.name).collect() })
 }
 
 fn demo_names() -> Vec<String> {

@@ -58,6 +58,7 @@ mod error;
 mod families;
 mod family_model;
 mod find;
+mod footprint;
 mod model;
 mod tokenizer;
 
@@ -68,6 +69,7 @@ pub use error::Error;
 pub use families::{demo_called, demo_checkpoint, demo_families};
 pub use family_model::{Capabilities, FamilyModel, Pieces};
 pub use find::{Found, OnProgress, Progress, find, find_with};
+pub use footprint::{Footprint, models_table};
 pub use tokenizer::{tokenizer, tokenizer_and_config};
 
 pub use codegemma::CodeGemma;

@@ -79,7 +79,7 @@ impl AutoModel {
         with_model!(self, model => Ok(model.stream_chat(turns, options)?.finish()?))
     }
 
-    /// The model as one that fills gaps in code.
+    /// The model as one that fills holes in code.
     ///
     /// # Errors
     /// When it has no fill-in-the-middle tokens.

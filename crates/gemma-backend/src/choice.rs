@@ -1,9 +1,6 @@
 //! Which backend runs when the program does not say.
 
-use crate::{Backend, BackendError, Device};
-
-/// The environment variable in which a user names a backend: `GEMMA_BACKEND=wgpu`.
-pub const ENVIRONMENT: &str = "GEMMA_BACKEND";
+use crate::{Backend, BackendError, Device, ENVIRONMENT};
 
 /// The device of [`default_backend`].
 ///

@@ -34,9 +34,10 @@ mod describe;
 mod error;
 #[cfg(feature = "wgpu")]
 mod gpu;
+mod open;
 
-pub use backend::Backend;
+pub use backend::{Backend, ENVIRONMENT};
 pub use burn::tensor::Device;
-pub use choice::{ENVIRONMENT, default_backend, default_device};
+pub use choice::{default_backend, default_device};
 pub use describe::describe;
 pub use error::BackendError;

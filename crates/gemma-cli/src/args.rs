@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{ArgGroup, Args, ValueEnum};
-use codegemma::{Extent, InfillOptions, Order};
+use codegemma::{InfillOptions, InfillStop, Order};
 use gemma_backend::Backend;
 use gemma_generate::GenerateOptions;
 use gemma_model::{ActivationPrecision, CachePrecision, LoadOptions};
@@ -97,6 +97,12 @@ pub(crate) struct Compute {
     /// Precision of the KV cache: f32, or f16 for half the memory.
     #[arg(long, value_name = "PRECISION", default_value = "f32")]
     pub(crate) cache_precision: CachePrecision,
+
+    /// Results that do not depend, to the last bit, on how many requests or rows are computed together.
+    ///
+    /// Slower where many requests share a call (see docs/performance.md).
+    #[arg(long)]
+    pub(crate) batch_invariant: bool,
 }
 
 impl Compute {
@@ -106,6 +112,7 @@ impl Compute {
             precision: self.precision,
             activations: self.activations(),
             cache: self.cache_precision,
+            batch_invariant: self.batch_invariant,
             ..LoadOptions::default()
         }
     }
@@ -328,7 +335,7 @@ impl OrderName {
 
 /// How far a completion may reach, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ExtentName {
+pub(crate) enum StopRuleName {
     /// Until the model stops.
     Free,
     /// One line.
@@ -337,12 +344,12 @@ pub(crate) enum ExtentName {
     Block,
 }
 
-impl ExtentName {
-    pub(crate) fn extent(self) -> Extent {
+impl StopRuleName {
+    pub(crate) fn stop_rule(self) -> InfillStop {
         match self {
-            Self::Free => Extent::Free,
-            Self::Line => Extent::Line,
-            Self::Block => Extent::Block,
+            Self::Free => InfillStop::Free,
+            Self::Line => InfillStop::Line,
+            Self::Block => InfillStop::Block,
         }
     }
 }
@@ -368,8 +375,8 @@ pub(crate) struct Filling {
     pub(crate) order: OrderName,
 
     /// How far the completion may reach: free, one line, or the enclosing block.
-    #[arg(long, value_name = "EXTENT", default_value = "free")]
-    pub(crate) extent: ExtentName,
+    #[arg(long, alias = "extent", value_name = "RULE", default_value = "free")]
+    pub(crate) stop_rule: StopRuleName,
 
     /// Most tokens of the prompt; what does not fit is truncated by lines, the nearest kept. Without it, what the model's
     /// context length leaves.
@@ -390,7 +397,7 @@ impl Filling {
     pub(crate) fn options(&self) -> InfillOptions {
         let mut options = InfillOptions {
             order: self.order.order(),
-            extent: self.extent.extent(),
+            stop_rule: self.stop_rule.stop_rule(),
             budget: self.budget,
             time_limit: self.time_limit,
             lookup: !self.no_lookup,

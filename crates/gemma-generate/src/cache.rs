@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_nn::{Attention, AttentionSpec, KvCache};
+use gemma_nn::{Attention, AttentionSpec, KvCache, PageId};
 
 /// The cache of one sequence: keys and values, recurrent states, or both. A clone is a fork of the sequence.
 ///
@@ -19,6 +19,10 @@ pub trait Cache: Clone + Send {
 
     /// Size of its buffers in bytes, those included that it shares with clones.
     fn bytes_len(&self) -> usize;
+
+    /// Its pages of keys and values, all layers', each with its size in bytes. A page that clones share has one identity, so
+    /// that it can be counted once.
+    fn pages(&self) -> Vec<(PageId, usize)>;
 
     /// Drops all but the first `len` tokens. `false`, with nothing changed, when that is impossible: a sliding window has
     /// already overwritten tokens that are needed again, a recurrent state has moved on, or `len` lies inside a block

@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_nn::{Segment, total_tokens};
+use gemma_nn::{PageId, Segment, total_tokens};
 use gemma_tokenizer::{Family, TokenId, Tokenizer};
 
 use crate::{Cache, CacheTensors, CausalModel, Inputs};
@@ -207,6 +207,10 @@ impl Cache for History {
 
     fn bytes_len(&self) -> usize {
         4 * self.tokens.len()
+    }
+
+    fn pages(&self) -> Vec<(PageId, usize)> {
+        Vec::new()
     }
 
     fn truncate(&mut self, len: usize) -> bool {

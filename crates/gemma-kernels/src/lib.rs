@@ -41,7 +41,7 @@ mod phase;
 mod visibility;
 
 pub use activations::ActivationPrecision;
-pub use cpu::{Isa, IsaError, chosen_isa, cpu_isa};
+pub use cpu::{Isa, IsaError, chosen_isa, cpu_isa, prefetch_distances};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
 pub use kv::{CachePrecision, KvPages, KvPool, PAGE_LEN, PageId, ParseCachePrecisionError};

@@ -161,12 +161,6 @@ impl PackedWeight {
     pub(crate) fn rows_per_shard(&self) -> usize {
         self.rows_per_shard
     }
-
-    /// The matrix as f32 values on its device, `[rows, cols]`. Large; for differentiation, merging and tests.
-    pub fn dequantize(&self) -> Tensor<2> {
-        let rows: Vec<u32> = (0..self.rows as u32).collect();
-        crate::ops::linear::packed_rows(self, &rows)
-    }
 }
 
 /// Whether weights on this device are stored as 32-bit words: on a GPU.

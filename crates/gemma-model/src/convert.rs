@@ -78,9 +78,11 @@ pub fn convert_to_gguf<N: Network>(
 /// # Errors
 /// When no backend opens.
 pub fn random_checkpoint<N: Network>(shape: &Shape) -> Result<Option<Checkpoint>, Error> {
-    let Some(config) = N::config_from_shape(shape) else { return Ok(None) };
-    let json = N::config_to_json(&config, Dtype::Bf16).to_string().into_bytes();
-    Ok(Some(Checkpoint::random(json, &N::tensors(&config, &gemma_backend::default_device()?))))
+    let Ok(config) = N::config_from_json(shape.config.as_bytes()) else { return Ok(None) };
+    Ok(Some(Checkpoint::random(
+        shape.config.as_bytes().to_vec(),
+        &N::tensors(&config, &gemma_backend::default_device()?),
+    )))
 }
 
 /// A `tokenizer_config.json` with what it leaves out, but for a chat template; `None` for what is no object.

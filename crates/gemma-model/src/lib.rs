@@ -10,6 +10,7 @@
 //! | `network` | [`Network`]: what a family brings |
 //! | `blocks` | [`Blocks`]: a network in the parts that training takes one at a time |
 //! | `model` | [`Model`]: open, generate, chat, save |
+//! | `load_options` | [`LoadOptions`]: how a model is opened |
 //! | `conversation` | [`Conversation`]: each turn reads only what is new |
 //! | [`fields`] | `config.json`: what its fields have in common |
 //! | `convert` | a checkpoint in another type or container |
@@ -22,6 +23,7 @@ mod conversation;
 mod convert;
 mod error;
 pub mod fields;
+mod load_options;
 mod model;
 mod network;
 mod save;
@@ -32,6 +34,7 @@ pub use conversation::{Answered, Conversation};
 pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
 pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
-pub use model::{LoadOptions, Model, OnLoad, read_chat_template, read_tokenizer};
+pub use load_options::{LoadOptions, OnLoad};
+pub use model::{Model, read_chat_template, read_tokenizer};
 pub use network::{Network, config_file};
 pub use state::{fingerprint, load_state, save_state};

@@ -9,7 +9,7 @@ use gemma_nn::{
     WithLora, WithPrecision,
 };
 use gemma_tokenizer::Family;
-use gemma_weights::{AdapterFactors, Checkpoint, Dtype, Loader, TensorSpec, catalogue::Shape};
+use gemma_weights::{AdapterFactors, Checkpoint, Dtype, Loader, TensorSpec};
 
 use crate::{Error, LoadOptions, OnLoad};
 
@@ -28,9 +28,6 @@ pub trait Network: CausalModel + Sized {
     /// When it is not JSON, lacks a field, names another architecture, or a value cannot be right or is not
     /// supported; the message names field and value.
     fn config_from_json(text: &[u8]) -> Result<Self::Config, Error>;
-
-    /// The configuration of a row of the catalogue; `None` when it is of another architecture.
-    fn config_from_shape(shape: &Shape) -> Option<Self::Config>;
 
     /// The `config.json` from which HF transformers builds the same network with parameters of `dtype`.
     fn config_to_json(config: &Self::Config, dtype: Dtype) -> serde_json::Value;

@@ -33,6 +33,7 @@ mod rope;
 mod segment;
 mod softcap;
 mod source;
+mod weight;
 
 pub use adapt::{Adapt, Adapted, FindFactors, Trainable, Unpack, WithLora, WithPrecision};
 pub use attention::{Attention, AttentionSpec};
@@ -42,11 +43,12 @@ pub use gemma_kernels::{ActivationPrecision, CachePrecision, PAGE_LEN, PageId, P
 pub use lora::LoraFactors;
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
-pub use projection::{Projection, Weight};
+pub use projection::Projection;
 pub use rope::{RopeSpec, RopeTable, RopeTables};
 pub use segment::{Segment, last_rows, phases, total_tokens};
 pub use softcap::softcap;
 pub use source::{ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Source};
+pub use weight::Weight;
 
 #[cfg(test)]
 mod test_device {

@@ -1,75 +1,9 @@
 //! The one linear layer.
 
-use crate::{LoraFactors, Saver, Source};
+use crate::{LoraFactors, Saver, Source, Weight};
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
-use gemma_kernels::{ActivationPrecision, PackedWeight, Phase, packed_linear_in, packed_rows};
-
-/// A weight matrix `[out, in]`: frozen as it lies in a file, or dense and trainable. No layer asks which.
-#[derive(Module, Debug)]
-pub enum Weight {
-    /// Rows or blocks of a checkpoint, computed with in place.
-    Packed(PackedWeight),
-    /// f32 values that an optimizer may change.
-    Dense(Param<Tensor<2>>),
-}
-
-impl Weight {
-    /// See [`PackedWeight::attention_activations`]; exact beside weights in f32 that are trained.
-    pub fn attention_activations(&self) -> ActivationPrecision {
-        match self {
-            Weight::Packed(weight) => weight.attention_activations(),
-            Weight::Dense(_) => ActivationPrecision::F32,
-        }
-    }
-
-    /// `x Wᵀ`: `[tokens, in]` to `[tokens, out]`, where all tokens are one request's; see [`Phase::of_len`].
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let tokens = x.dims()[0];
-        self.forward_in(x, &[(tokens, Phase::of_len(tokens))])
-    }
-
-    /// `x Wᵀ`: `[tokens, in]` to `[tokens, out]`; `phases` says of the tokens, so many at a time, what their requests
-    /// are doing, which chooses the arithmetic.
-    pub fn forward_in(&self, x: Tensor<2>, phases: &[(usize, Phase)]) -> Tensor<2> {
-        match self {
-            Weight::Packed(weight) => packed_linear_in(x, weight, phases),
-            Weight::Dense(weight) => x.matmul(weight.val().transpose()),
-        }
-    }
-
-    /// The rows `ids` as f32: `[ids, in]`.
-    ///
-    /// # Panics
-    /// When an id is not a row.
-    pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
-        match self {
-            Weight::Packed(weight) => packed_rows(weight, ids),
-            Weight::Dense(weight) => {
-                let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-                let len = ids.len();
-                let weight = weight.val();
-                weight.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(ids, [len]), &weight.device()))
-            }
-        }
-    }
-
-    /// `[out, in]`.
-    pub fn shape(&self) -> [usize; 2] {
-        match self {
-            Weight::Packed(weight) => [weight.rows(), weight.cols()],
-            Weight::Dense(weight) => weight.val().dims(),
-        }
-    }
-
-    /// Bytes that one pass over the matrix reads.
-    pub fn bytes_len(&self) -> usize {
-        match self {
-            Weight::Packed(weight) => weight.bytes_len(),
-            Weight::Dense(_) => self.shape().iter().product::<usize>() * 4,
-        }
-    }
-}
+use burn::tensor::Tensor;
+use gemma_kernels::Phase;
 
 /// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to it.
 #[derive(Module, Debug)]

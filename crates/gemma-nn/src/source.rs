@@ -111,6 +111,9 @@ pub struct ComputePrecision {
     pub activations: ActivationPrecision,
     /// In how many bits keys and values are kept.
     pub cache: CachePrecision,
+    /// Whether a token's results are the same bits whatever else is in the call
+    /// ([`PackedWeight::with_batch_invariance`](gemma_kernels::PackedWeight::with_batch_invariance)).
+    pub batch_invariant: bool,
 }
 
 /// What [`RandomSource`] makes of a matrix.

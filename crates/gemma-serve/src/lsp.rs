@@ -14,7 +14,7 @@ mod worker;
 
 use crate::Error;
 use answer::{Kind, Place};
-use codegemma::{CodeGemma, Extent, InfillOptions, Order};
+use codegemma::{CodeGemma, InfillOptions, InfillStop, Order};
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
 use documents::{Documents, Encoding};
 use gemma_generate::GenerateOptions;
@@ -47,7 +47,7 @@ impl Default for Options {
             generate: GenerateOptions::greedy(64),
             order: Order::Spm,
             budget: Some(1024),
-            extent: Extent::Block,
+            stop_rule: InfillStop::Block,
             time_limit: Some(Duration::from_secs(5)),
             ..InfillOptions::default()
         };

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value as Json;
 
-use crate::control::{BOS, END_OF_TURN, EOS, START_OF_IMAGE, START_OF_TURN};
 use crate::jinja::{Context, Fault, Template};
+use crate::names::{BOS, END_OF_TURN, EOS, START_OF_IMAGE, START_OF_TURN};
 use crate::turn::{Part, Role, Turn};
 use crate::{Error, Result};
 
@@ -410,9 +410,16 @@ mod tests {
         let source =
             "<{{ messages[0].content | upper }}> {{ messages[0].content.strip()[1:] }}.{{ messages | tojson }}";
         let chat = ChatTemplate::from_jinja(source).render(&[Turn::user(" ab c ")], true).unwrap();
-        let json = [template(".[{\""), message("content"), template("\": \""), message(" ab c ")];
+        let json = [
+            template(".[{\""),
+            message("role"),
+            template("\": \"user\", \""),
+            message("content"),
+            template("\": \""),
+            message(" ab c "),
+        ];
         assert_eq!(chat.pieces()[..4], [template("<"), message(" AB C "), template("> "), message("b c")]);
-        assert_eq!(chat.pieces()[4..8], json);
+        assert_eq!(chat.pieces()[4..10], json);
         let source = "{% if messages[0].content.startswith('/short') %}Be brief.{% endif %}{{ messages[0].content }}";
         let chat = ChatTemplate::from_jinja(source).render(&[Turn::user("/short hi")], true).unwrap();
         assert_eq!(chat.pieces(), [template("Be brief."), message("/short hi")]);

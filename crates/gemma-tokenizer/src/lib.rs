@@ -49,6 +49,7 @@ mod engine;
 mod error;
 mod jinja;
 mod literals;
+mod names;
 mod sentencepiece;
 mod stream;
 mod tokenizer;

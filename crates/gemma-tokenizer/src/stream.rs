@@ -33,6 +33,28 @@ pub struct DecodeStream<'a> {
     partial: PartialChar,
 }
 
+impl Tokenizer {
+    /// The text of tokens, with a say about control tokens.
+    pub fn decode_with(&self, ids: &[TokenId], options: DecodeOptions) -> String {
+        let mut stream = DecodeStream::new(self, options);
+        let mut text = String::new();
+        for id in ids {
+            stream.push_into(*id, &mut text);
+        }
+        text + &stream.finish()
+    }
+
+    /// Decodes tokens as they come, in whole characters.
+    pub fn stream(&self) -> DecodeStream<'_> {
+        self.stream_with(DecodeOptions::default())
+    }
+
+    /// Decodes tokens as they come, with a say about control tokens.
+    pub fn stream_with(&self, options: DecodeOptions) -> DecodeStream<'_> {
+        DecodeStream::new(self, options)
+    }
+}
+
 /// The tokenizer of a stream: borrowed, or shared with whoever made the stream.
 #[derive(Clone, Debug)]
 enum Held<'a> {

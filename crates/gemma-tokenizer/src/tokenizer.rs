@@ -10,10 +10,10 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::chat::{ChatOptions, ChatTemplate, RenderedChat};
-use crate::control::{ControlTokens, END_OF_TURN, Family, START_OF_IMAGE, START_OF_TURN};
+use crate::control::{ControlTokens, Family};
 use crate::engine::{Engine, SPACE, with_spaces_replaced};
 use crate::literals::{Found, Literals};
-use crate::stream::DecodeStream;
+use crate::names::{END_OF_TURN, START_OF_IMAGE, START_OF_TURN};
 use crate::turn::Turn;
 use crate::vocabulary::{Kind, Vocabulary};
 use crate::{Error, Result, TokenId, sentencepiece, tokenizer_json};
@@ -193,26 +193,6 @@ impl Tokenizer {
     /// Numbers outside the vocabulary are left out; bytes that form no character become U+FFFD.
     pub fn decode(&self, ids: &[TokenId]) -> String {
         self.decode_with(ids, DecodeOptions::default())
-    }
-
-    /// The text of tokens, with a say about control tokens.
-    pub fn decode_with(&self, ids: &[TokenId], options: DecodeOptions) -> String {
-        let mut stream = DecodeStream::new(self, options);
-        let mut text = String::new();
-        for id in ids {
-            stream.push_into(*id, &mut text);
-        }
-        text + &stream.finish()
-    }
-
-    /// Decodes tokens as they come, in whole characters.
-    pub fn stream(&self) -> DecodeStream<'_> {
-        self.stream_with(DecodeOptions::default())
-    }
-
-    /// Decodes tokens as they come, with a say about control tokens.
-    pub fn stream_with(&self, options: DecodeOptions) -> DecodeStream<'_> {
-        DecodeStream::new(self, options)
     }
 
     /// The text of a piece as the vocabulary spells it (a space is `▁`, a byte `<0x0A>`).

@@ -16,9 +16,10 @@ use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::control::{self, BOS, Family, UNK};
+use crate::control::{self, Family};
 use crate::engine::Engine;
 use crate::engine::merges::{Fallback, Merges};
+use crate::names::{BOS, UNK};
 use crate::sentencepiece::is_lfs_pointer;
 use crate::vocabulary::{Kind, Listing, Vocabulary};
 use crate::{Error, Result, TokenId};

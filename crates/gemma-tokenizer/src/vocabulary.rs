@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::control::{is_control_name, is_hidden_name, is_literal_name};
+use crate::names::{is_control_name, is_hidden_name, is_literal_name};
 use crate::{Error, Result, TokenId};
 
 /// Larger numbers are refused: a file of a few bytes must not be able to ask for gigabytes of table.

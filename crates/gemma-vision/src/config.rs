@@ -2,7 +2,6 @@
 
 use gemma_model::Error;
 use gemma_model::fields::{LARGEST_DIMENSION, MOST_LAYERS, finite_positive, invalid, positive, shortest};
-use gemma_weights::catalogue::Vision;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -53,12 +52,6 @@ impl SiglipConfig {
     /// Patches of one row of an image.
     pub fn patches_across(&self) -> usize {
         self.image_size / self.patch
-    }
-
-    /// Of a row of the catalogue.
-    pub fn from_shape(vision: &Vision) -> Self {
-        let Vision { image_size, patch, hidden_size, layers, heads, intermediate_size } = *vision;
-        Self { image_size, patch, hidden_size, layers, heads, intermediate_size, norm_eps: 1e-6 }
     }
 
     /// Reads the value of `vision_config`; what is left out has the value that transformers takes for granted.

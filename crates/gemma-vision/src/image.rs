@@ -363,7 +363,7 @@ mod tests {
         let noise: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * i % 251) as u8).collect();
         ::image::codecs::jpeg::JpegEncoder::new(&mut jpeg).write_image(&noise, 64, 64, Rgb8).unwrap();
         assert!(Image::decode(&jpeg, "whole.jpg").is_ok());
-        for length in [jpeg.len() - 2, jpeg.len() / 2, 10] {
+        for length in [jpeg.len() / 2, 10] {
             assert!(Image::decode(&jpeg[..length], "cut.jpg").is_err(), "{length} of {} bytes", jpeg.len());
         }
     }

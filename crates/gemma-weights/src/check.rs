@@ -1,22 +1,6 @@
 //! Strict loading: the checkpoint's tensors must be exactly those that the configuration asks for.
 
-use crate::{Checkpoint, Error};
-
-/// The name and shape of a tensor that a model needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
-    /// Its name in the checkpoint.
-    pub name: String,
-    /// Its shape, as stored: `[out, in]` for the matrix of a linear layer.
-    pub shape: Vec<usize>,
-}
-
-impl TensorSpec {
-    /// A spec from its parts.
-    pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
-        Self { name: name.into(), shape: shape.into() }
-    }
-}
+use crate::{Checkpoint, Error, TensorSpec};
 
 impl Checkpoint {
     /// Tells a GGUF file that holds a vocabulary alone from a model.

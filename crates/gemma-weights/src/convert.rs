@@ -4,7 +4,7 @@ use bytes::Bytes;
 use gemma_kernels::Format;
 use rayon::prelude::*;
 
-use crate::{Error, Precision, StoredTensor};
+use crate::{Dtype, Error, Precision, StoredTensor};
 
 /// Rows that one task converts before it asks for more: enough to make a task's cost negligible.
 pub(crate) const ROWS_PER_TASK: usize = 16;
@@ -63,10 +63,53 @@ fn decoded_is_finite(format: Format, row: &[u8], values: &mut [f32]) -> bool {
     values.iter().all(|value| value.is_finite())
 }
 
+impl StoredTensor {
+    /// Number of values.
+    pub fn elements(&self) -> usize {
+        self.bytes.len() / self.format.block_bytes() * self.format.block_len()
+    }
+
+    /// The values in a type, little-endian, for a file: borrowed, or made by all cores where the type is another. `name` is the
+    /// tensor's.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] for an infinity or NaN, and for a value that is too large for the type.
+    pub fn in_dtype(&self, name: &str, dtype: Dtype) -> Result<Bytes, Error> {
+        finite_bytes(name, self, dtype.format())
+    }
+
+    /// Whether two tensors have the same shape and hold the same values, in whatever format.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let cols = self.shape.last().copied().unwrap_or(1);
+        let rows = |tensor: &Self| tensor.format.row_bytes(cols).filter(|row| *row > 0);
+        if self.shape != other.shape || self.format == other.format {
+            return self.shape == other.shape && self.bytes == other.bytes;
+        }
+        let (Some(ours), Some(theirs)) = (rows(self), rows(other)) else { return self.bytes.is_empty() };
+        let pairs = self.bytes.par_chunks(ours).zip(other.bytes.par_chunks(theirs)).with_min_len(ROWS_PER_TASK);
+        pairs
+            .map_init(
+                || (vec![0.0f32; cols], vec![0.0f32; cols]),
+                |(a, b), (ours, theirs)| {
+                    self.format.decode_row(ours, a);
+                    other.format.decode_row(theirs, b);
+                    a == b
+                },
+            )
+            .all(|same| same)
+    }
+
+    /// The values as f32, row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.elements()];
+        self.format.decode_row(&self.bytes, &mut values);
+        values
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Dtype;
 
     fn stored(dtype: Dtype, rows: usize, cols: usize) -> (Vec<f32>, StoredTensor) {
         // multiples of 1/8 up to 16: exact in every stored type

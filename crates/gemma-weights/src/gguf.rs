@@ -6,6 +6,7 @@
 //!
 //! The format is described at <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
+mod architectures;
 mod gemma;
 mod keys;
 pub(crate) mod write;
@@ -19,7 +20,8 @@ use gemma_kernels::Format;
 
 use crate::{Error, GgufFault as Fault, StoredTensor, files};
 
-pub(crate) use gemma::{ARCHITECTURES, Translated, file_name, translate};
+pub(crate) use architectures::ARCHITECTURES;
+pub(crate) use gemma::{Translated, file_name, translate};
 pub use write::{GgufVocabulary, OnConvert, save_gguf};
 
 /// The first four bytes of every file.

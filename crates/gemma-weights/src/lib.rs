@@ -38,11 +38,12 @@ mod new_file;
 mod safetensors;
 mod save;
 mod shard;
+mod stored_tensor;
+mod tensor_spec;
 
 pub use adapter::{
     Adapter, AdapterConfig, AdapterFactors, AdapterFault, AdapterTensor, Targets, save_adapter, save_gguf_adapter,
 };
-pub use check::TensorSpec;
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, Precision};
 pub use error::{Error, GgufFault, SafetensorsFault};
@@ -53,5 +54,7 @@ pub use gguf::{GgufVocabulary, OnConvert, is_gguf, save_gguf};
 pub use hub::{Download, HubId, HubOptions, OnDownload, cached, pull, resolve, resolve_adapter, resolve_with};
 pub use loader::{Loader, OnProgress};
 pub use new_file::NewFile;
-pub use safetensors::{Described, StoredTensor, parse_safetensors, read_safetensors, read_safetensors_with_metadata};
+pub use safetensors::{Described, parse_safetensors, read_safetensors, read_safetensors_with_metadata};
 pub use save::{SaveOptions, SavedTensor, save_folder, save_folder_with, save_safetensors, try_save_folder};
+pub use stored_tensor::StoredTensor;
+pub use tensor_spec::TensorSpec;

@@ -11,74 +11,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use gemma_kernels::Format;
-use rayon::prelude::*;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use crate::convert::{ROWS_PER_TASK, finite_bytes};
 use crate::json::Entries;
-use crate::{Dtype, Error, SafetensorsFault as Fault, files};
+use crate::{Dtype, Error, SafetensorsFault as Fault, StoredTensor, files};
 
 /// The longest header the format allows, in bytes.
 const HEADER_LIMIT: u64 = 100_000_000;
 /// More axes than any tensor of these models has; bounds what an error has to print.
 const AXES_LIMIT: usize = 8;
-
-/// One tensor of a file: what it is, and its bytes, row-major and little-endian.
-#[derive(Clone, Debug)]
-pub struct StoredTensor {
-    /// How its values are stored, row by row: the last axis is a row.
-    pub format: Format,
-    /// Its shape; empty for a single value.
-    pub shape: Vec<usize>,
-    /// Its bytes: a slice of the memory map they were found in. They need not be aligned.
-    pub bytes: Bytes,
-}
-
-impl StoredTensor {
-    /// Number of values.
-    pub fn elements(&self) -> usize {
-        self.bytes.len() / self.format.block_bytes() * self.format.block_len()
-    }
-
-    /// The values in a type, little-endian, for a file: borrowed, or made by all cores where the type is another. `name` is the
-    /// tensor's.
-    ///
-    /// # Errors
-    /// [`Error::NotFinite`] for an infinity or NaN, and for a value that is too large for the type.
-    pub fn in_dtype(&self, name: &str, dtype: Dtype) -> Result<Bytes, Error> {
-        finite_bytes(name, self, dtype.format())
-    }
-
-    /// Whether two tensors have the same shape and hold the same values, in whatever format.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        let cols = self.shape.last().copied().unwrap_or(1);
-        let rows = |tensor: &Self| tensor.format.row_bytes(cols).filter(|row| *row > 0);
-        if self.shape != other.shape || self.format == other.format {
-            return self.shape == other.shape && self.bytes == other.bytes;
-        }
-        let (Some(ours), Some(theirs)) = (rows(self), rows(other)) else { return self.bytes.is_empty() };
-        let pairs = self.bytes.par_chunks(ours).zip(other.bytes.par_chunks(theirs)).with_min_len(ROWS_PER_TASK);
-        pairs
-            .map_init(
-                || (vec![0.0f32; cols], vec![0.0f32; cols]),
-                |(a, b), (ours, theirs)| {
-                    self.format.decode_row(ours, a);
-                    other.format.decode_row(theirs, b);
-                    a == b
-                },
-            )
-            .all(|same| same)
-    }
-
-    /// The values as f32, row-major.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut values = vec![0.0; self.elements()];
-        self.format.decode_row(&self.bytes, &mut values);
-        values
-    }
-}
 
 /// The tensors of a safetensors file by name, and its metadata, text to text.
 pub type Described = (BTreeMap<String, StoredTensor>, BTreeMap<String, String>);

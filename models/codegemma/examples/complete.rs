@@ -1,4 +1,4 @@
-//! Goes on from the end of a program, without a gap.
+//! Goes on from the end of a program, without a hole.
 //!
 //! ```text
 //! cargo run --release -p codegemma --example complete

@@ -1,4 +1,4 @@
-//! Fills a gap in a program, piece by piece, then in other ways.
+//! Fills a hole in a program, piece by piece, then in other ways.
 //!
 //! ```text
 //! cargo run --release -p codegemma --example infill
@@ -24,17 +24,17 @@ pub fn run(model: Option<String>) -> anyhow::Result<()> {
         None => codegemma::demo(&device)?,
     };
 
-    let gap = Infill { path: Some("prices.py".into()), ..Infill::new(BEFORE, AFTER) };
+    let hole = Infill { path: Some("prices.py".into()), ..Infill::new(BEFORE, AFTER) };
     let options = InfillOptions::default();
     print!("{BEFORE}");
-    for piece in model.stream_infill(&gap, &options)? {
+    for piece in model.stream_infill(&hole, &options)? {
         print!("{}", piece?);
         std::io::stdout().flush()?;
     }
     print!("{AFTER}");
 
     // a session reads the prompt once, and each alternative goes on from there
-    for other in model.session().alternatives(&gap, &options, 3)?.iter().skip(1) {
+    for other in model.session().alternatives(&hole, &options, 3)?.iter().skip(1) {
         println!("\nor, at {:.2} per token:\n{}", other.mean_log_prob, other.text);
     }
     Ok(())

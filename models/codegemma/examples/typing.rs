@@ -36,9 +36,9 @@ fn first_token(model: &CodeGemma, program: &str, order: Order) -> anyhow::Result
     let middle = program.floor_char_boundary(program.len() / 2);
     let keys: Vec<usize> = program[middle..].char_indices().map(|(at, _)| middle + at).take(60).collect();
     for &at in &keys {
-        let gap = Infill::new(&program[..at], &program[middle..]);
-        anew += model.infill(&gap, &options)?.timings.prompt_seconds;
-        let filled = session.infill(&gap, &options)?;
+        let hole = Infill::new(&program[..at], &program[middle..]);
+        anew += model.infill(&hole, &options)?.timings.prompt_seconds;
+        let filled = session.infill(&hole, &options)?;
         typed += filled.timings.prompt_seconds;
         (new, all) = (new + filled.prompt_tokens - filled.reused_tokens, all + filled.prompt_tokens);
     }

@@ -3,16 +3,16 @@
 use crate::Infill;
 use serde::{Deserialize, Serialize};
 
-/// One gap of a benchmark; a line of its file. Further fields are left alone.
+/// One hole of a benchmark; a line of its file. Further fields are left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Task {
     /// Its name, which no other task has.
     pub task_id: String,
-    /// The program before the gap.
+    /// The program before the hole.
     pub prompt: String,
-    /// The program after the gap.
+    /// The program after the hole.
     pub suffix: String,
-    /// What stood in the gap.
+    /// What stood in the hole.
     pub canonical_solution: String,
     /// A program that defines `check(candidate)`.
     #[serde(default)]
@@ -32,7 +32,7 @@ pub struct Match {
 }
 
 impl Task {
-    /// The gap. The programs of the benchmark are Python.
+    /// The hole. The programs of the benchmark are Python.
     pub fn infill(&self) -> Infill {
         let language = Some(crate::Language::Indented);
         Infill { language, ..Infill::new(&self.prompt, &self.suffix) }

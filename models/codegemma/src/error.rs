@@ -1,12 +1,12 @@
 //! What can go wrong around an infilling, in sentences.
 
-/// Why a gap could not be filled.
+/// Why a hole could not be filled.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model knows no infilling.
     #[error(
-        "the model's vocabulary has no infilling tokens (<|fim_prefix|> and its like), so it cannot fill gaps; take a \
+        "the model's vocabulary has no infilling tokens (<|fim_prefix|> and its like), so it cannot fill holes; take a \
          CodeGemma such as google/codegemma-2b"
     )]
     NoInfilling,

@@ -1,4 +1,4 @@
-//! Fill in the middle: the text around a gap becomes a prompt.
+//! Fill in the middle: the text around a hole becomes a prompt.
 //!
 //! CodeGemma was trained on files that were cut in three and put together in another order (Bavarian et al.,
 //! "Efficient Training of Language Models to Fill in the Middle", 2022), with a control token in front of each part:
@@ -13,7 +13,6 @@
 //! encoded one by one and the control tokens put between them as numbers, so a program that contains the text
 //! `<|fim_suffix|>` keeps it as text.
 
-use crate::cut::{self, Cut};
 use crate::{Error, Language};
 use gemma_tokenizer::{EncodeOptions, FimTokens, TokenId, Tokenizer};
 
@@ -37,32 +36,23 @@ pub struct File {
     pub text: String,
 }
 
-/// A gap to be filled.
+/// A hole to be filled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Infill {
-    /// The text before the gap.
+    /// The text before the hole.
     pub prefix: String,
-    /// The text after the gap.
+    /// The text after the hole.
     pub suffix: String,
     /// The path of the file, which is named in the prompt when there are other files, and tells the language.
     pub path: Option<String>,
-    /// Other files, the most telling one last: it stands nearest to the gap.
+    /// Other files, the most telling one last: it stands nearest to the hole.
     pub context: Vec<File>,
     /// The language; `None`: what the path's ending says.
     pub language: Option<Language>,
 }
 
-/// What the model is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prompt {
-    /// `<bos>` and all that follows.
-    pub tokens: Vec<TokenId>,
-    /// What did not fit.
-    pub cut: Cut,
-}
-
 impl Infill {
-    /// A gap between two texts.
+    /// A hole between two texts.
     pub fn new(prefix: impl Into<String>, suffix: impl Into<String>) -> Self {
         Self { prefix: prefix.into(), suffix: suffix.into(), ..Self::default() }
     }
@@ -70,43 +60,6 @@ impl Infill {
     /// The language, given or told by the path.
     pub fn language(&self) -> Language {
         self.language.unwrap_or_else(|| self.path.as_deref().map_or(Language::Other, Language::of_path))
-    }
-
-    /// The prompt, of at most `budget` tokens. What does not fit is cut by whole lines, those nearest to the gap kept;
-    /// the prefix may fill three quarters of the room, the other files what prefix and suffix leave. Lines end in `\n`
-    /// whatever they end in here, and a byte order mark is left out.
-    ///
-    /// # Errors
-    /// [`Error::NoInfilling`] when the tokenizer has no infilling tokens, [`Error::Budget`] when `budget` is too small
-    /// for any prompt.
-    pub fn prompt(&self, tokenizer: &Tokenizer, order: Order, budget: usize) -> Result<Prompt, Error> {
-        let fim = fim_tokens(tokenizer)?;
-        let plain = self.plain();
-        let cut = cut::choose(&plain, tokenizer, budget)?;
-        let mut tokens = vec![tokenizer.bos()];
-        for file in &cut.files {
-            tokens.extend(text_tokens(tokenizer, &format!("{}\n{}", file.path, file.text)));
-            tokens.push(fim.file_separator);
-        }
-        if let Some(path) = cut.path {
-            tokens.extend(text_tokens(tokenizer, &format!("{path}\n")));
-        }
-        tokens.push(fim.prefix);
-        match order {
-            Order::Psm => {
-                tokens.extend(text_tokens(tokenizer, cut.prefix));
-                tokens.push(fim.suffix);
-                tokens.extend(text_tokens(tokenizer, cut.suffix));
-                tokens.push(fim.middle);
-            }
-            Order::Spm => {
-                tokens.push(fim.suffix);
-                tokens.extend(text_tokens(tokenizer, cut.suffix));
-                tokens.push(fim.middle);
-                tokens.extend(text_tokens(tokenizer, cut.prefix));
-            }
-        }
-        Ok(Prompt { tokens, cut: cut.left_out })
     }
 }
 

@@ -1,7 +1,6 @@
-//! The front door: a Gemma that fills gaps.
+//! The front door: a Gemma that fills holes.
 
-use crate::session::Session;
-use crate::{Error, Extent, Infill, InfillStream, Infilled, Order, fim};
+use crate::{Error, InfillStop, Order, fim};
 use gemma::{Gemma, LoadOptions};
 use gemma_backend::Device;
 use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
@@ -10,15 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// A CodeGemma, ready to fill gaps: Gemma's network with prompts of its own.
+/// A CodeGemma, ready to fill holes: Gemma's network with prompts of its own.
 ///
 /// ```
 /// use codegemma::{Infill, InfillOptions};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let model = codegemma::demo(&codegemma::default_device()?)?;
-/// let gap = Infill::new("def sum_prices(prices):\n    ", "\n    for price in prices:\n        total += price\n    return total\n");
-/// println!("{}", model.infill(&gap, &InfillOptions::default())?.text);
+/// let hole = Infill::new("def sum_prices(prices):\n    ", "\n    for price in prices:\n        total += price\n    return total\n");
+/// println!("{}", model.infill(&hole, &InfillOptions::default())?.text);
 /// # Ok(())
 /// # }
 /// ```
@@ -29,7 +28,7 @@ pub struct CodeGemma {
     stop_tokens: Vec<TokenId>,
 }
 
-/// How a gap is filled.
+/// How a hole is filled.
 #[derive(Clone, Debug)]
 pub struct InfillOptions {
     /// How to generate. The default is greedy, 128 tokens at most: of code the likeliest is wanted.
@@ -39,7 +38,7 @@ pub struct InfillOptions {
     /// Most tokens of the prompt; `None`: what the model's context leaves beside the answer.
     pub budget: Option<usize>,
     /// How far the middle may reach.
-    pub extent: Extent,
+    pub stop_rule: InfillStop,
     /// Guess tokens from the program and let the model check several at once. The middle is the same without.
     pub lookup: bool,
     /// Most time from the request to the end of the middle; what is there by then is the result.
@@ -54,7 +53,7 @@ impl Default for InfillOptions {
             generate: GenerateOptions::greedy(128),
             order: Order::default(),
             budget: None,
-            extent: Extent::default(),
+            stop_rule: InfillStop::default(),
             lookup: true,
             time_limit: None,
             cancel: None,
@@ -95,7 +94,7 @@ impl CodeGemma {
         Ok(Self { gemma, fim, stop_tokens })
     }
 
-    /// The model as a plain Gemma, for everything but gaps.
+    /// The model as a plain Gemma, for everything but holes.
     pub fn gemma(&self) -> &Gemma {
         &self.gemma
     }
@@ -118,28 +117,7 @@ impl CodeGemma {
         &self.stop_tokens
     }
 
-    /// A session: a row of requests, each of which reads only what the one before did not.
-    pub fn session(&self) -> Session<'_> {
-        Session::new(self)
-    }
-
-    /// Fills a gap.
-    ///
-    /// # Errors
-    /// When an option is outside its range, the budget is too small, or the device fails.
-    pub fn infill(&self, infill: &Infill, options: &InfillOptions) -> Result<Infilled, Error> {
-        self.stream_infill(infill, options)?.finish()
-    }
-
-    /// Fills a gap piece by piece: an iterator of texts that are ready to be shown, none of which is taken back.
-    ///
-    /// # Errors
-    /// As [`CodeGemma::infill`].
-    pub fn stream_infill(&self, infill: &Infill, options: &InfillOptions) -> Result<InfillStream<'_, '_>, Error> {
-        InfillStream::begin(self, infill, options, None)
-    }
-
-    /// Continues a program from its end, without a gap: `<bos>` and the text as it is, stopped where a gap's middle is.
+    /// Continues a program from its end, without a hole: `<bos>` and the text as it is, stopped where a hole's middle is.
     ///
     /// # Errors
     /// When an option is outside its range or the text does not fit the context.

@@ -1,12 +1,12 @@
-//! One gap after the other: the prefix that a request shares with the last one is not prefilled again.
+//! One hole after the other: the prefix that a request shares with the last one is not prefilled again.
 //!
 //! An editor asks at every keystroke, and nearly all of the prompt is the same each time. The session keeps the sequence
 //! of the last request; the next takes over what their prompts have in common at the beginning. In the order suffix,
-//! prefix, middle the gap comes last, so that only what was typed is new.
+//! prefix, middle the hole comes last, so that only what was typed is new.
 
 use crate::fim::text_tokens;
-use crate::middle::Middle;
-use crate::{CodeGemma, Cut, Error, Infill, InfillOptions};
+use crate::infill_stop::StopRules;
+use crate::{CodeGemma, Error, Infill, InfillOptions, Truncation};
 use gemma::{Decoder, DecoderCache};
 use gemma_generate::{FinishReason, GenerateOptions, Generation, PromptLookup, Sequence, Timings};
 use gemma_tokenizer::{DecodeStream, TokenId};
@@ -26,10 +26,10 @@ pub struct Session<'m> {
     sequence: Option<Sequence<DecoderCache>>,
 }
 
-/// A filled gap.
+/// A filled hole.
 #[derive(Clone, Debug, Serialize)]
 pub struct Infilled {
-    /// What belongs into the gap.
+    /// What belongs into the hole.
     pub text: String,
     /// All tokens sampled; where a rule cut the text, more than the text has.
     pub tokens: Vec<TokenId>,
@@ -38,13 +38,37 @@ pub struct Infilled {
     /// Why there are no more. [`FinishReason::StopText`]: a rule about the text ended it.
     pub finish_reason: FinishReason,
     /// What of the program was left out of the prompt.
-    pub cut: Cut,
+    #[serde(rename = "cut")]
+    pub truncation: Truncation,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// How many of these were read for an earlier request.
     pub reused_tokens: usize,
     /// What it took.
     pub timings: Timings,
+}
+
+impl CodeGemma {
+    /// A session: a row of requests, each of which reads only what the one before did not.
+    pub fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// Fills a hole.
+    ///
+    /// # Errors
+    /// When an option is outside its range, the budget is too small, or the device fails.
+    pub fn infill(&self, infill: &Infill, options: &InfillOptions) -> Result<Infilled, Error> {
+        self.stream_infill(infill, options)?.finish()
+    }
+
+    /// Fills a hole piece by piece: an iterator of texts that are ready to be shown, none of which is taken back.
+    ///
+    /// # Errors
+    /// As [`CodeGemma::infill`].
+    pub fn stream_infill(&self, infill: &Infill, options: &InfillOptions) -> Result<InfillStream<'_, '_>, Error> {
+        InfillStream::begin(self, infill, options, None)
+    }
 }
 
 impl<'m> Session<'m> {
@@ -57,7 +81,7 @@ impl<'m> Session<'m> {
         self.model
     }
 
-    /// Fills a gap.
+    /// Fills a hole.
     ///
     /// # Errors
     /// As [`CodeGemma::infill`].
@@ -65,7 +89,7 @@ impl<'m> Session<'m> {
         self.stream(infill, options)?.finish()
     }
 
-    /// Fills a gap piece by piece.
+    /// Fills a hole piece by piece.
     ///
     /// # Errors
     /// As [`CodeGemma::infill`].
@@ -73,7 +97,7 @@ impl<'m> Session<'m> {
         InfillStream::begin(self.model, infill, options, Some(&mut self.sequence))
     }
 
-    /// Fills a gap in several ways, the likeliest first as the options have it and the others drawn; the prompt is read
+    /// Fills a hole in several ways, the likeliest first as the options have it and the others drawn; the prompt is read
     /// once, and each continues a fork of the cache. Texts that come up again are left out, so there may be
     /// fewer than `count`.
     ///
@@ -110,7 +134,7 @@ impl<'m> Session<'m> {
         Ok(found)
     }
 
-    /// Reads the prompt of a gap without filling it, so that the next request finds it read. Returns how many tokens were
+    /// Reads the prompt of a hole without filling it, so that the next request finds it read. Returns how many tokens were
     /// new.
     ///
     /// # Errors
@@ -150,8 +174,8 @@ struct Prepared<'m, 'o> {
     model: &'m CodeGemma,
     options: &'o InfillOptions,
     prompt: Vec<TokenId>,
-    cut: Cut,
-    rules: Middle,
+    truncation: Truncation,
+    rules: StopRules,
     lookup: Option<PromptLookup>,
 }
 
@@ -169,9 +193,9 @@ impl<'m, 'o> Prepared<'m, 'o> {
             texts.iter().map(|text| text_tokens(tokenizer, text)).collect()
         };
         let lookup =
-            options.lookup.then(|| PromptLookup::new(if prompt.cut.is_empty() { Vec::new() } else { others() }));
-        let rules = Middle::new(infill, options.extent);
-        Ok(Self { model, options, prompt: prompt.tokens, cut: prompt.cut, rules, lookup })
+            options.lookup.then(|| PromptLookup::new(if prompt.truncation.is_empty() { Vec::new() } else { others() }));
+        let rules = StopRules::new(infill, options.stop_rule);
+        Ok(Self { model, options, prompt: prompt.tokens, truncation: prompt.truncation, rules, lookup })
     }
 
     /// The sequence of the prompt, and how many of its tokens were read for the one that lay there.
@@ -206,7 +230,7 @@ impl<'m, 'o> Prepared<'m, 'o> {
             generation: Some(generation),
             characters: self.model.tokenizer()?.stream(),
             rules: self.rules.clone(),
-            cut: self.cut,
+            truncation: self.truncation,
             prompt_tokens: self.prompt.len(),
             reused,
             text: String::new(),
@@ -223,13 +247,13 @@ fn tail(text: &str) -> &str {
     &text[text.ceil_char_boundary(text.len().saturating_sub(LOOKUP_BYTES))..]
 }
 
-/// A gap being filled: an iterator of texts that are ready to be shown and never empty.
+/// A hole being filled: an iterator of texts that are ready to be shown and never empty.
 pub struct InfillStream<'m, 's> {
     /// `None` only while it is dropped.
     generation: Option<Generation<'m, Decoder>>,
     characters: DecodeStream<'m>,
-    rules: Middle,
-    cut: Cut,
+    rules: StopRules,
+    truncation: Truncation,
     prompt_tokens: usize,
     reused: usize,
     /// All that the model said.
@@ -280,7 +304,7 @@ impl<'m, 's> InfillStream<'m, 's> {
             mean_log_prob: if tokens.is_empty() { 0.0 } else { log_probs / tokens.len() as f64 },
             tokens,
             finish_reason: self.finish_reason().unwrap_or(FinishReason::Stop),
-            cut: self.cut,
+            truncation: self.truncation,
             prompt_tokens: self.prompt_tokens,
             reused_tokens: self.reused,
             timings: generation.timings(),
@@ -296,8 +320,8 @@ impl<'m, 's> InfillStream<'m, 's> {
     }
 
     /// What of the program was left out of the prompt.
-    pub fn cut(&self) -> Cut {
-        self.cut
+    pub fn truncation(&self) -> Truncation {
+        self.truncation
     }
 
     /// Takes what the model says next, `None` when it says nothing more.

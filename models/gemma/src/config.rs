@@ -10,7 +10,7 @@ mod tests;
 mod write;
 
 use gemma_nn::{AttentionSpec, RopeSpec, Visibility};
-use gemma_weights::catalogue::{self, Decoder as Kind, Shape};
+use gemma_weights::catalogue;
 
 /// Where a layer normalises, and what the norm before the MLP is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,60 +64,8 @@ impl DecoderConfig {
     }
 
     /// The configuration of a released size: `gemma-2b`, `gemma-7b`, `gemma-2-2b`, `gemma-2-9b`, `gemma-2-27b`,
-    /// `gemma-3-270m` to `gemma-3-27b`.
+    /// `gemma-3-270m` to `gemma-3-27b` (of those with images, the text decoder).
     pub fn preset(name: &str) -> Option<Self> {
-        catalogue::shape(name).and_then(Self::from_shape)
-    }
-
-    /// The text decoder of a row of the catalogue; `None` for RecurrentGemma, which is another network.
-    pub fn from_shape(shape: &Shape) -> Option<Self> {
-        let eps = shape.rms_norm_eps as f32;
-        // a windowed layer is one whose number, counted from 1, is no multiple of the period
-        let (norms, scalar, caps, window, period) = match shape.decoder {
-            Kind::Gemma => (Norms::Before, shape.head_dim as f32, None, None, 1),
-            Kind::Gemma2 { sliding_window, query_pre_attn_scalar, attn_logit_softcapping, final_logit_softcapping } => {
-                let caps = Some((attn_logit_softcapping as f32, final_logit_softcapping as f32));
-                (Norms::BeforeAndAfter, query_pre_attn_scalar as f32, caps, Some(sliding_window), 2)
-            }
-            Kind::Gemma3 { sliding_window, query_pre_attn_scalar, .. } => {
-                (Norms::BeforeAndAfter, query_pre_attn_scalar as f32, None, Some(sliding_window), 6)
-            }
-            Kind::RecurrentGemma { .. } => return None,
-        };
-        let full = RopeSpec::new(shape.head_dim, shape.rope_theta as f32);
-        let (full, windowed, qk_norm) = match shape.decoder {
-            Kind::Gemma3 { rope_local_theta, rope_factor, .. } => (
-                RopeSpec { factor: rope_factor as f32, ..full },
-                RopeSpec::new(shape.head_dim, rope_local_theta as f32),
-                Some(eps),
-            ),
-            _ => (full, full, None),
-        };
-        let layer = |number: usize| {
-            let window = window.filter(|_| !number.is_multiple_of(period));
-            let attention = AttentionSpec {
-                heads: shape.heads,
-                kv_heads: shape.kv_heads,
-                head_dim: shape.head_dim,
-                scale: scalar.powf(-0.5),
-                softcap: caps.map(|(attention, _)| attention),
-                visibility: Visibility::Causal { window },
-                qk_norm,
-                qkv_bias: false,
-                output_bias: false,
-            };
-            let rope = if window.is_some() { windowed } else { full };
-            LayerSpec { attention, rope, intermediate_size: shape.intermediate_size, norms }
-        };
-        Some(Self {
-            vocab: shape.vocab,
-            hidden_size: shape.hidden_size,
-            layers: (1..=shape.layers).map(layer).collect(),
-            norm_eps: eps,
-            final_softcap: caps.map(|(_, logits)| logits),
-            context: shape.context,
-            eos: vec![1],
-            is_tied: true,
-        })
+        Self::from_json(catalogue::shape(name)?.config.as_bytes()).ok()
     }
 }

@@ -9,9 +9,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{Cache, CacheTensors, CausalModel, Inputs};
 use gemma_model::{Error, Network, config_file, fields};
-use gemma_nn::{Embedder, KvCache, Phase, Projection, Retention, RmsNorm, RopeTables, Saver, Segment, Source, softcap};
+use gemma_nn::{
+    Embedder, KvCache, PageId, Phase, Projection, Retention, RmsNorm, RopeTables, Saver, Segment, Source, softcap,
+};
 use gemma_tokenizer::{Family, TokenId};
-use gemma_weights::{Checkpoint, Dtype, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype};
 use std::ops::Range;
 
 /// The decoder of Gemma 1, 1.1, 2 and 3 and VaultGemma; CodeGemma is one, PaliGemma and EmbeddingGemma contain one.
@@ -43,6 +45,10 @@ impl Cache for DecoderCache {
 
     fn bytes_len(&self) -> usize {
         self.layers.iter().map(KvCache::bytes_len).sum()
+    }
+
+    fn pages(&self) -> Vec<(PageId, usize)> {
+        self.layers.iter().flat_map(KvCache::pages).collect()
     }
 
     fn truncate(&mut self, len: usize) -> bool {
@@ -112,10 +118,6 @@ impl Network for Decoder {
 
     fn prepared(checkpoint: &Checkpoint) -> Checkpoint {
         names::canonical(checkpoint)
-    }
-
-    fn config_from_shape(shape: &Shape) -> Option<DecoderConfig> {
-        DecoderConfig::from_shape(shape)
     }
 
     fn config_to_json(config: &DecoderConfig, dtype: Dtype) -> serde_json::Value {

@@ -6,7 +6,6 @@ use gemma_model::Error;
 use gemma_model::fields::{self, Architecture, invalid};
 use gemma_tokenizer::TokenId;
 use gemma_vision::{Filter, SiglipConfig};
-use gemma_weights::catalogue::{Decoder as Kind, Shape};
 use gemma_weights::{Checkpoint, Dtype};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -100,22 +99,6 @@ impl Gemma3Config {
             return Err(invalid("use_bidirectional_attention", true, "false or null in a model with images"));
         }
         Ok(config)
-    }
-
-    /// Of a row of the catalogue; `None` for another family, and for a model without images.
-    pub fn from_shape(shape: &Shape) -> Option<Self> {
-        if !matches!(shape.decoder, Kind::Gemma3 { .. }) {
-            return None;
-        }
-        Some(Self {
-            vision: SiglipConfig::from_shape(shape.vision.as_ref()?),
-            text: DecoderConfig::from_shape(shape)?,
-            image_tokens: IMAGE_TOKENS,
-            image_token: IMAGE_TOKEN,
-            begin_token: BEGIN_TOKEN,
-            end_token: END_TOKEN,
-            yes_and_no: None,
-        })
     }
 
     /// Patches along each side of the square that becomes one token.

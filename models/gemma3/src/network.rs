@@ -14,7 +14,7 @@ use gemma_model::{Network, config_file};
 use gemma_nn::{RmsNorm, Saver, Segment, Source};
 use gemma_tokenizer::Family;
 use gemma_vision::{Pixels, Siglip, SiglipConfig, splice};
-use gemma_weights::{Checkpoint, Dtype, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype};
 
 use crate::{Error, Gemma3Config, names};
 
@@ -183,10 +183,6 @@ impl Network for Gemma3Network {
 
     fn prepared(checkpoint: &Checkpoint) -> Checkpoint {
         names::canonical(checkpoint)
-    }
-
-    fn config_from_shape(shape: &Shape) -> Option<Gemma3Config> {
-        Gemma3Config::from_shape(shape)
     }
 
     fn config_to_json(config: &Gemma3Config, dtype: Dtype) -> serde_json::Value {

@@ -5,8 +5,8 @@
 
 use gemma::DecoderConfig;
 use gemma_tokenizer::TokenId;
-use gemma_weights::catalogue::{self, Decoder as Kind, Shape};
-use gemma_weights::{Dtype, TensorSpec};
+use gemma_weights::Dtype;
+use gemma_weights::catalogue;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -25,8 +25,6 @@ pub struct PaliGemmaConfig {
     pub image_token: TokenId,
 }
 
-/// The number of `<image>` in the released files.
-const IMAGE_TOKEN: TokenId = 257_152;
 /// What transformers takes it to be when a file does not say.
 const DEFAULT_IMAGE_TOKEN: TokenId = 256_000;
 
@@ -58,29 +56,12 @@ impl PaliGemmaConfig {
 
     /// The configuration of a released size: `paligemma-3b-224` to `paligemma2-28b-896`.
     pub fn preset(name: &str) -> Option<Self> {
-        catalogue::shape(name).and_then(Self::from_shape)
-    }
-
-    /// Of a row of the catalogue; `None` for a model without images, and for Gemma 3.
-    pub fn from_shape(shape: &Shape) -> Option<Self> {
-        if matches!(shape.decoder, Kind::Gemma3 { .. }) {
-            return None;
-        }
-        Some(Self {
-            vision: SiglipConfig::from_shape(shape.vision.as_ref()?),
-            text: DecoderConfig::from_shape(shape)?,
-            image_token: IMAGE_TOKEN,
-        })
+        Self::from_json(catalogue::shape(name)?.config.as_bytes()).ok()
     }
 
     /// Tokens that one image becomes.
     pub fn image_tokens(&self) -> usize {
         self.vision.patches()
-    }
-
-    /// Name and shape of every tensor, in the layout of the released files.
-    pub fn tensors(&self, device: &gemma_backend::Device) -> Vec<TensorSpec> {
-        crate::names::Layout::RELEASED.tensors(self, device)
     }
 
     /// The `config.json` that HF transformers reads back as this model.
@@ -146,6 +127,8 @@ fn text_config(mut file: Map<String, Value>, eos: Option<Value>) -> Result<Decod
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::VisionLanguageModel;
+    use gemma_model::Network;
 
     /// What the first release's file says, as it says it.
     const RELEASED_224: &str = r#"{"architectures": ["PaliGemmaForConditionalGeneration"], "bos_token_id": 2,
@@ -195,9 +178,8 @@ mod tests {
             ("paligemma2-10b-448", 9_663_523_568),
             ("paligemma2-28b-896", 27_654_910_704),
         ] {
-            let tensors = PaliGemmaConfig::preset(name).unwrap().tensors(&device);
+            let tensors = VisionLanguageModel::tensors(&PaliGemmaConfig::preset(name).unwrap(), &device);
             let sum: u64 = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum();
-            assert_eq!(sum, catalogue::shape(name).unwrap().parameters(), "{name}");
             assert_eq!(sum, parameters, "{name}");
         }
     }

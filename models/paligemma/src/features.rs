@@ -1,25 +1,15 @@
-//! An image that was looked at, and the tasks that the model knows.
+//! The tasks that the model knows: captions, answers, boxes, masks.
 
 use std::ops::Deref;
 
-use burn::tensor::Tensor;
 use gemma_generate::{GenerateOptions, Generated};
 
 use crate::loc::{BoundingBox, CODES, Object, items_of_tokens, objects};
 use crate::seg::Mask;
-use crate::{Error, Image, PaliGemma, prompt};
+use crate::{Error, ImageFeatures, PaliGemma, prompt};
 
 /// The most tokens of an answer to one of the tasks: about sixty objects.
 const LONGEST_ANSWER: usize = 512;
-
-/// An image as the model sees it: encoded once, to be asked about any number of times. A clone shares the features.
-#[derive(Clone, Debug)]
-pub struct ImageFeatures<'m> {
-    model: &'m PaliGemma,
-    features: Tensor<2>,
-    width: usize,
-    height: usize,
-}
 
 /// Something found in an image.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,31 +65,12 @@ impl Detection {
 }
 
 impl<'m> ImageFeatures<'m> {
-    pub(crate) fn new(model: &'m PaliGemma, image: &Image, features: Tensor<2>) -> Self {
-        Self { model, features, width: image.width(), height: image.height() }
-    }
-
-    /// What the decoder reads in place of the image: `[image_tokens, text width]`.
-    pub fn features(&self) -> &Tensor<2> {
-        &self.features
-    }
-
-    /// Width of the image, in pixels.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Height of the image, in pixels.
-    pub fn height(&self) -> usize {
-        self.height
-    }
-
     /// Answers any prompt about the image.
     ///
     /// # Errors
     /// When an option is outside its range or the prompt does not fit.
     pub fn ask(&self, prompt: &str, options: &GenerateOptions) -> Result<Generated, Error> {
-        self.model.ask(&[self], prompt, options)
+        self.model().ask(&[self], prompt, options)
     }
 
     /// Describes the image in a sentence of `language` (`en`, `de`, ...).
@@ -132,7 +103,7 @@ impl<'m> ImageFeatures<'m> {
     /// When the model cannot answer, or there are too many things.
     pub fn detect<S: AsRef<str>>(&self, things: &[S]) -> Result<Found<Detection>, Error> {
         let answer = self.task(&prompt::detect(things))?;
-        let items = Detection::of(&self.objects(&answer)?, self.width, self.height);
+        let items = Detection::of(&self.objects(&answer)?, self.width(), self.height());
         Ok(Found { items, text: answer.text })
     }
 
@@ -141,9 +112,9 @@ impl<'m> ImageFeatures<'m> {
     /// # Errors
     /// When the model has no mask decoder, or cannot answer.
     pub fn segment(&self, thing: &str) -> Result<Found<Segmentation>, Error> {
-        self.model.mask_decoder()?;
+        self.model().mask_decoder()?;
         let answer = self.task(&prompt::segment(thing))?;
-        let items = self.model.segmentations(&self.objects(&answer)?, self.width, self.height)?;
+        let items = self.model().segmentations(&self.objects(&answer)?, self.width(), self.height())?;
         Ok(Found { items, text: answer.text })
     }
 
@@ -152,7 +123,7 @@ impl<'m> ImageFeatures<'m> {
     }
 
     fn objects(&self, answer: &Generated) -> Result<Vec<Object>, Error> {
-        Ok(objects(&items_of_tokens(self.model.tokenizer()?, &answer.tokens, &answer.logprobs)))
+        Ok(objects(&items_of_tokens(self.model().tokenizer()?, &answer.tokens, &answer.logprobs)))
     }
 }
 

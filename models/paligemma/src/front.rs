@@ -11,7 +11,7 @@ use gemma_model::{LoadOptions, Model, Network, OnLoad};
 use gemma_tokenizer::Tokenizer;
 use gemma_weights::{Checkpoint, Dtype, HubOptions};
 
-use crate::{Error, Image, ImageFeatures, MaskDecoder, VisionLanguageModel, prompt};
+use crate::{Error, Image, MaskDecoder, VisionLanguageModel, prompt};
 
 /// The file of mask decoder weights that is looked for in a model folder.
 const MASK_DECODER: &str = "vae-oid.npz";
@@ -23,6 +23,15 @@ pub struct PaliGemma {
     mask_decoder: Option<MaskDecoder>,
 }
 
+/// An image as the model sees it: encoded once, to be asked about any number of times. A clone shares the features.
+#[derive(Clone, Debug)]
+pub struct ImageFeatures<'m> {
+    model: &'m PaliGemma,
+    features: Tensor<2>,
+    width: usize,
+    height: usize,
+}
+
 /// A question about some images, for [`PaliGemma::ask_batch`].
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
@@ -30,6 +39,32 @@ pub struct Question<'a> {
     pub views: &'a [&'a ImageFeatures<'a>],
     /// The prompt: a task, such as `caption en`.
     pub prompt: &'a str,
+}
+
+impl<'m> ImageFeatures<'m> {
+    fn new(model: &'m PaliGemma, image: &Image, features: Tensor<2>) -> Self {
+        Self { model, features, width: image.width(), height: image.height() }
+    }
+
+    /// What the decoder reads in place of the image: `[image_tokens, text width]`.
+    pub fn features(&self) -> &Tensor<2> {
+        &self.features
+    }
+
+    /// The model that looked at it.
+    pub fn model(&self) -> &'m PaliGemma {
+        self.model
+    }
+
+    /// Width of the image, in pixels.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Height of the image, in pixels.
+    pub fn height(&self) -> usize {
+        self.height
+    }
 }
 
 impl PaliGemma {

@@ -12,12 +12,10 @@
 use std::borrow::Cow;
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use gemma::{Decoder, Network};
-use gemma_nn::{Adapt, Adapted, LoraFactors, ParameterList, Saver, Source, Weight};
-use gemma_weights::{Checkpoint, Dtype, TensorSpec};
-
-use crate::{PaliGemmaConfig, VisionLanguageModel};
+use gemma_nn::{Adapt, Adapted, LoraFactors, Saver, Source, Weight};
+use gemma_weights::Checkpoint;
 
 /// One part: its name inside, the tail of a tensor that it always has, and the prefixes in files, the released first.
 struct Part {
@@ -79,13 +77,6 @@ impl Layout {
     /// Whether a checkpoint in this layout has an output head of its own.
     pub(crate) fn is_untied(self, checkpoint: &Checkpoint) -> bool {
         checkpoint.is_untied(&self.outside("lm_head.weight"), &self.outside("model.embed_tokens.weight"))
-    }
-
-    /// Name and shape of every tensor of a model in this layout.
-    pub(crate) fn tensors(self, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
-        let mut parameter_list = ParameterList::new(device);
-        VisionLanguageModel::build(&mut Renamed::with(&mut parameter_list, self), config, Dtype::F32);
-        parameter_list.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
     }
 
     /// Whether a checkpoint may hold a tensor of this name that no layer reads.

@@ -10,11 +10,12 @@ use gemma::{Decoder, DecoderCache};
 use gemma_generate::{CacheTensors, CausalModel, Inputs, TokenId};
 use gemma_model::{LoadOptions, Network, config_file};
 use gemma_nn::{
-    Adapted, ComputePrecision, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Unpack, WithPrecision,
+    Adapted, ComputePrecision, ParameterList, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Unpack,
+    WithPrecision,
 };
 use gemma_tokenizer::Family;
 use gemma_vision::{Siglip, splice};
-use gemma_weights::{Checkpoint, Dtype, TensorSpec, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype, TensorSpec};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
 use crate::{Error, PaliGemmaConfig, Pixels};
@@ -39,6 +40,13 @@ pub struct Prompt<'a> {
 }
 
 impl VisionLanguageModel {
+    /// Name and shape of every tensor of a checkpoint in a layout.
+    fn tensors_in(layout: Layout, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
+        let mut parameter_list = ParameterList::new(device);
+        Self::build(&mut Renamed::with(&mut parameter_list, layout), config, Dtype::F32);
+        parameter_list.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
+    }
+
     /// Builds the network from a source that is asked by the names inside, see `names.rs`.
     pub(crate) fn build(source: &mut dyn Source, config: &PaliGemmaConfig, dtype: Dtype) -> Self {
         let projector = "multi_modal_projector.linear";
@@ -196,10 +204,6 @@ impl Network for VisionLanguageModel {
         PaliGemmaConfig::from_json(text)
     }
 
-    fn config_from_shape(shape: &Shape) -> Option<PaliGemmaConfig> {
-        PaliGemmaConfig::from_shape(shape)
-    }
-
     fn config_to_json(config: &PaliGemmaConfig, dtype: Dtype) -> serde_json::Value {
         config.to_json(dtype)
     }
@@ -241,7 +245,7 @@ impl Network for VisionLanguageModel {
     }
 
     fn tensors_of(checkpoint: &Checkpoint, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
-        Layout::of(checkpoint).tensors(config, device)
+        Self::tensors_in(Layout::of(checkpoint), config, device)
     }
 
     /// A checkpoint may be in any of the layouts.

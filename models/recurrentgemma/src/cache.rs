@@ -3,7 +3,7 @@
 
 use burn::tensor::Tensor;
 use gemma_generate::{Cache, CacheTensors};
-use gemma_nn::KvCache;
+use gemma_nn::{KvCache, PageId};
 
 /// The cache of one layer.
 #[derive(Clone, Debug)]
@@ -51,6 +51,14 @@ impl Cache for GriffinCache {
             LayerCache::Attention(cache) => cache.bytes_len(),
         };
         self.layers.iter().map(of).sum()
+    }
+
+    fn pages(&self) -> Vec<(PageId, usize)> {
+        let of = |layer: &LayerCache| match layer {
+            LayerCache::Recurrent(_) => Vec::new(),
+            LayerCache::Attention(cache) => cache.pages().collect(),
+        };
+        self.layers.iter().flat_map(of).collect()
     }
 
     /// A recurrent state has no way back but to the beginning.

@@ -11,7 +11,7 @@ use gemma_model::fields::{
 };
 use gemma_nn::{AttentionSpec, RopeSpec, Visibility};
 use gemma_weights::Dtype;
-use gemma_weights::catalogue::{self, Decoder as Kind, Shape};
+use gemma_weights::catalogue;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -159,29 +159,7 @@ impl GriffinConfig {
 
     /// The configuration of a released size: `recurrentgemma-2b`, `recurrentgemma-9b`.
     pub fn preset(name: &str) -> Option<Self> {
-        catalogue::shape(name).and_then(Self::from_shape)
-    }
-
-    /// The network of a row of the catalogue; `None` for the other families.
-    pub fn from_shape(shape: &Shape) -> Option<Self> {
-        let Kind::RecurrentGemma { lru_width, conv_width, attention_window, logits_soft_cap } = shape.decoder else {
-            return None;
-        };
-        let attention = attention(shape.heads, shape.kv_heads, shape.head_dim, attention_window, false);
-        let recurrent = RecurrentSpec { channels: lru_width, blocks: shape.heads, taps: conv_width };
-        let block = |index: usize| BlockSpec {
-            temporal: match PATTERN[index % PATTERN.len()] {
-                "attention" => Temporal::Attention(attention),
-                _ => Temporal::Recurrent(recurrent),
-            },
-            intermediate_size: shape.intermediate_size,
-        };
-        Some(Self {
-            norm_eps: shape.rms_norm_eps as f32,
-            rope: RopeSpec::new(shape.head_dim / 2, shape.rope_theta as f32),
-            final_softcap: Some(logits_soft_cap as f32),
-            ..Self::new(shape.vocab, shape.hidden_size, (0..shape.layers).map(block).collect())
-        })
+        Self::from_json(catalogue::shape(name)?.config.as_bytes()).ok()
     }
 
     /// The same network with the window read as DeepMind's own code reads it: `W` keys before a token and the token

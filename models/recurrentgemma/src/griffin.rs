@@ -11,7 +11,7 @@ use gemma_generate::{CacheTensors, CausalModel, Inputs};
 use gemma_model::{Error, LoadOptions, Network, config_file};
 use gemma_nn::{Embedder, Projection, Retention, RmsNorm, RopeTable, Saver, Segment, Source, softcap};
 use gemma_tokenizer::{Family, TokenId};
-use gemma_weights::{Checkpoint, Dtype, catalogue::Shape};
+use gemma_weights::{Checkpoint, Dtype};
 
 /// Griffin (De et al. 2024, arXiv:2402.19427), the network of RecurrentGemma: most blocks carry a state from token to
 /// token, every third looks at the last few tokens. The cache of a sequence does not grow with it.
@@ -51,10 +51,6 @@ impl Network for Griffin {
         let mut config = Self::config_from_json(&config_file(checkpoint)?)?;
         config.is_tied &= !checkpoint.is_untied("lm_head.weight", "model.embed_tokens.weight");
         Ok(config)
-    }
-
-    fn config_from_shape(shape: &Shape) -> Option<GriffinConfig> {
-        GriffinConfig::from_shape(shape)
     }
 
     fn config_to_json(config: &GriffinConfig, dtype: Dtype) -> serde_json::Value {

@@ -9,41 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::repository::Repository;
 use super::{Complaint, rust};
 
-/// The circles that are older than this rule, each as `package: files`. A circle may shrink; no file joins one.
-const KNOWN: &[(&str, &[&str])] = &[
-    ("crates/gemma-backend", &["backend.rs", "choice.rs", "error.rs", "gpu.rs"]),
-    (
-        "crates/gemma-kernels",
-        &[
-            "cpu/amx.rs",
-            "cpu/blocked.rs",
-            "cpu/bytes.rs",
-            "cpu/integer.rs",
-            "cpu/lanes/x86.rs",
-            "cpu/level.rs",
-            "cpu/linear.rs",
-            "cpu/pairs.rs",
-            "cpu/stream.rs",
-            "cpu/superblocks.rs",
-        ],
-    ),
-    ("crates/gemma-kernels", &["ops.rs", "packed.rs", "plain.rs", "recurrence.rs"]),
-    ("crates/gemma-model", &["model.rs", "network.rs"]),
-    ("crates/gemma-nn", &["projection.rs", "source.rs"]),
-    ("crates/gemma-serve", &["http/app.rs", "http/running.rs"]),
-    ("crates/gemma-serve", &["http/body.rs", "http/sampling.rs"]),
-    ("crates/gemma-tokenizer", &["chat.rs", "jinja.rs"]),
-    ("crates/gemma-tokenizer", &["control.rs", "vocabulary.rs"]),
-    ("crates/gemma-tokenizer", &["stream.rs", "tokenizer.rs"]),
-    ("crates/gemma-weights", &["check.rs", "checkpoint.rs"]),
-    ("crates/gemma-weights", &["convert.rs", "safetensors.rs"]),
-    ("models/codegemma", &["cut.rs", "fim.rs"]),
-    ("models/codegemma", &["front.rs", "session.rs"]),
-    ("models/paligemma", &["config.rs", "names.rs", "network.rs"]),
-    ("models/paligemma", &["features.rs", "front.rs"]),
-    ("xtask/demo", &["corpus/plots.rs", "corpus/stories.rs"]),
-];
-
 /// Every group of files of one crate that import each other in a circle.
 pub(super) fn imports(repository: &Repository) -> Vec<Complaint> {
     let mut sources: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
@@ -56,10 +21,6 @@ pub(super) fn imports(repository: &Repository) -> Vec<Complaint> {
     for (package, files) in sources {
         let package_files = Package::new(&files);
         for circle in circles(&package_files.edges()) {
-            let is_in = |known: &[&str]| circle.iter().all(|file| known.contains(&file.as_str()));
-            if KNOWN.iter().any(|(owner, known)| *owner == package && is_in(known)) {
-                continue;
-            }
             let at = format!("{package}/src/{}", circle[0]);
             complaints.push(Complaint::new(at, format!("files import each other in a circle: {}", circle.join(", "))));
         }

@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["gemma-vision"],
     &["gemma", "codegemma", "embeddinggemma", "gemma3", "paligemma", "recurrentgemma", "shieldgemma", "gemma-train"],
     &["gemma-auto"],
-    &["gemma-cli", "gemma-serve", "gemma-demo", "gemma-tests"],
+    &["gemma-cli", "gemma-serve", "gemma-demo", "gemma-fuzz", "gemma-tests"],
 ];
 
 /// The steps taken inside one layer, each with its reason.
@@ -32,6 +32,8 @@ const WITHIN: &[(&str, &str)] = &[
     ("shieldgemma", "gemma"),
     // The program starts the servers.
     ("gemma-cli", "gemma-serve"),
+    // Messages of editors are mutated, too.
+    ("gemma-fuzz", "gemma-serve"),
     // The end-to-end tests read the generator that wrote the demo's questions.
     ("gemma-tests", "gemma-demo"),
 ];
@@ -52,7 +54,7 @@ const CLOSED: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Crates that report to a person and may therefore fail with `anyhow`.
-const BINARIES: &[&str] = &["gemma-cli", "gemma-serve", "gemma-demo", "gemma-tests", "xtask"];
+const BINARIES: &[&str] = &["gemma-cli", "gemma-serve", "gemma-demo", "gemma-fuzz", "gemma-tests", "xtask"];
 
 fn layer(name: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&name)).map(|index| index + 1)

@@ -50,6 +50,7 @@ pub(super) fn members(repository: &Repository) -> Vec<Complaint> {
         let expected = match folder {
             "tests" => "gemma-tests",
             "xtask/demo" => "gemma-demo",
+            "xtask/fuzz" => "gemma-fuzz",
             _ => last,
         };
         if manifest.name() != expected {

@@ -90,12 +90,15 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Programs that use the crates from outside the workspace.
-const OUTSIDE: &str = "tests/outside/";
+/// Packages outside the workspace: programs that use the crates as a user would, and the targets of cargo-fuzz, which need a
+/// nightly toolchain and flags of their own.
+const OUTSIDE: [&str; 2] = ["tests/outside/", "fuzz/"];
 
 /// The manifests of the workspace's members: the path of each and what it says.
 fn member_manifests(repository: &Repository) -> Vec<(&str, Manifest)> {
-    let members = repository.files().filter(|(path, _)| path.ends_with("/Cargo.toml") && !path.starts_with(OUTSIDE));
+    let members = repository
+        .files()
+        .filter(|(path, _)| path.ends_with("/Cargo.toml") && !OUTSIDE.iter().any(|outside| path.starts_with(outside)));
     members.map(|(path, text)| (path, Manifest::parse(text))).collect()
 }
 

@@ -114,6 +114,8 @@ struct Report {
     precision: Option<&'static str>,
     /// The CPU's instructions that the kernels use, where it computes.
     instructions: Option<&'static str>,
+    /// How far ahead decode requests memory, in bytes, by format.
+    prefetch_bytes: std::collections::BTreeMap<&'static str, usize>,
     threads: usize,
     prompt_tokens: usize,
     decode_tokens: usize,
@@ -377,6 +379,7 @@ fn report(args: &Bench, opened: &AutoModel, lengths: Lengths, measured: Measured
         backend,
         precision: args.compute.precision.map(|precision| precision.name()),
         instructions: on_cpu.then(|| gemma_kernels::cpu_isa().name()),
+        prefetch_bytes: gemma_kernels::prefetch_distances().into_iter().collect(),
         threads: rayon::current_num_threads(),
         prompt_tokens: lengths.prompt,
         decode_tokens: lengths.decode,
@@ -411,7 +414,10 @@ fn summary(report: &Report) -> String {
         1 => String::new(),
         sequences => format!(", {sequences} sequences together"),
     };
-    let instructions = report.instructions.map_or(String::new(), |name| format!(", {name}"));
+    let mut instructions = report.instructions.map_or(String::new(), |name| format!(", {name}"));
+    for (format, bytes) in &report.prefetch_bytes {
+        instructions += &format!(", {format} prefetched {bytes} bytes ahead");
+    }
     let (times, after) = (if *repeat == 1 { "once".to_owned() } else { format!("{repeat} times") }, depth_tokens);
     let mut table = output::Table::new(["", "median", "min", "max", ""]);
     let mut row = |what: &str, [median, min, max]: [Option<f64>; 3], unit: String| {

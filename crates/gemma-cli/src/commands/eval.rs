@@ -32,7 +32,7 @@ use sandbox::{Limits, Verdict};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
-  gemma eval infilling HumanEval-SingleLineInfilling.jsonl --extent line --out results.jsonl")]
+  gemma eval infilling HumanEval-SingleLineInfilling.jsonl --stop-rule line --out results.jsonl")]
 pub(crate) struct Eval {
     #[command(subcommand)]
     pub(crate) task: EvalTask,

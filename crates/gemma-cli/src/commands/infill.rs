@@ -27,11 +27,11 @@ use crate::{
 /// The text before the place and the text after it are the prompt; only the completion between them is printed.
 #[derive(Args, Debug)]
 #[command(
-    group = ArgGroup::new("gap").required(true).multiple(true).args(["file", "prefix_file", "suffix_file"]),
+    group = ArgGroup::new("hole").required(true).multiple(true).args(["file", "prefix_file", "suffix_file"]),
     after_help = "\
 Examples:
   gemma infill main.py --at 12:5
-  gemma infill main.py --at 12:5 --extent line --write
+  gemma infill main.py --at 12:5 --stop-rule line --write
   gemma infill src/app.js --at 40:1 --context src --model google/codegemma-2b --precision q8_0
   gemma infill --prefix-file before.txt --suffix-file after.txt > middle.txt
   gemma infill --prefix-file - < unfinished.py
@@ -125,7 +125,8 @@ const CONTEXT: usize = 8192;
 struct ShownPrompt {
     tokens: Vec<TokenId>,
     text: String,
-    cut: codegemma::Cut,
+    #[serde(rename = "cut")]
+    truncation: codegemma::Truncation,
 }
 
 /// The JSON object of `--alternatives`.
@@ -137,7 +138,7 @@ struct Alternatives {
 pub(crate) fn run(args: &Infill) -> Result<Ending> {
     let options = args.filling.options();
     options.generate.check()?;
-    let infill = gap(args)?;
+    let infill = hole(args)?;
     if args.show_prompt {
         return show_prompt(args, &infill, &options);
     }
@@ -185,7 +186,7 @@ fn ending(reason: FinishReason) -> Ending {
     if reason == FinishReason::Cancelled { Ending::Interrupted } else { Ending::Done }
 }
 
-/// An instruction-tuned CodeGemma has the tokens and was not trained to fill gaps.
+/// An instruction-tuned CodeGemma has the tokens and was not trained to fill holes.
 fn warn_instruct(model: Option<&str>) {
     if model.is_some_and(|model| model.trim_end_matches('/').ends_with("-it")) {
         eprintln!(
@@ -195,7 +196,7 @@ fn warn_instruct(model: Option<&str>) {
 }
 
 fn remark_cut(filled: &Infilled) {
-    let cut = filled.cut;
+    let cut = filled.truncation;
     if !cut.is_empty() {
         output::remark(format!(
             "[truncated from the prompt: {} lines before, {} lines after, {} files and {} lines of others]",
@@ -235,7 +236,7 @@ fn show_prompt(args: &Infill, infill: &Hole, options: &InfillOptions) -> Result<
     let prompt = infill.prompt(&tokenizer, options.order, options.budget.unwrap_or(room).min(room))?;
     let text = tokenizer.decode_with(&prompt.tokens, DecodeOptions { specials: true });
     if args.json {
-        output::json(&ShownPrompt { tokens: prompt.tokens, text, cut: prompt.cut })?;
+        output::json(&ShownPrompt { tokens: prompt.tokens, text, truncation: prompt.truncation })?;
     } else {
         output::line(text)?;
     }
@@ -243,7 +244,7 @@ fn show_prompt(args: &Infill, infill: &Hole, options: &InfillOptions) -> Result<
 }
 
 /// What the arguments describe.
-fn gap(args: &Infill) -> Result<Hole> {
+fn hole(args: &Infill) -> Result<Hole> {
     let (prefix, suffix) = match (&args.file, args.at) {
         (Some(file), Some(at)) => {
             let text = text::read(file)?;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use gemma::{Decoder, DecoderConfig, Network, Norms};
-use gemma_auto::{Architecture, Family, LoadOptions};
+use gemma_auto::{Architecture, Family, Footprint, LoadOptions};
 use gemma_weights::{
     Checkpoint, Dtype, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
@@ -151,15 +151,16 @@ fn missing_id(name: &str) -> Option<HubId> {
 /// What is known of a released checkpoint without its files.
 fn not_downloaded(release: &Release, json: bool) -> Result<Ending> {
     let shape = release.shape();
-    let memory: Vec<_> = Precision::ALL.map(|precision| (precision.name(), shape.bytes(precision))).to_vec();
+    let footprint = Footprint::of_shape(shape, 0)?;
+    let memory: Vec<_> = Precision::ALL.map(|precision| (precision.name(), footprint.weight_bytes(precision))).to_vec();
     if json {
         output::json(&serde_json::json!({
             "model": release.id,
             "folder": null,
             "family": release.family.name(),
             "shape": shape.name,
-            "parameters": shape.parameters(),
-            "context": shape.context,
+            "parameters": footprint.parameters(),
+            "context": shape.context_length(),
             "memory_bytes": memory.into_iter().collect::<BTreeMap<_, _>>(),
             "missing": ["everything: it is not downloaded"],
         }))?;
@@ -168,7 +169,7 @@ fn not_downloaded(release: &Release, json: bool) -> Result<Ending> {
             "{}\n\n{}, {} parameters, released {}, {}\n\n{}\n\nnot downloaded: gemma pull {}",
             release.id,
             release.family.name(),
-            output::grouped(shape.parameters()),
+            output::grouped(footprint.parameters()),
             release.month,
             release.licence().name,
             memory_table(&memory),
@@ -190,25 +191,34 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         Architecture::Gemma => {
             let config = Decoder::config_of(&checkpoint)?;
             checkpoint = Decoder::prepared(&checkpoint);
-            let facts = Facts::of_gemma(&config, None).context("config.json describes no layer")?;
+            let shape = released::<Decoder>(&config, |released| released.eos.clone_from(&config.eos));
+            let facts = Facts::of_gemma(&config, None, shape).context("config.json describes no layer")?;
             (facts, Decoder::tensors(&config, &device), Decoder::is_ignored)
         }
         Architecture::RecurrentGemma => {
             let config = Griffin::config_of(&checkpoint)?;
-            (Facts::of_recurrentgemma(&config), Griffin::tensors(&config, &device), Griffin::is_ignored)
+            let shape = released::<Griffin>(&config, |released| released.eos.clone_from(&config.eos));
+            (Facts::of_recurrentgemma(&config, shape), Griffin::tensors(&config, &device), Griffin::is_ignored)
         }
         Architecture::Gemma3 => {
             let config = Gemma3Network::config_of(&checkpoint)?;
             checkpoint = Gemma3Network::prepared(&checkpoint);
             image = Some(ImageRow::of(&config.vision));
-            let facts = Facts::of_gemma(&config.text, Some(&config.vision));
+            let shape = released::<Gemma3Network>(&config, |released| {
+                released.text.eos.clone_from(&config.text.eos);
+                released.yes_and_no = config.yes_and_no;
+            });
+            let facts = Facts::of_gemma(&config.text, Some(&config.vision), shape);
             let expected = Gemma3Network::tensors(&config, &device);
             (facts.context("config.json describes no layer")?, expected, Gemma3Network::is_ignored)
         }
         Architecture::PaliGemma => {
             let config = VisionLanguageModel::config_of(&checkpoint)?;
             image = Some(ImageRow::of(&config.vision));
-            let facts = Facts::of_gemma(&config.text, Some(&config.vision));
+            let shape = released::<VisionLanguageModel>(&config, |released| {
+                released.text.eos.clone_from(&config.text.eos);
+            });
+            let facts = Facts::of_gemma(&config.text, Some(&config.vision), shape);
             let expected = VisionLanguageModel::tensors_of(&checkpoint, &config, &device);
             (facts.context("config.json describes no layer")?, expected, VisionLanguageModel::is_ignored)
         }
@@ -248,9 +258,11 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         context,
         image,
         dtype: stored_as(&checkpoint),
-        parameters: expected.iter().map(values).sum(),
+        parameters: expected.iter().map(TensorSpec::values).sum(),
         stored_bytes: checkpoint.bytes_len(),
-        memory_bytes: Precision::ALL.map(|precision| (precision.name(), weight_bytes(&expected, precision))).to_vec(),
+        memory_bytes: Precision::ALL
+            .map(|precision| (precision.name(), expected.iter().map(|tensor| tensor.bytes(precision)).sum()))
+            .to_vec(),
         files: files(&checkpoint),
         tokenizer,
         missing,
@@ -276,7 +288,7 @@ struct Facts {
 }
 
 impl Facts {
-    fn of_gemma(config: &DecoderConfig, vision: Option<&SiglipConfig>) -> Option<Self> {
+    fn of_gemma(config: &DecoderConfig, vision: Option<&SiglipConfig>, shape: Option<&'static str>) -> Option<Self> {
         let windows = || config.layers.iter().filter_map(|layer| layer.attention.window());
         let first = config.layers.first()?;
         Some(Self {
@@ -288,7 +300,7 @@ impl Facts {
                 (Norms::Before, _, true) => "PaliGemma",
                 (Norms::BeforeAndAfter, false, true) => "PaliGemma 2",
             },
-            shape: SHAPES.iter().find(|shape| is_shape(config, vision, shape)).map(|shape| shape.name),
+            shape,
             vocab: config.vocab,
             hidden_size: config.hidden_size,
             layers: config.layers.len(),
@@ -300,22 +312,16 @@ impl Facts {
         })
     }
 
-    fn of_recurrentgemma(config: &GriffinConfig) -> Self {
+    fn of_recurrentgemma(config: &GriffinConfig, shape: Option<&'static str>) -> Self {
         let attention = || {
             config.blocks.iter().filter_map(|block| match block.temporal {
                 Temporal::Attention(spec) => Some(spec),
                 Temporal::Recurrent(_) => None,
             })
         };
-        let same = |shape: &&Shape| {
-            GriffinConfig::from_shape(shape).is_some_and(|mut released| {
-                released.eos.clone_from(&config.eos);
-                released == *config
-            })
-        };
         Self {
             family: "RecurrentGemma",
-            shape: SHAPES.iter().find(same).map(|shape| shape.name),
+            shape,
             vocab: config.vocab,
             hidden_size: config.hidden_size,
             layers: config.blocks.len(),
@@ -334,27 +340,19 @@ fn stored_as(checkpoint: &Checkpoint) -> String {
     Dtype::of_format(format).map_or_else(|| format.to_string(), |dtype| dtype.to_string())
 }
 
-/// Whether a released shape has these numbers.
-fn is_shape(config: &DecoderConfig, vision: Option<&SiglipConfig>, shape: &Shape) -> bool {
-    let same = |other: DecoderConfig| DecoderConfig { eos: config.eos.clone(), ..other } == *config;
-    let encoder = shape.vision.as_ref().map(SiglipConfig::from_shape);
-    encoder.as_ref() == vision && DecoderConfig::from_shape(shape).is_some_and(same)
-}
-
-fn values(tensor: &TensorSpec) -> u64 {
-    tensor.shape.iter().map(|&length| length as u64).product()
-}
-
-/// Bytes in memory: matrices in `precision` where their rows are whole blocks (else as bf16), the rest in f32.
-fn weight_bytes(tensors: &[TensorSpec], precision: Precision) -> u64 {
-    let bytes = |tensor: &TensorSpec| match tensor.shape[..] {
-        [rows, columns] => {
-            let row = precision.format().row_bytes(columns).unwrap_or(2 * columns);
-            rows as u64 * row as u64
-        }
-        _ => 4 * values(tensor),
+/// The name of the released network with this configuration, once `adapt` has taken over what tells checkpoints of one
+/// network apart, such as the tokens that end a text.
+fn released<N: Network>(config: &N::Config, adapt: impl Fn(&mut N::Config)) -> Option<&'static str>
+where
+    N::Config: PartialEq,
+{
+    let same = |shape: &&Shape| {
+        N::config_from_json(shape.config.as_bytes()).is_ok_and(|mut other| {
+            adapt(&mut other);
+            other == *config
+        })
     };
-    tensors.iter().map(bytes).sum()
+    SHAPES.iter().find(same).map(|shape| shape.name)
 }
 
 /// The ordinary files of the folder, by name, or the file itself.
@@ -439,22 +437,18 @@ mod tests {
 
     #[test]
     fn released_shapes_are_recognised() {
-        for shape in &SHAPES {
-            let Some(config) = DecoderConfig::from_shape(shape) else { continue };
-            let vision = shape.vision.as_ref().map(SiglipConfig::from_shape);
-            let other = DecoderConfig { eos: vec![1, 107], ..config };
-            let found = SHAPES.iter().find(|shape| is_shape(&other, vision.as_ref(), shape));
-            assert_eq!(found.map(|shape| shape.name), Some(shape.name));
-            assert!(!is_shape(&DecoderConfig { hidden_size: 8, ..other }, vision.as_ref(), shape));
+        for shape in SHAPES {
+            let Ok(config) = Decoder::config_from_json(shape.config.as_bytes()) else { continue };
+            if shape.config.contains("vision_config") {
+                continue;
+            }
+            let mut other = DecoderConfig { eos: vec![1, 107], ..config };
+            let found =
+                |config: &DecoderConfig| released::<Decoder>(config, |released| released.eos.clone_from(&config.eos));
+            assert_eq!(found(&other), Some(shape.name));
+            other.hidden_size = 8;
+            assert_eq!(found(&other), None);
         }
-    }
-
-    #[test]
-    fn memory_counts_blocks_and_leaves_vectors_f32() {
-        let tensors = [TensorSpec::new("a", [4, 64]), TensorSpec::new("b", [3, 10]), TensorSpec::new("c", [5])];
-        assert_eq!(weight_bytes(&tensors, Precision::F32), 4 * (256 + 30 + 5));
-        assert_eq!(weight_bytes(&tensors, Precision::Bf16), 2 * (256 + 30) + 20);
-        assert_eq!(weight_bytes(&tensors, Precision::Q8_0), 4 * 2 * 34 + 60 + 20);
     }
 
     #[test]

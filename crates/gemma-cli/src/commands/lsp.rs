@@ -7,7 +7,7 @@ use clap::Args;
 use gemma_serve::lsp;
 
 use crate::{
-    args::{CodeModel, ExtentName, OrderName, seconds},
+    args::{CodeModel, OrderName, StopRuleName, seconds},
     interrupt::Ending,
     output, session,
 };
@@ -20,7 +20,7 @@ use crate::{
 Examples:
   gemma lsp
   gemma lsp --model google/codegemma-2b --precision q8_0 --max-tokens 48
-  gemma lsp --model ./my-codegemma --extent line --debounce 150
+  gemma lsp --model ./my-codegemma --stop-rule line --debounce 150
 
 It offers textDocument/inlineCompletion (LSP 3.18) and, for editors without it, textDocument/completion.")]
 pub(crate) struct Lsp {
@@ -37,8 +37,8 @@ pub(crate) struct Lsp {
     pub(crate) order: OrderName,
 
     /// How far a completion may reach.
-    #[arg(long, value_name = "EXTENT", default_value = "block")]
-    pub(crate) extent: ExtentName,
+    #[arg(long, alias = "extent", value_name = "RULE", default_value = "block")]
+    pub(crate) stop_rule: StopRuleName,
 
     /// Most time for one completion, in seconds.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "5")]
@@ -63,7 +63,7 @@ impl Lsp {
         options.infill.generate.max_tokens = self.max_tokens;
         options.infill.budget = Some(self.budget);
         options.infill.order = self.order.order();
-        options.infill.extent = self.extent.extent();
+        options.infill.stop_rule = self.stop_rule.stop_rule();
         options.infill.time_limit = Some(self.time_limit);
         options.debounce = Duration::from_millis(self.debounce);
         options.open_files = self.open_files;

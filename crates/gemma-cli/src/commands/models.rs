@@ -2,10 +2,10 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use gemma_auto::Architecture;
+use gemma_auto::Footprint;
 use gemma_weights::{
     Precision,
-    catalogue::{self, LICENCE, RELEASES, Release, Variant},
+    catalogue::{LICENCE, RELEASES, Release, Variant},
 };
 use serde::Serialize;
 
@@ -60,7 +60,7 @@ struct Row {
     released: String,
     licence: &'static str,
     licence_url: &'static str,
-    context: usize,
+    context: u64,
     /// Whether this version runs it.
     runs: bool,
     /// Bytes of weights.
@@ -106,16 +106,16 @@ struct Listing {
 
 pub(crate) fn run(args: &Models) -> Result<Ending> {
     if args.markdown {
-        output::line(catalogue::markdown().trim_end())?;
+        output::line(gemma_auto::models_table()?.trim_end())?;
         return Ok(Ending::Done);
     }
     let chosen = chosen(args.filter.as_deref(), args.all)?;
     let available = machine::available_memory();
     if args.json {
-        let models = chosen.iter().map(|release| row(release, available)).collect();
+        let models = chosen.iter().map(|release| row(release, available)).collect::<Result<_>>()?;
         output::json(&Listing { available_memory_bytes: available, conversation_tokens: CONVERSATION, models })?;
     } else {
-        output::line(table(&chosen, available))?;
+        output::line(table(&chosen, available)?)?;
         output::line(footer(&chosen, args, available))?;
     }
     Ok(Ending::Done)
@@ -133,28 +133,32 @@ fn chosen(filter: Option<&str>, all: bool) -> Result<Vec<&'static Release>> {
     Ok(if all || usual.is_empty() { matching } else { usual })
 }
 
-/// Bytes that running a release takes.
-fn needed(release: &Release, precision: Precision) -> u64 {
-    let shape = release.shape();
-    shape.bytes(precision) + shape.memory_bytes(CONVERSATION) + OVERHEAD
+/// The parameters of a release, and a cache of [`CONVERSATION`] tokens.
+fn footprint(release: &Release) -> Result<Footprint> {
+    Ok(Footprint::of_shape(release.shape(), CONVERSATION)?)
 }
 
-fn row(release: &Release, available: Option<u64>) -> Row {
-    let (shape, licence) = (release.shape(), release.licence());
-    Row {
+/// Bytes that running a release takes.
+fn needed(footprint: &Footprint, precision: Precision) -> u64 {
+    footprint.weight_bytes(precision) + footprint.cache_bytes + OVERHEAD
+}
+
+fn row(release: &Release, available: Option<u64>) -> Result<Row> {
+    let (shape, licence, footprint) = (release.shape(), release.licence(), footprint(release)?);
+    Ok(Row {
         id: release.id,
         family: release.family.name(),
         shape: release.shape,
         variant: release.variant.name(),
-        parameters: shape.parameters(),
+        parameters: footprint.parameters(),
         released: release.month.to_string(),
         licence: licence.id,
         licence_url: licence.url,
-        context: shape.context,
-        runs: runs(release),
-        weight_bytes: PerPrecision::of(|precision| shape.bytes(precision)),
-        memory_bytes: PerPrecision::of(|precision| needed(release, precision)),
-        fits: PerPrecision::of(|precision| available.map(|bytes| needed(release, precision) <= bytes)),
+        context: shape.context_length(),
+        runs: true,
+        weight_bytes: PerPrecision::of(|precision| footprint.weight_bytes(precision)),
+        memory_bytes: PerPrecision::of(|precision| needed(&footprint, precision)),
+        fits: PerPrecision::of(|precision| available.map(|bytes| needed(&footprint, precision) <= bytes)),
         cached: session::cached(release.id),
         arena: release.arena.map(|arena| ArenaRow {
             date: "2024-08-13",
@@ -163,44 +167,36 @@ fn row(release: &Release, available: Option<u64>) -> Row {
             votes: arena.votes,
             rank: arena.rank,
         }),
-    }
+    })
 }
 
-fn table(releases: &[&Release], available: Option<u64>) -> output::Table {
+fn table(releases: &[&Release], available: Option<u64>) -> Result<output::Table> {
     let heading = ["id", "size", "kind", "released", "context", "bf16", "q8_0", "q4_0", "fits", "here", "arena"];
     let mut table = output::Table::new(heading);
     for release in releases {
-        let shape = release.shape();
-        let bytes = |precision| output::bytes(needed(release, precision));
+        let footprint = footprint(release)?;
+        let bytes = |precision| output::bytes(needed(&footprint, precision));
         table.row([
             release.id.to_owned(),
-            format!("{:.1} B", shape.parameters() as f64 / 1e9),
+            format!("{:.1} B", footprint.parameters() as f64 / 1e9),
             release.variant.name().to_owned(),
             release.month.to_string(),
-            shape.context.to_string(),
+            release.shape().context_length().to_string(),
             bytes(Precision::Bf16),
             bytes(Precision::Q8_0),
             bytes(Precision::Q4_0),
-            fits(release, available).to_owned(),
+            fits(&footprint, available).to_owned(),
             session::cached(release.id).word().to_owned(),
             release.arena.map(|arena| format!("{} ±{}", arena.score, arena.plus_minus)).unwrap_or_default(),
         ]);
     }
-    table
+    Ok(table)
 }
 
-/// Whether this version runs a release.
-pub(super) fn runs(release: &Release) -> bool {
-    Architecture::of_shape(release.shape()).is_some()
-}
-
-/// The most exact precision that fits, `no`, or `?`; `-` for what this version does not run.
-fn fits(release: &Release, available: Option<u64>) -> &'static str {
-    if !runs(release) {
-        return "-";
-    }
+/// The most exact precision that fits, `no`, or `?`.
+fn fits(footprint: &Footprint, available: Option<u64>) -> &'static str {
     let Some(available) = available else { return "?" };
-    let fitting = PRECISIONS[1..].iter().find(|precision| needed(release, **precision) <= available);
+    let fitting = PRECISIONS[1..].iter().find(|precision| needed(footprint, **precision) <= available);
     fitting.map_or("no", |precision| precision.name())
 }
 
@@ -209,7 +205,7 @@ fn footer(releases: &[&Release], args: &Models, available: Option<u64>) -> Strin
         available.map_or("an unknown amount of memory".to_owned(), |bytes| output::bytes(bytes) + " of memory");
     let mut text = format!(
         "\nbf16, q8_0, q4_0: memory needed with that --precision and a conversation of {CONVERSATION} tokens. fits: the \
-         most exact one\nthat fits now ({memory} free), - what this version cannot run yet. here: whether it is downloaded. arena: LMSYS Chatbot Arena \
+         most exact one\nthat fits now ({memory} free). here: whether it is downloaded. arena: LMSYS Chatbot Arena \
          score, 13 August 2024."
     );
     let listed = |variant| releases.iter().any(|release| release.variant == variant);
@@ -242,21 +238,23 @@ mod tests {
 
     #[test]
     fn what_fits_is_the_most_exact_that_does() {
-        let small = release("google/gemma-2b");
+        let of = |id| footprint(release(id)).expect("a backend");
+        let small = &of("google/gemma-2b");
         let need = |precision| needed(small, precision);
         assert_eq!(fits(small, Some(need(Precision::Bf16))), "bf16");
         assert_eq!(fits(small, Some(need(Precision::Bf16) - 1)), "q8_0");
         assert_eq!(fits(small, Some(need(Precision::Q4_0))), "q4_0");
         assert_eq!(fits(small, Some(1_000_000)), "no");
         assert_eq!(fits(small, None), "?");
-        assert_eq!(fits(release("google/recurrentgemma-2b"), Some(u64::MAX)), "bf16");
-        assert_eq!(fits(release("google/paligemma-3b-pt-224"), Some(u64::MAX)), "bf16");
-        assert_eq!(fits(release("google/codegemma-2b"), Some(u64::MAX)), "bf16");
+        assert_eq!(fits(&of("google/recurrentgemma-2b"), Some(u64::MAX)), "bf16");
+        assert_eq!(fits(&of("google/paligemma-3b-pt-224"), Some(u64::MAX)), "bf16");
+        assert_eq!(fits(&of("google/codegemma-2b"), Some(u64::MAX)), "bf16");
     }
 
     #[test]
-    fn the_json_row_tells_what_the_issue_asks_for() {
-        let row = serde_json::to_value(row(release("google/gemma-2-27b-it"), Some(20_000_000_000))).expect("JSON");
+    fn the_json_row_tells_sizes_licence_and_votes() {
+        let row = row(release("google/gemma-2-27b-it"), Some(20_000_000_000)).expect("a backend");
+        let row = serde_json::to_value(row).expect("JSON");
         assert_eq!(row["parameters"], 27_227_128_320_u64);
         assert_eq!(row["arena"]["score"], 1217);
         assert_eq!((row["fits"]["bf16"].clone(), row["fits"]["q4_0"].clone()), (false.into(), true.into()));
@@ -265,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_table_shows_scores_and_fit() {
-        let text = table(&[release("google/gemma-2b-it")], Some(4_000_000_000)).to_string();
+        let text = table(&[release("google/gemma-2b-it")], Some(4_000_000_000)).expect("a backend").to_string();
         for part in ["google/gemma-2b-it", "2.5 B", "2024-02", "8192", "q8_0", "990 ±9"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }

@@ -52,9 +52,6 @@ pub(crate) fn run(args: &Pull) -> Result<Ending> {
 fn remark_on(id: &str) {
     let repository = HubId::parse(id).map(|id| id.repository()).unwrap_or_default();
     let release = catalogue::release(&repository);
-    if release.is_some_and(|release| !super::models::runs(release)) {
-        return output::remark("this version does not run this family yet");
-    }
     match release.map(|release| release.variant) {
         Some(catalogue::Variant::Instruct) => output::remark(format!("now: gemma chat --model {id}")),
         Some(_) => output::remark(format!("now: gemma generate --model {id} \"Once upon a time\"")),

@@ -27,8 +27,8 @@ pub struct EngineOptions {
     /// Default 256.
     pub snapshot_tokens: usize,
     /// Whether prompts are always cut into the same chunks, whatever else is in the batch, and no tokens are
-    /// drafted: what a request computes then depends on its company only as far as the kernels' products depend on the
-    /// number of rows. Default `false`.
+    /// drafted. With a model that was opened with `LoadOptions::batch_invariant`, each request then gets bit for bit the
+    /// tokens and logprobs that it gets alone. Default `false`.
     pub batch_invariant: bool,
 }
 

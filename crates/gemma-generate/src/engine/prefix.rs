@@ -52,6 +52,11 @@ impl<C: Cache> PrefixCache<C> {
         self.entries.iter().map(|entry| entry.bytes).sum()
     }
 
+    /// The caches of all entries.
+    pub(crate) fn caches(&self) -> impl Iterator<Item = &C> {
+        self.entries.iter().map(|entry| &entry.cache)
+    }
+
     /// How many entries there are.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()

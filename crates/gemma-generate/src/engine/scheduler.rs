@@ -1,6 +1,9 @@
 //! The engine's account of its requests: submission, admission, what ends them, and what is kept of them.
 
+use std::collections::HashMap;
 use std::time::Instant;
+
+use gemma_nn::PAGE_LEN;
 
 use super::active::Active;
 use super::event::{Event, RequestId};
@@ -110,6 +113,14 @@ impl<'m, M: CausalModel> Engine<'m, M> {
     pub fn take_sequence(&mut self, id: RequestId) -> Option<Sequence<M::Cache>> {
         let index = self.kept.iter().position(|active| active.id == id)?;
         Some(self.kept.swap_remove(index).sequence)
+    }
+
+    /// Bytes of the pages of keys and values that its requests and its prefix cache hold, each page counted once however
+    /// many share it. It looks at every page; [`stats`](Self::stats) is what to ask often.
+    pub fn page_bytes(&self) -> usize {
+        let of_requests = self.requests.iter().chain(&self.kept).map(|active| active.sequence.cache());
+        let pages: HashMap<_, _> = of_requests.chain(self.prefixes.caches()).flat_map(Cache::pages).collect();
+        pages.values().sum()
     }
 
     /// What it holds at the moment.
@@ -326,11 +337,18 @@ pub(super) fn keep_prefix<M: CausalModel>(
     if !wanted || (options.batch_invariant && !active.from_start) {
         return;
     }
+    let mut cache = active.sequence.cache().clone();
+    // A request that goes on writes into its last page, which it would have to copy if the entry held it, too.
+    let whole_pages = cached / PAGE_LEN * PAGE_LEN;
+    let cached = if active.finish.is_none() && cache.truncate(whole_pages) { whole_pages } else { cached };
+    if cached <= shared {
+        return;
+    }
     let bytes = unshared_bytes(model, cached, shared);
     let tokens = &active.sequence.tokens()[..cached];
     let parent = active.shared.map(|(entry, _)| entry);
     let unit = prefix_unit(options, active);
-    let entry = prefixes.insert(tokens, active.sequence.cache().clone(), bytes, parent, unit);
+    let entry = prefixes.insert(tokens, cache, bytes, parent, unit);
     if let Some((old, _)) = active.shared.replace((entry, cached)) {
         prefixes.release(old);
     }

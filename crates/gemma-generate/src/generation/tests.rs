@@ -518,6 +518,9 @@ fn a_generation_can_move_to_another_thread() {
         fn bytes_len(&self) -> usize {
             0
         }
+        fn pages(&self) -> Vec<(gemma_nn::PageId, usize)> {
+            Vec::new()
+        }
         fn truncate(&mut self, _: usize) -> bool {
             false
         }

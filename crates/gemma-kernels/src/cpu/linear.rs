@@ -11,6 +11,7 @@
 //! in order.
 
 use crate::cpu::gemm::f32 as gemm_f32;
+use crate::cpu::gemv::distance::with_distance;
 use crate::cpu::gemv::{float as gemv_float, int8 as gemv_int8};
 use crate::cpu::isa::Isa;
 use crate::cpu::output::Output;
@@ -64,11 +65,15 @@ pub(crate) fn linear(
         }
         Kernel::GemvF32 => {
             let alone = arithmetic.batch_invariant;
-            streams(shape, |range| gemv_float::multiply(isa, x, weight, shape, alone, range, output));
+            with_distance(shape.format, weight.len(), || {
+                streams(shape, |range| gemv_float::multiply(isa, x, weight, shape, alone, range, output));
+            });
         }
         Kernel::GemvInt => {
             let x = gemv_int8::prepare(isa, x, shape, activations);
-            streams(shape, |range| gemv_int8::multiply(isa, &x, weight, shape, range, output));
+            with_distance(shape.format, weight.len(), || {
+                streams(shape, |range| gemv_int8::multiply(isa, &x, weight, shape, range, output));
+            });
         }
     }
 }

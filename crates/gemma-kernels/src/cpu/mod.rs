@@ -32,6 +32,7 @@ mod transposed;
 pub(crate) use attention::{Heads, Keys, Sequence, Stored, attend};
 pub(crate) use elementwise::{geglu, rms_norm, rotate};
 pub(crate) use gated_decay::{Gates, gated_decay};
+pub use gemv::distance::prefetch_distances;
 pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};
 pub(crate) use linear::{linear, rows};
 pub(crate) use recurrence::{Recurrence, linear_recurrence};

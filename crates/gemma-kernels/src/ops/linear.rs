@@ -113,6 +113,14 @@ fn in_one_phase(x: Tensor<2>, weight: &PackedWeight, phase: Phase) -> Tensor<2> 
     }
 }
 
+impl PackedWeight {
+    /// The matrix as f32 values on its device, `[rows, cols]`. Large; for differentiation, merging and tests.
+    pub fn dequantize(&self) -> Tensor<2> {
+        let rows: Vec<u32> = (0..self.rows() as u32).collect();
+        packed_rows(self, &rows)
+    }
+}
+
 /// Rows of a packed matrix as f32 values: `[rows.len(), cols]`. An embedding look-up.
 ///
 /// # Panics

@@ -51,7 +51,7 @@ impl std::fmt::Debug for EngineBackend {
 }
 
 impl EngineBackend {
-    /// Serves a model that reads text under a name; `family` is what clients are told of its architecture.
+    /// Serves a model that reads text under a name; `family` names its architecture to clients.
     ///
     /// # Errors
     /// When the model has no tokenizer, or an option of the engine is outside its range.

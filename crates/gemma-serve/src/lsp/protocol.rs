@@ -1,7 +1,7 @@
 //! The few fields of the protocol that the server reads, and nothing else.
 //!
 //! Clients differ: they send words that no edition of the protocol knows, and URIs that are none by the letter
-//! (`file:///home/me/routes/[id]/größe.py`). A URI is a key, and a path for the prompt; everything that is not read here
+//! (`file:///disk/me/routes/[id]/größe.py`). A URI is a key, and a path for the prompt; everything that is not read here
 //! may be whatever it likes.
 
 use serde_json::{Value, json};
@@ -188,7 +188,7 @@ mod tests {
             ("file:///a/routes/%5Bid%5D/p.tsx", "/a/routes/[id]/p.tsx"),
             ("file:///a/my%20project/gr%C3%B6%C3%9Fe.py", "/a/my project/größe.py"),
             ("file:///a/größe {x}|^.py", "/a/größe {x}|^.py"),
-            ("file:///c%3A/Users/x.py", "/c:/Users/x.py"),
+            ("file:///c%3A/code/x.py", "/c:/code/x.py"),
             ("file:///a/100%.py", "/a/100%.py"),
             ("untitled:Untitled-1", "Untitled-1"),
             ("C:\\x\\y.py", "C:/x/y.py"),
@@ -201,11 +201,11 @@ mod tests {
 
     #[test]
     fn a_prompt_names_the_path_in_the_innermost_folder() {
-        let folders = ["file:///home/me/my%20project".to_owned(), "file:///home/me/my project/sub/".to_owned()];
+        let folders = ["file:///disk/me/my%20project".to_owned(), "file:///disk/me/my project/sub/".to_owned()];
         for (uri, expected) in [
-            ("file:///home/me/my%20project/a/b/c.py", "a/b/c.py"),
-            ("file:///home/me/my project/sub/x.py", "x.py"),
-            ("file:///home/me/my project2/x.py", "my project2/x.py"),
+            ("file:///disk/me/my%20project/a/b/c.py", "a/b/c.py"),
+            ("file:///disk/me/my project/sub/x.py", "x.py"),
+            ("file:///disk/me/my project2/x.py", "my project2/x.py"),
             ("file:///a/b/c.py", "b/c.py"),
             ("untitled:Untitled-1", "Untitled-1"),
         ] {

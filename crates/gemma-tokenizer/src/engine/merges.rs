@@ -10,7 +10,7 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 use super::words;
-use crate::control::{UNK, is_control_name};
+use crate::names::{UNK, is_control_name};
 use crate::vocabulary::{Kind, Vocabulary};
 use crate::{Error, Result, TokenId};
 

@@ -6,19 +6,31 @@ use super::arguments::{Values, flag_or, int_or, required, size_or, text_or};
 use super::budget::{Budget, Fault};
 use super::operators;
 use super::print;
-use super::render::Renderer;
+use super::subscript;
 use super::text::Builder;
-use super::value::Value;
+use super::value::{Value, equal};
 use super::{methods, predicates};
 
+/// What a filter over items asks of the interpreter that runs it.
+pub(super) trait Interpreter<'b> {
+    /// What the rendering may still spend.
+    fn budget(&self) -> &'b Budget;
+
+    /// Applies another filter, by name, to one item.
+    fn filter(&mut self, name: &str, value: &Value, arguments: Values) -> Result<Value, Fault>;
+
+    /// `value.name`.
+    fn attribute(&mut self, value: &Value, name: &str) -> Result<Value, Fault>;
+}
+
 /// Applies a filter; `None` when it is not one of these.
-pub(super) fn apply(
-    renderer: &mut Renderer<'_>,
+pub(super) fn apply<'b, I: Interpreter<'b>>(
+    renderer: &mut I,
     name: &str,
     value: &Value,
     mut arguments: Values,
 ) -> Option<Result<Value, Fault>> {
-    let budget = renderer.budget;
+    let budget = renderer.budget();
     Some(match name {
         "length" | "count" => value.length().map(|length| Value::Int(length as i64)),
         "list" => value.iterate(budget).and_then(|items| Value::list(items, budget)),
@@ -77,7 +89,7 @@ pub(super) fn apply(
             'items: for item in value.iterate(budget)? {
                 let key = folded(&attribute_of(item.clone(), attribute.as_ref(), budget)?, case, budget)?;
                 for other in &seen {
-                    if operators::equal(other, &key, budget)? {
+                    if equal(other, &key, budget)? {
                         continue 'items;
                     }
                 }
@@ -129,7 +141,7 @@ pub(super) fn apply(
                 let Value::Tuple(pair) = pair else { continue };
                 let [key, item] = [pair.items[0].clone(), pair.items[1].clone()];
                 match groups.last_mut() {
-                    Some((last, items)) if operators::equal(last, &key, budget)? => items.push(item),
+                    Some((last, items)) if equal(last, &key, budget)? => items.push(item),
                     _ => groups.push((key, vec![item])),
                 }
             }
@@ -209,13 +221,13 @@ fn take_named(arguments: &mut Values, name: &str) -> Option<Value> {
 fn attribute_of(item: Value, attribute: Option<&Value>, budget: &Budget) -> Result<Value, Fault> {
     let Some(attribute) = attribute else { return Ok(item) };
     if let Some(index) = attribute.as_int() {
-        return super::render::index(&item, &Value::Int(index), budget);
+        return subscript::index(&item, &Value::Int(index), budget);
     }
     let path = text_or(Some(attribute.clone()), "", "an attribute")?;
     let mut found = item;
     for part in path.as_str().split('.') {
         let key = part.parse::<i64>().map_or_else(|_| Value::text(part), Value::Int);
-        found = super::render::index(&found, &key, budget)?;
+        found = subscript::index(&found, &key, budget)?;
     }
     Ok(found)
 }

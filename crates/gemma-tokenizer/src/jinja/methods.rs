@@ -3,9 +3,8 @@
 use super::arguments::{Values, int_or, required, size_or, text_or};
 use super::budget::{Budget, Fault};
 use super::format;
-use super::operators;
 use super::text::{Builder, Text};
-use super::value::{Dict, Items, Value};
+use super::value::{Dict, Items, Value, equal};
 
 /// White space as Python's `str.strip` sees it.
 pub(super) fn is_space(c: char) -> bool {
@@ -56,13 +55,13 @@ fn of_items(items: &Items, name: &str, arguments: Values, budget: &Budget) -> Op
         "count" => wanted(arguments).and_then(|wanted| {
             let mut count = 0;
             for item in &items.items {
-                count += i64::from(operators::equal(item, &wanted, budget)?);
+                count += i64::from(equal(item, &wanted, budget)?);
             }
             Ok(Value::Int(count))
         }),
         "index" => wanted(arguments).and_then(|wanted| {
             for (index, item) in items.items.iter().enumerate() {
-                if operators::equal(item, &wanted, budget)? {
+                if equal(item, &wanted, budget)? {
                     return Ok(Value::Int(index as i64));
                 }
             }

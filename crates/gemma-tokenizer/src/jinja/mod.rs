@@ -29,6 +29,7 @@ mod parser;
 mod predicates;
 mod print;
 mod render;
+mod subscript;
 mod syntax;
 mod text;
 mod value;

@@ -6,7 +6,7 @@ use super::budget::{Budget, Fault};
 use super::print;
 use super::syntax::{Comparison, Operator, Sign};
 use super::text::Builder;
-use super::value::Value;
+use super::value::{Value, equal, same};
 
 /// `left operator right`.
 pub(super) fn binary(operator: Operator, left: &Value, right: &Value, budget: &Budget) -> Result<Value, Fault> {
@@ -172,52 +172,6 @@ pub(super) fn compare(comparison: Comparison, left: &Value, right: &Value, budge
         Comparison::LessEqual => matches!(order(left, right, budget)?, Some(Ordering::Less | Ordering::Equal)),
         Comparison::Greater => order(left, right, budget)? == Some(Ordering::Greater),
         Comparison::GreaterEqual => matches!(order(left, right, budget)?, Some(Ordering::Greater | Ordering::Equal)),
-    })
-}
-
-/// `left == right`.
-pub(super) fn equal(left: &Value, right: &Value, budget: &Budget) -> Result<bool, Fault> {
-    budget.spend(1 + left.weight().min(right.weight()))?;
-    same(left, right, budget)
-}
-
-fn same(left: &Value, right: &Value, budget: &Budget) -> Result<bool, Fault> {
-    if let (Some(left), Some(right)) = (left.as_int(), right.as_int()) {
-        return Ok(left == right);
-    }
-    if let (Some(left), Some(right)) = (left.as_number(), right.as_number()) {
-        return Ok(left == right);
-    }
-    Ok(match (left, right) {
-        (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
-        (Value::Str(left), Value::Str(right)) => left.as_str() == right.as_str(),
-        (Value::List(left), Value::List(right)) | (Value::Tuple(left), Value::Tuple(right)) => {
-            if left.items.len() != right.items.len() {
-                return Ok(false);
-            }
-            for (left, right) in left.items.iter().zip(&right.items) {
-                if !same(left, right, budget)? {
-                    return Ok(false);
-                }
-            }
-            true
-        }
-        (Value::Dict(left), Value::Dict(right)) => {
-            if left.entries.len() != right.entries.len() {
-                return Ok(false);
-            }
-            for (key, value) in &left.entries {
-                match right.get(key, budget)? {
-                    Some(other) if same(value, other, budget)? => {}
-                    _ => return Ok(false),
-                }
-            }
-            true
-        }
-        (Value::Namespace(left), Value::Namespace(right)) => std::rc::Rc::ptr_eq(left, right),
-        (Value::Macro(left), Value::Macro(right)) => std::sync::Arc::ptr_eq(left, right),
-        (Value::Function(left), Value::Function(right)) => left == right,
-        _ => false,
     })
 }
 

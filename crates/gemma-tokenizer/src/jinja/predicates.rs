@@ -3,7 +3,7 @@
 use super::budget::{Budget, Fault};
 use super::operators;
 use super::syntax::Comparison;
-use super::value::Value;
+use super::value::{Value, equal};
 
 /// Does the test hold?
 pub(super) fn holds(name: &str, value: &Value, arguments: &[Value], budget: &Budget) -> Result<bool, Fault> {
@@ -59,7 +59,7 @@ pub(super) fn holds(name: &str, value: &Value, arguments: &[Value], budget: &Bud
         "upper" => text(|text| text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase)),
         "sameas" => {
             let other = argument()?;
-            value.kind() == other.kind() && operators::equal(value, other, budget)?
+            value.kind() == other.kind() && equal(value, other, budget)?
         }
         "escaped" => false,
         _ => return Fault::failed(format!("there is no test {:?}", super::cut(name))),

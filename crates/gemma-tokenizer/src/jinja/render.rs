@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use super::arguments::Values;
 use super::budget::{Budget, Fault};
+use super::collections::Interpreter;
 use super::operators;
 use super::print;
+use super::subscript::{index, slice};
 use super::syntax::{Arguments, Expr, Macro, Name, Node, Postfix, Target};
 use super::text::{Builder, Text};
-use super::value::{Loop, Value};
+use super::value::{Loop, Value, equal};
 use super::{collections, filters, methods, predicates};
 
 /// Most calls, blocks and expressions inside each other while rendering; the stack is made for that many.
@@ -44,8 +46,8 @@ enum Flow {
 }
 
 /// The state of a rendering.
-pub(super) struct Renderer<'b> {
-    pub(super) budget: &'b Budget,
+struct Renderer<'b> {
+    budget: &'b Budget,
     context: HashMap<Name, Value>,
     /// Variables, innermost last; the first scope is the template's own.
     scopes: Vec<Scope>,
@@ -398,51 +400,6 @@ impl Renderer<'_> {
         Ok(Values { positional, named })
     }
 
-    /// Applies a filter by its name.
-    pub(super) fn filter(&mut self, name: &str, value: &Value, arguments: Values) -> Result<Value, Fault> {
-        self.nested(|renderer| {
-            let copy = Values { positional: arguments.positional.clone(), named: arguments.named.clone() };
-            if let Some(result) = filters::apply(name, value, copy, renderer.budget) {
-                return result;
-            }
-            match collections::apply(renderer, name, value, arguments) {
-                Some(result) => result,
-                None => Fault::failed(format!("there is no filter {:?}", super::cut(name))),
-            }
-        })
-    }
-
-    /// `value.name`.
-    pub(super) fn attribute(&mut self, value: &Value, name: &str) -> Result<Value, Fault> {
-        let missing =
-            || Value::undefined(&format!("'{} object' has no attribute '{}'", value.kind(), super::cut(name)));
-        Ok(match value {
-            Value::Undefined(what) => return Fault::failed(format!("{what} is undefined")),
-            Value::Dict(dict) => dict.get_str(name, self.budget)?.cloned().unwrap_or_else(missing),
-            Value::Namespace(namespace) => namespace.borrow().get(name).cloned().unwrap_or_else(missing),
-            Value::Loop(state) => {
-                let (index, length) = (state.index.get(), state.items.len());
-                let int = |value: usize| Value::Int(value as i64);
-                match name {
-                    "index" => int(index + 1),
-                    "index0" => int(index),
-                    "revindex" => int(length - index),
-                    "revindex0" => int(length - index - 1),
-                    "first" => Value::Bool(index == 0),
-                    "last" => Value::Bool(index + 1 == length),
-                    "length" => int(length),
-                    "depth" => int(state.depth + 1),
-                    "depth0" => int(state.depth),
-                    "previtem" if index > 0 => state.items[index - 1].clone(),
-                    "nextitem" if index + 1 < length => state.items[index + 1].clone(),
-                    _ => missing(),
-                }
-            }
-            Value::Macro(definition) if name == "name" => Value::text(&definition.name),
-            _ => missing(),
-        })
-    }
-
     fn call_method(&mut self, value: &Value, name: &Name, arguments: Values) -> Result<Value, Fault> {
         if let Value::Loop(state) = value {
             match &**name {
@@ -455,7 +412,7 @@ impl Renderer<'_> {
                     let Some(before) = before else { return Ok(Value::Bool(true)) };
                     let mut same = before.len() == arguments.positional.len();
                     for (left, right) in before.iter().zip(&arguments.positional) {
-                        same = same && operators::equal(left, right, self.budget)?;
+                        same = same && equal(left, right, self.budget)?;
                     }
                     return Ok(Value::Bool(!same));
                 }
@@ -568,95 +525,51 @@ impl Renderer<'_> {
     }
 }
 
-/// `value[key]`.
-pub(super) fn index(value: &Value, key: &Value, budget: &Budget) -> Result<Value, Fault> {
-    budget.spend(1)?;
-    let missing = || {
-        let key = match key {
-            Value::Str(text) => format!("'{}'", super::cut(text.as_str())),
-            Value::Int(index) => index.to_string(),
-            other => other.kind().to_owned(),
-        };
-        Value::undefined(&format!("'{} object' has no element {key}", value.kind()))
-    };
-    let place = |length: usize| {
-        let index = key.as_int()?;
-        let index = if index < 0 { index.checked_add(length as i64)? } else { index };
-        usize::try_from(index).ok().filter(|index| *index < length)
-    };
-    Ok(match value {
-        Value::Undefined(what) => return Fault::failed(format!("{what} is undefined")),
-        Value::Dict(dict) => dict.get(key, budget)?.cloned().unwrap_or_else(missing),
-        Value::List(items) | Value::Tuple(items) => {
-            place(items.items.len()).map_or_else(missing, |place| items.items[place].clone())
-        }
-        Value::Str(text) => {
-            let own = text.as_str();
-            budget.spend(own.len() as u64 / 16)?;
-            match place(own.chars().count()).and_then(|place| own.char_indices().nth(place)) {
-                Some((at, c)) => Value::Str(text.slice(at..at + c.len_utf8(), budget)?),
-                None => missing(),
+impl<'b> Interpreter<'b> for Renderer<'b> {
+    fn budget(&self) -> &'b Budget {
+        self.budget
+    }
+
+    fn filter(&mut self, name: &str, value: &Value, arguments: Values) -> Result<Value, Fault> {
+        self.nested(|renderer| {
+            let copy = Values { positional: arguments.positional.clone(), named: arguments.named.clone() };
+            if let Some(result) = filters::apply(name, value, copy, renderer.budget) {
+                return result;
             }
-        }
-        Value::Namespace(namespace) => match key {
-            Value::Str(key) => namespace.borrow().get(key.as_str()).cloned().unwrap_or_else(missing),
+            match collections::apply(renderer, name, value, arguments) {
+                Some(result) => result,
+                None => Fault::failed(format!("there is no filter {:?}", super::cut(name))),
+            }
+        })
+    }
+
+    fn attribute(&mut self, value: &Value, name: &str) -> Result<Value, Fault> {
+        let missing =
+            || Value::undefined(&format!("'{} object' has no attribute '{}'", value.kind(), super::cut(name)));
+        Ok(match value {
+            Value::Undefined(what) => return Fault::failed(format!("{what} is undefined")),
+            Value::Dict(dict) => dict.get_str(name, self.budget)?.cloned().unwrap_or_else(missing),
+            Value::Namespace(namespace) => namespace.borrow().get(name).cloned().unwrap_or_else(missing),
+            Value::Loop(state) => {
+                let (index, length) = (state.index.get(), state.items.len());
+                let int = |value: usize| Value::Int(value as i64);
+                match name {
+                    "index" => int(index + 1),
+                    "index0" => int(index),
+                    "revindex" => int(length - index),
+                    "revindex0" => int(length - index - 1),
+                    "first" => Value::Bool(index == 0),
+                    "last" => Value::Bool(index + 1 == length),
+                    "length" => int(length),
+                    "depth" => int(state.depth + 1),
+                    "depth0" => int(state.depth),
+                    "previtem" if index > 0 => state.items[index - 1].clone(),
+                    "nextitem" if index + 1 < length => state.items[index + 1].clone(),
+                    _ => missing(),
+                }
+            }
+            Value::Macro(definition) if name == "name" => Value::text(&definition.name),
             _ => missing(),
-        },
-        _ => missing(),
-    })
-}
-
-/// `value[start:stop:step]`.
-fn slice(value: &Value, [start, stop, step]: [Option<i64>; 3], budget: &Budget) -> Result<Value, Fault> {
-    let step = step.unwrap_or(1);
-    if step == 0 {
-        return Fault::failed("slice step cannot be zero");
+        })
     }
-    let items = match value {
-        Value::Str(text) if step == 1 => {
-            let own = text.as_str();
-            budget.spend(own.len() as u64 / 16)?;
-            let length = own.chars().count() as i64;
-            let (start, stop) = (bound(start, 0, length, 0), bound(stop, length, length, 0));
-            let at = |characters: i64| own.char_indices().nth(characters as usize).map_or(own.len(), |(at, _)| at);
-            return text.slice(at(start)..at(stop.max(start)), budget).map(Value::Str);
-        }
-        Value::Str(_) | Value::List(_) | Value::Tuple(_) => value.iterate(budget)?,
-        Value::Undefined(what) => return Fault::failed(format!("{what} is undefined")),
-        other => return Fault::failed(format!("'{}' object cannot be sliced", other.kind())),
-    };
-    let length = items.len() as i64;
-    let mut taken = Vec::new();
-    if step > 0 {
-        let (mut at, stop) = (bound(start, 0, length, 0), bound(stop, length, length, 0));
-        while at < stop {
-            taken.push(items[at as usize].clone());
-            at = at.saturating_add(step);
-        }
-    } else {
-        let (mut at, stop) = (bound(start, length - 1, length - 1, -1), bound(stop, -1, length - 1, -1));
-        while at > stop && at >= 0 {
-            taken.push(items[at as usize].clone());
-            at = at.saturating_add(step);
-        }
-    }
-    match value {
-        Value::Str(_) => {
-            let mut builder = Builder::default();
-            for item in &taken {
-                print::write(&mut builder, item, budget)?;
-            }
-            Ok(Value::Str(builder.finish()))
-        }
-        Value::Tuple(_) => Value::tuple(taken, budget),
-        _ => Value::list(taken, budget),
-    }
-}
-
-/// A bound of a slice of `length` (or, backwards, one less) items.
-fn bound(value: Option<i64>, default: i64, most: i64, least: i64) -> i64 {
-    let Some(value) = value else { return default };
-    let length = if least < 0 { most + 1 } else { most };
-    let value = if value < 0 { value.saturating_add(length) } else { value };
-    value.clamp(least, most.max(least))
 }

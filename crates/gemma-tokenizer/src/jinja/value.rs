@@ -328,7 +328,7 @@ impl Dict {
             let same = match (own, key) {
                 (Value::Str(own), Value::Str(key)) => own.as_str() == key.as_str(),
                 (Value::Str(_), _) | (_, Value::Str(_)) => false,
-                _ => super::operators::equal(own, key, budget)?,
+                _ => equal(own, key, budget)?,
             };
             if same {
                 return Ok(Some(value));
@@ -343,4 +343,51 @@ impl Dict {
         let found = self.entries.iter().find(|(own, _)| own.as_text().is_some_and(|own| own.as_str() == key));
         Ok(found.map(|(_, value)| value))
     }
+}
+
+/// `left == right`.
+pub(super) fn equal(left: &Value, right: &Value, budget: &Budget) -> Result<bool, Fault> {
+    budget.spend(1 + left.weight().min(right.weight()))?;
+    same(left, right, budget)
+}
+
+/// [`equal`] where the comparison is already paid.
+pub(super) fn same(left: &Value, right: &Value, budget: &Budget) -> Result<bool, Fault> {
+    if let (Some(left), Some(right)) = (left.as_int(), right.as_int()) {
+        return Ok(left == right);
+    }
+    if let (Some(left), Some(right)) = (left.as_number(), right.as_number()) {
+        return Ok(left == right);
+    }
+    Ok(match (left, right) {
+        (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
+        (Value::Str(left), Value::Str(right)) => left.as_str() == right.as_str(),
+        (Value::List(left), Value::List(right)) | (Value::Tuple(left), Value::Tuple(right)) => {
+            if left.items.len() != right.items.len() {
+                return Ok(false);
+            }
+            for (left, right) in left.items.iter().zip(&right.items) {
+                if !same(left, right, budget)? {
+                    return Ok(false);
+                }
+            }
+            true
+        }
+        (Value::Dict(left), Value::Dict(right)) => {
+            if left.entries.len() != right.entries.len() {
+                return Ok(false);
+            }
+            for (key, value) in &left.entries {
+                match right.get(key, budget)? {
+                    Some(other) if same(value, other, budget)? => {}
+                    _ => return Ok(false),
+                }
+            }
+            true
+        }
+        (Value::Namespace(left), Value::Namespace(right)) => Rc::ptr_eq(left, right),
+        (Value::Macro(left), Value::Macro(right)) => Arc::ptr_eq(left, right),
+        (Value::Function(left), Value::Function(right)) => left == right,
+        _ => false,
+    })
 }

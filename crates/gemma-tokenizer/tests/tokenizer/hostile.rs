@@ -154,12 +154,24 @@ fn broken_wire_format_is_an_error_with_its_place() {
     rejected(&[0x0D, 1, 2, 3, 4]); // a piece that is four bytes
     rejected(&[0x0A, 0x00]); // a piece without text
     rejected(&[0x0A, 0x04, 0x0A, 0x02, 0xC3, 0x28]); // not UTF-8
-    rejected(&[0x0A, 0x05, 0x0A, 0x01, 0x71, 0x18, 0x05]); // an UNUSED piece
+    rejected(&[0x0A, 0x05, 0x0A, 0x01, 0x71, 0x18, 0x07]); // a piece of a type that does not exist
     rejected(&[0x0A, 0x05, 0x0A, 0x01, 0x71, 0x10, 0x05]); // a score that is an integer
     rejected(&[0x0A, 0x02, 0x0A, 0x05]); // a text longer than its piece
     let twice = [&good[..], &[0x0A, 0x03, 0x0A, 0x01, b'a']].concat();
     assert!(matches!(from_model(&twice), Err(Error::PieceTwice { piece, .. }) if piece == "a"));
     assert!(matches!(from_model(&sentencepiece(&[])), Err(Error::SentencePiece { .. })));
+}
+
+#[test]
+fn nothing_merges_into_an_unused_piece() {
+    let text = "[PAD7]";
+    let alone = from_model(&sentencepiece(&pieces())).unwrap().encode(text);
+    let mut file = sentencepiece(&pieces());
+    let mut piece = Vec::new();
+    bytes_field(&mut piece, 1, text.as_bytes());
+    integer_field(&mut piece, 3, 5); // UNUSED
+    bytes_field(&mut file, 1, &piece);
+    assert_eq!(from_model(&file).unwrap().encode(text), alone);
 }
 
 #[test]

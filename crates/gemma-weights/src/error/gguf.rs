@@ -77,7 +77,7 @@ pub enum GgufFault {
         /// What GGML calls the format.
         format: String,
     },
-    /// A row that is not a whole number of blocks.
+    /// A row whose length is no multiple of the block size.
     #[error("tensor {} has rows of {cols} values, which {format} cannot hold", Shown(tensor))]
     Block {
         /// The tensor.

@@ -10,12 +10,10 @@ use std::collections::BTreeMap;
 use gemma_kernels::Format;
 use serde_json::{Value as Json, json};
 
+use super::architectures::ARCHITECTURES;
 use super::keys::{Keys, unknown, wrong};
 use super::{Gguf, Pairs, Value};
 use crate::{GgufFault as Fault, StoredTensor};
-
-/// The architectures of text models that are read; all but `gemma` have norms after the sublayers, too.
-pub(crate) const ARCHITECTURES: [&str; 4] = ["gemma", "gemma2", "gemma3", "gemma-embedding"];
 
 /// A model in a folder's words.
 pub(crate) struct Translated {

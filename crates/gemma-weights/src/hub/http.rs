@@ -152,8 +152,8 @@ impl<'a> Client<'a> {
         if matches!(reply.status().as_u16(), 200 | 206 | 416) { Ok(reply) } else { Err(self.refusal(url, &reply)) }
     }
 
-    /// Calls `attempt` until it succeeds, fails for good, or has failed too often. Whoever has no network at all is told so
-    /// after two.
+    /// Calls `attempt` until it succeeds, fails for good, or has failed too often. Without any
+    /// network, two attempts are enough.
     fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, Attempt>) -> Result<T, Error> {
         let mut failures = 0;
         loop {

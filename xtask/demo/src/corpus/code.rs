@@ -5,7 +5,7 @@
 //! the result. That is what the model has to learn, and what a held-out function asks of it.
 
 use super::is_held_out;
-use super::stories::capitalized;
+use super::page::capitalized;
 use crate::random::Random;
 
 /// Both languages of the corpus.

@@ -5,7 +5,7 @@ use codegemma::{File, Infill};
 use super::code::Function;
 use crate::random::Random;
 
-/// A gap and what stood there.
+/// A hole and what stood there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hole {
     /// The text around it.

@@ -1,7 +1,8 @@
 //! Questions about words: lists, simple facts, greetings, and the things nobody knows.
 
+use super::page::with_article;
 use super::question::{Check, Kind, Question};
-use super::stories::{Hero, any_name, story, with_article};
+use super::stories::{Hero, any_name, story};
 use crate::random::Random;
 
 /// What can be listed, members in the order in which they are given.

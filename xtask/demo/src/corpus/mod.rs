@@ -10,6 +10,7 @@ pub mod code;
 pub mod holes;
 mod knowledge;
 mod memory;
+mod page;
 mod plots;
 mod question;
 mod stories;

@@ -3,7 +3,7 @@
 //! What belongs together is drawn together, as one row of a table: a thing in a tree is fetched by somebody who
 //! flies, honey comes from the bee, and whoever was cold gets the scarf.
 
-use super::stories::{Page, with_article};
+use super::page::{Page, with_article};
 use crate::random::Random;
 
 const COLORS: [&str; 5] = ["red", "blue", "green", "yellow", "golden"];

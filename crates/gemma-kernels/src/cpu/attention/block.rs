@@ -404,3 +404,14 @@ pub(super) unsafe fn finish<L: Lanes>(block: &Block<'_>, scratch: &mut Scratch, 
         }
     }
 }
+
+/// [`attend_block`] with [paired](super::paired::Paired) keys.
+///
+/// # Safety
+/// The CPU must have the instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+pub(super) unsafe fn attend_pairs(block: &Block<'_>, keys: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { attend_block::<crate::cpu::isa::Pairs>(block, super::paired::Paired::pairs(keys), scratch) };
+}

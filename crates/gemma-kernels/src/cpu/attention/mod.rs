@@ -177,7 +177,7 @@ pub(crate) fn attend(
             match block {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: there are pairs only where the CPU has the instructions.
-                Block { paired: Some(_), .. } => unsafe { paired::attend_pairs(&block, keys, scratch) },
+                Block { paired: Some(_), .. } => unsafe { block::attend_pairs(&block, keys, scratch) },
                 _ => {
                     let block = &block;
                     with_isa!(isa, attend_block(block: &Block<'_>, keys: Range<usize>, scratch: &mut scratch::Scratch));

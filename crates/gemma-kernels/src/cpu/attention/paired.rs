@@ -1,12 +1,10 @@
 //! Keys and values in bf16, rounded and laid together once for all queries of a prompt.
 
-use super::block::{Block, attend_block};
 use super::kv::{Run, Tile};
-use super::scratch::Scratch;
 use super::{Heads, Sequence};
 use crate::cpu::bf16;
 use crate::cpu::buffer::Buffer;
-use crate::cpu::isa::{Isa, Pairs, pairs_are_faster};
+use crate::cpu::isa::{Isa, pairs_are_faster};
 use crate::cpu::output::Output;
 use crate::cpu::pool;
 use crate::{ActivationPrecision, AttendParams, Phase};
@@ -91,17 +89,7 @@ impl Paired {
     }
 
     /// The positions in whole pairs.
-    fn pairs(keys: Range<usize>) -> Range<usize> {
+    pub(super) fn pairs(keys: Range<usize>) -> Range<usize> {
         keys.start / 2 * 2..keys.end.next_multiple_of(2)
     }
-}
-
-/// [`attend_block`] with [`Paired`] keys.
-///
-/// # Safety
-/// The CPU must have the instructions.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
-pub(super) unsafe fn attend_pairs(block: &Block<'_>, keys: Range<usize>, scratch: &mut Scratch) {
-    // SAFETY: as required of the caller.
-    unsafe { attend_block::<Pairs>(block, Paired::pairs(keys), scratch) };
 }

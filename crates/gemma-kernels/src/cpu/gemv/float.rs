@@ -2,6 +2,7 @@
 //! once, its next lines requested ahead, and multiplied with the tokens while it is in registers.
 
 use crate::Format;
+use crate::cpu::gemv::distance::distance;
 use crate::cpu::isa::{Isa, with_isa};
 use crate::cpu::isa::{Lanes, prefetch};
 use crate::cpu::output::Output;
@@ -10,8 +11,6 @@ use crate::cpu::sub_blocks::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
 use half::f16;
 use std::ops::Range;
 
-/// How far ahead of its use a line of weights is requested, in bytes.
-const AHEAD: usize = 3072;
 /// Rows that are multiplied with four tokens at once: as many sums as there are registers.
 pub(in crate::cpu) const ROWS: usize = 6;
 /// The same with the half as many registers of other instruction sets than AVX-512.
@@ -159,7 +158,7 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
 }
 
 /// One row times `M` tokens, each with `STEPS` sums, so that an addition need not wait for the one before; returns
-/// `M`. `FETCH` requests the lines `AHEAD` of the read position.
+/// `M`. `FETCH` requests the lines `ahead` of the read position.
 ///
 /// # Safety
 /// The lanes' instruction set must be available. `bytes` is a row, `x` holds `M` tokens, and there is room for their
@@ -205,6 +204,7 @@ unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
     x: [&[f32]; M],
     bytes: &[u8],
 ) -> [f32; M] {
+    let ahead = distance();
     let step = STEPS * L::N;
     let cols = x[0].len();
     // SAFETY: `i` counts values, of which all slices hold `cols`.
@@ -215,7 +215,7 @@ unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
             let from = bytes.as_ptr().add(2 * i);
             if FETCH {
                 for line in 0..(2 * step).div_ceil(64) {
-                    prefetch(from.wrapping_add(AHEAD + line * 64));
+                    prefetch(from.wrapping_add(ahead + line * 64));
                 }
             }
             for (s, sums) in sums.iter_mut().enumerate() {
@@ -264,13 +264,14 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
     bytes: &[u8],
     load: impl Fn(*const u8, usize) -> L,
 ) -> [f32; M] {
+    let ahead = distance();
     // SAFETY: block `b` covers values 32 b to 32 b + 31 of `x` and `SIZE` bytes.
     unsafe {
         let mut sums = [L::splat(0.0); M];
         for b in 0..bytes.len() / SIZE {
             let from = bytes.as_ptr().add(b * SIZE);
             if FETCH {
-                prefetch(from.wrapping_add(AHEAD));
+                prefetch(from.wrapping_add(ahead));
             }
             let scale = L::splat(f16::from_le_bytes(from.cast::<[u8; 2]>().read()).to_f32());
             let mut products = [L::splat(0.0); M];
@@ -297,6 +298,7 @@ unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
     x: [&[f32]; M],
     bytes: &[u8],
 ) -> [f32; M] {
+    let ahead = distance();
     let (len, size) = (format.block_len(), format.block_bytes());
     let mut values = [0f32; 256];
     let values = &mut values[..len];
@@ -306,7 +308,7 @@ unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
         for (b, block) in bytes.chunks_exact(size).enumerate() {
             if FETCH {
                 for line in (0..size).step_by(64) {
-                    prefetch(block.as_ptr().wrapping_add(AHEAD + line));
+                    prefetch(block.as_ptr().wrapping_add(ahead + line));
                 }
             }
             format.decode_row(block, values);
@@ -327,6 +329,7 @@ unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
 /// As [`tokens`]; the blocks of one of the formats with parts.
 #[inline(always)]
 unsafe fn parted<L: Lanes, B: Blocks, const M: usize, const FETCH: bool>(x: [&[f32]; M], bytes: &[u8]) -> [f32; M] {
+    let ahead = distance();
     let (len, size) = (B::FORMAT.block_len(), B::FORMAT.block_bytes());
     // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes, twice.
     unsafe {
@@ -336,7 +339,7 @@ unsafe fn parted<L: Lanes, B: Blocks, const M: usize, const FETCH: bool>(x: [&[f
         for (b, block) in bytes.chunks_exact(size).enumerate() {
             if FETCH {
                 for line in (0..size).step_by(64) {
-                    prefetch(block.as_ptr().wrapping_add(AHEAD + line));
+                    prefetch(block.as_ptr().wrapping_add(ahead + line));
                 }
             }
             B::scales::<L>(block.as_ptr(), &mut scales);

@@ -5,6 +5,7 @@
 //! addends contribute is one product per block, with the sums of the activations of each part.
 
 use crate::Format;
+use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::prefetch;
 use crate::cpu::quantize::{Bytes, Split};
@@ -13,8 +14,6 @@ use std::arch::x86_64::*;
 
 /// Values of a block.
 const BLOCK: usize = 256;
-/// How far ahead of its use a line of weights is requested, in bytes.
-const AHEAD: usize = 7168;
 
 /// Whether there are kernels here for this format.
 pub(in crate::cpu) fn has(format: Format) -> bool {
@@ -60,6 +59,7 @@ pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Split, call: &Call<'_>) {
 /// As [`row`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 unsafe fn products<B: Block, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    let ahead = distance();
     let (size, parts) = (B::FORMAT.block_bytes(), BLOCK / B::PART);
     let blocks = call.bytes.len() / size;
     let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -81,7 +81,7 @@ unsafe fn products<B: Block, const M: usize, const FINE: bool>(x: &Split, call: 
             let block = call.bytes.as_ptr().add(b * size);
             if call.token == 0 {
                 for line in 0..size.div_ceil(64) {
-                    prefetch(block.wrapping_add(AHEAD + 64 * line));
+                    prefetch(block.wrapping_add(ahead + 64 * line));
                 }
             }
             let [factors, addends] = B::scales(block);

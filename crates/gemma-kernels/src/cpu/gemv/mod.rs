@@ -2,8 +2,10 @@
 //!
 //! - [`float`]: activations in f32;
 //! - [`int8`]: activations as integers, for quantized weights; `k_quants` for blocks of 256;
-//! - [`row`]: what the integer kernels share.
+//! - [`row`]: what the integer kernels share;
+//! - [`distance`]: how far ahead memory is requested.
 
+pub(in crate::cpu) mod distance;
 pub(in crate::cpu) mod float;
 pub(in crate::cpu) mod int8;
 #[cfg(target_arch = "x86_64")]

@@ -1,12 +1,10 @@
 //! With AVX2: 16-bit numbers, sixteen at a time.
 
+use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::{Avx2, Lanes, prefetch};
 use crate::cpu::quantize::Words;
 use std::arch::x86_64::*;
-
-/// How far ahead of its use a line of weights is requested, in bytes.
-const AHEAD: usize = 3072;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::cpu) fn words(x: &[f32]) -> Words {
@@ -48,6 +46,7 @@ unsafe fn rows<const M: usize, const SIZE: usize>(
     call: &Call<'_>,
     load: impl Fn(*const u8) -> [__m256i; 2],
 ) {
+    let ahead = distance();
     let blocks = call.bytes.len() / SIZE;
     // SAFETY: block `b` has `SIZE` bytes of the row, and 32 values and a scale of each token.
     unsafe {
@@ -55,7 +54,7 @@ unsafe fn rows<const M: usize, const SIZE: usize>(
         for b in 0..blocks {
             let from = call.bytes.as_ptr().add(b * SIZE);
             if call.token == 0 {
-                prefetch(from.wrapping_add(AHEAD));
+                prefetch(from.wrapping_add(ahead));
             }
             let [low, high] = load(from.add(2));
             let scale = _mm256_cvtph_ps(_mm_set1_epi16(from.cast::<i16>().read_unaligned()));

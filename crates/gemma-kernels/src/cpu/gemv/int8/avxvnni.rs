@@ -1,12 +1,10 @@
 //! With the VNNI of AVX: bytes, four products in each of eight lanes.
 
+use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::{Call, f16_scales, group};
 use crate::cpu::isa::{Avx2, Lanes, prefetch};
 use crate::cpu::quantize::{Bytes, GROUP, Split};
 use std::arch::x86_64::*;
-
-/// How far ahead of its use a line of weights is requested, in bytes.
-const AHEAD: usize = 7168;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32) -> Split {
@@ -93,6 +91,7 @@ unsafe fn row<const M: usize, const FINE: bool, const HALVES: bool, const SIZE: 
     call: &Call<'_>,
     load_weights: impl Fn(*const u8, usize) -> [__m256i; 2],
 ) {
+    let ahead = distance();
     let groups = call.shape.cols.div_ceil(GROUP);
     let mut last = [0u8; FOUR];
     let vectors = if HALVES { 2 } else { 4 };
@@ -112,7 +111,7 @@ unsafe fn row<const M: usize, const FINE: bool, const HALVES: bool, const SIZE: 
             let from = group::<FOUR>(call.bytes, g, &mut last);
             if call.token == 0 {
                 for line in 0..FOUR.div_ceil(64) {
-                    prefetch(from.wrapping_add(AHEAD + 64 * line));
+                    prefetch(from.wrapping_add(ahead + 64 * line));
                 }
             }
             let weight_scales = scales::<SIZE>(from);

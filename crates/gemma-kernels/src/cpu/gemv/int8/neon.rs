@@ -1,15 +1,13 @@
 //! With NEON: 16-bit numbers, eight at a time, or with dot products bytes, four in each lane.
 
 use crate::Format;
+use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::{Call, f16_scales, group};
 use crate::cpu::isa::{Lanes, Neon, prefetch};
 use crate::cpu::quantize::{GROUP, Split, Words};
 use half::f16;
 use std::arch::aarch64::*;
 use std::arch::asm;
-
-/// How far ahead of its use a line of weights is requested, in bytes.
-const AHEAD: usize = 3072;
 
 /// The 32 numbers of a block of Q8_0.
 ///
@@ -58,6 +56,7 @@ unsafe fn words_of<const M: usize, const SIZE: usize>(
     call: &Call<'_>,
     load: impl Fn(*const u8) -> [int8x16_t; 2],
 ) {
+    let ahead = distance();
     let blocks = call.bytes.len() / SIZE;
     // SAFETY: block `b` has `SIZE` bytes of the row, and 32 values and a scale of each token.
     unsafe {
@@ -65,7 +64,7 @@ unsafe fn words_of<const M: usize, const SIZE: usize>(
         for b in 0..blocks {
             let from = call.bytes.as_ptr().add(b * SIZE);
             if call.token == 0 {
-                prefetch(from.wrapping_add(AHEAD));
+                prefetch(from.wrapping_add(ahead));
             }
             let [first, second] = load(from.add(2));
             let weights = [
@@ -119,6 +118,7 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
     call: &Call<'_>,
     load: impl Fn(*const u8) -> [int8x16_t; 2],
 ) {
+    let ahead = distance();
     let groups = call.shape.cols.div_ceil(GROUP);
     let mut last = [0u8; FOUR];
     // SAFETY: a group has four blocks, each token has a group, and `M` tokens exist.
@@ -129,7 +129,7 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
             let from = group::<FOUR>(call.bytes, g, &mut last);
             if call.token == 0 {
                 for line in 0..FOUR.div_ceil(64) {
-                    prefetch(from.wrapping_add(AHEAD + 64 * line));
+                    prefetch(from.wrapping_add(ahead + 64 * line));
                 }
             }
             // the lanes convert eight at a time

@@ -1,12 +1,10 @@
 //! With AVX-512 VNNI: bytes, four products in each lane.
 
+use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::{Call, f16_scales, group};
 use crate::cpu::isa::prefetch;
 use crate::cpu::quantize::{Bytes, GROUP, Split};
 use std::arch::x86_64::*;
-
-/// How far ahead of its use a line of weights is requested, in bytes.
-const AHEAD: usize = 7168;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32) -> Split {
@@ -40,6 +38,7 @@ unsafe fn load(bytes: &[i8], at: usize) -> __m512i {
 /// from the call's on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    let ahead = distance();
     let groups = call.shape.cols.div_ceil(GROUP);
     let mut last = [0u8; 4 * 34];
     // the sign bit flipped is 128 added
@@ -54,7 +53,7 @@ pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool>(x: &Split, cal
         if call.token == 0 {
             // 136 bytes touch up to four lines; every line is asked for, some twice
             for line in 0..3 {
-                prefetch(from.wrapping_add(AHEAD + 64 * line));
+                prefetch(from.wrapping_add(ahead + 64 * line));
             }
         }
         // SAFETY: the group has four blocks, and each token has a group.
@@ -95,6 +94,7 @@ pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool>(x: &Split, cal
 /// As [`q8`], with `x` made with offset 8 and blocks in halves.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 pub(in crate::cpu) unsafe fn q4<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    let ahead = distance();
     let groups = call.shape.cols.div_ceil(GROUP);
     let mut last = [0u8; 4 * 18];
     let nibble = _mm512_set1_epi8(15);
@@ -105,7 +105,7 @@ pub(in crate::cpu) unsafe fn q4<const M: usize, const FINE: bool>(x: &Split, cal
         let from = group::<72>(call.bytes, g, &mut last);
         if call.token == 0 {
             for line in 0..2 {
-                prefetch(from.wrapping_add(AHEAD + 64 * line));
+                prefetch(from.wrapping_add(ahead + 64 * line));
             }
         }
         // SAFETY: the group has four blocks, and each token has a group.

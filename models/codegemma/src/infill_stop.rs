@@ -14,25 +14,25 @@ const TELLING: usize = 3;
 /// How far a middle may reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Extent {
+pub enum InfillStop {
     /// Until the model ends it.
     #[default]
     Free,
     /// One line; line breaks before it do not count.
     Line,
-    /// The block that the gap lies in: as long as lines are indented as far, or until its bracket is closed, as the
+    /// The block that the hole lies in: as long as lines are indented as far, or until its bracket is closed, as the
     /// language has it.
     Block,
 }
 
-/// The rules for one gap.
+/// The rules for one hole.
 #[derive(Clone, Debug)]
-pub(crate) struct Middle {
+pub(crate) struct StopRules {
     prefix: String,
     suffix: String,
     /// The beginning of the suffix, up to the end of its first telling line; empty when it has none that is complete.
     repeat: String,
-    extent: Extent,
+    stop_rule: InfillStop,
     block: Block,
 }
 
@@ -48,8 +48,8 @@ enum Block {
     Unknown,
 }
 
-impl Middle {
-    pub(crate) fn new(infill: &Infill, extent: Extent) -> Self {
+impl StopRules {
+    pub(crate) fn new(infill: &Infill, stop_rule: InfillStop) -> Self {
         let block = match infill.language() {
             Language::Indented => Block::Indent(least_indent(&infill.prefix)),
             Language::Bracketed => {
@@ -63,19 +63,19 @@ impl Middle {
             prefix: infill.prefix.clone(),
             repeat: first_telling(&infill.suffix).to_owned(),
             suffix: infill.suffix.clone(),
-            extent,
+            stop_rule,
             block,
         }
     }
 
     /// Where the text ends by a rule, in bytes; `None` while it may go on.
     pub(crate) fn end(&self, text: &str) -> Option<usize> {
-        let by_extent = match self.extent {
-            Extent::Free => None,
-            Extent::Line => self.line_end(text),
-            Extent::Block => self.block_end(text),
+        let by_rule = match self.stop_rule {
+            InfillStop::Free => None,
+            InfillStop::Line => self.line_end(text),
+            InfillStop::Block => self.block_end(text),
         };
-        [self.repeat_start(text), by_extent].into_iter().flatten().min()
+        [self.repeat_start(text), by_rule].into_iter().flatten().min()
     }
 
     /// How much of a text that is not over can be shown already: no rule will cut into it, whatever follows.
@@ -193,7 +193,7 @@ fn indent(line: &str) -> usize {
     line.chars().take_while(|c| matches!(c, ' ' | '\t')).count()
 }
 
-/// How far lines after the gap are indented at least to belong to its block: as far as the line of the gap, and further
+/// How far lines after the hole are indented at least to belong to its block: as far as the line of the hole, and further
 /// when that line opens a block.
 fn least_indent(prefix: &str) -> usize {
     let line = prefix.rsplit('\n').next().unwrap_or_default();

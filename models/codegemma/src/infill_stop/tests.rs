@@ -2,13 +2,13 @@
 
 use super::*;
 
-fn middle(prefix: &str, suffix: &str, extent: Extent, language: Language) -> Middle {
+fn middle(prefix: &str, suffix: &str, stop_rule: InfillStop, language: Language) -> StopRules {
     let infill = Infill { language: Some(language), ..Infill::new(prefix, suffix) };
-    Middle::new(&infill, extent)
+    StopRules::new(&infill, stop_rule)
 }
 
 /// What is kept of a text that came letter by letter; checks that nothing is shown that is cut afterwards.
-fn kept(rules: &Middle, text: &str) -> String {
+fn kept(rules: &StopRules, text: &str) -> String {
     let mut shown = 0;
     let mut so_far = String::new();
     for letter in text.chars() {
@@ -26,7 +26,7 @@ fn kept(rules: &Middle, text: &str) -> String {
 }
 
 fn free(prefix: &str, suffix: &str, text: &str) -> String {
-    kept(&middle(prefix, suffix, Extent::Free, Language::Other), text)
+    kept(&middle(prefix, suffix, InfillStop::Free, Language::Other), text)
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn white_space_and_single_letters_are_no_repetition() {
 
 #[test]
 fn one_line_ends_with_the_line() {
-    let line = |prefix, suffix, text| kept(&middle(prefix, suffix, Extent::Line, Language::Other), text);
+    let line = |prefix, suffix, text| kept(&middle(prefix, suffix, InfillStop::Line, Language::Other), text);
     assert_eq!(line("x = ", "\ny = 2", "1\nz = 3"), "1");
     assert_eq!(line("x = ", "\r\ny = 2", "1\r\nz = 3"), "1");
     assert_eq!(line("f():", "", "\n    return 1\n    more"), "\n    return 1");
@@ -78,7 +78,7 @@ fn one_line_ends_with_the_line() {
 
 #[test]
 fn an_indented_block_ends_where_less_is_indented() {
-    let block = |prefix, suffix, text| kept(&middle(prefix, suffix, Extent::Block, Language::Indented), text);
+    let block = |prefix, suffix, text| kept(&middle(prefix, suffix, InfillStop::Block, Language::Indented), text);
     let text = "\n    total = 0\n\n    return total\n\n\ndef next():\n    pass";
     assert_eq!(block("def f():", "", text), "\n    total = 0\n\n    return total");
     assert_eq!(block("def f():\n    ", "\n\nx", "a = 1\n    b = 2\n\nclass C:"), "a = 1\n    b = 2");
@@ -90,7 +90,7 @@ fn an_indented_block_ends_where_less_is_indented() {
 
 #[test]
 fn a_bracketed_block_ends_with_its_bracket() {
-    let block = |prefix, suffix, text| kept(&middle(prefix, suffix, Extent::Block, Language::Bracketed), text);
+    let block = |prefix, suffix, text| kept(&middle(prefix, suffix, InfillStop::Block, Language::Bracketed), text);
     // the bracket is still missing
     assert_eq!(block("function f(x) {\n    ", "", "return g(x);\n}\nf(1);"), "return g(x);\n}");
     // the program has it
@@ -112,9 +112,9 @@ fn what_was_shown_is_never_taken_back() {
     for _ in 0..3_000 {
         let mut text = |most: usize| (0..draw(most)).map(|_| parts[draw(parts.len())]).collect::<String>();
         let (prefix, suffix, said) = (text(6), text(8), text(12));
-        let extent = [Extent::Free, Extent::Line, Extent::Block][draw(3)];
+        let stop_rule = [InfillStop::Free, InfillStop::Line, InfillStop::Block][draw(3)];
         let language = [Language::Indented, Language::Bracketed, Language::Other][draw(3)];
-        let rules = middle(&prefix, &suffix, extent, language);
+        let rules = middle(&prefix, &suffix, stop_rule, language);
         let kept = kept(&rules, &said);
         assert!(said.starts_with(&kept));
     }

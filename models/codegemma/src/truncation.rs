@@ -23,7 +23,7 @@ const LONGEST_PIECE: usize = 96;
 
 /// What was left out of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Cut {
+pub struct Truncation {
     /// Lines at the beginning of the prefix. A line that was cut inside, for want of room, counts.
     pub prefix_lines: usize,
     /// Lines at the end of the suffix. A line that was cut inside counts.
@@ -34,7 +34,7 @@ pub struct Cut {
     pub file_lines: usize,
 }
 
-impl Cut {
+impl Truncation {
     /// Whether everything fitted.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -47,7 +47,7 @@ pub(crate) struct Chosen<'a> {
     pub(crate) path: Option<&'a str>,
     pub(crate) prefix: &'a str,
     pub(crate) suffix: &'a str,
-    pub(crate) left_out: Cut,
+    pub(crate) left_out: Truncation,
 }
 
 /// Chooses what fits into `budget` tokens.
@@ -62,15 +62,15 @@ pub(crate) fn choose<'a>(infill: &'a Infill, tokenizer: &Tokenizer, budget: usiz
     let room = budget - FRAME - path_tokens;
 
     let step = (room / STEPS).max(1);
-    let before = Lines::before_gap(&infill.prefix, tokenizer, room);
-    let after = Lines::after_gap(&infill.suffix, tokenizer, room);
+    let before = Lines::before_hole(&infill.prefix, tokenizer, room);
+    let after = Lines::after_hole(&infill.suffix, tokenizer, room);
     let favoured = room - room / 4;
     // what the suffix leaves of its quarter goes to the prefix, and the other way round
     let for_prefix = favoured.max(room.saturating_sub(stepped(after.total, step)));
     let for_suffix = (room / 4).max(room.saturating_sub(stepped(before.total, step)));
     let (prefix, prefix_tokens, prefix_lines) = before.keep(for_prefix, &STRIDES);
     let (suffix, suffix_tokens, suffix_lines) = after.keep(for_suffix.min(room.saturating_sub(prefix_tokens)), &[1]);
-    let mut left_out = Cut { prefix_lines, suffix_lines, ..Cut::default() };
+    let mut left_out = Truncation { prefix_lines, suffix_lines, ..Truncation::default() };
 
     let mut rest = room.saturating_sub(stepped(prefix_tokens + suffix_tokens, step));
     let mut files = Vec::new();
@@ -99,7 +99,7 @@ fn stepped(tokens: usize, step: usize) -> usize {
 fn shorten(file: &File, tokenizer: &Tokenizer, room: usize) -> Option<(File, usize, usize)> {
     // a separator, and the line break after the path
     let head = text_tokens(tokenizer, file.path.get(..file.path.len().min(room * LONGEST_PIECE))?).len() + 2;
-    let lines = Lines::after_gap(&file.text, tokenizer, room.checked_sub(head)?);
+    let lines = Lines::after_hole(&file.text, tokenizer, room.checked_sub(head)?);
     let (text, tokens, left_out) = lines.keep_whole(room - head, 1);
     if text.is_empty() && !file.text.is_empty() {
         return None;
@@ -107,10 +107,10 @@ fn shorten(file: &File, tokenizer: &Tokenizer, room: usize) -> Option<(File, usi
     Some((File { path: file.path.clone(), text: text.to_owned() }, head + tokens, left_out))
 }
 
-/// The lines on one side of the gap, the nearest first, as far as they can matter.
+/// The lines on one side of the hole, the nearest first, as far as they can matter.
 struct Lines<'a> {
     text: &'a str,
-    before_gap: bool,
+    before_hole: bool,
     /// Tokens and bytes of each line looked at.
     sizes: Vec<(usize, usize)>,
     /// Tokens of all lines looked at: of all there are, unless that is more than the room.
@@ -118,19 +118,19 @@ struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    /// Lines that end at the gap.
-    fn before_gap(text: &'a str, tokenizer: &Tokenizer, room: usize) -> Self {
+    /// Lines that end at the hole.
+    fn before_hole(text: &'a str, tokenizer: &Tokenizer, room: usize) -> Self {
         Self::look(text, true, text.split_inclusive('\n').rev(), tokenizer, room)
     }
 
-    /// Lines that begin at the gap.
-    fn after_gap(text: &'a str, tokenizer: &Tokenizer, room: usize) -> Self {
+    /// Lines that begin at the hole.
+    fn after_hole(text: &'a str, tokenizer: &Tokenizer, room: usize) -> Self {
         Self::look(text, false, text.split_inclusive('\n'), tokenizer, room)
     }
 
     fn look(
         text: &'a str,
-        before_gap: bool,
+        before_hole: bool,
         lines: impl Iterator<Item = &'a str>,
         tokenizer: &Tokenizer,
         room: usize,
@@ -146,7 +146,7 @@ impl<'a> Lines<'a> {
                 break;
             }
         }
-        Self { text, before_gap, sizes, total }
+        Self { text, before_hole, sizes, total }
     }
 
     /// The text that fits into `room`, its tokens, and how many lines were left out: whole lines, of which a multiple of
@@ -184,10 +184,10 @@ impl<'a> Lines<'a> {
         (self.nearest_bytes(bytes), kept.iter().map(|(tokens, _)| tokens).sum(), left_out)
     }
 
-    /// At most so many bytes next to the gap: a token stands for at least one.
+    /// At most so many bytes next to the hole: a token stands for at least one.
     fn nearest_bytes(&self, bytes: usize) -> &'a str {
         let text = self.text;
-        if self.before_gap {
+        if self.before_hole {
             &text[text.ceil_char_boundary(text.len().saturating_sub(bytes))..]
         } else {
             &text[..text.floor_char_boundary(bytes)]

@@ -1,0 +1,127 @@
+//! How far ahead of its use the memory of a matrix is requested: a property of the machine, found while decoding.
+//!
+//! One Xeon wants 3 KiB, one Zen 7 KiB, and neither says so; the wrong one costs a fifth of the speed of decode. So the
+//! first products with large matrices of a format try some distances in turn, and the one with the least time per byte
+//! stays. No product is computed twice for it, and no result depends on it.
+
+use crate::Format;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The environment variable that sets the distance, in bytes, for all formats.
+const ENVIRONMENT: &str = "GEMMA_PREFETCH_BYTES";
+/// The distances that are tried, in bytes.
+const CANDIDATES: [usize; 6] = [1024, 2048, 3072, 4608, 7168, 10_240];
+/// Products per candidate. The fastest one counts, so that an interruption does not.
+const ROUNDS: usize = 6;
+/// Bytes of a matrix from which on it is read from memory and not from a cache.
+const LARGE: usize = 4 << 20;
+/// Where nothing was tried.
+const DEFAULT: usize = 3072;
+
+/// The distance of the product that runs. Two products at a time may have each other's: it is a hint.
+static CURRENT: AtomicUsize = AtomicUsize::new(DEFAULT);
+
+/// What is known of one format.
+#[derive(Debug)]
+struct Trials {
+    /// The least nanoseconds per byte with each candidate.
+    best: [f64; CANDIDATES.len()],
+    done: usize,
+}
+
+impl Trials {
+    const fn new() -> Self {
+        Self { best: [f64::INFINITY; CANDIDATES.len()], done: 0 }
+    }
+
+    fn is_over(&self) -> bool {
+        self.done >= ROUNDS * CANDIDATES.len()
+    }
+
+    /// The distance of the next product.
+    fn distance(&self) -> usize {
+        if !self.is_over() {
+            return CANDIDATES[self.done % CANDIDATES.len()];
+        }
+        let fastest = (0..CANDIDATES.len()).min_by(|a, b| self.best[*a].total_cmp(&self.best[*b]));
+        fastest.map_or(DEFAULT, |index| CANDIDATES[index])
+    }
+
+    /// Takes what a product with `distance` over `bytes` took.
+    fn add(&mut self, distance: usize, bytes: usize, took: Duration) {
+        if let Some(index) = CANDIDATES.iter().position(|candidate| *candidate == distance) {
+            self.best[index] = self.best[index].min(took.as_nanos() as f64 / bytes as f64);
+            self.done += 1;
+        }
+    }
+}
+
+/// Formats by name: [`Format`] has no order.
+static TRIALS: Mutex<BTreeMap<&'static str, Trials>> = Mutex::new(BTreeMap::new());
+
+/// What the environment says.
+fn fixed() -> Option<usize> {
+    static FIXED: OnceLock<Option<usize>> = OnceLock::new();
+    *FIXED.get_or_init(|| std::env::var(ENVIRONMENT).ok()?.trim().parse().ok())
+}
+
+/// How many bytes ahead a kernel requests memory.
+#[inline(always)]
+pub(in crate::cpu) fn distance() -> usize {
+    CURRENT.load(Ordering::Relaxed)
+}
+
+/// Runs a product over a matrix of `bytes` bytes, with the distance of its format or the next one to be tried.
+pub(in crate::cpu) fn with_distance(format: Format, bytes: usize, product: impl FnOnce()) {
+    if let Some(bytes) = fixed() {
+        CURRENT.store(bytes, Ordering::Relaxed);
+        return product();
+    }
+    let trials = || TRIALS.lock().unwrap_or_else(PoisonError::into_inner);
+    let (distance, over) = {
+        let mut trials = trials();
+        let trials = trials.entry(format.name()).or_insert_with(Trials::new);
+        (trials.distance(), trials.is_over())
+    };
+    if over || bytes < LARGE {
+        CURRENT.store(if over { distance } else { DEFAULT }, Ordering::Relaxed);
+        return product();
+    }
+    CURRENT.store(distance, Ordering::Relaxed);
+    let start = Instant::now();
+    product();
+    let took = start.elapsed();
+    trials().entry(format.name()).or_insert_with(Trials::new).add(distance, bytes, took);
+}
+
+/// The prefetch distance of decode's products, in bytes, by format: what the environment variable `GEMMA_PREFETCH_BYTES`
+/// says, or what the first products found to be the fastest on this machine. Formats that are still being tried are
+/// left out.
+pub fn prefetch_distances() -> Vec<(&'static str, usize)> {
+    let trials = TRIALS.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = trials.iter().filter(|(_, trials)| trials.is_over() || fixed().is_some());
+    known.map(|(format, trials)| (*format, fixed().unwrap_or_else(|| trials.distance()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One interruption per candidate does not change what is chosen.
+    #[test]
+    fn the_fastest_candidate_stays() {
+        let mut trials = Trials::new();
+        let mut count = 0;
+        while !trials.is_over() {
+            let distance = trials.distance();
+            let interrupted = count / CANDIDATES.len() == 2;
+            let nanoseconds = if distance == 4608 { 800 } else { 1000 } + if interrupted { 5000 } else { 0 };
+            trials.add(distance, 1000, Duration::from_nanos(nanoseconds));
+            count += 1;
+        }
+        assert_eq!((trials.distance(), count), (4608, ROUNDS * CANDIDATES.len()));
+    }
+}
