@@ -9,6 +9,7 @@ mod engine;
 mod gemma3;
 mod gguf;
 mod gradients;
+mod images;
 mod newer;
 mod paligemma;
 mod paligemma_demo;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// The file, and the folder of references.
 fn real() -> Option<(Checkpoint, PathBuf)> {
-    let Some(file) = std::env::var_os("GEMMA_TEST_REAL") else {
+    let Some(file) = std::env::var_os("GEMMA_TEST_REAL").filter(|file| !file.is_empty()) else {
         println!("skipped: GEMMA_TEST_REAL does not name the file of Gemma 3 270M");
         return None;
     };
@@ -85,5 +85,27 @@ fn tokens_of_the_real_vocabulary() {
         let options = gemma_tokenizer::EncodeOptions { bos: false, specials: true };
         let found = tokenizer.encode_with(text, options);
         assert_eq!(found, wanted[1..], "{}", case["name"]);
+    }
+}
+
+/// A text longer than the window, in one sequence.
+#[test]
+fn perplexity_of_the_real_model() {
+    let Some((checkpoint, folder)) = real() else { return };
+    let text = std::fs::read_to_string(folder.join("text.txt")).expect("readable");
+    let tokenizer = gemma_model::read_tokenizer(&checkpoint, Decoder::FAMILY).expect("sound").expect("a tokenizer");
+    let tokens = tokenizer.encode(&text);
+    let expected = References::open(&folder.join("ppl.safetensors"));
+    let wanted = expected.tensor("nll").values;
+    assert_eq!(tokens.len(), wanted.len() + 1);
+    let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / wanted.len() as f64;
+    let reference = mean(&mut wanted.iter().copied()).exp();
+    for (activations, bar) in [(ActivationPrecision::F32, 5e-4), (ActivationPrecision::default(), 1e-3)] {
+        let device = gemma_backend::default_device().expect("a device");
+        let options = LoadOptions { activations, ..LoadOptions::default() };
+        let model = Decoder::open(&checkpoint, &options, &device).expect("a model");
+        let score = gemma_generate::score(&model, &tokens, 512).expect("a text");
+        let found = mean(&mut score.logprobs.iter().map(|logprob| -logprob)).exp();
+        assert!((found / reference - 1.0).abs() <= bar, "{activations:?}: {found}, the reference {reference}");
     }
 }

@@ -18,6 +18,9 @@ pub enum Error {
     /// Gemma 3's images.
     #[error(transparent)]
     Gemma3(#[from] gemma3::Error),
+    /// A model that embeds texts.
+    #[error(transparent)]
+    EmbeddingGemma(#[from] embeddinggemma::Error),
     /// The file or folder of the weights, or the hub.
     #[error(transparent)]
     Weights(#[from] gemma_weights::Error),
@@ -76,14 +79,6 @@ pub enum Error {
         file: PathBuf,
         /// What is wrong with it.
         cause: gemma_tokenizer::Error,
-    },
-    /// A file could not be read.
-    #[error("cannot read {}: {cause}", file.display())]
-    Read {
-        /// The file.
-        file: PathBuf,
-        /// What the operating system said.
-        cause: std::io::Error,
     },
     /// The model does not do what was asked.
     #[error("a {architecture} model does not {ability}; {instead}")]

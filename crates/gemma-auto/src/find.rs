@@ -3,11 +3,13 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use embeddinggemma::EmbeddingGemma;
+use gemma::DecoderConfig;
 use gemma_backend::Device;
 use gemma_model::{LoadOptions, random_checkpoint};
 use gemma_nn::RandomWeights;
 use gemma_tokenizer::Family;
-use gemma_weights::catalogue::{self, SHAPES, Shape};
+use gemma_weights::catalogue::{SHAPES, Shape};
 use gemma_weights::{Checkpoint, HubOptions, Precision};
 
 use crate::{Architecture, AutoModel, Error, FamilyModel, demo_called, demo_checkpoint};
@@ -72,6 +74,10 @@ pub fn find_with(name: &str, options: &LoadOptions, on_progress: OnProgress<'_>)
     }
     let folder = folder(name, options.offline, on_progress)?;
     let checkpoint = Checkpoint::open(&folder)?;
+    let checkpoint = match &options.image_encoder {
+        Some(mmproj) => checkpoint.with_image_encoder(mmproj)?,
+        None => checkpoint,
+    };
     let family = options.family.or_else(|| family_called(name, &checkpoint));
     Ok(Found { name: name.to_owned(), origin: Origin::Checkpoint(checkpoint), family })
 }
@@ -149,6 +155,38 @@ impl Found {
         }
     }
 
+    /// Whether it is a model that embeds texts and generates none (EmbeddingGemma): its layers see both ways.
+    ///
+    /// # Errors
+    /// When `config.json` cannot be read.
+    pub fn is_embedding(&self) -> Result<bool, Error> {
+        let Origin::Checkpoint(checkpoint) = &self.origin else { return Ok(false) };
+        let config = checkpoint.file("config.json")?.unwrap_or_default();
+        // what is no configuration is refused where the model is opened, with the reason
+        Ok(DecoderConfig::from_json(&config).is_ok_and(|config| config.is_bidirectional()))
+    }
+
+    /// Whether it is called a ShieldGemma. Its configuration is that of the Gemma that it was made of.
+    pub fn is_called_shieldgemma(&self) -> bool {
+        let own = |name: &str| name.to_lowercase().replace('-', "").contains("shieldgemma");
+        let last = |path: &Path| path.file_name().is_some_and(|name| own(&name.to_string_lossy()));
+        own(&self.name) || self.path().is_some_and(last)
+    }
+
+    /// Loads a model that embeds texts, reporting progress.
+    ///
+    /// # Errors
+    /// When it is not a sound checkpoint of an embedding model.
+    pub fn open_embedding_with(
+        &self,
+        options: &LoadOptions,
+        device: &Device,
+        on_progress: OnProgress<'_>,
+    ) -> Result<EmbeddingGemma, Error> {
+        let mut progress = |done, total| on_progress(Progress::Load { done, total });
+        Ok(EmbeddingGemma::from_checkpoint_with(&*self.checkpoint()?, options, device, &mut progress)?)
+    }
+
     /// Loads the model.
     ///
     /// # Errors
@@ -193,9 +231,10 @@ impl Found {
 
 /// The released shape of a name, and its architecture.
 fn shape_called(name: &str) -> Result<(&'static Shape, Architecture), Error> {
-    let found = catalogue::shape(name).map(|shape| (shape, Architecture::of_shape(shape)));
-    found
-        .ok_or_else(|| Error::NoShape { name: name.to_owned(), known: SHAPES.iter().map(|shape| shape.name).collect() })
+    // one that makes vectors is no model of this crate
+    let known = || SHAPES.iter().filter(|shape| !shape.makes_vectors());
+    let found = known().find(|shape| shape.name == name).map(|shape| (shape, Architecture::of_shape(shape)));
+    found.ok_or_else(|| Error::NoShape { name: name.to_owned(), known: known().map(|shape| shape.name).collect() })
 }
 
 fn demo_names() -> Vec<String> {

@@ -34,12 +34,22 @@ impl Footprint {
             Some(backend) => backend.device()?,
             None => gemma_backend::default_device()?,
         };
-        let footprint = with_family!(Architecture::of_shape(shape), F => {
+        let mut footprint = with_family!(Architecture::of_shape(shape), F => {
             type N = <F as FamilyModel>::Network;
             let config = N::config_from_json(shape.config.as_bytes()).expect("every released configuration is read (tested)");
             let network = N::load(&mut ParameterList::new(&device), &config, Dtype::F32);
             Self { tensors: N::tensors(&config, &device), cache_bytes: network.cache_bytes(tokens) as u64 }
         });
+        if shape.makes_vectors() {
+            // its two dense layers lie in folders of their own, and it keeps nothing of a text
+            let hidden_size = footprint.tensors.last().map_or(0, |norm| norm.shape[0]);
+            for (name, shape) in
+                [("2_Dense", [4 * hidden_size, hidden_size]), ("3_Dense", [hidden_size, 4 * hidden_size])]
+            {
+                footprint.tensors.push(TensorSpec::new(format!("{name}.linear.weight"), shape));
+            }
+            footprint.cache_bytes = 0;
+        }
         Ok(footprint)
     }
 
@@ -109,6 +119,7 @@ mod tests {
             ("gemma-3-4b", 4_300_079_472),
             ("gemma-3-12b", 12_187_325_040),
             ("gemma-3-27b", 27_432_406_640),
+            ("vaultgemma-1b", 1_038_741_120),
             ("recurrentgemma-2b", 2_682_862_080),
             ("recurrentgemma-9b", 8_579_977_216),
             ("paligemma-3b-224", 2_923_466_480),

@@ -73,6 +73,7 @@ pub use footprint::{Footprint, models_table};
 pub use tokenizer::{tokenizer, tokenizer_and_config};
 
 pub use codegemma::CodeGemma;
+pub use embeddinggemma::EmbeddingGemma;
 pub use gemma::Gemma;
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generated, TextStream};

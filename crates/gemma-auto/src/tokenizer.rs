@@ -1,11 +1,10 @@
 //! The tokenizer of a model, without its weights.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use gemma_model::{LoadOptions, read_tokenizer};
 use gemma_tokenizer::{Family, Tokenizer};
-use gemma_weights::Checkpoint;
+use gemma_weights::{Checkpoint, read_small_file};
 
 use crate::find::{family_of, folder};
 use crate::{Error, OnProgress, demo_called, demo_checkpoint};
@@ -49,7 +48,7 @@ pub fn tokenizer_and_config(
             (folder(name, options.offline, on_progress)?, files.to_vec())
         }
     };
-    let config = fs::read(folder.join("config.json")).ok();
+    let config = read_small_file(&folder.join("config.json")).ok().flatten();
     let family = family(name, options, config.as_deref());
     let file = files.iter().map(|name| folder.join(name)).find(|file| file.is_file()).ok_or_else(missing)?;
     Ok((read(&file, family)?, config))
@@ -61,7 +60,7 @@ fn family(name: &str, options: &LoadOptions, config: Option<&[u8]>) -> Family {
 
 /// Reads a tokenizer.json or tokenizer.model.
 fn read(file: &Path, family: Family) -> Result<Tokenizer, Error> {
-    let bytes = fs::read(file).map_err(|cause| Error::Read { file: file.to_owned(), cause })?;
+    let bytes = read_small_file(file)?.ok_or_else(|| Error::NoTokenizer { name: file.display().to_string() })?;
     let tokenizer = match file.extension().and_then(|ending| ending.to_str()) {
         Some("json") => Tokenizer::from_json(&bytes, family),
         Some("model") => Tokenizer::from_sentencepiece(&bytes, family),

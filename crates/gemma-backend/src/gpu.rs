@@ -44,11 +44,26 @@ pub(crate) fn device(backend: Backend) -> Result<Device, BackendError> {
 pub(crate) fn is_present() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
+        if !may_have_gpu() {
+            return false;
+        }
         let _one_at_a_time = READY.lock().unwrap_or_else(PoisonError::into_inner);
         Device::enumerate(Kind::Wgpu).iter().any(|device| {
             matches!(device.as_dispatch(), DispatchDevice::Cube(CubeDevice::Wgpu(device)) if device.kind != WgpuDeviceKind::Cpu)
         })
     })
+}
+
+/// Whether there can be a GPU at all. On Linux each driver has a file of its own under `/dev`; without one, asking the
+/// graphics libraries takes a tenth of a second, and some of them complain on standard error.
+fn may_have_gpu() -> bool {
+    if !cfg!(target_os = "linux") {
+        return true;
+    }
+    const NAMES: [&str; 6] = ["dri", "nvidia", "dxg", "kgsl", "mali", "pvr"];
+    let Ok(devices) = std::fs::read_dir("/dev") else { return true };
+    let mut names = devices.flatten().map(|device| device.file_name());
+    names.any(|name| NAMES.iter().any(|known| name.to_string_lossy().starts_with(known)))
 }
 
 /// One line about a device of a CubeCL runtime.

@@ -33,6 +33,10 @@ pub(crate) struct Model {
     #[arg(short, long, value_name = "FOLDER|FILE|ID")]
     pub(crate) model: Option<String>,
 
+    /// The image encoder that lies beside a GGUF file of Gemma 3, for --image, /image, ask and caption.
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub(crate) mmproj: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) compute: Compute,
 
@@ -54,8 +58,13 @@ impl Model {
     /// # Errors
     /// When an adapter cannot be opened.
     pub(crate) fn load_options(&self) -> anyhow::Result<LoadOptions> {
-        let (offline, inclusive_window, adapters) = (self.offline, self.inclusive_window, self.adapters.open()?);
-        Ok(LoadOptions { offline, inclusive_window, adapters, ..self.compute.load_options() })
+        Ok(LoadOptions {
+            offline: self.offline,
+            inclusive_window: self.inclusive_window,
+            image_encoder: self.mmproj.clone(),
+            adapters: self.adapters.open()?,
+            ..self.compute.load_options()
+        })
     }
 }
 

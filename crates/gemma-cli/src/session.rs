@@ -5,8 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
 use codegemma::CodeGemma;
-use embeddinggemma::EmbeddingGemma;
-use gemma_auto::{Architecture, AutoModel, Device, Family, LoadOptions, Progress};
+use gemma_auto::{Architecture, AutoModel, Device, EmbeddingGemma, Family, LoadOptions, Progress};
 use gemma_generate::CausalModel;
 use gemma_model::OnLoad;
 use gemma_tokenizer::{TokenId, Tokenizer};
@@ -150,11 +149,7 @@ impl Found {
             bail!("an embedding model takes no --adapter; give it merged weights");
         }
         let device = device(&self.compute)?;
-        let checkpoint = self.found.checkpoint()?;
-        Ok(with_bar("loading", |on_progress| {
-            let mut progress = |done, total| on_progress(Progress::Load { done, total });
-            EmbeddingGemma::from_checkpoint_with(&checkpoint, &self.options, &device, &mut progress)
-        })?)
+        Ok(with_bar("loading", |on_progress| self.found.open_embedding_with(&self.options, &device, on_progress))?)
     }
 
     /// Opens a model that fills holes in code; `on_load` gets the progress as well.

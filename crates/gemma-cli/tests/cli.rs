@@ -14,63 +14,19 @@ use std::{
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
+use program::folder::Folder;
 use program::{gemma, printed, printed_json, refusal, run, text};
 
 /// Tensors by name: type, shape, bytes.
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-/// A folder for the files of one test.
-struct Folder(TempDir);
+/// Changing the tensors of a folder.
+trait Retensor {
+    fn retensor(&self, change: impl FnOnce(&mut Tensors));
+}
 
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary folder"))
-    }
-
-    /// The demo model as a folder on disk.
-    fn with_demo() -> Self {
-        let folder = Self::new();
-        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/gemma/demo");
-        for entry in fs::read_dir(demo).expect("the demo model is part of the repository") {
-            let path = entry.expect("readable").path();
-            fs::copy(&path, folder.path(path.file_name().and_then(|name| name.to_str()).expect("a name")))
-                .expect("copied");
-        }
-        folder
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// The path as an argument; the folder itself for an empty name.
-    fn name(&self, name: &str) -> String {
-        let path = if name.is_empty() { self.0.path().to_owned() } else { self.path(name) };
-        path.to_str().expect("UTF-8").to_owned()
-    }
-
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
-        fs::write(self.path(name), content).expect("written");
-        self.name(name)
-    }
-
-    fn files(&self) -> Vec<String> {
-        let names = fs::read_dir(self.0.path()).expect("readable").map(|entry| entry.expect("readable").file_name());
-        let mut names: Vec<String> = names.map(|name| name.into_string().expect("UTF-8")).collect();
-        names.sort();
-        names
-    }
-
-    /// Changes `config.json`.
-    fn configure(&self, change: impl FnOnce(&mut serde_json::Map<String, Value>)) {
-        let text = fs::read(self.path("config.json")).expect("readable");
-        let mut config: Value = serde_json::from_slice(&text).expect("JSON");
-        change(config.as_object_mut().expect("an object"));
-        self.write("config.json", config.to_string());
-    }
-
+impl Retensor for Folder {
     /// Changes the tensors.
     fn retensor(&self, change: impl FnOnce(&mut Tensors)) {
         let bytes = fs::read(self.path("model.safetensors")).expect("readable");

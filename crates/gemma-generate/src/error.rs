@@ -97,7 +97,7 @@ pub enum Error {
     /// A prompt of embedded rows that does not fit together.
     #[error(
         "the prompt has {rows} rows of embeddings for {tokens} tokens and blocks up to token {last}; give one row per \
-         token, blocks in order within them, and no sequence before"
+         token, blocks in order within them, and the tokens of the sequence first"
     )]
     InputRows {
         /// Rows of embeddings.

@@ -46,6 +46,7 @@ mod model;
 mod options;
 mod random;
 mod sampler;
+mod saturation;
 mod score;
 mod sequence;
 mod softmax;

@@ -34,6 +34,16 @@ pub trait CausalModel {
     /// The output head: logits `[rows, vocab]` of hidden states `[rows, hidden_size]`.
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2>;
 
+    /// The largest value that the soft cap of the logits gives; `None` for a model that caps none.
+    fn final_softcap(&self) -> Option<f32> {
+        None
+    }
+
+    /// The logits before the soft cap, for a model that has one; of any other model the [`logits`](Self::logits).
+    fn uncapped_logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        self.logits(hidden_states)
+    }
+
     /// The cache of an empty sequence. It grows as needed.
     fn new_cache(&self) -> Self::Cache;
 
@@ -144,4 +154,63 @@ pub fn logits_in_chunks<M: CausalModel, E>(
         each(start, model.logits(part))?;
     }
     Ok(())
+}
+
+/// Implements [`CausalModel`] for a struct around a model: every method is that of the field. The crate needs `burn`.
+#[macro_export]
+macro_rules! causal_model_of {
+    ($outer:ty, $field:ident: $inner:ty) => {
+        impl $crate::CausalModel for $outer {
+            type Cache = <$inner as $crate::CausalModel>::Cache;
+
+            fn embed(&self, tokens: &[$crate::TokenId]) -> $crate::Inputs {
+                $crate::CausalModel::embed(&self.$field, tokens)
+            }
+
+            fn forward(
+                &self,
+                inputs: $crate::Inputs,
+                segments: &[$crate::Segment],
+                caches: &mut [&mut Self::Cache],
+            ) -> ::burn::tensor::Tensor<2> {
+                $crate::CausalModel::forward(&self.$field, inputs, segments, caches)
+            }
+
+            fn logits(&self, hidden_states: ::burn::tensor::Tensor<2>) -> ::burn::tensor::Tensor<2> {
+                $crate::CausalModel::logits(&self.$field, hidden_states)
+            }
+
+            fn final_softcap(&self) -> Option<f32> {
+                $crate::CausalModel::final_softcap(&self.$field)
+            }
+
+            fn uncapped_logits(&self, hidden_states: ::burn::tensor::Tensor<2>) -> ::burn::tensor::Tensor<2> {
+                $crate::CausalModel::uncapped_logits(&self.$field, hidden_states)
+            }
+
+            fn new_cache(&self) -> Self::Cache {
+                $crate::CausalModel::new_cache(&self.$field)
+            }
+
+            fn no_cache(&self) -> Self::Cache {
+                $crate::CausalModel::no_cache(&self.$field)
+            }
+
+            fn restore_cache(&self, len: usize, tensors: &$crate::CacheTensors) -> Option<Self::Cache> {
+                $crate::CausalModel::restore_cache(&self.$field, len, tensors)
+            }
+
+            fn cache_bytes(&self, tokens: usize) -> usize {
+                $crate::CausalModel::cache_bytes(&self.$field, tokens)
+            }
+
+            fn context_length(&self) -> Option<usize> {
+                $crate::CausalModel::context_length(&self.$field)
+            }
+
+            fn vocab(&self) -> usize {
+                $crate::CausalModel::vocab(&self.$field)
+            }
+        }
+    };
 }

@@ -4,19 +4,80 @@
 //! continues from there, with the part of the chat format that closes the last answer and holds the new question.
 //! Only when the past changes (undo, a full context, an answer that was cut) is it prefilled from the start.
 
+use std::convert::Infallible;
+use std::ops::Range;
 use std::sync::{Arc, atomic::AtomicBool};
 
 use crate::{Error, Model, Network};
-use gemma_generate::{Cache, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings};
-use gemma_tokenizer::{ChatTemplate, TokenId, Turn};
+use gemma_generate::{
+    Cache, FinishReason, GenerateOptions, Generation, Prompt, Request, Sequence, TextStream, Timings,
+};
+use gemma_tokenizer::{ChatTemplate, Part, RenderedChat, Role, TokenId, Turn};
 
 /// An answer is left at least this part of the context, or its longest length where that is less.
 const ANSWER_PART: usize = 4;
 
+/// What stands among the texts of a conversation, such as images, in the order in which they came. A model that reads text
+/// only has [`TextOnly`].
+pub trait Attachments {
+    /// One of them.
+    type Item;
+
+    /// Adds one at the end.
+    fn push(&mut self, item: Self::Item);
+
+    /// Forgets some.
+    fn drain(&mut self, range: Range<usize>);
+
+    /// How many there are.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The tokens of rendered turns in which all of them from number `first` on have their places.
+    ///
+    /// # Errors
+    /// When there are more or fewer places.
+    fn tokens(&self, chat: &RenderedChat, first: usize) -> Result<Vec<TokenId>, Error>;
+
+    /// The prompt of such tokens.
+    fn prompt(&self, tokens: Vec<TokenId>, first: usize) -> Prompt;
+}
+
+/// Nothing stands among the texts.
+#[derive(Clone, Copy, Debug)]
+pub struct TextOnly;
+
+impl Attachments for TextOnly {
+    type Item = Infallible;
+
+    fn push(&mut self, item: Infallible) {
+        match item {}
+    }
+
+    fn drain(&mut self, _range: Range<usize>) {}
+
+    fn len(&self) -> usize {
+        0
+    }
+
+    fn tokens(&self, _chat: &RenderedChat, _first: usize) -> Result<Vec<TokenId>, Error> {
+        Err(Error::Places { found: 1, given: 0 })
+    }
+
+    fn prompt(&self, tokens: Vec<TokenId>, _first: usize) -> Prompt {
+        Prompt::Tokens(tokens)
+    }
+}
+
 /// A conversation with a model: [`say`](Self::say) something, and the answer comes piece by piece.
 #[derive(Debug)]
-pub struct Conversation<'m, N: Network> {
+pub struct Conversation<'m, N: Network, A = TextOnly> {
     model: &'m Model<N>,
+    attachments: A,
     options: GenerateOptions,
     /// How turns become a prompt.
     template: ChatTemplate,
@@ -41,8 +102,16 @@ pub struct Answered {
 impl<'m, N: Network> Conversation<'m, N> {
     /// An empty conversation.
     pub fn new(model: &'m Model<N>, options: GenerateOptions) -> Self {
+        Self::with_attachments(model, options, TextOnly)
+    }
+}
+
+impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
+    /// An empty conversation in which more than text may be said; `attachments` has none yet.
+    pub fn with_attachments(model: &'m Model<N>, options: GenerateOptions, attachments: A) -> Self {
         Self {
             model,
+            attachments,
             options,
             template: model.chat_template().clone(),
             system: None,
@@ -76,14 +145,36 @@ impl<'m, N: Network> Conversation<'m, N> {
         &mut self,
         text: &str,
         cancel: Arc<AtomicBool>,
+        show: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<Answered, E> {
+        self.say_with(Vec::new(), text, cancel, show)
+    }
+
+    /// [`say`](Self::say) something about what is attached, which stands in front of the text.
+    ///
+    /// # Errors
+    /// As [`say`](Self::say).
+    pub fn say_with<E: From<Error>>(
+        &mut self,
+        attached: Vec<A::Item>,
+        text: &str,
+        cancel: Arc<AtomicBool>,
         mut show: impl FnMut(&str) -> Result<(), E>,
     ) -> Result<Answered, E> {
-        self.turns.push(Turn::user(text));
+        self.turns.push(match attached.len() {
+            0 => Turn::user(text),
+            count => {
+                let mut parts = vec![Part::Image; count];
+                parts.push(Part::Text(text.to_owned()));
+                Turn::with_parts(Role::User, parts)
+            }
+        });
+        attached.into_iter().for_each(|item| self.attachments.push(item));
         let begun = self.begin();
         let (generation, forgotten) = match begun {
             Ok(begun) => begun,
             Err(error) => {
-                self.turns.pop();
+                self.pop();
                 return Err(error.into());
             }
         };
@@ -98,7 +189,7 @@ impl<'m, N: Network> Conversation<'m, N> {
         let (reason, timings) = (stream.finish_reason(), stream.timings());
         let answered = shown.map(|()| Answered { reason: reason.unwrap_or(FinishReason::Stop), timings, forgotten });
         if answer.trim().is_empty() && reason != Some(FinishReason::Stop) {
-            self.turns.pop();
+            self.pop();
         } else {
             self.turns.push(Turn::model(answer));
             // A cut text leaves tokens in the cache that are no part of the answer.
@@ -113,9 +204,14 @@ impl<'m, N: Network> Conversation<'m, N> {
     fn begin(&mut self) -> Result<(Generation<'m, N>, usize), Error> {
         let (network, stop) = (self.model.network(), self.model.stop_tokens());
         let tokenizer = self.model.tokenizer()?;
-        let prompt = |forgotten: usize| {
+        let first = |forgotten: usize| self.turns[..2 * forgotten].iter().map(Turn::images).sum::<usize>();
+        let prompt = |forgotten: usize| -> Result<Vec<TokenId>, Error> {
             let turns: Vec<Turn> = self.system.iter().chain(&self.turns[2 * forgotten..]).cloned().collect();
-            tokenizer.chat(&self.template, &turns, true)
+            let first = first(forgotten);
+            match first == self.attachments.len() {
+                true => Ok(tokenizer.chat(&self.template, &turns, true)?),
+                false => self.attachments.tokens(&self.template.render(&turns, true)?, first),
+            }
         };
         let mut whole = prompt(0)?;
         let mut forgotten = 0;
@@ -138,25 +234,51 @@ impl<'m, N: Network> Conversation<'m, N> {
             let fits = network.context_length().is_none_or(|limit| sequence.len() + new.len() <= limit);
             fits.then_some((sequence, new))
         });
+        let first = first(forgotten);
         let generation = match reused {
-            Some((sequence, new)) => Generation::follow(network, sequence, new, &self.options, stop)?,
-            None => Generation::new(network, &whole, &self.options, stop)?,
+            Some((sequence, new)) if self.attachments.is_empty() => {
+                Generation::follow(network, sequence, new, &self.options, stop)?
+            }
+            None if first == self.attachments.len() => Generation::new(network, &whole, &self.options, stop)?,
+            reused => {
+                let (sequence, tokens) = match reused {
+                    Some((sequence, new)) => {
+                        let tokens = [sequence.tokens(), new].concat();
+                        (sequence, tokens)
+                    }
+                    None => (Sequence::new(network.new_cache()), whole),
+                };
+                let prompt = self.attachments.prompt(tokens, first);
+                let (options, stop_tokens) = (self.options.clone(), stop.to_vec());
+                let request = Request { prompt, options, stop_tokens, ..Request::default() };
+                Generation::of(network, sequence, request)?
+            }
         };
         self.turns.drain(..2 * forgotten);
+        self.attachments.drain(0..first);
         Ok((generation, forgotten))
+    }
+
+    /// Forgets the newest turn and what is attached to it.
+    fn pop(&mut self) -> Option<Turn> {
+        let turn = self.turns.pop()?;
+        let count = self.attachments.len();
+        self.attachments.drain(count - turn.images()..count);
+        Some(turn)
     }
 
     /// Forgets everything but the standing instructions.
     pub fn reset(&mut self) {
         self.turns.clear();
+        self.attachments.drain(0..self.attachments.len());
         self.sequence = None;
     }
 
     /// Forgets the last question and its answer; `false` if there is none.
     pub fn undo(&mut self) -> bool {
-        self.turns.pop();
+        self.pop();
         self.sequence = None;
-        self.turns.pop().is_some()
+        self.pop().is_some()
     }
 
     /// What was said.

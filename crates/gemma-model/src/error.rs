@@ -1,6 +1,21 @@
 //! Everything that can go wrong because of what a user gave, in one enum.
 
+use std::fmt::Display;
 use std::path::PathBuf;
+
+/// A text of somebody else in a message: one line of at most sixty letters.
+pub(crate) fn shortened(text: &str) -> String {
+    const MOST: usize = 60;
+    let mut letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let start: String = letters.by_ref().take(MOST).collect();
+    if letters.next().is_some() { start + "..." } else { start }
+}
+
+/// What a parser says, in one line of bounded length: it quotes what it reads.
+fn one_line(cause: &impl Display) -> String {
+    const MOST: usize = 300;
+    cause.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect()
+}
 
 /// Why a model could not be opened, or a text not be made.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +47,16 @@ pub enum Error {
         file: &'static str,
     },
     /// `config.json` is not JSON, or a field is missing or of another type.
-    #[error("config.json cannot be read: {cause}; take the file from the model's repository")]
+    #[error("config.json cannot be read: {}; take the file from the model's repository", one_line(cause))]
     ConfigJson {
+        /// What the parser said.
+        cause: serde_json::Error,
+    },
+    /// A field of `config.json` is of another type than it should be.
+    #[error("config.json: {}: {}; take the file from the model's repository", shortened(field), one_line(cause))]
+    ConfigType {
+        /// The field, those that it lies in first.
+        field: String,
         /// What the parser said.
         cause: serde_json::Error,
     },
@@ -48,7 +71,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// The checkpoint belongs to another architecture.
-    #[error("config.json: `{name}` is not {expected}; other families have crates of their own")]
+    #[error("config.json: `{}` is not {expected}; other families have crates of their own", shortened(name))]
     Architecture {
         /// What the file names.
         name: String,
@@ -73,6 +96,16 @@ pub enum Error {
     /// A window that could be read in two ways was asked for, of a model that has none.
     #[error("inclusive_window is set, and this model has no window that is read in two ways; leave it out")]
     InclusiveWindow,
+    /// A conversation has more or fewer places for images than there are images.
+    #[error(
+        "the conversation has {found} places for images and {given} are given; leave the mark of an image out of texts, and use the model's own chat template or the built-in one"
+    )]
+    Places {
+        /// Places in the rendered conversation.
+        found: usize,
+        /// Images that belong to it.
+        given: usize,
+    },
     /// A file is not the state of a sequence that this model could go on from.
     #[error("{}: {fault}", file.display())]
     State {

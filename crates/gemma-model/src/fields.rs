@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::Error;
+use crate::error::shortened;
 
 /// More layers than any released model has.
 pub const MOST_LAYERS: usize = 1 << 10;
@@ -47,7 +48,7 @@ impl Architecture {
 
 /// One token id, or a list of them.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it is neither the number of a token nor a list of such numbers")]
 pub enum Ids {
     /// `"eos_token_id": 1`
     One(u32),
@@ -80,15 +81,37 @@ pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 /// Reads the fields of a `config.json` into their mirror.
 ///
 /// # Errors
-/// [`Error::ConfigJson`]
+/// [`Error::ConfigJson`], or [`Error::ConfigType`] for a field of another type.
 pub fn parse<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(text).map_err(|cause| Error::ConfigJson { cause })
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let field = error.path().to_string();
+        let cause = error.into_inner();
+        // a mistake of the whole text lies in no field
+        if field == "." || cause.is_syntax() || cause.is_eof() {
+            return Error::ConfigJson { cause };
+        }
+        Error::ConfigType { field, cause }
+    })?;
+    deserializer.end().map_err(|cause| Error::ConfigJson { cause })?;
+    Ok(parsed)
+}
+
+/// Reads a value within a `config.json`, which stands there under `field`.
+///
+/// # Errors
+/// [`Error::ConfigType`]
+pub fn parse_value<T: for<'de> Deserialize<'de>>(field: &str, value: Value) -> Result<T, Error> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { field.to_owned() } else { format!("{field}.{path}") };
+        Error::ConfigType { field, cause: error.into_inner() }
+    })
 }
 
 /// The error for a value that cannot be right, or is not supported.
 pub fn invalid(field: &'static str, value: impl std::fmt::Display, expected: &'static str) -> Error {
-    let value: String = value.to_string().chars().take(60).collect();
-    Error::ConfigField { field, value, expected }
+    Error::ConfigField { field, value: shortened(&value.to_string()), expected }
 }
 
 /// A size: from 1 to `most`.
@@ -172,6 +195,29 @@ mod tests {
         for wrong in [r#"{"cap": true}"#, r#"{"cap": -1}"#, r#"{"cap": "50"}"#] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_field_of_another_type_is_named() {
+        #[derive(Debug, Deserialize)]
+        struct Ends {
+            #[allow(dead_code)]
+            eos_token_id: Ids,
+        }
+        for wrong in ["9223372036854775808", "-1", "\"one\"", "[1, -2]"] {
+            let text = format!(r#"{{"eos_token_id": {wrong}}}"#);
+            let error = parse::<Ends>(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with("config.json: eos_token_id: it is neither the number of a token"), "{error}");
+        }
+        let error = parse::<Ends>(b"{\"eos_token_id\": [1").unwrap_err().to_string();
+        assert!(error.starts_with("config.json cannot be read: EOF"), "{error}");
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        let text = format!(r#"{{"model_type": "{}\n"}}"#, "x".repeat(5000));
+        let error = Architecture::from_json(text.as_bytes()).unwrap().refuse("a Gemma").to_string();
+        assert!(error.len() < 200 && error.contains("xxx...`"), "{error}");
     }
 
     #[test]

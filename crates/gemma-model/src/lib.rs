@@ -12,6 +12,7 @@
 //! | `model` | [`Model`]: open, generate, chat, save |
 //! | `load_options` | [`LoadOptions`]: how a model is opened |
 //! | `conversation` | [`Conversation`]: each turn reads only what is new |
+//! | [`config_keys`] | which keys of `config.json` are read, needless, refused or unknown |
 //! | [`fields`] | `config.json`: what its fields have in common |
 //! | `convert` | a checkpoint in another type or container |
 //! | `save` | parameters on their way to disk |
@@ -19,6 +20,7 @@
 //! | `error` | [`Error`] |
 
 mod blocks;
+pub mod config_keys;
 mod conversation;
 mod convert;
 mod error;
@@ -30,7 +32,7 @@ mod save;
 mod state;
 
 pub use blocks::Blocks;
-pub use conversation::{Answered, Conversation};
+pub use conversation::{Answered, Attachments, Conversation, TextOnly};
 pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
 pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};

@@ -1,5 +1,7 @@
 //! How a model is opened.
 
+use std::path::PathBuf;
+
 use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 use gemma_tokenizer::Family;
 use gemma_weights::{Adapter, Precision};
@@ -29,6 +31,8 @@ pub struct LoadOptions {
     pub without_tokenizer: bool,
     /// LoRA adapters whose effects are added, each computed beside the weights, which stay as they are.
     pub adapters: Vec<Adapter>,
+    /// The file of the image encoder (`mmproj`) that belongs to a GGUF file of Gemma 3.
+    pub image_encoder: Option<PathBuf>,
 }
 
 impl LoadOptions {

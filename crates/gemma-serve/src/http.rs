@@ -6,7 +6,8 @@
 //! | Module | What is in it |
 //! |---|---|
 //! | [`backend`] | [`Backend`]: all that the handlers ask of a model |
-//! | `engine` (feature `engine`) | the backend of loaded models |
+//! | `engine` (feature `engine`) | the backend of loaded models: text, images, classification |
+//! | `embedder` (feature `engine`) | the backend of an EmbeddingGemma |
 //! | `app`, `server` | [`App`] and [`Settings`]; [`serve`]: connections, limits, graceful shutdown |
 //! | `guard`, `body`, `error` | keys and request ids; JSON of bounded size; refusals |
 //! | `sampling`, `structured`, `grammar` | how to sample; the form of an answer; grammars as token masks |
@@ -24,6 +25,8 @@ pub mod batch;
 mod body;
 mod chat;
 mod completions;
+#[cfg(feature = "engine")]
+mod embedder;
 mod embeddings;
 #[cfg(feature = "engine")]
 mod engine;
@@ -37,11 +40,13 @@ mod metrics;
 mod ollama;
 mod openapi;
 mod page;
+mod registry;
 mod responses;
 mod running;
 mod sampling;
 mod server;
 mod structured;
+mod texts;
 mod tokens;
 mod tools;
 mod vision;
@@ -52,6 +57,8 @@ use axum::routing::{delete, get, post};
 
 pub use app::{App, Settings};
 pub use backend::{Backend, Event, Events, Finished, Job, ModelCard, Prompt, Reason, Sampling};
+#[cfg(feature = "engine")]
+pub use embedder::EmbeddingBackend;
 #[cfg(feature = "engine")]
 pub use engine::EngineBackend;
 pub use error::Refusal;

@@ -210,7 +210,7 @@ impl Jinja {
 fn error_of(fault: Fault) -> Error {
     match fault {
         Fault::Refused(reason) => Error::ChatRefused { reason: first_line(&reason) },
-        Fault::Failed(reason) => Error::Template { reason },
+        Fault::Failed(reason) => Error::Template { reason: ends_of(&reason) },
         Fault::Cost => Error::TemplateCost,
     }
 }
@@ -223,6 +223,21 @@ fn first_line(reason: &str) -> String {
         Some((at, _)) => format!("{}...", &words[..at]),
         None => words,
     }
+}
+
+/// What is wrong with a template, in one line of a length that can be read: it may quote the template, and ends with the
+/// number of a line.
+fn ends_of(reason: &str) -> String {
+    const BEGIN: usize = 160;
+    const END: usize = 60;
+    let words = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let count = words.chars().count();
+    if count <= BEGIN + END {
+        return words;
+    }
+    let begin: String = words.chars().take(BEGIN).collect();
+    let end: String = words.chars().skip(count - END).collect();
+    format!("{begin}...{end}")
 }
 
 fn refused(reason: &str) -> Error {
@@ -361,6 +376,24 @@ mod tests {
         }
         assert!(reason(&[]).contains("empty"));
         assert!(reason(&[Turn::tool("f", "1")]).contains("tools"));
+    }
+
+    #[test]
+    fn what_a_message_quotes_of_a_template_is_cut() {
+        for source in [
+            format!("{{% end{} %}}", "filter".repeat(1000)),
+            format!("{{{{ messages | {} }}}}", "f".repeat(5000)),
+            format!("{{{{ x.{} }}}}", "f".repeat(5000)),
+            format!("{{{{ {}() }}}}", "f".repeat(5000)),
+        ] {
+            let reason = match ChatTemplate::from_jinja(&source).render(&[Turn::user("a")], true) {
+                Err(error) => error.to_string(),
+                Ok(_) => continue,
+            };
+            assert!(reason.len() < 400, "{reason}");
+        }
+        let reason = ChatTemplate::from_jinja(&format!("\n{{% end{} %}}", "f".repeat(500))).check().unwrap_err();
+        assert!(reason.to_string().contains("(line 2)"), "{reason}");
     }
 
     /// The template of the Gemma 2 release.

@@ -28,6 +28,8 @@ const QUOTES: [&str; 2] = ["<|\"|>", "<escape>"];
 const CHANNEL: [&str; 2] = ["<|channel>", "<channel|>"];
 /// Marks that may end an answer and are no text.
 const ENDS: [&str; 6] = ["<|tool_response>", "<start_function_response>", "<turn|>", "<end_of_turn>", "<eos>", "<pad>"];
+/// The longest name of a tool, in bytes.
+const LONGEST_NAME: usize = 512;
 /// Most lists and objects inside each other.
 const MAX_DEPTH: usize = 50;
 
@@ -66,8 +68,7 @@ impl ModelOutput {
             }
             // text: to the next mark, at least one character
             let first = rest.chars().next().map_or(0, char::len_utf8);
-            let next = CALLS.iter().map(|[open, _]| *open).chain([CHANNEL[0]]);
-            let end = next.filter_map(|mark| rest[first..].find(mark)).min().map_or(rest.len(), |at| first + at);
+            let end = next_mark(&rest[first..]).map_or(rest.len(), |at| first + at);
             let (text, after) = rest.split_at(end);
             parsed.text += text;
             bare = bare && text.trim().is_empty();
@@ -80,10 +81,18 @@ impl ModelOutput {
     }
 }
 
+/// Where the next mark begins that opens something. All begin with `<`, so that a text without an end to its marks is
+/// looked through once.
+fn next_mark(text: &str) -> Option<usize> {
+    let opens = |text: &str| CALLS.iter().any(|[open, _]| text.starts_with(open)) || text.starts_with(CHANNEL[0]);
+    text.match_indices('<').map(|(at, _)| at).find(|at| opens(&text[*at..]))
+}
+
 /// `call:NAME{...}` at the start of the text, and what follows it.
 fn call(text: &str) -> Option<(ToolCall, &str)> {
     let text = text.strip_prefix("call:")?;
-    let (name, _) = text.split_once('{')?;
+    let end = text.bytes().take(LONGEST_NAME).position(|byte| byte == b'{')?;
+    let name = &text[..end];
     let rest = &text[name.len()..];
     let name = name.trim();
     let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '/');
@@ -238,6 +247,10 @@ mod tests {
             "the <tool_call|> alone",
         ] {
             assert_eq!(ModelOutput::parse(output), ModelOutput { text: output.into(), ..ModelOutput::default() });
+        }
+        for mark in ["<start_function_call>", "<|tool_call>call:", "<|tool_call>call:f{a:[1,"] {
+            let many = mark.repeat(100_000);
+            assert_eq!(ModelOutput::parse(&many).text.len(), many.len(), "{mark}");
         }
         let deep = format!("<|tool_call>call:f{{a:{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(ModelOutput::parse(&deep).text, deep);

@@ -1,7 +1,7 @@
 //! The encoder's half of a `config.json`: `vision_config`.
 
 use gemma_model::Error;
-use gemma_model::fields::{LARGEST_DIMENSION, MOST_LAYERS, finite_positive, invalid, positive, shortest};
+use gemma_model::fields::{LARGEST_DIMENSION, MOST_LAYERS, finite_positive, invalid, parse_value, positive, shortest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -59,8 +59,9 @@ impl SiglipConfig {
     /// # Errors
     /// When a value cannot be right or is not supported; the message names field and value.
     pub fn from_json(value: Option<Value>) -> Result<Self, Error> {
-        let file = value.filter(|value| !value.is_null()).map(serde_json::from_value::<VisionFile>).transpose();
-        file.map_err(|cause| Error::ConfigJson { cause })?.unwrap_or_default().resolve()
+        let value = value.filter(|value| !value.is_null());
+        let file: Option<VisionFile> = value.map(|value| parse_value("vision_config", value)).transpose()?;
+        file.unwrap_or_default().resolve()
     }
 
     /// The value of `vision_config`. A family may add fields of its own.

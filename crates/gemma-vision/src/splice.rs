@@ -1,13 +1,53 @@
-//! Images among the embeddings of a text.
+//! Images among the tokens of a text: the rows that take the places of image tokens, and what a prompt has to hold.
 
 use burn::tensor::Tensor;
+use gemma_generate::{CausalModel, Error, Inputs, TokenId};
+
+/// The inputs of tokens among which images stand: rows of text as the decoder embeds them; each token `image` the next
+/// row of `features`, which are *not* scaled.
+///
+/// # Panics
+/// When there is no token, or not one row per image token.
+pub fn embed_with_images(
+    decoder: &impl CausalModel,
+    tokens: &[TokenId],
+    image: TokenId,
+    features: &[Tensor<2>],
+) -> Inputs {
+    let embeddings = splice(tokens, image, features, |run| decoder.embed(run).embeddings);
+    Inputs { token_ids: tokens.to_vec(), embeddings }
+}
+
+/// Whether a prompt has tokens, all of them in the vocabulary or `image`, and no more than the context holds.
+///
+/// # Errors
+/// The first of these that is wrong.
+pub fn check_tokens(decoder: &impl CausalModel, tokens: &[TokenId], image: TokenId) -> Result<(), Error> {
+    if tokens.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
+    let vocab = decoder.vocab();
+    let unknown = |token: &TokenId| *token as usize >= vocab && *token != image;
+    if let Some(place) = tokens.iter().position(unknown) {
+        return Err(Error::TokenOutOfRange { token: tokens[place], place, vocab });
+    }
+    match decoder.context_length() {
+        Some(limit) if tokens.len() > limit => Err(Error::PromptTooLong { tokens: tokens.len(), limit }),
+        _ => Ok(()),
+    }
+}
 
 /// Embeddings of tokens, `[tokens, hidden_size]`: of text what `embed` gives; each token `image` the next row of
 /// `features`, as it is.
 ///
 /// # Panics
 /// When there is no token, or not one row per image token.
-pub fn splice(tokens: &[u32], image: u32, features: &[Tensor<2>], embed: impl Fn(&[u32]) -> Tensor<2>) -> Tensor<2> {
+fn splice(
+    tokens: &[TokenId],
+    image: TokenId,
+    features: &[Tensor<2>],
+    embed: impl Fn(&[TokenId]) -> Tensor<2>,
+) -> Tensor<2> {
     let mut features = features.iter();
     let (mut current, mut used) = (None::<&Tensor<2>>, 0);
     let mut parts = Vec::new();

@@ -93,9 +93,16 @@ pub struct Arena {
     pub rank: u16,
 }
 
-/// The licence of every checkpoint in this table, and the page where it is accepted.
+/// The licence of all checkpoints in this table but the medical ones, and the page where it is accepted.
 pub const LICENCE: Licence =
     Licence { id: "gemma", name: "Gemma Terms of Use", url: "https://ai.google.dev/gemma/terms" };
+
+/// The licence of MedGemma.
+pub const HEALTH_LICENCE: Licence = Licence {
+    id: "health-ai-developer-foundations",
+    name: "Health AI Developer Foundations Terms of Use",
+    url: "https://developers.google.com/health-ai-developer-foundations/terms",
+};
 
 /// A licence as the hub names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,8 +139,8 @@ impl Release {
     }
 
     /// The licence it was released under.
-    pub const fn licence(&self) -> Licence {
-        LICENCE
+    pub fn licence(&self) -> Licence {
+        if self.id.contains("medgemma") { HEALTH_LICENCE } else { LICENCE }
     }
 }
 
@@ -193,6 +200,18 @@ pub const RELEASES: &[Release] = &[
     row("google/gemma-3-27b-it", Text, "gemma-3-27b", Instruct, (2025, 3)),
     row("google/gemma-3-270m", Text, "gemma-3-270m", Pretrained, (2025, 8)),
     row("google/gemma-3-270m-it", Text, "gemma-3-270m", Instruct, (2025, 8)),
+    row("google/shieldgemma-2-4b-it", Text, "gemma-3-4b", Instruct, (2025, 3)),
+    row("google/medgemma-4b-pt", Text, "gemma-3-4b", Pretrained, (2025, 5)),
+    row("google/medgemma-4b-it", Text, "gemma-3-4b", Instruct, (2025, 5)),
+    row("google/medgemma-27b-text-it", Text, "gemma-3-27b-text", Instruct, (2025, 5)),
+    row("google/medgemma-27b-it", Text, "gemma-3-27b", Instruct, (2025, 7)),
+    row("google/medgemma-1.5-4b-it", Text, "gemma-3-4b", Instruct, (2026, 1)),
+    row("google/embeddinggemma-300m", Text, "embeddinggemma-300m", FineTuned, (2025, 9)),
+    row("google/vaultgemma-1b", Text, "vaultgemma-1b", Pretrained, (2025, 9)),
+    row("google/functiongemma-270m-it", Text, "gemma-3-270m", Instruct, (2025, 12)),
+    row("google/translategemma-4b-it", Text, "gemma-3-4b", Instruct, (2026, 1)),
+    row("google/translategemma-12b-it", Text, "gemma-3-12b", Instruct, (2026, 1)),
+    row("google/translategemma-27b-it", Text, "gemma-3-27b", Instruct, (2026, 1)),
     row("google/codegemma-2b", Code, "gemma-2b", Pretrained, (2024, 4)),
     row("google/codegemma-7b", Code, "gemma-7b", Pretrained, (2024, 4)),
     row("google/codegemma-7b-it", Code, "gemma-7b", Instruct, (2024, 4)),
@@ -269,7 +288,9 @@ mod tests {
     fn ids_say_what_the_row_says() {
         for Release { id, family, shape, variant, .. } in RELEASES {
             let name = id.strip_prefix("google/").expect("all by Google");
-            assert!(name.starts_with(family.name()) || name.starts_with("shieldgemma"), "{id}");
+            let tunes = ["shield", "med", "embedding", "vault", "function", "translate"];
+            let tuned = || tunes.iter().any(|tune| name.starts_with(&format!("{tune}gemma")));
+            assert!(name.starts_with(family.name()) || tuned(), "{id}");
             let has = |word| name.split('-').any(|part| part == word);
             assert_eq!(has("it"), *variant == Variant::Instruct, "{id}");
             assert_eq!(has("mix"), *variant == Variant::Mix, "{id}");
@@ -277,7 +298,7 @@ mod tests {
             assert!(resolution.is_none_or(|pixels| shape.ends_with(pixels)), "{id}");
             let shape = super::shape(shape).expect("in the table");
             let sees = *family == Family::PaliGemma
-                || ["4b", "12b", "27b"].iter().any(|size| name.starts_with(&format!("gemma-3-{size}")));
+                || ["-4b", "-12b", "-27b"].iter().any(|size| shape.name == format!("gemma-3{size}"));
             assert_eq!(sees, shape.config.contains("vision_config"), "{id}");
         }
     }

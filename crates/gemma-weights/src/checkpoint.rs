@@ -66,6 +66,45 @@ impl Checkpoint {
         Ok(Self { files: Files::Gguf { path: path.to_owned(), files }, tensors, unknown_keys: unknown })
     }
 
+    /// The same model with the image encoder of an `mmproj` file: of the GGUF file of a Gemma 3 that was made with images.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] when the file is no sound encoder of Gemma 3, [`Error::NoEncoderWanted`] when this checkpoint is not
+    /// a GGUF file of Gemma 3.
+    pub fn with_image_encoder(&self, mmproj: &Path) -> Result<Self, Error> {
+        let Files::Gguf { path, files } = &self.files else { return Err(Error::NoEncoderWanted) };
+        let config = files.iter().find(|(name, _)| *name == "config.json");
+        let text: Option<serde_json::Value> = config.and_then(|(_, config)| serde_json::from_slice(config).ok());
+        let Some(text) = text.filter(|text| text["model_type"] == "gemma3_text") else {
+            return Err(Error::NoEncoderWanted);
+        };
+        let parts = gguf::map_parts(mmproj)?;
+        let damaged = |fault| Error::Gguf { file: mmproj.to_owned(), fault };
+        let encoder = gguf::translate_encoder(gguf::parse_encoder(&parts)?).map_err(damaged)?;
+        let mut config = serde_json::json!({
+            "model_type": "gemma3",
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "mm_tokens_per_image": encoder.image_tokens,
+            "eos_token_id": text["eos_token_id"],
+            "vision_config": encoder.config,
+        });
+        for field in ["boi_token_index", "eoi_token_index", "image_token_index"] {
+            if let Some(number) = text.get(field) {
+                config[field] = number.clone();
+            }
+        }
+        config["text_config"] = text;
+        let mut files = files.clone();
+        for (name, content) in &mut files {
+            if *name == "config.json" {
+                *content = config.to_string().into_bytes();
+            }
+        }
+        let mut tensors = self.tensors.clone();
+        tensors.extend(encoder.tensors);
+        Ok(Self { files: Files::Gguf { path: path.clone(), files }, tensors, unknown_keys: self.unknown_keys.clone() })
+    }
+
     /// A checkpoint of random bf16 values that has the size of a real one, to measure programs with: `config` is its
     /// `config.json`. All tensors share one buffer, the largest tensor's.
     pub fn random(config: Vec<u8>, tensors: &[TensorSpec]) -> Self {

@@ -119,6 +119,10 @@ pub enum Error {
         fault: GgufFault,
     },
 
+    /// An image encoder for a model that takes none.
+    #[error("an image encoder (mmproj) goes with a GGUF file of Gemma 3 4B, 12B or 27B; leave it out of other models")]
+    NoEncoderWanted,
+
     /// A part of a split GGUF model is not beside the others.
     #[error("{}: this part of the split model is missing; fetch all its parts into one folder", file.display())]
     GgufPart {

@@ -7,6 +7,7 @@
 //! The format is described at <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod architectures;
+mod clip;
 mod gemma;
 mod keys;
 pub(crate) mod write;
@@ -21,6 +22,7 @@ use gemma_kernels::Format;
 use crate::{Error, GgufFault as Fault, StoredTensor, files};
 
 pub(crate) use architectures::ARCHITECTURES;
+pub(crate) use clip::translate_encoder;
 pub(crate) use gemma::{Translated, file_name, translate};
 pub use write::{GgufVocabulary, OnConvert, save_gguf};
 
@@ -188,10 +190,23 @@ fn split_name(path: &Path) -> Option<(&str, u64)> {
 /// # Errors
 /// [`Error::Gguf`], naming the part.
 pub(crate) fn parse(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Error> {
+    parse_parts(parts, gemma::not_a_model)
+}
+
+/// [`parse`], for the image encoder that lies beside a model (`mmproj`).
+///
+/// # Errors
+/// As [`parse`], and for a file that is none.
+pub(crate) fn parse_encoder(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Error> {
+    parse_parts(parts, clip::not_an_encoder)
+}
+
+/// `refuse` says of the keys of a file why it is not the wanted kind, if it is not.
+fn parse_parts(parts: &[(PathBuf, Bytes)], refuse: impl Fn(&Pairs<'_>) -> Option<Fault>) -> Result<Gguf<'_>, Error> {
     let mut whole: Option<Gguf<'_>> = None;
     for (path, bytes) in parts {
         let damaged = |fault| Error::Gguf { file: path.clone(), fault };
-        let part = parse_part(bytes).map_err(damaged)?;
+        let part = parse_part(bytes, &refuse).map_err(damaged)?;
         let Some(whole) = &mut whole else {
             whole = Some(part);
             continue;
@@ -217,7 +232,7 @@ pub(crate) fn parse(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Error> {
     }
 }
 
-fn parse_part(bytes: &Bytes) -> Result<Gguf<'_>, Fault> {
+fn parse_part<'b>(bytes: &'b Bytes, refuse: &impl Fn(&Pairs<'_>) -> Option<Fault>) -> Result<Gguf<'b>, Fault> {
     let mut reader = Reader { bytes, at: 0 };
     if reader.take(4)? != MAGIC {
         return Err(Fault::Magic);
@@ -240,7 +255,7 @@ fn parse_part(bytes: &Bytes) -> Result<Gguf<'_>, Fault> {
         }
     }
     // what is no model need not be a sound one; the later parts of a split one say nothing
-    if let Some(fault) = gemma::not_a_model(&pairs) {
+    if let Some(fault) = refuse(&pairs) {
         return Err(fault);
     }
     let mut infos = Vec::new();

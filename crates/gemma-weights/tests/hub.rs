@@ -553,7 +553,7 @@ fn certificates_that_cannot_be_read_are_named() {
     fs::write(folder.path().join("no.pem"), "nothing").unwrap();
     for name in ["no.pem", "missing.pem"] {
         let (_guard, mut options) = options("https://127.0.0.1:9");
-        options.certificates = Some(folder.path().join(name));
+        options.certificates = vec![folder.path().join(name)];
         let error = failure(&options);
         assert!(matches!(&error, Error::Certificates { path, .. } if path.ends_with(name)), "{error}");
     }
@@ -715,4 +715,32 @@ fn folders_are_taken_as_they_are_and_other_names_are_refused() {
         assert!(matches!(resolve(id, &options), Err(Error::HubId { .. })), "{id}");
     }
     assert!(hub.asked().is_empty());
+}
+
+/// The dense layers of an embedding model are part of it: a cache that another program filled without them is completed.
+#[test]
+fn the_modules_of_an_embedding_model_belong_to_it() {
+    let mut repository = Repository::small();
+    let modules = r#"[{"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]"#;
+    repository.files.insert("modules.json", modules.into());
+    for name in ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"] {
+        repository.files.insert(name, name.into());
+    }
+    let hub = Server::start(move |request| repository.answer(request));
+    let (_guard, options) = options(&hub.address);
+    let folder = resolve("org/name", &options).unwrap();
+    let dense = folder.join("2_Dense/model.safetensors");
+    assert_eq!(fs::read_to_string(&dense).unwrap(), "2_Dense/model.safetensors");
+    let asked = hub.asked().len();
+    assert_eq!(resolve("org/name", &options).unwrap(), folder);
+    assert_eq!(hub.asked().len(), asked, "a whole model costs no request");
+    fs::remove_file(&dense).unwrap();
+    assert_eq!(resolve("org/name", &options).unwrap(), folder);
+    assert!(dense.is_file(), "what was lacking is there again");
+    fs::remove_file(&dense).unwrap();
+    let offline = HubOptions { offline: true, ..options };
+    let error = resolve("org/name", &offline).unwrap_err().to_string();
+    assert!(error.contains("2_Dense/model.safetensors"), "{error}");
 }

@@ -51,6 +51,14 @@ pub enum Error {
         /// What the parser said.
         cause: serde_json::Error,
     },
+    /// There is no task and no prompt of this name.
+    #[error("there is no task {name}; use one of {names}")]
+    NoTask {
+        /// The name as given.
+        name: String,
+        /// The names that exist.
+        names: String,
+    },
     /// A size that the vectors cannot be cut to.
     #[error("{dimensions} dimensions were asked for and the model has {most}; give a number from 1 to {most}")]
     Dimensions {

@@ -111,6 +111,26 @@ impl EmbeddingGemma {
         self.prompts.get(name).map(String::as_str)
     }
 
+    /// What stands in front of a text of a task: a name of [`Task::names`], or of the prompts in the model's folder. A
+    /// document may have a title.
+    ///
+    /// # Errors
+    /// [`Error::NoTask`], listing the names.
+    pub fn prefix(&self, task: &str, title: Option<&str>) -> Result<String, Error> {
+        let known = match Task::named(task) {
+            Some(Task::Document { .. }) => Some(Task::Document { title }),
+            other => other,
+        };
+        match (known, self.prompt(task)) {
+            (Some(task), _) => Ok(task.prefix().into_owned()),
+            (None, Some(prompt)) => Ok(prompt.to_owned()),
+            (None, None) => {
+                let names = Task::names().map(str::to_owned).chain(self.prompts.keys().cloned());
+                Err(Error::NoTask { name: task.to_owned(), names: names.collect::<Vec<_>>().join(", ") })
+            }
+        }
+    }
+
     /// One vector for each text.
     ///
     /// # Errors

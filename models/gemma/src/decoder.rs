@@ -191,14 +191,21 @@ impl CausalModel for Decoder {
     }
 
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
-        let logits = match &self.lm_head {
+        softcap(self.uncapped_logits(hidden_states), self.config.final_softcap)
+    }
+
+    fn final_softcap(&self) -> Option<f32> {
+        self.config.final_softcap
+    }
+
+    fn uncapped_logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        match &self.lm_head {
             Some(head) => {
                 let rows = hidden_states.dims()[0];
                 head.forward_in(hidden_states, &[(rows, Phase::Decode)])
             }
             None => self.embed_tokens.logits(hidden_states),
-        };
-        softcap(logits, self.config.final_softcap)
+        }
     }
 
     fn new_cache(&self) -> DecoderCache {

@@ -1,5 +1,6 @@
 //! The front door: a tokenizer, a network, a processor, and what belongs to them.
 
+use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::Tensor;
@@ -7,7 +8,7 @@ use gemma_backend::Device;
 use gemma_generate::{
     CausalModel, GenerateOptions, Generated, Generation, Prompt, Request, Sequence, TextStream, TokenId,
 };
-use gemma_model::{LoadOptions, Model, Network, OnLoad};
+use gemma_model::{Attachments, Conversation, LoadOptions, Model, Network, OnLoad};
 use gemma_nn::Segment;
 use gemma_tokenizer::{ChatPiece, RenderedChat, Tokenizer, Turn};
 use gemma_vision::{Image, Pixels, resize_rgb};
@@ -40,15 +41,15 @@ impl EncodedImage {
     pub fn features(&self) -> &[Tensor<2>] {
         &self.features
     }
+}
 
-    /// The text that stands in a prompt where the image is.
-    fn text(&self) -> String {
-        match self.features.len() {
-            1 => AROUND.to_owned(),
-            parts => {
-                let crops = vec![AROUND; parts - 1].join(" ");
-                format!("Here is the original image {AROUND} and here are some crops to help you see better {crops}")
-            }
+/// The text that stands in a prompt where an image of so many parts is.
+fn image_text(parts: usize) -> String {
+    match parts {
+        0 | 1 => AROUND.to_owned(),
+        parts => {
+            let crops = vec![AROUND; parts - 1].join(" ");
+            format!("Here is the original image {AROUND} and here are some crops to help you see better {crops}")
         }
     }
 }
@@ -161,8 +162,17 @@ impl Gemma3 {
     /// # Errors
     /// When there is no tokenizer, or images and marks do not match.
     pub fn rendered_tokens(&self, chat: &RenderedChat, images: &[&EncodedImage]) -> Result<Vec<TokenId>, Error> {
+        self.placed_tokens(chat, &images.iter().map(|image| image.features.len()).collect::<Vec<_>>())
+    }
+
+    /// [`Gemma3::rendered_tokens`] before the images are encoded: `parts` has for each image 1, and 1 more for each crop
+    /// of it.
+    ///
+    /// # Errors
+    /// As [`Gemma3::rendered_tokens`].
+    pub fn placed_tokens(&self, chat: &RenderedChat, parts: &[usize]) -> Result<Vec<TokenId>, Error> {
         let pieces = chat.pieces();
-        let mut next = images.iter();
+        let mut next = parts.iter();
         let mut found = 0;
         let mut whole = Vec::with_capacity(pieces.len());
         for piece in pieces {
@@ -171,21 +181,21 @@ impl Gemma3 {
                 ChatPiece::Message(text) => (text, ChatPiece::Message),
             };
             // a mark in a text without images is text like any other
-            let parts: Vec<&str> = if images.is_empty() { vec![text] } else { text.split(IMAGE_MARK).collect() };
-            for (index, part) in parts.into_iter().enumerate() {
+            let around: Vec<&str> = if parts.is_empty() { vec![text] } else { text.split(IMAGE_MARK).collect() };
+            for (index, text) in around.into_iter().enumerate() {
                 if index > 0 {
                     found += 1;
-                    whole.extend(next.next().map(|image| ChatPiece::Template(image.text())));
+                    whole.extend(next.next().map(|parts| ChatPiece::Template(image_text(*parts))));
                 }
-                whole.push(same(part.to_owned()));
+                whole.push(same(text.to_owned()));
             }
         }
-        if found != images.len() {
-            return Err(Error::ImageMarks { found, images: images.len() });
+        if found != parts.len() {
+            return Err(Error::ImageMarks { found, images: parts.len() });
         }
         let tokens = self.tokenizer()?.encode_chat(&RenderedChat::from(whole));
         let config = self.network().config();
-        let mut out = Vec::with_capacity(tokens.len() + images.len() * config.image_tokens);
+        let mut out = Vec::with_capacity(tokens.len() + parts.iter().sum::<usize>() * config.image_tokens);
         for (index, token) in tokens.iter().enumerate() {
             out.push(*token);
             if *token == config.begin_token && tokens.get(index + 1) == Some(&config.end_token) {
@@ -217,6 +227,18 @@ impl Gemma3 {
         Ok(TextStream::new(self.begin(&tokens, images, options)?, self.tokenizer()?.stream()))
     }
 
+    /// A conversation in which images can be shown.
+    pub fn conversation(&self, options: GenerateOptions) -> Conversation<'_, Gemma3Network, ShownImages<'_>> {
+        Conversation::with_attachments(&self.model, options, ShownImages { model: self, images: Vec::new() })
+    }
+
+    /// The prompt of tokens among which these images stand.
+    fn prompt(&self, tokens: &[TokenId], images: &[&EncodedImage]) -> Prompt {
+        let features: Vec<Tensor<2>> = images.iter().flat_map(|image| image.features.iter().cloned()).collect();
+        let network = self.network();
+        Prompt::Inputs { inputs: network.embed_with(tokens, &features), blocks: network.blocks(tokens) }
+    }
+
     /// The request to an [`Engine`](gemma_generate::Engine) for a prompt that is already tokens, image tokens included.
     ///
     /// # Errors
@@ -228,10 +250,8 @@ impl Gemma3 {
         options: &GenerateOptions,
     ) -> Result<Request<'static>, Error> {
         options.check().map_err(gemma_model::Error::from)?;
-        let network = self.network();
-        let features: Vec<Tensor<2>> = images.iter().flat_map(|image| image.features.iter().cloned()).collect();
-        network.check_prompt(tokens, features.len())?;
-        let prompt = Prompt::Inputs { inputs: network.embed_with(tokens, &features), blocks: network.blocks(tokens) };
+        self.network().check_prompt(tokens, images.iter().map(|image| image.features.len()).sum())?;
+        let prompt = self.prompt(tokens, images);
         let stop_tokens = self.model.stop_tokens().to_vec();
         Ok(Request { prompt, options: options.clone(), stop_tokens, ..Request::default() })
     }
@@ -274,6 +294,42 @@ impl Gemma3 {
     /// When the folder cannot be written, or the weights are held in a quantized format.
     pub fn save(&self, folder: &Path, dtype: Dtype, replace: bool) -> Result<(), Error> {
         Ok(self.model.save(folder, dtype, replace)?)
+    }
+}
+
+/// The images of a conversation.
+#[derive(Debug)]
+pub struct ShownImages<'m> {
+    model: &'m Gemma3,
+    images: Vec<EncodedImage>,
+}
+
+impl Attachments for ShownImages<'_> {
+    type Item = EncodedImage;
+
+    fn push(&mut self, image: EncodedImage) {
+        self.images.push(image);
+    }
+
+    fn drain(&mut self, range: Range<usize>) {
+        self.images.drain(range);
+    }
+
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn tokens(&self, chat: &RenderedChat, first: usize) -> Result<Vec<TokenId>, gemma_model::Error> {
+        let images: Vec<&EncodedImage> = self.images[first..].iter().collect();
+        self.model.rendered_tokens(chat, &images).map_err(|error| match error {
+            Error::Model(error) => error,
+            Error::ImageMarks { found, images } => gemma_model::Error::Places { found, given: images },
+            _ => gemma_model::Error::Places { found: 0, given: images.len() },
+        })
+    }
+
+    fn prompt(&self, tokens: Vec<TokenId>, first: usize) -> Prompt {
+        self.model.prompt(&tokens, &self.images[first..].iter().collect::<Vec<_>>())
     }
 }
 

@@ -31,7 +31,7 @@ mod network;
 
 pub use config::{Crop, Gemma3Config, PanAndScan, Processor};
 pub use error::Error;
-pub use front::{EncodedImage, Gemma3, IMAGE_MARK};
+pub use front::{EncodedImage, Gemma3, IMAGE_MARK, ShownImages};
 pub use network::{Gemma3Network, Projector};
 
 pub use gemma_backend::{Backend, Device, default_device};

@@ -8,12 +8,12 @@ use std::ops::Range;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use gemma::{Decoder, DecoderCache};
-use gemma_generate::{CacheTensors, CausalModel, Inputs, TokenId};
+use gemma::Decoder;
+use gemma_generate::{Inputs, TokenId};
 use gemma_model::{Network, config_file};
-use gemma_nn::{RmsNorm, Saver, Segment, Source};
+use gemma_nn::{RmsNorm, Saver, Source};
 use gemma_tokenizer::Family;
-use gemma_vision::{Pixels, Siglip, SiglipConfig, splice};
+use gemma_vision::{Pixels, Siglip, SiglipConfig, check_tokens, embed_with_images};
 use gemma_weights::{Checkpoint, Dtype};
 
 use crate::{Error, Gemma3Config, names};
@@ -60,9 +60,7 @@ impl Gemma3Network {
     /// # Panics
     /// When there is no token, or not one row per `<image_soft_token>`.
     pub fn embed_with(&self, tokens: &[TokenId], features: &[Tensor<2>]) -> Inputs {
-        let text = |run: &[TokenId]| self.language_model.embed(run).embeddings;
-        let embeddings = splice(tokens, self.config.image_token, features, text);
-        Inputs { token_ids: tokens.to_vec(), embeddings }
+        embed_with_images(&self.language_model, tokens, self.config.image_token, features)
     }
 
     /// The positions of each image: runs of `<image_soft_token>`, which see themselves both ways.
@@ -103,68 +101,18 @@ impl Gemma3Network {
     /// # Errors
     /// The first of these that is wrong.
     pub fn check_prompt(&self, tokens: &[TokenId], images: usize) -> Result<(), Error> {
-        use gemma_generate::Error as Prompt;
         let (image, each) = (self.config.image_token, self.config.image_tokens);
         let runs = self.blocks(tokens);
         let found: usize = runs.iter().map(|run| run.len()).sum();
         if found != images * each || runs.iter().any(|run| run.len() % each != 0) {
             return Err(Error::ImageTokens { found, expected: images * each, images, each });
         }
-        if tokens.is_empty() {
-            return Err(Prompt::EmptyPrompt.into());
-        }
-        let (vocab, limit) = (self.config.text.vocab, self.config.text.context);
-        let unknown = |token: &TokenId| *token as usize >= vocab && *token != image;
-        if let Some(place) = tokens.iter().position(unknown) {
-            return Err(Prompt::TokenOutOfRange { token: tokens[place], place, vocab }.into());
-        }
-        if tokens.len() > limit {
-            return Err(Prompt::PromptTooLong { tokens: tokens.len(), limit }.into());
-        }
-        Ok(())
+        Ok(check_tokens(&self.language_model, tokens, image)?)
     }
 }
 
-/// The decoder's own.
-impl CausalModel for Gemma3Network {
-    type Cache = DecoderCache;
-
-    fn embed(&self, tokens: &[TokenId]) -> Inputs {
-        self.language_model.embed(tokens)
-    }
-
-    fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut DecoderCache]) -> Tensor<2> {
-        self.language_model.forward(inputs, segments, caches)
-    }
-
-    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
-        self.language_model.logits(hidden_states)
-    }
-
-    fn new_cache(&self) -> DecoderCache {
-        self.language_model.new_cache()
-    }
-
-    fn no_cache(&self) -> DecoderCache {
-        self.language_model.no_cache()
-    }
-
-    fn restore_cache(&self, len: usize, tensors: &CacheTensors) -> Option<DecoderCache> {
-        self.language_model.restore_cache(len, tensors)
-    }
-
-    fn cache_bytes(&self, tokens: usize) -> usize {
-        self.language_model.cache_bytes(tokens)
-    }
-
-    fn context_length(&self) -> Option<usize> {
-        self.language_model.context_length()
-    }
-
-    fn vocab(&self) -> usize {
-        self.language_model.vocab()
-    }
-}
+// The decoder's own.
+gemma_generate::causal_model_of!(Gemma3Network, language_model: Decoder);
 
 impl Network for Gemma3Network {
     type Config = Gemma3Config;

@@ -10,8 +10,8 @@ use gemma_weights::catalogue;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use gemma_model::Error;
 use gemma_model::fields::{self, Architecture, invalid};
+use gemma_model::{Error, config_keys};
 use gemma_vision::SiglipConfig;
 
 /// A PaliGemma or PaliGemma 2, resolved: everything that building and running it takes.
@@ -51,6 +51,7 @@ impl PaliGemmaConfig {
         if !matches!(architecture.name(), Some("paligemma" | "PaliGemmaForConditionalGeneration")) {
             return Err(architecture.refuse("PaliGemma (model_type `paligemma`)"));
         }
+        config_keys::refuse_foreign(text)?;
         fields::parse::<ConfigFile>(text)?.resolve()
     }
 

@@ -7,14 +7,14 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma::{Decoder, DecoderCache};
-use gemma_generate::{CacheTensors, CausalModel, Inputs, TokenId};
+use gemma_generate::{CausalModel, Inputs, TokenId};
 use gemma_model::{LoadOptions, Network, config_file};
 use gemma_nn::{
     Adapted, ComputePrecision, ParameterList, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Unpack,
     WithPrecision,
 };
 use gemma_tokenizer::Family;
-use gemma_vision::{Siglip, splice};
+use gemma_vision::{Siglip, check_tokens, embed_with_images};
 use gemma_weights::{Checkpoint, Dtype, TensorSpec};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
@@ -107,9 +107,7 @@ impl VisionLanguageModel {
     /// # Panics
     /// When there is no token, or not one row per `<image>`.
     pub fn embed_with(&self, tokens: &[TokenId], features: &[Tensor<2>]) -> Inputs {
-        let text = |run: &[TokenId]| self.language_model.embed(run).embeddings;
-        let embeddings = splice(tokens, self.config.image_token, features, text);
-        Inputs { token_ids: tokens.to_vec(), embeddings }
+        embed_with_images(&self.language_model, tokens, self.config.image_token, features)
     }
 
     /// Prefills prompts, each into a new cache: hidden states `[tokens, hidden_size]`, all prompts one after the other. Each
@@ -133,67 +131,17 @@ impl VisionLanguageModel {
     /// # Errors
     /// The first of these that is wrong.
     pub fn check_prompt(&self, tokens: &[TokenId], images: usize) -> Result<(), Error> {
-        use gemma_generate::Error as Prompt;
         let (image, each) = (self.config.image_token, self.config.image_tokens());
         let found = tokens.iter().filter(|token| **token == image).count();
         if found != images * each {
             return Err(Error::ImageTokens { found, expected: images * each, images, each });
         }
-        if tokens.is_empty() {
-            return Err(Prompt::EmptyPrompt.into());
-        }
-        let (vocab, limit) = (self.config.text.vocab, self.config.text.context);
-        let unknown = |token: &TokenId| *token as usize >= vocab && *token != image;
-        if let Some(place) = tokens.iter().position(unknown) {
-            return Err(Prompt::TokenOutOfRange { token: tokens[place], place, vocab }.into());
-        }
-        if tokens.len() > limit {
-            return Err(Prompt::PromptTooLong { tokens: tokens.len(), limit }.into());
-        }
-        Ok(())
+        Ok(check_tokens(&self.language_model, tokens, image)?)
     }
 }
 
-/// The decoder's own: the embeddings of text, and a cache that can be truncated to the prompt and kept in a file.
-impl CausalModel for VisionLanguageModel {
-    type Cache = DecoderCache;
-
-    fn embed(&self, tokens: &[TokenId]) -> Inputs {
-        self.language_model.embed(tokens)
-    }
-
-    fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut DecoderCache]) -> Tensor<2> {
-        self.language_model.forward(inputs, segments, caches)
-    }
-
-    fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
-        self.language_model.logits(hidden_states)
-    }
-
-    fn new_cache(&self) -> DecoderCache {
-        self.language_model.new_cache()
-    }
-
-    fn no_cache(&self) -> DecoderCache {
-        self.language_model.no_cache()
-    }
-
-    fn restore_cache(&self, len: usize, tensors: &CacheTensors) -> Option<DecoderCache> {
-        self.language_model.restore_cache(len, tensors)
-    }
-
-    fn cache_bytes(&self, tokens: usize) -> usize {
-        self.language_model.cache_bytes(tokens)
-    }
-
-    fn context_length(&self) -> Option<usize> {
-        self.language_model.context_length()
-    }
-
-    fn vocab(&self) -> usize {
-        self.language_model.vocab()
-    }
-}
+// The decoder's own: the embeddings of text, and a cache that can be truncated to the prompt and kept in a file.
+gemma_generate::causal_model_of!(VisionLanguageModel, language_model: Decoder);
 
 impl Network for VisionLanguageModel {
     type Config = PaliGemmaConfig;

@@ -4,6 +4,7 @@
 //! decoder of a VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937; residual blocks as in Ning et al. 2023,
 //! arXiv:2301.02229), into a map of 64 x 64 values: above zero is inside. The map is stretched over the object's box.
 
+use std::io::Read;
 use std::path::Path;
 
 use burn::module::{Module, Param};
@@ -146,11 +147,14 @@ impl MaskDecoder {
             return Self::new(&get, device).map_err(wrong);
         }
         let failed = |cause| Error::File { path: path.to_owned(), cause };
-        let bytes = std::fs::metadata(path).map_err(failed)?.len();
-        if bytes > FILE_LIMIT {
-            return Err(wrong(format!("{bytes} bytes are too many")));
+        let mut content = Vec::new();
+        // a device has no length, and no end
+        std::fs::File::open(path)
+            .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut content))
+            .map_err(failed)?;
+        if content.len() as u64 > FILE_LIMIT {
+            return Err(wrong(format!("more than {FILE_LIMIT} bytes are too many")));
         }
-        let content = std::fs::read(path).map_err(failed)?;
         let archive = Archive::open(&content).map_err(wrong)?;
         Self::new(&|name, shape| archive.array(name, shape), device).map_err(wrong)
     }

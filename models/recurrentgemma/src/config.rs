@@ -4,11 +4,11 @@
 //! [`GriffinConfig`]. A field that is read is used, or refused with an error that names field and value.
 
 use crate::recurrent::RecurrentSpec;
-use gemma_model::Error;
 use gemma_model::fields::{
     self, Architecture, Ids, LARGEST_DIMENSION, LARGEST_VOCAB, MOST_LAYERS, cap, finite_positive, invalid, off,
     positive, shortest, tanh_gelu,
 };
+use gemma_model::{Error, config_keys};
 use gemma_nn::{AttentionSpec, RopeSpec, Visibility};
 use gemma_weights::Dtype;
 use gemma_weights::catalogue;
@@ -130,7 +130,10 @@ impl GriffinConfig {
         // the architecture first: what another family's file lacks is no fault of it
         let architecture = Architecture::from_json(text)?;
         match architecture.name() {
-            Some("recurrent_gemma" | "RecurrentGemmaForCausalLM") => fields::parse::<ConfigFile>(text)?.resolve(),
+            Some("recurrent_gemma" | "RecurrentGemmaForCausalLM") => {
+                config_keys::refuse_foreign(text)?;
+                fields::parse::<ConfigFile>(text)?.resolve()
+            }
             _ => Err(architecture.refuse("a RecurrentGemma model (model_type `recurrent_gemma`)")),
         }
     }

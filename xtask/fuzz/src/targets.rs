@@ -182,6 +182,8 @@ fn config(bytes: &[u8]) {
     drop(gemma::Decoder::config_from_json(bytes));
     drop(recurrentgemma::Griffin::config_from_json(bytes));
     drop(paligemma::VisionLanguageModel::config_from_json(bytes));
+    drop(gemma3::Gemma3Network::config_from_json(bytes));
+    drop(gemma_model::config_keys::unknown(bytes));
 }
 
 fn gguf(bytes: &[u8]) {

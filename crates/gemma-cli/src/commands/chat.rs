@@ -3,14 +3,16 @@
 use std::{
     io::{self, IsTerminal, Write},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use clap::Args;
-use gemma_auto::with_model;
+use gemma_auto::{AutoModel, with_model};
 use gemma_generate::GenerateOptions;
-use gemma_model::{Answered, Conversation, Model, Network};
+use gemma_model::{Answered, Attachments, Conversation, Model, Network};
 use gemma_tokenizer::{ChatTemplate, Role, Turn};
+use gemma3::Image;
 use rustyline::{DefaultEditor, error::ReadlineError};
 
 use super::generate;
@@ -32,8 +34,10 @@ Examples:
   gemma chat --model google/gemma-2-2b-it --temperature 0.7
   gemma chat --model google/gemma-3-1b-it --system 'Answer in one sentence.'
   printf 'What is 2 plus 3?\\nAnd plus 1?\\n' | gemma chat --temperature 0
+  printf '/image cat.jpg\\nWhat is this?\\n' | gemma chat --model google/gemma-3-4b-it
 
-In the conversation, /help lists the commands: /reset, /undo, /save FILE, /stats, /exit.")]
+In the conversation, /help lists the commands: /image FILE, /reset, /undo, /save FILE, /stats, /exit. /image is for models
+that see images, such as google/gemma-3-4b-it, and is read from a pipe as well.")]
 pub(crate) struct Chat {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -46,9 +50,10 @@ pub(crate) struct Chat {
 }
 
 /// Words that are commands also with more behind them.
-const COMMANDS: [&str; 8] = ["help", "reset", "undo", "save", "stats", "exit", "quit", "load"];
+const COMMANDS: [&str; 9] = ["help", "image", "reset", "undo", "save", "stats", "exit", "quit", "load"];
 
 const HELP: &str = "\
+/image FILE show an image; the next question is about it
 /reset      forget the conversation
 /undo       forget the last question and its answer
 /save FILE  write the conversation to a JSON file
@@ -63,28 +68,55 @@ pub(crate) fn run(args: &Chat) -> Result<Ending> {
     // what cannot be read is known before the model is opened
     let (system, template) = (args.format.system()?, args.format.template()?);
     let opened = session::find(&args.model)?.open()?;
-    with_model!(&opened.model, model => talk(model, options, system, template))
+    let settings = Settings { system, template };
+    match &opened.model {
+        AutoModel::Gemma3(model) => {
+            let show = |file: &Path| Ok(model.encode_image(&Image::open(file)?));
+            talk(model.model(), model.conversation(options), settings, Some(&show))
+        }
+        other => with_model!(other, model => talk(model, Conversation::new(model, options), settings, None)),
+    }
 }
 
-fn talk<N: Network>(
-    model: &Model<N>,
-    options: GenerateOptions,
+/// What the flags say of the conversation.
+struct Settings {
     system: Option<String>,
     template: Option<ChatTemplate>,
-) -> Result<Ending> {
-    model.tokenizer()?;
-    let context = model.network().context_length();
-    let template = template.unwrap_or_else(|| model.chat_template().clone());
-    template.check()?;
-    let mut conversation = Conversation::new(model, options).with_template(template);
-    if let Some(system) = system {
-        conversation = conversation.with_system(system);
-    }
-    if io::stdin().is_terminal() { at_keyboard(&mut conversation, context) } else { from_lines(&mut conversation) }
 }
 
-/// Every line is a question; Ctrl-C ends everything.
-fn from_lines<N: Network>(conversation: &mut Conversation<'_, N>) -> Result<Ending> {
+/// Encodes the image in a file; `None` for a model that reads text only.
+type Show<'s, I> = Option<&'s dyn Fn(&Path) -> Result<I>>;
+
+/// A conversation at the keyboard or from a pipe.
+struct Talk<'t, 'm, N: Network, A: Attachments> {
+    conversation: Conversation<'m, N, A>,
+    show: Show<'t, A::Item>,
+    /// Images that the next question is about.
+    shown: Vec<A::Item>,
+    context: Option<usize>,
+    last: Option<Answered>,
+}
+
+fn talk<N: Network, A: Attachments>(
+    model: &Model<N>,
+    conversation: Conversation<'_, N, A>,
+    settings: Settings,
+    show: Show<'_, A::Item>,
+) -> Result<Ending> {
+    model.tokenizer()?;
+    let template = settings.template.unwrap_or_else(|| model.chat_template().clone());
+    template.check()?;
+    let mut conversation = conversation.with_template(template);
+    if let Some(system) = settings.system {
+        conversation = conversation.with_system(system);
+    }
+    let context = model.network().context_length();
+    let mut talk = Talk { conversation, show, shown: Vec::new(), context, last: None };
+    if io::stdin().is_terminal() { at_keyboard(&mut talk) } else { from_lines(&mut talk) }
+}
+
+/// Every line is a question, but for those that show an image; Ctrl-C ends everything.
+fn from_lines<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Result<Ending> {
     let mut input = io::stdin().lock();
     while let Some(line) = text::line(&mut input).context("cannot use standard input")? {
         let line = match String::from_utf8(line) {
@@ -98,8 +130,12 @@ fn from_lines<N: Network>(conversation: &mut Conversation<'_, N>) -> Result<Endi
         if line.trim().is_empty() {
             continue;
         }
+        if let (Line::Command("image", file), true) = (Line::of(line.trim()), talk.show.is_some()) {
+            output::remark(talk.show(file));
+            continue;
+        }
         let watch = interrupt::watch();
-        conversation.say(&line, watch.flag(), output::piece)?;
+        talk.conversation.say_with(std::mem::take(&mut talk.shown), &line, watch.flag(), output::piece)?;
         output::line("")?;
         if watch.pressed() {
             return Ok(Ending::Interrupted);
@@ -108,31 +144,37 @@ fn from_lines<N: Network>(conversation: &mut Conversation<'_, N>) -> Result<Endi
     Ok(Ending::Done)
 }
 
+/// What comes so soon behind a byte that cannot be read was typed or pasted with it.
+const TYPED_TOGETHER: Duration = Duration::from_millis(100);
+
 /// A prompt with line editing; Ctrl-C ends the answer.
-fn at_keyboard<N: Network>(conversation: &mut Conversation<'_, N>, context: Option<usize>) -> Result<Ending> {
+fn at_keyboard<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Result<Ending> {
     let mut editor = DefaultEditor::new().context("cannot read from this terminal")?;
     output::remark("/help lists commands, Ctrl-D leaves");
-    let mut last = None;
+    let mut unreadable = None;
     loop {
         let line = match question(&mut editor) {
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => continue,
             Err(ReadlineError::Eof) => return Ok(Ending::Done),
             Err(error) if is_not_utf8(&error) => {
-                output::remark("error: the line is not UTF-8 text, so it is left out up to its end");
-                // what follows on the same line
-                let _ = editor.readline("");
+                output::remark("error: the line is not UTF-8 text, so it is left out");
+                unreadable = Some(Instant::now());
                 continue;
             }
             Err(error) => return Err(error).context("cannot read from this terminal"),
         };
+        // what is there at once is the rest of the line
+        if unreadable.take().is_some_and(|at| at.elapsed() < TYPED_TOGETHER) {
+            continue;
+        }
         match Line::of(line.trim()) {
             Line::Command("exit" | "quit", _) => return Ok(Ending::Done),
-            Line::Command(name, rest) => output::line(run_command(name, rest, conversation, last, context))?,
+            Line::Command(name, rest) => output::line(talk.run_command(name, rest))?,
             Line::Nothing => {}
             // What went wrong with one question is no reason to lose the conversation.
-            Line::Question(line) => match answer(conversation, line) {
-                Ok(answered) => last = Some(answered),
+            Line::Question(line) => match talk.answer(line) {
+                Ok(answered) => talk.last = Some(answered),
                 Err(error) if error.is::<output::Closed>() => return Err(error),
                 Err(error) => output::remark(format_args!("error: {}", output::one_line(&error))),
             },
@@ -186,57 +228,81 @@ fn question(editor: &mut DefaultEditor) -> rustyline::Result<String> {
     Ok(text)
 }
 
-fn answer<N: Network>(conversation: &mut Conversation<'_, N>, text: &str) -> Result<Answered> {
-    let watch = interrupt::watch();
-    let answered = conversation.say(text, watch.flag(), output::piece);
-    output::line("")?;
-    let answered = answered?;
-    if answered.forgotten > 0 {
-        output::remark(format_args!("[the context was full: forgot the {} oldest exchanges]", answered.forgotten));
-    }
-    output::remark(generate::told(answered.timings, answered.reason));
-    Ok(answered)
-}
-
-/// Runs a command and describes what it did.
-fn run_command<N: Network>(
-    name: &str,
-    rest: &str,
-    conversation: &mut Conversation<'_, N>,
-    last: Option<Answered>,
-    context: Option<usize>,
-) -> String {
-    match (name, rest) {
-        ("help", _) => HELP.to_owned(),
-        ("reset", _) => {
-            conversation.reset();
-            "the conversation begins anew".to_owned()
+impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
+    fn answer(&mut self, text: &str) -> Result<Answered> {
+        let watch = interrupt::watch();
+        let shown = std::mem::take(&mut self.shown);
+        let answered = self.conversation.say_with(shown, text, watch.flag(), output::piece);
+        output::line("")?;
+        let answered = answered?;
+        if answered.forgotten > 0 {
+            output::remark(format_args!("[the context was full: forgot the {} oldest exchanges]", answered.forgotten));
         }
-        ("undo", _) if conversation.undo() => "the last question and its answer are forgotten".to_owned(),
-        ("undo", _) => "there is nothing to forget".to_owned(),
-        ("save", file) if !file.trim().is_empty() => match save(conversation.turns(), Path::new(file.trim())) {
-            Ok(()) => format!("saved to {}", file.trim()),
-            Err(error) => format!("error: {}", output::one_line(&error)),
-        },
-        ("save", _) => "name a file: /save conversation.json".to_owned(),
-        ("stats", _) => stats(conversation, last, context),
-        (other, _) => format!("there is no command /{other}; /help lists them"),
+        output::remark(generate::told(answered.timings, answered.reason));
+        Ok(answered)
     }
-}
 
-fn stats<N: Network>(conversation: &Conversation<'_, N>, last: Option<Answered>, context: Option<usize>) -> String {
-    let (tokens, bytes) = conversation.remembered();
-    let limit = context.map(|limit| format!(" of {limit}")).unwrap_or_default();
-    let speed = last.map(|last| generate::told(last.timings, last.reason)).unwrap_or_default();
-    format!("{} turns, {tokens}{limit} tokens in {}\n{speed}", conversation.turns().len(), output::bytes(bytes as u64))
-        .trim_end()
-        .to_owned()
+    /// Shows the image in a file, and says what came of it.
+    fn show(&mut self, file: &str) -> String {
+        let shown = match self.show {
+            _ if file.is_empty() => return "name a file: /image photo.jpg".to_owned(),
+            None => Err(anyhow::anyhow!(
+                "this model reads text only; take one that sees images, such as google/gemma-3-4b-it"
+            )),
+            Some(show) => show(Path::new(file)),
+        };
+        match shown {
+            Ok(image) => {
+                self.shown.push(image);
+                format!("[{file}: the next question is about {}]", if self.shown.len() == 1 { "it" } else { "it, too" })
+            }
+            Err(error) => format!("error: {}", output::one_line(&error)),
+        }
+    }
+
+    /// Runs a command and describes what it did.
+    fn run_command(&mut self, name: &str, rest: &str) -> String {
+        match (name, rest) {
+            ("help", _) => HELP.to_owned(),
+            ("image", file) => self.show(file.trim()),
+            ("reset", _) => {
+                self.conversation.reset();
+                self.shown.clear();
+                "the conversation begins anew".to_owned()
+            }
+            ("undo", _) if self.conversation.undo() => "the last question and its answer are forgotten".to_owned(),
+            ("undo", _) => "there is nothing to forget".to_owned(),
+            ("save", file) if !file.trim().is_empty() => {
+                match save(self.conversation.turns(), Path::new(file.trim())) {
+                    Ok(()) => format!("saved to {}", file.trim()),
+                    Err(error) => format!("error: {}", output::one_line(&error)),
+                }
+            }
+            ("save", _) => "name a file: /save conversation.json".to_owned(),
+            ("stats", _) => self.stats(),
+            (other, _) => format!("there is no command /{other}; /help lists them"),
+        }
+    }
+
+    fn stats(&self) -> String {
+        let (tokens, bytes) = self.conversation.remembered();
+        let limit = self.context.map(|limit| format!(" of {limit}")).unwrap_or_default();
+        let speed = self.last.map(|last| generate::told(last.timings, last.reason)).unwrap_or_default();
+        let turns = self.conversation.turns().len();
+        format!("{turns} turns, {tokens}{limit} tokens in {}\n{speed}", output::bytes(bytes as u64))
+            .trim_end()
+            .to_owned()
+    }
 }
 
 /// Writes the conversation as JSON, whole or not at all.
 fn save(turns: &[Turn], path: &Path) -> Result<()> {
     let role = |turn: &Turn| if turn.role == Role::User { "user" } else { "model" };
-    let turns: Vec<_> = turns.iter().map(|turn| serde_json::json!({"role": role(turn), "text": turn.text})).collect();
+    let one = |turn: &Turn| match turn.images() {
+        0 => serde_json::json!({"role": role(turn), "text": turn.plain_text()}),
+        images => serde_json::json!({"role": role(turn), "text": turn.plain_text(), "images": images}),
+    };
+    let turns: Vec<_> = turns.iter().map(one).collect();
     let mut file = NewFile::open(path)?;
     let written = writeln!(file.as_file_mut(), "{:#}", serde_json::Value::Array(turns));
     written.with_context(|| format!("cannot write {}", path.display()))?;
@@ -256,6 +322,7 @@ mod tests {
             ("/save  a b.json ", Line::Command("save", "a b.json")),
             ("/hlep", Line::Command("hlep", "")),
             ("/etc/hosts is what kind of file?", Line::Question("/etc/hosts is what kind of file?")),
+            ("/image a b.jpg", Line::Command("image", "a b.jpg")),
             ("/etc/hosts", Line::Question("/etc/hosts")),
             ("/tmp is what?", Line::Question("/tmp is what?")),
             ("//help", Line::Question("/help")),

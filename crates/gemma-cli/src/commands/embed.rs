@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use embeddinggemma::{EmbedOptions, EmbeddingGemma, Embeddings, Task};
+use embeddinggemma::{EmbedOptions, EmbeddingGemma, Embeddings};
 use gemma_tokenizer::TokenId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     args,
     interrupt::{self, Ending},
-    new_file::NewFile,
+    new_file::{NewFile, written_alone},
     output, progress, session,
     tokens_file::TokenRows,
 };
@@ -165,17 +165,7 @@ fn parse(line: &str) -> Result<Text> {
 
 /// The tokens of a text for a task.
 fn tokens(model: &EmbeddingGemma, task: &str, Text { text, title }: &Text) -> Result<Vec<TokenId>> {
-    let known = match Task::named(task) {
-        Some(Task::Document { .. }) => Some(Task::Document { title: title.as_deref() }),
-        other => other,
-    };
-    let prefix = match (known, model.prompt(task)) {
-        (Some(task), _) => task.prefix().into_owned(),
-        (None, Some(prompt)) => prompt.to_owned(),
-        (None, None) => {
-            bail!("there is no task {task}; use one of {}", Task::names().collect::<Vec<_>>().join(", "))
-        }
-    };
+    let prefix = model.prefix(task, title.as_deref())?;
     Ok(model.tokens(&prefix, text)?)
 }
 
@@ -257,6 +247,7 @@ impl Partial {
         let failed = || format!("cannot write {}", path.display());
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(failed)?;
+        written_alone(&file, &path)?;
         let mut first = String::new();
         // a first line that is no text is that of another file
         let same = BufReader::new(&file).take(about.len() as u64 + 1).read_line(&mut first).is_ok()

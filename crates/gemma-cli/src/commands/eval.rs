@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     args::{CodeModel, Filling, seconds},
     interrupt::{self, Ending},
+    new_file::written_alone,
     output::{self, Table},
     progress, session, text,
 };
@@ -225,6 +226,7 @@ impl Log {
         let name = path.display().to_string();
         let file = OpenOptions::new().read(true).append(true).create(true).open(path);
         let file = file.with_context(|| format!("cannot write {name}"))?;
+        written_alone(&file, path)?;
         let mut reader = BufReader::new(&file);
         let (mut records, mut whole, mut line) = (Vec::new(), 0, Vec::new());
         let mut next = |line: &mut Vec<u8>| reader.by_ref().take(LONGEST_RESULT).read_until(b'\n', line);

@@ -12,7 +12,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use gemma_auto::{Architecture, AutoModel};
 use gemma_generate::{FinishReason, GenerateOptions, TextStream};
+use gemma3::Gemma3;
 use paligemma::{
     BoundingBox, Detection, Image, ImageFeatures, MaskDecoder, PaliGemma, Segmentation, coco, draw, loc, prompt,
 };
@@ -22,7 +24,7 @@ use crate::{
     args::Model,
     image_files,
     interrupt::{self, Ending, Watch},
-    new_file::NewFile,
+    new_file::{NewFile, written_alone},
     output, progress, session,
 };
 
@@ -72,6 +74,7 @@ pub(crate) struct Objects {
 #[command(after_help = "\
 Examples:
   gemma caption models/paligemma/demo/images
+  gemma caption --model google/gemma-3-4b-it holiday/
   gemma caption --model google/paligemma-3b-mix-224 --lang de holiday/*.jpg
   gemma caption --model DIR --out-dir captions 'archive/*.png'     thousands; may be stopped and started again
 
@@ -185,7 +188,10 @@ struct Answer {
 /// What a verb asks, and what becomes of the answers.
 struct Task<'a> {
     verb: &'static str,
+    /// As PaliGemma was trained on them.
     prompts: Vec<String>,
+    /// The same in words, for a model that talks; empty where only PaliGemma can answer.
+    questions: Vec<String>,
     /// Whether answers are looked through for boxes, and for masks.
     finds: Finds,
     images: &'a Images,
@@ -201,26 +207,36 @@ enum Finds {
 
 pub(crate) fn caption(args: &Caption) -> Result<Ending> {
     let prompts = vec![prompt::caption(&args.lang)];
-    run(&Task { verb: "caption", prompts, finds: Finds::Words, images: &args.images, objects: None }, None)
+    let questions = vec![format!("Describe the image in one sentence.{}", in_language(&args.lang))];
+    run(&Task { verb: "caption", prompts, questions, finds: Finds::Words, images: &args.images, objects: None }, None)
 }
 
 pub(crate) fn ask(args: &Ask) -> Result<Ending> {
     let mut prompts: Vec<String> = args.question.iter().map(|question| prompt::answer(&args.lang, question)).collect();
     prompts.extend(args.prompt.iter().cloned());
     prompts.extend(args.ocr.then(prompt::ocr));
-    run(&Task { verb: "ask", prompts, finds: Finds::Words, images: &args.images, objects: None }, None)
+    let language = in_language(&args.lang);
+    let mut questions: Vec<String> = args.question.iter().map(|question| format!("{question}{language}")).collect();
+    questions.extend(args.prompt.iter().cloned());
+    questions.extend(args.ocr.then(|| "Write down the text in the image, and nothing else.".to_owned()));
+    run(&Task { verb: "ask", prompts, questions, finds: Finds::Words, images: &args.images, objects: None }, None)
+}
+
+/// What asks for an answer in another language than English.
+fn in_language(code: &str) -> String {
+    if code == "en" { String::new() } else { format!(" Answer in the language with the code \"{code}\".") }
 }
 
 pub(crate) fn detect(args: &Detect) -> Result<Ending> {
     let prompts = vec![prompt::detect(&args.things)];
-    let objects = Some(&args.objects);
-    run(&Task { verb: "detect", prompts, finds: Finds::Boxes, images: &args.images, objects }, None)
+    let (questions, objects) = (Vec::new(), Some(&args.objects));
+    run(&Task { verb: "detect", prompts, questions, finds: Finds::Boxes, images: &args.images, objects }, None)
 }
 
 pub(crate) fn segment(args: &Segment) -> Result<Ending> {
     let prompts = args.things.iter().map(|thing| prompt::segment(thing)).collect();
-    let objects = Some(&args.objects);
-    let task = Task { verb: "segment", prompts, finds: Finds::Masks, images: &args.images, objects };
+    let (questions, objects) = (Vec::new(), Some(&args.objects));
+    let task = Task { verb: "segment", prompts, questions, finds: Finds::Masks, images: &args.images, objects };
     run(&task, args.mask_decoder.as_deref())
 }
 
@@ -279,9 +295,29 @@ fn run(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<Ending> {
     }
 }
 
+/// A model that sees images.
+enum Viewer {
+    PaliGemma(PaliGemma),
+    Gemma3(Gemma3),
+}
+
 /// Opens the model, and the decoder of masks where one is needed.
-fn open(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<PaliGemma> {
-    let model = session::find_images(&task.images.model)?.open_images()?;
+fn open(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<Viewer> {
+    let found = session::find_images(&task.images.model)?;
+    if found.architecture()? == Architecture::Gemma3 {
+        if task.questions.is_empty() {
+            bail!(
+                "`gemma {}` needs a PaliGemma such as google/paligemma-3b-mix-448; Gemma 3 gives no boxes, ask it with \
+                 `gemma ask`",
+                task.verb
+            );
+        }
+        return match found.open()?.model {
+            AutoModel::Gemma3(model) => Ok(Viewer::Gemma3(model)),
+            _ => unreachable!("the architecture is that of Gemma 3"),
+        };
+    }
+    let model = found.open_images()?;
     let model = match mask_decoder {
         Some(file) => {
             let device = paligemma::Network::device(model.network());
@@ -292,20 +328,24 @@ fn open(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<PaliGemma> {
     if task.finds == Finds::Masks {
         model.mask_decoder()?;
     }
-    Ok(model)
+    Ok(Viewer::PaliGemma(model))
 }
 
 /// Asks everything about one image; `None` when Ctrl-C came in between.
 fn encode_image(
-    model: &PaliGemma,
+    viewer: &Viewer,
     task: &Task<'_>,
     file: &Path,
     options: &GenerateOptions,
     watch: &Watch,
 ) -> Result<Option<Record>> {
     let image = Image::open(file)?;
-    let view = model.encode_image(&image);
     let (width, height) = (image.width(), image.height());
+    let model = match viewer {
+        Viewer::PaliGemma(model) => model,
+        Viewer::Gemma3(model) => return in_words(model, task, file, &image, options, watch),
+    };
+    let view = model.encode_image(&image);
     let mut record = Record { file: file.display().to_string(), width, height, answers: Vec::new() };
     let mut drawn: Vec<(String, BoundingBox, Option<paligemma::Mask>)> = Vec::new();
     for prompt in &task.prompts {
@@ -334,6 +374,27 @@ fn encode_image(
         to.finish()?;
     }
     Ok(Some(record))
+}
+
+/// Asks a model that talks everything about one image; `None` when Ctrl-C came in between.
+fn in_words(
+    model: &Gemma3,
+    task: &Task<'_>,
+    file: &Path,
+    image: &Image,
+    options: &GenerateOptions,
+    watch: &Watch,
+) -> Result<Option<Record>> {
+    let encoded = model.encode_image(image);
+    let mut answers = Vec::new();
+    for question in &task.questions {
+        let made = model.stream(&[&encoded], question, options)?.with_cancel(watch.flag()).finish()?;
+        if made.finish_reason == FinishReason::Cancelled {
+            return Ok(None);
+        }
+        answers.push(Answer { prompt: question.clone(), text: made.text.trim().to_owned(), objects: None });
+    }
+    Ok(Some(Record { file: file.display().to_string(), width: image.width(), height: image.height(), answers }))
 }
 
 /// Where the drawn copy of an image goes: `one.jpg.detect.png`. Images of one name keep apart by their endings and their
@@ -438,6 +499,7 @@ impl Store {
         let mut options = OpenOptions::new();
         let mut file =
             options.read(true).write(true).create(true).truncate(false).open(&path).with_context(unusable)?;
+        written_alone(&file, &path)?;
         let (mut known, mut end, mut line) = (BTreeMap::new(), 0, Vec::new());
         let mut reader = BufReader::new(&file);
         loop {
@@ -454,7 +516,8 @@ impl Store {
                 format!("{}: a line is no record of this program; use another --out-dir", path.display())
             })?;
             // records of other questions stay in the file and do not count
-            if record.answers.iter().map(|answer| &answer.prompt).eq(&task.prompts) {
+            let asked = || record.answers.iter().map(|answer| &answer.prompt);
+            if asked().eq(&task.prompts) || asked().eq(&task.questions) {
                 known.insert(record.file.clone(), record);
             }
         }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use gemma::{Decoder, DecoderConfig, Network, Norms};
 use gemma_auto::{Architecture, Family, Footprint, LoadOptions};
+use gemma_model::config_keys;
 use gemma_weights::{
     Checkpoint, Dtype, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
@@ -76,7 +77,7 @@ struct Report {
     missing: Vec<String>,
     unexpected: Vec<String>,
     misshapen: Vec<String>,
-    /// Keys of a GGUF file that nothing reads.
+    /// Keys of `config.json` or of a GGUF file that nothing reads.
     unknown_keys: Vec<String>,
 }
 
@@ -92,11 +93,12 @@ struct ImageRow {
 }
 
 impl ImageRow {
-    fn of(vision: &SiglipConfig) -> Self {
+    /// `tokens`: what one image becomes.
+    fn of(vision: &SiglipConfig, tokens: usize) -> Self {
         Self {
             side: vision.image_size,
             patch: vision.patch,
-            tokens: vision.patches(),
+            tokens,
             hidden_size: vision.hidden_size,
             layers: vision.layers,
             heads: vision.heads,
@@ -129,7 +131,12 @@ pub(crate) fn run(args: &Inspect) -> Result<Ending> {
         None => gemma_auto::Found::demo(Family::Gemma)?,
     };
     let checkpoint = found.checkpoint()?;
-    let report = report(name.unwrap_or("the built-in demo"), &checkpoint)?;
+    let report = report(name.unwrap_or("the built-in demo"), &checkpoint);
+    // a fault is told by the name of a folder's file; in a GGUF file there is no such file
+    let report = match checkpoint.path().filter(|path| path.is_file()) {
+        Some(file) => report.with_context(|| format!("{}, read as the files of a folder", file.display()))?,
+        None => report?,
+    };
     if args.json {
         output::json(&report)?
     } else {
@@ -203,7 +210,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         Architecture::Gemma3 => {
             let config = Gemma3Network::config_of(&checkpoint)?;
             checkpoint = Gemma3Network::prepared(&checkpoint);
-            image = Some(ImageRow::of(&config.vision));
+            image = Some(ImageRow::of(&config.vision, config.image_tokens));
             let shape = released::<Gemma3Network>(&config, |released| {
                 released.text.eos.clone_from(&config.text.eos);
                 released.yes_and_no = config.yes_and_no;
@@ -214,7 +221,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         }
         Architecture::PaliGemma => {
             let config = VisionLanguageModel::config_of(&checkpoint)?;
-            image = Some(ImageRow::of(&config.vision));
+            image = Some(ImageRow::of(&config.vision, config.image_tokens()));
             let shape = released::<VisionLanguageModel>(&config, |released| {
                 released.text.eos.clone_from(&config.text.eos);
             });
@@ -268,7 +275,7 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         missing,
         unexpected,
         misshapen,
-        unknown_keys: checkpoint.unknown_keys().to_vec(),
+        unknown_keys: [checkpoint.unknown_keys(), &config_keys::unknown(&config_file)].concat(),
     })
 }
 
@@ -407,7 +414,7 @@ fn told(report: &Report) -> String {
     let context = report.context.map_or("any number of".to_owned(), |context| context.to_string());
     row("context", format!("{context} tokens{}", window.unwrap_or_default()));
     if let Some(ImageRow { side, patch, tokens, hidden_size, layers, .. }) = &report.image {
-        row("images", format!("{side} x {side} pixels, {tokens} tokens of {patch} x {patch}"));
+        row("images", format!("{side} x {side} pixels in patches of {patch} x {patch}, {tokens} tokens"));
         row("encoder", format!("{layers} layers of hidden_size {hidden_size}"));
     }
     for file in &report.files {

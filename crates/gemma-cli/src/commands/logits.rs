@@ -1,6 +1,6 @@
 //! `gemma logits`: the numbers themselves, for comparing and for tools.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{num::NonZeroUsize, ops::Range, path::PathBuf};
 
 use anyhow::{Result, bail};
 use burn::tensor::Tensor;
@@ -151,17 +151,16 @@ fn read_with_images(args: &Logits, ids: &TokenRows, file: NewFile, images: &[Ima
     }
     let mut pixels = pixels.iter();
     let lengths: Vec<usize> = ids.rows().iter().map(Vec::len).collect();
-    let mut rows = Vec::new();
     for row in ids.rows() {
-        let own: Vec<_> = pixels.by_ref().take(wanted(row)).collect();
-        network.check_prompt(row, own.len())?;
-        rows.push((row, network.embed_with(row, &network.encode(&own)), network.blocks(row)));
+        network.check_prompt(row, wanted(row))?;
     }
     let batch = matches!(ids, TokenRows::Batch(_));
     let mut file = LogitsFile::begin(file, &lengths, batch, network.vocab())?;
     let (bar, watch) = (progress::tokens("reading", lengths.iter().sum()), interrupt::watch());
     let chunk = args.chunk.map_or(CHUNK, |chunk| chunk.get());
-    for (index, (row, inputs, blocks)) in rows.iter().enumerate() {
+    for (index, row) in ids.rows().iter().enumerate() {
+        let own: Vec<_> = pixels.by_ref().take(wanted(row)).collect();
+        let (inputs, blocks) = (network.embed_with(row, &network.encode(&own)), network.blocks(row));
         let mut cache = network.new_cache();
         for piece in network.pieces(row, chunk) {
             let segment = Segment::causal(piece.start, piece.len()).with_blocks(blocks.clone());
@@ -220,29 +219,67 @@ fn read<N: Network>(args: &Logits, ids: &TokenRows, file: NewFile, decoder: &N) 
     write(decoder, ids.rows(), chunk, file)
 }
 
-/// Reads up to `chunk` tokens of each row at a time, what came before being in the cache, and writes what follows.
+/// Most tokens of all rows together in one call of the network.
+const CALL_TOKENS: usize = 4096;
+
+/// Reads up to `chunk` tokens of each row at a time, what came before being in the cache, and writes what follows. Rows
+/// come together as far as a call has room; a batch of many is read in groups.
 fn write<N: Network>(decoder: &N, rows: &[Vec<TokenId>], chunk: usize, mut file: LogitsFile) -> Result<Ending> {
-    let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
     let bar = progress::tokens("prefill", rows.iter().map(Vec::len).sum());
     let watch = interrupt::watch();
-    let mut caches: Vec<_> = rows.iter().map(|_| decoder.new_cache()).collect();
-    for start in (0..longest).step_by(chunk) {
-        let (mut tokens, mut segments, mut places, mut lent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for ((index, row), cache) in rows.iter().enumerate().zip(&mut caches) {
-            let end = row.len().min(start.saturating_add(chunk));
-            if start < end {
-                tokens.extend_from_slice(&row[start..end]);
-                segments.push(Segment::causal(start, end - start));
-                places.push(Place { row: index, start, len: end - start });
-                lent.push(cache);
+    for group in groups(rows, chunk) {
+        let first = group.start;
+        let rows = &rows[group];
+        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let mut caches: Vec<_> = rows.iter().map(|_| decoder.new_cache()).collect();
+        for start in (0..longest).step_by(chunk) {
+            let (mut tokens, mut segments, mut places, mut lent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            for ((index, row), cache) in rows.iter().enumerate().zip(&mut caches) {
+                let end = row.len().min(start.saturating_add(chunk));
+                if start < end {
+                    tokens.extend_from_slice(&row[start..end]);
+                    segments.push(Segment::causal(start, end - start));
+                    places.push(Place { row: first + index, start, len: end - start });
+                    lent.push(cache);
+                }
             }
-        }
-        let hidden = decoder.hidden_states(&tokens, &segments, &mut lent);
-        if !put(decoder, hidden, &places, &mut file, &bar, &watch)? {
-            return Ok(Ending::Interrupted);
+            let hidden = decoder.hidden_states(&tokens, &segments, &mut lent);
+            if !put(decoder, hidden, &places, &mut file, &bar, &watch)? {
+                return Ok(Ending::Interrupted);
+            }
         }
     }
     bar.finish_and_clear();
     file.finish()?;
     Ok(Ending::Done)
+}
+
+/// Rows that are read together: so many that their first chunks fit one call, and at least one.
+fn groups(rows: &[Vec<TokenId>], chunk: usize) -> Vec<Range<usize>> {
+    let (mut groups, mut start, mut tokens) = (Vec::new(), 0, 0);
+    for (index, row) in rows.iter().enumerate() {
+        let own = row.len().min(chunk);
+        if index > start && tokens + own > CALL_TOKENS {
+            groups.push(start..index);
+            (start, tokens) = (index, 0);
+        }
+        tokens += own;
+    }
+    groups.push(start..rows.len());
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_has_a_bounded_number_of_tokens() {
+        let rows = |lengths: &[usize]| lengths.iter().map(|length| vec![2; *length]).collect::<Vec<_>>();
+        assert_eq!(groups(&rows(&[3, 4]), 512), [0..2]);
+        assert_eq!(groups(&rows(&[4096, 1, 5000, 2]), usize::MAX), [0..1, 1..2, 2..3, 3..4]);
+        assert_eq!(groups(&rows(&[5000, 5000, 5000]), 2048), [0..2, 2..3]);
+        let many = groups(&rows(&[1; 100_000]), 512);
+        assert_eq!((many.len(), many[0].clone(), many[24].end), (25, 0..4096, 100_000));
+    }
 }

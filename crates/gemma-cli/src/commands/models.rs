@@ -5,7 +5,7 @@ use clap::Args;
 use gemma_auto::Footprint;
 use gemma_weights::{
     Precision,
-    catalogue::{LICENCE, RELEASES, Release, Variant},
+    catalogue::{HEALTH_LICENCE, LICENCE, RELEASES, Release, Variant},
 };
 use serde::Serialize;
 
@@ -212,7 +212,7 @@ fn footer(releases: &[&Release], args: &Models, available: Option<u64>) -> Strin
     text += "\nkind: pt continues text, it follows instructions";
     text += if listed(Variant::Mix) { ", mix does many image tasks" } else { "" };
     text += if listed(Variant::FineTuned) { ", ft is tuned for one task." } else { "." };
-    text += &format!(" Licence: {} ({}).", LICENCE.name, LICENCE.url);
+    text += &format!(" Licence: {} ({}); of MedGemma: {}.", LICENCE.name, LICENCE.url, HEALTH_LICENCE.name);
     if !args.all && args.filter.is_none() {
         text += "\n`gemma models --all` adds checkpoints tuned for one task; `gemma pull ID` downloads one.";
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use gemma_auto::{AutoModel, with_model};
 use gemma_model::{Model, Network};
@@ -11,7 +11,7 @@ use gemma3::{Gemma3, IMAGE_MARK, Image};
 use serde_json::json;
 use shieldgemma::{Guideline, Subject, image_prompt, judge_tokens, text_prompt, violation, yes_and_no};
 
-use crate::{args, interrupt::Ending, output, progress, session, tokens_file::TokenRows};
+use crate::{args, interrupt::Ending, output, progress, session, text, tokens_file::TokenRows};
 
 /// Ask a ShieldGemma how likely texts or images violate a guideline.
 #[derive(Args, Debug)]
@@ -79,7 +79,7 @@ fn guidelines(args: &Moderate) -> Result<Vec<Guideline>> {
     let mut found = Vec::new();
     for name in &args.guideline {
         if Path::new(name).is_file() {
-            let text = std::fs::read_to_string(name).with_context(|| format!("cannot read {name}"))?;
+            let text = text::read(Path::new(name))?;
             found.extend(Guideline::from_text(name, &text)?);
         } else {
             found.push(Guideline::named(name)?);

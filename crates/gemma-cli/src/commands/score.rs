@@ -151,6 +151,14 @@ impl<M: CausalModel> CausalModel for Counted<'_, M> {
         self.model.logits(hidden_states)
     }
 
+    fn final_softcap(&self) -> Option<f32> {
+        self.model.final_softcap()
+    }
+
+    fn uncapped_logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        self.model.uncapped_logits(hidden_states)
+    }
+
     fn new_cache(&self) -> M::Cache {
         self.model.new_cache()
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use gemma_auto::{AutoModel, Family, with_model};
 use gemma_generate::EngineOptions;
-use gemma_serve::http::{self, App, Backend, EngineBackend, Settings};
+use gemma_serve::http::{self, App, Backend, EmbeddingBackend, EngineBackend, Settings};
 
 use crate::{
     args::{Model, seconds},
@@ -106,6 +106,10 @@ pub(crate) struct Engine {
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     pub(crate) prefix_cache: usize,
 
+    /// Classify texts at /v1/moderations with a model whose name does not say that it is a ShieldGemma.
+    #[arg(long)]
+    pub(crate) moderate: bool,
+
     #[command(flatten)]
     pub(crate) model: Model,
 }
@@ -125,6 +129,7 @@ impl Engine {
             max_requests: self.parallel.max(1),
             max_cache_bytes: Some(self.cache_memory << 20),
             prefix_cache_bytes: self.prefix_cache.min(self.cache_memory) << 20,
+            batch_invariant: self.model.compute.batch_invariant,
             ..EngineOptions::default()
         }
     }
@@ -133,12 +138,20 @@ impl Engine {
     pub(crate) fn backend(&self, name: Option<&str>, alias: Option<&str>) -> Result<Arc<dyn Backend>> {
         let found = session::locate(name, Family::Gemma, self.model.load_options()?, &self.model.compute)?;
         let id = alias.or(name).unwrap_or("demo");
+        if found.inner().is_embedding()? {
+            return Ok(Arc::new(EmbeddingBackend::new(id, found.open_embedding()?)?));
+        }
         let options = self.options();
+        let moderates = self.moderate || found.inner().is_called_shieldgemma();
         let model = found.open()?.model;
         let family = model.architecture().to_string().to_lowercase();
         let backend = match model {
-            AutoModel::PaliGemma(model) => EngineBackend::with_images(id, model, options)?,
-            model => with_model!(&model, inner => EngineBackend::new(id, &family, inner, options))?,
+            AutoModel::PaliGemma(model) => EngineBackend::with_paligemma(id, model, options)?,
+            AutoModel::Gemma3(model) => EngineBackend::with_gemma3(id, model, options)?,
+            model => with_model!(&model, inner => {
+                let backend = EngineBackend::new(id, &family, inner, options)?;
+                if moderates { backend.with_moderation(inner)? } else { backend }
+            }),
         };
         Ok(Arc::new(backend.with_context_limit(self.ctx_size)))
     }
@@ -148,7 +161,7 @@ impl Serve {
     fn settings(&self) -> Result<Settings> {
         let mut keys: Vec<String> = self.api_key.iter().map(|key| key.trim().to_owned()).collect();
         if let Some(file) = &self.api_key_file {
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let text = crate::text::read(file)?;
             keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
         }
         if keys.iter().any(String::is_empty) || (keys.is_empty() && self.api_key_file.is_some()) {

@@ -111,3 +111,91 @@ fn the_cache_is_f32_or_f16() {
     assert_eq!(cache("gemma generate --cache-precision f16 x"), CachePrecision::F16);
     assert!(refusal("gemma chat --cache-precision f8").contains("f32 or f16"));
 }
+
+/// The deployment files of the server: what they start, ask and measure exists.
+#[cfg(feature = "serve")]
+mod deployment {
+    use serde::Deserialize;
+    use serde_json::Value;
+
+    use super::*;
+
+    const KUBERNETES: &str = include_str!("../../../gemma-serve/deploy/kubernetes.yaml");
+    const ENVOY: &str = include_str!("../../../gemma-serve/deploy/envoy.yaml");
+    const UNIT: &str = include_str!("../../../gemma-serve/deploy/gemma.service");
+    const DOCKERFILE: &str = include_str!("../../../gemma-serve/deploy/Dockerfile");
+    /// Where the names of the metrics and the paths stand.
+    const SERVER: [&str; 2] =
+        [include_str!("../../../gemma-serve/src/http/metrics.rs"), include_str!("../../../gemma-serve/src/http.rs")];
+
+    fn documents(text: &str) -> Vec<Value> {
+        let read = |document| Value::deserialize(document).expect("YAML");
+        serde_yaml_ng::Deserializer::from_str(text).map(read).collect()
+    }
+
+    fn starts(words: impl IntoIterator<Item = String>) {
+        let words: Vec<String> = words.into_iter().collect();
+        let parsed = Arguments::try_parse_from(["gemma".to_owned()].into_iter().chain(words.iter().cloned()));
+        assert!(matches!(parsed.map(|arguments| arguments.verb), Ok(Verb::Serve(_))), "{words:?}");
+    }
+
+    fn words(value: &Value) -> Vec<String> {
+        value.as_array().expect("a list").iter().map(|word| word.as_str().expect("a text").to_owned()).collect()
+    }
+
+    #[test]
+    fn kubernetes_starts_probes_and_scales_the_server() {
+        let documents = documents(KUBERNETES);
+        let kinds: Vec<&str> = documents.iter().filter_map(|document| document["kind"].as_str()).collect();
+        assert_eq!(kinds, ["Deployment", "Service", "HorizontalPodAutoscaler"]);
+        let [deployment, service, scaler] = &documents[..] else { panic!("three documents") };
+        let pod = &deployment["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        starts(words(&container["args"]));
+        let port = &container["ports"][0];
+        assert!(words(&container["args"]).contains(&port["containerPort"].to_string()));
+        for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+            let asked = &container[probe]["httpGet"];
+            assert_eq!(asked["port"], port["name"], "{probe}");
+            assert!(SERVER[1].contains(&format!(".route({}", asked["path"])), "{probe}");
+        }
+        // the pod may end when running answers have
+        let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("a number");
+        let args = words(&container["args"]);
+        let limit = args.iter().skip_while(|word| *word != "--shutdown-timeout").nth(1).expect("a limit");
+        assert!(grace > limit.parse::<u64>().expect("a number") + 5);
+        let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+        assert_eq!(labels, &deployment["spec"]["selector"]["matchLabels"]);
+        assert_eq!(labels, &service["spec"]["selector"]);
+        assert_eq!(service["spec"]["ports"][0]["targetPort"], port["name"]);
+        assert_eq!(scaler["spec"]["scaleTargetRef"]["name"], deployment["metadata"]["name"]);
+        let metric = scaler["spec"]["metrics"][0]["pods"]["metric"]["name"].as_str().expect("a name");
+        let own = metric.strip_prefix("gemma_").expect("the prefix of our metrics");
+        assert!(SERVER[0].contains(&format!("\"{own}\"")), "{metric}");
+        for volume in container["volumeMounts"].as_array().expect("a list") {
+            let volumes = pod["volumes"].as_array().expect("a list");
+            assert!(volumes.iter().any(|other| other["name"] == volume["name"]), "{volume}");
+        }
+    }
+
+    #[test]
+    fn envoy_asks_for_health_where_it_is_answered() {
+        let [envoy] = &documents(ENVOY)[..] else { panic!("one document") };
+        let cluster = &envoy["static_resources"]["clusters"][0];
+        let asked = &cluster["health_checks"][0]["http_health_check"]["path"];
+        assert!(SERVER[1].contains(&format!(".route({asked}")), "{asked}");
+        let listener = &envoy["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];
+        let route = &listener["typed_config"]["route_config"]["virtual_hosts"][0]["routes"][0]["route"];
+        assert_eq!(route["cluster"], cluster["name"]);
+        assert_eq!(cluster["load_assignment"]["endpoints"][0]["lb_endpoints"].as_array().map(Vec::len), Some(2));
+    }
+
+    #[test]
+    fn the_unit_and_the_image_start_the_server() {
+        let line = UNIT.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/gemma ")).expect("a start");
+        starts(line.split(' ').map(str::to_owned));
+        let command = DOCKERFILE.lines().find_map(|line| line.strip_prefix("CMD ")).expect("a command");
+        starts(words(&serde_json::from_str(command).expect("a list")));
+        assert!(DOCKERFILE.lines().any(|line| line == "STOPSIGNAL SIGTERM"));
+    }
+}

@@ -1,5 +1,8 @@
 //! The program as the tests start it, and what they expect of its endings.
 
+#[allow(dead_code)]
+pub(crate) mod folder;
+
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;

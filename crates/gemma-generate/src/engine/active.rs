@@ -35,6 +35,8 @@ pub(crate) struct Active<'m, C> {
     pub(crate) sampler: Sampler,
     pub(crate) options: GenerateOptions,
     pub(crate) stop_tokens: Vec<TokenId>,
+    /// The one that ended the answer.
+    pub(crate) stop_token: Option<TokenLogprobs>,
     pub(crate) stop_rule: Option<Box<dyn StopRule + 'm>>,
     pub(crate) mask: Option<(Box<dyn TokenMask + 'm>, Vec<bool>)>,
     pub(crate) cancel: Option<Arc<AtomicBool>>,
@@ -69,7 +71,9 @@ impl<'m, C: Cache> Active<'m, C> {
         if let Some(&(token, _)) = options.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
             return Err(Error::BiasedTokenOutOfRange { token, vocab });
         }
-        check_tokens(sequence.pending(), vocab)?;
+        if matches!(request.prompt, Prompt::Tokens(_)) {
+            check_tokens(sequence.pending(), vocab)?;
+        }
         let added = match &request.prompt {
             Prompt::Tokens(tokens) => {
                 check_tokens(tokens, vocab)?;
@@ -79,10 +83,11 @@ impl<'m, C: Cache> Active<'m, C> {
                 let (rows, tokens) = (inputs.embeddings.dims()[0], inputs.len());
                 let last = blocks.iter().map(|block| block.end).max().unwrap_or(0);
                 let ordered = blocks.is_sorted_by(|a, b| a.end <= b.start);
-                if rows != tokens || last > tokens || !ordered || !sequence.is_empty() {
+                let follows = sequence.before() == 0 && inputs.token_ids.starts_with(sequence.tokens());
+                if rows != tokens || last > tokens || !ordered || !follows {
                     return Err(Error::InputRows { rows, tokens, last });
                 }
-                tokens
+                tokens - sequence.len()
             }
         };
         if sequence.pending().len() + added == 0 {
@@ -122,7 +127,8 @@ impl<'m, C: Cache> Active<'m, C> {
                 None
             }
             Prompt::Inputs { inputs, blocks } => {
-                sequence.push(&inputs.token_ids);
+                let known = sequence.len();
+                sequence.push(&inputs.token_ids[known..]);
                 Some((inputs, blocks.into()))
             }
         };
@@ -138,6 +144,7 @@ impl<'m, C: Cache> Active<'m, C> {
             shared: None,
             sampler,
             stop_tokens: if request.options.ignore_eos { Vec::new() } else { request.stop_tokens },
+            stop_token: None,
             options: request.options,
             stop_rule: request.stop_rule,
             mask: request.mask.map(|mask| (mask, vec![false; model.vocab()])),
@@ -229,6 +236,7 @@ impl<'m, C: Cache> Active<'m, C> {
         }
         if self.stop_tokens.contains(&sampled.token) {
             self.finish = Some(FinishReason::Stop);
+            self.stop_token = Some(TokenLogprobs { token: sampled.token, logprob: Some(sampled.logprob), top });
             self.settle_draft(None);
             return Ok(None);
         }

@@ -72,6 +72,8 @@ pub enum Event {
         reason: FinishReason,
         /// Text that was held back until now.
         text: String,
+        /// The stop token that ended it, which is no part of the answer.
+        stop_token: Option<TokenLogprobs>,
         /// What it took.
         timings: Timings,
         /// Tokens of the prompt that the prefix cache held.

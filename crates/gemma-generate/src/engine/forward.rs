@@ -13,6 +13,7 @@ use super::event::{Event, TokenLogprobs};
 use super::scheduler::{Engine, keep_prefix};
 use crate::model::logits_in_chunks;
 use crate::sampler::top_logprobs;
+use crate::saturation::ordered_logits;
 use crate::score::logprob_of;
 use crate::sequence::to_host;
 use crate::speculative::Drafted;
@@ -60,7 +61,7 @@ impl<'m, M: CausalModel> Engine<'m, M> {
             let count = rows.len();
             let total = hidden_states.dims()[0];
             let wanted = if count == total { hidden_states } else { select_rows(hidden_states, rows) };
-            to_host(self.model.logits(wanted), count, self.model.vocab())
+            ordered_logits(self.model, wanted, count)
         };
         let seconds = begin.elapsed().as_secs_f64();
         let alone = parts.len() == 1;

@@ -68,7 +68,8 @@ pub enum Prompt {
     Tokens(Vec<TokenId>),
     /// Rows that are embedded already, such as those of an image and the text about it.
     Inputs {
-        /// The rows, from the first token of the sequence on.
+        /// The rows, from the first token of the sequence on. After a sequence that has tokens, these come first among
+        /// them; only what follows is prefilled.
         inputs: Inputs,
         /// Intervals of positions that see themselves both ways, in order: an image, or an image and the text about it. Each
         /// is prefilled in one piece. Empty for a causal prompt.

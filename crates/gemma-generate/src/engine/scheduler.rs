@@ -216,6 +216,7 @@ impl<'m, M: CausalModel> Engine<'m, M> {
                 id: active.id,
                 reason,
                 text,
+                stop_token: active.stop_token.take(),
                 timings: active.timings,
                 cached: active.reused,
                 seed: active.sampler.seed(),

@@ -265,6 +265,22 @@ fn rows_that_are_embedded_already_are_a_prompt_too() {
 }
 
 #[test]
+fn embedded_rows_may_follow_a_sequence_that_they_begin_with() {
+    let model = Fake::new(50);
+    let mut first = Generation::new(&model, &PROMPT, &greedy(2), &[]).unwrap();
+    run(&mut first);
+    let sequence = first.into_sequence();
+    let whole = [sequence.tokens(), &[4, 5, 6]].concat();
+    model.calls();
+    let prompt = Prompt::Inputs { inputs: model.embed(&whole), blocks: vec![9..11] };
+    let mut second =
+        Generation::of(&model, sequence, Request { prompt, options: greedy(3), ..Request::default() }).unwrap();
+    assert_eq!(run(&mut second), (model.greedy(&whole, 3), Some(FinishReason::Length)));
+    // the last token of the answer, and what is new
+    assert_eq!(model.calls().concat(), [4, 1, 1]);
+}
+
+#[test]
 fn rows_that_do_not_fit_together_are_refused() {
     let model = Fake::new(50).with_context(8);
     let refused = |sequence, inputs, last| {

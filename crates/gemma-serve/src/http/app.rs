@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
+use tokio::sync::Semaphore;
 
 use super::backend::Backend;
 use super::error::Refusal;
 use super::grammar::Grammars;
 use super::metrics::Metrics;
-use super::running::Registry;
+use super::registry::Registry;
 
 /// How the server behaves; the defaults are those of `gemma serve`.
 #[derive(Clone, Debug)]
@@ -68,6 +69,13 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Most requests that are in progress or wait.
+    pub(crate) fn places(&self) -> usize {
+        self.parallel + self.queue
+    }
+}
+
 /// What all handlers share; cheap to clone.
 #[derive(Clone)]
 pub struct App(Arc<Shared>);
@@ -77,6 +85,8 @@ pub struct Shared {
     pub(crate) settings: Settings,
     pub(crate) backends: Vec<Arc<dyn Backend>>,
     pub(crate) grammars: Vec<Grammars>,
+    /// For each model one permit for work beside its engine.
+    turns: Vec<Arc<Semaphore>>,
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
     pub(crate) started: SystemTime,
@@ -98,10 +108,12 @@ impl App {
     pub fn new(backends: Vec<Arc<dyn Backend>>, settings: Settings) -> Self {
         assert!(!backends.is_empty(), "a server has at least one model");
         let grammars = backends.iter().map(|_| Grammars::default()).collect();
+        let turns = backends.iter().map(|_| Arc::new(Semaphore::new(1))).collect();
         Self(Arc::new(Shared {
             settings,
             backends,
             grammars,
+            turns,
             registry: Registry::default(),
             metrics: Metrics::default(),
             started: SystemTime::now(),
@@ -125,8 +137,16 @@ impl App {
 
     /// The grammars of a model.
     pub(crate) fn grammars(&self, backend: &Arc<dyn Backend>) -> &Grammars {
-        let index = self.backends.iter().position(|other| Arc::ptr_eq(other, backend)).unwrap_or(0);
-        &self.grammars[index]
+        &self.grammars[self.index(backend)]
+    }
+
+    /// The permit for work beside a model's engine.
+    pub(crate) fn turn(&self, backend: &Arc<dyn Backend>) -> Arc<Semaphore> {
+        Arc::clone(&self.turns[self.index(backend)])
+    }
+
+    fn index(&self, backend: &Arc<dyn Backend>) -> usize {
+        self.backends.iter().position(|other| Arc::ptr_eq(other, backend)).unwrap_or(0)
     }
 
     /// The names of the models.

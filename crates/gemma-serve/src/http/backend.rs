@@ -3,6 +3,8 @@
 //! The handlers know no tensor and no engine. They see one trait, [`Backend`], which the engine implements and which
 //! tests implement with a few lines, so that the protocols are tested in seconds.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer, Turn};
@@ -338,17 +340,22 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the model computes none, or a text is too long.
-    fn embed(&self, texts: &[EmbedInput], task: Option<&str>) -> Result<(Vec<Vec<f32>>, usize), Refusal> {
-        let _ = (texts, task);
+    fn embed(
+        &self,
+        texts: &[EmbedInput],
+        task: Option<&str>,
+        ongoing: &Ongoing,
+    ) -> Result<(Vec<Vec<f32>>, usize), Refusal> {
+        let _ = (texts, task, ongoing);
         Err(Refusal::unsupported(format!("{} does not compute embeddings; use an EmbeddingGemma", self.card().id)))
     }
 
-    /// For each policy (`dangerous_content`, ...) the probability that the text violates it. Blocks.
+    /// For each policy (`harassment`, ...) the probability that the content violates it. Blocks.
     ///
     /// # Errors
-    /// When the model is no ShieldGemma.
-    fn moderate(&self, text: &str) -> Result<Vec<(String, f32)>, Refusal> {
-        let _ = text;
+    /// When the model is no ShieldGemma, or none for this kind of content.
+    fn moderate(&self, subject: &Moderated, ongoing: &Ongoing) -> Result<Vec<(String, f32)>, Refusal> {
+        let _ = (subject, ongoing);
         Err(Refusal::unsupported(format!("{} does not classify content; use a ShieldGemma", self.card().id)))
     }
 
@@ -356,10 +363,50 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the model is no PaliGemma, or the image is not sound.
-    fn vision(&self, image: &[u8], task: &VisionTask) -> Result<Value, Refusal> {
-        let _ = (image, task);
+    fn vision(&self, image: &[u8], task: &VisionTask, ongoing: &Ongoing) -> Result<Value, Refusal> {
+        let _ = (image, task, ongoing);
         Err(Refusal::unsupported(format!("{} does not caption, detect or segment; use a PaliGemma", self.card().id)))
     }
+}
+
+/// Whether blocking work is still wanted: its client has not gone away, and its time is not up.
+#[derive(Clone, Debug)]
+pub struct Ongoing {
+    given_up: Arc<AtomicBool>,
+    begun: Instant,
+    limit: Duration,
+}
+
+impl Ongoing {
+    /// Work that may take so long.
+    pub fn within(limit: Duration) -> Self {
+        Self { given_up: Arc::default(), begun: Instant::now(), limit }
+    }
+
+    /// Nobody wants the work any more.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Looked at between two calls of the network.
+    ///
+    /// # Errors
+    /// When the work is not wanted any more.
+    pub fn check(&self) -> Result<(), Refusal> {
+        match self.given_up.load(Ordering::Relaxed) || self.begun.elapsed() > self.limit {
+            true => Err(Refusal::too_slow(self.limit)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Content to classify.
+#[derive(Clone, Debug)]
+pub enum Moderated {
+    /// What a person asks a model.
+    Text(String),
+    /// An encoded image file.
+    Image(Vec<u8>),
 }
 
 /// A text to embed.

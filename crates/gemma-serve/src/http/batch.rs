@@ -83,50 +83,79 @@ struct Line {
 }
 
 /// Answers the requests of `input` and appends the replies to `output`, `concurrency` at a time. `on_answer` hears of
-/// each answer; when it returns `false`, no more requests are begun.
+/// each answer; when it returns `false`, no more requests are begun. While it runs, the output is locked.
 ///
 /// # Errors
-/// When a file cannot be read or written, a line is no request, or two have the same `custom_id`.
+/// When a file cannot be read or written, another run writes to the output, a line is no request, or two have the same
+/// `custom_id`.
 pub async fn run(
     app: App,
     input: &Path,
     output: &Path,
     concurrency: usize,
-    mut on_answer: impl FnMut(&BatchSummary) -> bool,
+    on_answer: impl FnMut(&BatchSummary) -> bool,
 ) -> Result<BatchSummary, BatchError> {
     let requests = check(input)?;
     let (mut results, done) = open_output(output)?;
-    let mut summary = BatchSummary { requests, ..BatchSummary::default() };
+    let done: HashSet<String> = done.into_iter().filter(|id| requests.contains(id)).collect();
+    let summary = BatchSummary { requests: requests.len(), skipped: done.len(), ..BatchSummary::default() };
+    let failed = |cause| BatchError::File { action: "write", file: output.to_owned(), cause };
+    let write = |text: &[u8]| results.write_all(text).map_err(failed);
+    let summary = answer_all(app, input, &done, concurrency, summary, write, on_answer).await?;
+    results.sync_all().map_err(failed)?;
+    Ok(summary)
+}
+
+/// [`run`] with the replies written elsewhere, such as to a pipe: nothing was answered before.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_to(
+    app: App,
+    input: &Path,
+    mut output: impl Write,
+    concurrency: usize,
+    on_answer: impl FnMut(&BatchSummary) -> bool,
+) -> Result<BatchSummary, BatchError> {
+    let requests = check(input)?;
+    let summary = BatchSummary { requests: requests.len(), ..BatchSummary::default() };
+    let failed = |cause| BatchError::File { action: "write", file: PathBuf::from("the output"), cause };
+    let write = |text: &[u8]| output.write_all(text).and_then(|()| output.flush()).map_err(failed);
+    answer_all(app, input, &HashSet::new(), concurrency, summary, write, on_answer).await
+}
+
+/// Answers what is not done yet.
+async fn answer_all(
+    app: App,
+    input: &Path,
+    done: &HashSet<String>,
+    concurrency: usize,
+    mut summary: BatchSummary,
+    mut write: impl FnMut(&[u8]) -> Result<(), BatchError>,
+    mut on_answer: impl FnMut(&BatchSummary) -> bool,
+) -> Result<BatchSummary, BatchError> {
     let router = router(app);
-    let failed = |action, file: &Path| {
-        let file = file.to_owned();
-        move |cause| BatchError::File { action, file, cause }
-    };
-    let lines = Lines::open(input)?;
     // the file was checked; a line that has changed since is an error, not a panic
-    let waiting = lines.filter(|line| !matches!(line, Ok(line) if done.contains(&line.custom_id)));
+    let waiting = Lines::open(input)?.filter(|line| !matches!(line, Ok(line) if done.contains(&line.custom_id)));
     let answers = stream::iter(waiting).map(|line| {
         let router = router.clone();
         async move { Ok::<_, BatchError>(answer(&router, line?).await) }
     });
     let mut answers = answers.buffer_unordered(concurrency.max(1));
-    summary.skipped = done.len();
     while let Some(result) = answers.next().await {
         let result = result?;
         summary.answered += 1;
         summary.failed += usize::from(!result["error"].is_null());
-        let text = format!("{result}\n");
-        results.write_all(text.as_bytes()).map_err(failed("write", output))?;
+        write(format!("{result}\n").as_bytes())?;
         if !on_answer(&summary) {
             break;
         }
     }
-    results.sync_all().map_err(failed("write", output))?;
     Ok(summary)
 }
 
-/// Reads the whole input once; returns the number of requests.
-fn check(input: &Path) -> Result<usize, BatchError> {
+/// Reads the whole input once; returns the ids of the requests.
+fn check(input: &Path) -> Result<HashSet<String>, BatchError> {
     let mut seen = HashSet::new();
     let mut lines = Lines::open(input)?;
     while let Some(line) = lines.next() {
@@ -144,7 +173,7 @@ fn check(input: &Path) -> Result<usize, BatchError> {
         };
         return Err(BatchError::Line { file: input.to_owned(), line: lines.number, problem });
     }
-    Ok(seen.len())
+    Ok(seen)
 }
 
 /// Opens the output at its end, and the ids that it has. A last line without its line break is cut off.
@@ -152,6 +181,8 @@ fn open_output(output: &Path) -> Result<(File, HashSet<String>), BatchError> {
     let failed = |cause| BatchError::File { action: "open", file: output.to_owned(), cause };
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(output).map_err(failed)?;
+    file.try_lock()
+        .map_err(|_| failed(io::Error::other("another run writes to it; wait for it or name another file")))?;
     let mut done = HashSet::new();
     let mut whole = 0_u64;
     let mut reader = BufReader::new(&file);

@@ -15,15 +15,14 @@ use serde_json::{Value, json};
 use super::App;
 use super::app::{new_id, unix_seconds};
 use super::backend::{Backend, Event, Finished, Hole, Job, TokenScore};
-use super::body::{Prompts, SampledBody, TextOrTokens};
+use super::body::SampledBody;
 use super::error::Refusal;
 use super::running::{Answer, Completed, complete_all, merged, submit};
 use super::sampling::{MOST_TOP_LOGPROBS, SamplingFields, seed_of};
 use super::structured::StructuredFields;
+use super::texts::{Prompts, TextOrTokens};
 use super::tokens::LegacyLogprobs;
 
-/// Most answers of one request: prompts times `n`.
-const MOST_CHOICES: usize = 2048;
 /// OpenAI's default.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
@@ -143,11 +142,10 @@ async fn begin(
     };
     let prompts = request.prompt.clone().map(|prompts| prompts.0);
     let prompts = prompts.ok_or_else(|| Refusal::field("prompt", "missing; send a string or token ids"))?;
-    if prompts.len().saturating_mul(n) > MOST_CHOICES {
-        return Err(Refusal::field(
-            "prompt",
-            format!("{} prompts times {n} answers; at most {MOST_CHOICES}", prompts.len()),
-        ));
+    let most = app.settings.places();
+    if prompts.len().saturating_mul(n) > most {
+        let message = format!("{} prompts times {n} answers; this server takes {most} at once", prompts.len());
+        return Err(Refusal { param: Some("prompt".to_owned()), ..Refusal::too_large(message) });
     }
     let logprobs = match request.logprobs {
         None | Some(Logprobs::Flag(false)) => None,

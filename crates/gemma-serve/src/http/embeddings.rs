@@ -1,5 +1,6 @@
 //! `/v1/embeddings` and `/v1/moderations`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,10 +12,12 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::app::new_id;
-use super::backend::{Backend, EmbedInput};
-use super::body::{JsonBody, Prompts, TextOrTokens};
+use super::backend::{Backend, EmbedInput, Moderated, Ongoing};
+use super::body::JsonBody;
 use super::error::Refusal;
-use super::infill::text_or_tokens;
+use super::messages::{Content, image_of_url};
+use super::running::beside;
+use super::texts::{Prompts, TextOrTokens};
 
 /// Most texts of one request.
 const MOST_TEXTS: usize = 2048;
@@ -36,7 +39,32 @@ pub(crate) struct EmbeddingRequest {
 #[serde(default)]
 pub(crate) struct ModerationRequest {
     model: Option<String>,
-    input: Option<Prompts>,
+    input: Option<ModerationInput>,
+}
+
+/// One text, several texts, or one message of texts and images.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string, an array of strings, or an array of content parts")]
+enum ModerationInput {
+    Text(String),
+    Texts(Vec<String>),
+    Parts(Content),
+}
+
+impl ModerationInput {
+    /// For each result of the reply what is classified together.
+    fn subjects(self, image_limit: usize) -> Result<Vec<Vec<Moderated>>, Refusal> {
+        Ok(match self {
+            Self::Text(text) => vec![vec![Moderated::Text(text)]],
+            Self::Texts(texts) => texts.into_iter().map(|text| vec![Moderated::Text(text)]).collect(),
+            Self::Parts(content) => {
+                let text = Some(content.text).filter(|text| !text.is_empty()).map(Moderated::Text);
+                let image = |url: &String| image_of_url(url, "input", image_limit).map(Moderated::Image);
+                let images = content.urls.iter().map(image).collect::<Result<Vec<_>, _>>()?;
+                vec![text.into_iter().chain(images).collect()]
+            }
+        })
+    }
 }
 
 /// The embeddings of some texts, cut to `dimensions`, and the tokens they took.
@@ -60,8 +88,8 @@ pub(crate) async fn embed(
             TextOrTokens::Tokens(tokens) => EmbedInput::Tokens(tokens),
         })
         .collect();
-    let backend = Arc::clone(backend);
-    let (mut vectors, tokens) = app.blocking(move || backend.embed(&inputs, task.as_deref())).await?;
+    let work = move |backend: &dyn Backend, ongoing: &Ongoing| backend.embed(&inputs, task.as_deref(), ongoing);
+    let (mut vectors, tokens) = beside(app, backend, "embeddings", work).await?;
     if let Some(dimensions) = dimensions {
         let full = vectors.first().map_or(0, Vec::len);
         if dimensions == 0 || dimensions > full {
@@ -112,6 +140,20 @@ pub(crate) async fn embeddings(
     Ok(Json(json!({"object": "list", "model": backend.card().id, "data": data, "usage": usage})))
 }
 
+/// The result for what is classified together: of each policy the largest probability.
+fn classified(backend: &dyn Backend, subjects: &[Moderated], ongoing: &Ongoing) -> Result<Value, Refusal> {
+    let mut largest: BTreeMap<String, f32> = BTreeMap::new();
+    for subject in subjects {
+        for (policy, score) in backend.moderate(subject, ongoing)? {
+            let place = largest.entry(policy).or_insert(0.0);
+            *place = place.max(score);
+        }
+    }
+    let flags: BTreeMap<&String, bool> = largest.iter().map(|(policy, score)| (policy, *score >= THRESHOLD)).collect();
+    let any = flags.values().any(|flag| *flag);
+    Ok(json!({"flagged": any, "categories": flags, "category_scores": largest}))
+}
+
 /// `POST /v1/moderations`.
 pub(crate) async fn moderations(
     State(app): State<App>,
@@ -120,28 +162,18 @@ pub(crate) async fn moderations(
     let backend = Arc::clone(app.backend(request.model.as_deref())?);
     let inputs =
         request.input.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;
-    if inputs.0.len() > MOST_TEXTS {
-        return Err(Refusal::field("input", format!("{} texts; at most {MOST_TEXTS}", inputs.0.len())));
+    let inputs = inputs.subjects(app.settings.image_limit)?;
+    if inputs.is_empty() || inputs[0].is_empty() || inputs.len() > MOST_TEXTS {
+        return Err(Refusal::field("input", format!("{} texts; send 1 to {MOST_TEXTS}", inputs.len())));
+    }
+    if inputs[0].len() > app.settings.images {
+        return Err(Refusal::field("input", format!("more than {} images in one request", app.settings.images)));
     }
     let model = backend.card().id.clone();
-    let mut results = Vec::new();
-    for input in inputs.0 {
-        let text = text_or_tokens(input)?;
-        let backend = Arc::clone(&backend);
-        let scores = app.blocking(move || backend.moderate(&text)).await?;
-        let flagged: Value = scores
-            .iter()
-            .map(|(policy, score)| (policy.clone(), json!(*score >= THRESHOLD)))
-            .collect::<serde_json::Map<_, _>>()
-            .into();
-        let values: Value = scores
-            .iter()
-            .map(|(policy, score)| (policy.clone(), json!(score)))
-            .collect::<serde_json::Map<_, _>>()
-            .into();
-        let any = scores.iter().any(|(_, score)| *score >= THRESHOLD);
-        results.push(json!({"flagged": any, "categories": flagged, "category_scores": values}));
-    }
+    let work = move |backend: &dyn Backend, ongoing: &Ongoing| {
+        inputs.iter().map(|input| classified(backend, input, ongoing)).collect::<Result<Vec<Value>, Refusal>>()
+    };
+    let results = beside(&app, &backend, "moderations", work).await?;
     Ok(Json(json!({"id": new_id("modr-"), "model": model, "results": results})))
 }
 

@@ -3,13 +3,11 @@
 //! The engine's thread passes the events of each request on to the request's channel. When the receiver is gone, the
 //! engine drops the request before its next step.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use codegemma::{File, Infill, Order};
 use gemma_generate::{
     EngineHandle, EngineOptions, EngineThread, Event as EngineEvent, FinishReason, GenerateOptions, Request,
@@ -17,16 +15,22 @@ use gemma_generate::{
 };
 use gemma_model::{Model, Network};
 use gemma_tokenizer::{ChatTemplate, DecodeStream, TokenId, Tokenizer, Turn};
-use paligemma::{Image, PaliGemma};
-use serde_json::{Value, json};
+use gemma3::Gemma3;
+use paligemma::PaliGemma;
+use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::backend::{
-    Backend, Capabilities, Event, Events, Finished, Hole, Job, Load, Message, ModelCard, Prompt, Reason, TokenMask,
-    TokenScore, VisionTask,
+    Backend, Capabilities, Event, Events, Finished, Hole, Job, Load, Message, ModelCard, Moderated, Ongoing, Prompt,
+    Reason, TokenMask, TokenScore, VisionTask,
 };
 use super::error::Refusal;
+use images::ImageModel;
+use moderation::{Judge, image_judge, text_judge};
+
+mod images;
+mod moderation;
 
 /// A model that answers jobs by an engine.
 pub struct EngineBackend {
@@ -37,9 +41,11 @@ pub struct EngineBackend {
     handle: EngineHandle,
     cache_limit: usize,
     /// The model again, where it sees images.
-    images: Option<Arc<PaliGemma>>,
-    /// Vision tasks run one after the other, beside the engine.
-    vision: Mutex<()>,
+    images: Option<ImageModel>,
+    /// One permit: the images of one request are encoded at a time.
+    encoding: Arc<Semaphore>,
+    /// The model again, where it classifies content.
+    judge: Option<Judge>,
     /// Ends the engine's thread when it is dropped.
     _thread: EngineThread,
 }
@@ -94,7 +100,8 @@ impl EngineBackend {
             handle: thread.handle(),
             cache_limit,
             images: None,
-            vision: Mutex::new(()),
+            encoding: Arc::new(Semaphore::new(1)),
+            judge: None,
             _thread: thread,
         })
     }
@@ -103,12 +110,41 @@ impl EngineBackend {
     ///
     /// # Errors
     /// As [`EngineBackend::new`].
-    pub fn with_images(name: &str, model: PaliGemma, options: EngineOptions) -> Result<Self, gemma_model::Error> {
+    pub fn with_paligemma(name: &str, model: PaliGemma, options: EngineOptions) -> Result<Self, gemma_model::Error> {
         let mut backend = Self::new(name, "paligemma", model.model(), options)?;
         backend.card.capabilities =
             Capabilities { generate: true, images: true, detect: true, ..Capabilities::default() };
-        backend.images = Some(Arc::new(model));
+        backend.images = Some(ImageModel::PaliGemma(Arc::new(model)));
         Ok(backend)
+    }
+
+    /// Serves a Gemma 3 with images, or a ShieldGemma 2. Images are read whole: pan and scan is turned off.
+    ///
+    /// # Errors
+    /// As [`EngineBackend::new`].
+    pub fn with_gemma3(name: &str, model: Gemma3, options: EngineOptions) -> Result<Self, gemma_model::Error> {
+        let model = Arc::new(model.with_pan_and_scan(false));
+        let mut backend = Self::new(name, "gemma3", model.model(), options)?;
+        backend.card.capabilities.images = true;
+        if let Some(answers) = model.network().config().yes_and_no {
+            backend.judge = Some(image_judge(Arc::clone(&model), answers));
+            backend.card.capabilities.moderate = true;
+        }
+        backend.images = Some(ImageModel::Gemma3(model));
+        Ok(backend)
+    }
+
+    /// The same, which also classifies texts: for a ShieldGemma, whose model this is.
+    ///
+    /// # Errors
+    /// When the tokenizer has no `Yes` and `No`.
+    pub fn with_moderation<N>(mut self, model: &Model<N>) -> Result<Self, shieldgemma::Error>
+    where
+        N: Network + Send + Sync + 'static,
+    {
+        self.judge = Some(text_judge(model)?);
+        self.card.capabilities.moderate = true;
+        Ok(self)
     }
 
     /// The same with a shorter context.
@@ -129,13 +165,11 @@ fn refusal(error: &gemma_generate::Error) -> Refusal {
         Error::Mask { .. } => Refusal::field("response_format", error.to_string()),
         Error::CacheTooSmall { .. } => Refusal::too_large(error.to_string()),
         Error::EngineStopped | Error::ModelPanicked => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        Error::NotFinite { .. } | Error::LogitsShape { .. } | Error::Device { .. } => {
+            Refusal::failed(error.to_string())
+        }
         _ => Refusal::invalid(error.to_string()),
     }
-}
-
-/// The library's error for something that a client sent.
-fn invalid(error: impl std::fmt::Display) -> Refusal {
-    Refusal::invalid(error.to_string())
 }
 
 /// A grammar as the engine asks for it.
@@ -172,6 +206,7 @@ impl Backend for EngineBackend {
             prompt: Vec::new(),
             prompt_tokens: job.prompt.tokens.len(),
             silent: job.sampling.max_tokens == 0,
+            with_stop: job.prompt_logprobs && job.logprobs.is_some(),
         };
         let images = job.prompt.images.clone();
         let request = self.request(job);
@@ -193,11 +228,20 @@ impl Backend for EngineBackend {
             tokio::spawn(watch(cancel, sender));
             return Ok(events);
         }
-        // images are encoded beside the engine, so that nobody waits for them
-        let (handle, model) = (self.handle.clone(), self.images.clone());
+        let Some(model) = self.images.clone() else {
+            return Err(Refusal::unsupported(format!("{} does not read images", self.card.id)));
+        };
+        // images are encoded beside the engine, so that nobody waits for them, and those of one request at a time, so that
+        // the decoded images of many do not fill the memory
+        let (handle, encoding) = (self.handle.clone(), Arc::clone(&self.encoding));
         tokio::spawn(async move {
+            let permit = tokio::select! {
+                permit = encoding.acquire_owned() => permit,
+                () = sender.closed() => return,
+            };
             let submit = move || {
-                let request = with_images(model.as_deref(), request, &images)?;
+                let _permit = permit;
+                let request = model.request(request, &images)?;
                 handle.submit_with(request, sink).map_err(|error| refusal(&error))
             };
             match tokio::task::spawn_blocking(submit).await {
@@ -220,10 +264,13 @@ impl Backend for EngineBackend {
     }
 
     fn chat_prompt(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Prompt, Refusal> {
-        if let Some(model) = &self.images {
-            return paligemma_prompt(model, messages);
+        let has_images = messages.iter().any(|message| !message.images.is_empty());
+        match &self.images {
+            Some(model @ ImageModel::PaliGemma(_)) => return model.prompt(messages, add_generation_prompt),
+            Some(model) if has_images => return model.prompt(messages, add_generation_prompt),
+            _ => {}
         }
-        if messages.iter().any(|message| !message.images.is_empty()) {
+        if has_images {
             return Err(Refusal::unsupported(format!("{} does not read images", self.card.id)));
         }
         let turns: Vec<Turn> = messages.iter().map(|message| message.turn.clone()).collect();
@@ -244,85 +291,26 @@ impl Backend for EngineBackend {
             context: hole.files.iter().map(file).collect(),
             language: None,
         };
-        let prompt = infill.prompt(tokenizer, Order::Psm, budget).map_err(invalid)?;
+        let prompt = infill.prompt(tokenizer, Order::Psm, budget).map_err(Refusal::of)?;
         Ok((prompt.tokens, codegemma::stop_tokens(fim).to_vec()))
     }
 
-    fn vision(&self, image: &[u8], task: &VisionTask) -> Result<Value, Refusal> {
-        let Some(model) = &self.images else {
-            let id = &self.card.id;
-            return Err(Refusal::unsupported(format!("{id} does not caption, detect or segment; use a PaliGemma")));
-        };
-        let image = Image::decode(image, "image").map_err(|error| Refusal::field("image", error.to_string()))?;
-        let _turn = self.vision.lock().unwrap_or_else(PoisonError::into_inner);
-        let features = model.encode_image(&image);
-        let size = json!({"width": image.width(), "height": image.height()});
-        let mut reply = match task {
-            VisionTask::Caption(language) => json!({"caption": features.caption(language).map_err(invalid)?}),
-            VisionTask::Detect(objects) => {
-                let found = features.detect(objects).map_err(invalid)?;
-                let object = |object: &paligemma::Detection| json!({"label": object.label, "box": edges(&object.bounds), "score": object.score});
-                json!({"objects": found.iter().map(object).collect::<Vec<_>>(), "text": found.text})
+    fn moderate(&self, subject: &Moderated, ongoing: &Ongoing) -> Result<Vec<(String, f32)>, Refusal> {
+        match &self.judge {
+            Some(judge) => judge(subject, ongoing),
+            None => {
+                let id = &self.card.id;
+                Err(Refusal::unsupported(format!("{id} does not classify content; use a ShieldGemma")))
             }
-            VisionTask::Segment(objects) => {
-                let (mut list, mut texts) = (Vec::new(), Vec::new());
-                for name in objects {
-                    let found = features.segment(name).map_err(invalid)?;
-                    for object in found.iter() {
-                        let mask = &object.mask;
-                        let png = png_of_mask(mask)?;
-                        list.push(json!({
-                            "label": object.label, "box": edges(&object.bounds), "score": object.score,
-                            "mask": {"x": mask.x, "y": mask.y, "width": mask.width, "height": mask.height, "png": png},
-                        }));
-                    }
-                    texts.push(found.text.clone());
-                }
-                json!({"objects": list, "text": texts.join("\n")})
-            }
-        };
-        reply["image"] = size;
-        Ok(reply)
+        }
     }
-}
 
-/// `[x_min, y_min, x_max, y_max]` in pixels.
-fn edges(bounds: &paligemma::BoundingBox) -> [f32; 4] {
-    [bounds.x_min, bounds.y_min, bounds.x_max, bounds.y_max]
-}
-
-/// A mask as a PNG in base64: white inside, black outside.
-fn png_of_mask(mask: &paligemma::Mask) -> Result<String, Refusal> {
-    let rgb = mask.inside.iter().flat_map(|inside| [if *inside { 255 } else { 0 }; 3]).collect();
-    let image =
-        Image::from_rgb(rgb, mask.width, mask.height).ok_or_else(|| Refusal::failed("the mask has no pixels"))?;
-    let mut png = Vec::new();
-    image.write_png(&mut png).map_err(|error| Refusal::failed(error.to_string()))?;
-    Ok(STANDARD.encode(png))
-}
-
-/// PaliGemma has no chat format: its prompt is the images and the text of the last message.
-fn paligemma_prompt(model: &PaliGemma, messages: &[Message]) -> Result<Prompt, Refusal> {
-    let images: Vec<Vec<u8>> = messages.iter().flat_map(|message| message.images.iter().cloned()).collect();
-    let text = messages.last().map_or("", |message| message.turn.text.trim());
-    let tokens = model.prompt_tokens(images.len(), text).map_err(invalid)?;
-    Ok(Prompt { tokens, images })
-}
-
-/// The request with its images encoded.
-fn with_images(
-    model: Option<&PaliGemma>,
-    request: Request<'static>,
-    images: &[Vec<u8>],
-) -> Result<Request<'static>, Refusal> {
-    let model = model.ok_or_else(|| Refusal::unsupported("the model does not read images"))?;
-    let decode =
-        |bytes: &Vec<u8>| Image::decode(bytes, "image").map_err(|error| Refusal::field("messages", error.to_string()));
-    let images = images.iter().map(decode).collect::<Result<Vec<_>, Refusal>>()?;
-    let features: Vec<_> = images.iter().map(|image| model.encode_image(image).features().clone()).collect();
-    let gemma_generate::Prompt::Tokens(tokens) = &request.prompt else { return Ok(request) };
-    let prepared = model.request(tokens, &features, &request.options).map_err(invalid)?;
-    Ok(Request { prompt: prepared.prompt, ..request })
+    fn vision(&self, image: &[u8], task: &VisionTask, ongoing: &Ongoing) -> Result<Value, Refusal> {
+        self.images.as_ref().and_then(|model| model.vision(image, task, ongoing)).unwrap_or_else(|| {
+            let id = &self.card.id;
+            Err(Refusal::unsupported(format!("{id} does not caption, detect or segment; use a PaliGemma")))
+        })
+    }
 }
 
 impl EngineBackend {
@@ -369,6 +357,9 @@ struct Passing {
     prompt_tokens: usize,
     /// No token was asked for: the one that the engine samples after the prompt is not shown.
     silent: bool,
+    /// The stop token is shown among the logprobs: harnesses that score a prompt ask for one token after it and leave out
+    /// the last one that they get.
+    with_stop: bool,
 }
 
 impl Passing {
@@ -395,7 +386,12 @@ impl Passing {
                 let finished = finished(FinishReason::Length, timings, cached, self.prompt_tokens);
                 Event::Done { text: String::new(), finished: Finished { generated_tokens: 0, ..finished } }
             }
-            EngineEvent::Finished { reason, text, timings, cached, .. } => {
+            EngineEvent::Finished { reason, text, stop_token, timings, cached, .. } => {
+                if let Some(stop) = stop_token.filter(|_| self.with_stop) {
+                    let shown = Event::Token { token: stop.token, text: String::new(), score: score(stop) };
+                    // whether somebody listens shows with the next event
+                    let _ = self.sender.send(shown);
+                }
                 Event::Done { text, finished: finished(reason, timings, cached, self.prompt_tokens) }
             }
             EngineEvent::Failed { error, .. } => Event::Failed(refusal(&error)),

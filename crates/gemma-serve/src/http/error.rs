@@ -33,6 +33,11 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
+    /// 400: what the library found wrong with something that a client sent.
+    pub fn of(error: impl std::fmt::Display) -> Self {
+        Self::invalid(error.to_string())
+    }
+
     /// 400: this field is wrong.
     pub fn field(param: impl Into<String>, message: impl AsRef<str>) -> Self {
         let param = param.into();
@@ -75,6 +80,12 @@ impl Refusal {
         let message = "the server is shutting down; send the request to another replica";
         let base = Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
         Self { code: Some("shutting_down"), retry_after: Some(5), ..base }
+    }
+
+    /// 503: the answer took longer than the server's time limit for a request.
+    pub fn too_slow(limit: std::time::Duration) -> Self {
+        let message = format!("the answer took longer than {} s; send less at once", limit.as_secs_f32());
+        Self { code: Some("timeout"), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
     /// 500: the model or the device failed.

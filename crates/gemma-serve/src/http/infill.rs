@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::App;
 use super::app::{new_id, unix_seconds};
 use super::backend::{Backend, Event, Finished, Hole, Job, Reason};
-use super::body::{SampledBody, TextOrTokens};
+use super::body::SampledBody;
 use super::completions::{StreamOptions, Usage, budget, data, sse};
 use super::error::Refusal;
 use super::running::{Completed, complete_all, merged, submit};
@@ -63,7 +63,7 @@ struct Extra {
 #[serde(default)]
 pub(crate) struct FimRequest {
     model: Option<String>,
-    prompt: String,
+    prompt: Option<String>,
     suffix: Option<String>,
     max_tokens: Option<usize>,
     stream: Option<bool>,
@@ -247,7 +247,8 @@ pub(crate) async fn fim(
 ) -> Result<Response, Refusal> {
     let backend = Arc::clone(app.backend(request.model.as_deref())?);
     let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MIDDLE);
-    let hole = Hole { prefix: request.prompt, suffix: request.suffix.unwrap_or_default(), ..Hole::default() };
+    let prefix = request.prompt.ok_or_else(|| Refusal::field("prompt", "missing; send the text before the hole"))?;
+    let hole = Hole { prefix, suffix: request.suffix.unwrap_or_default(), ..Hole::default() };
     let (tokens, stop_tokens) = backend.infill_prompt(&hole, budget(backend.as_ref(), max_tokens))?;
     let job = Job {
         prompt: tokens.into(),
@@ -292,14 +293,6 @@ pub(crate) async fn fim(
     usage.add(&answer.finished, true);
     reply["usage"] = json!(usage);
     Ok(Json(reply).into_response())
-}
-
-/// The text of a prompt that may be tokens.
-pub(crate) fn text_or_tokens(prompt: TextOrTokens) -> Result<String, Refusal> {
-    match prompt {
-        TextOrTokens::Text(text) => Ok(text),
-        TextOrTokens::Tokens(_) => Err(Refusal::field("input", "must be text here")),
-    }
 }
 
 #[cfg(test)]

@@ -45,9 +45,10 @@ struct CalledFunction {
 
 /// A message's text and images.
 #[derive(Clone, Debug, Default)]
-struct Content {
-    text: String,
-    urls: Vec<String>,
+pub(crate) struct Content {
+    pub(crate) text: String,
+    /// Data URLs of images.
+    pub(crate) urls: Vec<String>,
 }
 
 #[derive(Deserialize)]

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::backend::{Backend, Event, Finished, Hole, Job, ModelCard, Prompt, Reason};
-use super::body::{OllamaBody, Prompts, Texts};
+use super::body::OllamaBody;
 use super::chat::{Conversation, converse, max_tokens};
 use super::completions::budget;
 use super::embeddings::embed;
@@ -24,6 +24,7 @@ use super::messages::{self, ChatMessage};
 use super::running::{Answer, Completed, submit};
 use super::sampling::SamplingFields;
 use super::structured::StructuredFields;
+use super::texts::{Prompts, Texts};
 use super::tools::{Tool, Tools};
 
 /// `options`: how to sample.
@@ -150,10 +151,11 @@ async fn begin_generate(app: &App, request: GenerateRequest) -> Result<(Arc<dyn 
             "templates of requests are not supported; set raw and send the whole prompt",
         ));
     }
+    let (fields, limit) = (request.options.fields(), request.options.limit());
+    fields.sampling(1)?;
     if request.prompt.is_empty() && request.suffix.is_none() {
         return Ok((backend, None));
     }
-    let (fields, limit) = (request.options.fields(), request.options.limit());
     let form = structured(&request.format)?;
     let (prompt, stop_tokens): (Prompt, _) = if let Some(suffix) = request.suffix.filter(|suffix| !suffix.is_empty()) {
         let hole = Hole { prefix: request.prompt, suffix, ..Hole::default() };
@@ -200,6 +202,7 @@ async fn begin_chat(
     request: ChatRequest,
 ) -> Result<(Arc<dyn Backend>, Option<Answer>, Option<Tools>), Refusal> {
     let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    request.options.fields().sampling(1)?;
     if request.messages.is_empty() {
         return Ok((backend, None, None));
     }
@@ -321,7 +324,7 @@ pub(crate) async fn embeddings(State(app): State<App>, OllamaBody(request): Olla
     let run = async {
         let begun = Instant::now();
         let backend = app.backend(request.model.as_deref())?;
-        let old = request.prompt.map(super::body::TextOrTokens::Text);
+        let old = request.prompt.map(super::texts::TextOrTokens::Text);
         let one = old.is_some();
         let inputs = request.input.map(|input| input.0).or(old.map(|old| vec![old]));
         let inputs = inputs.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;
@@ -409,7 +412,7 @@ pub(crate) async fn version() -> Json<Value> {
 /// `POST /api/pull` and the others that would change what the server has.
 pub(crate) async fn read_only() -> Response {
     let message = "this server serves the models it was started with; use `gemma pull` to download others";
-    Refusal::new(StatusCode::NOT_IMPLEMENTED, message).into_ollama()
+    Refusal::new(StatusCode::FORBIDDEN, message).into_ollama()
 }
 
 /// A moment as `2026-11-30T21:00:00.123456Z` (days to civil date: Hinnant, "chrono-Compatible Low-Level Date Algorithms").

@@ -2,81 +2,18 @@
 //!
 //! An [`Answer`] is dropped when its client goes away, which cancels its job and frees its place.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use gemma_tokenizer::TokenId;
-use serde::Serialize;
 use tokio::sync::watch;
 
 use super::App;
-use super::backend::{Backend, Event, Events, Finished, Job, Reason, TokenScore};
+use super::backend::{Backend, Event, Events, Finished, Job, Ongoing, Reason, TokenScore};
 use super::error::Refusal;
-
-/// One answer that is being generated, as `/slots` shows it.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Slot {
-    pub(crate) id: u64,
-    pub(crate) model: String,
-    pub(crate) endpoint: &'static str,
-    /// Admitted by the engine; otherwise it waits.
-    pub(crate) is_processing: bool,
-    pub(crate) prompt_tokens: usize,
-    pub(crate) generated_tokens: usize,
-    pub(crate) max_tokens: usize,
-    #[serde(skip)]
-    since: Option<Instant>,
-    pub(crate) seconds: f64,
-}
-
-/// All answers that are being generated or wait.
-#[derive(Debug, Default)]
-pub(crate) struct Registry {
-    slots: Mutex<BTreeMap<u64, Slot>>,
-    next: AtomicU64,
-    closing: AtomicBool,
-    stopping: watch::Sender<bool>,
-}
-
-impl Registry {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The answers now, the oldest first.
-    pub(crate) fn slots(&self) -> Vec<Slot> {
-        let mut slots: Vec<Slot> = self.lock().values().cloned().collect();
-        for slot in &mut slots {
-            slot.seconds = slot.since.map_or(0.0, |since| since.elapsed().as_secs_f64());
-        }
-        slots
-    }
-
-    /// Answers that are being generated, and answers that wait.
-    pub(crate) fn counts(&self) -> (usize, usize) {
-        let slots = self.lock();
-        let running = slots.values().filter(|slot| slot.is_processing).count();
-        (running, slots.len() - running)
-    }
-
-    /// No more answers are begun.
-    pub(crate) fn close(&self) {
-        self.closing.store(true, Ordering::Release);
-    }
-
-    /// Running answers end with what there is.
-    pub(crate) fn stop(&self) {
-        self.stopping.send_replace(true);
-    }
-
-    /// Whether [`Self::close`] was called.
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
-    }
-}
+use super::registry::Slot;
 
 /// The place of one answer in the registry.
 struct Place {
@@ -86,6 +23,41 @@ struct Place {
 }
 
 impl Place {
+    /// Takes a place.
+    ///
+    /// # Errors
+    /// 429 when the server has as many requests as it takes.
+    fn take(
+        app: &App,
+        backend: &dyn Backend,
+        endpoint: &'static str,
+        prompt_tokens: usize,
+        max_tokens: usize,
+    ) -> Result<Self, Refusal> {
+        let mut slots = app.registry.lock();
+        if slots.len() >= app.settings.places() {
+            app.metrics.refused.inc();
+            let running = slots.values().filter(|slot| slot.is_processing).count();
+            let waiting = slots.len() - running;
+            let seconds = 1 + (waiting / app.settings.parallel.max(1)) as u64;
+            return Err(Refusal::busy(format!("{running} requests run and {waiting} wait; try again later"), seconds));
+        }
+        let id = app.registry.next.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot {
+            id,
+            model: backend.card().id.clone(),
+            endpoint,
+            is_processing: false,
+            prompt_tokens,
+            generated_tokens: 0,
+            max_tokens,
+            since: Some(Instant::now()),
+            seconds: 0.0,
+        };
+        slots.insert(id, slot);
+        Ok(Self { app: app.clone(), id, finished: false })
+    }
+
     fn update(&self, change: impl FnOnce(&mut Slot)) {
         if let Some(slot) = self.app.registry.lock().get_mut(&self.id) {
             change(slot);
@@ -144,30 +116,11 @@ pub(crate) fn submit(
         // the cache of an answer is reserved in full: no more than can ever be used
         job.sampling.max_tokens = job.sampling.max_tokens.min(limit - job.prompt.tokens.len());
     }
-    let (running, waiting) = app.registry.counts();
-    if running + waiting >= app.settings.parallel + app.settings.queue {
-        app.metrics.refused.inc();
-        let seconds = 1 + (waiting / app.settings.parallel.max(1)) as u64;
-        return Err(Refusal::busy(format!("{running} requests run and {waiting} wait; try again later"), seconds));
-    }
     let begun = Instant::now();
     job.deadline.get_or_insert(begun + app.settings.request_timeout);
     let decode_limit = job.decode_limit.take();
     let counts = (job.prompt.tokens.len(), 0);
-    let id = app.registry.next.fetch_add(1, Ordering::Relaxed);
-    let slot = Slot {
-        id,
-        model: backend.card().id.clone(),
-        endpoint,
-        is_processing: false,
-        prompt_tokens: job.prompt.tokens.len(),
-        generated_tokens: 0,
-        max_tokens: job.sampling.max_tokens,
-        since: Some(begun),
-        seconds: 0.0,
-    };
-    app.registry.lock().insert(id, slot);
-    let mut place = Place { app: app.clone(), id, finished: false };
+    let mut place = Place::take(app, backend.as_ref(), endpoint, job.prompt.tokens.len(), job.sampling.max_tokens)?;
     match backend.submit(job) {
         Ok(events) => {
             let stopping = app.registry.stopping.subscribe();
@@ -235,9 +188,7 @@ impl Answer {
                 self.place.finished = true;
                 self.place.app.metrics.refused.inc();
                 self.events.close();
-                let seconds = queue_timeout.as_secs();
-                let message = format!("the request waited {seconds} s for room; try again later");
-                return Some(Event::Failed(Refusal::busy(message, seconds.max(1))));
+                return Some(Event::Failed(waited_too_long(queue_timeout)));
             }
         };
         let metrics = &self.place.app.metrics;
@@ -330,6 +281,66 @@ impl Answer {
             }
         }
         Err(Refusal::failed("the engine ended without an answer"))
+    }
+}
+
+fn waited_too_long(limit: Duration) -> Refusal {
+    let seconds = limit.as_secs();
+    Refusal::busy(format!("the request waited {seconds} s for room; try again later"), seconds.max(1))
+}
+
+/// Runs what blocks beside the engine: embeddings, classification, vision tasks. It has a place like any answer, and a model
+/// does one such work at a time.
+///
+/// # Errors
+/// When the server is full or shutting down, or what the work fails with.
+pub(crate) async fn beside<T: Send + 'static>(
+    app: &App,
+    backend: &Arc<dyn Backend>,
+    endpoint: &'static str,
+    work: impl FnOnce(&dyn Backend, &Ongoing) -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    if app.registry.is_closing() {
+        return Err(Refusal::shutting_down());
+    }
+    let mut place = Place::take(app, backend.as_ref(), endpoint, 0, 0)?;
+    let begun = Instant::now();
+    let queue_timeout = app.settings.queue_timeout;
+    let Ok(turn) = tokio::time::timeout(queue_timeout, app.turn(backend).acquire_owned()).await else {
+        place.finished = true;
+        app.metrics.refused.inc();
+        return Err(waited_too_long(queue_timeout));
+    };
+    app.metrics.queue_seconds.observe(begun.elapsed().as_secs_f64());
+    place.update(|slot| slot.is_processing = true);
+    let ongoing = Ongoing::within(app.settings.request_timeout);
+    // when the client goes away, this future is dropped, and the work ends at its next look
+    let _wanted = Wanted(ongoing.clone());
+    let backend = Arc::clone(backend);
+    let work = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work(backend.as_ref(), &ongoing)
+    });
+    let mut stopping = app.registry.stopping.subscribe();
+    let result = tokio::select! {
+        done = work => done.unwrap_or_else(|_| Err(Refusal::failed("the request made the model fail"))),
+        _ = stopping.wait_for(|stopping| *stopping) => Err(Refusal::shutting_down()),
+    };
+    place.finished = true;
+    match &result {
+        Ok(_) => app.metrics.completed.inc(),
+        Err(refusal) if refusal.status.is_server_error() => app.metrics.failed.inc(),
+        Err(_) => 0,
+    };
+    result
+}
+
+/// Gives work up when it is dropped.
+struct Wanted(Ongoing);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.give_up();
     }
 }
 

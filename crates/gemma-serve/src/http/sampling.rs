@@ -6,8 +6,8 @@ use gemma_tokenizer::TokenId;
 use serde::Deserialize;
 
 use super::backend::{Backend, Sampling};
-use super::body::Texts;
 use super::error::Refusal;
+use super::texts::Texts;
 
 /// Most answers to one prompt.
 const MOST_ANSWERS: usize = 128;
@@ -49,7 +49,7 @@ impl SamplingFields {
             temperature: self.temperature.unwrap_or(1.0),
             // 0 and below mean all tokens, as llama.cpp and vLLM have it
             top_k: self.top_k.and_then(|k| usize::try_from(k).ok()).filter(|k| *k > 0),
-            top_p: self.top_p.filter(|p| *p < 1.0 || p.is_nan()),
+            top_p: self.top_p.filter(|p| *p < 1.0),
             min_p: self.min_p.filter(|p| *p != 0.0),
             repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
             presence_penalty: self.presence_penalty.unwrap_or(0.0),
@@ -63,10 +63,8 @@ impl SamplingFields {
             if inside { Ok(()) } else { Err(Refusal::field(name, format!("{value} is outside {low} to {high}"))) }
         };
         within("temperature", sampling.temperature, 0.0, 100.0)?;
-        if let Some(top_p) = sampling.top_p {
-            // top_p 0 is sent by clients that mean greedy
-            within("top_p", top_p, 0.0, 1.0)?;
-        }
+        // top_p 0 is sent by clients that mean greedy
+        within("top_p", self.top_p.unwrap_or(1.0), 0.0, 1.0)?;
         within("min_p", sampling.min_p.unwrap_or(0.0), 0.0, 1.0)?;
         within("repetition_penalty", sampling.repetition_penalty, 0.01, 100.0)?;
         within("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
@@ -159,6 +157,7 @@ mod tests {
             (r#"{"temperature":-1}"#, "temperature"),
             (r#"{"top_p":1e-3,"min_p":2}"#, "min_p"),
             (r#"{"top_p":-0.5}"#, "top_p"),
+            (r#"{"top_p":2}"#, "top_p"),
             (r#"{"presence_penalty":3}"#, "presence_penalty"),
             (r#"{"frequency_penalty":-3}"#, "frequency_penalty"),
             (r#"{"repetition_penalty":0}"#, "repetition_penalty"),

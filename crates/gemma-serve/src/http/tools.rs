@@ -16,6 +16,9 @@ const MOST_TOOLS: usize = 128;
 /// One entry of `tools`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Tool {
+    /// `function`; not looked at beyond its type.
+    #[serde(default, rename = "type")]
+    _kind: Option<String>,
     function: Function,
 }
 

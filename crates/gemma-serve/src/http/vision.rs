@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::backend::VisionTask;
-use super::body::{JsonBody, Texts};
+use super::body::JsonBody;
 use super::error::Refusal;
 use super::messages::image_of_base64;
+use super::running::beside;
+use super::texts::Texts;
 
 /// Most objects to look for in one request.
 const MOST_OBJECTS: usize = 32;
@@ -50,7 +52,8 @@ pub(crate) async fn vision(
         request.image.ok_or_else(|| Refusal::field("image", "missing; send an image as a data URL or in base64"))?;
     let image = image_of_base64(&image, "image", app.settings.image_limit)?;
     let model = backend.card().id.clone();
-    let result = app.blocking(move || backend.vision(&image, &task)).await?;
+    let result =
+        beside(&app, &backend, "vision", move |backend, ongoing| backend.vision(&image, &task, ongoing)).await?;
     let mut reply = json!({"object": format!("vision.{task_name}"), "model": model});
     if let (Value::Object(reply), Value::Object(result)) = (&mut reply, result) {
         reply.extend(result);

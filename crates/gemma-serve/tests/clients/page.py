@@ -28,13 +28,20 @@ IMAGES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../../m
 def browser(dark=False, phone=False):
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *quiet):
         options.add_argument(argument)
-    options.add_argument("--window-size=" + ("390,844" if phone else "1100,800"))
+    options.add_argument("--user-data-dir=" + tempfile.mkdtemp(prefix="gemma-chromium-"))
+    options.add_argument("--window-size=1100,800")
     if dark:
         options.add_argument("--force-dark-mode")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    if phone:
+        # a window cannot be so narrow
+        size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    return driver
 
 
 def drop(driver, target, path):

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use gemma_serve::http::backend::{Capabilities, EmbedInput, Hole, Load, Message, TokenScore, VisionTask};
+use gemma_serve::http::backend::{
+    Capabilities, EmbedInput, Hole, Load, Message, Moderated, Ongoing, TokenScore, VisionTask,
+};
 use gemma_serve::http::{Backend, Event, Events, Finished, Job, ModelCard, Prompt, Reason, Refusal};
 use gemma_tokenizer::{ChatTemplate, EncodeOptions, Family, TokenId, Tokenizer, Turn};
 use serde_json::{Value, json};
@@ -69,6 +71,11 @@ impl Fake {
     pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
         self.card.capabilities = capabilities;
         self
+    }
+
+    fn enter(&self) -> Live {
+        self.live.fetch_add(1, Ordering::SeqCst);
+        Live(Arc::clone(&self.live))
     }
 
     /// A text in tokens.
@@ -148,8 +155,7 @@ impl Backend for Fake {
     fn submit(&self, mut job: Job) -> Result<Events, Refusal> {
         let (sender, events) = mpsc::unbounded_channel();
         let (pieces, reason) = plan(&self.tokenizer, &self.reply, &mut job)?;
-        self.live.fetch_add(1, Ordering::SeqCst);
-        let live = Live(Arc::clone(&self.live));
+        let live = self.enter();
         let (slots, delay) = (Arc::clone(&self.slots), self.delay);
         tokio::spawn(async move {
             let _live = live;
@@ -213,15 +219,31 @@ impl Backend for Fake {
         Ok((tokens, vec![fim.file_separator]))
     }
 
-    fn embed(&self, texts: &[EmbedInput], _: Option<&str>) -> Result<(Vec<Vec<f32>>, usize), Refusal> {
+    fn embed(
+        &self,
+        texts: &[EmbedInput],
+        _: Option<&str>,
+        ongoing: &Ongoing,
+    ) -> Result<(Vec<Vec<f32>>, usize), Refusal> {
+        let _live = self.enter();
+        // one text at a time, as a model does with long ones
+        for _ in texts {
+            ongoing.check()?;
+            std::thread::sleep(self.delay);
+        }
         Ok((texts.iter().map(|_| vec![0.6, 0.0, 0.8]).collect(), 3 * texts.len()))
     }
 
-    fn moderate(&self, text: &str) -> Result<Vec<(String, f32)>, Refusal> {
-        Ok(vec![("harassment".to_owned(), if text.contains("bad") { 0.75 } else { 0.25 })])
+    fn moderate(&self, subject: &Moderated, _: &Ongoing) -> Result<Vec<(String, f32)>, Refusal> {
+        let score = match subject {
+            Moderated::Text(text) if text.contains("bad") => 0.75,
+            Moderated::Text(_) => 0.25,
+            Moderated::Image(_) => 0.5,
+        };
+        Ok(vec![("harassment".to_owned(), score)])
     }
 
-    fn vision(&self, image: &[u8], task: &VisionTask) -> Result<Value, Refusal> {
+    fn vision(&self, image: &[u8], task: &VisionTask, _: &Ongoing) -> Result<Value, Refusal> {
         Ok(json!({"bytes": image.len(), "task": format!("{task:?}")}))
     }
 }

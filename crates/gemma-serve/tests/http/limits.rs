@@ -129,6 +129,28 @@ async fn a_client_that_goes_away_frees_its_place() {
 }
 
 #[tokio::test]
+async fn embeddings_wait_for_their_turn_and_end_with_their_client() {
+    let fake = Fake::new("x").with_delay(Duration::from_millis(10));
+    let live = Arc::clone(&fake.live);
+    let settings =
+        Settings { parallel: 1, queue: 3, request_timeout: Duration::from_millis(400), ..Settings::default() };
+    let server = router(App::new(vec![Arc::new(fake) as Arc<dyn Backend>], settings));
+    let ask = |count: usize| {
+        let (server, body) = (server.clone(), json!({"input": vec!["a"; count]}).to_string());
+        async move { send(&server, "POST", "/v1/embeddings", &body).await.0.as_u16() }
+    };
+    let statuses = futures_util::future::join_all((0..8).map(|_| ask(3))).await;
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 4, "{statuses:?}");
+    assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 4, "{statuses:?}");
+    assert_eq!(ask(60).await, 503, "longer than the limit of a request");
+    let gone = tokio::time::timeout(Duration::from_millis(30), ask(2000)).await;
+    assert!(gone.is_err(), "the client went away");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(live.load(Ordering::SeqCst), 0, "the work ended at its next look");
+    assert_eq!(get(&server, "/slots").await, json!([]));
+}
+
+#[tokio::test]
 async fn several_models_are_told_apart_by_name() {
     let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Fake::new("one")), Arc::new(Fake::new("two").named("other"))];
     let server = router(App::new(backends, Settings::default()));

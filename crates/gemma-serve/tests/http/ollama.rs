@@ -71,7 +71,7 @@ async fn the_rest_of_the_api_is_there() {
         Some(3)
     );
     let (status, reply) = refused(&server, "/api/pull", json!({"model": "x"})).await;
-    assert!(status == 501 && reply["error"].is_string());
+    assert!(status == 403 && reply["error"].is_string());
     let (status, reply) = refused(&server, "/api/chat", json!({"messages": [{"role": 1}]})).await;
     assert!(
         status == 400 && reply["error"].as_str().is_some_and(|error| error.starts_with("messages[0].role")),

@@ -103,6 +103,15 @@ async fn moderation_flags_what_is_likelier_than_not() {
     let reply = post(&server, "/v1/moderations", json!({"input": ["good", "bad"]})).await;
     assert_eq!((&reply["results"][0]["flagged"], &reply["results"][1]["flagged"]), (&json!(false), &json!(true)));
     assert_eq!(reply["results"][1]["category_scores"]["harassment"], 0.75);
+    // parts are classified together
+    let image = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}});
+    let parts = json!([{"type": "text", "text": "good"}, image]);
+    let reply = post(&server, "/v1/moderations", json!({"input": parts})).await;
+    assert_eq!(reply["results"].as_array().map(Vec::len), Some(1));
+    assert_eq!(reply["results"][0]["category_scores"]["harassment"], 0.5);
+    for (input, status) in [(json!([]), 400), (json!(7), 400), (json!([[1]]), 400), (Value::Null, 400)] {
+        assert_eq!(refused(&server, "/v1/moderations", json!({"input": input})).await.0, status, "{input}");
+    }
 }
 
 #[tokio::test]

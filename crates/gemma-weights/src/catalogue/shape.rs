@@ -34,6 +34,9 @@ pub const SHAPES: &[Shape] = shapes![
     "gemma-3-4b",
     "gemma-3-12b",
     "gemma-3-27b",
+    "gemma-3-27b-text",
+    "embeddinggemma-300m",
+    "vaultgemma-1b",
     "recurrentgemma-2b",
     "recurrentgemma-9b",
     "paligemma-3b-224",
@@ -61,6 +64,12 @@ pub fn shape(name: &str) -> Option<&'static Shape> {
 }
 
 impl Shape {
+    /// Whether it makes a vector of a text, and no text (EmbeddingGemma).
+    pub fn makes_vectors(&self) -> bool {
+        let config: Value = serde_json::from_str(self.config).expect("every file is JSON (tested)");
+        config["use_bidirectional_attention"] == true
+    }
+
     /// Longest sequence that its checkpoints were trained on, in tokens (`max_position_embeddings`).
     pub fn context_length(&self) -> u64 {
         let config: Value = serde_json::from_str(self.config).expect("every file is JSON (tested)");

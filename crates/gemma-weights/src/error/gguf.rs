@@ -27,6 +27,9 @@ pub enum GgufFault {
         /// What it is.
         what: &'static str,
     },
+    /// A file that was given as an image encoder and is none.
+    #[error("it is no image encoder (mmproj)")]
+    NotAnEncoder,
     /// A part of a split model under another name.
     #[error("it is part {part} of a model in {parts} parts, and is not called NAME-{part:05}-of-{parts:05}.gguf")]
     Part {
@@ -136,6 +139,10 @@ impl GgufFault {
     pub(super) fn advice(&self) -> &'static str {
         match self {
             Self::BigEndian => "take the little-endian file of the same model",
+            Self::NotAnEncoder => "give the mmproj file that lies beside the model",
+            Self::NotAModel { what } if what.contains("mmproj") => {
+                "give the file of the model itself, and this one as --mmproj beside it"
+            }
             Self::NotAModel { .. } => "give the file of the model itself",
             Self::Part { .. } => "give all parts the names they had, in one folder",
             Self::Architecture { .. } => "take a model of one of these, or another program",

@@ -81,6 +81,7 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         }
         None => None,
     };
+    let marks = pieces.map(|_| image_marks(&keys)).transpose()?;
     let has_weights = !file.tensors.is_empty();
     // what is not there is missed below
     let length = |name: &str| {
@@ -107,6 +108,9 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
     match config(&keys, architecture, rows.or(pieces)) {
         Ok(mut config) => {
             take_scale(&mut config, beside, architecture);
+            if let (Some(marks), true) = (marks, architecture == "gemma3") {
+                config.as_object_mut().into_iter().for_each(|config| config.extend(marks.clone()));
+            }
             files.push(("config.json", text(&config)));
         }
         // of a vocabulary alone nothing else is asked
@@ -119,6 +123,18 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         files.push(("tokenizer_config.json", text(&json!({ "chat_template": template }))));
     }
     Ok(Translated { files, tensors, unknown })
+}
+
+/// The numbers of the pieces around and for an image, where the vocabulary has them.
+fn image_marks(keys: &Keys<'_, '_>) -> Result<serde_json::Map<String, Json>, Fault> {
+    const MARKS: [(&str, &str); 3] = [
+        ("<start_of_image>", "boi_token_index"),
+        ("<end_of_image>", "eoi_token_index"),
+        ("<image_soft_token>", "image_token_index"),
+    ];
+    let pieces = keys.list("tokenizer.ggml.tokens")?.texts().unwrap_or_default();
+    let number = |piece: &str| pieces.iter().position(|found| *found == piece);
+    Ok(MARKS.into_iter().filter_map(|(piece, field)| Some((field.to_owned(), json!(number(piece)?)))).collect())
 }
 
 /// Takes the scale of the scores from a `config.json` of the same network.
@@ -312,7 +328,7 @@ pub(crate) fn file_name(name: &str, architecture: &str) -> Option<String> {
 }
 
 /// A norm's weight as the layers have it, `w` of the `1 + w` that is stored.
-fn offset_from_one(tensor: &StoredTensor) -> StoredTensor {
+pub(super) fn offset_from_one(tensor: &StoredTensor) -> StoredTensor {
     let bytes: Vec<u8> = tensor.to_f32().into_iter().flat_map(|value| (value - 1.0).to_le_bytes()).collect();
     StoredTensor { format: Format::F32, shape: tensor.shape.clone(), bytes: bytes.into() }
 }

@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 use super::options::first_bytes;
 use super::select::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, Weights};
 use super::{HubId, HubOptions};
 use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
+use crate::files::is_plain_name;
 
 /// The tokenizer in its two formats; either will do.
 const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
@@ -14,6 +17,8 @@ const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
 const CONFIG: &str = "config.json";
 /// The longest content of a reference, in bytes: a commit and the end of the line.
 const REFERENCE_LIMIT: u64 = 1 << 10;
+/// The longest `modules.json` that is read, in bytes.
+const MODULES_LIMIT: u64 = 64 << 10;
 /// The most files of a snapshot that are looked at.
 const MOST_FILES: usize = 10_000;
 
@@ -146,7 +151,30 @@ fn missing(folder: &Path) -> Vec<String> {
     if TOKENIZERS.iter().all(|name| lacks(name)) {
         missing.push(TOKENIZERS[0].to_owned());
     }
+    missing.extend(modules(folder).into_iter().filter(|file| lacks(file)));
     missing
+}
+
+/// The files of the modules after the network, as `modules.json` of an embedding model names them.
+fn modules(folder: &Path) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Module {
+        path: String,
+        #[serde(rename = "type", default)]
+        kind: String,
+    }
+    let listed = first_bytes(&folder.join("modules.json"), MODULES_LIMIT);
+    let listed: Vec<Module> = listed.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let files = |module: &Module| -> Vec<String> {
+        let file = |name: &str| format!("{}/{name}", module.path);
+        match module.kind.rsplit('.').next() {
+            _ if !is_plain_name(&module.path) => Vec::new(),
+            Some("Pooling") => vec![file(CONFIG)],
+            Some("Dense") => vec![file(CONFIG), file(SINGLE_FILE)],
+            _ => Vec::new(),
+        }
+    };
+    listed.iter().flat_map(files).collect()
 }
 
 /// Every part of a split GGUF file by the name of one; the file itself where it is not split.

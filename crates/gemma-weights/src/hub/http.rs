@@ -52,7 +52,7 @@ impl<'a> Client<'a> {
             .http_status_as_error(false)
             // redirects are followed here, where it is known who may see the token
             .max_redirects(0)
-            .tls_config(tls::config(options.certificates.as_deref())?)
+            .tls_config(tls::config(&options.certificates)?)
             .user_agent(concat!("gemma-weights/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(timeout)
             .timeout_connect(timeout)

@@ -24,14 +24,15 @@ pub struct HubOptions {
     pub pause: Duration,
     /// The longest wait for a connection, an answer, or the next piece of a file.
     pub timeout: Duration,
-    /// The certificates that are believed in place of the system's: a PEM file, or a folder of such files.
-    pub certificates: Option<PathBuf>,
+    /// The certificates that are believed in place of the system's: PEM files, and folders of such files, all together.
+    pub certificates: Vec<PathBuf>,
 }
 
 impl HubOptions {
     /// The settings of the environment: `HF_HUB_CACHE`, or `HF_HOME` (whose `hub` it is), or the user's cache folder;
     /// `HF_TOKEN`, or the file that `hf auth login` writes; `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`; `HF_ENDPOINT`;
-    /// `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE` or `SSL_CERT_DIR` for the certificates.
+    /// `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE` and `SSL_CERT_DIR` for the certificates: what any of them
+    /// names is believed, since a company's own authority often stands in one of them and the system's in another.
     pub fn from_env() -> Self {
         Self::from_variables(&|name| std::env::var_os(name))
     }
@@ -67,7 +68,7 @@ impl HubOptions {
             attempts: 5,
             pause: Duration::from_millis(500),
             timeout: Duration::from_secs(30),
-            certificates: certificates.into_iter().find_map(folder),
+            certificates: certificates.into_iter().filter_map(folder).collect(),
         }
     }
 }
@@ -155,12 +156,12 @@ mod tests {
 
     #[test]
     fn certificates_are_named_as_other_programs_name_them() {
-        assert_eq!(with(&[]).certificates, None);
+        assert!(with(&[]).certificates.is_empty());
         for name in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR"] {
-            assert_eq!(with(&[(name, "/c/ca.pem")]).certificates.as_deref(), Some(Path::new("/c/ca.pem")), "{name}");
+            assert_eq!(with(&[(name, "/c/ca.pem")]).certificates, [Path::new("/c/ca.pem")], "{name}");
         }
         let both = with(&[("REQUESTS_CA_BUNDLE", "/b"), ("SSL_CERT_FILE", "/a")]);
-        assert_eq!(both.certificates.as_deref(), Some(Path::new("/a")));
+        assert_eq!(both.certificates, [Path::new("/a"), Path::new("/b")]);
     }
 
     #[test]

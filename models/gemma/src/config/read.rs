@@ -2,6 +2,7 @@
 
 use super::{DecoderConfig, LayerSpec, Norms};
 use crate::Error;
+use gemma_model::config_keys;
 use gemma_model::fields::{
     self, Architecture, Ids, LARGEST_DIMENSION, LARGEST_VOCAB, MOST_LAYERS, cap, finite_positive, invalid, off,
     positive, tanh_gelu,
@@ -27,6 +28,7 @@ struct ConfigFile {
     attention_bias: Option<bool>,
     tie_word_embeddings: Option<bool>,
     rope_theta: Option<f32>,
+    partial_rotary_factor: Option<f32>,
     rope_scaling: Option<Rope>,
     rope_parameters: Option<RopeParameters>,
     eos_token_id: Option<Ids>,
@@ -95,6 +97,7 @@ impl DecoderConfig {
     pub fn from_json(text: &[u8]) -> Result<Self, Error> {
         // the architecture first: what another family's file lacks is no fault of it
         let generation = Generation::of(&Architecture::from_json(text)?)?;
+        config_keys::refuse_foreign(text)?;
         if generation != Generation::Three {
             return fields::parse::<ConfigFile>(text)?.resolve(generation);
         }
@@ -233,6 +236,9 @@ impl ConfigFile {
             if let Some(Some(cap)) = self.attn_logit_softcapping.filter(|cap| *cap != Some(0.0)) {
                 return Err(invalid("attn_logit_softcapping", cap, "null in a Gemma 3 model"));
             }
+        }
+        if let Some(part) = self.partial_rotary_factor.filter(|part| *part != 1.0) {
+            return Err(invalid("partial_rotary_factor", part, "1"));
         }
         let quantize = "absent; quantize with --precision instead";
         off("quantization_config", self.quantization_config.as_ref(), quantize)?;

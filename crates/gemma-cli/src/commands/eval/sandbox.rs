@@ -69,16 +69,18 @@ pub(super) fn run(python: &Path, program: &str, limits: Limits) -> Result<Verdic
     let errors = std::fs::File::create(folder.path().join("errors")).context("cannot write a temporary file")?;
     let mut command = limited(python, &script, limits);
     command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+    // by which a process is known that left the group
+    command.env(MARK, folder.path());
     let mut child = command.spawn().with_context(|| format!("cannot start {}", python.display()))?;
     let end = Instant::now() + limits.time;
     let status = loop {
         if let Some(status) = child.try_wait().context("cannot wait for a test")? {
             // what the test started ends with it
-            kill(&mut child);
+            kill(&mut child, folder.path());
             break status;
         }
         if Instant::now() >= end {
-            kill(&mut child);
+            kill(&mut child, folder.path());
             return Ok(Verdict::OutOfTime);
         }
         std::thread::sleep(LOOK);
@@ -115,8 +117,11 @@ fn limited(python: &Path, script: &Path, _limits: Limits) -> Command {
     command
 }
 
-/// Ends a process and what it started.
-fn kill(child: &mut Child) {
+/// The variable that holds the folder of a test, in the test and in all that it starts.
+const MARK: &str = "GEMMA_TEST_FOLDER";
+
+/// Ends a process and what it started, also what made itself a group of its own.
+fn kill(child: &mut Child, folder: &Path) {
     #[cfg(unix)]
     {
         // the group has the number of its first process; one that is gone already needs no killing
@@ -124,6 +129,21 @@ fn kill(child: &mut Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
+    for process in strays(folder) {
+        let _ = Command::new("kill").args(["-KILL", &process]).stderr(Stdio::null()).status();
+    }
+}
+
+/// The processes whose environment names the folder of a test, by number. Where the system does not tell, there are none.
+fn strays(folder: &Path) -> Vec<String> {
+    let mark = format!("{MARK}={}", folder.display());
+    let is_marked = |process: &str| {
+        let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()) && is_marked(name)).collect()
 }
 
 #[cfg(all(test, unix))]
@@ -171,20 +191,21 @@ mod tests {
     fn what_a_test_starts_ends_with_it() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("pid");
-        let program = format!(
-            "import subprocess\nchild = subprocess.Popen(['sleep', '30'])\nopen({:?}, 'w').write(str(child.pid))\n",
-            file.display().to_string()
-        );
-        let limits = Limits { time: Duration::from_secs(30), megabytes: 1024 };
-        let Some(verdict) = verdict(&program, limits) else { return };
-        assert_eq!(verdict, Verdict::Passed);
-        let pid = std::fs::read_to_string(&file).expect("the test wrote it");
-        let running =
-            || std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("sleep"));
-        let end = Instant::now() + Duration::from_secs(5);
-        while running() && Instant::now() < end {
-            std::thread::sleep(LOOK);
+        for how in ["", ", start_new_session=True"] {
+            let program = format!(
+                "import subprocess\nchild = subprocess.Popen(['sleep', '30']{how})\nopen({:?}, 'w').write(str(child.pid))\n",
+                file.display().to_string()
+            );
+            let Some(verdict) = verdict(&program, ROOMY) else { return };
+            assert_eq!(verdict, Verdict::Passed);
+            let pid = std::fs::read_to_string(&file).expect("the test wrote it");
+            let running =
+                || std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("sleep"));
+            let end = Instant::now() + Duration::from_secs(5);
+            while running() && Instant::now() < end {
+                std::thread::sleep(LOOK);
+            }
+            assert!(!running(), "process {pid} goes on");
         }
-        assert!(!running(), "process {pid} goes on");
     }
 }

@@ -377,8 +377,12 @@ impl Tile {
             let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
             for b in 0..self.blocks {
                 let record = self.records.add(b * record::<Long>(FINE));
-                let starts: [__m512i; V] = std::array::from_fn(|v| _mm512_load_si512(record.add(16 * v).cast()));
-                let scales: [__m512; V] = std::array::from_fn(|v| _mm512_load_ps(record.add(Long::WIDTH + 16 * v)));
+                // loops, since closures that are handed on do not have the instructions
+                let (mut starts, mut scales) = ([_mm512_setzero_si512(); V], [_mm512_setzero_ps(); V]);
+                for v in 0..V {
+                    starts[v] = _mm512_load_si512(record.add(16 * v).cast());
+                    scales[v] = _mm512_load_ps(record.add(Long::WIDTH + 16 * v));
+                }
                 let panel = self.panel.add(b * BLOCK);
                 let low = record.add(2 * Long::WIDTH);
                 let mut exact = [starts; ROWS];
@@ -386,15 +390,17 @@ impl Tile {
                     exact = [[_mm512_setzero_si512(); V]; ROWS];
                     long_products::<V>(&mut exact, panel, low.add(Long::PLANE));
                     for exact in &mut exact {
-                        *exact = std::array::from_fn(|v| _mm512_add_epi32(_mm512_slli_epi32::<8>(exact[v]), starts[v]));
+                        for (exact, start) in exact.iter_mut().zip(starts) {
+                            *exact = _mm512_add_epi32(_mm512_slli_epi32::<8>(*exact), start);
+                        }
                     }
                 }
                 long_products::<V>(&mut exact, panel, low);
                 for (r, (sums, exact)) in sums.iter_mut().zip(exact).enumerate() {
                     let scale = _mm512_set1_ps(*self.scales.add(r * DEPTH + b));
-                    *sums = std::array::from_fn(|v| {
-                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact[v]), _mm512_mul_ps(scale, scales[v]), sums[v])
-                    });
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact[v]), _mm512_mul_ps(scale, scales[v]), *sum);
+                    }
                 }
             }
             for (r, sums) in sums.into_iter().enumerate() {
@@ -419,7 +425,10 @@ impl Tile {
         unsafe {
             for b in 0..self.blocks {
                 let record = self.records.add(b * record::<Short>(FINE));
-                let starts: [__m256i; V] = std::array::from_fn(|v| _mm256_load_si256(record.add(8 * v).cast()));
+                let mut starts = [_mm256_setzero_si256(); V];
+                for (v, start) in starts.iter_mut().enumerate() {
+                    *start = _mm256_load_si256(record.add(8 * v).cast());
+                }
                 let panel = self.panel.add(b * BLOCK);
                 let low = record.add(2 * Short::WIDTH);
                 let mut exact = [starts; ROWS];
@@ -427,7 +436,9 @@ impl Tile {
                     exact = [[_mm256_setzero_si256(); V]; ROWS];
                     short_products::<V>(&mut exact, panel, low.add(Short::PLANE));
                     for exact in &mut exact {
-                        *exact = std::array::from_fn(|v| _mm256_add_epi32(_mm256_slli_epi32::<8>(exact[v]), starts[v]));
+                        for (exact, start) in exact.iter_mut().zip(starts) {
+                            *exact = _mm256_add_epi32(_mm256_slli_epi32::<8>(*exact), start);
+                        }
                     }
                 }
                 short_products::<V>(&mut exact, panel, low);
@@ -457,11 +468,16 @@ unsafe fn long_products<const V: usize>(exact: &mut [[__m512i; V]; Long::ROWS], 
         // SAFETY: as required of the caller.
         unsafe {
             let plane = plane.add(four * Long::WIDTH);
-            let x: [__m512i; V] = std::array::from_fn(|v| _mm512_load_si512(plane.add(16 * v).cast()));
+            let mut x = [_mm512_setzero_si512(); V];
+            for (v, x) in x.iter_mut().enumerate() {
+                *x = _mm512_load_si512(plane.add(16 * v).cast());
+            }
             for (r, exact) in exact.iter_mut().enumerate() {
                 let weights = panel.add(r * PANEL_ROW + 4 * four).cast::<i32>().read_unaligned();
                 let weights = _mm512_set1_epi32(weights);
-                *exact = std::array::from_fn(|v| _mm512_dpbusd_epi32(exact[v], weights, x[v]));
+                for (exact, x) in exact.iter_mut().zip(x) {
+                    *exact = _mm512_dpbusd_epi32(*exact, weights, x);
+                }
             }
         }
     }
@@ -478,11 +494,16 @@ unsafe fn short_products<const V: usize>(exact: &mut [[__m256i; V]; Short::ROWS]
         // SAFETY: as required of the caller.
         unsafe {
             let plane = plane.add(four * Short::WIDTH);
-            let x: [__m256i; V] = std::array::from_fn(|v| _mm256_load_si256(plane.add(8 * v).cast()));
+            let mut x = [_mm256_setzero_si256(); V];
+            for (v, x) in x.iter_mut().enumerate() {
+                *x = _mm256_load_si256(plane.add(8 * v).cast());
+            }
             for (r, exact) in exact.iter_mut().enumerate() {
                 let weights = panel.add(r * PANEL_ROW + 4 * four).cast::<i32>().read_unaligned();
                 let weights = _mm256_set1_epi32(weights);
-                *exact = std::array::from_fn(|v| _mm256_dpbusd_avx_epi32(exact[v], weights, x[v]));
+                for (exact, x) in exact.iter_mut().zip(x) {
+                    *exact = _mm256_dpbusd_avx_epi32(*exact, weights, x);
+                }
             }
         }
     }

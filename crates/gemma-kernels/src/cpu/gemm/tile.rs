@@ -150,7 +150,11 @@ unsafe fn registers<L: Lanes, const R: usize, const V: usize>(
                 prefetch(ahead.at.wrapping_add(row * ahead.row + begin / AHEAD_STEP * ahead.step));
             }
             for _ in begin..depth.min(begin + AHEAD_STEP) {
-                let vectors: [L; V] = std::array::from_fn(|v| L::load(block.add(v * L::N)));
+                // a closure would not have the instructions
+                let mut vectors = [L::splat(0.0); V];
+                for (v, vector) in vectors.iter_mut().enumerate() {
+                    *vector = L::load(block.add(v * L::N));
+                }
                 for (r, tile) in tile.iter_mut().enumerate() {
                     let value = L::splat(*at.add(r * left.row));
                     for (tile, vector) in tile.iter_mut().zip(vectors) {

@@ -130,10 +130,10 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
         let mut sums = [[L::splat(0.0); M]; R];
         let mut i = 0;
         while i + L::N <= cols {
-            let weights: [L; R] = std::array::from_fn(|r| {
-                let from = bytes.as_ptr().add(r * row_bytes + 2 * i);
-                load::<L, BF16>(from)
-            });
+            let mut weights = [L::splat(0.0); R];
+            for (r, weights) in weights.iter_mut().enumerate() {
+                *weights = load::<L, BF16>(bytes.as_ptr().add(r * row_bytes + 2 * i));
+            }
             if (2 * i).is_multiple_of(64) {
                 for row in fetch.clone() {
                     prefetch(bytes.as_ptr().wrapping_add((R + row) * row_bytes + 2 * i));
@@ -220,11 +220,13 @@ unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
             }
             for (s, sums) in sums.iter_mut().enumerate() {
                 let weights = load::<L, BF16>(from.add(2 * s * L::N));
-                *sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(i + s * L::N)), sums[t]));
+                // a closure would not have the instructions
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = weights.mul_add(L::load(x.as_ptr().add(i + s * L::N)), *sum);
+                }
             }
             i += step;
         }
-        // a closure would not have the instructions
         let mut totals = [0f32; M];
         for (t, total) in totals.iter_mut().enumerate() {
             let mut sum = sums[0][t];
@@ -277,10 +279,13 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
             let mut products = [L::splat(0.0); M];
             for i in (0..32).step_by(L::N) {
                 let weights = load(from.add(2), i);
-                products =
-                    std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * 32 + i)), products[t]));
+                for (product, x) in products.iter_mut().zip(x) {
+                    *product = weights.mul_add(L::load(x.as_ptr().add(b * 32 + i)), *product);
+                }
             }
-            sums = std::array::from_fn(|t| products[t].mul_add(scale, sums[t]));
+            for (sum, product) in sums.iter_mut().zip(products) {
+                *sum = product.mul_add(scale, *sum);
+            }
         }
         let mut totals = [0f32; M];
         for (total, sum) in totals.iter_mut().zip(sums) {
@@ -314,7 +319,9 @@ unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
             format.decode_row(block, values);
             for i in (0..len).step_by(L::N) {
                 let weights = L::load(values.as_ptr().add(i));
-                sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * len + i)), sums[t]));
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = weights.mul_add(L::load(x.as_ptr().add(b * len + i)), *sum);
+                }
             }
         }
         let mut totals = [0f32; M];
@@ -347,7 +354,9 @@ unsafe fn parted<L: Lanes, B: Blocks, const M: usize, const FETCH: bool>(x: [&[f
                 for (s, sums) in sums.iter_mut().enumerate() {
                     let i = pair + s * L::N;
                     let weights = B::values::<L>(block.as_ptr(), &scales, i);
-                    *sums = std::array::from_fn(|t| weights.mul_add(L::load(x[t].as_ptr().add(b * len + i)), sums[t]));
+                    for (sum, x) in sums.iter_mut().zip(x) {
+                        *sum = weights.mul_add(L::load(x.as_ptr().add(b * len + i)), *sum);
+                    }
                 }
             }
         }

@@ -59,11 +59,13 @@ pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool>(x: &Split, cal
         // SAFETY: the group has four blocks, and each token has a group.
         unsafe {
             let scale = scales::<34>(from);
-            let weights = [0, 1].map(|pair| {
-                let block = |b: usize| _mm256_loadu_si256(from.add((2 * pair + b) * 34 + 2).cast());
-                let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(0)), block(1));
+            // without `map`, which does not have the instructions
+            let block = |b: usize| _mm256_loadu_si256(from.add(b * 34 + 2).cast());
+            let pair = |b: usize| {
+                let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(b)), block(b + 1));
                 _mm512_xor_si512(both, flip)
-            });
+            };
+            let weights = [pair(0), pair(2)];
             for (t, sums) in sums.iter_mut().enumerate() {
                 let at = (call.token + t) * groups + g;
                 let scale = _mm_mul_ps(scale, _mm_load_ps(x.scales.as_ptr().add(at * 4)));
