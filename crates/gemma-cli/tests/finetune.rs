@@ -284,7 +284,8 @@ fn losses_and_gradients_have_names() {
 #[test]
 fn bad_lines_stop_or_are_counted() {
     let folder = temporary();
-    let bad = data(folder.path(), "bad.jsonl", "{\"text\": \"a b c\"}\n{\"txt\": 1}\nnot JSON\n{\"text\": \"d e f\"}\n");
+    let bad =
+        data(folder.path(), "bad.jsonl", "{\"text\": \"a b c\"}\n{\"txt\": 1}\nnot JSON\n{\"text\": \"d e f\"}\n");
     let of = |more: &[&str]| {
         let mut command = gemma();
         command.args(["finetune", "--json", "--steps", "1", "--data"]).arg(&bad);

@@ -161,9 +161,9 @@ impl<'a> WithPrecision<'a> {
 impl Adapt for ComputePrecision {
     fn matrix(&mut self, source: &mut dyn Source, name: &str, rows: usize, cols: usize) -> Weight {
         match source.matrix(name, rows, cols) {
-            Weight::Packed(packed) => Weight::Packed(
-                packed.with_activations(self.activations).with_batch_invariance(self.batch_invariant),
-            ),
+            Weight::Packed(packed) => {
+                Weight::Packed(packed.with_activations(self.activations).with_batch_invariance(self.batch_invariant))
+            }
             dense @ Weight::Dense(_) => dense,
         }
     }

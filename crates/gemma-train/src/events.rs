@@ -26,7 +26,9 @@ pub(crate) fn content(metrics: &[Metric]) -> Vec<u8> {
                 ];
                 (step + 1, values.map(|(tag, value)| (tag.to_owned(), value)).to_vec())
             }
-            Metric::Evaluation { after, file, eval_loss, .. } => (*after, vec![(format!("eval/loss/{file}"), *eval_loss)]),
+            Metric::Evaluation { after, file, eval_loss, .. } => {
+                (*after, vec![(format!("eval/loss/{file}"), *eval_loss)])
+            }
         };
         let mut summary = Vec::new();
         for (tag, value) in values {

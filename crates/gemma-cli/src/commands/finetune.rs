@@ -16,8 +16,8 @@ use gemma_model::{Blocks, Model, fingerprint, read_chat_template, read_tokenizer
 use gemma_tokenizer::{ChatTemplate, Tokenizer};
 use gemma_train::run::{Batches, Data, Keeping, run as train};
 use gemma_train::{
-    AdamWOptions, Example, Metric, Preference, Schedule, StepReport, TARGETS, Trainer, TrainingOptions, log_probs, open_whole,
-    open_with_new_factors,
+    AdamWOptions, Example, Metric, Preference, Schedule, StepReport, TARGETS, Trainer, TrainingOptions, log_probs,
+    open_whole, open_with_new_factors,
 };
 use gemma_weights::{AdapterConfig, Dtype, Targets};
 use paligemma::{Image, PaliGemmaConfig, VisionLanguageModel, prompt};

@@ -7,7 +7,10 @@ use burn::backend::autodiff::{
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::backend::{Autodiff, TensorMetadata, tensor::{FloatTensor, IntTensor}};
+use burn::backend::{
+    Autodiff, TensorMetadata,
+    tensor::{FloatTensor, IntTensor},
+};
 use burn::tensor::TensorData;
 
 /// With `g[t] = ∂L/∂h[t]`, all later tokens included: `∂L/∂b[t] = g[t]`, `∂L/∂a[t] = g[t] h[t-1]`, and the initial

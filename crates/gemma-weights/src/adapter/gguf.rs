@@ -44,8 +44,7 @@ pub fn save_gguf_adapter(adapter: &Adapter, config: &Json, path: &Path, replace:
     pairs.text("general.name", "LoRA adapter");
     pairs.text("adapter.type", "lora");
     pairs.float("adapter.lora.alpha", alpha);
-    let tensors: Vec<Outgoing<'_>> =
-        named.iter().map(|(name, tensor)| (name.clone(), tensor, Format::F32)).collect();
+    let tensors: Vec<Outgoing<'_>> = named.iter().map(|(name, tensor)| (name.clone(), tensor, Format::F32)).collect();
     let mut new = NewFile::open(path)?;
     let on_progress = &mut |_, _| ControlFlow::Continue(());
     write(&mut BufWriter::new(new.as_file_mut()), &pairs, &tensors, on_progress, path)?;
@@ -68,7 +67,8 @@ mod tests {
     #[test]
     fn a_file_has_llama_cpps_names_and_one_alpha() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let config = json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": true, "target_modules": ["q_proj"] });
+        let config =
+            json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": true, "target_modules": ["q_proj"] });
         let config = AdapterConfig::from_json(&config).expect("sound");
         let factors = ("model.layers.3.self_attn.q_proj".to_owned(), [4, 2], vec![0.5; 8], [3, 4], vec![1.0; 12]);
         save_adapter(folder.path(), &config, [factors], false).expect("written");
