@@ -1,5 +1,6 @@
 //! One binary for all end-to-end tests, so that the framework is linked once.
 
+mod adapters;
 mod allocations;
 mod codegemma;
 mod demo;

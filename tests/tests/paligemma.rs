@@ -377,7 +377,7 @@ fn training_has_the_gradients_of_the_reference() {
             let checkpoint = Checkpoint::open(&folder).expect("a model folder");
             let model = VisionLanguageModel::open_trainable(&checkpoint, &device).expect("a model");
             let learn = (0..row.tokens.len()).map(|place| place >= row.prefix).collect();
-            let text = Example { tokens: row.tokens.clone(), learn };
+            let text = Example::new(row.tokens.clone(), learn);
             let example = ImageExample { text, prefix_len: row.prefix, pixels: row.images[0].clone() };
             let loss = loss(&model, &[example]);
             let context = format!("{name} on {backend}");

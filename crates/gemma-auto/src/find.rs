@@ -95,6 +95,11 @@ impl Found {
         Ok(Self { name, origin: Origin::Checkpoint(checkpoint), family: Some(family) })
     }
 
+    /// The same model with another checkpoint of its architecture.
+    pub(crate) fn with_checkpoint(&self, checkpoint: Checkpoint) -> Self {
+        Self { origin: Origin::Checkpoint(checkpoint), ..self.clone() }
+    }
+
     /// The name as given.
     pub fn name(&self) -> &str {
         &self.name
@@ -201,8 +206,14 @@ impl Found {
         on_progress: OnProgress<'_>,
     ) -> Result<AutoModel, Error> {
         let options = LoadOptions { family: options.family.or(self.family), ..options.clone() };
+        let made;
         let checkpoint = match &self.origin {
             Origin::Checkpoint(checkpoint) => checkpoint,
+            // an adapter is found by the names of a checkpoint
+            Origin::Shape(..) if !options.adapters.is_empty() => {
+                made = self.checkpoint()?;
+                &made
+            }
             Origin::Shape(shape, architecture) => {
                 let weights = RandomWeights::Packed(options.precision.unwrap_or(Precision::Bf16).format());
                 return Ok(AutoModel::random(*architecture, shape, weights, &options, device));

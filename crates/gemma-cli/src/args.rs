@@ -2,6 +2,8 @@
 //!
 //! Defaults of sampling flags are the library's own (`GenerateOptions::default()`), so they cannot drift apart.
 
+mod adapters;
+
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -18,6 +20,8 @@ use gemma_tokenizer::{ChatTemplate, Family};
 use gemma_weights::Precision;
 
 use crate::text;
+
+pub(crate) use adapters::Adapters;
 
 /// Which model, and where and how it computes.
 #[derive(Args, Debug, Default)]
@@ -36,6 +40,9 @@ pub(crate) struct Model {
     #[command(flatten)]
     pub(crate) compute: Compute,
 
+    #[command(flatten)]
+    pub(crate) adapters: Adapters,
+
     /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
     #[arg(long)]
     pub(crate) offline: bool,
@@ -47,13 +54,17 @@ pub(crate) struct Model {
 
 impl Model {
     /// How the model is opened with these flags.
-    pub(crate) fn load_options(&self) -> LoadOptions {
-        LoadOptions {
+    ///
+    /// # Errors
+    /// When an adapter cannot be opened.
+    pub(crate) fn load_options(&self) -> anyhow::Result<LoadOptions> {
+        Ok(LoadOptions {
             offline: self.offline,
             inclusive_window: self.inclusive_window,
             image_encoder: self.mmproj.clone(),
+            adapters: self.adapters.open()?,
             ..self.compute.load_options()
-        }
+        })
     }
 }
 
@@ -288,6 +299,9 @@ pub(crate) struct CodeModel {
     #[command(flatten)]
     pub(crate) compute: Compute,
 
+    #[command(flatten)]
+    pub(crate) adapters: Adapters,
+
     /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
     #[arg(long)]
     pub(crate) offline: bool,
@@ -301,8 +315,12 @@ pub(crate) struct CodeModel {
 
 impl CodeModel {
     /// How the model is opened with these flags.
-    pub(crate) fn load_options(&self) -> LoadOptions {
-        LoadOptions { offline: self.offline, family: self.family, ..self.compute.load_options() }
+    ///
+    /// # Errors
+    /// When an adapter cannot be opened.
+    pub(crate) fn load_options(&self) -> anyhow::Result<LoadOptions> {
+        let (offline, family, adapters) = (self.offline, self.family, self.adapters.open()?);
+        Ok(LoadOptions { offline, family, adapters, ..self.compute.load_options() })
     }
 }
 

@@ -29,6 +29,15 @@ pub(crate) fn tasks(what: &'static str, total: usize) -> ProgressBar {
     bar
 }
 
+/// A bar that counts the steps of a training, of which some are done already.
+pub(crate) fn steps(total: usize, done: usize) -> ProgressBar {
+    let bar = bar("training", "step {pos}/{len}  {msg}  (left: {eta})");
+    bar.set_length(total as u64);
+    bar.set_position(done as u64);
+    bar.reset_eta();
+    bar
+}
+
 /// Shows how far a download is.
 pub(crate) fn show(bar: &ProgressBar, download: Download<'_>) {
     set(bar, download.all_done, download.all_total);

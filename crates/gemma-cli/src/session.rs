@@ -70,17 +70,17 @@ pub(crate) struct Found {
 /// Finds the model that the flags name, downloading it where that is needed and allowed; without a name, the demo of
 /// Gemma.
 pub(crate) fn find(args: &args::Model) -> Result<Found> {
-    locate(args.model.as_deref(), Family::Gemma, args.load_options(), &args.compute)
+    locate(args.model.as_deref(), Family::Gemma, args.load_options()?, &args.compute)
 }
 
 /// [`find`], for verbs and flags that need images: without a name, the demo of PaliGemma.
 pub(crate) fn find_images(args: &args::Model) -> Result<Found> {
-    locate(args.model.as_deref(), Family::PaliGemma, args.load_options(), &args.compute)
+    locate(args.model.as_deref(), Family::PaliGemma, args.load_options()?, &args.compute)
 }
 
 /// [`find`], for verbs about code: without a name, the demo of CodeGemma.
 pub(crate) fn find_code(args: &args::CodeModel) -> Result<Found> {
-    locate(args.model.as_deref(), Family::CodeGemma, args.load_options(), &args.compute)
+    locate(args.model.as_deref(), Family::CodeGemma, args.load_options()?, &args.compute)
 }
 
 /// [`find`], for a name, options and flags that stand apart; `demo` is the family whose demo is taken without a name.
@@ -117,6 +117,16 @@ impl Found {
         &self.found
     }
 
+    /// How it is opened.
+    pub(crate) fn options(&self) -> &LoadOptions {
+        &self.options
+    }
+
+    /// The device that computes.
+    pub(crate) fn device(&self) -> Result<Device> {
+        device(&self.compute)
+    }
+
     /// Opens the model.
     pub(crate) fn open(self) -> Result<Opened<AutoModel>> {
         self.open_with(&mut |_, _| {})
@@ -135,6 +145,9 @@ impl Found {
 
     /// Opens a model that embeds texts.
     pub(crate) fn open_embedding(self) -> Result<EmbeddingGemma> {
+        if !self.options.adapters.is_empty() {
+            bail!("an embedding model takes no --adapter; give it merged weights");
+        }
         let device = device(&self.compute)?;
         Ok(with_bar("loading", |on_progress| self.found.open_embedding_with(&self.options, &device, on_progress))?)
     }

@@ -6,6 +6,8 @@
 //!
 //! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
 //! - [`packed_rows`]: an embedding look-up;
+//! - [`packed_transposed`]: `x = y W`, which hands gradients on through a frozen matrix, and [`packed_linear_rows`], over
+//!   some rows;
 //! - [`attend`]: softmax attention of the queries of all sequences of a call over the pages of their KV caches
 //!   ([`KvPages`]), to which [`append`] adds keys and values;
 //! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, and [`gated_decay`], which makes its
@@ -47,6 +49,7 @@ pub use large::LargeBlocks;
 pub use map::{map_file, report_lost_maps};
 pub use ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall, append, attend};
 pub use ops::elementwise::{Elementwise, ElementwiseOps, geglu, rms_norm, rotate};
+pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
 pub use ops::linear::{Arithmetic, LinearOps, packed_linear, packed_linear_in, packed_rows};
 pub use ops::recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
 pub use packed::PackedWeight;

@@ -8,6 +8,7 @@
 //! | Module | What is in it |
 //! |---|---|
 //! | `network` | [`Network`]: what a family brings |
+//! | `blocks` | [`Blocks`]: a network in the parts that training takes one at a time |
 //! | `model` | [`Model`]: open, generate, chat, save |
 //! | `load_options` | [`LoadOptions`]: how a model is opened |
 //! | `conversation` | [`Conversation`]: each turn reads only what is new |
@@ -18,6 +19,7 @@
 //! | `state` | the cache of a sequence, kept in a file |
 //! | `error` | [`Error`] |
 
+mod blocks;
 pub mod config_keys;
 mod conversation;
 mod convert;
@@ -29,6 +31,7 @@ mod network;
 mod save;
 mod state;
 
+pub use blocks::Blocks;
 pub use conversation::{Answered, Attachments, Conversation, TextOnly};
 pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
@@ -36,4 +39,4 @@ pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 pub use load_options::{LoadOptions, OnLoad};
 pub use model::{Model, read_chat_template, read_tokenizer};
 pub use network::{Network, config_file};
-pub use state::{load_state, save_state};
+pub use state::{fingerprint, load_state, save_state};

@@ -202,6 +202,9 @@ impl<N: Network> Model<N> {
         if let Some(format) = parameters.quantized {
             return Err(Error::SaveQuantized { format });
         }
+        if parameters.adapted {
+            return Err(Error::SaveAdapted);
+        }
         let config = N::config_to_json(self.network.config(), dtype);
         let files = small_files(&config, Some(self.tokenizer()?), &self.stop_tokens)?;
         let files: Vec<(&str, &[u8])> = files.iter().map(|(name, content)| (*name, content.as_slice())).collect();

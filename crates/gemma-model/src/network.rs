@@ -4,9 +4,12 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{CausalModel, TokenId};
-use gemma_nn::{ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Source, Weight, WithPrecision};
+use gemma_nn::{
+    Adapt, Adapted, ComputePrecision, LoraFactors, ParameterList, RandomSource, RandomWeights, Saver, Source, Weight,
+    WithLora, WithPrecision,
+};
 use gemma_tokenizer::Family;
-use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec};
+use gemma_weights::{AdapterFactors, Checkpoint, Dtype, Loader, TensorSpec};
 
 use crate::{Error, LoadOptions, OnLoad};
 
@@ -96,12 +99,42 @@ pub trait Network: CausalModel + Sized {
         device: &Device,
         progress: OnLoad<'_>,
     ) -> Result<Self, Error> {
+        struct Unchanged;
+        impl Adapt for Unchanged {}
+        Self::open_changed(checkpoint, options, device, progress, Unchanged)
+    }
+
+    /// [`Network::open_with`], from a source of parameters that is changed on the way: how a checkpoint is opened for
+    /// training.
+    ///
+    /// # Errors
+    /// As [`Network::open`].
+    fn open_changed(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        device: &Device,
+        progress: OnLoad<'_>,
+        change: impl Adapt,
+    ) -> Result<Self, Error> {
         let config = Self::configure(Self::config_of(checkpoint)?, options)?;
         let checkpoint = &Self::prepared(checkpoint);
         Self::check(checkpoint, &config, device)?;
+        let tensors = Self::tensors_of(checkpoint, &config, device);
+        options.adapters.iter().try_for_each(|adapter| adapter.check(&tensors))?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
         let mut source = WithPrecision::new(&mut loader, options.compute_precision());
-        Ok(Self::load(&mut source, &config, checkpoint.dtype()))
+        let mut factors = AdapterFactors::new(&options.adapters, device);
+        let mut source = Adapted::with(&mut source, WithLora::new(|name, _, _| factors.find(name)));
+        let network = Self::load_from(&mut Adapted::with(&mut source, change), checkpoint, &config);
+        drop(source);
+        factors.finish()?;
+        Ok(network)
+    }
+
+    /// Builds the network from a source that is asked by the names of a checkpoint, which may be laid out otherwise than
+    /// the releases.
+    fn load_from(source: &mut dyn Source, checkpoint: &Checkpoint, config: &Self::Config) -> Self {
+        Self::load(source, config, checkpoint.dtype())
     }
 
     /// The configuration of a checkpoint.
@@ -148,6 +181,10 @@ pub trait Network: CausalModel + Sized {
             }
             fn tensor(&mut self, name: &str, _shape: &[usize], values: &burn::module::Param<Tensor<1>>) {
                 self.vector(name, values);
+            }
+            fn lora(&mut self, _name: &str, factors: &LoraFactors) {
+                let values = [&factors.lora_a, &factors.lora_b].map(|factor| factor.val().shape().num_elements());
+                self.0 += 4 * values.iter().sum::<usize>();
             }
         }
         let mut sum = Sum(0);

@@ -3,7 +3,7 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 use gemma_kernels::Format;
-use gemma_nn::{Saver, Weight};
+use gemma_nn::{LoraFactors, Saver, Weight};
 use gemma_weights::{Dtype, SavedTensor};
 
 /// Collects every parameter, converted to one dtype.
@@ -11,11 +11,13 @@ pub(crate) struct Collect {
     dtype: Dtype,
     pub(crate) tensors: Vec<SavedTensor>,
     pub(crate) quantized: Option<Format>,
+    /// Whether a projection has LoRA factors, which have no place in a checkpoint.
+    pub(crate) adapted: bool,
 }
 
 impl Collect {
     pub(crate) fn new(dtype: Dtype) -> Self {
-        Self { dtype, tensors: Vec::new(), quantized: None }
+        Self { dtype, tensors: Vec::new(), quantized: None, adapted: false }
     }
 
     fn push(&mut self, name: &str, shape: Vec<usize>, values: &[f32]) {
@@ -51,5 +53,9 @@ impl Saver for Collect {
 
     fn tensor(&mut self, name: &str, shape: &[usize], param: &Param<Tensor<1>>) {
         self.push(name, shape.to_vec(), &values(param.val()));
+    }
+
+    fn lora(&mut self, _name: &str, _factors: &LoraFactors) {
+        self.adapted = true;
     }
 }

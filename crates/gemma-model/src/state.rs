@@ -11,7 +11,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::Tensor;
 use gemma_generate::{Cache, CacheTensors, Sequence, TokenId};
-use gemma_nn::{Saver, Weight};
+use gemma_nn::{LoraFactors, Saver, Weight};
 use gemma_weights::{Dtype, SavedTensor, StoredTensor, read_safetensors_with_metadata, save_safetensors};
 use sha2::{Digest, Sha256};
 
@@ -130,7 +130,7 @@ fn checksum<'a>(
 }
 
 /// Digest of a model: its configuration, and a sample of each parameter as it is held.
-fn fingerprint<N: Network>(network: &N) -> String {
+pub fn fingerprint<N: Network>(network: &N) -> String {
     struct Samples(Sha256);
     impl Samples {
         fn add(&mut self, name: &str, values: Tensor<1>) {
@@ -151,6 +151,13 @@ fn fingerprint<N: Network>(network: &N) -> String {
         }
         fn tensor(&mut self, name: &str, _shape: &[usize], values: &Param<Tensor<1>>) {
             self.add(name, values.val());
+        }
+        fn lora(&mut self, name: &str, factors: &LoraFactors) {
+            self.0.update(factors.scale().to_le_bytes());
+            for factor in [&factors.lora_a, &factors.lora_b] {
+                let factor = factor.val();
+                self.add(name, factor.clone().reshape([factor.shape().num_elements()]));
+            }
         }
     }
     let mut samples = Samples(Sha256::new());

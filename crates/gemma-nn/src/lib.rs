@@ -21,9 +21,11 @@
 //! All activations are f32, whatever the weights are stored in: Gemma 2's residual stream overflows f16, and norms,
 //! softmax and rotary angles need the precision.
 
+mod adapt;
 mod attention;
 mod cache;
 mod embedder;
+mod lora;
 mod mlp;
 mod norm;
 mod projection;
@@ -33,19 +35,19 @@ mod softcap;
 mod source;
 mod weight;
 
+pub use adapt::{Adapt, Adapted, FindFactors, Trainable, Unpack, WithLora, WithPrecision};
 pub use attention::{Attention, AttentionSpec};
 pub use cache::{KvCache, Retention};
 pub use embedder::Embedder;
 pub use gemma_kernels::{ActivationPrecision, CachePrecision, PAGE_LEN, PageId, Phase, Visibility};
+pub use lora::LoraFactors;
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
 pub use projection::Projection;
 pub use rope::{RopeSpec, RopeTable, RopeTables};
 pub use segment::{Segment, last_rows, phases, total_tokens};
 pub use softcap::softcap;
-pub use source::{
-    ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Source, Trainable, WithPrecision,
-};
+pub use source::{ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Source};
 pub use weight::Weight;
 
 #[cfg(test)]

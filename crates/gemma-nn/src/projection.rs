@@ -1,17 +1,19 @@
 //! The one linear layer.
 
-use crate::{Saver, Source, Weight};
+use crate::{LoraFactors, Saver, Source, Weight};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use gemma_kernels::Phase;
 
-/// `y = x Wᵀ + b`.
+/// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to it.
 #[derive(Module, Debug)]
 pub struct Projection {
     /// The matrix, `[out, in]`.
     pub weight: Weight,
     /// The bias, `[out]`, where the layer has one.
     pub bias: Option<Param<Tensor<1>>>,
+    /// The factors of the adapters that change the layer.
+    pub lora: Vec<LoraFactors>,
 }
 
 impl Projection {
@@ -20,6 +22,7 @@ impl Projection {
         Self {
             weight: source.matrix(&format!("{name}.weight"), outputs, inputs),
             bias: bias.then(|| source.vector(&format!("{name}.bias"), outputs)),
+            lora: source.lora(name, inputs, outputs),
         }
     }
 
@@ -29,6 +32,7 @@ impl Projection {
         if let Some(bias) = &self.bias {
             saver.vector(&format!("{name}.bias"), bias);
         }
+        self.lora.iter().for_each(|factors| saver.lora(name, factors));
     }
 
     /// `[tokens, in]` to `[tokens, out]`, where all tokens are one request's; see [`Phase::of_len`].
@@ -40,10 +44,10 @@ impl Projection {
     /// `[tokens, in]` to `[tokens, out]`; `phases` says of the tokens, so many at a time, what their requests are
     /// doing ([`phases`](crate::phases)).
     pub fn forward_in(&self, x: Tensor<2>, phases: &[(usize, Phase)]) -> Tensor<2> {
-        let y = self.weight.forward_in(x, phases);
-        match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze::<2>(),
-            None => y,
+        let mut y = self.weight.forward_in(x.clone(), phases);
+        if let Some(bias) = &self.bias {
+            y = y + bias.val().unsqueeze::<2>();
         }
+        self.lora.iter().fold(y, |y, factors| y + factors.forward(x.clone()))
     }
 }

@@ -1,6 +1,6 @@
 //! Where a layer's parameters come from when it is built.
 
-use crate::Weight;
+use crate::{LoraFactors, Weight};
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use gemma_kernels::{ActivationPrecision, CachePrecision, Format, PackedWeight};
@@ -29,6 +29,11 @@ pub trait Source {
     fn cache_precision(&self) -> CachePrecision {
         CachePrecision::F32
     }
+    /// The LoRA factors of the projection `name` (its weight is `{name}.weight`), one pair for each adapter that changes
+    /// it.
+    fn lora(&mut self, _name: &str, _inputs: usize, _outputs: usize) -> Vec<LoraFactors> {
+        Vec::new()
+    }
 }
 
 /// A taker of parameters by name, the inverse of [`Source`]: what saves a network.
@@ -39,6 +44,8 @@ pub trait Saver {
     fn vector(&mut self, name: &str, values: &Param<Tensor<1>>);
     /// A parameter of any other shape, in f32: its values in row-major order, as [`Source::tensor`] gave them.
     fn tensor(&mut self, name: &str, shape: &[usize], values: &Param<Tensor<1>>);
+    /// The LoRA factors beside the projection `name`; once for each adapter. What saves a checkpoint passes them over.
+    fn lora(&mut self, _name: &str, _factors: &LoraFactors) {}
 }
 
 /// A source that only writes down what a network asks for. Nothing is allocated.
@@ -60,7 +67,7 @@ impl ParameterList {
     }
 }
 
-/// A parameter whose values are made when they are first used: never, in an parameter_list.
+/// A parameter whose values are made when they are first used: never, in a parameter list.
 fn unmade<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     Param::uninitialized(
         ParamId::new(),
@@ -97,44 +104,6 @@ impl Source for ParameterList {
     }
 }
 
-/// A source whose matrices are trainable: it asks another one, and unpacks what that answers to f32 on an autodiff
-/// device.
-pub struct Trainable<'a> {
-    inner: &'a mut dyn Source,
-    device: Device,
-}
-
-impl<'a> Trainable<'a> {
-    /// Unpacks what `inner` has.
-    pub fn new(inner: &'a mut dyn Source) -> Self {
-        let device = inner.device().autodiff();
-        Self { inner, device }
-    }
-}
-
-impl Source for Trainable<'_> {
-    fn device(&self) -> Device {
-        self.device.clone()
-    }
-
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
-        let values = match self.inner.matrix(name, rows, cols) {
-            Weight::Packed(packed) => packed.dequantize(),
-            Weight::Dense(dense) => dense.val().without_autodiff(),
-        };
-        Weight::Dense(Param::from_tensor(Tensor::from_data(values.into_data(), &self.device)))
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> Param<Tensor<1>> {
-        let values = self.inner.vector(name, len).val().without_autodiff();
-        Param::from_tensor(Tensor::from_data(values.into_data(), &self.device))
-    }
-
-    fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
-        self.inner.array(name, shape)
-    }
-}
-
 /// How finely layers compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ComputePrecision {
@@ -145,47 +114,6 @@ pub struct ComputePrecision {
     /// Whether a token's results are the same bits whatever else is in the call
     /// ([`PackedWeight::with_batch_invariance`](gemma_kernels::PackedWeight::with_batch_invariance)).
     pub batch_invariant: bool,
-}
-
-/// A source whose layers compute with another compute_precision: it asks another one, and says so in what that answers.
-pub struct WithPrecision<'a> {
-    inner: &'a mut dyn Source,
-    compute_precision: ComputePrecision,
-}
-
-impl<'a> WithPrecision<'a> {
-    /// Whatever `inner` has, computed with so finely.
-    pub fn new(inner: &'a mut dyn Source, compute_precision: ComputePrecision) -> Self {
-        Self { inner, compute_precision }
-    }
-}
-
-impl Source for WithPrecision<'_> {
-    fn device(&self) -> Device {
-        self.inner.device()
-    }
-
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
-        match self.inner.matrix(name, rows, cols) {
-            Weight::Packed(packed) => {
-                let ComputePrecision { activations, batch_invariant, .. } = self.compute_precision;
-                Weight::Packed(packed.with_activations(activations).with_batch_invariance(batch_invariant))
-            }
-            dense @ Weight::Dense(_) => dense,
-        }
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> Param<Tensor<1>> {
-        self.inner.vector(name, len)
-    }
-
-    fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
-        self.inner.array(name, shape)
-    }
-
-    fn cache_precision(&self) -> CachePrecision {
-        self.compute_precision.cache
-    }
 }
 
 /// What [`RandomSource`] makes of a matrix.

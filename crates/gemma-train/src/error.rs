@@ -1,6 +1,8 @@
-//! What can be wrong with a training before it starts.
+//! What can be wrong with a training.
 
-/// Why a training cannot run.
+use std::path::PathBuf;
+
+/// Why a training cannot run, or cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,4 +22,51 @@ pub enum Error {
         /// The step, from 0.
         step: usize,
     },
+    /// A loss or a gradient that is no number.
+    #[error("the loss or its gradient is not a finite number in step {step}; use a smaller learning rate")]
+    NotFinite {
+        /// The step, from 0.
+        step: usize,
+    },
+    /// A model without trainable parameters.
+    #[error("the model has nothing to train; open it for training, or with an adapter")]
+    NothingToTrain,
+    /// A file that cannot be read.
+    #[error("{}: cannot be read ({cause}); check that it exists and that you may read it", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
+    /// A line of a data file that cannot be used.
+    #[error("{}: line {line}: {reason}; correct the line, or let such lines be skipped", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A data file without a usable line.
+    #[error("{}: no line can be learned from", path.display())]
+    NoExamples {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A checkpoint of a training that cannot be resumed from.
+    #[error("{}: cannot be resumed from: {reason}; begin anew in another folder", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// What the files said.
+    #[error(transparent)]
+    Weights(#[from] gemma_weights::Error),
+    /// What the model said.
+    #[error(transparent)]
+    Model(#[from] gemma_model::Error),
 }

@@ -190,6 +190,11 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
+    /// Puts another tensor in the place of the one called `name`.
+    pub(crate) fn replace(&mut self, name: &str, tensor: StoredTensor) {
+        self.tensors.insert(name.to_owned(), tensor);
+    }
+
     /// The content of a file beside the weights, such as `config.json` or `tokenizer.json`; `None` if the checkpoint
     /// has no such file.
     ///

@@ -11,7 +11,8 @@ use gemma_kernels::Format;
 
 pub use fault::SafetensorsFault;
 pub use gguf::GgufFault;
-use shown::{Listed, Lists, OneLine, Shown};
+pub(crate) use shown::Shown;
+use shown::{Listed, Lists, OneLine};
 
 use crate::names::prefix_of;
 
@@ -518,6 +519,15 @@ pub enum Error {
         path: PathBuf,
         /// What the operating system said.
         cause: std::io::Error,
+    },
+
+    /// A LoRA adapter that cannot be used.
+    #[error("{}: {fault}", path.display())]
+    Adapter {
+        /// The adapter's folder or file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: crate::AdapterFault,
     },
 
     /// A downloaded file is not what the hub announced.

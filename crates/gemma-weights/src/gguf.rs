@@ -10,7 +10,7 @@ mod architectures;
 mod clip;
 mod gemma;
 mod keys;
-mod write;
+pub(crate) mod write;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -23,7 +23,7 @@ use crate::{Error, GgufFault as Fault, StoredTensor, files};
 
 pub(crate) use architectures::ARCHITECTURES;
 pub(crate) use clip::translate_encoder;
-pub(crate) use gemma::{Translated, translate};
+pub(crate) use gemma::{Translated, file_name, translate};
 pub use write::{GgufVocabulary, OnConvert, save_gguf};
 
 /// The first four bytes of every file.

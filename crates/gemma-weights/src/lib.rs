@@ -20,6 +20,7 @@
 //! # Ok::<(), gemma_weights::Error>(())
 //! ```
 
+mod adapter;
 pub mod catalogue;
 mod check;
 mod checkpoint;
@@ -40,6 +41,9 @@ mod shard;
 mod stored_tensor;
 mod tensor_spec;
 
+pub use adapter::{
+    Adapter, AdapterConfig, AdapterFactors, AdapterFault, AdapterTensor, Targets, save_adapter, save_gguf_adapter,
+};
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, Precision};
 pub use error::{Error, GgufFault, SafetensorsFault};

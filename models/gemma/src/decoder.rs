@@ -1,5 +1,7 @@
 //! The network: embed, layers, norm, head.
 
+mod blocks;
+
 use crate::config::DecoderConfig;
 use crate::layer::DecoderLayer;
 use crate::names;

@@ -9,7 +9,7 @@
 
 use burn::module::Param;
 use burn::tensor::Tensor;
-use gemma_nn::{Saver, Weight};
+use gemma_nn::{LoraFactors, Saver, Weight};
 use gemma_weights::Checkpoint;
 
 const TABLE: &str = "model.embed_tokens.weight";
@@ -75,6 +75,10 @@ impl Saver for Released<'_> {
 
     fn tensor(&mut self, name: &str, shape: &[usize], values: &Param<Tensor<1>>) {
         self.0.tensor(&released(name), shape, values);
+    }
+
+    fn lora(&mut self, name: &str, factors: &LoraFactors) {
+        self.0.lora(&released(name), factors);
     }
 }
 

@@ -9,10 +9,12 @@
 //!
 //! Each part is recognised by itself, by one tensor that it always has.
 
+use std::borrow::Cow;
+
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use gemma::{Decoder, Network};
-use gemma_nn::{CachePrecision, Saver, Source, Weight};
+use gemma_nn::{Adapt, Adapted, LoraFactors, Saver, Source, Weight};
 use gemma_weights::Checkpoint;
 
 /// One part: its name inside, the tail of a tensor that it always has, and the prefixes in files, the released first.
@@ -84,34 +86,11 @@ impl Layout {
 }
 
 /// A source that is asked by the names inside and asks by those of a layout.
-pub(crate) struct Renamed<'a> {
-    pub(crate) inner: &'a mut dyn Source,
-    pub(crate) layout: Layout,
-}
+pub(crate) type Renamed<'a> = Adapted<'a, Layout>;
 
-impl Source for Renamed<'_> {
-    fn device(&self) -> Device {
-        self.inner.device()
-    }
-
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
-        self.inner.matrix(&self.layout.outside(name), rows, cols)
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> Param<Tensor<1>> {
-        self.inner.vector(&self.layout.outside(name), len)
-    }
-
-    fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
-        self.inner.array(&self.layout.outside(name), shape)
-    }
-
-    fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
-        self.inner.tensor(&self.layout.outside(name), shape)
-    }
-
-    fn cache_precision(&self) -> CachePrecision {
-        self.inner.cache_precision()
+impl Adapt for Layout {
+    fn rename<'n>(&self, name: &'n str) -> Cow<'n, str> {
+        self.outside(name).into()
     }
 }
 
@@ -130,44 +109,32 @@ impl Saver for Released<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize], values: &Param<Tensor<1>>) {
         self.0.tensor(&Layout::RELEASED.outside(name), shape, values);
     }
+
+    fn lora(&mut self, name: &str, factors: &LoraFactors) {
+        self.0.lora(&Layout::RELEASED.outside(name), factors);
+    }
 }
 
 /// Where a training begins, beside random matrices: layer norms of gain one (the decoder's norms are offsets from one,
 /// these are not), and positions that are distinguished by sines and cosines of row and column.
-pub(crate) struct Beginning<'a>(pub(crate) &'a mut dyn Source);
+pub(crate) struct Beginning;
 
-impl Source for Beginning<'_> {
-    fn device(&self) -> Device {
-        self.0.device()
-    }
-
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
-        self.0.matrix(name, rows, cols)
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> Param<Tensor<1>> {
+impl Adapt for Beginning {
+    fn vector(&mut self, source: &mut dyn Source, name: &str, len: usize) -> Param<Tensor<1>> {
         let gain = ["layer_norm1.weight", "layer_norm2.weight", "post_layernorm.weight"];
         if name.starts_with("vision_tower.") && gain.iter().any(|tail| name.ends_with(tail)) {
-            return Param::from_tensor(Tensor::ones([len], &self.0.device()));
+            return Param::from_tensor(Tensor::ones([len], &source.device()));
         }
-        self.0.vector(name, len)
+        source.vector(name, len)
     }
 
-    fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
-        self.0.array(name, shape)
-    }
-
-    fn cache_precision(&self) -> CachePrecision {
-        self.0.cache_precision()
-    }
-
-    fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
+    fn tensor(&mut self, source: &mut dyn Source, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
         match *shape {
-            [patches, width] if name.ends_with("position_embedding.weight") => {
-                let table = TensorData::new(position_table(patches, width), [patches * width]);
-                Param::from_tensor(Tensor::from_data(table, &self.0.device()))
+            [patches, hidden_size] if name.ends_with("position_embedding.weight") => {
+                let table = TensorData::new(position_table(patches, hidden_size), [patches * hidden_size]);
+                Param::from_tensor(Tensor::from_data(table, &source.device()))
             }
-            _ => self.0.tensor(name, shape),
+            _ => source.tensor(name, shape),
         }
     }
 }

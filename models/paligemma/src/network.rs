@@ -8,14 +8,14 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma::{Decoder, DecoderCache};
 use gemma_generate::{CausalModel, Inputs, TokenId};
-use gemma_model::{LoadOptions, Network, OnLoad, config_file};
+use gemma_model::{LoadOptions, Network, config_file};
 use gemma_nn::{
-    ComputePrecision, ParameterList, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Trainable,
+    Adapted, ComputePrecision, ParameterList, Projection, RandomSource, RandomWeights, Saver, Segment, Source, Unpack,
     WithPrecision,
 };
 use gemma_tokenizer::Family;
 use gemma_vision::{Siglip, check_tokens, embed_with_images};
-use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec};
+use gemma_weights::{Checkpoint, Dtype, TensorSpec};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
 use crate::{Error, PaliGemmaConfig, Pixels};
@@ -43,7 +43,7 @@ impl VisionLanguageModel {
     /// Name and shape of every tensor of a checkpoint in a layout.
     fn tensors_in(layout: Layout, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
         let mut parameter_list = ParameterList::new(device);
-        Self::build(&mut Renamed { inner: &mut parameter_list, layout }, config, Dtype::F32);
+        Self::build(&mut Renamed::with(&mut parameter_list, layout), config, Dtype::F32);
         parameter_list.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
     }
 
@@ -69,12 +69,7 @@ impl VisionLanguageModel {
     /// # Errors
     /// When the checkpoint is not a sound PaliGemma model.
     pub fn open_trainable(checkpoint: &Checkpoint, device: &Device) -> Result<Self, gemma_model::Error> {
-        let config = Self::config_of(checkpoint)?;
-        let layout = Layout::of(checkpoint);
-        Self::check(checkpoint, &config, device)?;
-        let mut loader = Loader::new(checkpoint, None, device);
-        let mut trainable = Trainable::new(&mut loader);
-        Ok(Self::build(&mut Renamed { inner: &mut trainable, layout }, &config, checkpoint.dtype()))
+        Self::open_changed(checkpoint, &LoadOptions::default(), device, &mut |_, _| {}, Unpack)
     }
 
     /// The image encoder.
@@ -167,7 +162,7 @@ impl Network for VisionLanguageModel {
 
     /// The source is asked by the names of the released files.
     fn load(source: &mut dyn Source, config: &PaliGemmaConfig, dtype: Dtype) -> Self {
-        Self::build(&mut Renamed { inner: source, layout: Layout::RELEASED }, config, dtype)
+        Self::build(&mut Renamed::with(source, Layout::RELEASED), config, dtype)
     }
 
     fn save(&self, saver: &mut dyn Saver) {
@@ -201,19 +196,9 @@ impl Network for VisionLanguageModel {
         Self::tensors_in(Layout::of(checkpoint), config, device)
     }
 
-    /// Opens a checkpoint in any of the layouts.
-    fn open_with(
-        checkpoint: &Checkpoint,
-        options: &LoadOptions,
-        device: &Device,
-        progress: OnLoad<'_>,
-    ) -> Result<Self, gemma_model::Error> {
-        let config = Self::configure(Self::config_of(checkpoint)?, options)?;
-        let layout = Layout::of(checkpoint);
-        Self::check(checkpoint, &config, device)?;
-        let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        let mut source = WithPrecision::new(&mut loader, options.compute_precision());
-        Ok(Self::build(&mut Renamed { inner: &mut source, layout }, &config, checkpoint.dtype()))
+    /// A checkpoint may be in any of the layouts.
+    fn load_from(source: &mut dyn Source, checkpoint: &Checkpoint, config: &PaliGemmaConfig) -> Self {
+        Self::build(&mut Renamed::with(source, Layout::of(checkpoint)), config, checkpoint.dtype())
     }
 
     fn random_with(
@@ -225,6 +210,6 @@ impl Network for VisionLanguageModel {
     ) -> Self {
         let mut source = RandomSource::new(weights, seed, device);
         let mut source = WithPrecision::new(&mut source, compute_precision);
-        Self::build(&mut Beginning(&mut source), config, Dtype::Bf16)
+        Self::build(&mut Adapted::with(&mut source, Beginning), config, Dtype::Bf16)
     }
 }

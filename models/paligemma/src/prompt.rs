@@ -65,6 +65,27 @@ pub fn tokens(
     Ok(tokens)
 }
 
+/// The tokens of a prompt and of the answer that is to be learned after it, `<eos>` at the end; and how many of them are
+/// the prompt, which sees itself both ways.
+///
+/// # Errors
+/// As [`tokens`].
+pub fn answered(
+    tokenizer: &Tokenizer,
+    image_token: TokenId,
+    image_tokens: usize,
+    prompt: &str,
+    answer: &str,
+) -> Result<(Vec<TokenId>, usize), Error> {
+    let mut all = tokens(tokenizer, image_token, image_tokens, prompt)?;
+    let prefix_len = all.len();
+    // an answer is a prompt without its frame: location names become tokens
+    let framed = tokens(tokenizer, image_token, 0, answer)?;
+    all.extend_from_slice(&framed[1..framed.len() - 1]);
+    all.push(tokenizer.eos());
+    Ok((all, prefix_len))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

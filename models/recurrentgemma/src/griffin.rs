@@ -1,5 +1,7 @@
 //! The network: embed, blocks, norm, head.
 
+mod blocks;
+
 use crate::block::ResidualBlock;
 use crate::cache::{GriffinCache, LayerCache, RecurrentState};
 use crate::config::{BlockSpec, GriffinConfig, Temporal};

@@ -2,67 +2,50 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_nn::{RandomSource, RandomWeights, Source, Weight};
+use gemma_nn::{Adapt, RandomSource, RandomWeights, Source};
 
 /// Random trainable parameters.
 ///
 /// Matrices are those of [`RandomSource`]; what that would make too small for a signal to pass is drawn wider, and the
 /// decays `Λ` are spread over short and long memories as in the paper (De et al. 2024, arXiv:2402.19427, §2.4): a
 /// channel whose gate is wide open keeps between 0.9⁸ and 0.999⁸ of its state from one token to the next.
-pub struct Initial {
-    random: RandomSource,
-}
+#[derive(Debug)]
+pub struct Initial;
 
 /// The decays of the fastest and the slowest channel, before the power of eight.
 const RADII: [f32; 2] = [0.9, 0.999];
 
-impl Initial {
-    /// Parameters that depend only on `seed` and on the order in which they are asked for; `device` keeps gradients.
-    pub fn new(seed: u64, device: &Device) -> Self {
-        Self { random: RandomSource::new(RandomWeights::Dense, seed, device) }
-    }
-}
-
-impl Source for Initial {
-    fn device(&self) -> Device {
-        self.random.device()
-    }
-
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Weight {
-        self.random.matrix(name, rows, cols)
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> Param<Tensor<1>> {
+/// The change to a source of random numbers, whose device keeps gradients.
+impl Adapt for Initial {
+    fn vector(&mut self, source: &mut dyn Source, name: &str, len: usize) -> Param<Tensor<1>> {
         if !name.ends_with(".recurrent_param") {
-            return self.random.vector(name, len);
+            return source.vector(name, len);
         }
-        Param::from_tensor(Tensor::from_data(TensorData::new(decays(len), [len]), &self.device()))
+        Param::from_tensor(Tensor::from_data(TensorData::new(decays(len), [len]), &source.device()))
     }
 
-    fn array(&mut self, name: &str, shape: &[usize]) -> TensorData {
-        self.random.array(name, shape)
-    }
-
-    /// Stacks of matrices and convolutions: normal, with the variance `1 / inputs`, where a convolution `[channels, 1,
-    /// taps]` has its taps as inputs and a stack `[blocks, in, out]` its rows.
-    fn tensor(&mut self, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
+    /// Stacks of matrices and convolutions: normal, with the variance `1 / inputs`, where a convolution `[lru_width, 1,
+    /// conv1d_width]` has its taps as inputs and a stack `[blocks, in, out]` its rows.
+    fn tensor(&mut self, source: &mut dyn Source, name: &str, shape: &[usize]) -> Param<Tensor<1>> {
+        let device = source.device();
         let inputs = match *shape {
             [_, 1, taps] => taps,
             [_, rows, _] => rows,
-            _ => return self.zeros(shape),
+            _ => return Param::from_tensor(Tensor::zeros([shape.iter().product::<usize>()], &device)),
         };
-        let values = self.array(name, shape).try_into_vec::<f32>().expect("an array has f32 values");
+        let values = source.array(name, shape).try_into_vec::<f32>().expect("an array has f32 values");
         let deviation = (values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32).sqrt();
         let factor = (inputs as f32).powf(-0.5) / deviation;
         let values: Vec<f32> = values.into_iter().map(|value| factor * value).collect();
         let len = values.len();
-        Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), &self.device()))
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), &device))
     }
 }
 
 impl Initial {
-    fn zeros(&self, shape: &[usize]) -> Param<Tensor<1>> {
-        Param::from_tensor(Tensor::zeros([shape.iter().product::<usize>()], &self.device()))
+    /// Parameters that depend only on `seed` and on the order in which they are asked for.
+    pub fn random(seed: u64, device: &Device) -> RandomSource {
+        RandomSource::new(RandomWeights::Dense, seed, device)
     }
 }
 

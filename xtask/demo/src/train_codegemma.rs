@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use burn::module::Module;
-use codegemma::{Order, fim_tokens};
+use codegemma::{Order, fim_tokens, hole_lesson};
 use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Network, Norms, RandomWeights};
 use gemma_generate::Generation;
 use gemma_nn::{AttentionSpec, RopeSpec, Trainable, Visibility};
@@ -74,12 +74,10 @@ fn example(document: &CodeDocument, order: Order, all: bool, tokenizer: &Tokeniz
             Ok(Example::text(tokens))
         }
         CodeDocument::Hole(hole) => {
-            let mut tokens = hole.infill.prompt(tokenizer, order, BUDGET)?.tokens;
-            let mut learn = vec![all; tokens.len()];
-            tokens.extend(tokenizer.encode(&hole.middle).into_iter().skip(1));
-            tokens.push(fim_tokens(tokenizer)?.file_separator);
-            learn.resize(tokens.len(), true);
-            Ok(Example { tokens, learn })
+            let lesson = hole_lesson(&hole.infill, &hole.middle, tokenizer, order, BUDGET)?;
+            let learn = (0..lesson.tokens.len()).map(|place| all || place >= lesson.prompt_len).collect();
+            let tokens = lesson.tokens;
+            Ok(Example::new(tokens, learn))
         }
     }
 }

@@ -75,7 +75,7 @@ pub fn example(document: &Document, tokenizer: &Tokenizer) -> Result<Example> {
         let end = tokenizer.chat(&template, &turns[..=index], false)?.len();
         learn[begin..end].fill(true);
     }
-    Ok(Example { tokens, learn })
+    Ok(Example::new(tokens, learn))
 }
 
 /// Trains the model and saves it to `out`, which is replaced: a round on the training text, then a shorter one, with a

@@ -115,14 +115,10 @@ pub fn example(
     tokenizer: &Tokenizer,
     config: &PaliGemmaConfig,
 ) -> Result<ImageExample> {
-    let mut tokens = prompt::tokens(tokenizer, config.image_token, config.image_tokens(), &lesson.prompt)?;
-    let prefix_len = tokens.len();
-    // an answer is a prompt without its frame: location names become tokens
-    let framed = prompt::tokens(tokenizer, config.image_token, 0, &lesson.answer)?;
-    tokens.extend_from_slice(&framed[1..framed.len() - 1]);
-    tokens.push(tokenizer.eos());
+    let (tokens, prefix_len) =
+        prompt::answered(tokenizer, config.image_token, config.image_tokens(), &lesson.prompt, &lesson.answer)?;
     let learn = (0..tokens.len()).map(|place| place >= prefix_len).collect();
-    Ok(ImageExample { text: Example { tokens, learn }, prefix_len, pixels })
+    Ok(ImageExample { text: Example::new(tokens, learn), prefix_len, pixels })
 }
 
 /// The mean loss of a few examples, in nats per token of their answers: all images through the encoder, all texts

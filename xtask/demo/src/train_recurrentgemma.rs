@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use burn::module::Module;
-use gemma_nn::Trainable;
+use gemma_nn::{Adapted, Trainable};
 use gemma_tokenizer::{Family, Tokenizer, Turn};
 use gemma_train::Example;
 use gemma_weights::{Checkpoint, Dtype, Loader};
@@ -62,7 +62,8 @@ pub fn make(out: &Path, begun: Option<&Path>, steps: Option<usize>, seed: u64) -
     let first = match begun {
         Some(folder) => folder,
         None => {
-            let model = Griffin::load(&mut Initial::new(seed, &device.clone().autodiff()), &config(), Dtype::Bf16);
+            let mut random = Initial::random(seed, &device.clone().autodiff());
+            let model = Griffin::load(&mut Adapted::with(&mut random, Initial), &config(), Dtype::Bf16);
             let round = Round { name: "reading", steps: steps.unwrap_or(STEPS[0]), learning_rate: 4e-3 };
             save(run(model, &round, LONGEST[0], seed, &tokenizer)?, make_tokenizer(seed)?, out)?;
             out

@@ -1,10 +1,13 @@
 //! `gemma convert`: a model in another type or container.
 
-use std::{ops::ControlFlow, path::PathBuf};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use gemma_auto::{Error as Fault, Family, LoadOptions};
+use gemma_auto::{Error as Fault, Family, Found, LoadOptions};
 use gemma_weights::{Dtype, Format};
 use serde::Serialize;
 
@@ -69,13 +72,22 @@ struct Converted {
 pub(crate) fn run(args: &Convert) -> Result<Ending> {
     let options = LoadOptions { offline: args.offline, family: args.family, ..LoadOptions::default() };
     let found = session::locate(Some(&args.model), Family::Gemma, options, &Compute::default())?;
-    let target = &args.target;
+    write(found.inner(), &args.target, args.format, args.force, args.json)
+}
+
+/// Whether a target is a GGUF file, and not a folder.
+pub(crate) fn is_gguf(target: &Path) -> bool {
+    target.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// Writes a model as a folder or a GGUF file, as the name of the target says.
+pub(crate) fn write(found: &Found, target: &Path, format: Option<Format>, force: bool, json: bool) -> Result<Ending> {
     if target.as_os_str() == "-" || target.file_name().is_some_and(|name| name == ".gguf") {
         bail!("{} is no name of a file or folder; give FILE.gguf or a folder", target.display());
     }
-    let is_gguf = target.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let is_gguf = is_gguf(target);
     if is_gguf && !found.architecture()?.in_gguf() {
-        bail!("GGUF has no architecture for {}; name a folder to write instead of {}", args.model, target.display());
+        bail!("GGUF has no architecture for {}; name a folder to write instead of {}", found.name(), target.display());
     }
     let bar = progress::bytes("writing");
     let watch = interrupt::watch();
@@ -84,16 +96,26 @@ pub(crate) fn run(args: &Convert) -> Result<Ending> {
         if watch.pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let written = if is_gguf {
-        found.inner().convert_to_gguf(args.format, target, args.force, &mut on_progress)
+        found.convert_to_gguf(format, target, force, &mut on_progress)
     } else {
-        let dtype = match args.format.map(|format| (format, Dtype::of_format(format))) {
+        let dtype = match format.map(|format| (format, Dtype::of_format(format))) {
             None => Dtype::Bf16,
             Some((_, Some(dtype))) => dtype,
             Some((format, None)) => bail!("a folder holds f32, bf16 or f16, not {format}; name a target FILE.gguf"),
         };
-        found.inner().convert_to_folder(dtype, target, args.force, &mut on_progress).map(|()| 0)
+        found.convert_to_folder(dtype, target, force, &mut on_progress).map(|()| 0)
     };
     bar.finish_and_clear();
+    finish(written, target, format, json)
+}
+
+/// Says how the writing of a target went; `written` has the number of matrices that are not in the `format` that was wished.
+pub(crate) fn finish(
+    written: Result<usize, Fault>,
+    target: &Path,
+    format: Option<Format>,
+    json: bool,
+) -> Result<Ending> {
     let unquantized = match written {
         Err(Fault::Model(gemma_model::Error::Weights(gemma_weights::Error::Stopped))) => {
             return Ok(Ending::Interrupted);
@@ -110,10 +132,10 @@ pub(crate) fn run(args: &Convert) -> Result<Ending> {
         other => other?,
     };
     let (bytes, path) = (size_of(target)?, target.display());
-    if args.json {
+    if json {
         output::json(&Converted { path: path.to_string(), bytes, unquantized })?;
     } else {
-        let remark = match args.format {
+        let remark = match format {
             Some(format) if unquantized > 0 => {
                 format!(" ({unquantized} matrices as f16: whole blocks of {format} do not fill their rows)")
             }
@@ -125,7 +147,7 @@ pub(crate) fn run(args: &Convert) -> Result<Ending> {
 }
 
 /// Bytes of a file, or of the files of a folder.
-fn size_of(path: &std::path::Path) -> Result<u64> {
+fn size_of(path: &Path) -> Result<u64> {
     let found = std::fs::metadata(path)?;
     if found.is_file() {
         return Ok(found.len());

@@ -7,12 +7,15 @@ mod chat;
 mod convert;
 mod embed;
 mod eval;
+mod finetune;
 mod generate;
 mod images;
 mod infill;
 mod inspect;
 mod logits;
+mod loss;
 mod lsp;
+mod merge;
 mod models;
 mod moderate;
 mod pull;
@@ -70,6 +73,9 @@ pub(crate) enum Verb {
     Models(models::Models),
     Pull(pull::Pull),
     Convert(convert::Convert),
+    Merge(merge::Merge),
+    Loss(loss::Loss),
+    Finetune(Box<finetune::Finetune>),
     Bench(bench::Bench),
     Infill(infill::Infill),
     Lsp(lsp::Lsp),
@@ -94,6 +100,8 @@ impl Verb {
             Self::Score(args) => Some(&args.model.compute),
             Self::Embed(args) => Some(&args.model.compute),
             Self::Moderate(args) => Some(&args.model.compute),
+            Self::Loss(args) => Some(&args.model.compute),
+            Self::Finetune(args) => Some(&args.model.compute),
             Self::Bench(args) => Some(&args.compute),
             Self::Infill(args) => Some(&args.model.compute),
             Self::Lsp(args) => Some(&args.model.compute),
@@ -102,7 +110,12 @@ impl Verb {
             Self::Serve(args) => Some(&args.engine.model.compute),
             #[cfg(feature = "serve")]
             Self::Batch(args) => Some(&args.engine.model.compute),
-            Self::Tokenize(_) | Self::Inspect(_) | Self::Models(_) | Self::Pull(_) | Self::Convert(_) => None,
+            Self::Tokenize(_)
+            | Self::Inspect(_)
+            | Self::Models(_)
+            | Self::Pull(_)
+            | Self::Convert(_)
+            | Self::Merge(_) => None,
         }
     }
 }
@@ -112,7 +125,7 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
     gemma_kernels::chosen_isa()?;
     match verb.compute() {
         Some(compute) => session::set_threads(compute.threads)?,
-        None if matches!(verb, Verb::Convert(_)) => session::set_threads(None)?,
+        None if matches!(verb, Verb::Convert(_) | Verb::Merge(_)) => session::set_threads(None)?,
         None => {}
     }
     match verb {
@@ -131,6 +144,9 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
         Verb::Models(args) => models::run(&args),
         Verb::Pull(args) => pull::run(&args),
         Verb::Convert(args) => convert::run(&args),
+        Verb::Merge(args) => merge::run(&args),
+        Verb::Loss(args) => loss::run(&args),
+        Verb::Finetune(args) => finetune::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Infill(args) => infill::run(&args),
         Verb::Lsp(args) => lsp::run(&args),

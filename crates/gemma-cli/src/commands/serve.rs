@@ -136,7 +136,7 @@ impl Engine {
 
     /// Opens a model and starts its engine; without a name, the demo of Gemma.
     pub(crate) fn backend(&self, name: Option<&str>, alias: Option<&str>) -> Result<Arc<dyn Backend>> {
-        let found = session::locate(name, Family::Gemma, self.model.load_options(), &self.model.compute)?;
+        let found = session::locate(name, Family::Gemma, self.model.load_options()?, &self.model.compute)?;
         let id = alias.or(name).unwrap_or("demo");
         if found.inner().is_embedding()? {
             return Ok(Arc::new(EmbeddingBackend::new(id, found.open_embedding()?)?));

@@ -1,12 +1,16 @@
 //! Training: the gradients of operations that would be loops in Burn's own.
 
+use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::recurrence::RecurrenceOps;
 use burn::backend::autodiff::{
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::backend::{Autodiff, TensorMetadata, tensor::FloatTensor};
+use burn::backend::{
+    Autodiff, TensorMetadata,
+    tensor::{FloatTensor, IntTensor},
+};
 use burn::tensor::TensorData;
 
 /// With `g[t] = ∂L/∂h[t]`, all later tokens included: `∂L/∂b[t] = g[t]`, `∂L/∂a[t] = g[t] h[t-1]`, and the initial
@@ -72,5 +76,40 @@ impl<B: RecurrenceOps, C: CheckpointStrategy> RecurrenceOps for Autodiff<B, C> {
             }
             OpsKind::UnTracked(prep) => prep.finish(run(a, initial, bounds)),
         }
+    }
+}
+
+/// `∂L/∂x = ∂L/∂y W`.
+#[derive(Debug)]
+struct TransposedProduct;
+
+impl<B: FrozenOps> Backward<B, 1> for TransposedProduct {
+    type State = (IntTensor<B>, FrozenRows);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let (weight, rows) = ops.state;
+        let [of_x] = ops.parents;
+        let from_above = grads.consume::<B>(&ops.node);
+        if let Some(node) = of_x {
+            grads.register::<B>(node.id, B::frozen_transposed(from_above, weight, rows));
+        }
+    }
+}
+
+impl<B: FrozenOps, C: CheckpointStrategy> FrozenOps for Autodiff<B, C> {
+    fn frozen_linear(x: FloatTensor<Self>, weight: IntTensor<Self>, rows: FrozenRows) -> FloatTensor<Self> {
+        let nodes = [x.node()];
+        let x = x.into_primitive();
+        match TransposedProduct.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let y = B::frozen_linear(x, weight.clone(), rows);
+                prep.finish((weight, rows), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::frozen_linear(x, weight, rows)),
+        }
+    }
+
+    fn frozen_transposed(_y: FloatTensor<Self>, _weight: IntTensor<Self>, _rows: FrozenRows) -> FloatTensor<Self> {
+        unreachable!("the gradient of the gradient is not asked for")
     }
 }

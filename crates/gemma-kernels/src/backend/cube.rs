@@ -4,11 +4,20 @@ use crate::cube;
 use crate::kv::CachePrecision;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
+use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::linear::{Arithmetic, LinearOps};
 use crate::ops::recurrence::RecurrenceOps;
-use crate::{AttendParams, Format};
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use crate::{AttendParams, Format, Phase};
+use burn::backend::ops::{FloatTensorOps, IntTensorOps};
+use burn::backend::{
+    Slice, TensorMetadata,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::TensorData;
 use burn_cubecl::CubeBackend;
+
+/// The most f32 values that are decoded at a time: 32 MiB.
+const DECODED: usize = 8 << 20;
 
 impl LinearOps for CubeBackend {
     fn packed_linear(
@@ -24,6 +33,45 @@ impl LinearOps for CubeBackend {
     fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
         cube::packed_rows(weight, rows, format, cols)
     }
+}
+
+impl FrozenOps for CubeBackend {
+    fn frozen_linear(x: FloatTensor<Self>, weight: IntTensor<Self>, rows: FrozenRows) -> FloatTensor<Self> {
+        let [all, words] = [weight.shape()[0], weight.shape()[1]];
+        let weight = if rows.count == all {
+            weight
+        } else {
+            Self::int_slice(weight, &[stretch(rows.first, rows.count), stretch(0, words)])
+        };
+        // what is trained is read like a prompt
+        let arithmetic = Arithmetic { activations: rows.activations, phase: Phase::Prefill, batch_invariant: false };
+        cube::packed_linear(x, weight, rows.format, rows.cols, arithmetic)
+    }
+
+    /// Some rows at a time are decoded and multiplied.
+    fn frozen_transposed(y: FloatTensor<Self>, weight: IntTensor<Self>, rows: FrozenRows) -> FloatTensor<Self> {
+        let device = y.device();
+        let tokens = y.shape()[0];
+        let chunk = (DECODED / rows.cols).clamp(1, rows.count);
+        let mut sum = None;
+        for begin in (0..rows.count).step_by(chunk) {
+            let count = chunk.min(rows.count - begin);
+            let ids: Vec<i32> = (0..count).map(|row| (rows.first + begin + row) as i32).collect();
+            let ids = Self::int_from_data(TensorData::new(ids, [count]), &device);
+            let decoded = cube::packed_rows(weight.clone(), ids, rows.format, rows.cols);
+            let part = Self::float_slice(y.clone(), &[stretch(0, tokens), stretch(begin, count)]);
+            let product = Self::float_matmul(part, decoded);
+            sum = Some(match sum {
+                None => product,
+                Some(sum) => Self::float_add(sum, product),
+            });
+        }
+        sum.expect("a product with at least one row")
+    }
+}
+
+fn stretch(first: usize, count: usize) -> Slice {
+    (first..first + count).into()
 }
 
 impl AttentionOps for CubeBackend {

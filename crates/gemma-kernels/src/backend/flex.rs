@@ -4,6 +4,7 @@ use super::slices;
 use crate::cpu::Gates;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
+use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::linear::{Arithmetic, LinearOps};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::{AttendParams, Format};
@@ -38,6 +39,18 @@ impl LinearOps for Flex {
 
     fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
         FlexTensor::from_data(slices::packed_rows(slice!(weight, u8), slice!(rows, i32), format, cols))
+    }
+}
+
+impl FrozenOps for Flex {
+    fn frozen_linear(x: FloatTensor<Self>, weight: IntTensor<Self>, rows: FrozenRows) -> FloatTensor<Self> {
+        let x = contiguous(x);
+        FlexTensor::from_data(slices::frozen_linear(slice!(x, f32), slice!(weight, u8), rows))
+    }
+
+    fn frozen_transposed(y: FloatTensor<Self>, weight: IntTensor<Self>, rows: FrozenRows) -> FloatTensor<Self> {
+        let y = contiguous(y);
+        FlexTensor::from_data(slices::frozen_transposed(slice!(y, f32), slice!(weight, u8), rows))
     }
 }
 

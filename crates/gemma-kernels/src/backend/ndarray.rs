@@ -5,6 +5,7 @@ use super::slices;
 use crate::cpu::Gates;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
+use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::linear::{Arithmetic, LinearOps};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::{AttendParams, Format};
@@ -50,6 +51,20 @@ impl LinearOps for NdArray {
         let (weight, rows) = (values!(&weight, U8), values!(&rows, I32));
         let (weight, rows) = (weight.view(), rows.view());
         NdArrayTensor::from_data(slices::packed_rows(&slice!(weight), &slice!(rows), format, cols))
+    }
+}
+
+impl FrozenOps for NdArray {
+    fn frozen_linear(x: FloatTensor<Self>, weight: IntTensor<Self>, rows: FrozenRows) -> FloatTensor<Self> {
+        let (x, weight) = (values!(&x, F32), values!(&weight, U8));
+        let (x, weight) = (x.view(), weight.view());
+        NdArrayTensor::from_data(slices::frozen_linear(&slice!(x), &slice!(weight), rows))
+    }
+
+    fn frozen_transposed(y: FloatTensor<Self>, weight: IntTensor<Self>, rows: FrozenRows) -> FloatTensor<Self> {
+        let (y, weight) = (values!(&y, F32), values!(&weight, U8));
+        let (y, weight) = (y.view(), weight.view());
+        NdArrayTensor::from_data(slices::frozen_transposed(&slice!(y), &slice!(weight), rows))
     }
 }
 

@@ -4,8 +4,9 @@ use crate::cpu::{self, Gates, Heads, Keys, Recurrence, Sequence, Stored, cpu_isa
 use crate::kv::{MemoryPage, Page};
 use crate::ops::attention::{AttendSegment, CacheRows};
 use crate::ops::elementwise::Elementwise;
+use crate::ops::frozen::FrozenRows;
 use crate::ops::linear::Arithmetic;
-use crate::{AttendParams, Format};
+use crate::{AttendParams, Format, Phase};
 use burn::tensor::TensorData;
 use std::mem::MaybeUninit;
 
@@ -28,6 +29,27 @@ pub(super) fn packed_rows(weight: &[u8], rows: &[i32], format: Format, cols: usi
     let ids = rows.iter().map(|row| usize::try_from(*row).expect("ids were checked"));
     cpu::rows(weight, ids, format, cols, &mut out);
     TensorData::new(out, [rows.len(), cols])
+}
+
+/// The bytes of some rows.
+fn frozen_bytes(weight: &[u8], rows: FrozenRows) -> &[u8] {
+    let row_bytes = rows.format.row_bytes(rows.cols).expect("a packed weight has whole blocks");
+    &weight[rows.first * row_bytes..(rows.first + rows.count) * row_bytes]
+}
+
+/// What is trained is read like a prompt.
+pub(super) fn frozen_linear(x: &[f32], weight: &[u8], rows: FrozenRows) -> TensorData {
+    let arithmetic = Arithmetic { activations: rows.activations, phase: Phase::Prefill, batch_invariant: false };
+    packed_linear(x, frozen_bytes(weight, rows), rows.format, rows.cols, arithmetic)
+}
+
+pub(super) fn frozen_transposed(y: &[f32], weight: &[u8], rows: FrozenRows) -> TensorData {
+    let FrozenRows { format, cols, count, .. } = rows;
+    let tokens = y.len() / count;
+    let weight = frozen_bytes(weight, rows);
+    let product = |out: &mut [MaybeUninit<f32>]| cpu::transposed(cpu_isa(), y, weight, format, cols, out);
+    // SAFETY: a product writes every value.
+    TensorData::new(unsafe { cpu::written(tokens * cols, product) }, [tokens, cols])
 }
 
 /// `q` `[tokens, heads, head_dim]`, `k` and `v` `[tokens, kv_heads, head_dim]`.

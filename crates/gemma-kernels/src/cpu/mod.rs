@@ -1,6 +1,7 @@
 //! The operations on the CPU: slices in, slices out, for the ndarray and the flex backend alike.
 //!
 //! - [`linear`]: products with a matrix, [`gemv`] for few tokens and [`gemm`] for many;
+//! - [`transposed`]: the product that hands gradients on through a frozen matrix;
 //! - [`attention`], [`elementwise`], [`recurrence`], [`gated_decay`]: what lies between the products;
 //! - [`isa`]: the instruction sets of the CPU, and a vector type for each; [`pool`]: the threads;
 //! - [`dequantize`], [`sub_blocks`], [`quantize`], `bf16`: weights and activations in other formats.
@@ -26,6 +27,7 @@ mod quantize;
 mod recurrence;
 mod shape;
 mod sub_blocks;
+mod transposed;
 
 pub(crate) use attention::{Heads, Keys, Sequence, Stored, attend};
 pub(crate) use elementwise::{geglu, rms_norm, rotate};
@@ -34,6 +36,7 @@ pub use gemv::distance::prefetch_distances;
 pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};
 pub(crate) use linear::{linear, rows};
 pub(crate) use recurrence::{Recurrence, linear_recurrence};
+pub(crate) use transposed::transposed;
 
 /// `len` values, all of which `write` writes: they are not set to zero before.
 ///

@@ -71,7 +71,7 @@ pub fn packed_linear_in(x: Tensor<2>, weight: &PackedWeight, phases: &[(usize, P
     assert_eq!(cols, weight.cols(), "a product of {cols} inputs with a matrix of {} columns", weight.cols());
     assert_eq!(phases.iter().map(|(rows, _)| rows).sum::<usize>(), tokens, "a phase for every token");
     if x.is_autodiff() {
-        return x.matmul(weight.dequantize().transpose());
+        return crate::packed_linear_rows(x, weight, 0..weight.rows());
     }
     let mut first = 0;
     let mut products = Vec::new();

@@ -3,6 +3,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod elementwise;
+pub(crate) mod frozen;
 pub(crate) mod linear;
 pub(crate) mod recurrence;
 #[cfg(test)]

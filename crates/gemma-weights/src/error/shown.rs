@@ -8,7 +8,7 @@ const SHOWN_NAMES: usize = 8;
 const SHOWN_CHARACTERS: usize = 120;
 
 /// A name from outside: one line, bounded, without control characters.
-pub(super) struct Shown<'a>(pub(super) &'a str);
+pub(crate) struct Shown<'a>(pub(crate) &'a str);
 
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -52,15 +52,7 @@ pub fn save_gguf(
     replace: bool,
     on_progress: OnConvert<'_>,
 ) -> Result<usize, Error> {
-    let architecture = match config["model_type"].as_str() {
-        Some(known @ ("gemma" | "gemma2")) => known,
-        Some("gemma3_text") if config["use_bidirectional_attention"] == true => "gemma-embedding",
-        Some("gemma3_text") => "gemma3",
-        other => {
-            let reason = format!("there is no GGUF architecture for {}", other.unwrap_or("a model without a type"));
-            return Err(Error::NotForGguf { reason });
-        }
-    };
+    let architecture = architecture_of(config)?;
     let mut tensors = Vec::new();
     for (name, tensor) in checkpoint.tensors() {
         // a copy of the table, and constants that some old folders hold
@@ -85,8 +77,21 @@ pub fn save_gguf(
     Ok(tensors.iter().filter(differs).count())
 }
 
+/// What GGUF calls the architecture of a `config.json`.
+pub(crate) fn architecture_of(config: &Json) -> Result<&str, Error> {
+    Ok(match config["model_type"].as_str() {
+        Some(known @ ("gemma" | "gemma2")) => known,
+        Some("gemma3_text") if config["use_bidirectional_attention"] == true => "gemma-embedding",
+        Some("gemma3_text") => "gemma3",
+        other => {
+            let reason = format!("there is no GGUF architecture for {}", other.unwrap_or("a model without a type"));
+            return Err(Error::NotForGguf { reason });
+        }
+    })
+}
+
 /// A tensor on its way into the file: its name there, and the format in which it will lie.
-type Outgoing<'a> = (String, &'a StoredTensor, Format);
+pub(crate) type Outgoing<'a> = (String, &'a StoredTensor, Format);
 
 /// Vectors are f32; a matrix is as it was wished, f16 where that does not fit.
 fn stored_format(tensor: &StoredTensor, wish: Option<Format>) -> Format {
@@ -133,7 +138,7 @@ fn file_type(format: Format) -> u32 {
 
 /// Key-value pairs as they are written.
 #[derive(Default)]
-struct Pairs {
+pub(crate) struct Pairs {
     count: u64,
     bytes: Vec<u8>,
 }
@@ -155,7 +160,7 @@ impl Pairs {
         self.key(key, kind::U32).extend(value.to_le_bytes());
     }
 
-    fn float(&mut self, key: &str, value: f64) {
+    pub(crate) fn float(&mut self, key: &str, value: f64) {
         self.key(key, kind::F32).extend((value as f32).to_le_bytes());
     }
 
@@ -163,7 +168,7 @@ impl Pairs {
         self.key(key, kind::BOOL).push(u8::from(value));
     }
 
-    fn text(&mut self, key: &str, value: &str) {
+    pub(crate) fn text(&mut self, key: &str, value: &str) {
         put_text(self.key(key, kind::TEXT), value);
     }
 
@@ -267,7 +272,11 @@ fn pairs(
     Ok(pairs)
 }
 
-fn write(
+/// Writes the whole file.
+///
+/// # Errors
+/// [`Error::NotFinite`], [`Error::Write`], [`Error::Stopped`].
+pub(crate) fn write(
     file: &mut impl Write,
     pairs: &Pairs,
     tensors: &[Outgoing<'_>],

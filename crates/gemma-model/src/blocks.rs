@@ -1,0 +1,37 @@
+//! A network in the parts that training takes one at a time.
+
+use burn::tensor::Tensor;
+use gemma_generate::TokenId;
+use gemma_nn::{Segment, Weight};
+
+use crate::Network;
+
+/// A network cut at its residual stream: embeddings, a chain of blocks, the last norm, the head. Sequences begin here and
+/// are forgotten at once, so no call takes a cache.
+///
+/// Training keeps the input of each block and computes the blocks again, one at a time, where it differentiates them.
+pub trait Blocks: Network {
+    /// Number of blocks.
+    fn blocks(&self) -> usize;
+
+    /// Scaled embeddings of `tokens`, `[tokens, hidden_size]`, with the rows of `images` in the places of image tokens.
+    ///
+    /// # Panics
+    /// When a token is not below the vocabulary size, or there is not one row for each image token.
+    fn embed_inputs(&self, tokens: &[TokenId], images: &[Tensor<2>]) -> Tensor<2>;
+
+    /// Block `index` on the residual stream of whole sequences, `[tokens, hidden_size]` to the same shape.
+    ///
+    /// # Panics
+    /// When there is no such block, or the segments do not cover `x`.
+    fn forward_block(&self, index: usize, x: Tensor<2>, segments: &[Segment]) -> Tensor<2>;
+
+    /// The norm after the last block.
+    fn forward_norm(&self, x: Tensor<2>) -> Tensor<2>;
+
+    /// The head's matrix, `[vocab, hidden_size]`: the embedding table, where the two are tied.
+    fn head(&self) -> &Weight;
+
+    /// The soft cap of the logits.
+    fn head_softcap(&self) -> Option<f32>;
+}
