@@ -67,7 +67,8 @@ impl Shape {
     /// Whether it makes a vector of a text, and no text (EmbeddingGemma).
     pub fn makes_vectors(&self) -> bool {
         let config: Value = serde_json::from_str(self.config).expect("every file is JSON (tested)");
-        config["use_bidirectional_attention"] == true
+        // its file says so by the class; that its attention looks both ways is left out, since nothing else would read it
+        config["architectures"][0] == "Gemma3TextModel"
     }
 
     /// Longest sequence that its checkpoints were trained on, in tokens (`max_position_embeddings`).
