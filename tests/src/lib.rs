@@ -61,6 +61,7 @@ impl References {
         let data = view.data();
         let values = match view.dtype() {
             Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+            Dtype::I32 => data.as_chunks::<4>().0.iter().map(|b| f64::from(i32::from_le_bytes(*b))).collect(),
             Dtype::I64 => data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(),
             Dtype::BF16 => data
                 .as_chunks::<2>()

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 
 /// The model.
-pub struct Fake {
+pub(crate) struct Fake {
     card: ModelCard,
     tokenizer: Tokenizer,
     template: ChatTemplate,
@@ -27,7 +27,7 @@ pub struct Fake {
 
 impl Fake {
     /// A model that answers with `reply`.
-    pub fn new(reply: &str) -> Self {
+    pub(crate) fn new(reply: &str) -> Self {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/codegemma/demo/tokenizer.json");
         let json = std::fs::read(file).expect("the tokenizer of the demo model");
         let tokenizer = Tokenizer::from_json(&json, Family::CodeGemma).expect("a sound tokenizer");
@@ -57,18 +57,18 @@ impl Fake {
     }
 
     /// The same under another name.
-    pub fn named(mut self, id: &str) -> Self {
+    pub(crate) fn named(mut self, id: &str) -> Self {
         self.card.id = id.to_owned();
         self
     }
 
     /// The same, taking this long for each token.
-    pub fn with_delay(self, delay: Duration) -> Self {
+    pub(crate) fn with_delay(self, delay: Duration) -> Self {
         Self { delay, ..self }
     }
 
     /// The same without a task.
-    pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
+    pub(crate) fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
         self.card.capabilities = capabilities;
         self
     }
@@ -79,12 +79,12 @@ impl Fake {
     }
 
     /// A text in tokens.
-    pub fn tokens(&self, text: &str) -> Vec<TokenId> {
+    pub(crate) fn tokens(&self, text: &str) -> Vec<TokenId> {
         self.tokenizer.encode_with(text, EncodeOptions { bos: false, specials: true })
     }
 
     /// The logprob of a token at a place: every third token has a likelier neighbour.
-    pub fn score(token: TokenId, place: usize, top: usize) -> TokenScore {
+    pub(crate) fn score(token: TokenId, place: usize, top: usize) -> TokenScore {
         let logprob = -0.1 - (token % 7) as f32 / 3.0;
         let other = (token + 1, logprob + if place.is_multiple_of(3) { 0.05 } else { -0.05 });
         let mut likeliest = vec![(token, logprob), other];
