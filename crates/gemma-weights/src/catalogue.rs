@@ -200,7 +200,7 @@ pub const RELEASES: &[Release] = &[
     row("google/gemma-3-27b-it", Text, "gemma-3-27b", Instruct, (2025, 3)),
     row("google/gemma-3-270m", Text, "gemma-3-270m", Pretrained, (2025, 8)),
     row("google/gemma-3-270m-it", Text, "gemma-3-270m", Instruct, (2025, 8)),
-    row("google/shieldgemma-2-4b-it", Text, "gemma-3-4b", Instruct, (2025, 3)),
+    row("google/shieldgemma-2-4b-it", Text, "gemma-3-4b", FineTuned, (2025, 3)),
     row("google/medgemma-4b-pt", Text, "gemma-3-4b", Pretrained, (2025, 5)),
     row("google/medgemma-4b-it", Text, "gemma-3-4b", Instruct, (2025, 5)),
     row("google/medgemma-27b-text-it", Text, "gemma-3-27b-text", Instruct, (2025, 5)),
@@ -292,7 +292,8 @@ mod tests {
             let tuned = || tunes.iter().any(|tune| name.starts_with(&format!("{tune}gemma")));
             assert!(name.starts_with(family.name()) || tuned(), "{id}");
             let has = |word| name.split('-').any(|part| part == word);
-            assert_eq!(has("it"), *variant == Variant::Instruct, "{id}");
+            // ShieldGemma 2 is a judge, whatever its name says
+            assert_eq!(has("it") && !name.starts_with("shieldgemma"), *variant == Variant::Instruct, "{id}");
             assert_eq!(has("mix"), *variant == Variant::Mix, "{id}");
             let resolution = name.rsplit('-').next().filter(|_| *family == Family::PaliGemma);
             assert!(resolution.is_none_or(|pixels| shape.ends_with(pixels)), "{id}");

@@ -232,7 +232,7 @@ mod tests {
         let usual = chosen(None, false).expect("some");
         assert!(usual.iter().all(|release| release.variant != Variant::FineTuned));
         assert_eq!(chosen(None, true).expect("all").len(), RELEASES.len());
-        assert_eq!(chosen(Some("ShieldGemma"), false).expect("by name").len(), 3);
+        assert_eq!(chosen(Some("ShieldGemma"), false).expect("by name").len(), 4);
         assert!(chosen(Some("llama"), true).expect_err("none").to_string().contains("`llama`"));
     }
 

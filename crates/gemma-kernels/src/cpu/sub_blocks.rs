@@ -278,7 +278,7 @@ mod tests {
 
     /// Any bytes as blocks, at every instruction set: what the reference implementation reads, but for the rounding of a product before its sum.
     #[test]
-    fn values_are_those_of_the_plain_twin() {
+    fn values_are_those_of_the_reference() {
         let mut state = 7u64;
         let mut byte = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
