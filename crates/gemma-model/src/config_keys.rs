@@ -273,7 +273,7 @@ fn walk_rope(rope: &Map<String, Value>, within: &str, found: &mut Vec<String>) {
     for (key, value) in rope {
         let known = ROPE.contains(&key.as_str()) || OTHER_ROPE.contains(&key.as_str());
         match (key.as_str(), value) {
-            ("full_attention" | "sliding_attention", Value::Object(inner)) if within.matches('.').count() == 1 => {
+            ("full_attention" | "sliding_attention", Value::Object(inner)) if !within.contains("_attention.") => {
                 walk_rope(inner, &format!("{within}{key}."), found);
             }
             _ if known => {}
