@@ -201,6 +201,12 @@ pub(crate) fn parse_encoder(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Erro
     parse_parts(parts, clip::not_an_encoder)
 }
 
+/// [`parse`], for a file of any kind: what was written is read back in tests.
+#[cfg(test)]
+pub(crate) fn parse_any(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Error> {
+    parse_parts(parts, |_| None)
+}
+
 /// `refuse` says of the keys of a file why it is not the wanted kind, if it is not.
 fn parse_parts(parts: &[(PathBuf, Bytes)], refuse: impl Fn(&Pairs<'_>) -> Option<Fault>) -> Result<Gguf<'_>, Error> {
     let mut whole: Option<Gguf<'_>> = None;

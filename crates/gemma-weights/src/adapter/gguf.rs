@@ -60,7 +60,7 @@ fn as_f32(tensor: &StoredTensor, factor: f32) -> StoredTensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::{Value, map_parts, parse};
+    use crate::gguf::{Value, map_parts, parse, parse_any};
     use crate::{AdapterConfig, save_adapter};
     use serde_json::json;
 
@@ -78,7 +78,8 @@ mod tests {
         assert!(save_gguf_adapter(&adapter, &json!({ "model_type": "gemma2" }), &path, false).is_err(), "it is there");
         assert!(save_gguf_adapter(&adapter, &json!({ "model_type": "recurrent_gemma" }), &path, true).is_err());
         let parts = map_parts(&path).expect("a file");
-        let file = parse(&parts).expect("a GGUF file");
+        assert!(parse(&parts).is_err(), "an adapter is no model");
+        let file = parse_any(&parts).expect("a GGUF file");
         for (key, text) in [("general.architecture", "gemma2"), ("general.type", "adapter"), ("adapter.type", "lora")] {
             assert!(matches!(file.pairs.get(key), Some(Value::Text(found)) if *found == text), "{key}");
         }
