@@ -6,7 +6,7 @@ use gemma_generate::{CausalModel, GenerateOptions};
 use gemma_model::convert_to_gguf;
 use gemma_nn::Segment;
 use gemma_tests::{devices, max_distance, shared};
-use gemma_tokenizer::{ChatTemplate, Part, Role, Turn};
+use gemma_tokenizer::{ChatTemplate, EncodeOptions, Part, Role, Turn};
 use gemma_weights::{Checkpoint, Format, StoredTensor};
 use gemma3::{EncodedImage, Gemma3, Gemma3Network, IMAGE_MARK, Image};
 use std::collections::BTreeMap;
@@ -31,55 +31,74 @@ fn images(folder: &std::path::Path, model: &Gemma3) -> Vec<EncodedImage> {
         .to_vec()
 }
 
-/// The answer to turns, prefilled as a whole.
-fn answer(model: &Gemma3, turns: &[Turn], images: &[&EncodedImage], options: &GenerateOptions) -> String {
+/// The tokens of an answer to turns, prefilled as a whole.
+fn answer(model: &Gemma3, turns: &[Turn], images: &[&EncodedImage], options: &GenerateOptions) -> Vec<u32> {
     let chat = ChatTemplate::builtin().render(turns, true).expect("sound turns");
     let tokens = model.rendered_tokens(&chat, images).expect("a prompt");
     let made = model.begin(&tokens, images, options).expect("a sound prompt");
-    let tokens: Vec<u32> = made.map(|step| step.expect("finite logits").token).collect();
-    model.tokenizer().expect("a tokenizer").decode(&tokens)
+    made.map(|step| step.expect("finite logits").token).collect()
 }
 
 /// A conversation keeps its cache over questions with and without images, and answers as if it were read anew each time.
+/// It goes on from the tokens of its answers, which are not always those that their text becomes; from such an answer on,
+/// there is nothing to compare with.
 #[test]
-#[ignore = "the list of turns is empty after an answer of one token"]
 fn images_are_shown_in_a_conversation() {
     let Some(folder) = folder() else { return };
     let model = model(&Checkpoint::open(&folder).expect("a folder"));
-    // one token, whose text is read as that token again
-    let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(1) };
+    let tokenizer = model.tokenizer().expect("a tokenizer");
     let images = images(&folder, &model);
-    let mut conversation = model.conversation(options.clone()).with_template(ChatTemplate::builtin());
-    let mut turns = Vec::new();
     let shown: [&[usize]; 4] = [&[0], &[], &[1], &[0, 1]];
-    let mut seen: Vec<&EncodedImage> = Vec::new();
-    for (round, shown) in shown.into_iter().enumerate() {
-        let question = format!("a{round}");
-        let attached = shown.iter().map(|index| images[*index].clone()).collect();
-        let mut said = String::new();
-        let show = |piece: &str| -> Result<(), gemma_model::Error> {
-            said += piece;
-            Ok(())
-        };
-        let answered = conversation.say_with(attached, &question, Arc::default(), show).expect("an answer");
-        assert_eq!(answered.forgotten, 0);
-        seen.extend(shown.iter().map(|index| &images[*index]));
-        let mut parts = vec![Part::Image; shown.len()];
-        parts.push(Part::Text(question));
-        turns.push(Turn::with_parts(Role::User, parts));
-        let anew = answer(&model, &turns, &seen, &options);
-        assert_eq!(said, anew, "round {round}");
-        assert_eq!(conversation.turns().len(), 2 * (round + 1));
-        turns.push(Turn::model(said));
+    let (mut followed, mut undone) = (0, 0);
+    for (first, len) in ('a'..='z').flat_map(|first| [1, 2, 3].map(|len| (first, len))) {
+        let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(len) };
+        let mut conversation = model.conversation(options.clone()).with_template(ChatTemplate::builtin());
+        let mut turns = Vec::new();
+        let mut seen: Vec<&EncodedImage> = Vec::new();
+        let mut same_tokens = true;
+        for (round, shown) in shown.into_iter().enumerate() {
+            let question = format!("{first}{round}");
+            let attached = shown.iter().map(|index| images[*index].clone()).collect();
+            let mut said = String::new();
+            let show = |piece: &str| -> Result<(), gemma_model::Error> {
+                said += piece;
+                Ok(())
+            };
+            let answered = conversation.say_with(attached, &question, Arc::default(), show).expect("an answer");
+            assert_eq!(answered.forgotten, 0);
+            if said.trim().is_empty() {
+                // what was never said is forgotten
+                assert_eq!(conversation.turns().len(), 2 * round);
+                break;
+            }
+            assert_eq!(conversation.turns().len(), 2 * (round + 1));
+            seen.extend(shown.iter().map(|index| &images[*index]));
+            let mut parts = vec![Part::Image; shown.len()];
+            parts.push(Part::Text(question));
+            turns.push(Turn::with_parts(Role::User, parts));
+            if same_tokens {
+                let anew = answer(&model, &turns, &seen, &options);
+                assert_eq!(said, tokenizer.decode(&anew), "{first}, round {round}");
+                followed += usize::from(round > 0);
+                let plain = EncodeOptions { bos: false, specials: false };
+                same_tokens = said.trim() == said && tokenizer.encode_with(&said, plain) == anew;
+            }
+            turns.push(Turn::model(said));
+        }
+        if conversation.turns().len() >= 4 {
+            assert!(conversation.undo() && conversation.undo());
+            let again = |piece: &str| -> Result<(), gemma_model::Error> {
+                assert!(!piece.is_empty());
+                Ok(())
+            };
+            conversation.say("and?", Arc::default(), again).expect("an answer about the first image");
+            undone += 1;
+        }
+        conversation.reset();
+        assert!(conversation.turns().is_empty());
     }
-    assert!(conversation.undo() && conversation.undo());
-    let again = |piece: &str| -> Result<(), gemma_model::Error> {
-        assert!(!piece.is_empty());
-        Ok(())
-    };
-    conversation.say("and?", Arc::default(), again).expect("an answer about the first image");
-    conversation.reset();
-    assert!(conversation.turns().is_empty());
+    println!("{followed} answers that followed others, {undone} conversations with an undo");
+    assert!(followed >= 3 && undone >= 1, "{followed} answers to compare, {undone} undone");
 }
 
 #[test]
