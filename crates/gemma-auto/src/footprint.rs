@@ -37,8 +37,9 @@ impl Footprint {
         let mut footprint = with_family!(Architecture::of_shape(shape), F => {
             type N = <F as FamilyModel>::Network;
             let config = N::config_from_json(shape.config.as_bytes()).expect("every released configuration is read (tested)");
-            let network = N::load(&mut ParameterList::new(&device), &config, Dtype::F32);
-            Self { tensors: N::tensors(&config, &device), cache_bytes: network.cache_bytes(tokens) as u64 }
+            let mut parameters = ParameterList::new(&device);
+            let cache_bytes = N::load(&mut parameters, &config, Dtype::F32).cache_bytes(tokens) as u64;
+            Self { tensors: TensorSpec::list(parameters), cache_bytes }
         });
         if shape.makes_vectors() {
             // its two dense layers lie in folders of their own, and it keeps nothing of a text

@@ -19,7 +19,7 @@ const BEFORE: &str = "def sum_prices(prices):\n    \"\"\"Return the sum of the p
 const AFTER: &str = "\n    return total\n";
 const MIDDLE: &str = "total += price";
 
-fn picture() -> PathBuf {
+fn image_file() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/paligemma/demo/images");
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("readable").path()).collect();
@@ -170,9 +170,9 @@ fn every_protocol_is_answered_by_the_built_in_models() {
     assert!(value["n"].is_i64() && value["ok"].is_boolean(), "{value}");
 
     // images
-    let image = data_url(&picture());
+    let image = data_url(&image_file());
     let caption = server.post("/v1/vision/caption", &json!({"model": "demo:paligemma", "image": image}));
-    let said = printed(&mut gemma(["caption", picture().to_str().expect("UTF-8")]));
+    let said = printed(&mut gemma(["caption", image_file().to_str().expect("UTF-8")]));
     assert!(said.contains(caption["caption"].as_str().expect("text")), "{caption} {said}");
     let found = server.post(
         "/v1/vision/detect",

@@ -35,3 +35,45 @@ pub trait Blocks: Network {
     /// The soft cap of the logits.
     fn head_softcap(&self) -> Option<f32>;
 }
+
+/// Implements [`Blocks`] for a network with images by its decoder, which `language_model` gives; `embed_with` puts the
+/// images among the tokens. The image encoder is not among the blocks: training leaves it as it is. The crate needs `burn`.
+#[macro_export]
+macro_rules! blocks_of_decoder {
+    ($network:ty) => {
+        impl $crate::Blocks for $network {
+            fn blocks(&self) -> usize {
+                $crate::Blocks::blocks(self.language_model())
+            }
+
+            fn embed_inputs(
+                &self,
+                tokens: &[$crate::TokenId],
+                images: &[::burn::tensor::Tensor<2>],
+            ) -> ::burn::tensor::Tensor<2> {
+                self.embed_with(tokens, images).embeddings
+            }
+
+            fn forward_block(
+                &self,
+                index: usize,
+                x: ::burn::tensor::Tensor<2>,
+                segments: &[$crate::Segment],
+            ) -> ::burn::tensor::Tensor<2> {
+                $crate::Blocks::forward_block(self.language_model(), index, x, segments)
+            }
+
+            fn forward_norm(&self, x: ::burn::tensor::Tensor<2>) -> ::burn::tensor::Tensor<2> {
+                $crate::Blocks::forward_norm(self.language_model(), x)
+            }
+
+            fn head(&self) -> &$crate::Weight {
+                $crate::Blocks::head(self.language_model())
+            }
+
+            fn head_softcap(&self) -> Option<f32> {
+                $crate::Blocks::head_softcap(self.language_model())
+            }
+        }
+    };
+}

@@ -65,7 +65,7 @@ pub trait Network: CausalModel + Sized {
     fn tensors(config: &Self::Config, device: &Device) -> Vec<TensorSpec> {
         let mut parameter_list = ParameterList::new(device);
         Self::load(&mut parameter_list, config, Dtype::F32);
-        parameter_list.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
+        TensorSpec::list(parameter_list)
     }
 
     /// [`Network::tensors`] under the names that this checkpoint has for them.

@@ -1,5 +1,7 @@
 //! The tensors that a model needs.
 
+use gemma_nn::ParameterList;
+
 use crate::Precision;
 
 /// The name and shape of a tensor that a model needs.
@@ -15,6 +17,11 @@ impl TensorSpec {
     /// A spec from its parts.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
         Self { name: name.into(), shape: shape.into() }
+    }
+
+    /// What a network asked a parameter list for, in its order.
+    pub fn list(parameters: ParameterList) -> Vec<Self> {
+        parameters.into_list().into_iter().map(|(name, shape)| Self { name, shape }).collect()
     }
 
     /// How many values it has.

@@ -64,7 +64,7 @@ impl EmbeddingNetwork {
     pub fn tensors(config: &EmbeddingConfig, device: &Device) -> Vec<TensorSpec> {
         let mut list = ParameterList::new(device);
         Self::load(&mut list, config, Dtype::F32);
-        list.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
+        TensorSpec::list(list)
     }
 
     /// Hands every parameter to a saver, under the names it was loaded by.

@@ -22,7 +22,6 @@
 //! `ndarray` (default, CPU), `flex` (CPU), `wgpu` (GPU; `vulkan` and `metal` add their shader compilers), `hub`
 //! (default: download from the Hugging Face hub). Backends can be combined and are chosen at run time.
 
-mod blocks;
 mod config;
 mod error;
 mod front;

@@ -113,6 +113,7 @@ impl Gemma3Network {
 
 // The decoder's own.
 gemma_generate::causal_model_of!(Gemma3Network, language_model: Decoder);
+gemma_model::blocks_of_decoder!(Gemma3Network);
 
 impl Network for Gemma3Network {
     type Config = Gemma3Config;

@@ -25,7 +25,6 @@
 //! `ndarray` (default, CPU), `flex` (CPU), `wgpu` (GPU; `vulkan` and `metal` add their shader compilers), `hub`
 //! (default: download from the Hugging Face hub). Backends can be combined and are chosen at run time.
 
-mod blocks;
 pub mod coco;
 mod config;
 mod demo;

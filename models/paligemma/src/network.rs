@@ -44,7 +44,7 @@ impl VisionLanguageModel {
     fn tensors_in(layout: Layout, config: &PaliGemmaConfig, device: &Device) -> Vec<TensorSpec> {
         let mut parameter_list = ParameterList::new(device);
         Self::build(&mut Renamed::with(&mut parameter_list, layout), config, Dtype::F32);
-        parameter_list.into_list().into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
+        TensorSpec::list(parameter_list)
     }
 
     /// Builds the network from a source that is asked by the names inside, see `names.rs`.
@@ -142,6 +142,7 @@ impl VisionLanguageModel {
 
 // The decoder's own: the embeddings of text, and a cache that can be truncated to the prompt and kept in a file.
 gemma_generate::causal_model_of!(VisionLanguageModel, language_model: Decoder);
+gemma_model::blocks_of_decoder!(VisionLanguageModel);
 
 impl Network for VisionLanguageModel {
     type Config = PaliGemmaConfig;
