@@ -58,7 +58,7 @@ fn check<N: Blocks + Module>(name: &str) {
             max_distance(&without, &expected.tensor("logits").values) > 1e-2,
             "{context}: the adapter does nothing"
         );
-        let merged = checkpoint.merged(&[adapter.clone()], None);
+        let merged = checkpoint.merged(std::slice::from_ref(&adapter), None);
         let merged = N::open(&merged, &exact(), &device).expect("a checkpoint");
         assert_near(&logits(&merged, &tokens), &expected.tensor("logits_merged").values, 2e-4, &context);
 

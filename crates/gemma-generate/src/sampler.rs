@@ -37,7 +37,7 @@ pub struct SampledToken {
 ///
 /// 0. **Logit bias**, **presence** and **frequency penalty** (as in OpenAI's API, counting the answer's tokens only), and
 ///    the **mask** of a grammar, which excludes tokens.
-/// 1. **Repetition penalty** p: the logit of each token [observed](Sampler::observe) or sampled before is
+/// 1. **Repetition penalty** p: the logit of each token [observed](Sampler::observe_prompt) or sampled before is
 ///    divided by p if positive and multiplied by p if not (Keskar et al., "CTRL", 2019, section 4.1).
 /// 2. **Temperature** 0 ends here: the highest logit wins, of equals the lowest token number. Otherwise the
 ///    logits are divided by the temperature.

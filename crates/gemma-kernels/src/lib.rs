@@ -14,7 +14,7 @@
 //!   coefficients;
 //! - [`geglu`], [`rms_norm`] and [`rotate`], which on a CPU pass over their operands once.
 //!
-//! The functions are in `ops/`, each with a [`reference`] implementation made of Burn's own operations, which the tests
+//! The functions are in `ops/`, each with a [`reference`](mod@reference) implementation made of Burn's own operations, which the tests
 //! compare with and which training differentiates. `backend/` has a file for each backend. The kernels exist once for the
 //! CPU (`cpu/`: slices in, slices out, shared by the ndarray and flex backends; the instruction set is chosen at run time)
 //! and once for CubeCL runtimes such as wgpu (`cube/`).
@@ -41,7 +41,7 @@ mod phase;
 mod visibility;
 
 pub use activations::ActivationPrecision;
-pub use cpu::{Isa, IsaError, chosen_isa, cpu_isa, prefetch_distances};
+pub use cpu::{Isa, IsaError, chosen_isa, cpu_isa, memory_bandwidth, prefetch_distances};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
 pub use kv::{CachePrecision, KvPages, KvPool, PAGE_LEN, PageId, ParseCachePrecisionError};

@@ -24,7 +24,8 @@ pub struct LoadOptions {
     /// In how many bits keys and values are kept.
     pub cache: CachePrecision,
     /// Add up every product in an order that does not depend on how many requests share a call. With
-    /// [`EngineOptions::batch_invariant`], each request gets bit for bit the results it gets alone.
+    /// [`EngineOptions::batch_invariant`](gemma_generate::EngineOptions::batch_invariant), each request gets bit for bit
+    /// the results it gets alone.
     pub batch_invariant: bool,
     /// Leave the tokenizer out, for programs that give token ids and read logits: a large vocabulary takes a second to
     /// read.

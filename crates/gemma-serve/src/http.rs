@@ -1,7 +1,7 @@
 //! The HTTP server: OpenAI's, llama.cpp's, vLLM's, Mistral's and Ollama's protocols over one queue.
 //!
-//! A request goes through [`guard`] (request id, key, log), [`body`] (limits, JSON), the handler of its protocol, which
-//! makes a [`Job`] of it, and [`running`] (admission, time limits, events); the reply is built from the events.
+//! A request goes through `guard` (request id, key, log), `body` (limits, JSON), the handler of its protocol, which
+//! makes a [`Job`] of it, and `running` (admission, time limits, events); the reply is built from the events.
 //!
 //! | Module | What is in it |
 //! |---|---|

@@ -138,6 +138,9 @@ fn turns(messages: &Json) -> Result<Vec<Turn>, String> {
     }
 }
 
+/// Lines that were skipped: the number of each, from 1, and what is wrong with it.
+pub type SkippedLines = Vec<(usize, String)>;
+
 /// Reads the lines of a file of JSON; empty lines are passed over. `take` makes something of the number of a line, from 1, and
 /// its record, or says what is wrong with it.
 ///
@@ -147,7 +150,7 @@ pub fn read_lines<T>(
     path: &Path,
     on_bad: OnBadLine,
     mut take: impl FnMut(usize, Record) -> Result<T, String>,
-) -> Result<(Vec<T>, Vec<(usize, String)>), Error> {
+) -> Result<(Vec<T>, SkippedLines), Error> {
     let unreadable = |cause| Error::Read { path: path.to_owned(), cause };
     let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
     let (mut taken, mut skipped) = (Vec::new(), Vec::new());

@@ -147,6 +147,9 @@ fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
     Ok(file.finish()?)
 }
 
+/// What hears of every step, may note metrics, and may end the training.
+pub type OnStep<'a, M> = dyn FnMut(&Trainer<M>, &StepReport, &mut Vec<Metric>) -> Result<ControlFlow<()>, Error> + 'a;
+
 /// Trains until the last step of the trainer's options. `on_step` hears of every step and may end the training; it is kept
 /// every so many steps, at its end, and when it is ended early.
 ///
@@ -158,7 +161,7 @@ pub fn run<M: Blocks + Module>(
     batches: Batches,
     keeping: &Keeping,
     metrics: &mut Vec<Metric>,
-    on_step: &mut dyn FnMut(&Trainer<M>, &StepReport, &mut Vec<Metric>) -> Result<ControlFlow<()>, Error>,
+    on_step: &mut OnStep<'_, M>,
 ) -> Result<ControlFlow<()>, Error> {
     let steps = trainer.options().steps;
     while trainer.steps() < steps {

@@ -290,7 +290,7 @@ pub fn log_probs<M: Blocks>(model: &M, examples: &[Example], pack_tokens: usize)
 }
 
 /// Stretches of examples of at most `most` tokens each; a longer example stands alone.
-fn parts<'e, E>(examples: &'e [E], most: usize, len: impl Fn(&E) -> usize) -> Vec<&'e [E]> {
+fn parts<E>(examples: &[E], most: usize, len: impl Fn(&E) -> usize) -> Vec<&[E]> {
     let (mut parts, mut first, mut tokens) = (Vec::new(), 0, 0);
     for (index, example) in examples.iter().enumerate() {
         if index > first && tokens + len(example) > most {

@@ -376,7 +376,7 @@ mod tests {
         ::image::codecs::jpeg::JpegEncoder::new(&mut jpeg).write_image(&noise, 40, 30, Rgb8).unwrap();
         let whole = Image::decode(&jpeg, "whole.jpg").unwrap();
         let bare = &jpeg[..jpeg.len() - 2];
-        let video: Vec<u8> = (0..5000_u32).map(|i| (i * 7919 >> 3) as u8).chain([0xff, 0xda, 0, 1, 2]).collect();
+        let video: Vec<u8> = (0..5000_u32).map(|i| ((i * 7919) >> 3) as u8).chain([0xff, 0xda, 0, 1, 2]).collect();
         for (name, file) in [
             ("a video", [&jpeg[..], &video].concat()),
             ("zeros", [&jpeg[..], &[0; 100]].concat()),

@@ -274,7 +274,7 @@ fn finetune<N: Blocks + Module>(args: &Finetune, found: &Found, make: MakeImageE
         truncated_tokens: read.truncated.1,
         trainable_parameters: trainable,
         first_loss: losses().next(),
-        last_loss: losses().last(),
+        last_loss: losses().next_back(),
         evaluations: metrics.iter().filter(|metric| matches!(metric, Metric::Evaluation { .. })).cloned().collect(),
         seconds: begin.elapsed().as_secs_f64(),
         tokens_per_second: tokens as f64 / seconds,

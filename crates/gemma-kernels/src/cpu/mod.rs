@@ -9,6 +9,7 @@
 use std::mem::MaybeUninit;
 
 mod attention;
+mod bandwidth;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 #[cfg(all(test, unix))]
@@ -30,6 +31,7 @@ mod sub_blocks;
 mod transposed;
 
 pub(crate) use attention::{Heads, Keys, Sequence, Stored, attend};
+pub use bandwidth::memory_bandwidth;
 pub(crate) use elementwise::{geglu, rms_norm, rotate};
 pub(crate) use gated_decay::{Gates, gated_decay};
 pub use gemv::distance::prefetch_distances;

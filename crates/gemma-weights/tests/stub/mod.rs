@@ -48,14 +48,14 @@ pub(crate) struct Server {
 impl Server {
     /// Serves until the test program ends.
     pub(crate) fn start(mut answer: impl FnMut(&Request) -> Answer + Send + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port on loopback");
+        let address = format!("http://{}", listener.local_addr().expect("a bound listener has an address"));
         let log = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&log);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if let Some(request) = read_request(&stream) {
-                    seen.lock().unwrap().push(request.clone());
+                    seen.lock().expect("no thread panicked while logging").push(request.clone());
                     let reply = answer(&request);
                     // whoever hung up does not want to know
                     let _ = send(stream, &request, &reply);
@@ -71,7 +71,7 @@ impl Server {
     }
 
     pub(crate) fn requests(&self) -> Vec<Request> {
-        self.log.lock().unwrap().clone()
+        self.log.lock().expect("no thread panicked while logging").clone()
     }
 }
 

@@ -168,7 +168,7 @@ fn code(args: &Finetune, tokenizer: &Tokenizer, path: &Path) -> Result<Vec<Examp
     let mut state = args.seed ^ 0x636f_6465;
     let mut below = |bound: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (u128::from(state >> 32) * bound as u128 >> 32) as usize
+        ((u128::from(state >> 32) * bound as u128) >> 32) as usize
     };
     let mut examples = Vec::new();
     for file in &files {
