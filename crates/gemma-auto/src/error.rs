@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Why a model could not be opened, or cannot do what was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model, its configuration or its tokenizer.
@@ -90,4 +90,11 @@ pub enum Error {
         /// What to do.
         instead: &'static str,
     },
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }

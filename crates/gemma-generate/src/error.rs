@@ -6,7 +6,7 @@ use gemma_tokenizer::TokenId;
 ///
 /// Everything but [`Error::NotFinite`], [`Error::NoToken`], [`Error::LogitsShape`] and [`Error::Device`] is
 /// found before the model reads a single token.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An option has a value outside its range.
@@ -132,4 +132,11 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<Error>,
     },
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }

@@ -18,7 +18,7 @@ fn one_line(cause: &impl Display) -> String {
 }
 
 /// Why a model could not be opened, or a text not be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The checkpoint on disk, or the way to it.
@@ -114,6 +114,13 @@ pub enum Error {
         /// What is wrong with it.
         fault: StateFault,
     },
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }
 
 /// Why a state is not kept or taken up.

@@ -3,8 +3,10 @@
 use crate::save::Collect;
 use crate::{Error, LoadOptions, Network, OnLoad};
 use burn::tensor::Device;
-use gemma_generate::{EngineOptions, EngineThread, GenerateOptions, Generated, Generation, TextStream};
-use gemma_tokenizer::{ChatTemplate, Family, TokenId, Tokenizer, Turn};
+use gemma_generate::{
+    EngineOptions, EngineThread, GenerateOptions, Generated, Generation, Request, Sequence, TextStream,
+};
+use gemma_tokenizer::{ChatTemplate, EncodeOptions, Family, TokenId, Tokenizer, Turn};
 use gemma_weights::{Checkpoint, Dtype, HubOptions, SaveOptions};
 use std::path::Path;
 use std::sync::Arc;
@@ -180,6 +182,41 @@ impl<N: Network> Model<N> {
     pub fn stream_chat(&self, turns: &[Turn], options: &GenerateOptions) -> Result<TextStream<'_, '_, N>, Error> {
         let prompt = self.tokenizer()?.chat(&self.chat_template, turns, true)?;
         self.stream_tokens(&prompt, options)
+    }
+
+    /// Continues several prompts, each read as it is with `<bos>` in front, in forward passes that they share. The answers
+    /// are in the order of the prompts.
+    ///
+    /// # Errors
+    /// As [`Model::generate`], for any of the prompts.
+    pub fn generate_batch<T: AsRef<str>>(
+        &self,
+        prompts: &[T],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generated>, Error> {
+        let tokenizer = self.tokenizer()?;
+        let request = |prompt: &T| Request {
+            stop_tokens: self.stop_tokens.clone(),
+            ..Request::new(&tokenizer.encode(prompt.as_ref()), options.clone())
+        };
+        Ok(gemma_generate::generate_batch(self.network(), tokenizer, prompts.iter().map(request).collect())?)
+    }
+
+    /// Continues a sequence, such as one of [`load_state`](crate::load_state) or of
+    /// [`TextStream::into_sequence`], after `text`, which may be empty: only the text is prefilled.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn stream_from(
+        &self,
+        sequence: Sequence<N::Cache>,
+        text: &str,
+        options: &GenerateOptions,
+    ) -> Result<TextStream<'_, '_, N>, Error> {
+        let tokenizer = self.tokenizer()?;
+        let tokens = tokenizer.encode_with(text, EncodeOptions { bos: false, specials: false });
+        let generation = Generation::follow(self.network(), sequence, &tokens, options, &self.stop_tokens)?;
+        Ok(TextStream::new(generation, tokenizer.stream()))
     }
 
     /// Continues a prompt that is already tokens, exactly as given.

@@ -1,7 +1,7 @@
 //! What ends a server.
 
 /// Why a server could not go on.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The connection to the client broke.
@@ -10,4 +10,11 @@ pub enum Error {
     /// The client went away without saying goodbye.
     #[error("the editor closed the connection without `shutdown` and `exit`")]
     Abandoned,
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }

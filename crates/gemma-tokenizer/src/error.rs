@@ -3,7 +3,7 @@
 use crate::TokenId;
 
 /// Why a tokenizer or a chat prompt could not be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The name of a family that there is none of.
@@ -144,4 +144,11 @@ pub enum Error {
         "the model's chat template takes too much work or memory to render; the built-in one can be used instead (--template builtin)"
     )]
     TemplateCost,
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }

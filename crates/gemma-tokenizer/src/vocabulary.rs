@@ -1,7 +1,9 @@
 //! The pieces of a vocabulary, their numbers, and what kind of piece each one is.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::hash::BuildHasher;
+use std::ops::Range;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::names::{is_control_name, is_hidden_name, is_literal_name};
 use crate::{Error, Result, TokenId};
@@ -39,12 +41,16 @@ pub(crate) enum Listing {
     Special,
 }
 
-/// All pieces of a tokenizer.
+/// All pieces of a tokenizer: one text, the place of each piece in it, and a table of their numbers by text. (A quarter of
+/// a million texts of their own would take most of the time in which a program starts.)
 #[derive(Debug, Default)]
 pub(crate) struct Vocabulary {
-    pieces: Vec<Option<Arc<str>>>,
+    texts: String,
+    /// By number; `None` is a hole in the numbering.
+    places: Vec<Option<Range<usize>>>,
     kinds: Vec<Kind>,
-    ids: HashMap<Arc<str>, TokenId>,
+    ids: HashTable<TokenId>,
+    hasher: DefaultHashBuilder,
     literals_by_name: bool,
 }
 
@@ -52,10 +58,10 @@ impl Vocabulary {
     /// An empty one with room for `pieces`.
     pub(crate) fn with_capacity(pieces: usize) -> Self {
         Self {
-            pieces: Vec::with_capacity(pieces),
+            places: Vec::with_capacity(pieces),
             kinds: Vec::with_capacity(pieces),
-            ids: HashMap::with_capacity(pieces),
-            literals_by_name: false,
+            ids: HashTable::with_capacity(pieces),
+            ..Self::default()
         }
     }
 
@@ -74,36 +80,48 @@ impl Vocabulary {
             return Err(Error::PieceTwice { piece: piece.to_owned(), first, second: small });
         }
         let slot = small as usize;
-        if slot >= self.pieces.len() {
-            self.pieces.resize(slot + 1, None);
+        if slot >= self.places.len() {
+            self.places.resize(slot + 1, None);
             self.kinds.resize(slot + 1, Kind::Absent);
         }
-        if let Some(first) = &self.pieces[slot] {
-            return Err(Error::IdTwice { id: small, first: first.to_string(), second: piece.to_owned() });
+        if let Some(first) = self.piece(small) {
+            return Err(Error::IdTwice { id: small, first: first.to_owned(), second: piece.to_owned() });
         }
-        let shared: Arc<str> = piece.into();
-        self.pieces[slot] = Some(shared.clone());
         self.kinds[slot] = Kind::Text;
-        self.ids.insert(shared, small);
+        self.name(small, piece);
         Ok(small)
     }
 
     /// Gives a piece another name.
     pub(crate) fn rename(&mut self, id: TokenId, name: &str) {
-        let shared: Arc<str> = name.into();
-        if let Some(old) = self.pieces[id as usize].replace(shared.clone()) {
-            self.ids.remove(&old);
+        let hash = |text| self.hasher.hash_one(text);
+        let old = self.piece(id).map(|old| (id, hash(old)));
+        let other = self.id(name).map(|other| (other, hash(name)));
+        for (id, hash) in old.into_iter().chain(other) {
+            if let Ok(entry) = self.ids.find_entry(hash, |found| *found == id) {
+                entry.remove();
+            }
         }
-        self.ids.insert(shared, id);
+        self.name(id, name);
+    }
+
+    /// Notes the text of a number that has none in the table.
+    fn name(&mut self, id: TokenId, text: &str) {
+        let start = self.texts.len();
+        self.texts.push_str(text);
+        self.places[id as usize] = Some(start..self.texts.len());
+        let Self { texts, places, hasher, ids, .. } = self;
+        let hash_of = |id: &TokenId| hasher.hash_one(places[*id as usize].clone().map_or("", |place| &texts[place]));
+        ids.insert_unique(hash_of(&id), id, hash_of);
     }
 
     /// Decides what kind each piece is. `listing` says how the file lists it; with `literals_by_name` the pieces that
     /// Gemma matches literally are recognised by name, for files that list them as ordinary ones.
     pub(crate) fn classify(&mut self, listing: impl Fn(TokenId) -> Listing, literals_by_name: bool) {
         self.literals_by_name = literals_by_name;
-        for (id, piece) in (0..).zip(&self.pieces) {
-            if let Some(piece) = piece {
-                self.kinds[id as usize] = kind_of(piece, listing(id), literals_by_name);
+        for ((id, place), kind) in (0..).zip(&self.places).zip(&mut self.kinds) {
+            if let Some(place) = place {
+                *kind = kind_of(&self.texts[place.clone()], listing(id), literals_by_name);
             }
         }
     }
@@ -115,12 +133,12 @@ impl Vocabulary {
 
     /// The text of a piece.
     pub(crate) fn piece(&self, id: TokenId) -> Option<&str> {
-        self.pieces.get(id as usize)?.as_deref()
+        self.places.get(id as usize)?.clone().map(|place| &self.texts[place])
     }
 
     /// The number of a piece.
     pub(crate) fn id(&self, piece: &str) -> Option<TokenId> {
-        self.ids.get(piece).copied()
+        self.ids.find(self.hasher.hash_one(piece), |id| self.piece(*id) == Some(piece)).copied()
     }
 
     /// The kind of a piece.
@@ -130,12 +148,13 @@ impl Vocabulary {
 
     /// One more than the largest number.
     pub(crate) fn len(&self) -> usize {
-        self.pieces.len()
+        self.places.len()
     }
 
     /// All pieces in the order of their numbers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (TokenId, &str, Kind)> {
-        (0..).zip(&self.pieces).zip(&self.kinds).filter_map(|((id, piece), kind)| Some((id, piece.as_deref()?, *kind)))
+        let places = (0..).zip(&self.places).zip(&self.kinds);
+        places.filter_map(|((id, place), kind)| Some((id, &self.texts[place.clone()?], *kind)))
     }
 
     /// The number of the piece for each byte, where there is one.
@@ -224,6 +243,20 @@ mod tests {
         assert!(matches!(vocabulary.insert(1 << 20, "b"), Err(Error::IdTooLarge { .. })));
         assert!(matches!(vocabulary.insert(u64::MAX, "b"), Err(Error::IdTooLarge { .. })));
         assert_eq!((vocabulary.len(), vocabulary.piece(0), vocabulary.kind(0)), (4, None, Kind::Absent));
+    }
+
+    #[test]
+    fn a_renamed_piece_is_found_by_its_new_name_alone() {
+        let mut vocabulary = Vocabulary::with_capacity(4);
+        for (id, piece) in ["a", "b", "c"].into_iter().enumerate() {
+            vocabulary.insert(id as u64, piece).unwrap();
+        }
+        vocabulary.rename(1, "new");
+        let found = ["a", "b", "new", "c"].map(|piece| vocabulary.id(piece));
+        assert_eq!((found, vocabulary.piece(1)), ([Some(0), None, Some(1), Some(2)], Some("new")));
+        // the name of another: the last one to take it has it
+        vocabulary.rename(0, "c");
+        assert_eq!((vocabulary.id("a"), vocabulary.id("c")), (None, Some(0)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Why a training cannot run, or cannot go on.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An option outside its range.
@@ -69,4 +69,11 @@ pub enum Error {
     /// What the model said.
     #[error(transparent)]
     Model(#[from] gemma_model::Error),
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }

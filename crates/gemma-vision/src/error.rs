@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Why an image cannot be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file cannot be read.
@@ -14,6 +14,9 @@ pub enum Error {
         /// What the system said.
         cause: std::io::Error,
     },
+    /// An image cannot be written.
+    #[error(transparent)]
+    Write(#[from] gemma_weights::Error),
     /// A file of an image that is larger than any image should be.
     #[error("{}: {bytes} bytes are more than an image may have ({limit}); make it smaller first", path.display())]
     FileSize {
@@ -58,4 +61,11 @@ pub enum Error {
         /// The longest side that is decoded.
         limit: u32,
     },
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }

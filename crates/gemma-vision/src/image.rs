@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
+use gemma_weights::NewFile;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use crate::Error;
@@ -52,7 +53,8 @@ impl Image {
     /// # Errors
     /// When the file cannot be read, is no such image, is damaged or cut off, or has more than [`PIXEL_LIMIT`]
     /// pixels or a side beyond [`SIDE_LIMIT`].
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let failed = |cause| Error::File { path: path.to_owned(), cause };
         let file = File::open(path).map_err(failed)?;
         let found = file.metadata().map_err(failed)?;
@@ -119,6 +121,26 @@ impl Image {
     /// The bytes, to be drawn upon.
     pub fn rgb_mut(&mut self) -> &mut [u8] {
         &mut self.rgb
+    }
+
+    /// The part within `[x_min, y_min, x_max, y_max]`, edges in pixels, of which the last ones are outside; what lies
+    /// beyond the image is left out. `None` when nothing is left.
+    pub fn crop(&self, [x_min, y_min, x_max, y_max]: [usize; 4]) -> Option<Self> {
+        let (x_max, y_max) = (x_max.min(self.width), y_max.min(self.height));
+        let (width, height) = (x_max.checked_sub(x_min)?, y_max.checked_sub(y_min)?);
+        let row = |y: usize| &self.rgb[(y * self.width + x_min) * 3..][..width * 3];
+        Self::from_rgb((y_min..y_max).flat_map(row).copied().collect(), width, height)
+    }
+
+    /// Writes the image into a PNG file, which appears complete or not at all.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref();
+        let mut file = NewFile::open(path)?;
+        self.write_png(file.as_file_mut()).map_err(|cause| Error::File { path: path.to_owned(), cause })?;
+        Ok(file.finish()?)
     }
 
     /// The image squashed to a square, its aspect ratio given up: Pillow's bicubic.
@@ -402,6 +424,20 @@ mod tests {
             image.write_to(&mut file, format).unwrap();
             assert!(Image::decode(file.get_ref(), "x").unwrap() == whole, "{format:?}");
         }
+    }
+
+    #[test]
+    fn a_crop_is_cut_at_the_edges_and_a_saved_image_is_read_again() {
+        let image = Image::from_rgb((0..5 * 4 * 3).collect(), 5, 4).unwrap();
+        let part = image.crop([1, 2, 3, 9]).unwrap();
+        assert_eq!((part.width(), part.height()), (2, 2));
+        assert_eq!(part.rgb(), [33, 34, 35, 36, 37, 38, 48, 49, 50, 51, 52, 53]);
+        assert_eq!([image.crop([2, 2, 2, 3]), image.crop([7, 0, 9, 3]), image.crop([3, 0, 1, 3])], [None, None, None]);
+        let file = std::env::temp_dir().join(format!("gemma-vision-saved-{}.png", std::process::id()));
+        image.save(&file).unwrap();
+        assert_eq!(Image::open(&file).unwrap(), image);
+        std::fs::remove_file(&file).unwrap();
+        assert!(image.save(file.join("x.png")).unwrap_err().to_string().contains("x.png"));
     }
 
     /// An image of one column needs rows of the target's width for each of its pixels.

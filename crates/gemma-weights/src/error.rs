@@ -20,7 +20,7 @@ use crate::names::prefix_of;
 ///
 /// The text of the underlying cause (an input/output error, a JSON error) is part of the message, so
 /// `source()` is always `None` and printing a chain repeats nothing.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Nothing lies at the path, and it does not read as a hub id either.
@@ -543,6 +543,13 @@ pub enum Error {
         /// The hash of what arrived.
         found: String,
     },
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }
 
 /// What to do about tensors that do not fit.

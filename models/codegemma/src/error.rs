@@ -1,7 +1,7 @@
 //! What can go wrong around an infilling, in sentences.
 
 /// Why a hole could not be filled.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model knows no infilling.
@@ -27,4 +27,11 @@ pub enum Error {
     /// An option of the generation, or the device while it runs.
     #[error(transparent)]
     Generate(#[from] gemma_generate::Error),
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }

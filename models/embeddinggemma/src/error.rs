@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Why a model could not be opened, or a text not be embedded.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The checkpoint, its configuration, its tokenizer or the device.
@@ -83,6 +83,13 @@ pub enum Error {
         /// Rows of the embedding table.
         vocab: usize,
     },
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }
 
 /// Errors of the layers below come in as the front door's.

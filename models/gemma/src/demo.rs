@@ -58,6 +58,27 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
+    fn prompts_share_forward_passes_and_a_sequence_goes_on() {
+        let gemma = demo(&gemma_backend::default_device().unwrap()).unwrap();
+        let options = GenerateOptions::greedy(12);
+        let prompts = ["Once upon a time", "Long ago"];
+        let together = gemma.generate_batch(&prompts, &options).unwrap();
+        for (prompt, answer) in prompts.into_iter().zip(&together) {
+            assert_eq!(answer.text, gemma.generate(prompt, &options).unwrap().text);
+        }
+        let mut begun = gemma.stream(prompts[0], &GenerateOptions::greedy(5)).unwrap();
+        let start: String = begun.by_ref().map(Result::unwrap).collect();
+        let rest = gemma.stream_from(begun.into_sequence(), "", &GenerateOptions::greedy(7)).unwrap();
+        assert_eq!(start + &rest.finish().unwrap().text, together[0].text);
+    }
+
+    #[test]
+    fn an_error_of_main_is_a_sentence() {
+        let error = Gemma::load("no/such/folder/at all", &gemma_backend::default_device().unwrap()).unwrap_err();
+        assert_eq!(format!("{error:?}"), error.to_string());
+    }
+
+    #[test]
     fn a_question_that_is_too_long_leaves_the_conversation_as_it_was() {
         let gemma = demo(&gemma_backend::default_device().unwrap()).unwrap();
         let mut conversation = Conversation::new(&gemma, GenerateOptions::greedy(8));

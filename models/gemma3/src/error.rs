@@ -1,7 +1,7 @@
 //! Everything that can go wrong because of what a user gave, in one enum.
 
 /// Why a model could not be opened, an image not be read, or a question not be answered.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model: its checkpoint, configuration, tokenizer or device, a prompt or an option.
@@ -32,6 +32,13 @@ pub enum Error {
         /// Images given.
         images: usize,
     },
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }
 
 /// Errors of the layers below come in as the front door's.

@@ -1,8 +1,6 @@
 //! Finds shapes and draws boxes around them:
 //! `cargo run --release -p paligemma --example detect -- [OUT.png]`
 
-use std::fs::File;
-
 use anyhow::Result;
 use paligemma::{Detection, default_device, demo, demo_images, draw};
 
@@ -18,9 +16,9 @@ pub fn run(out: Option<&str>) -> Result<Vec<Detection>> {
     for Detection { label, bounds, score } in found.iter() {
         println!("{label} at {bounds:?}, probability {:.2}", score.unwrap_or_default());
     }
-    let drawn = draw(&image, found.iter().map(|found| (found.label.as_str(), &found.bounds, None)));
+    let drawn = draw(&image, found.iter());
     if let Some(out) = out {
-        drawn.write_png(File::create(out)?)?;
+        drawn.save(out)?;
     }
     Ok(found.items)
 }

@@ -1,7 +1,7 @@
 //! Boxes, labels and masks, drawn onto an image.
 
 use crate::font::{HEIGHT, WIDTH, inked};
-use crate::{BoundingBox, Image, Mask};
+use crate::{BoundingBox, Detection, Image, Mask, Segmentation};
 
 /// Colours in turn; labels of one text share one.
 const COLOURS: [[u8; 3]; 8] = [
@@ -15,15 +15,44 @@ const COLOURS: [[u8; 3]; 8] = [
     [120, 100, 40],
 ];
 
-/// Draws objects onto a copy of an image: for each a box with its label and, where there is one, its mask as a veil
-/// of colour. Objects with the same label have the same colour. What lies outside the image is left out.
-pub fn draw<'a>(
-    image: &Image,
-    objects: impl IntoIterator<Item = (&'a str, &'a BoundingBox, Option<&'a Mask>)>,
-) -> Image {
+/// What [`draw`] needs to know of an object.
+pub trait Drawn {
+    /// Its label, its box in pixels, and its mask if there is one.
+    fn drawn(&self) -> (&str, &BoundingBox, Option<&Mask>);
+}
+
+impl Drawn for Detection {
+    fn drawn(&self) -> (&str, &BoundingBox, Option<&Mask>) {
+        (&self.label, &self.bounds, None)
+    }
+}
+
+impl Drawn for Segmentation {
+    fn drawn(&self) -> (&str, &BoundingBox, Option<&Mask>) {
+        (&self.label, &self.bounds, Some(&self.mask))
+    }
+}
+
+impl Drawn for (&str, &BoundingBox, Option<&Mask>) {
+    fn drawn(&self) -> (&str, &BoundingBox, Option<&Mask>) {
+        *self
+    }
+}
+
+impl<T: Drawn + ?Sized> Drawn for &T {
+    fn drawn(&self) -> (&str, &BoundingBox, Option<&Mask>) {
+        T::drawn(self)
+    }
+}
+
+/// Draws objects onto a copy of an image, such as the items of what was [found](crate::Found): for each a box with its
+/// label and, where there is one, its mask as a veil of colour. Objects with the same label have the same colour. What lies
+/// outside the image is left out.
+pub fn draw<T: Drawn>(image: &Image, objects: impl IntoIterator<Item = T>) -> Image {
     let mut canvas = Canvas { image: image.clone() };
     let line = (image.width().min(image.height()) / 200).max(1);
-    let objects: Vec<_> = objects.into_iter().collect();
+    let objects: Vec<T> = objects.into_iter().collect();
+    let objects: Vec<_> = objects.iter().map(Drawn::drawn).collect();
     let mut labels: Vec<&str> = Vec::new();
     for (label, ..) in &objects {
         if !labels.contains(label) {

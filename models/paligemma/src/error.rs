@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Why a model could not be opened, an image not be read, or a question not be answered.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model: its checkpoint, configuration, tokenizer or device, a prompt or an option.
@@ -51,6 +51,13 @@ pub enum Error {
         "masks need the weights of the mask decoder; put vae-oid.npz into the model folder, or name it with --mask-decoder"
     )]
     NoMaskDecoder,
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }
 
 /// Errors of the layers below come in as the front door's.

@@ -42,7 +42,7 @@ pub mod seg;
 
 pub use config::PaliGemmaConfig;
 pub use demo::{demo, demo_checkpoint, demo_images, demo_tokenizer};
-pub use draw::draw;
+pub use draw::{Drawn, draw};
 pub use error::Error;
 pub use features::{Detection, Found, Segmentation};
 pub use front::{ImageFeatures, PaliGemma, Question};

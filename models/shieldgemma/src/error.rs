@@ -1,7 +1,7 @@
 //! Everything that can go wrong because of what a user gave, in one enum.
 
 /// Why something could not be judged.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model: its checkpoint, configuration, tokenizer or device, a prompt or an option.
@@ -39,4 +39,11 @@ pub enum Error {
         /// The word.
         piece: &'static str,
     },
+}
+
+/// The sentence, which is what a `main` prints that returns the error.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
+    }
 }

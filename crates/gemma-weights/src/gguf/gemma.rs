@@ -81,7 +81,7 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         }
         None => None,
     };
-    let marks = pieces.map(|_| image_marks(&keys)).transpose()?;
+    let marks = (pieces.is_some() && architecture == "gemma3").then(|| image_marks(&keys)).transpose()?;
     let has_weights = !file.tensors.is_empty();
     // what is not there is missed below
     let length = |name: &str| {
@@ -108,8 +108,8 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
     match config(&keys, architecture, rows.or(pieces)) {
         Ok(mut config) => {
             take_scale(&mut config, beside, architecture);
-            if let (Some(marks), true) = (marks, architecture == "gemma3") {
-                config.as_object_mut().into_iter().for_each(|config| config.extend(marks.clone()));
+            if let (Some(marks), Some(config)) = (marks, config.as_object_mut()) {
+                config.extend(marks);
             }
             files.push(("config.json", text(&config)));
         }
@@ -362,10 +362,14 @@ fn tokenizer(keys: &Keys<'_, '_>) -> Result<Vec<u8>, Fault> {
         numbers.ok_or_else(|| wrong(key, found(), "a list with a number for each token"))
     };
     let (scores, types) = (numbers("tokenizer.ggml.scores")?, numbers("tokenizer.ggml.token_type")?);
-    let mut bytes = Vec::new();
+    // a piece is its text and at most this many bytes
+    const BESIDE_TEXT: usize = 24;
+    let texts: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let mut bytes = Vec::with_capacity(texts + pieces.len() * BESIDE_TEXT);
+    let mut message = Vec::new();
     for ((piece, score), kind) in pieces.iter().zip(scores).zip(types) {
         // ModelProto.pieces: text, score, type (the numbers of the types are SentencePiece's own)
-        let mut message = Vec::with_capacity(piece.len() + 16);
+        message.clear();
         field(&mut message, 1, piece.as_bytes());
         message.push(2 << 3 | 5);
         message.extend((score as f32).to_le_bytes());
