@@ -1,8 +1,10 @@
 //! Groups of flags that several verbs share; the flags of one verb stand beside it, under `commands/`.
 //!
-//! Defaults of sampling flags are the library's own (`GenerateOptions::default()`), so they cannot drift apart.
+//! Defaults of sampling flags ([`sampling`]) are the library's own, so they cannot drift apart.
 
 mod adapters;
+mod form;
+mod sampling;
 
 use std::{
     num::NonZeroUsize,
@@ -14,7 +16,6 @@ use anyhow::Context;
 use clap::{ArgGroup, Args, ValueEnum};
 use codegemma::{InfillOptions, InfillStop, Order};
 use gemma_backend::Backend;
-use gemma_generate::GenerateOptions;
 use gemma_model::{ActivationPrecision, CachePrecision, LoadOptions};
 use gemma_tokenizer::{ChatTemplate, Family};
 use gemma_weights::Precision;
@@ -22,6 +23,8 @@ use gemma_weights::Precision;
 use crate::text;
 
 pub(crate) use adapters::Adapters;
+pub(crate) use form::{Constraint, Form};
+pub(crate) use sampling::{Penalties, Sampling, with_breakers};
 
 /// Which model, and where and how it computes.
 #[derive(Args, Debug, Default)]
@@ -109,7 +112,7 @@ pub(crate) struct Compute {
 
     /// Results that do not depend, to the last bit, on how many requests or rows are computed together.
     ///
-    /// Slower where many requests share a call (see docs/performance.md).
+    /// Slower where many requests share a call.
     #[arg(long)]
     pub(crate) batch_invariant: bool,
 }
@@ -148,65 +151,6 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
 
 pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
     text.parse().map_err(|_| "must be an integer from 1".to_owned())
-}
-
-/// How the next token is chosen, and when to stop.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Sampling")]
-pub(crate) struct Sampling {
-    /// Stop after this many new tokens.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
-    pub(crate) max_tokens: usize,
-
-    /// Sampling temperature: 0 is greedy, 1 samples the model's distribution, above 1 flattens it.
-    #[arg(long, value_name = "T", default_value_t = GenerateOptions::default().temperature, allow_negative_numbers = true)]
-    pub(crate) temperature: f32,
-
-    /// Sample from the K most probable tokens only; 0 switches this off.
-    #[arg(long, value_name = "K", default_value_t = GenerateOptions::default().top_k.unwrap_or(0), allow_negative_numbers = true)]
-    pub(crate) top_k: usize,
-
-    /// Nucleus sampling: sample from the smallest set of tokens whose probabilities add up to P; 1 switches this off.
-    #[arg(long, value_name = "P", default_value_t = GenerateOptions::default().top_p.unwrap_or(1.0), allow_negative_numbers = true)]
-    pub(crate) top_p: f32,
-
-    /// Leave out tokens with less than P times the highest probability; off without it.
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    pub(crate) min_p: Option<f32>,
-
-    /// Lower the logits of tokens that occurred already; 1 is off, which suits Gemma best.
-    #[arg(long, value_name = "R", default_value_t = GenerateOptions::default().repetition_penalty, allow_negative_numbers = true)]
-    pub(crate) repetition_penalty: f32,
-
-    /// The same seed and the same prompt give the same text; without it every run differs.
-    #[arg(long, value_name = "N")]
-    pub(crate) seed: Option<u64>,
-
-    /// Stop sequence: end before this text; may be given several times.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) stop: Vec<String>,
-
-    /// Continue past the end-of-sequence and end-of-turn tokens.
-    #[arg(long)]
-    pub(crate) ignore_eos: bool,
-}
-
-impl Sampling {
-    /// The library's options for these flags.
-    pub(crate) fn options(&self) -> GenerateOptions {
-        GenerateOptions {
-            max_tokens: self.max_tokens,
-            temperature: self.temperature,
-            top_k: (self.top_k > 0).then_some(self.top_k),
-            top_p: (self.top_p != 1.0).then_some(self.top_p),
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-            stop: self.stop.clone(),
-            ignore_eos: self.ignore_eos,
-            ..GenerateOptions::default()
-        }
-    }
 }
 
 /// Where the text to read comes from: exactly one of the three.
@@ -399,6 +343,9 @@ pub(crate) struct Filling {
     /// Switch speculative decoding by prompt lookup off; the text is the same, only slower where code repeats itself.
     #[arg(long)]
     pub(crate) no_lookup: bool,
+
+    #[command(flatten)]
+    pub(crate) penalties: Penalties,
 }
 
 impl Filling {
@@ -415,6 +362,7 @@ impl Filling {
         options.generate.max_tokens = self.max_tokens;
         options.generate.temperature = self.temperature;
         options.generate.seed = self.seed;
+        self.penalties.apply(&mut options.generate);
         options
     }
 }

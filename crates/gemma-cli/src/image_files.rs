@@ -1,4 +1,4 @@
-//! Which images are meant: files, folders, and patterns with `*` and `?`.
+//! Which images are meant: files, folders, patterns with `*` and `?`, and the images that are built in.
 
 use std::{
     collections::BTreeSet,
@@ -7,6 +7,61 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use paligemma::Image;
+
+/// All images that are built in; with a name behind it, one of them.
+const DEMO: &str = "demo:";
+
+/// What is said where nothing else is an image.
+const NAME_ONE: &str = "name a PNG, JPEG or WebP file, a folder of them, a pattern such as 'shots/*.png', or demo: for the \
+                        images that are built in";
+
+/// Opens an image: a file, or one that is built in, such as `demo:shapes1.png`.
+///
+/// # Errors
+/// When there is none of that name, or it cannot be read.
+pub(crate) fn open(file: &Path) -> Result<Image> {
+    let Some(name) = file.to_str().and_then(|file| file.strip_prefix(DEMO)).filter(|_| !file.exists()) else {
+        return Ok(Image::open(file)?);
+    };
+    let mut images = paligemma::demo_images()?;
+    match images.iter().position(|(known, _)| *known == name) {
+        Some(index) => Ok(images.swap_remove(index).1),
+        None => {
+            let names: Vec<String> = images.iter().map(|(known, _)| format!("{DEMO}{known}")).collect();
+            bail!("there is no built-in image {DEMO}{name}; there are {}", names.join(", "))
+        }
+    }
+}
+
+/// Takes what a question or a thing to look for is from the front of the arguments, where it was not given by a flag: the
+/// first that is no file, folder or pattern. `flag` names what else gives it.
+///
+/// # Errors
+/// When the first argument is a file, or was meant as one, or no argument is left for images.
+pub(crate) fn take_text(names: &mut Vec<String>, what: &str, flag: &str) -> Result<String> {
+    let Some(first) = names.first() else { bail!("no image is named; {NAME_ONE}") };
+    let path = Path::new(first);
+    if first.trim().is_empty() {
+        bail!("{what} is empty; give some text");
+    }
+    if path.exists() || first.starts_with(DEMO) || is_pattern(first) {
+        bail!("{first} is an image or a folder; give {what} in front of it, or with {flag}");
+    }
+    if ends_like_an_image(path) {
+        bail!("there is no file {first}; give {what} first, or with {flag}, and then images that exist");
+    }
+    if names.len() == 1 {
+        bail!("{first:?} is taken for {what}, and no image is named; {NAME_ONE}");
+    }
+    Ok(names.remove(0))
+}
+
+/// A question may end with a question mark, so that a pattern with nothing but those must look like a path.
+fn is_pattern(name: &str) -> bool {
+    let is_path = name.contains(['.', '/', '\\']) && name.contains('?');
+    !name.contains(char::is_whitespace) && (name.contains('*') || is_path)
+}
 
 /// Endings of the files that are taken from a folder.
 const ENDINGS: [&str; 11] = ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff"];
@@ -19,7 +74,9 @@ pub(crate) fn find(names: &[String]) -> Result<Vec<PathBuf>> {
     let (mut found, mut known) = (Vec::new(), BTreeSet::new());
     for name in names {
         let path = Path::new(name);
-        let files = if path.is_dir() {
+        let files = if name == DEMO && !path.exists() {
+            paligemma::demo_images()?.iter().map(|(name, _)| PathBuf::from(format!("{DEMO}{name}"))).collect()
+        } else if path.is_dir() {
             let images = listed(path)?.into_iter().filter(|file| is_image(file)).collect();
             some(images, name, "the folder holds no image (PNG, JPEG, WebP, GIF, BMP or TIFF)")?
         } else if !path.exists() && name.contains(['*', '?']) {
@@ -41,8 +98,12 @@ fn some(files: Vec<PathBuf>, name: &str, otherwise: &str) -> Result<Vec<PathBuf>
 /// each file on other systems' disks and that holds no image.
 fn is_image(file: &Path) -> bool {
     let hidden = file.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+    !hidden && file.is_file() && ends_like_an_image(file)
+}
+
+fn ends_like_an_image(file: &Path) -> bool {
     let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
-    !hidden && file.is_file() && ENDINGS.contains(&ending.as_str())
+    ENDINGS.contains(&ending.as_str())
 }
 
 /// What a folder holds, by name.
@@ -118,6 +179,42 @@ mod tests {
         }
         // a pattern of many stars takes no longer than name times pattern
         assert!(!matches(&"*a".repeat(200), &"a".repeat(199)));
+    }
+
+    #[test]
+    fn the_images_that_are_built_in_have_names_of_their_own() {
+        let all = find(&[DEMO.to_owned()]).expect("images");
+        assert_eq!(all.len(), 3);
+        for file in all {
+            assert_eq!(open(&file).expect("an image").width(), 224);
+        }
+        let error = open(Path::new("demo:cat.png")).expect_err("none").to_string();
+        assert!(error.contains("demo:shapes1.png"), "{error}");
+    }
+
+    #[test]
+    fn the_thing_to_look_for_is_the_first_word_that_is_no_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("a.png").display().to_string();
+        fs::write(&file, "").expect("written");
+        let take = |names: &[&str]| {
+            let mut names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            take_text(&mut names, "what to look for", "--what").map(|text| (text, names))
+        };
+        for text in ["red circle", "cat", "is it red?", "why?"] {
+            assert_eq!(take(&[text, &file]).expect(text), (text.to_owned(), vec![file.clone()]));
+        }
+        for (names, said) in [
+            (&[][..], "no image is named"),
+            (&["red circle"], "is taken for what to look for"),
+            (&["b.png", &file], "there is no file b.png"),
+            (&[&file, &file], "--what"),
+            (&["*.png", &file], "--what"),
+            (&["demo:"], "--what"),
+        ] {
+            let error = take(names).expect_err(said).to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

@@ -43,6 +43,11 @@ pub(crate) fn json(object: &impl Serialize) -> Result<()> {
     written(io::stdout().write_all(text.as_bytes()))
 }
 
+/// Prints a whole file.
+pub(crate) fn text(bytes: &[u8]) -> Result<()> {
+    written(io::stdout().write_all(bytes))
+}
+
 /// Prints what went wrong.
 pub(crate) fn complain(text: impl Display) {
     // There is nowhere left to say that standard error cannot be written.

@@ -141,8 +141,8 @@ fn a_folder_without_a_tokenizer_answers_in_numbers() {
     assert_eq!(printed(&mut gemma(arguments)).split_whitespace().count(), 3);
     assert!(refusal(gemma(arguments).args(["--stop", "x"])).contains("tokenizer"));
     assert!(refusal(&mut gemma(["generate", "--model", &model, "hi"])).contains("tokenizer"));
-    let scored = printed(&mut gemma(["score", "--model", &model, "--tokens-file", &ids]));
-    assert!(scored.contains("2 tokens") && scored.contains("  5\n"), "{scored}");
+    let scored = printed(&mut gemma(["score", "--model", &model, "--tokens", "--tokens-file", &ids]));
+    assert!(scored.contains("scored tokens  2\n") && scored.contains("  5\n"), "{scored}");
 }
 
 #[test]

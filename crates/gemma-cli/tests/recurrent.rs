@@ -32,6 +32,25 @@ fn a_text_goes_on_from_its_state_as_if_nothing_had_happened() {
 }
 
 #[test]
+fn a_text_that_arrives_in_blocks_is_read_as_one() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let story = folder.path().join("story.txt");
+    // several blocks of 64 kB, with empty lines
+    let text = "Once upon a time, there was a small cat named Tom.\n\nTom liked to play.\n".repeat(3000);
+    fs::write(&story, format!("{text}One day")).expect("written");
+    let whole = ["generate", "--model", MODEL, "--json", "--temperature", "0", "-n", "20", "--ignore-eos"];
+    let at_once = printed_json(gemma(whole).args(["-f", name(&story)]));
+    let arriving = printed_json(gemma(whole).args(["-f", "-"]).stdin(fs::File::open(&story).expect("readable")));
+    assert_eq!(arriving["tokens"], at_once["tokens"]);
+    assert_eq!(arriving["prompt_tokens"], at_once["prompt_tokens"]);
+    assert!(refusal(gemma(whole).args(["-f", "-"])).contains("empty"));
+    let bytes = folder.path().join("bytes");
+    fs::write(&bytes, b"a\n\xff\nb").expect("written");
+    let refused = refusal(gemma(whole).args(["-f", "-"]).stdin(fs::File::open(&bytes).expect("readable")));
+    assert!(refused.contains("UTF-8"), "{refused}");
+}
+
+#[test]
 fn a_word_is_remembered_over_a_state() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let state = folder.path().join("word.state");

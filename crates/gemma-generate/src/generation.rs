@@ -9,7 +9,7 @@ use gemma_tokenizer::TokenId;
 use crate::engine::Active;
 use crate::{
     CausalModel, Engine, EngineOptions, Error, Event, FinishReason, GenerateOptions, PromptLookup, Request, RequestId,
-    SampledToken, Sequence, Timings,
+    SampledToken, Sequence, Timings, TokenMask,
 };
 
 /// Called after each chunk of a prompt: tokens prefilled, tokens in all.
@@ -38,6 +38,8 @@ pub struct Generation<'m, M: CausalModel> {
     engine: Engine<'m, M>,
     id: RequestId,
     progress: Option<Progress<'m>>,
+    /// The likeliest tokens in the place of each token yielded; empty where none were asked for.
+    top: Vec<Vec<(TokenId, f64)>>,
     failed: bool,
 }
 
@@ -83,7 +85,7 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         let prefill_tokens = request.options.prefill_chunk.max(1);
         let mut engine = Engine::new(model, EngineOptions { prefill_tokens, ..EngineOptions::default() })?;
         let id = engine.submit_after(sequence, Request { keep_sequence: true, ..request })?;
-        Ok(Self { engine, id, progress: None, failed: false })
+        Ok(Self { engine, id, progress: None, top: Vec::new(), failed: false })
     }
 
     /// Ends the generation, with [`FinishReason::Cancelled`], once `flag` is true: it is looked at between tokens and
@@ -110,6 +112,18 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         self
     }
 
+    /// Restricts the tokens that may be sampled, for example to those that a grammar allows.
+    pub fn with_mask(mut self, mask: Box<dyn TokenMask + 'm>) -> Self {
+        self.active_mut().mask = Some((mask, vec![false; self.engine.model().vocab()]));
+        self
+    }
+
+    /// Notes the `count` likeliest tokens in the place of each, for [`top_logprobs`](Self::top_logprobs).
+    pub fn with_top_logprobs(mut self, count: usize) -> Self {
+        self.active_mut().top_logprobs = count;
+        self
+    }
+
     /// Calls `progress` after each chunk of the prompt with the tokens prefilled and the tokens in all.
     pub fn with_progress(mut self, progress: impl FnMut(usize, usize) + Send + 'm) -> Self {
         self.progress = Some(Box::new(progress));
@@ -130,6 +144,9 @@ impl<'m, M: CausalModel> Generation<'m, M> {
                     Event::Token { token, .. } => {
                         let logprob = token.logprob.expect("a sampled token has a logprob");
                         sampled = Some(SampledToken { token: token.token, logprob });
+                        if !token.top.is_empty() {
+                            self.top.push(token.top);
+                        }
                     }
                     Event::Failed { error, .. } => return Err(error),
                     Event::Started { .. } | Event::Finished { .. } | Event::PromptLogprobs { .. } => {}
@@ -154,6 +171,12 @@ impl<'m, M: CausalModel> Generation<'m, M> {
     /// All tokens yielded so far.
     pub fn sampled(&self) -> &[SampledToken] {
         &self.active().sampled
+    }
+
+    /// The likeliest tokens in the place of each of [`sampled`](Self::sampled), best first, with their logprobs; empty
+    /// without [`with_top_logprobs`](Self::with_top_logprobs).
+    pub fn top_logprobs(&self) -> &[Vec<(TokenId, f64)>] {
+        &self.top
     }
 
     /// What it took so far.

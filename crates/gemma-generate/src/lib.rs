@@ -65,7 +65,7 @@ pub use finish::{FinishReason, Timings};
 pub use generation::Generation;
 pub use model::{CausalModel, Inputs, logits_in_chunks};
 pub use options::GenerateOptions;
-pub use sampler::{SampledToken, Sampler};
+pub use sampler::{Dry, Mirostat, SampledToken, Sampler, top_logprobs};
 pub use score::{SCORE_CHUNK, Score, score, score_windows};
 pub use sequence::Sequence;
 pub use speculative::PromptLookup;

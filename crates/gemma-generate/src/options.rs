@@ -2,7 +2,7 @@
 
 use gemma_tokenizer::TokenId;
 
-use crate::Error;
+use crate::{Dry, Error, Mirostat};
 
 /// How to continue a prompt: how far, how freely, and when to stop.
 ///
@@ -39,6 +39,10 @@ pub struct GenerateOptions {
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens; -100 practically excludes a token. Default none.
     pub logit_bias: Vec<(TokenId, f32)>,
+    /// Lowers the logits of tokens that would prolong a repeated passage. Default `None`.
+    pub dry: Option<Dry>,
+    /// Keeps the surprise of the text near a target, in place of top-k, top-p and min-p. Default `None`.
+    pub mirostat: Option<Mirostat>,
     /// The same seed gives the same text. `None` takes a fresh one. Default `None`.
     pub seed: Option<u64>,
     /// Texts that end the answer; the answer is cut before the first that is completed. Default none.
@@ -62,6 +66,8 @@ impl Default for GenerateOptions {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            dry: None,
+            mirostat: None,
             seed: None,
             stop: Vec::new(),
             ignore_eos: false,
@@ -117,6 +123,17 @@ impl GenerateOptions {
         let biased = self.logit_bias.iter().find(|(_, bias)| !bias.is_finite());
         let bias = biased.map_or(0.0, |(_, bias)| *bias);
         require(bias.is_finite(), "logit_bias", bias, "finite numbers (-100 practically excludes a token)")?;
+        if let Some(dry) = &self.dry {
+            let (from_zero, from_one) = ("a finite number from 0 up (0 is off)", "a finite number from 1 up");
+            require(dry.multiplier >= 0.0 && dry.multiplier.is_finite(), "dry.multiplier", dry.multiplier, from_zero)?;
+            require(dry.base >= 1.0 && dry.base.is_finite(), "dry.base", dry.base, from_one)?;
+            require(dry.allowed_length >= 1, "dry.allowed_length", dry.allowed_length, "an integer from 1 up")?;
+        }
+        if let Some(Mirostat { tau, eta }) = self.mirostat {
+            for (option, value) in [("mirostat.tau", tau), ("mirostat.eta", eta)] {
+                require(value > 0.0 && value.is_finite(), option, value, "a finite number above 0")?;
+            }
+        }
         require(
             self.stop.iter().all(|text| !text.is_empty()),
             "stop",
@@ -186,6 +203,19 @@ mod tests {
             ("presence_penalty", "NaN", GenerateOptions { presence_penalty: f32::NAN, ..base() }),
             ("frequency_penalty", "inf", GenerateOptions { frequency_penalty: f32::INFINITY, ..base() }),
             ("logit_bias", "NaN", GenerateOptions { logit_bias: vec![(1, 2.0), (3, f32::NAN)], ..base() }),
+            (
+                "dry.multiplier",
+                "-1",
+                GenerateOptions { dry: Some(Dry { multiplier: -1.0, ..Dry::default() }), ..base() },
+            ),
+            ("dry.base", "0.5", GenerateOptions { dry: Some(Dry { base: 0.5, ..Dry::default() }), ..base() }),
+            (
+                "dry.allowed_length",
+                "0",
+                GenerateOptions { dry: Some(Dry { allowed_length: 0, ..Dry::default() }), ..base() },
+            ),
+            ("mirostat.tau", "NaN", GenerateOptions { mirostat: Some(Mirostat { tau: f32::NAN, eta: 0.1 }), ..base() }),
+            ("mirostat.eta", "0", GenerateOptions { mirostat: Some(Mirostat { tau: 5.0, eta: 0.0 }), ..base() }),
             ("stop", "an empty text", GenerateOptions { stop: vec!["a".into(), "".into()], ..base() }),
             ("prefill_chunk", "0", GenerateOptions { prefill_chunk: 0, ..base() }),
         ];

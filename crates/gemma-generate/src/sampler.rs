@@ -5,6 +5,9 @@
 //! sorting 256 000 candidates. Weights are integers, so their sums do not depend on the order of adding,
 //! and the same logits and seed give the same token on every platform.
 
+mod dry;
+mod mirostat;
+
 use std::collections::{HashMap, HashSet};
 
 use gemma_kernels::math::exp;
@@ -13,6 +16,9 @@ use gemma_tokenizer::TokenId;
 use crate::random::{Xoshiro256PlusPlus, fresh_seed};
 use crate::softmax::{highest, log_sum_exp};
 use crate::{Error, GenerateOptions};
+
+pub use dry::Dry;
+pub use mirostat::Mirostat;
 
 /// The weight of the likeliest candidate. 256 000 of these add up to less than 2⁵⁸.
 const ONE: f32 = (1_u64 << 40) as f32;
@@ -38,7 +44,8 @@ pub struct SampledToken {
 /// 0. **Logit bias**, **presence** and **frequency penalty** (as in OpenAI's API, counting the answer's tokens only), and
 ///    the **mask** of a grammar, which excludes tokens.
 /// 1. **Repetition penalty** p: the logit of each token [observed](Sampler::observe_prompt) or sampled before is
-///    divided by p if positive and multiplied by p if not (Keskar et al., "CTRL", 2019, section 4.1).
+///    divided by p if positive and multiplied by p if not (Keskar et al., "CTRL", 2019, section 4.1). The [**DRY**](Dry)
+///    penalty lowers the logits of tokens that would prolong a repeated passage.
 /// 2. **Temperature** 0 ends here: the highest logit wins, of equals the lowest token number. Otherwise the
 ///    logits are divided by the temperature.
 /// 3. **Top-k**: only the k highest remain; of equals the lower token number.
@@ -47,11 +54,13 @@ pub struct SampledToken {
 ///    Degeneration", 2020).
 /// 5. **Min-p**: only tokens at least p times as likely as the likeliest remain (Nguyen et al., "Turning Up
 ///    the Heat", 2024).
+///
+///    [**Mirostat**](Mirostat), where it is on, takes the place of 3 to 5.
 /// 6. **Draw** among the rest in proportion to their probabilities, with xoshiro256++.
 ///
 /// A token 10¹² times less likely than the likeliest, after temperature, is never drawn.
 ///
-/// After the first token nothing is allocated, but for what the repetition penalty must remember.
+/// After the first token nothing is allocated, but for what the penalties must remember.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     temperature: f32,
@@ -62,10 +71,14 @@ pub struct Sampler {
     presence_penalty: f32,
     frequency_penalty: f32,
     logit_bias: Vec<(TokenId, f32)>,
+    dry: Option<Dry>,
+    mirostat: Option<mirostat::Cut>,
     seed: u64,
     generator: Xoshiro256PlusPlus,
     /// Tokens that the repetition penalty applies to; empty when it is off.
     observed: HashSet<TokenId>,
+    /// All tokens in their order, for the DRY penalty; empty when it is off.
+    history: Vec<TokenId>,
     /// How often the answer has each token; empty when no penalty asks.
     counts: HashMap<TokenId, u32>,
     /// Logits after bias, penalties and mask; unused when all are off.
@@ -115,9 +128,12 @@ impl Sampler {
             presence_penalty: options.presence_penalty,
             frequency_penalty: options.frequency_penalty,
             logit_bias: options.logit_bias.clone(),
+            dry: options.dry.clone().filter(|dry| dry.multiplier != 0.0),
+            mirostat: options.mirostat.map(mirostat::Cut::new),
             seed,
             generator: Xoshiro256PlusPlus::new(seed),
             observed: HashSet::new(),
+            history: Vec::new(),
             counts: HashMap::new(),
             penalised: Vec::new(),
             candidates: Vec::new(),
@@ -129,8 +145,11 @@ impl Sampler {
         self.seed
     }
 
-    /// Makes the repetition penalty apply to the tokens of a prompt.
+    /// Makes the repetition penalty and the DRY penalty count the tokens of a prompt.
     pub fn observe_prompt(&mut self, tokens: &[TokenId]) {
+        if self.dry.is_some() {
+            self.history.extend(tokens);
+        }
         if self.repetition_penalty != 1.0 {
             self.observed.extend(tokens);
         }
@@ -154,6 +173,7 @@ impl Sampler {
         let normalizer = log_sum_exp(logits)?;
         let adjusted = allowed.is_some()
             || self.repetition_penalty != 1.0
+            || self.dry.is_some()
             || !self.logit_bias.is_empty()
             || !self.counts.is_empty();
         let token = if adjusted {
@@ -198,6 +218,11 @@ impl Sampler {
                 *logit = changed.min(f32::MAX);
             }
         }
+        for (token, penalty) in self.dry.iter().flat_map(|dry| dry.penalties(&self.history)) {
+            if let Some(logit) = penalised.get_mut(token as usize).filter(|logit| logit.is_finite()) {
+                *logit = (*logit - penalty).clamp(f32::MIN, f32::MAX);
+            }
+        }
         for (logit, &allowed) in penalised.iter_mut().zip(allowed.unwrap_or_default()) {
             if !allowed {
                 *logit = f32::NEG_INFINITY;
@@ -218,6 +243,23 @@ impl Sampler {
             let power = exp((candidate.logit - best) / self.temperature);
             candidate.weight = (power * ONE) as u64;
         }
+        if let Some(cut) = &self.mirostat {
+            let smallest = cut.smallest(total(&self.candidates)).min(ONE as u64);
+            self.candidates.retain(|candidate| candidate.weight >= smallest);
+        } else {
+            self.cut();
+        }
+        let total = total(&self.candidates);
+        let drawn = 1 + self.generator.below(total);
+        let place = reach(&mut self.candidates, drawn) - 1;
+        if let Some(cut) = &mut self.mirostat {
+            cut.drew(self.candidates[place].weight, total);
+        }
+        self.candidates[place].token()
+    }
+
+    /// Steps 4 and 5.
+    fn cut(&mut self) {
         if let Some(top_p) = self.top_p.filter(|&top_p| top_p < 1.0) {
             let wanted = (f64::from(top_p) * total(&self.candidates) as f64).ceil() as u64;
             let kept = reach(&mut self.candidates, wanted);
@@ -226,9 +268,6 @@ impl Sampler {
         if let Some(min_p) = self.min_p {
             self.candidates.retain(|candidate| candidate.weight as f32 >= min_p * ONE);
         }
-        let drawn = 1 + self.generator.below(total(&self.candidates));
-        let place = reach(&mut self.candidates, drawn) - 1;
-        self.candidates[place].token()
     }
 
     /// Step 3: fills `candidates` with the `top_k` likeliest of those that have a weight at all, in any order.
@@ -237,7 +276,7 @@ impl Sampler {
     /// then on a logit has to be above the worst of that half. Tokens come in rising order, so one that equals
     /// the worst would rank below it.
     fn gather(&mut self, logits: &[f32], best: f32) {
-        let top_k = self.top_k.unwrap_or(usize::MAX);
+        let top_k = self.top_k.filter(|_| self.mirostat.is_none()).unwrap_or(usize::MAX);
         let full = top_k.saturating_mul(2).max(256);
         // With a tiny temperature the subtraction changes nothing, and the best itself must still pass.
         let mut bar = (best - REACH * self.temperature).min(best.next_down());
@@ -295,11 +334,18 @@ fn reach(candidates: &mut [Candidate], mass: u64) -> usize {
 
 /// The `count` likeliest tokens and their logprobs, best first; of equals the lower token number.
 ///
+/// ```
+/// let top = gemma_generate::top_logprobs(&[0.0, 2.0, 1.0], 2)?;
+/// assert_eq!((top[0].0, top[1].0), (1, 2));
+/// # Ok::<(), gemma_generate::Error>(())
+/// ```
+///
 /// # Errors
 ///
 /// As [`Sampler::sample`].
-pub(crate) fn top_logprobs(logits: &[f32], count: usize) -> Result<Vec<(TokenId, f64)>, Error> {
+pub fn top_logprobs(logits: &[f32], count: usize) -> Result<Vec<(TokenId, f64)>, Error> {
     let normalizer = log_sum_exp(logits)?;
+    let count = count.min(logits.len());
     let mut best: Vec<Candidate> = Vec::with_capacity(count + 1);
     for (token, &logit) in logits.iter().enumerate() {
         // tokens come in rising order, so one that equals the worst ranks below it

@@ -10,7 +10,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use crate::{Error, Model, Network};
 use gemma_generate::{
-    Cache, FinishReason, GenerateOptions, Generation, Prompt, Request, Sequence, TextStream, Timings,
+    Cache, FinishReason, GenerateOptions, Generation, Prompt, Request, Sequence, TextStream, Timings, TokenMask,
 };
 use gemma_tokenizer::{ChatTemplate, Part, RenderedChat, Role, TokenId, Turn};
 
@@ -86,6 +86,20 @@ pub struct Conversation<'m, N: Network, A = TextOnly> {
     turns: Vec<Turn>,
     /// The sequence of `turns`; `None` when it has to begin anew.
     sequence: Option<Sequence<N::Cache>>,
+    /// Most tokens of the conversation, where fewer than the model's context.
+    limit: Option<usize>,
+    /// What restricts the next answer.
+    mask: NextMask<'m>,
+}
+
+/// The mask of the next answer.
+#[derive(Default)]
+struct NextMask<'m>(Option<Box<dyn TokenMask + 'm>>);
+
+impl std::fmt::Debug for NextMask<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("NextMask").field(&self.0.is_some()).finish()
+    }
 }
 
 /// How an answer ended.
@@ -117,6 +131,8 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
             system: None,
             turns: Vec::new(),
             sequence: None,
+            limit: None,
+            mask: NextMask::default(),
         }
     }
 
@@ -133,6 +149,42 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         self.system = Some(Turn::system(text));
         self.sequence = None;
         self
+    }
+
+    /// The same conversation after these turns of text: questions and answers in turn, the last of them an answer. The next
+    /// question prefills them.
+    ///
+    /// # Errors
+    /// [`Error::Turns`] when they are not.
+    pub fn with_turns(mut self, turns: Vec<Turn>) -> Result<Self, Error> {
+        let role = |index: usize| if index.is_multiple_of(2) { Role::User } else { Role::Model };
+        if let Some(turn) = turns.iter().enumerate().position(|(index, turn)| turn.role != role(index)) {
+            return Err(Error::Turns { turn });
+        }
+        if !turns.len().is_multiple_of(2) {
+            return Err(Error::Turns { turn: turns.len() });
+        }
+        self.turns = turns;
+        self.attachments.drain(0..self.attachments.len());
+        self.sequence = None;
+        Ok(self)
+    }
+
+    /// The same conversation in at most `tokens` tokens of context; the model's context length where that is less.
+    pub fn with_context(mut self, tokens: usize) -> Self {
+        self.limit = Some(tokens);
+        self
+    }
+
+    /// Most tokens of the conversation; `None`: no limit.
+    pub fn context(&self) -> Option<usize> {
+        let model = self.model.network().context_length();
+        self.limit.map_or(model, |limit| Some(model.map_or(limit, |model| model.min(limit))))
+    }
+
+    /// Restricts the tokens of the next answer, and of no other, for example to those that a grammar allows.
+    pub fn restrict_next(&mut self, mask: Box<dyn TokenMask + 'm>) {
+        self.mask = NextMask(Some(mask));
     }
 
     /// Says something and hands the answer to `show`, piece by piece; `cancel` ends it early.
@@ -178,6 +230,10 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
                 return Err(error.into());
             }
         };
+        let generation = match self.mask.0.take() {
+            Some(mask) => generation.with_mask(mask),
+            None => generation,
+        };
         let tokenizer = self.model.tokenizer().map_err(E::from)?;
         let mut stream = TextStream::new(generation.with_cancel(cancel), tokenizer.stream());
         let mut answer = String::new();
@@ -215,7 +271,8 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         };
         let mut whole = prompt(0)?;
         let mut forgotten = 0;
-        if let Some(context) = network.context_length() {
+        let mut options = self.options.clone();
+        if let Some(context) = self.context() {
             let answer = self.options.max_tokens.min(context / ANSWER_PART);
             let held = self.sequence.as_ref().map_or(0, Sequence::len);
             if whole.len().max(held) + answer > context {
@@ -227,19 +284,27 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
                 }
             }
         }
+        if let Some(limit) = self.limit {
+            // the model's own limit ends an answer by itself
+            let room = limit.saturating_sub(whole.len());
+            if room == 0 {
+                return Err(gemma_generate::Error::PromptTooLong { tokens: whole.len(), limit }.into());
+            }
+            options.max_tokens = options.max_tokens.min(room);
+        }
         let turns = self.turns.len() - 2 * forgotten;
         // what is to be forgotten is only forgotten once the rest is known to fit
         let reused = self.sequence.take().filter(|_| forgotten == 0).and_then(|sequence| {
             let new = unread(&whole, sequence.tokens(), turns - 1, self.system.is_some(), tokenizer.end_of_turn()?)?;
-            let fits = network.context_length().is_none_or(|limit| sequence.len() + new.len() <= limit);
+            let fits = self.context().is_none_or(|limit| sequence.len() + new.len() <= limit);
             fits.then_some((sequence, new))
         });
         let first = first(forgotten);
         let generation = match reused {
             Some((sequence, new)) if self.attachments.is_empty() => {
-                Generation::follow(network, sequence, new, &self.options, stop)?
+                Generation::follow(network, sequence, new, &options, stop)?
             }
-            None if first == self.attachments.len() => Generation::new(network, &whole, &self.options, stop)?,
+            None if first == self.attachments.len() => Generation::new(network, &whole, &options, stop)?,
             reused => {
                 let (sequence, tokens) = match reused {
                     Some((sequence, new)) => {
@@ -249,7 +314,7 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
                     None => (Sequence::new(network.new_cache()), whole),
                 };
                 let prompt = self.attachments.prompt(tokens, first);
-                let (options, stop_tokens) = (self.options.clone(), stop.to_vec());
+                let stop_tokens = stop.to_vec();
                 let request = Request { prompt, options, stop_tokens, ..Request::default() };
                 Generation::of(network, sequence, request)?
             }

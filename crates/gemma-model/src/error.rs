@@ -33,6 +33,12 @@ pub enum Error {
     /// The backend.
     #[error(transparent)]
     Backend(#[from] gemma_backend::BackendError),
+    /// The turns of a conversation are not questions and answers in turn.
+    #[error("turn {turn} of the conversation (from 0) is no answer to a question; give questions and answers in turn")]
+    Turns {
+        /// The first that is out of order, or that is missing.
+        turn: usize,
+    },
     /// A text was asked for, and the checkpoint has no tokenizer.
     #[error(
         "the model folder has neither tokenizer.json nor tokenizer.model; take one from the model's repository, or give token numbers"

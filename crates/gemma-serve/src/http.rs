@@ -10,7 +10,7 @@
 //! | `embedder` (feature `engine`) | the backend of an EmbeddingGemma |
 //! | `app`, `server` | [`App`] and [`Settings`]; [`serve`]: connections, limits, graceful shutdown |
 //! | `guard`, `body`, `error` | keys and request ids; JSON of bounded size; refusals |
-//! | `sampling`, `structured`, `grammar` | how to sample; the form of an answer; grammars as token masks |
+//! | `sampling`, `structured` | how to sample; the form of an answer |
 //! | `completions`, `chat`, `responses` | OpenAI's text protocols |
 //! | `messages`, `tools`, `tokens` | chat messages, function calls, logprobs |
 //! | `infill` | fill-in-the-middle: llama.cpp's and Mistral's |
@@ -31,7 +31,6 @@ mod embeddings;
 #[cfg(feature = "engine")]
 mod engine;
 mod error;
-mod grammar;
 mod guard;
 mod infill;
 mod info;

@@ -521,6 +521,15 @@ pub enum Error {
         cause: std::io::Error,
     },
 
+    /// A folder of the cache cannot be removed.
+    #[error("{}: it cannot be removed ({cause}); see who may write the folder, and remove the rest by hand", path.display())]
+    Remove {
+        /// The folder.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
+
     /// A LoRA adapter that cannot be used.
     #[error("{}: {fault}", path.display())]
     Adapter {

@@ -132,6 +132,23 @@ pub fn cached(id: &HubId, options: &HubOptions) -> Option<PathBuf> {
     cache::find(id, options).filter(cache::Cached::has_weights).map(|cached| cached.place)
 }
 
+/// What a repository takes in the cache, in bytes: all its revisions and files, partial downloads included. `None` when
+/// nothing of it is there.
+pub fn cached_bytes(id: &HubId, options: &HubOptions) -> Option<u64> {
+    cache::bytes(id, options)
+}
+
+/// Removes a repository from the cache, with all its revisions and files and partial downloads, and nothing else. Returns
+/// how many bytes it took; `None` when nothing of it was there.
+///
+/// # Errors
+/// [`Error::Remove`] when a folder cannot be removed.
+pub fn remove_cached(id: &HubId, options: &HubOptions) -> Result<Option<u64>, Error> {
+    let bytes = cache::bytes(id, options);
+    cache::remove(id, options)?;
+    Ok(bytes)
+}
+
 /// What a text names: something on disk, or a model of the hub.
 enum Named {
     Path(PathBuf),
@@ -197,6 +214,40 @@ mod tests {
             std::fs::write(folder.join(file), b"x").unwrap();
         }
         assert_eq!(resolve("org/name@0123456789", &options).unwrap(), folder);
+    }
+
+    #[test]
+    fn a_repository_is_removed_and_nothing_else() {
+        let home = tempfile::tempdir().unwrap();
+        let options = HubOptions::from_variables(&|name| (name == "HF_HOME").then(|| home.path().into()));
+        let id = HubId::parse("org/name").unwrap();
+        assert_eq!(remove_cached(&id, &options).unwrap(), None);
+        let write = |path: &str, bytes: usize| {
+            let path = options.cache.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, vec![0; bytes]).unwrap();
+        };
+        write("models--org--name/blobs/one", 100);
+        write("models--org--name/blobs/two.incomplete", 20);
+        write("models--org--name/refs/main", 3);
+        write(".locks/models--org--name/one.lock", 0);
+        write("models--org--name-2/blobs/one", 7);
+        #[cfg(unix)]
+        {
+            let snapshot = options.cache.join("models--org--name/snapshots/0123456789");
+            std::fs::create_dir_all(&snapshot).unwrap();
+            std::os::unix::fs::symlink("../../blobs/one", snapshot.join("model.safetensors")).unwrap();
+            // what a link leads to is not the repository's
+            write("elsewhere/thesis.txt", 9);
+            std::os::unix::fs::symlink("../../../elsewhere", snapshot.join("folder")).unwrap();
+        }
+        assert_eq!(cached_bytes(&id, &options), Some(123));
+        assert_eq!(remove_cached(&id, &options).unwrap(), Some(123));
+        assert!(!options.cache.join("models--org--name").exists());
+        assert!(!options.cache.join(".locks/models--org--name").exists());
+        assert!(options.cache.join("models--org--name-2/blobs/one").exists());
+        #[cfg(unix)]
+        assert!(options.cache.join("elsewhere/thesis.txt").exists());
     }
 
     #[test]

@@ -51,7 +51,10 @@ pub use files::read_small_file;
 pub use gemma_kernels::Format;
 pub use generation_config::GenerationConfig;
 pub use gguf::{GgufVocabulary, OnConvert, is_gguf, save_gguf};
-pub use hub::{Download, HubId, HubOptions, OnDownload, cached, pull, resolve, resolve_adapter, resolve_with};
+pub use hub::{
+    Download, HubId, HubOptions, OnDownload, cached, cached_bytes, pull, remove_cached, resolve, resolve_adapter,
+    resolve_with,
+};
 pub use loader::{Loader, OnProgress};
 pub use new_file::NewFile;
 pub use safetensors::{Described, parse_safetensors, read_safetensors, read_safetensors_with_metadata};

@@ -8,7 +8,7 @@ use crate::fim::text_tokens;
 use crate::infill_stop::StopRules;
 use crate::{CodeGemma, Error, Infill, InfillOptions, Truncation};
 use gemma::{Decoder, DecoderCache};
-use gemma_generate::{FinishReason, GenerateOptions, Generation, PromptLookup, Sequence, Timings};
+use gemma_generate::{FinishReason, GenerateOptions, Generation, PromptLookup, Sequence, Timings, TokenMask};
 use gemma_tokenizer::{DecodeStream, TokenId};
 use serde::Serialize;
 use std::sync::atomic::Ordering;
@@ -285,6 +285,12 @@ impl<'m, 's> InfillStream<'m, 's> {
     /// Tells how the reading of the prompt goes: new tokens read, new tokens in all.
     pub fn with_progress(mut self, progress: impl FnMut(usize, usize) + Send + 'm) -> Self {
         self.generation = self.generation.take().map(|generation| generation.with_progress(progress));
+        self
+    }
+
+    /// Restricts the tokens of the middle, for example to those that a grammar allows.
+    pub fn with_mask(mut self, mask: Box<dyn TokenMask + 'm>) -> Self {
+        self.generation = self.generation.take().map(|generation| generation.with_mask(mask));
         self
     }
 

@@ -1,8 +1,11 @@
 //! `gemma chat`: a conversation at the keyboard, or line by line from a pipe.
 
+mod saved;
+
 use std::{
-    io::{self, IsTerminal, Write},
-    path::Path,
+    io::{self, IsTerminal},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -10,33 +13,38 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use gemma_auto::{AutoModel, with_model};
 use gemma_model::{Answered, Attachments, Conversation, Model, Network};
-use gemma_tokenizer::{ChatTemplate, Role, Turn};
-use gemma3::Image;
+use gemma_tokenizer::{ChatTemplate, Turn};
 use rustyline::{DefaultEditor, error::ReadlineError};
 
 use super::generate;
 use crate::{
-    args::{ChatFormat, Model as ModelArgs, Sampling},
+    args::{ChatFormat, Constraint, Form, Model as ModelArgs, Sampling, at_least_one, with_breakers},
+    image_files,
     interrupt::{self, Ending},
-    new_file::NewFile,
     output, session, text,
 };
 
+use saved::Saved;
+
 /// Hold a conversation.
 ///
-/// The KV cache is kept between turns: each turn prefills only what is new. Ctrl-C stops an answer, Ctrl-D leaves. When standard input is not a terminal,
-/// each of its lines is a turn.
+/// The KV cache is kept between turns: each turn prefills only what is new. Ctrl-C stops an answer, Ctrl-D leaves. When
+/// standard input is not a terminal, each of its lines is a turn or a command.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   gemma chat
   gemma chat --model google/gemma-2-2b-it --temperature 0.7
   gemma chat --model google/gemma-3-1b-it --system 'Answer in one sentence.'
-  printf 'What is 2 plus 3?\\nAnd plus 1?\\n' | gemma chat --temperature 0
+  gemma chat --model google/gemma-2-2b-it --load yesterday.json
+  printf 'What is 2 plus 3?\\nAnd plus 1?\\n/save sums.json\\n' | gemma chat --temperature 0
   printf '/image cat.jpg\\nWhat is this?\\n' | gemma chat --model google/gemma-3-4b-it
 
-In the conversation, /help lists the commands: /image FILE, /reset, /undo, /save FILE, /stats, /exit. /image is for models
-that see images, such as google/gemma-3-4b-it, and is read from a pipe as well.")]
+In the conversation, /help lists the commands: /image FILE, /reset, /undo, /save FILE, /stats, /exit. They are read from a
+pipe as well. /image is for models that see images, such as google/gemma-3-4b-it.
+
+/save writes JSON messages, [{\"role\": \"user\", \"content\": \"...\"}, {\"role\": \"assistant\", ...}], which --load reads.
+It asks before it replaces a file; from a pipe, /save! FILE replaces it.")]
 pub(crate) struct Chat {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -44,18 +52,30 @@ pub(crate) struct Chat {
     #[command(flatten)]
     pub(crate) format: ChatFormat,
 
+    /// Go on with the messages that /save wrote: a JSON array of role (system, user, assistant) and content.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) load: Option<PathBuf>,
+
+    /// Context length of the conversation, in tokens; the model's own without it. What no longer fits is forgotten, the
+    /// oldest exchanges first.
+    #[arg(long, visible_alias = "ctx-size", value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
+    pub(crate) context: Option<NonZeroUsize>,
+
     #[command(flatten)]
     pub(crate) sampling: Sampling,
+
+    #[command(flatten)]
+    pub(crate) form: Form,
 }
 
 /// Words that are commands also with more behind them.
-const COMMANDS: [&str; 9] = ["help", "image", "reset", "undo", "save", "stats", "exit", "quit", "load"];
+const COMMANDS: [&str; 10] = ["help", "image", "reset", "undo", "save", "save!", "stats", "exit", "quit", "load"];
 
 const HELP: &str = "\
 /image FILE show an image; the next question is about it
 /reset      forget the conversation
 /undo       forget the last question and its answer
-/save FILE  write the conversation to a JSON file
+/save FILE  write the conversation to a JSON file, for --load; /save! FILE replaces one that is there
 /stats      tokens and bytes in the KV cache, and the rates of the last answer
 /exit       leave; Ctrl-D does too
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next. Another line that begins with / is a question,
@@ -66,11 +86,16 @@ pub(crate) fn run(args: &Chat) -> Result<Ending> {
     options.check()?;
     // what cannot be read is known before the model is opened
     let (system, template) = (args.format.system()?, args.format.template()?);
+    let loaded = args.load.as_deref().map(Saved::load).transpose()?.unwrap_or_default();
+    let (constraint, context) = (args.form.read()?, args.context.map(NonZeroUsize::get));
     let opened = session::find(&args.model)?.open()?;
-    let settings = Settings { system, template };
+    let options = with_model!(&opened.model, model => with_breakers(options, model.tokenizer().ok()));
+    // what is typed now holds rather than what was saved
+    let system = system.or(loaded.system);
+    let settings = Settings { system, template, turns: loaded.turns, constraint, context };
     match &opened.model {
         AutoModel::Gemma3(model) => {
-            let show = |file: &Path| Ok(model.encode_image(&Image::open(file)?));
+            let show = |file: &Path| Ok(model.encode_image(&image_files::open(file)?));
             talk(model.model(), model.conversation(options), settings, Some(&show))
         }
         other => with_model!(other, model => talk(model, Conversation::new(model, options), settings, None)),
@@ -81,6 +106,11 @@ pub(crate) fn run(args: &Chat) -> Result<Ending> {
 struct Settings {
     system: Option<String>,
     template: Option<ChatTemplate>,
+    /// What was said before.
+    turns: Vec<Turn>,
+    /// What each answer has to look like.
+    constraint: Option<Constraint>,
+    context: Option<usize>,
 }
 
 /// Encodes the image in a file; `None` for a model that reads text only.
@@ -89,16 +119,19 @@ type Show<'s, I> = Option<&'s dyn Fn(&Path) -> Result<I>>;
 /// A conversation at the keyboard or from a pipe.
 struct Talk<'t, 'm, N: Network, A: Attachments> {
     conversation: Conversation<'m, N, A>,
+    model: &'m Model<N>,
+    constraint: Option<Constraint>,
+    /// The standing instructions, which are saved too.
+    system: Option<String>,
     show: Show<'t, A::Item>,
     /// Images that the next question is about.
     shown: Vec<A::Item>,
-    context: Option<usize>,
     last: Option<Answered>,
 }
 
-fn talk<N: Network, A: Attachments>(
-    model: &Model<N>,
-    conversation: Conversation<'_, N, A>,
+fn talk<'m, N: Network, A: Attachments>(
+    model: &'m Model<N>,
+    conversation: Conversation<'m, N, A>,
     settings: Settings,
     show: Show<'_, A::Item>,
 ) -> Result<Ending> {
@@ -106,15 +139,23 @@ fn talk<N: Network, A: Attachments>(
     let template = settings.template.unwrap_or_else(|| model.chat_template().clone());
     template.check()?;
     let mut conversation = conversation.with_template(template);
-    if let Some(system) = settings.system {
+    if let Some(system) = &settings.system {
         conversation = conversation.with_system(system);
     }
-    let context = model.network().context_length();
-    let mut talk = Talk { conversation, show, shown: Vec::new(), context, last: None };
+    if let Some(context) = settings.context {
+        conversation = conversation.with_context(context);
+    }
+    conversation = conversation.with_turns(settings.turns)?;
+    let (constraint, system) = (settings.constraint, settings.system);
+    if let Some(constraint) = &constraint {
+        // a grammar that cannot be used should be known before the first question
+        constraint.mask(model)?;
+    }
+    let mut talk = Talk { conversation, model, constraint, system, show, shown: Vec::new(), last: None };
     if io::stdin().is_terminal() { at_keyboard(&mut talk) } else { from_lines(&mut talk) }
 }
 
-/// Every line is a question, but for those that show an image; Ctrl-C ends everything.
+/// Every line is a question, but for commands; a command that fails ends everything, and so does Ctrl-C.
 fn from_lines<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Result<Ending> {
     let mut input = io::stdin().lock();
     while let Some(line) = text::line(&mut input).context("cannot use standard input")? {
@@ -129,12 +170,23 @@ fn from_lines<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Resu
         if line.trim().is_empty() {
             continue;
         }
-        if let (Line::Command("image", file), true) = (Line::of(line.trim()), talk.show.is_some()) {
-            output::remark(talk.show(file)?);
-            continue;
+        match Line::of(line.trim()) {
+            Line::Command("exit" | "quit", _) => return Ok(Ending::Done),
+            Line::Command(name @ ("help" | "stats"), rest) => {
+                output::complain(talk.run_command(name, rest)?);
+                continue;
+            }
+            // what is no command here is a question: nobody mistyped it
+            Line::Command(name, rest) if COMMANDS.contains(&name) && (name != "image" || talk.show.is_some()) => {
+                output::remark(talk.run_command(name, rest)?);
+                continue;
+            }
+            _ => {}
         }
         let watch = interrupt::watch();
-        talk.conversation.say_with(std::mem::take(&mut talk.shown), &line, watch.flag(), output::piece)?;
+        talk.restrict()?;
+        talk.last =
+            Some(talk.conversation.say_with(std::mem::take(&mut talk.shown), &line, watch.flag(), output::piece)?);
         output::line("")?;
         if watch.pressed() {
             return Ok(Ending::Interrupted);
@@ -169,7 +221,12 @@ fn at_keyboard<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Res
         }
         match Line::of(line.trim()) {
             Line::Command("exit" | "quit", _) => return Ok(Ending::Done),
-            Line::Command(name, rest) => output::line(talk.run_command(name, rest))?,
+            Line::Command("save", file) if Path::new(file).is_file() && !replaces(&mut editor, file)? => {}
+            Line::Command(name, rest) => {
+                let name = if name == "save" { "save!" } else { name };
+                let done = talk.run_command(name, rest);
+                output::line(done.unwrap_or_else(|error| format!("error: {}", output::one_line(&error))))?;
+            }
             Line::Nothing => {}
             // What went wrong with one question is no reason to lose the conversation.
             Line::Question(line) => match talk.answer(line) {
@@ -178,6 +235,15 @@ fn at_keyboard<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Res
                 Err(error) => output::remark(format_args!("error: {}", output::one_line(&error))),
             },
         }
+    }
+}
+
+/// Asks whether a file may be replaced.
+fn replaces(editor: &mut DefaultEditor, file: &str) -> Result<bool> {
+    match editor.readline(&format!("{file} is there already; replace it? [y/N] ")) {
+        Ok(answer) => Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str())),
+        Err(ReadlineError::Interrupted | ReadlineError::Eof) => Ok(false),
+        Err(error) => Err(error).context("cannot read from this terminal"),
     }
 }
 
@@ -228,8 +294,17 @@ fn question(editor: &mut DefaultEditor) -> rustyline::Result<String> {
 }
 
 impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
+    /// Restricts the next answer to the grammar, if there is one.
+    fn restrict(&mut self) -> Result<()> {
+        if let Some(constraint) = &self.constraint {
+            self.conversation.restrict_next(constraint.mask(self.model)?);
+        }
+        Ok(())
+    }
+
     fn answer(&mut self, text: &str) -> Result<Answered> {
         let watch = interrupt::watch();
+        self.restrict()?;
         let shown = std::mem::take(&mut self.shown);
         let answered = self.conversation.say_with(shown, text, watch.flag(), output::piece);
         output::line("")?;
@@ -255,12 +330,10 @@ impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
     }
 
     /// Runs a command and describes what it did.
-    fn run_command(&mut self, name: &str, rest: &str) -> String {
-        match (name, rest) {
+    fn run_command(&mut self, name: &str, rest: &str) -> Result<String> {
+        Ok(match (name, rest) {
             ("help", _) => HELP.to_owned(),
-            ("image", file) => {
-                self.show(file.trim()).unwrap_or_else(|error| format!("error: {}", output::one_line(&error)))
-            }
+            ("image", file) => self.show(file.trim())?,
             ("reset", _) => {
                 self.conversation.reset();
                 self.shown.clear();
@@ -268,41 +341,29 @@ impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
             }
             ("undo", _) if self.conversation.undo() => "the last question and its answer are forgotten".to_owned(),
             ("undo", _) => "there is nothing to forget".to_owned(),
-            ("save", file) if !file.trim().is_empty() => {
-                match save(self.conversation.turns(), Path::new(file.trim())) {
-                    Ok(()) => format!("saved to {}", file.trim()),
-                    Err(error) => format!("error: {}", output::one_line(&error)),
-                }
+            ("save" | "save!", "") => bail!("/{name} needs a file: /{name} conversation.json"),
+            ("save", file) if Path::new(file).exists() => {
+                bail!("{file} is there already; /save! {file} replaces it")
             }
-            ("save", _) => "name a file: /save conversation.json".to_owned(),
+            ("save" | "save!", file) => {
+                saved::save(self.system.as_deref(), self.conversation.turns(), Path::new(file))?;
+                format!("saved to {file}")
+            }
+            ("load", _) => bail!("a conversation is read at the start: gemma chat --load FILE"),
             ("stats", _) => self.stats(),
-            (other, _) => format!("there is no command /{other}; /help lists them"),
-        }
+            (other, _) => bail!("there is no command /{other}; /help lists them"),
+        })
     }
 
     fn stats(&self) -> String {
         let (tokens, bytes) = self.conversation.remembered();
-        let limit = self.context.map(|limit| format!(" of {limit}")).unwrap_or_default();
+        let limit = self.conversation.context().map(|limit| format!(" of {limit}")).unwrap_or_default();
         let speed = self.last.map(|last| generate::told(last.timings, last.reason)).unwrap_or_default();
         let turns = self.conversation.turns().len();
         format!("{turns} turns, {tokens}{limit} tokens in {}\n{speed}", output::bytes(bytes as u64))
             .trim_end()
             .to_owned()
     }
-}
-
-/// Writes the conversation as JSON, whole or not at all.
-fn save(turns: &[Turn], path: &Path) -> Result<()> {
-    let role = |turn: &Turn| if turn.role == Role::User { "user" } else { "model" };
-    let one = |turn: &Turn| match turn.images() {
-        0 => serde_json::json!({"role": role(turn), "text": turn.plain_text()}),
-        images => serde_json::json!({"role": role(turn), "text": turn.plain_text(), "images": images}),
-    };
-    let turns: Vec<_> = turns.iter().map(one).collect();
-    let mut file = NewFile::open(path)?;
-    let written = writeln!(file.as_file_mut(), "{:#}", serde_json::Value::Array(turns));
-    written.with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.finish()?)
 }
 
 #[cfg(test)]
@@ -318,6 +379,7 @@ mod tests {
             ("/save  a b.json ", Line::Command("save", "a b.json")),
             ("/hlep", Line::Command("hlep", "")),
             ("/etc/hosts is what kind of file?", Line::Question("/etc/hosts is what kind of file?")),
+            ("/save! a.json", Line::Command("save!", "a.json")),
             ("/image a b.jpg", Line::Command("image", "a b.jpg")),
             ("/etc/hosts", Line::Question("/etc/hosts")),
             ("/tmp is what?", Line::Question("/tmp is what?")),
@@ -326,15 +388,5 @@ mod tests {
         ] {
             assert_eq!(Line::of(line), expected, "{line}");
         }
-    }
-
-    #[test]
-    fn a_conversation_is_saved_as_json() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("talk.json");
-        save(&[Turn::user("2 + 3?"), Turn::model("5")], &path).expect("saved");
-        let back: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("there")).expect("JSON");
-        assert_eq!(back[1], serde_json::json!({"role": "model", "text": "5"}));
-        assert!(save(&[], &folder.path().join("missing/x")).is_err());
     }
 }

@@ -1,20 +1,29 @@
 //! `gemma generate`: continue a text.
 
+mod arriving;
+mod echo;
+
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use gemma_auto::{Architecture, AutoModel, with_model};
-use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, Sequence, TextStream, Timings, TokenId};
+use gemma_generate::{
+    CausalModel, FinishReason, GenerateOptions, Generation, SampledToken, Sequence, TextStream, Timings, TokenId,
+    TokenMask,
+};
 use gemma_model::{Model, Network, load_state, save_state};
+use gemma_serve::tokens::logprob_entry;
 use gemma_tokenizer::{EncodeOptions, Tokenizer, Turn};
 use gemma3::{EncodedImage, Gemma3};
 use indicatif::ProgressBar;
 use paligemma::{Image, PaliGemma};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
-    args::{ChatFormat, Model as ModelArgs, Sampling, Source},
+    args::{ChatFormat, Form, Model as ModelArgs, Sampling, Source, with_breakers},
+    image_files,
     interrupt::{self, Ending},
     new_file::NewFile,
     output, progress,
@@ -34,13 +43,17 @@ Examples:
   gemma generate --model google/gemma-2-2b-it --chat \"Why is the sky blue?\"
   git diff | gemma generate --model google/gemma-2-9b-it --precision q8_0 --chat -f -
   gemma generate --tokens-file ids.json --temperature 0 --ignore-eos --json
-  gemma generate --image models/paligemma/demo/images/shapes1.png --temperature 0 \"caption en\"
+  gemma generate --json --logprobs 5 -n 20 \"Once upon a time\"
+  gemma generate --json-schema schema.json --model google/gemma-2-2b-it --chat \"Name a city and its country.\"
+  gemma generate --image demo:shapes1.png --temperature 0 \"caption en\"
   gemma generate --model DIR -f book.txt --max-tokens 1 --save-state book.state
   gemma generate --model DIR --load-state book.state \"In short,\"
 
 --json prints one object when done: tokens (the new ids), text, finish_reason (stop, stop_text, length,
 context_full or cancelled), prompt_tokens, seed (which gives the same text again) and timings, in seconds and
-tokens per second.
+tokens per second; with --logprobs also logprobs, whose content has a token, logprob, bytes and top_logprobs per new
+token, as OpenAI's API has them.
+On a terminal, the end of the prompt is printed in front of its continuation (--echo, --no-echo).
 Ctrl-C ends the text early with exit code 130.")]
 pub(crate) struct Generate {
     #[command(flatten)]
@@ -63,6 +76,18 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) json: bool,
 
+    /// With --json: the logprob of each new token, and those of the N likeliest tokens in its place (0 without a number).
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0", requires = "json", value_parser = top)]
+    pub(crate) logprobs: Option<usize>,
+
+    /// Print the whole prompt in front of its continuation.
+    #[arg(long, conflicts_with_all = ["no_echo", "json", "chat", "image", "tokens_file"])]
+    pub(crate) echo: bool,
+
+    /// Print the continuation only, as it is by default where the output is no terminal.
+    #[arg(long)]
+    pub(crate) no_echo: bool,
+
     /// Continue from a state that --save-state wrote: its tokens need no prefill, and the prompt (which may be empty)
     /// follows them.
     #[arg(long, value_name = "FILE")]
@@ -77,6 +102,18 @@ pub(crate) struct Generate {
 
     #[command(flatten)]
     pub(crate) sampling: Sampling,
+
+    #[command(flatten)]
+    pub(crate) form: Form,
+}
+
+/// Most alternatives beside each token: as many as OpenAI's API gives.
+const MOST_ALTERNATIVES: usize = 20;
+
+fn top(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| *count <= MOST_ALTERNATIVES).ok_or_else(|| {
+        format!("must be an integer from 0 to {MOST_ALTERNATIVES}; a prompt stands before --logprobs, or behind --logprobs N")
+    })
 }
 
 /// The JSON object.
@@ -88,7 +125,15 @@ struct Report {
     finish_reason: FinishReason,
     prompt_tokens: usize,
     seed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Logprobs>,
     timings: Seconds,
+}
+
+/// The logprobs of the new tokens, as a chat completion of OpenAI's API has them.
+#[derive(Serialize)]
+struct Logprobs {
+    content: Vec<Value>,
 }
 
 /// How long it took, and how fast that is.
@@ -105,40 +150,71 @@ struct Seconds {
 enum Given {
     Text(String),
     Tokens(Vec<TokenId>),
+    /// Text on standard input that is prefilled as it arrives.
+    Arriving,
+}
+
+/// How the prompt is to be continued.
+struct Task<'a> {
+    args: &'a Generate,
+    options: GenerateOptions,
+    /// Restricts the tokens of the answer.
+    mask: Option<Box<dyn TokenMask>>,
+    /// What is printed in front of the continuation.
+    lead: Option<String>,
+    load_seconds: f64,
+}
+
+/// The options of a model's tokenizer, and the mask of a grammar.
+fn prepare<N: Network>(
+    args: &Generate,
+    options: GenerateOptions,
+    model: &Model<N>,
+) -> Result<(GenerateOptions, Option<Box<dyn TokenMask>>)> {
+    if args.logprobs.is_some() {
+        // logprobs have the texts of tokens
+        model.tokenizer()?;
+    }
+    let mask = args.form.read()?.map(|constraint| constraint.mask(model)).transpose()?;
+    Ok((with_breakers(options, model.tokenizer().ok()), mask))
 }
 
 pub(crate) fn run(args: &Generate) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
+    // a grammar that cannot be read should be known before a model is loaded
+    args.form.read()?;
     if !args.chat && (args.format.system.is_some() || args.format.template.is_some()) {
         bail!("--system and --template are for --chat, which puts the text in the model's chat format");
     }
-    let given = given(&args.source, args.load_state.is_some())?;
+    let given =
+        if arriving::is_possible(args) { Given::Arriving } else { given(&args.source, args.load_state.is_some())? };
     // an image that cannot be read should be known before a model is loaded
-    let images = args.image.iter().map(|file| Image::open(file)).collect::<Result<Vec<_>, _>>()?;
+    let images = args.image.iter().map(|file| image_files::open(file)).collect::<Result<Vec<_>>>()?;
     let found = if images.is_empty() { session::find(&args.model)? } else { session::find_images(&args.model)? };
     if !images.is_empty() && !matches!(found.architecture()?, Architecture::PaliGemma | Architecture::Gemma3) {
         bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
     }
-    let Opened { model, seconds } = found.open()?;
-    match &model {
-        AutoModel::PaliGemma(model) => write_about(args, &options, given, &images, model, seconds),
-        AutoModel::Gemma3(model) if !images.is_empty() => {
-            write_with_images(args, &options, given, &images, model, seconds)
+    let Opened { model, seconds: load_seconds } = found.open()?;
+    let given = match given {
+        // a cache that grows with the text holds all of it anyway
+        Given::Arriving if !matches!(model, AutoModel::RecurrentGemma(_)) => {
+            self::given(&args.source, args.load_state.is_some())?
         }
-        other => with_model!(other, model => write(args, &options, given, model, seconds)),
+        given => given,
+    };
+    let (options, mask) = with_model!(&model, model => prepare(args, options, model))?;
+    let task = Task { args, options, mask, lead: echo::lead(args, &given), load_seconds };
+    match &model {
+        AutoModel::PaliGemma(model) => write_about(task, given, &images, model),
+        AutoModel::Gemma3(model) if !images.is_empty() => write_with_images(task, given, &images, model),
+        other => with_model!(other, model => write(task, given, model)),
     }
 }
 
 /// Continues a prompt of PaliGemma, with the images that it is about.
-fn write_about(
-    args: &Generate,
-    options: &GenerateOptions,
-    given: Given,
-    images: &[Image],
-    model: &PaliGemma,
-    load_seconds: f64,
-) -> Result<Ending> {
+fn write_about(task: Task<'_>, given: Given, images: &[Image], model: &PaliGemma) -> Result<Ending> {
+    let (args, options) = (task.args, &task.options);
     let watch = interrupt::watch();
     if args.load_state.is_some() && !images.is_empty() {
         bail!("--load-state goes on after a prompt, and an image begins one; leave out one of the two");
@@ -154,6 +230,7 @@ fn write_about(
     let state = args.load_state.as_ref().map(|file| load_state(network, file)).transpose()?;
     let prompt = match given {
         Given::Tokens(tokens) => tokens,
+        Given::Arriving => unreachable!("only a recurrent model prefills what arrives"),
         Given::Text(text) if state.is_some() => model.tokenizer()?.encode_with(&text, CONTINUED),
         Given::Text(text) => model.prompt_tokens(images.len(), &text)?,
     };
@@ -168,7 +245,8 @@ fn write_about(
     let prompt_seconds = begin.elapsed().as_secs_f64();
     let bar = progress::tokens("prefill", prompt.len());
     let tokenizer = model.tokenizer().map_err(Into::into);
-    let (mut ended, text, sequence) = finish(generation, tokenizer, options, &bar, args.json)?;
+    let load_seconds = task.load_seconds;
+    let (mut ended, text, sequence) = finish(generation, tokenizer, task, &bar)?;
     ended.timings.prompt_seconds += prompt_seconds;
     if let Some(path) = &args.save_state {
         save_state(network, &sequence, path)?;
@@ -177,14 +255,8 @@ fn write_about(
 }
 
 /// Continues a prompt of Gemma 3 in which images stand: at each `<start_of_image>` of the text, or in front of it.
-fn write_with_images(
-    args: &Generate,
-    options: &GenerateOptions,
-    given: Given,
-    images: &[Image],
-    model: &Gemma3,
-    load_seconds: f64,
-) -> Result<Ending> {
+fn write_with_images(task: Task<'_>, given: Given, images: &[Image], model: &Gemma3) -> Result<Ending> {
+    let (args, options) = (task.args, &task.options);
     let watch = interrupt::watch();
     if args.load_state.is_some() {
         bail!("--load-state goes on after a prompt that was read; leave out --image or --load-state");
@@ -198,6 +270,7 @@ fn write_with_images(
     let lent: Vec<&EncodedImage> = encoded.iter().collect();
     let prompt = match given {
         Given::Tokens(tokens) => tokens,
+        Given::Arriving => unreachable!("only a recurrent model prefills what arrives"),
         Given::Text(text) if args.chat => model.chat_tokens(&[Gemma3::question(images.len(), &text)], &lent)?,
         Given::Text(text) => model.text_tokens(&text, &lent)?,
     };
@@ -205,7 +278,8 @@ fn write_with_images(
     let prompt_seconds = begin.elapsed().as_secs_f64();
     let bar = progress::tokens("reading", prompt.len());
     let tokenizer = model.tokenizer().map_err(Into::into);
-    let (mut ended, text, sequence) = finish(generation, tokenizer, options, &bar, args.json)?;
+    let load_seconds = task.load_seconds;
+    let (mut ended, text, sequence) = finish(generation, tokenizer, task, &bar)?;
     ended.timings.prompt_seconds += prompt_seconds;
     if let Some(path) = &args.save_state {
         save_state(model.network(), &sequence, path)?;
@@ -213,13 +287,8 @@ fn write_with_images(
     tell(args, ended, text, prompt.len(), load_seconds)
 }
 
-fn write<N: Network>(
-    args: &Generate,
-    options: &GenerateOptions,
-    given: Given,
-    model: &Model<N>,
-    load_seconds: f64,
-) -> Result<Ending> {
+fn write<N: Network>(task: Task<'_>, given: Given, model: &Model<N>) -> Result<Ending> {
+    let (args, options) = (task.args, &task.options);
     let watch = interrupt::watch();
     if let Some(path) = &args.save_state {
         // a place that cannot be written is found before the work is done
@@ -229,6 +298,13 @@ fn write<N: Network>(
         Some(file) => load_state(model.network(), file)?,
         None => Sequence::new(model.network().new_cache()),
     };
+    let (given, sequence, before) = match given {
+        Given::Arriving => arriving::prefill(args, model, sequence, &watch)?,
+        given => (given, sequence, arriving::Prefilled::default()),
+    };
+    if watch.pressed() {
+        return Ok(Ending::Interrupted);
+    }
     let prompt = tokens(given, args, model, &sequence)?;
     let bar = progress::tokens("prefill", sequence.pending().len() + prompt.len());
     let shown = bar.clone();
@@ -236,25 +312,40 @@ fn write<N: Network>(
         .with_cancel(watch.flag())
         .with_progress(move |done, _| shown.set_position(done as u64));
     let tokenizer = model.tokenizer().map_err(Into::into);
-    let (ended, text, sequence) = finish(generation, tokenizer, options, &bar, args.json)?;
+    let load_seconds = task.load_seconds;
+    let (mut ended, text, sequence) = finish(generation, tokenizer, task, &bar)?;
+    ended.timings.prompt_tokens += before.tokens;
+    ended.timings.prompt_seconds += before.seconds;
     if let Some(path) = &args.save_state {
         save_state(model.network(), &sequence, path)?;
     }
-    tell(args, ended, text, prompt.len(), load_seconds)
+    tell(args, ended, text, before.tokens + prompt.len(), load_seconds)
 }
 
 /// Runs a generation to its end, as text where there is a tokenizer.
 fn finish<M: CausalModel>(
     generation: Generation<'_, M>,
     tokenizer: Result<&Tokenizer>,
-    options: &GenerateOptions,
+    task: Task<'_>,
     bar: &ProgressBar,
-    quiet: bool,
 ) -> Result<Written<M>> {
+    let generation = generation.with_top_logprobs(task.args.logprobs.unwrap_or(0));
+    let generation = match task.mask {
+        Some(mask) => generation.with_mask(mask),
+        None => generation,
+    };
     let ended = match tokenizer {
-        Ok(tokenizer) => with_text(TextStream::new(generation, tokenizer.stream()), bar, quiet)?,
+        Ok(tokenizer) => {
+            let lead = task.lead.unwrap_or_default();
+            let stream = TextStream::new(generation, tokenizer.stream());
+            let (mut ended, text, sequence) = with_text(stream, bar, task.args.json, lead)?;
+            if task.args.logprobs.is_some() {
+                ended.logprobs = Some(ended.logprobs(tokenizer));
+            }
+            (ended, text, sequence)
+        }
         // A checkpoint without a tokenizer can be asked for numbers; words and stop texts need one.
-        Err(_) if options.stop.is_empty() => without_text(generation, bar)?,
+        Err(_) if task.options.stop.is_empty() => without_text(generation, bar)?,
         Err(error) => return Err(error),
     };
     bar.finish_and_clear();
@@ -269,10 +360,11 @@ fn tell(
     prompt_tokens: usize,
     load_seconds: f64,
 ) -> Result<Ending> {
-    let Ended { tokens, finish_reason, seed, timings } = ended;
+    let Ended { sampled, finish_reason, seed, timings, logprobs, .. } = ended;
+    let tokens: Vec<TokenId> = sampled.iter().map(|sampled| sampled.token).collect();
     if args.json {
         let timings = seconds(load_seconds, timings);
-        output::json(&Report { tokens, text, finish_reason, prompt_tokens, seed, timings })?;
+        output::json(&Report { tokens, text, finish_reason, prompt_tokens, seed, logprobs, timings })?;
     } else {
         // without a tokenizer, the numbers
         let numbers = || tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
@@ -284,33 +376,57 @@ fn tell(
 
 /// What a generation leaves besides its text.
 struct Ended {
-    tokens: Vec<TokenId>,
+    sampled: Vec<SampledToken>,
+    /// The likeliest tokens in the place of each, where they were asked for.
+    top: Vec<Vec<(TokenId, f64)>>,
     finish_reason: FinishReason,
     seed: u64,
     timings: Timings,
+    logprobs: Option<Logprobs>,
 }
 
 impl Ended {
     fn of<M: CausalModel>(generation: &Generation<'_, M>) -> Result<Self> {
         Ok(Self {
-            tokens: generation.sampled().iter().map(|sampled| sampled.token).collect(),
+            sampled: generation.sampled().to_vec(),
+            top: generation.top_logprobs().to_vec(),
             finish_reason: generation.finish_reason().context("the text ended without a reason")?,
             seed: generation.seed(),
             timings: generation.timings(),
+            logprobs: None,
         })
+    }
+
+    /// The tokens with their logprobs and alternatives.
+    fn logprobs(&self, tokenizer: &Tokenizer) -> Logprobs {
+        let entry = |(index, sampled): (usize, &SampledToken)| {
+            let top: Vec<(TokenId, f32)> =
+                self.top.get(index).into_iter().flatten().map(|(id, logprob)| (*id, *logprob as f32)).collect();
+            logprob_entry(tokenizer, sampled.token, sampled.logprob as f32, &top)
+        };
+        Logprobs { content: self.sampled.iter().enumerate().map(entry).collect() }
     }
 }
 
 /// A generation that is over, its text where that was asked for, and the sequence it leaves.
 type Written<M> = (Ended, Option<String>, Sequence<<M as CausalModel>::Cache>);
 
-/// Runs a generation to its end, printing the text as it comes or, when `quiet`, returning it.
-fn with_text<M: CausalModel>(mut stream: TextStream<'_, '_, M>, bar: &ProgressBar, quiet: bool) -> Result<Written<M>> {
+/// Runs a generation to its end, printing the text as it comes, `lead` in front of it, or, when `quiet`, returning it.
+fn with_text<M: CausalModel>(
+    mut stream: TextStream<'_, '_, M>,
+    bar: &ProgressBar,
+    quiet: bool,
+    mut lead: String,
+) -> Result<Written<M>> {
     let mut text = String::new();
     for piece in &mut stream {
         bar.finish_and_clear();
-        if quiet { text += &piece? } else { output::piece(&piece?)? }
+        let piece = std::mem::take(&mut lead) + &piece?;
+        if quiet { text += &piece } else { output::piece(&piece)? }
     }
+    bar.finish_and_clear();
+    // where nothing follows it
+    output::piece(&lead)?;
     Ok((Ended::of(stream.generation())?, Some(text), stream.into_sequence()))
 }
 
@@ -347,6 +463,7 @@ fn tokens<N: Network>(
     let specials = args.source.specials;
     Ok(match given {
         Given::Tokens(tokens) => tokens,
+        Given::Arriving => unreachable!("what arrived was prefilled, but for its end"),
         Given::Text(text) if args.chat => {
             let tokenizer = model.tokenizer()?;
             let template = args.format.template()?;

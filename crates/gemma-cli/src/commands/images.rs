@@ -31,7 +31,8 @@ use crate::{
 /// Which images, which model, and where the answers go.
 #[derive(Args, Debug)]
 pub(crate) struct Images {
-    /// PNG, JPEG or WebP files; folders, for all images in them; or patterns such as 'shots/*.png'.
+    /// PNG, JPEG or WebP files; folders, for all images in them; patterns such as 'shots/*.png'; or demo: for the images
+    /// that are built in.
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
 
@@ -73,7 +74,7 @@ pub(crate) struct Objects {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  gemma caption models/paligemma/demo/images
+  gemma caption demo:
   gemma caption --model google/gemma-3-4b-it holiday/
   gemma caption --model google/paligemma-3b-mix-224 --lang de holiday/*.jpg
   gemma caption --model DIR --out-dir captions 'archive/*.png'     thousands; may be stopped and started again
@@ -93,18 +94,19 @@ pub(crate) struct Caption {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  gemma ask -q \"how many shapes are there?\" models/paligemma/demo/images
+  gemma ask \"how many shapes are there?\" demo:
   gemma ask --model google/paligemma-3b-mix-224 -q \"what is the man doing?\" -q \"what color is his hat?\" a.jpg
   gemma ask --model google/paligemma-3b-mix-448 --ocr letters/
   gemma ask --model DIR --prompt \"caption es\" a.png
 
-Several questions about an image cost looking at it once.")]
+Without -q, --ocr and --prompt, the first argument is the question and the others are images. Several questions about an
+image cost looking at it once.")]
 pub(crate) struct Ask {
     #[command(flatten)]
     pub(crate) images: Images,
 
-    /// A question; may be given several times.
-    #[arg(short, long = "question", value_name = "TEXT", required_unless_present_any = ["prompt", "ocr"])]
+    /// A question; may be given several times. Without it, the first argument is the question.
+    #[arg(short, long = "question", value_name = "TEXT")]
     pub(crate) question: Vec<String>,
 
     /// Read the text in the image.
@@ -124,8 +126,9 @@ pub(crate) struct Ask {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  gemma detect -w shape models/paligemma/demo/images
-  gemma detect -w shape --out-dir found --draw models/paligemma/demo/images
+  gemma detect shape demo:
+  gemma detect shape --out-dir found --draw demo:
+  gemma detect \"red circle\" shots/*.png
   gemma detect --model google/paligemma-3b-mix-448 -w cat -w dog --coco pets/ > pets.json
 
 Boxes are in pixels of the image: left, upper, right and lower edge (in JSON [x, y, width, height], as COCO has it).")]
@@ -133,8 +136,8 @@ pub(crate) struct Detect {
     #[command(flatten)]
     pub(crate) images: Images,
 
-    /// What to look for; may be given several times.
-    #[arg(short = 'w', long = "what", value_name = "TEXT", required = true)]
+    /// What to look for; may be given several times. Without it, the first argument says it.
+    #[arg(short = 'w', long = "what", value_name = "TEXT")]
     pub(crate) things: Vec<String>,
 
     #[command(flatten)]
@@ -145,6 +148,7 @@ pub(crate) struct Detect {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
+  gemma segment --model google/paligemma-3b-mix-448 --mask-decoder vae-oid.npz cat pets/
   gemma segment --model google/paligemma-3b-mix-448 --mask-decoder vae-oid.npz -w cat --out-dir masks --draw pets/
 
 The decoder of masks is a file of its own, vae-oid.npz, published with big_vision; it is found in the model's folder or
@@ -153,8 +157,8 @@ pub(crate) struct Segment {
     #[command(flatten)]
     pub(crate) images: Images,
 
-    /// What to look for; may be given several times.
-    #[arg(short = 'w', long = "what", value_name = "TEXT", required = true)]
+    /// What to look for; may be given several times. Without it, the first argument says it.
+    #[arg(short = 'w', long = "what", value_name = "TEXT")]
     pub(crate) things: Vec<String>,
 
     /// The weights of the mask decoder: vae-oid.npz, or a safetensors file.
@@ -194,8 +198,25 @@ struct Task<'a> {
     questions: Vec<String>,
     /// Whether answers are looked through for boxes, and for masks.
     finds: Finds,
+    /// The arguments that name images.
+    names: Vec<String>,
     images: &'a Images,
     objects: Option<&'a Objects>,
+}
+
+impl<'a> Task<'a> {
+    /// Nothing asked yet.
+    fn new(images: &'a Images) -> Self {
+        Self {
+            verb: "",
+            prompts: Vec::new(),
+            questions: Vec::new(),
+            finds: Finds::Words,
+            names: images.images.clone(),
+            images,
+            objects: None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -208,18 +229,32 @@ enum Finds {
 pub(crate) fn caption(args: &Caption) -> Result<Ending> {
     let prompts = vec![prompt::caption(&args.lang)];
     let questions = vec![format!("Describe the image in one sentence.{}", in_language(&args.lang))];
-    run(&Task { verb: "caption", prompts, questions, finds: Finds::Words, images: &args.images, objects: None }, None)
+    run(&Task { verb: "caption", prompts, questions, ..Task::new(&args.images) }, None)
 }
 
 pub(crate) fn ask(args: &Ask) -> Result<Ending> {
-    let mut prompts: Vec<String> = args.question.iter().map(|question| prompt::answer(&args.lang, question)).collect();
+    let mut names = args.images.images.clone();
+    let mut asked = args.question.clone();
+    if asked.is_empty() && args.prompt.is_empty() && !args.ocr {
+        asked.push(image_files::take_text(&mut names, "a question", "--question (or --ocr, --prompt)")?);
+    }
+    let mut prompts: Vec<String> = asked.iter().map(|question| prompt::answer(&args.lang, question)).collect();
     prompts.extend(args.prompt.iter().cloned());
     prompts.extend(args.ocr.then(prompt::ocr));
     let language = in_language(&args.lang);
-    let mut questions: Vec<String> = args.question.iter().map(|question| format!("{question}{language}")).collect();
+    let mut questions: Vec<String> = asked.iter().map(|question| format!("{question}{language}")).collect();
     questions.extend(args.prompt.iter().cloned());
     questions.extend(args.ocr.then(|| "Write down the text in the image, and nothing else.".to_owned()));
-    run(&Task { verb: "ask", prompts, questions, finds: Finds::Words, images: &args.images, objects: None }, None)
+    run(&Task { verb: "ask", prompts, questions, names, ..Task::new(&args.images) }, None)
+}
+
+/// What to look for, and the arguments that name images.
+fn things(things: &[String], images: &Images) -> Result<(Vec<String>, Vec<String>)> {
+    let (mut things, mut names) = (things.to_vec(), images.images.clone());
+    if things.is_empty() {
+        things.push(image_files::take_text(&mut names, "what to look for", "--what")?);
+    }
+    Ok((things, names))
 }
 
 /// What asks for an answer in another language than English.
@@ -228,20 +263,21 @@ fn in_language(code: &str) -> String {
 }
 
 pub(crate) fn detect(args: &Detect) -> Result<Ending> {
-    let prompts = vec![prompt::detect(&args.things)];
-    let (questions, objects) = (Vec::new(), Some(&args.objects));
-    run(&Task { verb: "detect", prompts, questions, finds: Finds::Boxes, images: &args.images, objects }, None)
+    let (things, names) = things(&args.things, &args.images)?;
+    let (prompts, objects) = (vec![prompt::detect(&things)], Some(&args.objects));
+    run(&Task { verb: "detect", prompts, finds: Finds::Boxes, names, objects, ..Task::new(&args.images) }, None)
 }
 
 pub(crate) fn segment(args: &Segment) -> Result<Ending> {
-    let prompts = args.things.iter().map(|thing| prompt::segment(thing)).collect();
-    let (questions, objects) = (Vec::new(), Some(&args.objects));
-    let task = Task { verb: "segment", prompts, questions, finds: Finds::Masks, images: &args.images, objects };
+    let (things, names) = things(&args.things, &args.images)?;
+    let prompts = things.iter().map(|thing| prompt::segment(thing)).collect();
+    let objects = Some(&args.objects);
+    let task = Task { verb: "segment", prompts, finds: Finds::Masks, names, objects, ..Task::new(&args.images) };
     run(&task, args.mask_decoder.as_deref())
 }
 
 fn run(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<Ending> {
-    let files = image_files::find(&task.images.images)?;
+    let files = image_files::find(&task.names)?;
     let options = GenerateOptions::greedy(task.images.max_tokens);
     options.check()?;
     let mut store = task.images.out_dir.as_deref().map(|folder| Store::open(folder, task)).transpose()?;
@@ -339,7 +375,7 @@ fn encode_image(
     options: &GenerateOptions,
     watch: &Watch,
 ) -> Result<Option<Record>> {
-    let image = Image::open(file)?;
+    let image = image_files::open(file)?;
     let (width, height) = (image.width(), image.height());
     let model = match viewer {
         Viewer::PaliGemma(model) => model,
@@ -405,7 +441,8 @@ fn drawn_name(folder: &Path, file: &Path, verb: &str) -> PathBuf {
         _ => None,
     };
     let parts: Vec<String> = file.components().filter_map(plain).collect();
-    folder.join(format!("{}.{verb}.png", parts.join("_")))
+    // no colon: that of demo:shapes1.png is no part of a file's name everywhere
+    folder.join(format!("{}.{verb}.png", parts.join("_").replace(':', "_")))
 }
 
 /// One prompt about an image; `None` when Ctrl-C came in between.
@@ -487,15 +524,33 @@ struct Store {
     file: File,
     /// Records of the same prompts, by file.
     known: BTreeMap<String, Record>,
+    /// Whether the file was made by this run, and the folder if that was.
+    is_new: bool,
+    made: Option<PathBuf>,
+}
+
+/// A run that wrote nothing leaves nothing: no file, and no folder that it made.
+impl Drop for Store {
+    fn drop(&mut self) {
+        if self.is_new && self.file.metadata().is_ok_and(|data| data.len() == 0) {
+            let _ = fs::remove_file(&self.path);
+            // not where something else lies in it by now
+            if let Some(folder) = &self.made {
+                let _ = fs::remove_dir(folder);
+            }
+        }
+    }
 }
 
 impl Store {
     /// Opens the file, made if it is not there, and reads what it holds. A line without an end, which a run that was
     /// killed has left, is cut off.
     fn open(folder: &Path, task: &Task<'_>) -> Result<Self> {
+        let made = (!folder.exists()).then(|| folder.to_owned());
         fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let path = folder.join(format!("{}.jsonl", task.verb));
         let unusable = || format!("cannot use {}", path.display());
+        let is_new = !path.exists();
         let mut options = OpenOptions::new();
         let mut file =
             options.read(true).write(true).create(true).truncate(false).open(&path).with_context(unusable)?;
@@ -522,7 +577,7 @@ impl Store {
             }
         }
         file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).with_context(unusable)?;
-        Ok(Self { path, file, known })
+        Ok(Self { path, file, known, is_new, made })
     }
 
     fn get(&self, file: &Path) -> Option<&Record> {

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::generate::told;
 use crate::{
-    args::{CodeModel, Filling},
+    args::{CodeModel, Filling, Form, with_breakers},
     interrupt::{self, Ending},
     new_file::NewFile,
     output, progress, session, text,
@@ -87,6 +87,9 @@ pub(crate) struct Infill {
     pub(crate) filling: Filling,
 
     #[command(flatten)]
+    pub(crate) form: Form,
+
+    #[command(flatten)]
     pub(crate) model: CodeModel,
 }
 
@@ -138,6 +141,10 @@ struct Alternatives {
 pub(crate) fn run(args: &Infill) -> Result<Ending> {
     let options = args.filling.options();
     options.generate.check()?;
+    let constraint = args.form.read()?;
+    if constraint.is_some() && args.alternatives.is_some() {
+        bail!("--grammar and --json-schema are for one completion; leave out --alternatives");
+    }
     let infill = hole(args)?;
     if args.show_prompt {
         return show_prompt(args, &infill, &options);
@@ -147,7 +154,8 @@ pub(crate) fn run(args: &Infill) -> Result<Ending> {
     let model = session::find_code(&args.model)?.open_code(&mut |_, _| {})?;
     let watch = interrupt::watch();
     warn_instruct(args.model.model.as_deref());
-    let options = InfillOptions { cancel: Some(watch.flag()), ..options };
+    let generate = with_breakers(options.generate.clone(), model.tokenizer().ok());
+    let options = InfillOptions { cancel: Some(watch.flag()), generate, ..options };
     if let Some(count) = args.alternatives {
         return alternatives(args, &model, &infill, &options, count.into());
     }
@@ -156,6 +164,9 @@ pub(crate) fn run(args: &Infill) -> Result<Ending> {
     let mut stream = model.stream_infill(&infill, &options)?.with_progress(move |done, total| {
         progress::set(&shown, done as u64, total as u64);
     });
+    if let Some(constraint) = constraint {
+        stream = stream.with_mask(constraint.mask(model.gemma())?);
+    }
     let quiet = args.json || args.write;
     for piece in stream.by_ref() {
         let piece = piece?;

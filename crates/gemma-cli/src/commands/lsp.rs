@@ -14,7 +14,7 @@ use crate::{
 
 /// Complete code in an editor: a language server on standard input and output.
 ///
-/// The editor starts it; docs/editors.md has the lines for Neovim, Helix, VS Code and Zed.
+/// The editor starts it; docs/editors.md in the repository has the lines for Neovim, Helix, VS Code and Zed.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

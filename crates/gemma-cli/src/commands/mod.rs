@@ -4,6 +4,7 @@
 mod batch;
 mod bench;
 mod chat;
+mod completions;
 mod convert;
 mod embed;
 mod eval;
@@ -42,7 +43,7 @@ Without --model, every verb uses a tiny model that is built into the program: no
 Start here:
   gemma generate \"Once upon a time\"             continue a text
   gemma chat                                    a conversation
-  gemma caption models/paligemma/demo/images  describe images
+  gemma caption demo:                           describe images
   gemma infill main.py --at 12:5                complete code (fill-in-the-middle)
   gemma models                                  released checkpoints, and which fit this machine
   gemma pull google/gemma-2-2b-it               download it (after accepting its licence on the hub)
@@ -78,6 +79,8 @@ pub(crate) enum Verb {
     Finetune(Box<finetune::Finetune>),
     Bench(bench::Bench),
     Infill(infill::Infill),
+    Completions(completions::Completions),
+    Man(completions::ManPages),
     Lsp(lsp::Lsp),
     Eval(eval::Eval),
     #[cfg(feature = "serve")]
@@ -114,6 +117,8 @@ impl Verb {
             | Self::Inspect(_)
             | Self::Models(_)
             | Self::Pull(_)
+            | Self::Completions(_)
+            | Self::Man(_)
             | Self::Convert(_)
             | Self::Merge(_) => None,
         }
@@ -149,6 +154,8 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
         Verb::Finetune(args) => finetune::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Infill(args) => infill::run(&args),
+        Verb::Completions(args) => completions::completions(&args),
+        Verb::Man(args) => completions::man(&args),
         Verb::Lsp(args) => lsp::run(&args),
         Verb::Eval(args) => eval::run(&args),
         #[cfg(feature = "serve")]

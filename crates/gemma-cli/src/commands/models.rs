@@ -1,7 +1,9 @@
-//! `gemma models`: what was released, what is downloaded, what fits this machine.
+//! `gemma models`: what was released, what is downloaded, what fits this machine; and removing what was downloaded.
+
+mod remove;
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 use gemma_auto::Footprint;
 use gemma_weights::{
     Precision,
@@ -17,13 +19,21 @@ use crate::{
 
 /// List the released checkpoints, what is downloaded, and what fits this machine.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    after_help = "\
 Examples:
   gemma models
   gemma models gemma-2             only ids that contain this
   gemma models --all               with checkpoints tuned for one task or benchmark
-  gemma models --json | jq '.models[] | select(.fits.q4_0) | .id'")]
+  gemma models --json | jq '.models[] | select(.fits.q4_0) | .id'
+  gemma models rm google/gemma-2-2b-it         remove what was downloaded"
+)]
 pub(crate) struct Models {
+    #[command(subcommand)]
+    pub(crate) task: Option<Task>,
+
     /// Only checkpoints whose id contains this text.
     pub(crate) filter: Option<String>,
 
@@ -38,6 +48,13 @@ pub(crate) struct Models {
     /// Print the whole table for a document.
     #[arg(long, conflicts_with_all = ["filter", "all", "json"])]
     pub(crate) markdown: bool,
+}
+
+/// What can be done besides listing.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    #[command(name = "rm", visible_alias = "remove")]
+    Remove(remove::Remove),
 }
 
 /// Tokens of conversation that count when asking whether a model fits.
@@ -105,6 +122,9 @@ struct Listing {
 }
 
 pub(crate) fn run(args: &Models) -> Result<Ending> {
+    if let Some(Task::Remove(args)) = &args.task {
+        return remove::run(args);
+    }
     if args.markdown {
         output::line(gemma_auto::models_table()?.trim_end())?;
         return Ok(Ending::Done);

@@ -11,7 +11,7 @@ use gemma3::{Gemma3, IMAGE_MARK, Image};
 use serde_json::json;
 use shieldgemma::{Guideline, Subject, image_prompt, judge_tokens, text_prompt, violation, yes_and_no};
 
-use crate::{args, interrupt::Ending, output, progress, session, text, tokens_file::TokenRows};
+use crate::{args, image_files, interrupt::Ending, output, progress, session, text, tokens_file::TokenRows};
 
 /// Ask a ShieldGemma how likely texts or images violate a guideline.
 #[derive(Args, Debug)]
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Moderate) -> Result<Ending> {
     }
     let guidelines = guidelines(args)?;
     // an image that cannot be read should be known before a model is loaded
-    let images = args.image.iter().map(|file| Image::open(file)).collect::<Result<Vec<_>, _>>()?;
+    let images = args.image.iter().map(|file| image_files::open(file)).collect::<Result<Vec<_>>>()?;
     match &session::find(&args.model)?.open()?.model {
         AutoModel::Gemma3(model) if !images.is_empty() => judge_images(args, &images, &guidelines, model),
         _ if !images.is_empty() => bail!("--image needs a ShieldGemma 2; this model is another"),

@@ -1,8 +1,11 @@
 //! `gemma score`: how well a model predicts a text.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use burn::tensor::Tensor;
 use clap::{ArgGroup, Args};
 use gemma_auto::with_model;
@@ -21,22 +24,31 @@ use crate::{
 /// Score a text: the logprob of every token, and perplexity.
 #[derive(Args, Debug)]
 #[command(
-    group = ArgGroup::new("text").required(true).args(["file", "tokens_file"]),
+    group = ArgGroup::new("source").required(true).args(["file", "prompt_file", "text", "tokens_file"]),
     after_help = "\
 Examples:
   gemma score story.txt
+  gemma score --tokens --text \"Once upon a time\"
   gemma score --model google/gemma-2-2b --precision q8_0 story.txt
-  gemma score --model DIR --json - < story.txt
+  gemma score --model DIR --json -f - < story.txt
 
 A text longer than the context is read in windows of that length, each begun anew with <bos> and the --overlap tokens
 before it. The first token has nothing before it and so no logprob (null in --json). Logarithms are natural.
 
---json prints tokens, pieces, log_probs, total_log_prob and perplexity."
+--json prints tokens, pieces, log_probs, total_log_prob, mean_log_prob and perplexity."
 )]
 pub(crate) struct Score {
-    /// The text; `-` reads standard input.
+    /// A file with the text; `-` is standard input.
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+
+    /// The same as FILE, as `gemma generate` and `gemma tokenize` have it.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<PathBuf>,
+
+    /// The text itself.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) text: Option<String>,
 
     /// Score token ids from this file, a JSON array of numbers, exactly as given.
     #[arg(long, value_name = "FILE")]
@@ -49,6 +61,10 @@ pub(crate) struct Score {
     /// Tokens of each window that the one before has scored already and that only serve as context.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) overlap: usize,
+
+    /// Print the logprob of every token in front of the summary.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) tokens: bool,
 
     /// Print one JSON object.
     #[arg(long)]
@@ -66,16 +82,33 @@ struct Report<'a> {
     /// One per token; null for the first, which nothing precedes.
     log_probs: Vec<Option<f64>>,
     total_log_prob: f64,
+    /// Per scored token.
+    mean_log_prob: f64,
     perplexity: f64,
 }
 
 pub(crate) fn run(args: &Score) -> Result<Ending> {
     let given = match (&args.tokens_file, &args.file) {
         (Some(path), _) => Err(TokenRows::read(path)?.into_one()?),
-        (None, path) => Ok(text::given(None, path.as_deref())?),
+        (None, file) => Ok(given(args, file.as_deref())?),
     };
     let opened = session::find(&args.model)?.open()?;
     with_model!(&opened.model, model => score(args, given, model))
+}
+
+/// The text: what FILE or -f names, or the one of --text.
+fn given(args: &Score, file: Option<&Path>) -> Result<String> {
+    let text = match file {
+        // who types a text here means that of `gemma tokenize TEXT`
+        Some(file) if file != Path::new("-") && !file.exists() => {
+            bail!("there is no file {}; a text itself is given with --text", file.display())
+        }
+        file => text::given(args.text.as_deref(), file.or(args.prompt_file.as_deref()))?,
+    };
+    if text.is_empty() {
+        bail!("there is no text to score; give one of at least one character");
+    }
+    Ok(text)
 }
 
 /// Scores what was given: a text, or (an error of a kind) tokens.
@@ -99,20 +132,24 @@ fn score<N: Network>(args: &Score, given: Result<String, Vec<TokenId>>, model: &
         pieces: tokens.iter().map(piece).collect(),
         log_probs: std::iter::once(None).chain(score.logprobs.iter().copied().map(Some)).collect(),
         total_log_prob: score.total(),
+        mean_log_prob: score.total() / score.logprobs.len() as f64,
         perplexity: score.perplexity(),
         tokens: &tokens,
     };
     if args.json {
         output::json(&report)?
     } else {
-        output::line(told(&report))?
+        if args.tokens {
+            output::line(by_token(&report))?;
+        }
+        output::line(summary(&report))?
     }
     Ok(Ending::Done)
 }
 
-/// A line per token, then the sum.
-fn told(report: &Report<'_>) -> String {
-    let mut text = String::from("log prob     prob  token\n");
+/// A line per token.
+fn by_token(report: &Report<'_>) -> String {
+    let mut text = String::from(" logprob     prob  token\n");
     for ((id, piece), log_prob) in report.tokens.iter().zip(&report.pieces).zip(&report.log_probs) {
         let numbers = match log_prob {
             Some(log_prob) => format!("{log_prob:8.3}  {:6.2}%", 100.0 * log_prob.exp()),
@@ -121,10 +158,16 @@ fn told(report: &Report<'_>) -> String {
         let token = if piece.is_empty() { id.to_string() } else { output::visible(piece) };
         text += &format!("{numbers}  {token}\n");
     }
-    let scored = report.tokens.len() - 1;
-    text + &format!(
-        "\n{scored} tokens, {:.3} each in the mean, perplexity {:.3}",
-        report.total_log_prob / scored as f64,
+    text
+}
+
+/// What a person asks first: how many tokens, and how well they are predicted.
+fn summary(report: &Report<'_>) -> String {
+    format!(
+        "scored tokens  {}\ntotal logprob  {:.3}\nmean logprob   {:.4}\nperplexity     {:.4}",
+        report.tokens.len() - 1,
+        report.total_log_prob,
+        report.mean_log_prob,
         report.perplexity
     )
 }

@@ -25,7 +25,7 @@ Examples:
   curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once\"}'
 
 Without an API key and on another address than this machine's own, everybody who reaches the port may use the model.
-SIGTERM lets running answers finish. docs/serving.md has the endpoints, limits and deployment files.")]
+SIGTERM lets running answers finish. docs/serving.md in the repository has the endpoints, limits and deployment files.")]
 pub(crate) struct Serve {
     /// The address to listen on; 0.0.0.0 is every address of the machine.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]

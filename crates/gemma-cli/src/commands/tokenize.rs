@@ -1,6 +1,6 @@
 //! `gemma tokenize`: how a text is cut.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -63,6 +63,10 @@ struct Tokenized<'a> {
 }
 
 pub(crate) fn run(args: &Tokenize) -> Result<Ending> {
+    if let Some(text) = args.text.as_deref().filter(|text| Path::new(text).is_file()) {
+        // a word may well be the name of a file, so it is cut as it was typed
+        output::complain(format_args!("note: {text} is also a file; `gemma tokenize -f {text}` shows its tokens"));
+    }
     let text = text::given(args.text.as_deref(), args.prompt_file.as_deref())?;
     let tokenizer = session::tokenizer(args.model.as_deref(), args.family, args.offline)?;
     let tokens = tokenizer.encode_with(&text, EncodeOptions { bos: !args.no_bos, specials: args.specials });

@@ -387,3 +387,46 @@ fn the_likeliest_tokens_are_those_of_a_sort() {
     let sum: f64 = top_logprobs(&logits, 500).unwrap().iter().map(|(_, logprob)| logprob.exp()).sum();
     assert!((sum - 1.0).abs() < 1e-6);
 }
+
+#[test]
+fn what_would_prolong_a_repeated_passage_is_lowered_by_the_dry_penalty() {
+    let logits = [0.0, 3.0, 2.5, 0.0, 0.0, 0.0, 0.0];
+    let dry = Dry { multiplier: 0.8, base: 2.0, allowed_length: 2, breakers: Vec::new() };
+    let next = |prompt: &[TokenId], dry: &Dry| {
+        let mut sampler = sampler(GenerateOptions { dry: Some(dry.clone()), ..GenerateOptions::greedy(1) });
+        sampler.observe_prompt(prompt);
+        sampler.sample(&logits).unwrap().token
+    };
+    assert_eq!(next(&[5, 6, 1, 0, 6], &dry), 1, "one token in common is free");
+    assert_eq!(next(&[5, 6, 1, 5, 6], &dry), 2, "3 less 0.8 is below 2.5");
+    assert_eq!(next(&[5, 6, 1, 5, 6], &Dry { breakers: vec![5], ..dry.clone() }), 1, "a breaker ends a passage");
+    assert_eq!(next(&[5, 6, 1, 5, 6], &Dry { multiplier: 0.0, ..dry }), 1, "0 is off");
+}
+
+#[test]
+fn mirostat_draws_within_mu_bits_and_comes_to_the_target_in_the_mean() {
+    let logits = made_up(2000, 8);
+    let log_sum = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+    let probabilities: Vec<f64> = logits.iter().map(|&x| (f64::from(x) - log_sum).exp()).collect();
+    let best = probabilities.iter().copied().fold(0.0, f64::max);
+    for (tau, eta) in [(2.0_f32, 0.1_f32), (5.0, 0.2)] {
+        let mut sampler =
+            sampler(GenerateOptions { mirostat: Some(Mirostat { tau, eta }), ..GenerateOptions::default() });
+        // the same, by the paper
+        let (mut mu, mut sum, draws) = (2.0 * f64::from(tau), 0.0, 3000);
+        for _ in 0..draws {
+            let p = probabilities[sampler.sample(&logits).unwrap().token as usize];
+            assert!(-p.log2() <= mu + 1e-3 || p == best, "{} bits are more than {mu}", -p.log2());
+            let kept: f64 = probabilities.iter().filter(|p| -p.log2() <= mu || **p == best).sum();
+            let surprise = -(p / kept).log2();
+            mu -= f64::from(eta) * (surprise - f64::from(tau));
+            sum += surprise;
+        }
+        assert!((sum / f64::from(draws) - f64::from(tau)).abs() < 0.05, "{tau}: {}", sum / f64::from(draws));
+    }
+    let greedy = GenerateOptions { mirostat: Some(Mirostat::default()), ..GenerateOptions::greedy(1) };
+    assert_eq!(
+        sampler(greedy).sample(&logits).unwrap().token as usize,
+        logits.iter().position(|x| *x == highest(&logits)).unwrap()
+    );
+}

@@ -8,9 +8,9 @@ use tokio::sync::Semaphore;
 
 use super::backend::Backend;
 use super::error::Refusal;
-use super::grammar::Grammars;
 use super::metrics::Metrics;
 use super::registry::Registry;
+use crate::grammar::Grammars;
 
 /// How the server behaves; the defaults are those of `gemma serve`.
 #[derive(Clone, Debug)]

@@ -15,8 +15,8 @@ use super::backend::{Backend, Load};
 use super::body::JsonBody;
 use super::error::Refusal;
 use super::messages::{self, ChatMessage};
-use super::tokens::token_text;
 use super::tools::{Tool, Tools};
+use crate::tokens::token_text;
 
 fn model(backend: &Arc<dyn Backend>) -> Value {
     let card = backend.card();

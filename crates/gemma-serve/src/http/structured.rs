@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use gemma_tokenizer::TokenId;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::App;
 use super::backend::{Backend, TokenMask};
 use super::error::Refusal;
+use crate::grammar::{AnswerForm as Form, GrammarError, GrammarMask, LONGEST_GRAMMAR};
 
 /// Longest time that a grammar may take to compile.
 const COMPILE_TIME: Duration = Duration::from_secs(10);
-/// Most bytes of a schema, regular expression or grammar.
-const LONGEST_GRAMMAR: usize = 256 << 10;
 
 /// The fields for the form of an answer, as OpenAI, llama.cpp and vLLM name them.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -39,46 +39,6 @@ struct ResponseFormat {
 #[derive(Clone, Debug, Deserialize)]
 struct NamedSchema {
     schema: Option<Value>,
-}
-
-/// What an answer has to look like.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Form {
-    /// Any JSON object.
-    JsonObject,
-    /// JSON that this schema describes.
-    Schema(Value),
-    /// A regular expression that matches the whole answer.
-    Regex(String),
-    /// One of these texts.
-    Choice(Vec<String>),
-    /// A grammar in Lark's notation whose rule is `start`.
-    Lark(String),
-}
-
-impl Form {
-    /// As `llguidance` takes it: Lark text, or a list of grammars in JSON.
-    pub(crate) fn source(&self) -> String {
-        match self {
-            Self::JsonObject => json!({"grammars": [{"json_schema": one_line(json!({"type": "object"}))}]}).to_string(),
-            Self::Schema(schema) => json!({"grammars": [{"json_schema": one_line(schema.clone())}]}).to_string(),
-            Self::Regex(regex) => format!("start: /{}/\n", regex.replace('/', "\\/")),
-            Self::Choice(choices) => {
-                let quoted: Vec<String> = choices.iter().map(|choice| json!(choice).to_string()).collect();
-                format!("start: {}\n", quoted.join(" | "))
-            }
-            Self::Lark(grammar) => grammar.clone(),
-        }
-    }
-}
-
-/// The same schema, for JSON on one line: a small model that may write any white space writes nothing else for ever.
-fn one_line(mut schema: Value) -> Value {
-    if let Value::Object(schema) = &mut schema {
-        let layout = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
-        schema.entry("x-guidance").or_insert(layout);
-    }
-    schema
 }
 
 impl StructuredFields {
@@ -143,6 +103,16 @@ impl StructuredFields {
     }
 }
 
+impl TokenMask for GrammarMask {
+    fn allowed(&mut self, allowed: &mut [bool]) -> Result<(), String> {
+        self.allow(allowed)
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), String> {
+        GrammarMask::accept(self, token)
+    }
+}
+
 /// Compiles a form to a mask, on a thread of its own and for a bounded time.
 pub(crate) async fn mask(app: &App, backend: &Arc<dyn Backend>, form: Form) -> Result<Box<dyn TokenMask>, Refusal> {
     let source = form.source();
@@ -155,7 +125,12 @@ pub(crate) async fn mask(app: &App, backend: &Arc<dyn Backend>, form: Form) -> R
     let (app_there, backend) = (app.clone(), Arc::clone(backend));
     let compiled = app.blocking(move || {
         let grammars = app_there.grammars(&backend);
-        grammars.compile(&source, backend.tokenizer(), backend.card().vocab_size)
+        let mask = grammars.compile(&source, backend.tokenizer(), backend.card().vocab_size);
+        match mask {
+            Ok(mask) => Ok(Box::new(mask) as Box<dyn TokenMask>),
+            Err(error @ GrammarError::Grammar(_)) => Err(Refusal::field("response_format", error.to_string())),
+            Err(error) => Err(Refusal::failed(error.to_string())),
+        }
     });
     match tokio::time::timeout(COMPILE_TIME, compiled).await {
         Ok(mask) => mask,
@@ -165,6 +140,8 @@ pub(crate) async fn mask(app: &App, backend: &Arc<dyn Backend>, form: Form) -> R
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn form(json: &str) -> Result<Option<Form>, Refusal> {

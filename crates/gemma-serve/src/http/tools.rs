@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::app::new_id;
 use super::error::Refusal;
-use super::structured::Form;
+use crate::grammar::AnswerForm as Form;
 
 /// Most tools of a request.
 const MOST_TOOLS: usize = 128;

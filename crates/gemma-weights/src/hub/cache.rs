@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::options::first_bytes;
 use super::select::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, Weights};
 use super::{HubId, HubOptions};
+use crate::Error;
 use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
 use crate::files::is_plain_name;
 
@@ -63,6 +64,11 @@ impl Repository {
         self.root.join("blobs")
     }
 
+    /// The folders in which everything of the repository lies: its files, and the locks of their downloads.
+    pub(super) fn folders(id: &HubId, options: &HubOptions) -> [PathBuf; 2] {
+        [options.cache.join(id.folder()), options.cache.join(".locks").join(id.folder())]
+    }
+
     /// The commit of a revision, as far as the cache knows: a branch's newest when it was last pulled.
     fn commit(&self, revision: &str) -> Option<String> {
         let commit = match first_bytes(&self.reference(revision), REFERENCE_LIMIT) {
@@ -103,6 +109,34 @@ fn snapshot(id: &HubId, options: &HubOptions) -> Option<PathBuf> {
     let repository = Repository::new(id, options);
     let folder = repository.snapshot(&repository.commit(id.revision())?);
     folder.is_dir().then_some(folder)
+}
+
+/// What a repository takes in the cache, in bytes, partial downloads included; `None` when nothing of it is there. Links are
+/// not followed: the files that snapshots link to are counted once, where they lie.
+pub(super) fn bytes(id: &HubId, options: &HubOptions) -> Option<u64> {
+    let [files, _] = Repository::folders(id, options);
+    fs::symlink_metadata(&files).ok()?;
+    let (mut bytes, mut folders) = (0, vec![files]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(data) if data.is_dir() => folders.push(entry.path()),
+                Ok(data) if data.is_file() => bytes += data.len(),
+                _ => {}
+            }
+        }
+    }
+    Some(bytes)
+}
+
+/// Removes everything of a repository, and nothing else: a link is removed, what it leads to stays.
+pub(super) fn remove(id: &HubId, options: &HubOptions) -> Result<(), Error> {
+    for folder in Repository::folders(id, options) {
+        let Ok(data) = fs::symlink_metadata(&folder) else { continue };
+        let removed = if data.is_dir() { fs::remove_dir_all(&folder) } else { fs::remove_file(&folder) };
+        removed.map_err(|cause| Error::Remove { path: folder, cause })?;
+    }
+    Ok(())
 }
 
 /// What is missing of a model that is not in the cache at all.

@@ -1,0 +1,310 @@
+//! The everyday manners of the program: summaries, logprobs, constrained answers, saved conversations, built-in images.
+
+mod program;
+
+use std::{
+    fs,
+    io::Write,
+    process::{Output, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use program::folder::Folder;
+use program::{gemma, printed, printed_json, refusal, run, text};
+
+/// What `gemma chat` does with lines from a pipe.
+fn chat(arguments: &[&str], lines: &str) -> Output {
+    let mut command = gemma(["chat", "--temperature", "0", "-n", "30"]);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    // it may be gone already
+    let _ = child.stdin.take().expect("piped").write_all(lines.as_bytes());
+    child.wait_with_output().expect("it ends")
+}
+
+#[test]
+fn a_score_is_a_summary_and_with_tokens_a_list() {
+    let folder = Folder::new();
+    let file = folder.write("story.txt", "Once upon a time there was a cat.");
+    let summary = printed(&mut gemma(["score", &file]));
+    let names: Vec<&str> = summary.lines().map(|line| &line[..line.find("  ").expect("a value")]).collect();
+    assert_eq!(names, ["scored tokens", "total logprob", "mean logprob", "perplexity"]);
+    assert_eq!(printed(&mut gemma(["score", "-f", &file])), summary);
+    assert_eq!(printed(&mut gemma(["score", "--text", "Once upon a time there was a cat."])), summary);
+    let list = printed(&mut gemma(["score", "--tokens", &file]));
+    assert!(list.ends_with(&summary) && list.starts_with(" logprob     prob  token\n"), "{list}");
+    let report = printed_json(&mut gemma(["score", "--json", &file]));
+    let mean = report["total_log_prob"].as_f64().expect("a number")
+        / (report["tokens"].as_array().expect("a list").len() - 1) as f64;
+    assert_eq!(report["mean_log_prob"].as_f64(), Some(mean));
+    assert!(refusal(&mut gemma(["score", "Once upon a time"])).contains("--text"));
+    assert!(refusal(&mut gemma(["score", "--text", ""])).contains("no text"));
+    assert!(refusal(&mut gemma(["score", "--text", "a", &file])).contains("cannot be used with"));
+}
+
+#[test]
+fn a_text_to_tokenize_that_names_a_file_gives_a_hint() {
+    let folder = Folder::new();
+    let file = folder.write("story.txt", "Once upon a time");
+    let output = run(&mut gemma(["tokenize", "--json", &file]));
+    assert!(output.status.success() && text(&output.stderr).contains(&format!("tokenize -f {file}")));
+    assert!(text(&output.stdout).contains("story"), "the name is cut as it was typed");
+    let output = run(&mut gemma(["tokenize", "--json", "-f", &file]));
+    assert!(output.status.success() && output.stderr.is_empty());
+}
+
+#[test]
+fn logprobs_have_the_shape_of_openais_api() {
+    let options = ["generate", "Once upon a time", "-n", "6", "--temperature", "0", "--ignore-eos", "--json"];
+    assert!(printed_json(&mut gemma(options)).get("logprobs").is_none());
+    let report = printed_json(gemma(options).args(["--logprobs", "3"]));
+    let content = report["logprobs"]["content"].as_array().expect("a list");
+    assert_eq!(content.len(), 6);
+    let mut said = String::new();
+    for entry in content {
+        let top = entry["top_logprobs"].as_array().expect("a list");
+        assert_eq!(top.len(), 3);
+        // greedy: the likeliest was taken
+        for name in ["token", "logprob", "bytes"] {
+            assert_eq!(entry[name], top[0][name]);
+        }
+        assert!(entry["logprob"].as_f64() <= Some(0.0) && top[0]["logprob"].as_f64() >= top[1]["logprob"].as_f64());
+        let bytes: Vec<u8> = entry["bytes"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|byte| byte.as_u64().expect("a byte") as u8)
+            .collect();
+        said += &text(&bytes);
+    }
+    assert_eq!(report["text"], said);
+    let bare = printed_json(gemma(options).arg("--logprobs"));
+    assert_eq!(bare["logprobs"]["content"][0]["top_logprobs"], json!([]));
+    assert!(refusal(&mut gemma(["generate", "x", "--logprobs", "3"])).contains("--json"));
+    assert!(refusal(&mut gemma(["generate", "--json", "--logprobs", "x"])).contains("stands before --logprobs"));
+    assert!(refusal(&mut gemma(["generate", "x", "--json", "--logprobs", "21"])).contains("from 0 to 20"));
+}
+
+#[test]
+fn the_likeliest_next_tokens_are_printed() {
+    let folder = Folder::new();
+    let tokens = printed_json(&mut gemma(["tokenize", "--json", "Once upon a time"]))["tokens"].clone();
+    let ids = folder.write("ids.json", tokens.to_string());
+    let every = printed_json(&mut gemma(["logits", "--json", "--top", "4", "--tokens-file", &ids]));
+    let positions = every["positions"].as_array().expect("a list");
+    assert_eq!(positions.len(), tokens.as_array().expect("a list").len());
+    for (index, position) in positions.iter().enumerate() {
+        assert_eq!((&position["position"], &position["id"]), (&json!(index), &tokens[index]));
+        assert_eq!(position["top_logprobs"].as_array().map(Vec::len), Some(4));
+    }
+    let last = printed_json(&mut gemma(["logits", "--json", "--top", "4", "--last", "Once upon a time"]));
+    assert_eq!(last["positions"].as_array().map(Vec::len), Some(1));
+    let likeliest = |position: &Value| position["top_logprobs"][0]["id"].clone();
+    assert_eq!(likeliest(&last["positions"][0]), likeliest(&positions[positions.len() - 1]));
+    let next = printed_json(&mut gemma(["generate", "Once upon a time", "-n", "1", "--temperature", "0", "--json"]));
+    assert_eq!(next["tokens"][0], likeliest(&last["positions"][0]));
+    let batch = folder.write("batch.json", "[[2, 5], [2]]");
+    let rows = printed_json(&mut gemma(["logits", "--json", "--last", "--tokens-file", &batch]));
+    assert_eq!(rows["rows"].as_array().map(Vec::len), Some(2));
+    assert_eq!(rows["rows"][0]["positions"][0]["position"], 1);
+    assert!(refusal(&mut gemma(["logits", "--tokens-file", &ids])).contains("--out"));
+    assert!(refusal(&mut gemma(["logits", "--json", "--out", "x", "--tokens-file", &ids])).contains("cannot be used"));
+    assert_eq!(folder.files(), ["batch.json", "ids.json"]);
+}
+
+#[test]
+fn the_first_argument_says_what_to_look_for() {
+    let by_flag = printed(&mut gemma(["detect", "-w", "shape", "demo:"]));
+    assert_eq!(by_flag.matches("demo:shapes").count(), by_flag.lines().count());
+    assert_eq!(printed(&mut gemma(["detect", "shape", "demo:"])), by_flag);
+    let question = "how many shapes are there?";
+    let asked = printed(&mut gemma(["ask", question, "demo:shapes2.png"]));
+    assert_eq!(asked, printed(&mut gemma(["ask", "-q", question, "demo:shapes2.png"])));
+    assert!(refusal(&mut gemma(["detect", "demo:"])).contains("--what"));
+    assert!(refusal(&mut gemma(["detect", "missing.png", "demo:"])).contains("there is no file missing.png"));
+    assert!(refusal(&mut gemma(["detect", "red circle"])).contains("no image is named"));
+    assert!(refusal(&mut gemma(["detect", "-w", "shape", "missing.png"])).contains("missing.png"));
+    assert!(refusal(&mut gemma(["ask", "why?", "demo:cat.png"])).contains("demo:shapes1.png"));
+}
+
+#[test]
+fn a_refused_run_over_images_leaves_nothing() {
+    let folder = Folder::new();
+    let out = folder.name("masks");
+    assert!(refusal(&mut gemma(["segment", "cat", "demo:", "--out-dir", &out])).contains("--mask-decoder"));
+    assert!(folder.files().is_empty(), "{:?}", folder.files());
+    fs::create_dir(&out).expect("made");
+    fs::write(folder.path("masks/notes.txt"), "mine").expect("written");
+    refusal(&mut gemma(["segment", "cat", "demo:", "--out-dir", &out]));
+    assert_eq!(fs::read_dir(&out).expect("still there").count(), 1);
+}
+
+#[test]
+fn built_in_images_are_named_anywhere() {
+    let folder = Folder::new();
+    let said = printed(gemma(["caption", "demo:"]).current_dir(folder.path("")));
+    assert_eq!(said.lines().count(), 3, "{said}");
+    let one = printed(&mut gemma(["generate", "--image", "demo:shapes1.png", "--temperature", "0", "caption en"]));
+    assert!(said.starts_with(&format!("demo:shapes1.png: {}\n", one.trim_end())), "{said}{one}");
+    let out = folder.name("out");
+    printed(&mut gemma(["detect", "shape", "--draw", "--out-dir", &out, "demo:shapes1.png"]));
+    assert!(folder.path("out/demo_shapes1.png.detect.png").is_file());
+}
+
+#[test]
+fn sampling_flags_change_what_is_said() {
+    let said = |more: &[&str]| {
+        printed_json(
+            gemma(["generate", "Once upon a time", "-n", "24", "--temperature", "0", "--ignore-eos", "--json"])
+                .args(more),
+        )
+    };
+    let plain = said(&[]);
+    let first = plain["tokens"][0].as_u64().expect("an id");
+    let never = said(&["--logit-bias", &format!("{first}=-inf")]);
+    assert!(!never["tokens"].as_array().expect("a list").contains(&json!(first)), "{never}");
+    let always = said(&["--logit-bias", "9=1000"]);
+    assert!(always["tokens"].as_array().expect("a list").iter().all(|token| *token == 9));
+    // the same token for ever, unless something makes it less likely
+    for penalty in [
+        &["--presence-penalty", "2000"][..],
+        &["--frequency-penalty", "600"],
+        &["--dry-multiplier", "600", "--dry-allowed-length", "1"],
+    ] {
+        let biased = said(&[&["--logit-bias", "9=1000"], penalty].concat());
+        assert!(biased["tokens"].as_array().expect("a list").iter().any(|token| *token != 9), "{penalty:?}");
+    }
+    let surprise = |tau: &str| {
+        let more = ["--temperature", "1", "--seed", "1", "--mirostat", "2", "--mirostat-tau", tau, "--json"];
+        printed_json(gemma(["generate", "Once upon a time", "-n", "24", "--ignore-eos"]).args(more))["text"].clone()
+    };
+    assert_ne!(surprise("0.1"), surprise("8"));
+    for (wrong, says) in [
+        (["--mirostat", "1"], "must be 2"),
+        (["--logit-bias", "cat=1"], "token id"),
+        (["--logit-bias", "4000000000=1"], "vocabulary"),
+        (["--dry-multiplier", "-1"], "dry.multiplier"),
+        (["--presence-penalty", "NaN"], "presence_penalty"),
+    ] {
+        assert!(refusal(gemma(["generate", "x"]).args(wrong)).contains(says), "{wrong:?}");
+    }
+    // infill has them too
+    let infill = ["infill", "--prefix-file", "-", "-n", "4", "--logit-bias", "4000000000=1"];
+    assert!(refusal(&mut gemma(infill)).contains("vocabulary"));
+}
+
+#[test]
+fn answers_keep_to_a_grammar_or_a_schema() {
+    let folder = Folder::new();
+    let grammar = folder.write("digits.lark", "start: /[0-9]{3}/\n");
+    let digits = |said: &str| said.trim_end().len() == 3 && said.trim_end().bytes().all(|byte| byte.is_ascii_digit());
+    let said = printed(&mut gemma(["generate", "A number:", "--grammar", &grammar]));
+    assert!(digits(&said), "{said}");
+    let schema = r#"{"type":"object","properties":{"n":{"enum":[1,2]}},"required":["n"],"additionalProperties":false}"#;
+    let file = folder.write("schema.json", schema);
+    for given in [schema, &file] {
+        let said = printed(&mut gemma(["generate", "--json-schema", given, "A number:"]));
+        let said: Value = serde_json::from_str(&said).expect("JSON");
+        assert!(said["n"] == 1 || said["n"] == 2, "{said}");
+    }
+    // every answer of a conversation
+    let output = chat(&["--grammar", &grammar], "What is 2 plus 3?\nAnd plus 1?\n");
+    let said = text(&output.stdout);
+    assert!(output.status.success() && said.lines().count() == 2 && said.lines().all(digits), "{said}");
+    let prefix = folder.write("main.py", "x = ");
+    assert!(digits(&printed(&mut gemma(["infill", "--prefix-file", &prefix, "--grammar", &grammar]))));
+    let wrong = folder.write("wrong.lark", "start: ((");
+    for (arguments, says) in [
+        (["generate", "x", "--grammar", &wrong], "the grammar cannot be used"),
+        (["generate", "x", "--grammar", "/nonexistent"], "/nonexistent"),
+        (["generate", "x", "--json-schema", "{"], "no JSON schema"),
+        (["generate", "x", "--json-schema", "/nonexistent"], "/nonexistent"),
+    ] {
+        assert!(refusal(&mut gemma(arguments)).contains(says), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_conversation_is_saved_and_gone_on_with() {
+    let folder = Folder::new();
+    let file = folder.name("talk.json");
+    let questions = ["What is 2 plus 3?\n", "What is 1 plus 1?\n"];
+    let whole = text(&chat(&[], &questions.concat()).stdout);
+    let output = chat(&[], &format!("{}/save {file}\n/exit\nnot asked\n", questions[0]));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let first = text(&output.stdout);
+    assert_eq!(first.lines().count(), 1, "/exit ends");
+    let saved: Value = serde_json::from_slice(&fs::read(&file).expect("saved")).expect("JSON");
+    assert_eq!(saved[0], json!({"role": "user", "content": "What is 2 plus 3?"}));
+    assert_eq!(saved[1], json!({"role": "assistant", "content": first.trim_end()}));
+    let second = text(&chat(&["--load", &file], questions[1]).stdout);
+    assert_eq!(format!("{first}{second}"), whole);
+    // nothing is replaced unasked
+    let before = fs::read(&file).expect("there");
+    let output = chat(&[], &format!("{}/save {file}\n", questions[1]));
+    assert!(output.status.code() == Some(2) && text(&output.stderr).contains("/save!"), "{}", text(&output.stderr));
+    assert_eq!(fs::read(&file).expect("there"), before);
+    assert!(chat(&[], &format!("{}/save! {file}\n", questions[1])).status.success());
+    assert_ne!(fs::read(&file).expect("there"), before);
+    let stats = chat(&["--load", &file, "--ctx-size", "64"], "What is 2 plus 3?\n/stats\n");
+    assert!(
+        text(&stats.stderr).contains("4 turns") && text(&stats.stderr).contains("of 64 tokens"),
+        "{}",
+        text(&stats.stderr)
+    );
+    assert!(refusal(&mut gemma(["chat", "--load", "/nonexistent"])).contains("/nonexistent"));
+    let wrong = folder.write("wrong.json", r#"[{"role":"user","content":"a"}]"#);
+    assert!(refusal(&mut gemma(["chat", "--load", &wrong])).contains("the last message is a question"));
+    let small = chat(&["--context", "4"], questions[0]);
+    assert!(small.status.code() == Some(2) && text(&small.stderr).contains("context"), "{}", text(&small.stderr));
+}
+
+#[test]
+fn a_downloaded_model_is_removed() {
+    let folder = Folder::new();
+    fs::create_dir_all(folder.path("hub/models--org--name/blobs")).expect("made");
+    fs::write(folder.path("hub/models--org--name/blobs/a.incomplete"), vec![0; 2000]).expect("written");
+    fs::create_dir_all(folder.path("hub/models--org--other")).expect("made");
+    let remove = |more: &[&str]| {
+        let mut command = gemma(["models", "rm"]);
+        command.args(more).env("HF_HOME", folder.path(""));
+        command
+    };
+    assert!(refusal(&mut remove(&["org/name"])).contains("--yes"));
+    assert!(refusal(&mut remove(&["--yes", "org/name@main"])).contains("give org/name"));
+    assert!(refusal(&mut remove(&["--yes", "../name"])).contains("../name"));
+    assert_eq!(printed(&mut remove(&["--yes", "org/name"])), "removed org/name: 2 kB freed\n");
+    assert!(!folder.path("hub/models--org--name").exists() && folder.path("hub/models--org--other").exists());
+    assert!(refusal(&mut remove(&["--yes", "org/name"])).contains("nothing of org/name"));
+    assert!(
+        printed(&mut gemma(["models", "gemma-2-2b"])).contains("google/gemma-2-2b"),
+        "a filter is none of the tasks"
+    );
+}
+
+#[test]
+fn shells_and_readers_learn_of_the_program() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = printed(&mut gemma(["completions", shell]));
+        assert!(script.contains("temperature") && script.contains("tokenize"), "{shell}");
+    }
+    assert!(refusal(&mut gemma(["completions", "cmd"])).contains("bash"));
+    assert!(printed(&mut gemma(["man"])).contains(".TH gemma 1"));
+    let folder = Folder::new();
+    printed(&mut gemma(["man", &folder.name("man1")]));
+    let page = fs::read_to_string(folder.path("man1/gemma-generate.1")).expect("written");
+    assert!(page.contains("gemma\\-generate") && page.contains("\\-\\-temperature"), "{page}");
+    assert!(folder.path("man1/gemma.1").is_file());
+    let file = folder.write("file", "");
+    assert!(refusal(&mut gemma(["man", &file])).contains("is a file"));
+}
+
+#[test]
+fn the_prompt_is_printed_in_front_when_asked_for() {
+    let options = ["generate", "Once upon a time", "-n", "8", "--temperature", "0"];
+    let bare = printed(&mut gemma(options));
+    assert_eq!(printed(gemma(options).arg("--no-echo")), bare, "a pipe has the continuation only");
+    assert_eq!(printed(gemma(options).arg("--echo")), format!("Once upon a time{bare}"));
+    assert!(refusal(gemma(options).args(["--echo", "--json"])).contains("cannot be used with"));
+}

@@ -1,0 +1,204 @@
+//! Constrained decoding: grammars and JSON schemas as token masks, by `llguidance`.
+//!
+//! [`AnswerForm`] says what an answer has to look like, [`Grammars`] compiles it for the vocabulary of a model, and
+//! [`GrammarMask`] marks the tokens that keep the answer within it.
+//!
+//! The trie of a vocabulary is built once per model, when the first grammar comes. Each grammar has limits on its size
+//! and on the work of one step, so one that explodes ends its own request and no other.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use gemma_tokenizer::{TokenId, Tokenizer};
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+
+use crate::tokens::token_bytes;
+
+/// Most bytes of a schema, regular expression or grammar.
+pub const LONGEST_GRAMMAR: usize = 256 << 10;
+
+/// What an answer has to look like.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnswerForm {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that this schema describes.
+    Schema(Value),
+    /// A regular expression that matches the whole answer.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A grammar in Lark's notation whose rule is `start`.
+    Lark(String),
+}
+
+impl AnswerForm {
+    /// As `llguidance` takes it: Lark text, or a list of grammars in JSON.
+    pub fn source(&self) -> String {
+        match self {
+            Self::JsonObject => json!({"grammars": [{"json_schema": one_line(json!({"type": "object"}))}]}).to_string(),
+            Self::Schema(schema) => json!({"grammars": [{"json_schema": one_line(schema.clone())}]}).to_string(),
+            Self::Regex(regex) => format!("start: /{}/\n", regex.replace('/', "\\/")),
+            Self::Choice(choices) => {
+                let quoted: Vec<String> = choices.iter().map(|choice| json!(choice).to_string()).collect();
+                format!("start: {}\n", quoted.join(" | "))
+            }
+            Self::Lark(grammar) => grammar.clone(),
+        }
+    }
+}
+
+/// The same schema, for JSON on one line: a small model that may write any white space writes nothing else for ever.
+fn one_line(mut schema: Value) -> Value {
+    if let Value::Object(schema) = &mut schema {
+        let layout = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+        schema.entry("x-guidance").or_insert(layout);
+    }
+    schema
+}
+
+/// Why a grammar cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GrammarError {
+    /// The grammar is wrong, or larger than the limits.
+    Grammar(String),
+    /// The vocabulary cannot be used for grammars at all.
+    Vocabulary(String),
+}
+
+impl fmt::Display for GrammarError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Grammar(reason) => write!(f, "the grammar cannot be used: {reason}"),
+            Self::Vocabulary(reason) => write!(f, "this vocabulary cannot be used with grammars: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for GrammarError {}
+
+/// The compiler of one model's grammars.
+#[derive(Default)]
+pub struct Grammars(OnceLock<Result<ParserFactory, String>>);
+
+impl fmt::Debug for Grammars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grammars").finish_non_exhaustive()
+    }
+}
+
+impl Grammars {
+    /// Compiles a grammar: Lark text whose rule is `start`, or llguidance's JSON.
+    ///
+    /// # Errors
+    /// What is wrong with it, or that it is larger than the limits.
+    pub fn compile(&self, source: &str, tokenizer: &Tokenizer, vocab: usize) -> Result<GrammarMask, GrammarError> {
+        let wrong = |error: String| GrammarError::Grammar(error.lines().next().unwrap_or_default().to_owned());
+        if source.len() > LONGEST_GRAMMAR {
+            return Err(wrong(format!("it has {} bytes; at most {LONGEST_GRAMMAR} are read", source.len())));
+        }
+        let factory = self.0.get_or_init(|| factory(tokenizer, vocab).map_err(|error| error.to_string()));
+        let factory = factory.as_ref().map_err(|error| GrammarError::Vocabulary(error.clone()))?;
+        let compile = || {
+            let grammar = TopLevelGrammar::from_lark_or_grammar_list(source)?;
+            factory.create_parser(grammar)
+        };
+        // the compiler meets every grammar that anybody sends; a panic in it is that grammar's fault alone
+        let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compile));
+        let parser =
+            parser.map_err(|_| wrong("its compiler failed".to_owned()))?.map_err(|error| wrong(error.to_string()))?;
+        let mut matcher = Matcher::new(Ok(parser));
+        if let Some(error) = matcher.get_error() {
+            return Err(wrong(error));
+        }
+        // the first mask is where a grammar that explodes shows
+        matcher.compute_mask_or_eos().map_err(|error| wrong(error.to_string()))?;
+        let stop = tokenizer.end_of_turn().into_iter().chain([tokenizer.eos()]).collect();
+        Ok(GrammarMask { matcher, stop })
+    }
+}
+
+fn factory(tokenizer: &Tokenizer, vocab: usize) -> Result<ParserFactory, anyhow::Error> {
+    let words: Vec<Vec<u8>> = (0..vocab as TokenId)
+        .map(|id| match tokenizer.piece(id) {
+            None => Vec::new(),
+            Some(piece) if tokenizer.is_control(id) => {
+                let mut word = vec![TokTrie::SPECIAL_TOKEN_MARKER];
+                word.extend_from_slice(piece.as_bytes());
+                word
+            }
+            Some(_) => token_bytes(tokenizer, id),
+        })
+        .collect();
+    let info = TokRxInfo {
+        vocab_size: vocab as u32,
+        tok_eos: tokenizer.eos(),
+        tok_bos: Some(tokenizer.bos()),
+        tok_pad: None,
+        tok_unk: None,
+        tok_end_of_turn: tokenizer.end_of_turn(),
+    };
+    let env: TokEnv = Arc::new(ApproximateTokEnv::new(TokTrie::from(&info, &words)));
+    let mut factory = ParserFactory::new_simple(&env)?;
+    factory.quiet();
+    let limits = factory.limits_mut();
+    // half of the library's own: a step then takes tens of milliseconds at the very worst
+    limits.initial_lexer_fuel = 500_000;
+    limits.step_lexer_fuel = 100_000;
+    limits.step_max_items = 25_000;
+    limits.max_lexer_states = 50_000;
+    limits.max_grammar_size = 250_000;
+    limits.verbose_errors = false;
+    Ok(factory)
+}
+
+/// A grammar and where in it the answer is.
+pub struct GrammarMask {
+    matcher: Matcher,
+    /// Tokens that end an answer: allowed where the grammar may end.
+    stop: Vec<TokenId>,
+}
+
+impl fmt::Debug for GrammarMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrammarMask").field("stop", &self.stop).finish_non_exhaustive()
+    }
+}
+
+impl GrammarMask {
+    /// Writes for each token whether it may come next; `allowed` has one place per column of the logits.
+    ///
+    /// # Errors
+    /// When the grammar took more than its limits.
+    pub fn allow(&mut self, allowed: &mut [bool]) -> Result<(), String> {
+        let mask = self.matcher.compute_mask_or_eos().map_err(|error| stuck(&error))?;
+        for (token, place) in allowed.iter_mut().enumerate() {
+            *place = token < mask.len() && mask.is_allowed(token as TokenId);
+        }
+        let may_end = self.matcher.is_stopped() || self.matcher.is_accepting().unwrap_or(false);
+        for token in &self.stop {
+            if let Some(place) = allowed.get_mut(*token as usize) {
+                *place = may_end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the token that was sampled, a stop token as well.
+    ///
+    /// # Errors
+    /// When the token was not allowed, or the grammar took more than its limits.
+    pub fn accept(&mut self, token: TokenId) -> Result<(), String> {
+        if self.stop.contains(&token) || self.matcher.is_stopped() {
+            return Ok(());
+        }
+        self.matcher.consume_token(token).map_err(|error| stuck(&error))
+    }
+}
+
+fn stuck(error: &dyn fmt::Display) -> String {
+    format!("the grammar cannot go on: {}", error.to_string().lines().next().unwrap_or_default())
+}
