@@ -27,7 +27,7 @@ fn model(checkpoint: &Checkpoint) -> Gemma3 {
 
 fn images(folder: &std::path::Path, model: &Gemma3) -> Vec<EncodedImage> {
     ["main.image0.png", "two_images.image1.png"]
-        .map(|name| model.encode_image(&Image::open(&folder.join(name)).expect("an image")))
+        .map(|name| model.encode_image(&Image::open(folder.join(name)).expect("an image")))
         .to_vec()
 }
 

@@ -191,7 +191,7 @@ fn rows_with_images(folder: &Path, expected: &References, case: &serde_json::Val
             .by_ref()
             .take(count)
             .flat_map(|file| {
-                let image = Image::open(&folder.join(file.as_str().expect("a file"))).expect("an image");
+                let image = Image::open(folder.join(file.as_str().expect("a file"))).expect("an image");
                 processor.pixels(&image, side)
             })
             .collect();
@@ -313,7 +313,7 @@ fn crops_and_pixels_of_the_processor() {
     }
     for case in cases["gemma3_pictures"].as_array().expect("a list") {
         let file = case["file"].as_str().expect("a file");
-        let image = Image::open(&folder.join(file)).expect("an image");
+        let image = Image::open(folder.join(file)).expect("an image");
         let scan = PanAndScan { min_crop_size: number(&case["min_crop_size"]), ..PanAndScan::default() };
         let crops = scan.crops(image.width(), image.height());
         assert_eq!(

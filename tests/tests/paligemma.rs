@@ -70,7 +70,7 @@ impl Case {
             let count = about["images_per_row"][row].as_u64().expect("a number");
             let images = files.by_ref().take(count as usize);
             let image = |file: &serde_json::Value| {
-                Image::open(&folder.join(file.as_str().expect("a file"))).expect("an image").pixels(side)
+                Image::open(folder.join(file.as_str().expect("a file"))).expect("an image").pixels(side)
             };
             let images = images.map(image).collect();
             // the last positions are real: padding is on the left
@@ -263,7 +263,7 @@ fn a_prompt_has_the_tokens_of_the_reference() {
     let model = paligemma::PaliGemma::load_folder(&folder, &LoadOptions::default(), &device).expect("a model");
     let expected = References::open(&folder.join("expected.safetensors")).tensor("main.input_ids");
     assert_eq!(model.prompt_tokens(1, "detect cat").expect("a tokenizer"), ids(&expected.values));
-    let view = model.encode_image(&Image::open(&folder.join("main.image0.png")).expect("an image"));
+    let view = model.encode_image(&Image::open(folder.join("main.image0.png")).expect("an image"));
     let answer = view.detect(&["cat"]).expect("an answer");
     assert!(!answer.text.is_empty());
 }
@@ -280,7 +280,7 @@ fn images_are_resized_to_the_last_bit() {
         let file = case["decoded"].as_str().or(case["file"].as_str()).expect("a file");
         let name = case["file"].as_str().expect("a file").split('.').next().expect("a name");
         let side = case["size"].as_u64().expect("a size") as usize;
-        let image = Image::open(&folder.join(file)).expect("an image");
+        let image = Image::open(folder.join(file)).expect("an image");
         let resized = expected.tensor(&format!("{name}.resized_u8"));
         let found: Vec<f64> = image.squashed(side).rgb().iter().map(|value| f64::from(*value)).collect();
         assert_eq!(found, resized.values, "{file}");
@@ -289,8 +289,8 @@ fn images_are_resized_to_the_last_bit() {
             assert!(distance < 1e-6, "{file}: a pixel is {distance} off");
         }
     }
-    let photo = Image::open(&folder.join("photo.jpg")).expect("an image");
-    let decoded = Image::open(&folder.join("photo.decoded.png")).expect("an image");
+    let photo = Image::open(folder.join("photo.jpg")).expect("an image");
+    let decoded = Image::open(folder.join("photo.decoded.png")).expect("an image");
     let worst = photo.rgb().iter().zip(decoded.rgb()).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(worst.is_some_and(|worst| worst <= 8), "a JPEG is decoded within a few levels: {worst:?}");
 }
@@ -321,7 +321,7 @@ fn masks_are_decoded_as_the_reference_decodes_them() {
 fn a_small_image_is_resized_to_the_last_bit() {
     let folder = goldens().join("paligemma");
     let expected = References::open(&folder.join("images.safetensors"));
-    let image = Image::open(&folder.join("wide.png")).expect("an image");
+    let image = Image::open(folder.join("wide.png")).expect("an image");
     for (name, filter) in [("bicubic", Filter::Bicubic), ("bilinear", Filter::Bilinear)] {
         let golden = expected.tensor(name);
         let [height, width, _] = golden.shape[..] else { panic!("height, width, channels") };

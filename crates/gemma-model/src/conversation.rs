@@ -73,7 +73,8 @@ impl Attachments for TextOnly {
     }
 }
 
-/// A conversation with a model: [`say`](Self::say) something, and the answer comes piece by piece.
+/// A conversation with a model: [`reply`](Self::reply) gives the answer to a text piece by piece; [`say`](Self::say) hands
+/// the pieces to a function.
 #[derive(Debug)]
 pub struct Conversation<'m, N: Network, A = TextOnly> {
     model: &'m Model<N>,
@@ -213,6 +214,33 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         cancel: Arc<AtomicBool>,
         mut show: impl FnMut(&str) -> Result<(), E>,
     ) -> Result<Answered, E> {
+        let mut reply = self.reply_with(attached, text, cancel)?;
+        for piece in reply.by_ref() {
+            show(&piece?)?;
+        }
+        Ok(reply.finish()?)
+    }
+
+    /// Says something; the answer is an iterator of its pieces of text.
+    ///
+    /// # Errors
+    /// When the model cannot answer; the conversation is then as it was.
+    pub fn reply(&mut self, text: &str) -> Result<Reply<'_, 'm, N, A>, Error> {
+        self.reply_with(Vec::new(), text, Arc::default())
+    }
+
+    /// [`reply`](Self::reply) to a text about what is attached, which stands in front of the text; the answer ends
+    /// early once `cancel` is true.
+    ///
+    /// # Errors
+    /// As [`reply`](Self::reply).
+    pub fn reply_with(
+        &mut self,
+        attached: Vec<A::Item>,
+        text: &str,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<Reply<'_, 'm, N, A>, Error> {
+        let tokenizer = self.model.tokenizer()?;
         self.turns.push(match attached.len() {
             0 => Turn::user(text),
             count => {
@@ -222,37 +250,19 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
             }
         });
         attached.into_iter().for_each(|item| self.attachments.push(item));
-        let begun = self.begin();
-        let (generation, forgotten) = match begun {
+        let (generation, forgotten) = match self.begin() {
             Ok(begun) => begun,
             Err(error) => {
                 self.pop();
-                return Err(error.into());
+                return Err(error);
             }
         };
         let generation = match self.mask.0.take() {
             Some(mask) => generation.with_mask(mask),
             None => generation,
         };
-        let tokenizer = self.model.tokenizer().map_err(E::from)?;
-        let mut stream = TextStream::new(generation.with_cancel(cancel), tokenizer.stream());
-        let mut answer = String::new();
-        let shown: Result<(), E> = stream.try_for_each(|piece| {
-            let piece = piece.map_err(Error::from)?;
-            answer += &piece;
-            show(&piece)
-        });
-        let (reason, timings) = (stream.finish_reason(), stream.timings());
-        let answered = shown.map(|()| Answered { reason: reason.unwrap_or(FinishReason::Stop), timings, forgotten });
-        if answer.trim().is_empty() && reason != Some(FinishReason::Stop) {
-            self.pop();
-        } else {
-            self.turns.push(Turn::model(answer));
-            // A cut text leaves tokens in the cache that are no part of the answer.
-            let whole = answered.is_ok() && reason != Some(FinishReason::StopText);
-            self.sequence = whole.then(|| stream.into_sequence());
-        }
-        answered
+        let stream = TextStream::new(generation.with_cancel(cancel), tokenizer.stream());
+        Ok(Reply { conversation: self, stream: Some(stream), answer: String::new(), forgotten, over: false })
     }
 
     /// A generation that has the newest turn to prefill. Where the context has no room for the turns and an answer, it drops
@@ -354,6 +364,68 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
     /// Tokens of the sequence, and the size of its cache in bytes.
     pub fn remembered(&self) -> (usize, usize) {
         self.sequence.as_ref().map_or((0, 0), |sequence| (sequence.len(), sequence.cache().bytes_len()))
+    }
+}
+
+/// An answer on its way: an iterator of its pieces. When it is dropped, the conversation keeps what was said until then.
+#[derive(Debug)]
+#[must_use = "the answer comes as this is iterated over"]
+pub struct Reply<'c, 'm, N: Network, A: Attachments = TextOnly> {
+    conversation: &'c mut Conversation<'m, N, A>,
+    /// `None` once the conversation has the answer.
+    stream: Option<TextStream<'m, 'm, N>>,
+    answer: String,
+    forgotten: usize,
+    /// Whether the last piece has come, and no error.
+    over: bool,
+}
+
+impl<N: Network, A: Attachments> Reply<'_, '_, N, A> {
+    /// Runs to the end, and says how the answer ended. Pieces that were not taken are in the conversation's
+    /// [turns](Conversation::turns).
+    ///
+    /// # Errors
+    /// What the iterator yields.
+    pub fn finish(mut self) -> Result<Answered, Error> {
+        for piece in self.by_ref() {
+            piece?;
+        }
+        let forgotten = self.forgotten;
+        let stream = self.stream.as_ref().expect("the conversation has the answer only when this is dropped");
+        Ok(Answered {
+            reason: stream.finish_reason().unwrap_or(FinishReason::Stop),
+            timings: stream.timings(),
+            forgotten,
+        })
+    }
+}
+
+impl<N: Network, A: Attachments> Iterator for Reply<'_, '_, N, A> {
+    type Item = Result<String, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = self.stream.as_mut()?.next();
+        self.over = piece.is_none();
+        if let Some(Ok(piece)) = &piece {
+            self.answer += piece;
+        }
+        Some(piece?.map_err(Error::from))
+    }
+}
+
+impl<N: Network, A: Attachments> Drop for Reply<'_, '_, N, A> {
+    fn drop(&mut self) {
+        let Some(stream) = self.stream.take() else { return };
+        let reason = stream.finish_reason();
+        let conversation = &mut *self.conversation;
+        if self.answer.trim().is_empty() && reason != Some(FinishReason::Stop) {
+            conversation.pop();
+            return;
+        }
+        conversation.turns.push(Turn::model(std::mem::take(&mut self.answer)));
+        // A cut text leaves tokens in the cache that are no part of the answer, and so does one that was not taken whole.
+        let whole = self.over && reason != Some(FinishReason::StopText);
+        conversation.sequence = whole.then(|| stream.into_sequence());
     }
 }
 

@@ -32,7 +32,7 @@ mod save;
 mod state;
 
 pub use blocks::Blocks;
-pub use conversation::{Answered, Attachments, Conversation, TextOnly};
+pub use conversation::{Answered, Attachments, Conversation, Reply, TextOnly};
 pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
 pub use gemma_generate::TokenId;

@@ -73,6 +73,21 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_an_iterator_and_one_that_is_dropped_is_kept_as_far_as_it_came() {
+        let gemma = demo(&gemma_backend::default_device().unwrap()).unwrap();
+        let mut conversation = Conversation::new(&gemma, GenerateOptions::greedy(16));
+        let whole: String = conversation.reply("What is 7 plus 5?").unwrap().map(Result::unwrap).collect();
+        assert!(whole.contains("12"), "{whole}");
+        let mut reply = conversation.reply("And plus 3?").unwrap();
+        let first = reply.next().unwrap().unwrap();
+        drop(reply);
+        assert_eq!(conversation.turns().len(), 4);
+        assert_eq!(conversation.turns()[3].text, first);
+        let answered = conversation.reply("What is 1 plus 1?").unwrap().finish().unwrap();
+        assert_eq!((answered.reason, conversation.turns().len()), (crate::FinishReason::Stop, 6));
+    }
+
+    #[test]
     fn an_error_of_main_is_a_sentence() {
         let error = Gemma::load("no/such/folder/at all", &gemma_backend::default_device().unwrap()).unwrap_err();
         assert_eq!(format!("{error:?}"), error.to_string());

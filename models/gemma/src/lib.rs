@@ -41,7 +41,7 @@ pub use gemma_generate::{
     Generated, Generation, Request, Sequence, TextDecoder, TextStream, Timings, generate_batch,
 };
 pub use gemma_model::{
-    Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad, StateFault, load_state, save_state,
+    Answered, Conversation, Error, LoadOptions, Model, Network, OnLoad, Reply, StateFault, load_state, save_state,
 };
 pub use gemma_nn::{ActivationPrecision, CachePrecision, RandomWeights, Segment};
 pub use gemma_tokenizer::{ChatTemplate, DecodeStream, EncodeOptions, Family, Role, TokenId, Tokenizer, Turn};

@@ -12,7 +12,7 @@ fn main() -> anyhow::Result<()> {
         anyhow::bail!("usage: look MODEL QUESTION IMAGE...");
     };
     let model = Gemma3::load(model, &default_device()?)?;
-    let images = files.iter().map(|file| Image::open(file.as_ref())).collect::<Result<Vec<_>, _>>()?;
+    let images = files.iter().map(Image::open).collect::<Result<Vec<_>, _>>()?;
     let encoded: Vec<_> = images.iter().map(|image| model.encode_image(image)).collect();
     let lent: Vec<_> = encoded.iter().collect();
     for piece in model.stream(&lent, question, &GenerateOptions::default())? {

@@ -5,7 +5,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let model = Gemma3::load("google/gemma-3-4b-it", &default_device()?)?;
-//! let photo = model.encode_image(&Image::open("cat.jpg".as_ref())?); // once, for any number of questions
+//! let photo = model.encode_image(&Image::open("cat.jpg")?); // once, for any number of questions
 //! let answer = model.ask(&[&photo], "What is the cat doing?", &GenerateOptions::default())?;
 //! println!("{}", answer.text);
 //! # Ok(())
