@@ -368,7 +368,6 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
 }
 
 /// An answer on its way: an iterator of its pieces. When it is dropped, the conversation keeps what was said until then.
-#[derive(Debug)]
 #[must_use = "the answer comes as this is iterated over"]
 pub struct Reply<'c, 'm, N: Network, A: Attachments = TextOnly> {
     conversation: &'c mut Conversation<'m, N, A>,

@@ -197,7 +197,7 @@ impl<N: Network> Model<N> {
         let tokenizer = self.tokenizer()?;
         let request = |prompt: &T| Request {
             stop_tokens: self.stop_tokens.clone(),
-            ..Request::new(&tokenizer.encode(prompt.as_ref()), options.clone())
+            ..Request::new(tokenizer.encode(prompt.as_ref()), options.clone())
         };
         Ok(gemma_generate::generate_batch(self.network(), tokenizer, prompts.iter().map(request).collect())?)
     }
