@@ -49,7 +49,7 @@ pub(crate) struct Logits {
     pub(crate) source: Source,
 
     /// Where to write; the file appears complete or not at all.
-    #[arg(short, long, value_name = "FILE", required_unless_present = "json", conflicts_with = "json")]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "json")]
     pub(crate) out: Option<PathBuf>,
 
     /// Print the likeliest tokens as one JSON object instead of writing a file.
@@ -150,6 +150,9 @@ fn rows(
 }
 
 pub(crate) fn run(args: &Logits) -> Result<Ending> {
+    if args.out.is_none() && !args.json {
+        bail!("say what is wanted: --out FILE for all logits, or --json for the likeliest next tokens");
+    }
     let given = args.source.tokens_file.as_deref().map(TokenRows::read).transpose()?;
     let file = args.out.as_deref().map(NewFile::open).transpose()?;
     let images = args.image.iter().map(|file| image_files::open(file)).collect::<Result<Vec<_>>>()?;
