@@ -7,10 +7,9 @@ use codegemma::Infill;
 use embeddinggemma::EmbedOptions;
 use gemma_auto::{Backend, GenerateOptions, TokenId};
 use gemma_tokenizer::EncodeOptions;
-use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyByteArray, PyDict, PyTuple};
 
 use crate::failure::Failure;
 use crate::image::Given;
@@ -218,28 +217,28 @@ impl Gemma {
         task: String,
         title: Option<String>,
         dimensions: Option<usize>,
-    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    ) -> PyResult<Bound<'py, PyAny>> {
         let texts = options::texts("texts", texts)?;
         let model = Arc::clone(&self.model);
-        let found = run(py, move |cancel| {
-            model.embed(&texts, &task, title.as_deref(), EmbedOptions { dimensions }, cancel)
-        })?;
-        array(py, found.values().to_vec(), found.dimensions())
+        let found =
+            run(py, move |cancel| model.embed(&texts, &task, title.as_deref(), EmbedOptions { dimensions }, cancel))?;
+        array(py, found.values(), found.dimensions())
     }
 
     /// The logits after each token: an array of float32 [tokens, vocab_size]. Row i is about the token that follows
     /// tokens[i]. The tokens are read as they are; `tokenize` puts <bos> in front.
-    fn logits<'py>(&self, py: Python<'py>, tokens: Vec<TokenId>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    fn logits<'py>(&self, py: Python<'py>, tokens: Vec<TokenId>) -> PyResult<Bound<'py, PyAny>> {
         let model = Arc::clone(&self.model);
         let values = run(py, move |cancel| model.logits(&tokens, cancel))?;
-        array(py, values, self.model.vocab())
+        array(py, &values, self.model.vocab())
     }
 
     /// The token ids of a text, with <bos> in front unless `bos` is False. With `specials`, texts such as <end_of_turn>
     /// become the control tokens they name.
     #[pyo3(signature = (text, *, bos=true, specials=false))]
     fn tokenize(&self, py: Python<'_>, text: String, bos: bool, specials: bool) -> PyResult<Vec<TokenId>> {
-        Ok(py.detach(|| Ok::<_, Failure>(self.model.tokenizer()?.encode_with(&text, EncodeOptions { bos, specials })))?)
+        Ok(py
+            .detach(|| Ok::<_, Failure>(self.model.tokenizer()?.encode_with(&text, EncodeOptions { bos, specials })))?)
     }
 
     /// The text of token ids, without control tokens.
@@ -261,11 +260,7 @@ impl Gemma {
         Ok(Pieces::start(move |cancel, give| model.generate(&prompt, &options, cancel, give)))
     }
 
-    fn begin_chat(
-        &self,
-        messages: &Bound<'_, PyAny>,
-        options: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<Pieces<String>> {
+    fn begin_chat(&self, messages: &Bound<'_, PyAny>, options: Option<&Bound<'_, PyDict>>) -> PyResult<Pieces<String>> {
         self.model.check_chat()?;
         let turns = options::turns(messages)?;
         let options = options::sampling(GenerateOptions::default(), options)?;
@@ -329,8 +324,20 @@ fn about_image(options: Option<&Bound<'_, PyDict>>) -> PyResult<GenerateOptions>
     options::sampling(GenerateOptions::greedy(IMAGE_ANSWER), options)
 }
 
-/// Rows of `columns` values as an array.
-fn array(py: Python<'_>, values: Vec<f32>, columns: usize) -> PyResult<Bound<'_, PyArray2<f32>>> {
+/// Rows of `columns` values as an array of numpy, over a buffer that Python owns.
+///
+/// (The crate `numpy` would change features of the crates below Burn, and Burn would be compiled once more for this package.)
+fn array<'py>(py: Python<'py>, values: &[f32], columns: usize) -> PyResult<Bound<'py, PyAny>> {
+    let numpy = py.import("numpy")?;
     let rows = values.len().checked_div(columns).unwrap_or(0);
-    PyArray1::from_vec(py, values).reshape([rows, columns])
+    if rows == 0 {
+        return numpy.call_method1("zeros", ((0, columns), "float32"));
+    }
+    let buffer = PyByteArray::new_with(py, size_of_val(values), |buffer| {
+        for (bytes, value) in buffer.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+            *bytes = value.to_ne_bytes();
+        }
+        Ok(())
+    })?;
+    numpy.call_method1("frombuffer", (buffer, "float32"))?.call_method1("reshape", (rows, columns))
 }

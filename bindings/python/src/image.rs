@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use numpy::{PyReadonlyArray3, PyUntypedArray, PyUntypedArrayMethods};
 use paligemma::Image;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -32,8 +31,8 @@ impl Given {
         if value.is_instance_of::<PyString>() || value.hasattr("__fspath__")? {
             return Ok(Self::File(value.extract()?));
         }
-        if let Ok(array) = value.cast::<PyUntypedArray>() {
-            return Self::of_array(array);
+        if value.is_instance(&value.py().import("numpy")?.getattr("ndarray")?)? {
+            return Self::of_array(value);
         }
         let kind = value.get_type().name()?;
         Err(PyTypeError::new_err(format!(
@@ -41,18 +40,18 @@ impl Given {
         )))
     }
 
-    fn of_array(array: &Bound<'_, PyUntypedArray>) -> PyResult<Self> {
-        let wrong = || {
-            let (shape, dtype) = (array.shape().to_vec(), array.dtype());
-            PyValueError::new_err(format!(
-                "an image is an array of uint8 with the shape [height, width, 3], not {dtype} {shape:?}"
-            ))
-        };
-        let rgb = array.extract::<PyReadonlyArray3<'_, u8>>().map_err(|_| wrong())?;
-        let rgb = rgb.as_array();
-        let (height, width, channels) = rgb.dim();
-        let image = if channels == 3 { Image::from_rgb(rgb.iter().copied().collect(), width, height) } else { None };
-        image.map(Self::Decoded).ok_or_else(wrong)
+    fn of_array(array: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let shape: Vec<usize> = array.getattr("shape")?.extract()?;
+        let dtype = array.getattr("dtype")?.str()?.to_string();
+        if let ([height, width, 3], "uint8") = (&shape[..], dtype.as_str()) {
+            let rgb: Vec<u8> = array.call_method0("tobytes")?.cast::<PyBytes>()?.as_bytes().to_vec();
+            if let Some(image) = Image::from_rgb(rgb, *width, *height) {
+                return Ok(Self::Decoded(image));
+            }
+        }
+        Err(PyValueError::new_err(format!(
+            "an image is an array of uint8 with the shape [height, width, 3], not {dtype} {shape:?}"
+        )))
     }
 
     /// Reads it.

@@ -10,7 +10,6 @@
 //! | `failure` | what can fail, and the exception that it becomes |
 
 #![warn(missing_docs, unreachable_pub)]
-#![deny(unsafe_code)]
 
 mod failure;
 mod gemma;

@@ -3,7 +3,7 @@
 use codegemma::{CodeGemma, Infill, InfillOptions};
 use embeddinggemma::{EmbedOptions, EmbeddingGemma, Embeddings};
 use gemma_auto::{
-    AutoModel, Backend, CausalModel, Error, Generated, GenerateOptions, LoadOptions, Network, TextStream, TokenId,
+    AutoModel, Backend, CausalModel, Error, GenerateOptions, Generated, LoadOptions, Network, TextStream, TokenId,
     Tokenizer, Turn, with_model,
 };
 use gemma_generate::logits_in_chunks;

@@ -58,7 +58,9 @@ pub(crate) fn infilling(given: Option<&Bound<'_, PyDict>>, stop_rule: &str) -> P
         "line" => InfillStop::Line,
         "block" => InfillStop::Block,
         other => {
-            return Err(PyValueError::new_err(format!("stop_rule is {other:?}; choose \"free\", \"line\" or \"block\"")));
+            return Err(PyValueError::new_err(format!(
+                "stop_rule is {other:?}; choose \"free\", \"line\" or \"block\""
+            )));
         }
     };
     Ok(InfillOptions { generate, stop_rule, ..base })
@@ -74,7 +76,8 @@ pub(crate) fn loading(
     mmproj: Option<PathBuf>,
     offline: bool,
 ) -> PyResult<LoadOptions> {
-    let precision = precision.map(|name| name.parse()).transpose().map_err(|error: gemma_weights::Error| Failure::from(error))?;
+    let precision =
+        precision.map(|name| name.parse()).transpose().map_err(|error: gemma_weights::Error| Failure::from(error))?;
     let adapters = adapter.map(adapters).transpose()?.unwrap_or_default();
     Ok(LoadOptions { precision, adapters, image_encoder: mmproj, offline, ..LoadOptions::default() })
 }
@@ -156,16 +159,27 @@ pub(crate) fn texts(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String
     value.extract().map_err(|_| PyTypeError::new_err(format!("{name} must be a str or a list of str")))
 }
 
+/// Token ids: a list, or an array of numpy or torch.
+///
+/// # Errors
+/// `TypeError` for anything else, `ValueError` for numbers that are no token ids.
+pub(crate) fn tokens(value: &Bound<'_, PyAny>) -> PyResult<Vec<TokenId>> {
+    if value.hasattr("tolist")? {
+        return get("tokens", &value.call_method0("tolist")?);
+    }
+    get("tokens", value)
+}
+
 /// The value of an argument, whose name is put into the error.
-fn get<'py, T>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<T>
-where
-    T: for<'a> FromPyObject<'a, 'py>,
-    for<'a> <T as FromPyObject<'a, 'py>>::Error: Into<PyErr>,
-{
+fn get<'py, T: FromPyObjectOwned<'py>>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<T> {
     value.extract::<T>().map_err(|error| {
         let error: PyErr = error.into();
         let text = format!("{name}: {}", error.value(value.py()));
         // a number that does not fit is a wrong value, not a wrong type
-        if error.is_instance_of::<PyTypeError>(value.py()) { PyTypeError::new_err(text) } else { PyValueError::new_err(text) }
+        if error.is_instance_of::<PyTypeError>(value.py()) {
+            PyTypeError::new_err(text)
+        } else {
+            PyValueError::new_err(text)
+        }
     })
 }
