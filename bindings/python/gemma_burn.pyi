@@ -15,6 +15,9 @@ Image = Union[Path, bytes, bytearray, NDArray[numpy.uint8]]
 Adapter = Union[Path, Tuple[Path, float]]
 """The folder of a LoRA adapter in PEFT's format, or such a folder and how much of it is added."""
 
+Tokens = Union[Sequence[int], NDArray[numpy.integer]]
+"""Token ids: a list, or an array."""
+
 class Message(TypedDict):
     """A message of a conversation."""
 
@@ -161,7 +164,7 @@ class Gemma:
         dimensions: cut to so many values and normalised again.
         """
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[numpy.float32]:
+    def logits(self, tokens: Tokens) -> NDArray[numpy.float32]:
         """The logits after each token: an array [tokens, vocab_size]. Row i is about the token that follows tokens[i]. The
         tokens are read as they are; `tokenize` puts <bos> in front.
         """
@@ -171,7 +174,7 @@ class Gemma:
         become the control tokens they name.
         """
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
+    def detokenize(self, tokens: Tokens) -> str:
         """The text of token ids, without control tokens."""
 
     def count_tokens(self, text: str, *, bos: bool = True) -> int:

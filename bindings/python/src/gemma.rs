@@ -194,7 +194,7 @@ impl Gemma {
         let (image, options) = (Given::of(image)?, about_image(None)?);
         let model = Arc::clone(&self.model);
         let found = run(py, move |cancel| model.detect(&image.decode()?, &things, &options, cancel))?;
-        let dict = |detection: paligemma::Detection| {
+        let dict = |detection: paligemma::Detection| -> PyResult<Bound<'py, PyDict>> {
             let dict = PyDict::new(py);
             let bounds = detection.bounds;
             dict.set_item("label", detection.label)?;
@@ -227,7 +227,8 @@ impl Gemma {
 
     /// The logits after each token: an array of float32 [tokens, vocab_size]. Row i is about the token that follows
     /// tokens[i]. The tokens are read as they are; `tokenize` puts <bos> in front.
-    fn logits<'py>(&self, py: Python<'py>, tokens: Vec<TokenId>) -> PyResult<Bound<'py, PyAny>> {
+    fn logits<'py>(&self, py: Python<'py>, tokens: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let tokens = options::tokens(tokens)?;
         let model = Arc::clone(&self.model);
         let values = run(py, move |cancel| model.logits(&tokens, cancel))?;
         array(py, &values, self.model.vocab())
@@ -242,8 +243,8 @@ impl Gemma {
     }
 
     /// The text of token ids, without control tokens.
-    fn detokenize(&self, tokens: Vec<TokenId>) -> PyResult<String> {
-        Ok(self.model.tokenizer()?.decode(&tokens))
+    fn detokenize(&self, tokens: &Bound<'_, PyAny>) -> PyResult<String> {
+        Ok(self.model.tokenizer()?.decode(&options::tokens(tokens)?))
     }
 
     /// How many tokens `tokenize` makes of a text.
@@ -284,7 +285,7 @@ impl TextStream {
 
 #[pymethods]
 impl TextStream {
-    fn __iter__(stream: Bound<'_, Self>) -> Bound<'_, Self> {
+    fn __iter__(stream: PyRef<'_, Self>) -> PyRef<'_, Self> {
         stream
     }
 

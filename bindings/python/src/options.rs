@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use codegemma::{InfillOptions, InfillStop};
-use gemma_auto::{GenerateOptions, LoadOptions, Turn};
+use gemma_auto::{GenerateOptions, LoadOptions, Precision, TokenId, Turn};
 use gemma_tokenizer::Role;
 use gemma_weights::Adapter;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -76,8 +76,7 @@ pub(crate) fn loading(
     mmproj: Option<PathBuf>,
     offline: bool,
 ) -> PyResult<LoadOptions> {
-    let precision =
-        precision.map(|name| name.parse()).transpose().map_err(|error: gemma_weights::Error| Failure::from(error))?;
+    let precision = precision.map(|name| name.parse::<Precision>()).transpose().map_err(Failure::from)?;
     let adapters = adapter.map(adapters).transpose()?.unwrap_or_default();
     Ok(LoadOptions { precision, adapters, image_encoder: mmproj, offline, ..LoadOptions::default() })
 }
@@ -133,13 +132,13 @@ pub(crate) fn turns(messages: &Bound<'_, PyAny>) -> PyResult<Vec<Turn>> {
     if messages.is_instance_of::<PyString>() || messages.is_instance_of::<PyDict>() {
         return Err(wrong());
     }
-    let turn = |message: PyResult<Bound<'_, PyAny>>| {
+    let turn = |message: PyResult<Bound<'_, PyAny>>| -> PyResult<Turn> {
         let message = message?;
         let message = message.cast::<PyDict>().map_err(|_| wrong())?;
         let text = |key: &str| -> PyResult<String> {
             message.get_item(key)?.ok_or_else(wrong)?.extract().map_err(|_| wrong())
         };
-        let role: Role = text("role")?.parse().map_err(|error: gemma_tokenizer::Error| Failure::from(error))?;
+        let role = text("role")?.parse::<Role>().map_err(Failure::from)?;
         Ok(Turn::new(role, text("content")?))
     };
     messages.try_iter().map_err(|_| wrong())?.map(turn).collect()
