@@ -1,6 +1,6 @@
 /* Continues a text with a model, as it is generated.
  *
- *     cargo build --release --manifest-path bindings/Cargo.toml --package gemma-c
+ *     cargo build --release --manifest-path bindings/c/Cargo.toml
  *     cc -I bindings/c/include bindings/c/examples/generate.c -L bindings/target/release -lgemma_c -o generate
  *     LD_LIBRARY_PATH=bindings/target/release ./generate "Once upon a time"
  *     LD_LIBRARY_PATH=bindings/target/release ./generate "Once upon a time" google/gemma-2-2b */
