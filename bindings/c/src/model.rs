@@ -4,8 +4,8 @@ use std::ffi::c_int;
 use std::path::Path;
 
 use gemma_auto::{
-    AutoModel, Backend, CausalModel, GenerateOptions, LoadOptions, TextStream, TokenId, Turn, default_device,
-    with_model,
+    AutoModel, Backend, CausalModel, GenerateOptions, LoadOptions, Precision, TextStream, TokenId, Turn,
+    default_device, with_model,
 };
 use gemma_tokenizer::EncodeOptions;
 use gemma_weights::Adapter;
@@ -30,7 +30,7 @@ pub(crate) struct Loading<'a> {
 /// Opens a model.
 pub(crate) fn load(given: &Loading<'_>) -> Result<AutoModel, Failure> {
     let options = LoadOptions {
-        precision: given.precision.map(str::parse).transpose().map_err(|error: gemma_weights::Error| error)?,
+        precision: given.precision.map(str::parse::<Precision>).transpose()?,
         adapters: given.adapter.map(|folder| Adapter::open(Path::new(folder))).transpose()?.into_iter().collect(),
         offline: given.offline,
         ..LoadOptions::default()
@@ -90,8 +90,10 @@ pub(crate) fn chat(
         let instead = "use gemma_generate, or a checkpoint whose name ends in -it";
         return Err(model.incapable("chat", instead).into());
     }
-    let turn = |(role, content): &(&str, &str)| Ok(Turn::new(role.parse()?, *content));
-    let turns = messages.iter().map(turn).collect::<Result<Vec<_>, gemma_tokenizer::Error>>()?;
+    let turn = |(role, content): &(&str, &str)| -> Result<Turn, gemma_tokenizer::Error> {
+        Ok(Turn::new(role.parse()?, *content))
+    };
+    let turns = messages.iter().map(turn).collect::<Result<Vec<_>, _>>()?;
     with_model!(model, model => give_all(model.stream_chat(&turns, options)?, give))
 }
 
