@@ -26,6 +26,7 @@ pub(crate) type Give<'a> = &'a mut dyn FnMut(String) -> bool;
 
 /// A model, as what it is.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "models are few and live long: a box would only add a hop")]
 pub(crate) enum Opened {
     /// One that only generates, and perhaps sees images.
     Any(AutoModel),
