@@ -84,9 +84,9 @@ pub extern "C" fn gemma_last_error() -> *const c_char {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gemma_load(name: *const c_char, options: *const gemma_load_options) -> *mut gemma_model {
     guarded(std::ptr::null_mut(), || {
-        let mut given = model::Loading::default();
         // SAFETY: the caller gives null or a text.
-        given.name = unsafe { text("name", name) }?;
+        let name = unsafe { text("name", name) }?;
+        let mut given = model::Loading { name, ..model::Loading::default() };
         // SAFETY: the caller gives null or options.
         if let Some(options) = unsafe { options.as_ref() } {
             // SAFETY: the caller gives texts or nulls.
