@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The C library and the Python package: built, then tested from outside. What a machine has no tools for is left out, with a
-# line that says so. Builds into CARGO_TARGET_DIR; versions and profile are the workspace's, so that Burn is shared with
-# the programs in tests/outside.
+# line that says so. Builds into CARGO_TARGET_DIR, with the versions and the profile of the main workspace.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,11 +14,20 @@ profile="$CARGO_TARGET_DIR/bindings-profile.toml"
 sed -n '/^\[profile/,$p' Cargo.toml >"$profile"
 cp Cargo.lock bindings/Cargo.lock
 
+python="${PYTHON:-python3}"
+
 skipped() { printf 'skipped: %s\n' "$1"; }
 
 c_library() { # the C library, shared and static: an example and a program of checks
     local library="$CARGO_TARGET_DIR/release" flags=(-std=c11 -Wall -Wextra -Werror -I bindings/c/include) said
-    cargo build -j "$jobs" --release --config "$profile" --manifest-path bindings/c/Cargo.toml
+    # both packages at once where there is Python: alone, the C library has fewer features of `syn`, the parser below every
+    # derive macro, and Burn would be compiled a second time for Python
+    local manifest=bindings/c/Cargo.toml
+    if command -v "$python" >/dev/null 2>&1; then
+        manifest=bindings/Cargo.toml
+    fi
+    # as maturin sets it
+    PYO3_BUILD_EXTENSION_MODULE=1 cargo build -j "$jobs" --release --config "$profile" --manifest-path "$manifest"
     if ! command -v cc >/dev/null 2>&1; then
         skipped "no C compiler (cc), so the C library was built and not run"
         return 0
@@ -39,7 +47,7 @@ c_library() { # the C library, shared and static: an example and a program of ch
 }
 
 python_package() { # the wheel, in an environment of its own
-    local venv="$scratch/venv" python="${PYTHON:-python3}"
+    local venv="$scratch/venv"
     if ! command -v "$python" >/dev/null 2>&1; then
         skipped "no $python, so the Python package was not built"
         return 0
@@ -52,7 +60,6 @@ python_package() { # the wheel, in an environment of its own
         skipped "pip cannot install maturin and numpy"
         return 0
     fi
-    # maturin looks for cargo in the same manner as this script
     "$venv/bin/maturin" build -j "$jobs" --release --config "$profile" --manifest-path bindings/python/Cargo.toml \
         --interpreter "$venv/bin/python" --compatibility linux --out "$scratch/wheels"
     "$venv/bin/pip" install --quiet --disable-pip-version-check --no-index --no-deps "$scratch"/wheels/*.whl

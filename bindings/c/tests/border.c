@@ -114,10 +114,10 @@ int main(void) {
     CHECK(gemma_chat(model, odd, 1, NULL, take, &answer) == GEMMA_ERROR && says("narrator"));
     gemma_message half[] = {{"user", NULL}};
     CHECK(gemma_chat(model, half, 1, NULL, take, &answer) == GEMMA_ERROR && says("content"));
-    gemma_model *code = gemma_load("demo:codegemma", NULL);
-    CHECK(code != NULL);
-    CHECK(gemma_chat(code, messages, 1, NULL, take, &answer) == GEMMA_ERROR && says("does not chat"));
-    gemma_free(code);
+    gemma_model *images = gemma_load("demo:paligemma", NULL);
+    CHECK(images != NULL);
+    CHECK(gemma_chat(images, messages, 1, NULL, take, &answer) == GEMMA_ERROR && says("does not chat"));
+    gemma_free(images);
 
     /* tokens and back */
     uint32_t tokens[64];

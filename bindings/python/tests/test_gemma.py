@@ -242,7 +242,7 @@ class Errors(unittest.TestCase):
             ("demo", "ask", (IMAGE, "why?"), "Gemma model does not see images"),
             ("demo", "embed", (["a"],), "Gemma model does not embed texts"),
             ("demo:codegemma", "embed", (["a"],), "CodeGemma model does not embed"),
-            ("demo:codegemma", "chat", ([{"role": "user", "content": "a"}],), "CodeGemma model does not chat"),
+            ("demo:paligemma", "chat", ([{"role": "user", "content": "a"}],), "PaliGemma model does not chat"),
             ("demo:recurrentgemma", "infill", HOLE, "RecurrentGemma model does not fill"),
             ("demo:paligemma", "infill", HOLE, "PaliGemma model does not fill"),
         ]:
