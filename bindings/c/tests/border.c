@@ -107,7 +107,7 @@ int main(void) {
 
     /* a conversation */
     static text_buffer answer = {.left = -1};
-    gemma_message messages[] = {{"user", "What is two plus three?"}};
+    gemma_message messages[] = {{"user", "What is 2 + 3?"}};
     options = greedy(40);
     CHECK(gemma_chat(model, messages, 1, &options, take, &answer) == GEMMA_OK && answer.len > 0);
     gemma_message odd[] = {{"narrator", "Silence."}};

@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -21,7 +22,10 @@ from gemma_burn import Gemma
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 IMAGE = ROOT / "models" / "paligemma" / "demo" / "images" / "shapes1.png"
 PROMPT = "Once upon a time"
-HOLE = ("def first_price(prices):\n    best = ", "\n    return best\n")
+HOLE = (
+    "def sum_prices(prices):\n    ",
+    "\n    for price in prices:\n        total += price\n    return total\n",
+)
 MODELS = {}
 
 
@@ -104,28 +108,34 @@ class Texts(unittest.TestCase):
         )
 
     def test_chat_answers(self):
-        question = [{"role": "user", "content": "What is two plus three?"}]
+        question = [{"role": "user", "content": "What is 2 + 3?"}]
         answer = demo().chat(question, max_tokens=40, temperature=0)
-        self.assertTrue(answer.strip())
-        self.assertNotIn("<end_of_turn>", answer)
+        self.assertEqual(answer, "2 plus 3 is 5.")
         self.assertEqual("".join(demo().stream_chat(question, max_tokens=40, temperature=0)), answer)
-        question += [{"role": "assistant", "content": answer}, {"role": "user", "content": "What is one plus one?"}]
-        self.assertTrue(demo().chat(question, max_tokens=40, temperature=0).strip())
+        question += [{"role": "assistant", "content": answer}, {"role": "user", "content": "What is 7 plus 5?"}]
+        self.assertIn("12", demo().chat(question, max_tokens=40, temperature=0))
 
     def test_infill_fills_the_hole(self):
         model = demo("demo:codegemma")
         self.assertEqual(model.architecture, "CodeGemma")
         middle = model.infill(*HOLE)
         self.assertEqual(middle, model.infill(*HOLE), "greedy without options")
-        compile(HOLE[0] + middle + HOLE[1], "filled", "exec")
+        names = {}
+        exec(compile(HOLE[0] + middle + HOLE[1], "filled", "exec"), names)
+        self.assertEqual(names["sum_prices"]([1, 2, 3]), 6)
         self.assertNotIn("\n", model.infill(*HOLE, stop_rule="line", path="a.py").strip("\n"))
 
     def test_infill_is_what_the_program_says(self):
         program = os.environ.get("GEMMA_BIN")
         if not program:
             self.skipTest("GEMMA_BIN names no program")
-        command = [program, "infill", "--backend", "ndarray", "--prefix", HOLE[0], "--suffix", HOLE[1]]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [pathlib.Path(folder, name) for name in ["prefix", "suffix"]]
+            for file, text in zip(files, HOLE):
+                file.write_text(text, encoding="utf-8")
+            command = [program, "infill", "--backend", "ndarray"]
+            command += ["--prefix-file", str(files[0]), "--suffix-file", str(files[1])]
+            said = subprocess.run(command, capture_output=True, text=True, timeout=300)
         self.assertEqual(said.returncode, 0, said.stderr)
         self.assertEqual(said.stdout.removesuffix("\n"), demo("demo:codegemma").infill(*HOLE).removesuffix("\n"))
 
