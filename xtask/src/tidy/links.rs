@@ -35,7 +35,7 @@ pub(super) fn resolve(repository: &Repository) -> Vec<Complaint> {
 
 /// A path of the repository in a document's `code span` exists. What has a placeholder in it is no path.
 pub(super) fn paths(repository: &Repository) -> Vec<Complaint> {
-    const TOPS: [&str; 7] = ["crates/", "models/", "xtask/", "tests/", "docs/", ".ci/", ".cargo/"];
+    const TOPS: [&str; 8] = ["bindings/", "crates/", "models/", "xtask/", "tests/", "docs/", ".ci/", ".cargo/"];
     let mut complaints = Vec::new();
     for (path, text) in repository.with_extension("md") {
         for (line, span) in

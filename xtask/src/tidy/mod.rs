@@ -90,9 +90,9 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Packages outside the workspace: programs that use the crates as a user would, and the targets of cargo-fuzz, which need a
-/// nightly toolchain and flags of their own.
-const OUTSIDE: [&str; 2] = ["tests/outside/", "fuzz/"];
+/// Packages outside the workspace: those for other languages, programs that use the crates as a user would, and the targets
+/// of cargo-fuzz, which need a nightly toolchain and flags of their own.
+const OUTSIDE: [&str; 3] = ["bindings/", "tests/outside/", "fuzz/"];
 
 /// The manifests of the workspace's members: the path of each and what it says.
 fn member_manifests(repository: &Repository) -> Vec<(&str, Manifest)> {

@@ -75,7 +75,7 @@ impl Repository {
 }
 
 /// The folders at the root that hold ours, known to git yet or not.
-const OURS: [&str; 7] = [".cargo", ".ci", "crates", "docs", "models", "tests", "xtask"];
+const OURS: [&str; 8] = [".cargo", ".ci", "bindings", "crates", "docs", "models", "tests", "xtask"];
 
 /// Git's list. A new file at the root, or in a folder of ours or of git's, belongs to the repository; another
 /// unknown folder at the root (a checkpoint, say) does not.

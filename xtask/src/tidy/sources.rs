@@ -3,8 +3,8 @@
 use super::repository::Repository;
 use super::{Complaint, rust};
 
-/// The one crate whose kernels may be unsafe.
-const UNSAFE_HOME: &str = "crates/gemma-kernels/";
+/// Where code may be unsafe: the kernels, and the border to C, whose pointers can be read in no other way.
+const UNSAFE_HOMES: &[&str] = &["crates/gemma-kernels/", "bindings/c/"];
 /// Lines above an unsafe block within which its `SAFETY:` comment must start.
 const SAFETY_REACH: usize = 8;
 /// Names that say nothing about what a file holds.
@@ -43,7 +43,7 @@ pub(super) fn file_names(repository: &Repository) -> Vec<Complaint> {
     complaints
 }
 
-/// `unsafe` lives in the kernels only, and each block says why it is sound.
+/// `unsafe` lives in [`UNSAFE_HOMES`] only, and each block says why it is sound.
 pub(super) fn unsafe_code(repository: &Repository) -> Vec<Complaint> {
     let mut complaints = Vec::new();
     for (path, text) in repository.with_extension("rs") {
@@ -51,7 +51,7 @@ pub(super) fn unsafe_code(repository: &Repository) -> Vec<Complaint> {
         for line in rust::lines_with(&code, "unsafe") {
             let at = line - 1;
             let source = code.lines().nth(at).unwrap_or_default();
-            if !path.starts_with(UNSAFE_HOME) {
+            if !UNSAFE_HOMES.iter().any(|home| path.starts_with(home)) {
                 complaints.push(Complaint::on_line(path, line, "unsafe code belongs into gemma-kernels"));
             } else if opens_block(source) && !explained(text, at) {
                 complaints.push(Complaint::on_line(
@@ -143,12 +143,15 @@ mod tests {
             complain(unsafe_code, "crates/gemma-nn/src/a.rs", "// unsafe { f() }\nlet s = \"unsafe\";").len(),
             0
         );
+        assert_eq!(complain(unsafe_code, "bindings/python/src/a.rs", "unsafe { f() }"), ["bindings/python/src/a.rs:1"]);
     }
 
     #[test]
     fn unsafe_without_a_reason_is_found() {
+        for path in ["crates/gemma-kernels/src/cpu/a.rs", "bindings/c/src/a.rs"] {
+            assert_eq!(complain(unsafe_code, path, "fn f() {\n    unsafe { g() }\n}"), [format!("{path}:2")]);
+        }
         let path = "crates/gemma-kernels/src/cpu/a.rs";
-        assert_eq!(complain(unsafe_code, path, "fn f() {\n    unsafe { g() }\n}"), [format!("{path}:2")]);
         assert_eq!(complain(unsafe_code, path, "unsafe impl Send for X {}"), [format!("{path}:1")]);
         assert_eq!(complain(unsafe_code, path, "// SAFETY: g has no conditions.\nunsafe { g() }").len(), 0);
         assert_eq!(complain(unsafe_code, path, "unsafe fn g() {}").len(), 0);
