@@ -12,8 +12,6 @@ pub(crate) enum Failure {
     NotUtf8(&'static str),
     /// What the library says.
     Library(gemma_auto::Error),
-    /// An option has a value that is not possible.
-    Option(String),
 }
 
 impl<E: Into<gemma_auto::Error>> From<E> for Failure {
@@ -28,7 +26,6 @@ impl Failure {
             Self::Null(name) => format!("{name} is NULL; give a value"),
             Self::NotUtf8(name) => format!("{name} is not UTF-8; encode it as UTF-8"),
             Self::Library(error) => error.to_string(),
-            Self::Option(sentence) => sentence.clone(),
         }
     }
 }

@@ -4,8 +4,7 @@ use std::ffi::c_int;
 use std::path::Path;
 
 use gemma_auto::{
-    AutoModel, Backend, CausalModel, GenerateOptions, LoadOptions, Precision, TextStream, TokenId, Turn,
-    default_device, with_model,
+    AutoModel, Backend, GenerateOptions, LoadOptions, Precision, TokenId, Turn, default_device, with_model,
 };
 use gemma_tokenizer::EncodeOptions;
 use gemma_weights::Adapter;
@@ -36,7 +35,9 @@ pub(crate) fn load(given: &Loading<'_>) -> Result<AutoModel, Failure> {
         ..LoadOptions::default()
     };
     let backend = given.backend.map(str::parse::<Backend>).transpose()?;
-    set_threads(given.threads)?;
+    if given.threads > 0 {
+        gemma_auto::set_threads(given.threads)?;
+    }
     let device = match backend {
         Some(backend) => backend.device()?,
         None => default_device()?,
@@ -44,39 +45,14 @@ pub(crate) fn load(given: &Loading<'_>) -> Result<AutoModel, Failure> {
     Ok(AutoModel::load_with(given.name.unwrap_or(DEMO), &options, &device)?)
 }
 
-/// Sets how many threads compute; 0 leaves it as it is. There is one pool of threads in a process.
-fn set_threads(threads: usize) -> Result<(), Failure> {
-    /// More than any machine has, few enough to start.
-    const MOST: usize = 1024;
-    if threads == 0 {
-        return Ok(());
-    }
-    if threads > MOST {
-        return Err(Failure::Option(format!("threads is {threads}; choose a number from 1 to {MOST}, or 0")));
-    }
-    let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    let running = rayon::current_num_threads();
-    if built.is_err() && running != threads {
-        return Err(Failure::Option(format!(
-            "this process computes with {running} threads already; give threads {threads} to the first gemma_load"
-        )));
-    }
-    Ok(())
-}
-
 /// Continues a prompt.
 pub(crate) fn generate(
     model: &AutoModel,
     prompt: &str,
     options: &GenerateOptions,
-    mut give: impl FnMut(&str) -> bool,
+    give: impl FnMut(&str) -> bool,
 ) -> Result<c_int, Failure> {
-    for piece in model.stream(prompt, options)? {
-        if !give(&piece?) {
-            return Ok(GEMMA_STOPPED);
-        }
-    }
-    Ok(GEMMA_OK)
+    give_all(model.stream(prompt, options)?, give)
 }
 
 /// Answers the last of some messages, each a role and what is said.
@@ -97,11 +73,12 @@ pub(crate) fn chat(
     with_model!(model, model => give_all(model.stream_chat(&turns, options)?, give))
 }
 
-fn give_all<M: CausalModel>(
-    stream: TextStream<'_, '_, M>,
+/// Hands out the pieces of a text.
+fn give_all<E: Into<gemma_auto::Error>>(
+    pieces: impl Iterator<Item = Result<String, E>>,
     mut give: impl FnMut(&str) -> bool,
 ) -> Result<c_int, Failure> {
-    for piece in stream {
+    for piece in pieces {
         if !give(&piece?) {
             return Ok(GEMMA_STOPPED);
         }

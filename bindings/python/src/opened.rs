@@ -6,7 +6,7 @@ use gemma_auto::{
     AutoModel, Backend, CausalModel, Error, GenerateOptions, Generated, LoadOptions, Network, TextStream, TokenId,
     Tokenizer, Turn, with_model,
 };
-use gemma_generate::logits_in_chunks;
+use gemma_generate::{check_tokens, logits_in_chunks};
 use gemma_model::Segment;
 use gemma3::Gemma3;
 use paligemma::{Detection, Image, PaliGemma, loc, prompt};
@@ -188,7 +188,7 @@ impl Opened {
         options: &GenerateOptions,
         cancel: &Cancel,
     ) -> Result<String, Failure> {
-        let question = in_language("Describe the image in one sentence.", language);
+        let question = gemma3::prompt::caption(language);
         Ok(self.look(image, &prompt::caption(language), &question, options, cancel)?.text)
     }
 
@@ -202,7 +202,7 @@ impl Opened {
         cancel: &Cancel,
     ) -> Result<String, Failure> {
         let prompt = prompt::answer(language, question);
-        Ok(self.look(image, &prompt, &in_language(question, language), options, cancel)?.text)
+        Ok(self.look(image, &prompt, &gemma3::prompt::answer(language, question), options, cancel)?.text)
     }
 
     /// Finds things in an image.
@@ -274,7 +274,7 @@ impl Opened {
                 logits(model.network(), tokens, &causal(tokens.len()), cancel)
             }
             other => with_text_model!(other, "give logits", model => {
-                check_tokens(model.network(), tokens)?;
+                check_tokens(model.network(), tokens, None)?;
                 logits(model.network(), tokens, &causal(tokens.len()), cancel)
             }),
         }
@@ -284,11 +284,6 @@ impl Opened {
     fn incapable(&self, ability: &'static str, instead: &'static str) -> Failure {
         Error::Incapable { architecture: self.architecture(), ability, instead }.into()
     }
-}
-
-/// A request in words, with the language that the answer should have.
-fn in_language(text: &str, code: &str) -> String {
-    if code == "en" { text.to_owned() } else { format!("{text} Answer in the language with the code \"{code}\".") }
 }
 
 fn cancelled() -> Failure {
@@ -334,20 +329,4 @@ fn logits<N: Network>(
         })?;
     }
     Ok(values)
-}
-
-/// Refuses tokens that the model cannot read.
-fn check_tokens(network: &impl CausalModel, tokens: &[TokenId]) -> Result<(), gemma_generate::Error> {
-    use gemma_generate::Error;
-    let vocab = network.vocab();
-    if tokens.is_empty() {
-        return Err(Error::EmptyPrompt);
-    }
-    if let Some(place) = tokens.iter().position(|token| *token as usize >= vocab) {
-        return Err(Error::TokenOutOfRange { token: tokens[place], place, vocab });
-    }
-    match network.context_length() {
-        Some(limit) if tokens.len() > limit => Err(Error::PromptTooLong { tokens: tokens.len(), limit }),
-        _ => Ok(()),
-    }
 }

@@ -108,19 +108,9 @@ fn wrong_adapter() -> PyErr {
 /// # Errors
 /// When the number is not possible, or the pool has another one already.
 pub(crate) fn set_threads(threads: i64) -> PyResult<()> {
-    /// More than any machine has, few enough to start.
-    const MOST: i64 = 1024;
-    let count = usize::try_from(threads).ok().filter(|_| (1..=MOST).contains(&threads));
-    let count = count
-        .ok_or_else(|| PyValueError::new_err(format!("threads is {threads}; choose an integer from 1 to {MOST}")))?;
-    let built = rayon::ThreadPoolBuilder::new().num_threads(count).build_global();
-    let running = rayon::current_num_threads();
-    if built.is_err() && running != count {
-        return Err(PyValueError::new_err(format!(
-            "this process computes with {running} threads already; give threads={count} to the first Gemma.load"
-        )));
-    }
-    Ok(())
+    let count = usize::try_from(threads)
+        .map_err(|_| PyValueError::new_err(format!("threads is {threads}; choose a number from 1 up")))?;
+    Ok(gemma_auto::set_threads(count).map_err(Failure::from)?)
 }
 
 /// The messages of a conversation.

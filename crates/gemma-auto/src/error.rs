@@ -80,6 +80,22 @@ pub enum Error {
         /// What is wrong with it.
         cause: gemma_tokenizer::Error,
     },
+    /// A number of threads that is not possible.
+    #[error("threads is {threads}; choose a number from 1 to {most}")]
+    ThreadCount {
+        /// What was asked for.
+        threads: usize,
+        /// The most there can be.
+        most: usize,
+    },
+    /// The threads of the process have been started.
+    #[error("this process computes with {running} threads already; ask for {wanted} before the first model is opened")]
+    ThreadsChosen {
+        /// How many there are.
+        running: usize,
+        /// How many were asked for.
+        wanted: usize,
+    },
     /// The model does not do what was asked.
     #[error("a {architecture} model does not {ability}; {instead}")]
     Incapable {

@@ -60,6 +60,7 @@ mod family_model;
 mod find;
 mod footprint;
 mod model;
+mod threads;
 mod tokenizer;
 
 #[doc(hidden)]
@@ -70,6 +71,7 @@ pub use families::{demo_called, demo_checkpoint, demo_families};
 pub use family_model::{Capabilities, FamilyModel, Pieces};
 pub use find::{Found, OnProgress, Progress, find, find_with};
 pub use footprint::{Footprint, models_table};
+pub use threads::set_threads;
 pub use tokenizer::{tokenizer, tokenizer_and_config};
 
 pub use codegemma::CodeGemma;

@@ -205,25 +205,6 @@ pub(crate) fn check_text(decoder: &impl CausalModel, tokenizer: &Tokenizer, text
     Ok(())
 }
 
-/// Refuses tokens that the model cannot read.
-///
-/// # Errors
-/// No tokens, a token beyond the vocabulary, or more tokens than the context holds.
-pub(crate) fn check_tokens(decoder: &impl CausalModel, tokens: &[TokenId]) -> Result<(), gemma_generate::Error> {
-    use gemma_generate::Error;
-    let vocab = decoder.vocab();
-    if tokens.is_empty() {
-        return Err(Error::EmptyPrompt);
-    }
-    if let Some(place) = tokens.iter().position(|token| *token as usize >= vocab) {
-        return Err(Error::TokenOutOfRange { token: tokens[place], place, vocab });
-    }
-    match decoder.context_length() {
-        Some(limit) if tokens.len() > limit => Err(Error::PromptTooLong { tokens: tokens.len(), limit }),
-        _ => Ok(()),
-    }
-}
-
 /// The numbers of a tensor, row by row.
 pub(crate) fn values(tensor: Tensor<2>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec().expect("converted to f32")

@@ -67,7 +67,7 @@ pub use model::{CausalModel, Inputs, logits_in_chunks};
 pub use options::GenerateOptions;
 pub use sampler::{Dry, Mirostat, SampledToken, Sampler, top_logprobs};
 pub use score::{SCORE_CHUNK, Score, score, score_windows};
-pub use sequence::Sequence;
+pub use sequence::{Sequence, check_tokens};
 pub use speculative::PromptLookup;
 pub use stop_text::StopText;
 pub use text::{Generated, TextDecoder, TextStream};

@@ -3,7 +3,7 @@
 use gemma_tokenizer::TokenId;
 
 use crate::options::require;
-use crate::sequence::{check_tokens, to_host};
+use crate::sequence::{check_ids, to_host};
 use crate::softmax::log_sum_exp;
 use crate::{CausalModel, Error, Phase, Segment};
 
@@ -98,7 +98,7 @@ pub(crate) fn logprob_of(logits: &[f32], token: TokenId) -> Result<f64, Error> {
 /// What both refuse.
 fn check<M: CausalModel>(model: &M, tokens: &[TokenId], chunk: usize) -> Result<(), Error> {
     require(chunk >= 1, "chunk", chunk, "an integer from 1 up")?;
-    check_tokens(tokens, model.vocab())?;
+    check_ids(tokens, model.vocab(), None)?;
     if tokens.len() < 2 { Err(Error::NothingToScore { tokens: tokens.len() }) } else { Ok(()) }
 }
 

@@ -145,14 +145,48 @@ pub(crate) fn to_host(logits: Tensor<2>, rows: usize, vocab: usize) -> Result<Ve
     })
 }
 
-/// Refuses token ids that the model does not know.
+/// Refuses tokens that a model cannot read from the start: none, ids beyond its vocabulary other than `beside` (that of an
+/// image, which has no row in the embedding table), or more than its context holds.
+///
+/// # Errors
+///
+/// [`Error::EmptyPrompt`], [`Error::TokenOutOfRange`] for the first such id, or [`Error::PromptTooLong`].
+pub fn check_tokens<M: CausalModel>(model: &M, tokens: &[TokenId], beside: Option<TokenId>) -> Result<(), Error> {
+    if tokens.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
+    check_ids(tokens, model.vocab(), beside)?;
+    match model.context_length() {
+        Some(limit) if tokens.len() > limit => Err(Error::PromptTooLong { tokens: tokens.len(), limit }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses token ids that the model does not know, other than `beside`.
 ///
 /// # Errors
 ///
 /// [`Error::TokenOutOfRange`] for the first.
-pub(crate) fn check_tokens(tokens: &[TokenId], vocab: usize) -> Result<(), Error> {
-    match tokens.iter().position(|&token| token as usize >= vocab) {
+pub(crate) fn check_ids(tokens: &[TokenId], vocab: usize, beside: Option<TokenId>) -> Result<(), Error> {
+    match tokens.iter().position(|&token| token as usize >= vocab && Some(token) != beside) {
         Some(place) => Err(Error::TokenOutOfRange { token: tokens[place], place, vocab }),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+
+    #[test]
+    fn tokens_that_cannot_be_read_are_named() {
+        let model = Fake::new(10).with_context(3);
+        let check = |tokens: &[TokenId]| check_tokens(&model, tokens, Some(12));
+        assert_eq!(check(&[9, 12, 0]), Ok(()));
+        assert_eq!(check(&[]), Err(Error::EmptyPrompt));
+        assert_eq!(check(&[1, 10]), Err(Error::TokenOutOfRange { token: 10, place: 1, vocab: 10 }));
+        assert_eq!(check_tokens(&model, &[12], None), Err(Error::TokenOutOfRange { token: 12, place: 0, vocab: 10 }));
+        assert_eq!(check(&[1, 1, 1, 1]), Err(Error::PromptTooLong { tokens: 4, limit: 3 }));
     }
 }

@@ -10,7 +10,7 @@
 //! | `jpeg` | where the image of a JPEG file ends |
 //! | `resample` | Pillow's resizing, to the last bit |
 //! | `siglip` | [`Siglip`], the image encoder |
-//! | `splice` | images among the tokens of a text: [`embed_with_images`], [`check_tokens`] |
+//! | `splice` | images among the tokens of a text: [`embed_with_images`] |
 //! | `config` | the encoder's half of a `config.json` |
 //! | `error` | [`Error`] |
 
@@ -27,4 +27,4 @@ pub use error::Error;
 pub use image::{Image, PIXEL_LIMIT, Pixels, SIDE_LIMIT};
 pub use resample::{Filter, resize_map, resize_rgb};
 pub use siglip::{LayerNorm, Siglip};
-pub use splice::{check_tokens, embed_with_images};
+pub use splice::embed_with_images;

@@ -1,7 +1,7 @@
-//! Images among the tokens of a text: the rows that take the places of image tokens, and what a prompt has to hold.
+//! Images among the tokens of a text: the rows that take the places of image tokens.
 
 use burn::tensor::Tensor;
-use gemma_generate::{CausalModel, Error, Inputs, TokenId};
+use gemma_generate::{CausalModel, Inputs, TokenId};
 
 /// The inputs of tokens among which images stand: rows of text as the decoder embeds them; each token `image` the next
 /// row of `features`, which are *not* scaled.
@@ -16,25 +16,6 @@ pub fn embed_with_images(
 ) -> Inputs {
     let embeddings = splice(tokens, image, features, |run| decoder.embed(run).embeddings);
     Inputs { token_ids: tokens.to_vec(), embeddings }
-}
-
-/// Whether a prompt has tokens, all of them in the vocabulary or `image`, and no more than the context holds.
-///
-/// # Errors
-/// The first of these that is wrong.
-pub fn check_tokens(decoder: &impl CausalModel, tokens: &[TokenId], image: TokenId) -> Result<(), Error> {
-    if tokens.is_empty() {
-        return Err(Error::EmptyPrompt);
-    }
-    let vocab = decoder.vocab();
-    let unknown = |token: &TokenId| *token as usize >= vocab && *token != image;
-    if let Some(place) = tokens.iter().position(unknown) {
-        return Err(Error::TokenOutOfRange { token: tokens[place], place, vocab });
-    }
-    match decoder.context_length() {
-        Some(limit) if tokens.len() > limit => Err(Error::PromptTooLong { tokens: tokens.len(), limit }),
-        _ => Ok(()),
-    }
 }
 
 /// Embeddings of tokens, `[tokens, hidden_size]`: of text what `embed` gives; each token `image` the next row of

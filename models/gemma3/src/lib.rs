@@ -27,6 +27,7 @@ mod error;
 mod front;
 mod names;
 mod network;
+pub mod prompt;
 
 pub use config::{Crop, Gemma3Config, PanAndScan, Processor};
 pub use error::Error;

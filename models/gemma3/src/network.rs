@@ -13,7 +13,7 @@ use gemma_generate::{Inputs, TokenId};
 use gemma_model::{Network, config_file};
 use gemma_nn::{RmsNorm, Saver, Source};
 use gemma_tokenizer::Family;
-use gemma_vision::{Pixels, Siglip, SiglipConfig, check_tokens, embed_with_images};
+use gemma_vision::{Pixels, Siglip, SiglipConfig, embed_with_images};
 use gemma_weights::{Checkpoint, Dtype};
 
 use crate::{Error, Gemma3Config, names};
@@ -107,7 +107,7 @@ impl Gemma3Network {
         if found != images * each || runs.iter().any(|run| run.len() % each != 0) {
             return Err(Error::ImageTokens { found, expected: images * each, images, each });
         }
-        Ok(check_tokens(&self.language_model, tokens, image)?)
+        Ok(gemma_generate::check_tokens(&self.language_model, tokens, Some(image))?)
     }
 }
 

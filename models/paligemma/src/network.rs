@@ -14,7 +14,7 @@ use gemma_nn::{
     WithPrecision,
 };
 use gemma_tokenizer::Family;
-use gemma_vision::{Siglip, check_tokens, embed_with_images};
+use gemma_vision::{Siglip, embed_with_images};
 use gemma_weights::{Checkpoint, Dtype, TensorSpec};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
@@ -136,7 +136,7 @@ impl VisionLanguageModel {
         if found != images * each {
             return Err(Error::ImageTokens { found, expected: images * each, images, each });
         }
-        Ok(check_tokens(&self.language_model, tokens, image)?)
+        Ok(gemma_generate::check_tokens(&self.language_model, tokens, Some(image))?)
     }
 }
 

@@ -292,7 +292,7 @@ fn finetune<N: Blocks + Module>(args: &Finetune, found: &Found, make: MakeImageE
 /// Refuses data that the model cannot read: tokens beyond its vocabulary, or more of them than its context holds.
 fn check_tokens<N: Blocks>(model: &N, learned: &Learned) -> Result<()> {
     let check = |example: &Example| {
-        let cause = session::check_tokens(model, &example.tokens);
+        let cause = gemma_generate::check_tokens(model, &example.tokens, None);
         cause.context("an example does not suit the model; --max-length cuts long ones")
     };
     match learned {

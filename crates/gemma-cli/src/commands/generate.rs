@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    args::{ChatFormat, Form, Model as ModelArgs, Sampling, Source, with_breakers},
+    args::{ChatFormat, Constraint, Form, Model as ModelArgs, Sampling, Source, with_breakers},
     image_files,
     interrupt::{self, Ending},
     new_file::NewFile,
@@ -169,13 +169,14 @@ struct Task<'a> {
 fn prepare<N: Network>(
     args: &Generate,
     options: GenerateOptions,
+    constraint: Option<&Constraint>,
     model: &Model<N>,
 ) -> Result<(GenerateOptions, Option<Box<dyn TokenMask>>)> {
     if args.logprobs.is_some() {
         // logprobs have the texts of tokens
         model.tokenizer()?;
     }
-    let mask = args.form.read()?.map(|constraint| constraint.mask(model)).transpose()?;
+    let mask = constraint.map(|constraint| constraint.mask(model)).transpose()?;
     Ok((with_breakers(options, model.tokenizer().ok()), mask))
 }
 
@@ -183,7 +184,7 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     let options = args.sampling.options();
     options.check()?;
     // a grammar that cannot be read should be known before a model is loaded
-    args.form.read()?;
+    let constraint = args.form.read()?;
     if !args.chat && (args.format.system.is_some() || args.format.template.is_some()) {
         bail!("--system and --template are for --chat, which puts the text in the model's chat format");
     }
@@ -203,7 +204,7 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
         }
         given => given,
     };
-    let (options, mask) = with_model!(&model, model => prepare(args, options, model))?;
+    let (options, mask) = with_model!(&model, model => prepare(args, options, constraint.as_ref(), model))?;
     let task = Task { args, options, mask, lead: echo::lead(args, &given), load_seconds };
     match &model {
         AutoModel::PaliGemma(model) => write_about(task, given, &images, model),

@@ -228,7 +228,7 @@ enum Finds {
 
 pub(crate) fn caption(args: &Caption) -> Result<Ending> {
     let prompts = vec![prompt::caption(&args.lang)];
-    let questions = vec![format!("Describe the image in one sentence.{}", in_language(&args.lang))];
+    let questions = vec![gemma3::prompt::caption(&args.lang)];
     run(&Task { verb: "caption", prompts, questions, ..Task::new(&args.images) }, None)
 }
 
@@ -241,8 +241,8 @@ pub(crate) fn ask(args: &Ask) -> Result<Ending> {
     let mut prompts: Vec<String> = asked.iter().map(|question| prompt::answer(&args.lang, question)).collect();
     prompts.extend(args.prompt.iter().cloned());
     prompts.extend(args.ocr.then(prompt::ocr));
-    let language = in_language(&args.lang);
-    let mut questions: Vec<String> = asked.iter().map(|question| format!("{question}{language}")).collect();
+    let mut questions: Vec<String> =
+        asked.iter().map(|question| gemma3::prompt::answer(&args.lang, question)).collect();
     questions.extend(args.prompt.iter().cloned());
     questions.extend(args.ocr.then(|| "Write down the text in the image, and nothing else.".to_owned()));
     run(&Task { verb: "ask", prompts, questions, names, ..Task::new(&args.images) }, None)
@@ -255,11 +255,6 @@ fn things(things: &[String], images: &Images) -> Result<(Vec<String>, Vec<String
         things.push(image_files::take_text(&mut names, "what to look for", "--what")?);
     }
     Ok((things, names))
-}
-
-/// What asks for an answer in another language than English.
-fn in_language(code: &str) -> String {
-    if code == "en" { String::new() } else { format!(" Answer in the language with the code \"{code}\".") }
 }
 
 pub(crate) fn detect(args: &Detect) -> Result<Ending> {

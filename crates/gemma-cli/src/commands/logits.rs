@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use burn::tensor::Tensor;
 use clap::Args;
 use gemma_auto::{Architecture, AutoModel, with_model};
-use gemma_generate::{CausalModel, Segment, TokenId};
+use gemma_generate::{CausalModel, Segment, TokenId, check_tokens};
 use gemma_model::Network;
 use gemma_tokenizer::{EncodeOptions, Tokenizer};
 use gemma3::Gemma3;
@@ -312,7 +312,7 @@ fn put<N: Network>(
 
 fn read<N: Network>(args: &Logits, ids: &TokenRows, place: Place, decoder: &N) -> Result<Ending> {
     for row in ids.rows() {
-        session::check_tokens(decoder, row)?;
+        check_tokens(decoder, row, None)?;
     }
     let lengths: Vec<usize> = ids.rows().iter().map(Vec::len).collect();
     let batch = matches!(ids, TokenRows::Batch(_));

@@ -142,7 +142,7 @@ fn compute<N: Blocks + Module>(args: &Loss, found: &Found, examples: &[Example])
 /// Refuses rows that the model cannot read, and rows without anything to learn.
 fn check<N: Blocks>(model: &N, examples: &[Example]) -> Result<()> {
     for example in examples {
-        session::check_tokens(model, &example.tokens)?;
+        gemma_generate::check_tokens(model, &example.tokens, None)?;
     }
     if examples.iter().all(|example| example.learned() == 0) {
         bail!("no token has one before it, so there is no loss; give rows of at least two tokens");

@@ -11,7 +11,7 @@ use gemma_tokenizer::TokenId;
 use super::event::{RequestId, TokenLogprobs};
 use super::options::EngineOptions;
 use super::request::{Prompt, Request, StopRule, TokenMask};
-use crate::sequence::check_tokens;
+use crate::sequence::check_ids;
 use crate::speculative::Drafted;
 use crate::{
     Cache, CausalModel, Error, FinishReason, GenerateOptions, Inputs, PromptLookup, SampledToken, Sampler, Sequence,
@@ -72,11 +72,11 @@ impl<'m, C: Cache> Active<'m, C> {
             return Err(Error::BiasedTokenOutOfRange { token, vocab });
         }
         if matches!(request.prompt, Prompt::Tokens(_)) {
-            check_tokens(sequence.pending(), vocab)?;
+            check_ids(sequence.pending(), vocab, None)?;
         }
         let added = match &request.prompt {
             Prompt::Tokens(tokens) => {
-                check_tokens(tokens, vocab)?;
+                check_ids(tokens, vocab, None)?;
                 tokens.len()
             }
             Prompt::Inputs { inputs, blocks } => {
@@ -293,6 +293,6 @@ impl<'m, C: Cache> Active<'m, C> {
         let wanted = (self.options.max_tokens - self.sampled.len()).saturating_sub(1);
         let limit = wanted.min(room.saturating_sub(self.sequence.len()));
         let draft = lookup.next(self.sequence.tokens(), limit);
-        if check_tokens(&draft, vocab).is_err() { Vec::new() } else { draft }
+        if check_ids(&draft, vocab, None).is_err() { Vec::new() } else { draft }
     }
 }
