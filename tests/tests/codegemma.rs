@@ -6,7 +6,7 @@ use gemma_demo::corpus::code::held_out_functions;
 use gemma_demo::corpus::holes::Hole;
 use gemma_demo::random::Random;
 use gemma_demo::train_codegemma::examine;
-use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, PromptLookup, Segment};
+use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generation, PromptLookup, Segment, Speculation};
 use gemma_tests::{References, shared};
 use gemma_tokenizer::{DecodeOptions, Family, Tokenizer};
 use std::sync::Arc;
@@ -336,7 +336,7 @@ fn drafts_change_no_byte_of_two_hundred_texts() {
             let others = vec![tokenizer.encode(&functions[(index + 1) % count].text)];
             let mut quick = Generation::new(network, &prompt, &options, stop)
                 .unwrap()
-                .with_prompt_lookup(PromptLookup::new(others).always());
+                .with_speculation(Speculation::new(PromptLookup::new(others)).always());
             let plain: Vec<u32> = plain.map(|pick| pick.unwrap().token).collect();
             let tokens: Vec<u32> = quick.by_ref().map(|pick| pick.unwrap().token).collect();
             assert_eq!(tokens, plain, "{:?}", hole.infill);

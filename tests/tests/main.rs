@@ -17,4 +17,5 @@ mod parity;
 mod precision;
 mod real;
 mod recurrent;
+mod speculative;
 mod state;

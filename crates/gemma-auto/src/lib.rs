@@ -79,7 +79,7 @@ pub use embeddinggemma::EmbeddingGemma;
 pub use gemma::Gemma;
 pub use gemma_backend::{Backend, Device, default_device};
 pub use gemma_generate::{CausalModel, FinishReason, GenerateOptions, Generated, TextStream};
-pub use gemma_model::{LoadOptions, Model, Network, OnLoad};
+pub use gemma_model::{LoadOptions, Model, Network, OnLoad, Speculate};
 pub use gemma_tokenizer::{Family, TokenId, Tokenizer, Turn};
 pub use gemma_weights::{Checkpoint, Dtype, Format, Precision};
 pub use paligemma::PaliGemma;

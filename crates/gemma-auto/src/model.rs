@@ -2,7 +2,7 @@
 
 use gemma_backend::Device;
 use gemma_generate::{CausalModel, GenerateOptions, Generated};
-use gemma_model::{LoadOptions, Network};
+use gemma_model::{LoadOptions, Network, Speculate};
 use gemma_tokenizer::{Tokenizer, Turn};
 
 use crate::{AutoModel, Capabilities, CodeGemma, Error, FamilyModel, Gemma, PaliGemma, Pieces, find};
@@ -77,6 +77,22 @@ impl AutoModel {
             return Err(self.incapable("chat", "use `generate`, or a checkpoint whose name ends in -it"));
         }
         with_model!(self, model => Ok(model.stream_chat(turns, options)?.finish()?))
+    }
+
+    /// Drafts of this model, for a larger one with the same vocabulary: [`LoadOptions::speculate`].
+    ///
+    /// # Errors
+    /// When it cannot draft, as a recurrent model.
+    pub fn drafting(&self) -> Result<Speculate, Error> {
+        with_model!(self, model => Ok(Speculate::by_model(model)?))
+    }
+
+    /// `speculate`, with drafts of this model where it has none.
+    ///
+    /// # Errors
+    /// As [`AutoModel::drafting`].
+    pub fn drafting_after(&self, speculate: Speculate) -> Result<Speculate, Error> {
+        with_model!(self, model => Ok(speculate.or_model(model)?))
     }
 
     /// The model as one that fills holes in code.

@@ -5,6 +5,7 @@
 mod adapters;
 mod form;
 mod sampling;
+mod speculative;
 
 use std::{
     num::NonZeroUsize,
@@ -25,6 +26,7 @@ use crate::text;
 pub(crate) use adapters::Adapters;
 pub(crate) use form::{Constraint, Form};
 pub(crate) use sampling::{Penalties, Sampling, with_breakers};
+pub(crate) use speculative::Speculative;
 
 /// Which model, and where and how it computes.
 #[derive(Args, Debug, Default)]
@@ -246,6 +248,11 @@ pub(crate) struct CodeModel {
     #[command(flatten)]
     pub(crate) adapters: Adapters,
 
+    /// A smaller model with the same vocabulary that drafts tokens, such as google/codegemma-2b for a 7B: a folder, a GGUF file
+    /// or a hub id. The text is the same.
+    #[arg(long, value_name = "FOLDER|FILE|ID")]
+    pub(crate) draft_model: Option<String>,
+
     /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
     #[arg(long)]
     pub(crate) offline: bool,
@@ -263,8 +270,10 @@ impl CodeModel {
     /// # Errors
     /// When an adapter cannot be opened.
     pub(crate) fn load_options(&self) -> anyhow::Result<LoadOptions> {
+        let speculative = Speculative { draft_model: self.draft_model.clone(), ..Speculative::default() };
+        let speculate = speculative.open(&self.compute, self.offline)?;
         let (offline, family, adapters) = (self.offline, self.family, self.adapters.open()?);
-        Ok(LoadOptions { offline, family, adapters, ..self.compute.load_options() })
+        Ok(LoadOptions { offline, family, adapters, speculate, ..self.compute.load_options() })
     }
 }
 

@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Tensor;
 use codegemma::CodeGemma;
-use gemma_auto::{Architecture, AutoModel, Device, EmbeddingGemma, Family, LoadOptions, Progress};
+use gemma_auto::{Architecture, AutoModel, Device, EmbeddingGemma, Family, LoadOptions, Progress, Speculate};
 use gemma_generate::CausalModel;
 use gemma_model::OnLoad;
 use gemma_tokenizer::{TokenId, Tokenizer};
@@ -110,6 +110,12 @@ impl Found {
     /// Which network it is.
     pub(crate) fn architecture(&self) -> Result<Architecture> {
         Ok(self.found.architecture()?)
+    }
+
+    /// The same, decoding speculatively.
+    pub(crate) fn speculating(mut self, speculate: Option<Speculate>) -> Self {
+        self.options.speculate = speculate;
+        self
     }
 
     /// The model as the library found it.

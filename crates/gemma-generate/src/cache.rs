@@ -34,6 +34,10 @@ pub trait Cache: Clone + Send {
     /// see themselves both ways; 0: to none but its own.
     fn truncatable(&self) -> usize;
 
+    /// How many of the tokens that were appended last can be taken back whatever the length, outside the blocks that see
+    /// themselves both ways: as many draft tokens can be verified at once. 0: none.
+    fn retractable(&self) -> usize;
+
     /// Everything it consists of, for a state file;
     /// [`CausalModel::restore_cache`](crate::CausalModel::restore_cache) is the way back.
     fn tensors(&self) -> CacheTensors;

@@ -28,6 +28,7 @@ mod thread;
 pub(crate) use active::Active;
 pub use event::{Event, RequestId, TokenLogprobs};
 pub use options::EngineOptions;
+pub(crate) use prefix::common_prefix;
 pub use request::{Prompt, Request, StopRule, TokenMask};
 pub use scheduler::{Engine, EngineStats};
 pub use thread::{EngineHandle, EngineThread, RequestEvents};

@@ -43,6 +43,9 @@ pub enum Error {
         /// How many tokens the model knows.
         vocab: usize,
     },
+    /// A draft model whose cache cannot take back a rejected token.
+    #[error("a recurrent model cannot draft tokens, since it cannot take them back; choose another draft model")]
+    CannotDraft,
     /// Fewer than two tokens: the first has no predecessor that could predict it.
     #[error("{tokens} tokens cannot be scored; give at least two, since the first only serves as context")]
     NothingToScore {

@@ -225,6 +225,10 @@ impl Cache for History {
         self.truncatable
     }
 
+    fn retractable(&self) -> usize {
+        if self.truncatable == usize::MAX { usize::MAX } else { 0 }
+    }
+
     fn tensors(&self) -> CacheTensors {
         let mut tensors = CacheTensors::new();
         let values = self.tokens.iter().map(|token| *token as f32).collect();

@@ -47,7 +47,7 @@ pub struct Timings {
     pub decode_steps: usize,
     /// Seconds that these took.
     pub decode_seconds: f64,
-    /// Draft tokens of a [`PromptLookup`](crate::PromptLookup) that the model verified.
+    /// Tokens drafted by [`Speculation`](crate::Speculation) that the model verified.
     pub draft_tokens: usize,
     /// Of these, how many the model accepted: so many forward passes were saved.
     pub accepted_tokens: usize,

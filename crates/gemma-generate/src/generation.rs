@@ -8,8 +8,8 @@ use gemma_tokenizer::TokenId;
 
 use crate::engine::Active;
 use crate::{
-    CausalModel, Engine, EngineOptions, Error, Event, FinishReason, GenerateOptions, PromptLookup, Request, RequestId,
-    SampledToken, Sequence, Timings, TokenMask,
+    CausalModel, Engine, EngineOptions, Error, Event, FinishReason, GenerateOptions, Request, RequestId, SampledToken,
+    Sequence, Speculation, Timings, TokenMask,
 };
 
 /// Called after each chunk of a prompt: tokens prefilled, tokens in all.
@@ -102,13 +102,13 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         self
     }
 
-    /// Decodes speculatively: `lookup` drafts the next tokens and the model verifies several of them in one forward pass.
+    /// Decodes speculatively: the next tokens are drafted and the model verifies several of them in one forward pass.
     /// The tokens are the same as without, but for what adding in another order may change in a logit's last digits; the
     /// time is less where drafts are often right.
     ///
-    /// No tokens are drafted for a model whose cache cannot be truncated ([`Cache::truncatable`](crate::Cache::truncatable)).
-    pub fn with_prompt_lookup(mut self, lookup: PromptLookup) -> Self {
-        self.active_mut().lookup = Some(lookup);
+    /// No tokens are drafted for a model that cannot take them back ([`Cache::retractable`](crate::Cache::retractable)).
+    pub fn with_speculation(mut self, speculation: Speculation<'m>) -> Self {
+        self.active_mut().speculation = Some(speculation);
         self
     }
 

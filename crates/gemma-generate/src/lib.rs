@@ -24,7 +24,7 @@
 //! | `generation` | [`Generation`]: one request as an iterator of tokens |
 //! | `batch` | [`generate_batch`]: many requests, run to their ends |
 //! | `sequence` | [`Sequence`]: tokens, and the cache of those that the model has run over |
-//! | `speculative` | [`PromptLookup`]: draft tokens that the model verifies several at once |
+//! | `speculative` | [`Speculation`]: tokens drafted by a [`PromptLookup`] or a [`DraftModel`], verified several at once |
 //! | `sampler`, `softmax`, `random` | [`Sampler`]: logits in, one token out |
 //! | `text`, `stop_text` | [`TextStream`]: whole characters, ended before a stop text |
 //! | `score` | [`score`](fn@score): logprobs and perplexity of a given text |
@@ -68,7 +68,7 @@ pub use options::GenerateOptions;
 pub use sampler::{Dry, Mirostat, SampledToken, Sampler, top_logprobs};
 pub use score::{SCORE_CHUNK, Score, score, score_windows};
 pub use sequence::{Sequence, check_tokens};
-pub use speculative::PromptLookup;
+pub use speculative::{DraftModel, Drafter, ModelDrafter, PromptLookup, Speculation};
 pub use stop_text::StopText;
 pub use text::{Generated, TextDecoder, TextStream};
 

@@ -261,7 +261,8 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
             Some(mask) => generation.with_mask(mask),
             None => generation,
         };
-        let stream = TextStream::new(generation.with_cancel(cancel), tokenizer.stream());
+        let generation = self.model.speculating(generation).with_cancel(cancel);
+        let stream = TextStream::new(generation, tokenizer.stream());
         Ok(Reply { conversation: self, stream: Some(stream), answer: String::new(), forgotten, over: false })
     }
 

@@ -33,6 +33,19 @@ pub enum Error {
     /// The backend.
     #[error(transparent)]
     Backend(#[from] gemma_backend::BackendError),
+    /// A draft model has another vocabulary.
+    #[error(
+        "the draft model shares {same} tokens with the model ({draft} and {own} in all); choose one of the same family, \
+         whose vocabulary is the same"
+    )]
+    DraftVocabulary {
+        /// Token ids that stand for the same piece in both.
+        same: usize,
+        /// Tokens of the draft model's vocabulary.
+        draft: usize,
+        /// Tokens of the model's.
+        own: usize,
+    },
     /// The turns of a conversation are not questions and answers in turn.
     #[error("turn {turn} of the conversation (from 0) is no answer to a question; give questions and answers in turn")]
     Turns {

@@ -29,6 +29,7 @@ mod load_options;
 mod model;
 mod network;
 mod save;
+mod speculate;
 mod state;
 
 pub use blocks::Blocks;
@@ -40,4 +41,5 @@ pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision, Segmen
 pub use load_options::{LoadOptions, OnLoad};
 pub use model::{Model, read_chat_template, read_tokenizer};
 pub use network::{Network, config_file};
+pub use speculate::Speculate;
 pub use state::{fingerprint, load_state, save_state};

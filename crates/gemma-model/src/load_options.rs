@@ -6,6 +6,8 @@ use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
 use gemma_tokenizer::Family;
 use gemma_weights::{Adapter, Precision};
 
+use crate::Speculate;
+
 /// How a model is opened.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
@@ -34,6 +36,8 @@ pub struct LoadOptions {
     pub adapters: Vec<Adapter>,
     /// The file of the image encoder (`mmproj`) that belongs to a GGUF file of Gemma 3.
     pub image_encoder: Option<PathBuf>,
+    /// Speculative decoding of whatever the model generates; `None`: every token by a forward pass of its own.
+    pub speculate: Option<Speculate>,
 }
 
 impl LoadOptions {

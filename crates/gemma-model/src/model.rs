@@ -1,7 +1,7 @@
 //! The front door: a tokenizer, a network, and what belongs to them.
 
 use crate::save::Collect;
-use crate::{Error, LoadOptions, Network, OnLoad};
+use crate::{Error, LoadOptions, Network, OnLoad, Speculate};
 use burn::tensor::Device;
 use gemma_generate::{
     EngineOptions, EngineThread, GenerateOptions, Generated, Generation, Request, Sequence, TextStream,
@@ -18,6 +18,7 @@ pub struct Model<N> {
     network: Arc<N>,
     chat_template: ChatTemplate,
     stop_tokens: Vec<TokenId>,
+    speculate: Option<Speculate>,
 }
 
 impl<N: Network> Model<N> {
@@ -75,9 +76,11 @@ impl<N: Network> Model<N> {
             (tokenizer.join().expect("reading a tokenizer does not panic"), network)
         });
         let (tokenizer, network) = (tokenizer?, network?);
+        options.speculate.as_ref().map_or(Ok(()), |speculate| speculate.check(tokenizer.as_ref()))?;
         let stop_tokens = stop_tokens(checkpoint, N::eos(network.config()), tokenizer.as_ref())?;
         let (tokenizer, network) = (tokenizer.map(Arc::new), Arc::new(network));
-        Ok(Self { tokenizer, network, chat_template: read_chat_template(checkpoint)?, stop_tokens })
+        let speculate = options.speculate.clone();
+        Ok(Self { tokenizer, network, chat_template: read_chat_template(checkpoint)?, stop_tokens, speculate })
     }
 
     /// A model of parts that are there already, such as one that was just trained.
@@ -89,13 +92,20 @@ impl<N: Network> Model<N> {
             network: Arc::new(network),
             chat_template: ChatTemplate::builtin(),
             stop_tokens,
+            speculate: None,
         }
     }
 
     /// A model around a network, for token ids only.
     pub fn without_tokenizer(network: N) -> Self {
         let stop_tokens = N::eos(network.config()).to_vec();
-        Self { tokenizer: None, network: Arc::new(network), chat_template: ChatTemplate::builtin(), stop_tokens }
+        Self {
+            tokenizer: None,
+            network: Arc::new(network),
+            chat_template: ChatTemplate::builtin(),
+            stop_tokens,
+            speculate: None,
+        }
     }
 
     /// The tokenizer.
@@ -134,6 +144,21 @@ impl<N: Network> Model<N> {
         N: Send + Sync + 'static,
     {
         Ok(EngineThread::spawn(self.shared_network(), options)?)
+    }
+
+    /// How it decodes speculatively, as [`LoadOptions::speculate`] said. Everything that this type and
+    /// [`Conversation`](crate::Conversation) generate does; a [`Generation`] of one's own needs
+    /// [`speculating`](Model::speculating).
+    pub fn speculate(&self) -> Option<&Speculate> {
+        self.speculate.as_ref()
+    }
+
+    /// A generation, with the model's own speculation.
+    pub fn speculating<'m>(&self, generation: Generation<'m, N>) -> Generation<'m, N> {
+        match &self.speculate {
+            Some(speculate) => generation.with_speculation(speculate.start()),
+            None => generation,
+        }
     }
 
     /// The tokens that end an answer.
@@ -197,6 +222,7 @@ impl<N: Network> Model<N> {
         let tokenizer = self.tokenizer()?;
         let request = |prompt: &T| Request {
             stop_tokens: self.stop_tokens.clone(),
+            speculation: self.speculate.as_ref().map(Speculate::start),
             ..Request::new(tokenizer.encode(prompt.as_ref()), options.clone())
         };
         Ok(gemma_generate::generate_batch(self.network(), tokenizer, prompts.iter().map(request).collect())?)
@@ -216,7 +242,7 @@ impl<N: Network> Model<N> {
         let tokenizer = self.tokenizer()?;
         let tokens = tokenizer.encode_with(text, EncodeOptions { bos: false, specials: false });
         let generation = Generation::follow(self.network(), sequence, &tokens, options, &self.stop_tokens)?;
-        Ok(TextStream::new(generation, tokenizer.stream()))
+        Ok(TextStream::new(self.speculating(generation), tokenizer.stream()))
     }
 
     /// Continues a prompt that is already tokens, exactly as given.
@@ -225,7 +251,7 @@ impl<N: Network> Model<N> {
     /// As [`Model::generate`].
     pub fn stream_tokens(&self, prompt: &[TokenId], options: &GenerateOptions) -> Result<TextStream<'_, '_, N>, Error> {
         let generation = Generation::new(self.network(), prompt, options, &self.stop_tokens)?;
-        Ok(TextStream::new(generation, self.tokenizer()?.stream()))
+        Ok(TextStream::new(self.speculating(generation), self.tokenizer()?.stream()))
     }
 
     /// Writes the model as a folder that [`Model::load`] and HF transformers open. All of it, or nothing; an existing

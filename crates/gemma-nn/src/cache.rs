@@ -167,6 +167,15 @@ impl KvCache {
         }
     }
 
+    /// How many of the tokens that were appended last [`truncate`](Self::truncate) can take back, however many there are.
+    pub fn retractable(&self) -> usize {
+        match self.retention {
+            Retention::Nothing => 0,
+            Retention::Everything => usize::MAX,
+            Retention::Window(_) => PAGE_LEN,
+        }
+    }
+
     /// Drops all but the first `len` tokens (undo, rejected drafts). Returns `false`, and changes nothing, when a
     /// window has already given back tokens that the shortened sequence would need.
     #[must_use]
@@ -348,6 +357,7 @@ mod tests {
             assert!(cache.truncate(200 - PAGE_LEN), "{:?}", cache.retention());
             cache.extend(rows(168..200, &device), rows(168..200, &device));
         }
+        assert_eq!((all.retractable(), window.retractable()), (usize::MAX, PAGE_LEN));
         assert!(all.truncate(50));
         assert!(!window.truncate(50));
         assert_eq!(window.len(), 200, "a refusal changes nothing");

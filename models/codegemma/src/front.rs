@@ -3,7 +3,7 @@
 use crate::{Error, InfillStop, Order, fim};
 use gemma::{Gemma, LoadOptions};
 use gemma_backend::Device;
-use gemma_generate::{GenerateOptions, Generated, Generation, TextStream};
+use gemma_generate::{GenerateOptions, Generated, Generation, PromptLookup, Speculation, TextStream};
 use gemma_tokenizer::{Family, FimTokens, TokenId, Tokenizer};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -124,6 +124,7 @@ impl CodeGemma {
     pub fn complete(&self, text: &str, options: &GenerateOptions) -> Result<Generated, Error> {
         let tokenizer = self.gemma.tokenizer()?;
         let generation = Generation::new(self.gemma.network(), &tokenizer.encode(text), options, &self.stop_tokens)?;
-        Ok(TextStream::new(generation.with_prompt_lookup(Default::default()), tokenizer.stream()).finish()?)
+        Ok(TextStream::new(generation.with_speculation(Speculation::new(PromptLookup::default())), tokenizer.stream())
+            .finish()?)
     }
 }

@@ -8,7 +8,9 @@ use crate::fim::text_tokens;
 use crate::infill_stop::StopRules;
 use crate::{CodeGemma, Error, Infill, InfillOptions, Truncation};
 use gemma::{Decoder, DecoderCache};
-use gemma_generate::{FinishReason, GenerateOptions, Generation, PromptLookup, Sequence, Timings, TokenMask};
+use gemma_generate::{
+    FinishReason, GenerateOptions, Generation, PromptLookup, Sequence, Speculation, Timings, TokenMask,
+};
 use gemma_tokenizer::{DecodeStream, TokenId};
 use serde::Serialize;
 use std::sync::atomic::Ordering;
@@ -217,8 +219,13 @@ impl<'m, 'o> Prepared<'m, 'o> {
     ) -> Result<InfillStream<'m, 's>, Error> {
         let decoder = self.model.gemma().network();
         let mut generation = Generation::follow(decoder, sequence, &[], &generate, self.model.stop_tokens())?;
-        if let Some(lookup) = &self.lookup {
-            generation = generation.with_prompt_lookup(lookup.clone());
+        let lookup = self.lookup.clone().map(Speculation::new);
+        let speculation = match self.model.gemma().speculate() {
+            Some(speculate) => Some(speculate.extend(lookup.unwrap_or_default())),
+            None => lookup,
+        };
+        if let Some(speculation) = speculation {
+            generation = generation.with_speculation(speculation);
         }
         if let Some(flag) = &self.options.cancel {
             generation = generation.with_cancel(flag.clone());

@@ -75,6 +75,10 @@ impl Cache for DecoderCache {
         windows.min().unwrap_or(usize::MAX)
     }
 
+    fn retractable(&self) -> usize {
+        self.layers.iter().map(KvCache::retractable).min().unwrap_or(usize::MAX)
+    }
+
     fn tensors(&self) -> CacheTensors {
         let mut tensors = CacheTensors::new();
         for (index, layer) in self.layers.iter().enumerate() {

@@ -267,7 +267,8 @@ impl Gemma3 {
         options: &GenerateOptions,
     ) -> Result<Generation<'_, Gemma3Network>, Error> {
         let sequence = Sequence::new(self.network().new_cache());
-        Ok(Generation::of(self.network(), sequence, self.request(tokens, images, options)?)?)
+        let generation = Generation::of(self.network(), sequence, self.request(tokens, images, options)?)?;
+        Ok(self.model.speculating(generation))
     }
 
     /// The logits `[1, vocab]` after a prompt that is already tokens, image tokens included.

@@ -262,7 +262,8 @@ impl PaliGemma {
         options: &GenerateOptions,
     ) -> Result<Generation<'_, VisionLanguageModel>, Error> {
         let sequence = Sequence::new(self.network().new_cache());
-        Ok(Generation::of(self.network(), sequence, self.request(tokens, features, options)?)?)
+        let generation = Generation::of(self.network(), sequence, self.request(tokens, features, options)?)?;
+        Ok(self.model.speculating(generation))
     }
 
     /// Writes the model as a folder that [`PaliGemma::load`] and HF transformers open, see [`Model::save`].

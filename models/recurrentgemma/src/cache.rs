@@ -82,6 +82,10 @@ impl Cache for GriffinCache {
         0
     }
 
+    fn retractable(&self) -> usize {
+        0
+    }
+
     fn tensors(&self) -> CacheTensors {
         let mut tensors = CacheTensors::new();
         for (index, layer) in self.layers.iter().enumerate() {

@@ -18,7 +18,7 @@ use rustyline::{DefaultEditor, error::ReadlineError};
 
 use super::generate;
 use crate::{
-    args::{ChatFormat, Constraint, Form, Model as ModelArgs, Sampling, at_least_one, with_breakers},
+    args::{ChatFormat, Constraint, Form, Model as ModelArgs, Sampling, Speculative, at_least_one, with_breakers},
     image_files,
     interrupt::{self, Ending},
     output, session, text,
@@ -66,6 +66,9 @@ pub(crate) struct Chat {
 
     #[command(flatten)]
     pub(crate) form: Form,
+
+    #[command(flatten)]
+    pub(crate) speculative: Speculative,
 }
 
 /// Words that are commands also with more behind them.
@@ -88,7 +91,8 @@ pub(crate) fn run(args: &Chat) -> Result<Ending> {
     let (system, template) = (args.format.system()?, args.format.template()?);
     let loaded = args.load.as_deref().map(Saved::load).transpose()?.unwrap_or_default();
     let (constraint, context) = (args.form.read()?, args.context.map(NonZeroUsize::get));
-    let opened = session::find(&args.model)?.open()?;
+    let speculate = args.speculative.open(&args.model.compute, args.model.offline)?;
+    let opened = session::find(&args.model)?.speculating(speculate).open()?;
     let options = with_model!(&opened.model, model => with_breakers(options, model.tokenizer().ok()));
     // what is typed now holds rather than what was saved
     let system = system.or(loaded.system);

@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    args::{ChatFormat, Constraint, Form, Model as ModelArgs, Sampling, Source, with_breakers},
+    args::{ChatFormat, Constraint, Form, Model as ModelArgs, Sampling, Source, Speculative, with_breakers},
     image_files,
     interrupt::{self, Ending},
     new_file::NewFile,
@@ -46,6 +46,7 @@ Examples:
   gemma generate --json --logprobs 5 -n 20 \"Once upon a time\"
   gemma generate --json-schema schema.json --model google/gemma-2-2b-it --chat \"Name a city and its country.\"
   gemma generate --image demo:shapes1.png --temperature 0 \"caption en\"
+  gemma generate --model google/gemma-3-12b-it --draft-model google/gemma-3-270m-it --chat \"Why is the sky blue?\"
   gemma generate --model DIR -f book.txt --max-tokens 1 --save-state book.state
   gemma generate --model DIR --load-state book.state \"In short,\"
 
@@ -105,6 +106,9 @@ pub(crate) struct Generate {
 
     #[command(flatten)]
     pub(crate) form: Form,
+
+    #[command(flatten)]
+    pub(crate) speculative: Speculative,
 }
 
 /// Most alternatives beside each token: as many as OpenAI's API gives.
@@ -196,7 +200,8 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     if !images.is_empty() && !matches!(found.architecture()?, Architecture::PaliGemma | Architecture::Gemma3) {
         bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
     }
-    let Opened { model, seconds: load_seconds } = found.open()?;
+    let speculate = args.speculative.open(&args.model.compute, args.model.offline)?;
+    let Opened { model, seconds: load_seconds } = found.speculating(speculate).open()?;
     let given = match given {
         // a cache that grows with the text holds all of it anyway
         Given::Arriving if !matches!(model, AutoModel::RecurrentGemma(_)) => {
@@ -309,7 +314,9 @@ fn write<N: Network>(task: Task<'_>, given: Given, model: &Model<N>) -> Result<E
     let prompt = tokens(given, args, model, &sequence)?;
     let bar = progress::tokens("prefill", sequence.pending().len() + prompt.len());
     let shown = bar.clone();
-    let generation = Generation::follow(model.network(), sequence, &prompt, options, model.stop_tokens())?
+    let generation = Generation::follow(model.network(), sequence, &prompt, options, model.stop_tokens())?;
+    let generation = model
+        .speculating(generation)
         .with_cancel(watch.flag())
         .with_progress(move |done, _| shown.set_position(done as u64));
     let tokenizer = model.tokenizer().map_err(Into::into);

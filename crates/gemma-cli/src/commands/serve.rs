@@ -9,7 +9,7 @@ use gemma_generate::EngineOptions;
 use gemma_serve::http::{self, App, Backend, EmbeddingBackend, EngineBackend, Settings};
 
 use crate::{
-    args::{Model, seconds},
+    args::{Model, Speculative, seconds},
     interrupt::{self, Ending},
     output, session,
 };
@@ -111,6 +111,9 @@ pub(crate) struct Engine {
     pub(crate) moderate: bool,
 
     #[command(flatten)]
+    pub(crate) speculative: Speculative,
+
+    #[command(flatten)]
     pub(crate) model: Model,
 }
 
@@ -141,6 +144,8 @@ impl Engine {
         if found.inner().is_embedding()? {
             return Ok(Arc::new(EmbeddingBackend::new(id, found.open_embedding()?)?));
         }
+        let speculate = self.speculative.open(&self.model.compute, self.model.offline)?;
+        let found = found.speculating(speculate);
         let options = self.options();
         let moderates = self.moderate || found.inner().is_called_shieldgemma();
         let model = found.open()?.model;

@@ -14,7 +14,7 @@ use super::request::{Prompt, Request, StopRule, TokenMask};
 use crate::sequence::check_ids;
 use crate::speculative::Drafted;
 use crate::{
-    Cache, CausalModel, Error, FinishReason, GenerateOptions, Inputs, PromptLookup, SampledToken, Sampler, Sequence,
+    Cache, CausalModel, Error, FinishReason, GenerateOptions, Inputs, SampledToken, Sampler, Sequence, Speculation,
     Timings,
 };
 
@@ -41,7 +41,7 @@ pub(crate) struct Active<'m, C> {
     pub(crate) mask: Option<(Box<dyn TokenMask + 'm>, Vec<bool>)>,
     pub(crate) cancel: Option<Arc<AtomicBool>>,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) lookup: Option<PromptLookup>,
+    pub(crate) speculation: Option<Speculation<'m>>,
     pub(crate) drafted: Option<Drafted>,
     pub(crate) top_logprobs: usize,
     pub(crate) prompt_logprobs: bool,
@@ -150,7 +150,7 @@ impl<'m, C: Cache> Active<'m, C> {
             mask: request.mask.map(|mask| (mask, vec![false; model.vocab()])),
             cancel: request.cancel,
             deadline: request.deadline,
-            lookup: request.prompt_lookup,
+            speculation: request.speculation,
             drafted: None,
             top_logprobs: request.top_logprobs,
             prompt_logprobs: request.prompt_logprobs,
@@ -268,13 +268,13 @@ impl<'m, C: Cache> Active<'m, C> {
         if accepted && self.finish.is_none() {
             return;
         }
-        if let Some(lookup) = &mut self.lookup {
-            lookup.record(drafted.tokens.len(), drafted.used - 1 + usize::from(accepted), drafted.seconds);
+        if let Some(speculation) = &mut self.speculation {
+            speculation.record(drafted.tokens.len(), drafted.used - 1 + usize::from(accepted), drafted.seconds);
         }
         self.drafted = None;
         let held = self.sequence.position();
         let rolled_back = self.sequence.cache_mut().truncate(held);
-        assert!(rolled_back, "a cache within Cache::truncatable can be truncated");
+        assert!(rolled_back, "no more was drafted than Cache::retractable");
     }
 
     /// Gives up a draft that was not used to its end: the cache then holds the sequence and nothing else.
@@ -287,12 +287,12 @@ impl<'m, C: Cache> Active<'m, C> {
         if self.sequence.pending().len() != 1 || !self.is_decoding() || self.mask.is_some() {
             return Vec::new();
         }
-        let Some(lookup) = &mut self.lookup else { return Vec::new() };
+        let Some(speculation) = &mut self.speculation else { return Vec::new() };
         // the last token wanted is not worth a draft, and what cannot be taken back is not computed
-        let room = context.unwrap_or(usize::MAX).min(self.sequence.cache().truncatable());
+        let room = context.unwrap_or(usize::MAX).saturating_sub(self.sequence.len());
         let wanted = (self.options.max_tokens - self.sampled.len()).saturating_sub(1);
-        let limit = wanted.min(room.saturating_sub(self.sequence.len()));
-        let draft = lookup.next(self.sequence.tokens(), limit);
+        let limit = wanted.min(room).min(self.sequence.cache().retractable());
+        let draft = speculation.next(self.sequence.tokens(), limit);
         if check_ids(&draft, vocab, None).is_err() { Vec::new() } else { draft }
     }
 }

@@ -84,8 +84,9 @@ impl<'m, M: CausalModel> Engine<'m, M> {
                         active.timings.draft_tokens += part.draft.len();
                         let (tokens, logits) = (part.draft.clone(), own.to_vec());
                         active.drafted = Some(Drafted { tokens, logits, used: 1, seconds });
-                    } else if let Some(lookup) = active.lookup.as_mut().filter(|_| !active.sampled.is_empty()) {
-                        lookup.measured(seconds);
+                    } else if let Some(speculation) = active.speculation.as_mut().filter(|_| !active.sampled.is_empty())
+                    {
+                        speculation.measured(seconds);
                     }
                     if let Err(error) = sample(active, &own[..vocab], start, events) {
                         failed.push((part.index, error));

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use gemma_tokenizer::TokenId;
 
-use crate::{GenerateOptions, Inputs, PromptLookup};
+use crate::{GenerateOptions, Inputs, Speculation};
 
 /// One request to an [`Engine`](crate::Engine): a prompt, and how to continue it.
 ///
@@ -30,8 +30,8 @@ pub struct Request<'a> {
     pub stop_rule: Option<Box<dyn StopRule + 'a>>,
     /// Restricts the tokens that may be sampled, for example to those that a grammar allows.
     pub mask: Option<Box<dyn TokenMask + 'a>>,
-    /// Speculative decoding by prompt lookup.
-    pub prompt_lookup: Option<PromptLookup>,
+    /// Speculative decoding: drafts of the next tokens, which the model verifies. With a mask, nothing is drafted.
+    pub speculation: Option<Speculation<'a>>,
     /// How many of the likeliest tokens come with each token, with their logprobs. 0: none.
     pub top_logprobs: usize,
     /// Whether to give the logprobs of the prompt's tokens, too. Its prefix is then not taken from the prefix cache.

@@ -10,7 +10,7 @@ use gemma_tokenizer::TokenId;
 use super::*;
 use crate::fake::{Fake, VOCAB};
 use crate::{Error, FinishReason};
-use crate::{GenerateOptions, Generation, PromptLookup};
+use crate::{GenerateOptions, Generation, PromptLookup, Speculation};
 
 fn greedy(max_tokens: usize) -> GenerateOptions {
     GenerateOptions::greedy(max_tokens)
@@ -66,8 +66,8 @@ fn sixty_four_requests_give_what_each_gives_alone() {
             };
             let alone = Generation::new(&model, &tokens, &options, &[7]).unwrap();
             let alone: Vec<TokenId> = alone.map(|sampled| sampled.unwrap().token).collect();
-            let lookup = (seed % 5 == 0).then(|| PromptLookup::default().always());
-            let request = Request { stop_tokens: vec![7], prompt_lookup: lookup, ..Request::new(tokens, options) };
+            let speculation = (seed % 5 == 0).then(|| Speculation::new(PromptLookup::default()).always());
+            let request = Request { stop_tokens: vec![7], speculation, ..Request::new(tokens, options) };
             expected.insert(engine.submit(request).unwrap(), alone);
         }
         let found = run(&mut engine);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::fake::{Fake, History};
-use crate::{Cache, CacheTensors, Inputs, Prompt};
+use crate::{Cache, CacheTensors, Inputs, Prompt, PromptLookup};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -313,7 +313,8 @@ fn drafts_change_the_number_of_calls_and_nothing_else() {
 
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
     let generation = Generation::new(&model, &PROMPT, &greedy(40), &[41]).unwrap();
-    let mut generation = generation.with_prompt_lookup(PromptLookup::new(vec![vec![5, 6, 7, 8, 1, 1, 1]]).always());
+    let mut generation =
+        generation.with_speculation(Speculation::new(PromptLookup::new(vec![vec![5, 6, 7, 8, 1, 1, 1]])).always());
     assert_eq!(run(&mut generation), expected);
     let saved = calls - model.calls().len();
     let timings = generation.timings();
@@ -338,7 +339,7 @@ fn two_hundred_prompts_give_the_same_tokens_with_drafts() {
         let stop = [5];
         let expected = run(&mut Generation::new(&model, &prompt, &options, &stop).unwrap());
         let generation = Generation::new(&model, &prompt, &options, &stop).unwrap();
-        let mut generation = generation.with_prompt_lookup(PromptLookup::default().always());
+        let mut generation = generation.with_speculation(Speculation::new(PromptLookup::default()).always());
         assert_eq!(run(&mut generation), expected, "prompt {seed}");
     }
 }
@@ -348,7 +349,7 @@ fn whoever_stops_early_gets_a_cache_without_drafts() {
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
     for taken in 1..25 {
         let generation = Generation::new(&model, &PROMPT, &greedy(40), &[]).unwrap();
-        let mut generation = generation.with_prompt_lookup(PromptLookup::default().always());
+        let mut generation = generation.with_speculation(Speculation::new(PromptLookup::default()).always());
         for _ in 0..taken {
             generation.next().unwrap().unwrap();
         }
@@ -363,7 +364,7 @@ fn nothing_is_drafted_that_could_not_be_taken_back_or_does_not_fit() {
     let longest = |model: &Fake| model.calls().into_iter().skip(1).flatten().max();
     let run_with = |model: &Fake, max_tokens| {
         let generation = Generation::new(model, &PROMPT, &greedy(max_tokens), &[]).unwrap();
-        run(&mut generation.with_prompt_lookup(PromptLookup::default().always())).0.len()
+        run(&mut generation.with_speculation(Speculation::new(PromptLookup::default()).always())).0.len()
     };
     let model = Fake::saying(50, PROMPT.len(), &SCRIPT).truncatable_to(PROMPT.len() + 9);
     assert_eq!(run_with(&model, 30), 30);
@@ -541,6 +542,9 @@ fn a_generation_can_move_to_another_thread() {
             false
         }
         fn truncatable(&self) -> usize {
+            0
+        }
+        fn retractable(&self) -> usize {
             0
         }
         fn tensors(&self) -> CacheTensors {

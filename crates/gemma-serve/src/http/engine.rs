@@ -13,7 +13,7 @@ use gemma_generate::{
     EngineHandle, EngineOptions, EngineThread, Event as EngineEvent, FinishReason, GenerateOptions, Request,
     TextDecoder, Timings, TokenLogprobs,
 };
-use gemma_model::{Model, Network};
+use gemma_model::{Model, Network, Speculate};
 use gemma_tokenizer::{ChatTemplate, DecodeStream, TokenId, Tokenizer, Turn};
 use gemma3::Gemma3;
 use paligemma::PaliGemma;
@@ -38,6 +38,7 @@ pub struct EngineBackend {
     tokenizer: Arc<Tokenizer>,
     chat_template: ChatTemplate,
     stop_tokens: Vec<TokenId>,
+    speculate: Option<Speculate>,
     handle: EngineHandle,
     cache_limit: usize,
     /// The model again, where it sees images.
@@ -97,6 +98,7 @@ impl EngineBackend {
             tokenizer,
             chat_template: model.chat_template().clone(),
             stop_tokens: model.stop_tokens().to_vec(),
+            speculate: model.speculate().cloned(),
             handle: thread.handle(),
             cache_limit,
             images: None,
@@ -341,6 +343,7 @@ impl EngineBackend {
             stop_tokens,
             stop_rule: Some(Box::new(text)),
             mask,
+            speculation: self.speculate.as_ref().map(Speculate::start),
             top_logprobs: job.logprobs.unwrap_or(0),
             prompt_logprobs: job.prompt_logprobs,
             deadline: job.deadline,
