@@ -5,7 +5,7 @@
 
 mod blocks;
 mod code_books;
-mod low_bits;
+pub(crate) mod low_bits;
 
 use half::{bf16, f16};
 use std::{fmt, str::FromStr};

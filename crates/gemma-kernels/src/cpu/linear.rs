@@ -177,7 +177,14 @@ mod tests {
         let mut decoded = vec![0.0; rows * cols];
         for row in 0..rows {
             let bytes = &mut weight[row * row_bytes..(row + 1) * row_bytes];
-            format.encode_row(&values[row * cols..(row + 1) * cols], bytes);
+            if format == Format::Iq4Nl {
+                // which is read and not written
+                bytes.iter_mut().enumerate().for_each(|(i, byte)| *byte = (37 * i + 101 * row) as u8);
+                let scales = bytes.chunks_exact_mut(18);
+                scales.for_each(|block| block[..2].copy_from_slice(&half::f16::from_f32(0.01).to_le_bytes()));
+            } else {
+                format.encode_row(&values[row * cols..(row + 1) * cols], bytes);
+            }
             format.decode_row(bytes, &mut decoded[row * cols..(row + 1) * cols]);
         }
         (weight, decoded)
@@ -236,7 +243,7 @@ mod tests {
     /// quantized activations.
     #[test]
     fn integers_are_multiplied_exactly() {
-        for format in [Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q5K, Format::Q6K] {
+        for format in [Format::Q8_0, Format::Q4_0, Format::Q5_0, Format::Iq4Nl, Format::Q4K, Format::Q5K, Format::Q6K] {
             for (rows, cols) in SHAPES.into_iter().filter(|(_, cols)| format.row_bytes(*cols).is_some()) {
                 let (weight, decoded) = encoded(format, rows, cols);
                 let tokens = (1..=STREAMED_TOKENS).chain([9, 16, 17, 33, 40, 64]);
@@ -245,18 +252,19 @@ mod tests {
                 }) {
                     let x = noise(tokens * cols, 2);
                     for isa in Isa::available() {
-                        let vnni = isa >= Isa::Avx512Vnni;
-                        let bytes = vnni || isa == Isa::AvxVnni;
+                        let k_quants = format.block_len() == 256;
+                        let bytes = crate::cpu::gemm::int8::has(isa, format);
                         let pairs = activations == ActivationPrecision::Int16OrBf16 && isa >= Isa::Avx512Bf16;
                         let whole_numbers = match (format.block_len(), tokens) {
                             (32, ..=STREAMED_TOKENS) => true,
                             (32, _) => bytes && !pairs,
-                            _ => vnni && tokens <= STREAMED_TOKENS,
+                            _ => isa >= Isa::Avx2 && tokens <= STREAMED_TOKENS,
                         };
                         if !whole_numbers {
                             continue;
                         }
-                        let coarse = activations == ActivationPrecision::Int8 && isa.multiplies_bytes();
+                        let multiplies = if k_quants { isa >= Isa::Avx512Vnni } else { isa.multiplies_bytes() };
+                        let coarse = activations == ActivationPrecision::Int8 && multiplies;
                         let limit = if coarse { quantize::COARSE } else { quantize::FINE };
                         let seen = |block: &[f32; 32]| {
                             let (scale, values) = quantize::quantize(block, limit);

@@ -22,7 +22,7 @@ pub(super) const NVFP4_VALUES: usize = 64;
 const IQ1_DELTA: f32 = 0.125;
 
 /// The levels that four bits of IQ4_NL and IQ4_XS name.
-const IQ4_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const IQ4_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// The levels that four bits of MXFP4 and NVFP4 name: twice the numbers of E2M1.
 const FP4_LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 /// The levels in the code books of IQ2_XXS, IQ2_XS and IQ2_S.

@@ -41,10 +41,11 @@ impl Trials {
         self.done >= ROUNDS * CANDIDATES.len()
     }
 
-    /// The distance of the next product.
+    /// The distance of the next product. Each round begins with the next candidate: the matrices of a layer follow each other
+    /// as regularly as the candidates do, and each candidate is to meet all of them.
     fn distance(&self) -> usize {
         if !self.is_over() {
-            return CANDIDATES[self.done % CANDIDATES.len()];
+            return CANDIDATES[(self.done + self.done / CANDIDATES.len()) % CANDIDATES.len()];
         }
         let fastest = (0..CANDIDATES.len()).min_by(|a, b| self.best[*a].total_cmp(&self.best[*b]));
         fastest.map_or(DEFAULT, |index| CANDIDATES[index])
@@ -123,5 +124,20 @@ mod tests {
             count += 1;
         }
         assert_eq!((trials.distance(), count), (4608, ROUNDS * CANDIDATES.len()));
+    }
+
+    /// Two or three large matrices in each layer, in turn: each candidate is tried with each.
+    #[test]
+    fn each_candidate_meets_every_matrix_of_a_layer() {
+        for matrices in [2, 3] {
+            let mut met = BTreeMap::<usize, std::collections::BTreeSet<usize>>::new();
+            let mut trials = Trials::new();
+            for product in 0..ROUNDS * CANDIDATES.len() {
+                let distance = trials.distance();
+                met.entry(distance).or_default().insert(product % matrices);
+                trials.add(distance, 1000, Duration::from_nanos(1000));
+            }
+            assert!(met.len() == CANDIDATES.len() && met.values().all(|with| with.len() == matrices), "{met:?}");
+        }
     }
 }

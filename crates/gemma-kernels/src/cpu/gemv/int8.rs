@@ -1,8 +1,8 @@
 //! Products of few tokens with quantized weights, in integers.
 //!
 //! Within a block of 32 values the sums of each lane are exact; they are turned into f32, times the scales of both
-//! sides, and added. Where bytes are multiplied four at a time (VNNI, NEON's dot products), 16-bit activations are two products of bytes;
-//! elsewhere 16-bit numbers are multiplied as they are.
+//! sides, and added. Where bytes are multiplied four at a time (VNNI, NEON's dot products), 16-bit activations are two
+//! products of bytes; elsewhere 16-bit numbers are multiplied as they are. AVX2 multiplies 8-bit activations as bytes, too.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -24,9 +24,12 @@ use crate::cpu::quantize::Bytes;
 use crate::cpu::quantize::Split;
 use crate::cpu::quantize::Words;
 use crate::cpu::shape::Shape;
+use crate::format::low_bits::IQ4_LEVELS;
 use crate::{ActivationPrecision, Format};
 use half::f16;
 use std::ops::Range;
+#[cfg(target_arch = "x86_64")]
+use vnni::Nibbles;
 
 /// The activations of a product, in the form that the instruction set's kernel reads.
 pub(in crate::cpu) enum Prepared {
@@ -38,11 +41,24 @@ pub(in crate::cpu) enum Prepared {
 /// Whether there are integer kernels for this format.
 pub(in crate::cpu) fn has(isa: Isa, format: Format) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if isa >= Isa::Avx512Vnni && k_quants::has(format) {
+    if isa >= Isa::Avx2 && k_quants::has(format) {
         return true;
     }
     let _ = isa;
-    matches!(format, Format::Q8_0 | Format::Q4_0)
+    matches!(format, Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl)
+}
+
+/// How activations lie for unsigned bytes of weights in blocks of 32: whether in halves, and what the weights' bytes are moved
+/// up by; `None` for other blocks.
+#[cfg(target_arch = "x86_64")]
+fn unsigned_layout(format: Format) -> Option<(bool, i32)> {
+    match format {
+        Format::Q8_0 => Some((false, 128)),
+        Format::Q4_0 => Some((true, vnni::Q40::OFFSET)),
+        Format::Q5_0 => Some((true, vnni::Q50::OFFSET)),
+        Format::Iq4Nl => Some((true, vnni::Iq4Nl::OFFSET)),
+        _ => None,
+    }
 }
 
 /// Quantizes `x` `[tokens, cols]`.
@@ -57,24 +73,27 @@ pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: Ac
             let format = shape.format;
             // SAFETY: the ISA says that the CPU has the instructions.
             Prepared::Split(unsafe {
-                match format {
-                    Format::Q4_0 => vnni::split(x, cols, fine, true, 8),
-                    Format::Q8_0 => vnni::split(x, cols, fine, false, 128),
-                    _ => k_quants::split(x, cols, fine, k_quants::part(format)),
+                match unsigned_layout(format) {
+                    Some((halves, offset)) => vnni::split(x, cols, fine, halves, offset),
+                    None => k_quants::split(x, cols, fine, k_quants::part(format)),
                 }
             })
         }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::AvxVnni => Prepared::Split(unsafe {
-            match shape.format {
-                Format::Q4_0 => avxvnni::split(x, cols, fine, true, 8),
-                _ => avxvnni::split(x, cols, fine, false, 128),
+        isa if isa >= Isa::Avx2 => {
+            let layout = match unsigned_layout(shape.format) {
+                Some(layout) if isa == Isa::AvxVnni => Some(layout),
+                Some(_) if !fine => Some(avx2::layout(shape.format)),
+                _ => None,
+            };
+            // SAFETY: as above.
+            unsafe {
+                match layout {
+                    Some((halves, offset)) => Prepared::Split(avxvnni::split(x, cols, fine, halves, offset)),
+                    None => Prepared::Words(avx2::words(x)),
+                }
             }
-        }),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 | Isa::Avx512 => Prepared::Words(unsafe { avx2::words(x) }),
+        }
         #[cfg(target_arch = "aarch64")]
         Isa::NeonDot => Prepared::Split(Split::new(x, cols, fine, (false, 0, 32), Bytes::new)),
         _ => Prepared::Words(Words::new(x)),
@@ -99,38 +118,28 @@ pub(in crate::cpu) fn multiply(isa: Isa, x: &Prepared, weight: &[u8], shape: Sha
 
 #[inline(always)]
 fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    let q4 = call.shape.format == Format::Q4_0;
     let _ = isa;
     match x {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the ISA says that the CPU has the instructions, `x` was prepared for this product, and it has
         // `M` tokens from the call's on.
-        Prepared::Split(x) if k_quants::has(call.shape.format) => unsafe { k_quants::row::<M>(x, call) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Prepared::Split(x) if isa == Isa::AvxVnni => unsafe {
-            match (q4, !x.high.is_empty()) {
-                (false, true) => avxvnni::q8::<M, true>(x, call),
-                (false, false) => avxvnni::q8::<M, false>(x, call),
-                (true, true) => avxvnni::q4::<M, true>(x, call),
-                (true, false) => avxvnni::q4::<M, false>(x, call),
-            }
-        },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
         Prepared::Split(x) => unsafe {
-            match (q4, !x.high.is_empty()) {
-                (false, true) => vnni::q8::<M, true>(x, call),
-                (false, false) => vnni::q8::<M, false>(x, call),
-                (true, true) => vnni::q4::<M, true>(x, call),
-                (true, false) => vnni::q4::<M, false>(x, call),
+            match (isa, x.high.is_empty()) {
+                (Isa::AvxVnni, false) => short::<M, true>(x, call),
+                (Isa::AvxVnni, true) => short::<M, false>(x, call),
+                (Isa::Avx2 | Isa::Avx512, _) => avx2::bytes::<M>(x, call),
+                (_, false) => long::<M, true>(x, call),
+                (_, true) => long::<M, false>(x, call),
             }
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Prepared::Words(x) if isa >= Isa::Avx2 => unsafe {
-            if q4 { avx2::q4::<M>(x, call) } else { avx2::q8::<M>(x, call) }
+            if k_quants::has(call.shape.format) {
+                k_quants::row_of_words::<M>(x, call)
+            } else {
+                avx2::row::<M>(x, call)
+            }
         },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
@@ -143,6 +152,43 @@ fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
     M
 }
 
+/// With the VNNI of AVX-512.
+///
+/// # Safety
+/// The CPU must have it, and the activations must have been prepared for it.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn long<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match call.shape.format {
+            Format::Q8_0 => vnni::q8::<M, FINE>(x, call),
+            Format::Q4_0 => vnni::nibbles::<vnni::Q40, M, FINE, 18, 72>(x, call),
+            Format::Q5_0 => vnni::nibbles::<vnni::Q50, M, FINE, 22, 88>(x, call),
+            Format::Iq4Nl => vnni::nibbles::<vnni::Iq4Nl, M, FINE, 18, 72>(x, call),
+            _ => k_quants::row::<M>(x, call),
+        }
+    }
+}
+
+/// With the VNNI of AVX.
+///
+/// # Safety
+/// As [`long`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn short<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match call.shape.format {
+            Format::Q8_0 => avxvnni::q8::<M, FINE>(x, call),
+            Format::Q4_0 => avxvnni::q4::<M, FINE>(x, call),
+            Format::Q5_0 => avxvnni::q5::<M, FINE>(x, call),
+            _ => avxvnni::iq4::<M, FINE>(x, call),
+        }
+    }
+}
+
 /// In plain Rust.
 fn portable<const M: usize>(x: &Words, call: &Call<'_>) {
     let Shape { format, cols, .. } = call.shape;
@@ -152,13 +198,21 @@ fn portable<const M: usize>(x: &Words, call: &Call<'_>) {
     for b in 0..blocks {
         let block = &call.bytes[b * block_bytes..(b + 1) * block_bytes];
         let mut weights = [0i16; 32];
-        if format == Format::Q8_0 {
-            weights.iter_mut().zip(&block[2..]).for_each(|(to, q)| *to = i16::from(q.cast_signed()));
-        } else {
-            for (i, q) in block[2..].iter().enumerate() {
-                weights[i] = i16::from(q & 15) - 8;
-                weights[i + 16] = i16::from(q >> 4) - 8;
+        let quants = &block[2..];
+        let nibbles = |quants: &[u8], weights: &mut [i16; 32], number: &dyn Fn(usize, u8) -> i16| {
+            for (i, q) in quants.iter().enumerate() {
+                (weights[i], weights[i + 16]) = (number(i, q & 15), number(i + 16, q >> 4));
             }
+        };
+        match format {
+            Format::Q8_0 => weights.iter_mut().zip(quants).for_each(|(to, q)| *to = i16::from(q.cast_signed())),
+            Format::Q4_0 => nibbles(quants, &mut weights, &|_, nibble| i16::from(nibble) - 8),
+            Format::Q5_0 => {
+                let (bits, quants) = quants.split_at(4);
+                let fifth = |i: usize| bits[i / 8] >> (i % 8) & 1;
+                nibbles(quants, &mut weights, &|i, nibble| i16::from(nibble | fifth(i) << 4) - 16);
+            }
+            _ => nibbles(quants, &mut weights, &|_, nibble| i16::from(IQ4_LEVELS[usize::from(nibble)])),
         }
         let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
         for (t, sum) in sums.iter_mut().enumerate() {

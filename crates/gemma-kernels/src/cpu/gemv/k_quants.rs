@@ -4,6 +4,8 @@
 //! a scale. So a part's sum over integers is exact, is turned into f32 once and weighted by both scales; what the
 //! addends contribute is one product per block, with the sums of the activations of each part.
 
+mod avx2;
+
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
@@ -11,6 +13,8 @@ use crate::cpu::isa::prefetch;
 use crate::cpu::quantize::{Bytes, Split};
 use crate::cpu::sub_blocks::six_bits;
 use std::arch::x86_64::*;
+
+pub(in crate::cpu) use avx2::row as row_of_words;
 
 /// Values of a block.
 const BLOCK: usize = 256;

@@ -5,6 +5,7 @@ use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::{Call, f16_scales, group};
 use crate::cpu::isa::{Lanes, Neon, prefetch};
 use crate::cpu::quantize::{GROUP, Split, Words};
+use crate::format::low_bits::IQ4_LEVELS;
 use half::f16;
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -33,6 +34,39 @@ unsafe fn q4(quants: *const u8) -> [int8x16_t; 2] {
     }
 }
 
+/// The 32 numbers of a block of Q5_0, from its fifth bits on.
+///
+/// # Safety
+/// 20 bytes must be readable.
+#[inline(always)]
+unsafe fn q5(bits: *const u8) -> [int8x16_t; 2] {
+    const OWN: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+    // SAFETY: as required of the caller.
+    unsafe {
+        let own = vld1q_u8(OWN.as_ptr());
+        let fifth = |first: usize| {
+            let eights = vcombine_u8(vdup_n_u8(*bits.add(first)), vdup_n_u8(*bits.add(first + 1)));
+            vandq_u8(vtstq_u8(eights, own), vdupq_n_u8(16))
+        };
+        let bytes = vld1q_u8(bits.add(4));
+        let numbers = [vorrq_u8(vandq_u8(bytes, vdupq_n_u8(15)), fifth(0)), vorrq_u8(vshrq_n_u8::<4>(bytes), fifth(2))];
+        numbers.map(|numbers| vsubq_s8(vreinterpretq_s8_u8(numbers), vdupq_n_s8(16)))
+    }
+}
+
+/// The 32 levels of a block of IQ4_NL.
+///
+/// # Safety
+/// 16 bytes must be readable.
+#[inline(always)]
+unsafe fn iq4(quants: *const u8) -> [int8x16_t; 2] {
+    // SAFETY: as required of the caller; there are sixteen levels.
+    unsafe {
+        let (bytes, levels) = (vld1q_u8(quants), vld1q_s8(IQ4_LEVELS.as_ptr()));
+        [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)].map(|nibbles| vqtbl1q_s8(levels, nibbles))
+    }
+}
+
 /// A row times `M` tokens as 16-bit numbers.
 ///
 /// # Safety
@@ -43,6 +77,8 @@ pub(in crate::cpu) unsafe fn words<const M: usize>(x: &Words, call: &Call<'_>) {
     unsafe {
         match call.shape.format {
             Format::Q4_0 => words_of::<M, 18>(x, call, |quants| q4(quants)),
+            Format::Q5_0 => words_of::<M, 22>(x, call, |quants| q5(quants)),
+            Format::Iq4Nl => words_of::<M, 18>(x, call, |quants| iq4(quants)),
             _ => words_of::<M, 34>(x, call, |quants| q8(quants)),
         }
     }
@@ -104,6 +140,10 @@ pub(in crate::cpu) unsafe fn bytes<const M: usize>(x: &Split, call: &Call<'_>) {
         match (call.shape.format, x.high.is_empty()) {
             (Format::Q4_0, false) => bytes_of::<M, true, 18, 72>(x, call, |quants| q4(quants)),
             (Format::Q4_0, true) => bytes_of::<M, false, 18, 72>(x, call, |quants| q4(quants)),
+            (Format::Q5_0, false) => bytes_of::<M, true, 22, 88>(x, call, |quants| q5(quants)),
+            (Format::Q5_0, true) => bytes_of::<M, false, 22, 88>(x, call, |quants| q5(quants)),
+            (Format::Iq4Nl, false) => bytes_of::<M, true, 18, 72>(x, call, |quants| iq4(quants)),
+            (Format::Iq4Nl, true) => bytes_of::<M, false, 18, 72>(x, call, |quants| iq4(quants)),
             (_, false) => bytes_of::<M, true, 34, 136>(x, call, |quants| q8(quants)),
             (_, true) => bytes_of::<M, false, 34, 136>(x, call, |quants| q8(quants)),
         }

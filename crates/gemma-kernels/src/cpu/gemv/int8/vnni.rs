@@ -4,6 +4,7 @@ use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::{Call, f16_scales, group};
 use crate::cpu::isa::prefetch;
 use crate::cpu::quantize::{Bytes, GROUP, Split};
+use crate::format::low_bits::IQ4_LEVELS;
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
@@ -92,37 +93,109 @@ pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool>(x: &Split, cal
     }
 }
 
+/// Blocks of 32 values, the first sixteen in the low nibbles of the last sixteen bytes, the others in the high ones. A value is
+/// `scale (number - OFFSET)`.
+///
 /// # Safety
-/// As [`q8`], with `x` made with offset 8 and blocks in halves.
+/// Every method requires that the CPU has the instructions and that four blocks are readable at the pointer.
+pub(in crate::cpu) trait Nibbles {
+    const OFFSET: i32;
+
+    /// The numbers of four blocks: the first halves, then the second ones. `low` and `high` are their nibbles.
+    unsafe fn numbers(group: *const u8, low: __m512i, high: __m512i) -> [__m512i; 2];
+}
+
+pub(in crate::cpu) struct Q40;
+
+impl Nibbles for Q40 {
+    const OFFSET: i32 = 8;
+
+    #[inline(always)]
+    unsafe fn numbers(_group: *const u8, low: __m512i, high: __m512i) -> [__m512i; 2] {
+        [low, high]
+    }
+}
+
+pub(in crate::cpu) struct Q50;
+
+impl Nibbles for Q50 {
+    const OFFSET: i32 = 16;
+
+    #[inline(always)]
+    unsafe fn numbers(group: *const u8, low: __m512i, high: __m512i) -> [__m512i; 2] {
+        // SAFETY: as required of the caller; a block's fifth bits lie behind its scale, a bit a value.
+        unsafe {
+            let fifth = |b: usize| u64::from(group.add(b * 22 + 2).cast::<u32>().read_unaligned());
+            let fifth = [fifth(0), fifth(1), fifth(2), fifth(3)];
+            let first = fifth[0] & 0xffff | (fifth[1] & 0xffff) << 16 | (fifth[2] & 0xffff) << 32 | fifth[3] << 48;
+            let second = fifth[0] >> 16 | fifth[1] & 0xffff_0000 | (fifth[2] >> 16) << 32 | (fifth[3] >> 16) << 48;
+            let sixteen = _mm512_set1_epi8(16);
+            [_mm512_mask_add_epi8(low, first, low, sixteen), _mm512_mask_add_epi8(high, second, high, sixteen)]
+        }
+    }
+}
+
+pub(in crate::cpu) struct Iq4Nl;
+
+impl Nibbles for Iq4Nl {
+    const OFFSET: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn numbers(_group: *const u8, low: __m512i, high: __m512i) -> [__m512i; 2] {
+        // SAFETY: as required of the caller; there are sixteen levels.
+        unsafe {
+            let levels = _mm512_broadcast_i32x4(_mm_loadu_si128(IQ4_LEVELS.as_ptr().cast()));
+            // the sign bit flipped is 128 added
+            let levels = _mm512_xor_si512(levels, _mm512_set1_epi8(-128));
+            [_mm512_shuffle_epi8(levels, low), _mm512_shuffle_epi8(levels, high)]
+        }
+    }
+}
+
+/// A row of such blocks; four have `FOUR` bytes.
+///
+/// # Safety
+/// As [`q8`], with `x` made with the blocks' offset and blocks in halves.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-pub(in crate::cpu) unsafe fn q4<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+pub(in crate::cpu) unsafe fn nibbles<
+    B: Nibbles,
+    const M: usize,
+    const FINE: bool,
+    const SIZE: usize,
+    const FOUR: usize,
+>(
+    x: &Split,
+    call: &Call<'_>,
+) {
+    const { assert!(FOUR == 4 * SIZE) };
     let ahead = distance();
     let groups = call.shape.cols.div_ceil(GROUP);
-    let mut last = [0u8; 4 * 18];
+    let mut last = [0u8; FOUR];
     let nibble = _mm512_set1_epi8(15);
     // each 128-bit lane holds one block
     let spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     let mut sums = [_mm512_setzero_ps(); M];
     for g in 0..groups {
-        let from = group::<72>(call.bytes, g, &mut last);
+        let from = group::<FOUR>(call.bytes, g, &mut last);
         if call.token == 0 {
-            for line in 0..2 {
+            for line in 0..FOUR.div_ceil(64) {
                 prefetch(from.wrapping_add(ahead + 64 * line));
             }
         }
         // SAFETY: the group has four blocks, and each token has a group.
         unsafe {
-            let block = |b: usize| _mm_loadu_si128(from.add(b * 18 + 2).cast());
+            let block = |b: usize| _mm_loadu_si128(from.add((b + 1) * SIZE - 16).cast());
             let pair = |b: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(block(b)), block(b + 1));
             let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pair(0)), pair(2));
             let low = _mm512_and_si512(bytes, nibble);
             let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+            let [first, second] = B::numbers(from, low, high);
             // both halves of the blocks, which share lanes
             let dot = |start, bytes: &[i8], at| {
-                let sum = _mm512_dpbusd_epi32(start, low, load(bytes, at));
-                _mm512_dpbusd_epi32(sum, high, load(bytes, at + 64))
+                let sum = _mm512_dpbusd_epi32(start, first, load(bytes, at));
+                _mm512_dpbusd_epi32(sum, second, load(bytes, at + 64))
             };
-            let scale = scales::<18>(from);
+            let scale = scales::<SIZE>(from);
             for (t, sum) in sums.iter_mut().enumerate() {
                 let at = (call.token + t) * groups + g;
                 let scale = _mm_mul_ps(scale, _mm_load_ps(x.scales.as_ptr().add(at * 4)));

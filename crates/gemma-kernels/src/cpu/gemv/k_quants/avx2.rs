@@ -1,0 +1,227 @@
+//! The same with AVX2: 16-bit numbers, sixteen at a time.
+//!
+//! What the addends of Q4_K and Q5_K contribute is a product with the sums of 32 activations; the numbers of Q6_K are centred
+//! instead.
+
+use super::{BLOCK, six_bits};
+use crate::Format;
+use crate::cpu::gemv::distance::distance;
+use crate::cpu::gemv::row::Call;
+use crate::cpu::isa::{Avx2, Lanes, prefetch};
+use crate::cpu::quantize::Words;
+use half::f16;
+use std::arch::x86_64::*;
+
+/// One row times `M` tokens.
+///
+/// # Safety
+/// The CPU must have the instructions; the call's row has the blocks of its shape, and `x` has `M` tokens from the call's on.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Words, call: &Call<'_>) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match call.shape.format {
+            Format::Q4K => products::<Q4K, M>(x, call),
+            Format::Q5K => products::<Q5K, M>(x, call),
+            Format::Q6K => products::<Q6K, M>(x, call),
+            other => unreachable!("{other} has no such blocks"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`row`], with the instructions at hand where this is expanded.
+#[inline(always)]
+unsafe fn products<B: Block, const M: usize>(x: &Words, call: &Call<'_>) {
+    let ahead = distance();
+    let size = B::FORMAT.block_bytes();
+    let blocks = call.bytes.len() / size;
+    // SAFETY: block `b` has `size` bytes of the row; each token has for it 256 values, 8 scales and 8 sums.
+    unsafe {
+        // two sums, so that an addition need not wait for the one before
+        let mut sums = [[_mm256_setzero_ps(); 2]; M];
+        let mut factors = [0f32; 16];
+        for b in 0..blocks {
+            let block = call.bytes.as_ptr().add(b * size);
+            if call.token == 0 {
+                for line in 0..size.div_ceil(64) {
+                    prefetch(block.wrapping_add(ahead + 64 * line));
+                }
+            }
+            let addends = B::scales(block, &mut factors);
+            for (t, sums) in sums.iter_mut().enumerate() {
+                let at = ((call.token + t) * blocks + b) * (BLOCK / 32);
+                let weighted = _mm256_mul_ps(addends, _mm256_loadu_ps(x.scales.as_ptr().add(at)));
+                let x_sums = _mm256_cvtepi32_ps(_mm256_loadu_si256(x.sums.as_ptr().add(at).cast()));
+                sums[0] = _mm256_fmadd_ps(weighted, x_sums, sums[0]);
+            }
+            for part in 0..BLOCK / 32 {
+                let [first, second] = B::numbers(block, part);
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    let at = ((call.token + t) * blocks + b) * (BLOCK / 32) + part;
+                    let values = x.values.as_ptr().add(at * 32);
+                    let first = _mm256_madd_epi16(first, _mm256_loadu_si256(values.cast()));
+                    let second = _mm256_madd_epi16(second, _mm256_loadu_si256(values.add(16).cast()));
+                    let scale = *x.scales.as_ptr().add(at);
+                    let factor = |part: usize| _mm256_set1_ps(factors[part] * scale);
+                    if B::PART == 32 {
+                        let exact = _mm256_cvtepi32_ps(_mm256_add_epi32(first, second));
+                        sums[part % 2] = _mm256_fmadd_ps(exact, factor(part), sums[part % 2]);
+                    } else {
+                        sums[0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(first), factor(2 * part), sums[0]);
+                        sums[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(second), factor(2 * part + 1), sums[1]);
+                    }
+                }
+            }
+        }
+        for (t, sums) in sums.into_iter().enumerate() {
+            call.write(t, Avx2::from(_mm256_add_ps(sums[0], sums[1])).sum());
+        }
+    }
+}
+
+/// How the blocks of a format are taken apart: a value is `factor number + addend` with its part's.
+///
+/// # Safety
+/// Every method requires that a block is readable at the pointer, and is expanded where AVX2 is enabled.
+trait Block {
+    const FORMAT: Format;
+    /// Values that share a scale: 16 or 32.
+    const PART: usize;
+
+    /// Writes the factors of the parts; returns the addends of each 32 values.
+    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> __m256;
+
+    /// The numbers of the 32 values from `32 part` on.
+    unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2];
+}
+
+/// The half at byte `at`.
+///
+/// # Safety
+/// Two bytes must be readable there.
+#[inline(always)]
+unsafe fn half(block: *const u8, at: usize) -> f32 {
+    // SAFETY: as required of the caller.
+    f16::from_le_bytes(unsafe { block.add(at).cast::<[u8; 2]>().read() }).to_f32()
+}
+
+/// Scales and least values of eight parts.
+///
+/// # Safety
+/// As [`Block`].
+#[inline(always)]
+unsafe fn six_bit_scales(block: *const u8, factors: &mut [f32; 16]) -> __m256 {
+    // SAFETY: as required of the caller; there is room for sixteen factors.
+    unsafe {
+        let [scales, least] = six_bits(block);
+        let eight = |bytes: u64| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes.cast_signed())));
+        let scaled = _mm256_mul_ps(eight(scales), _mm256_set1_ps(half(block, 0)));
+        _mm256_storeu_ps(factors.as_mut_ptr(), scaled);
+        _mm256_mul_ps(eight(least), _mm256_set1_ps(-half(block, 2)))
+    }
+}
+
+/// Sixteen bytes as 16-bit numbers.
+///
+/// # Safety
+/// As [`Block`], with sixteen bytes readable.
+#[inline(always)]
+unsafe fn bytes(from: *const u8) -> __m256i {
+    // SAFETY: as required of the caller.
+    unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(from.cast())) }
+}
+
+/// The bits of `mask` of each of sixteen bytes, moved right by `by`.
+///
+/// # Safety
+/// As [`bytes`].
+#[inline(always)]
+unsafe fn moved(bytes: __m256i, by: usize, mask: i16) -> __m256i {
+    // SAFETY: as required of the caller.
+    unsafe { _mm256_and_si256(_mm256_srl_epi16(bytes, _mm_cvtsi64_si128(by as i64)), _mm256_set1_epi16(mask)) }
+}
+
+struct Q4K;
+
+impl Block for Q4K {
+    const FORMAT: Format = Format::Q4K;
+    const PART: usize = 32;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> __m256 {
+        // SAFETY: as required of the caller.
+        unsafe { six_bit_scales(block, factors) }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller; two parts share their bytes.
+        unsafe {
+            let (from, by) = (block.add(16 + part / 2 * 32), part % 2 * 4);
+            [moved(bytes(from), by, 15), moved(bytes(from.add(16)), by, 15)]
+        }
+    }
+}
+
+struct Q5K;
+
+impl Block for Q5K {
+    const FORMAT: Format = Format::Q5K;
+    const PART: usize = 32;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> __m256 {
+        // SAFETY: as required of the caller.
+        unsafe { six_bit_scales(block, factors) }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller; bit `p` of the bytes at 16 is the fifth of part `p`'s numbers.
+        unsafe {
+            let (from, by) = (block.add(48 + part / 2 * 32), part % 2 * 4);
+            let number = |low: *const u8, fifth: *const u8| {
+                let fifth = _mm256_slli_epi16::<4>(bytes(fifth));
+                _mm256_or_si256(moved(bytes(low), by, 15), moved(fifth, part, 16))
+            };
+            [number(from, block.add(16)), number(from.add(16), block.add(32))]
+        }
+    }
+}
+
+struct Q6K;
+
+impl Block for Q6K {
+    const FORMAT: Format = Format::Q6K;
+    const PART: usize = 16;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> __m256 {
+        // SAFETY: as required of the caller; there is room for sixteen factors.
+        unsafe {
+            let scale = _mm256_set1_ps(half(block, 208));
+            for i in [0, 8] {
+                let scales = _mm256_cvtepi8_epi32(_mm_loadl_epi64(block.add(192 + i).cast()));
+                _mm256_storeu_ps(factors.as_mut_ptr().add(i), _mm256_mul_ps(_mm256_cvtepi32_ps(scales), scale));
+            }
+            _mm256_setzero_ps()
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller. In each half of the block the low nibbles of 64 bytes are the first 64
+        // numbers', the high ones the others'; 32 bytes hold the upper two bits of each 32 numbers in turn.
+        unsafe {
+            let (side, quarter) = (part / 4, part % 4);
+            let (low, high) = (block.add(side * 64 + quarter % 2 * 32), block.add(128 + side * 32));
+            let number = |low: *const u8, high: *const u8| {
+                let upper = moved(_mm256_slli_epi16::<4>(bytes(high)), 2 * quarter, 0x30);
+                let number = _mm256_or_si256(moved(bytes(low), quarter / 2 * 4, 15), upper);
+                _mm256_sub_epi16(number, _mm256_set1_epi16(32))
+            };
+            [number(low, high), number(low.add(16), high.add(16))]
+        }
+    }
+}
