@@ -53,7 +53,7 @@ Examples:
 --json prints one object when done: tokens (the new ids), text, finish_reason (stop, stop_text, length,
 context_full or cancelled), prompt_tokens, seed (which gives the same text again) and timings, in seconds and
 tokens per second; with --logprobs also logprobs, whose content has a token, logprob, bytes and top_logprobs per new
-token, as OpenAI's API has them.
+token, as OpenAI's API has them. With speculative decoding the timings have draft_tokens and accepted_tokens.
 On a terminal, the end of the prompt is printed in front of its continuation (--echo, --no-echo).
 Ctrl-C ends the text early with exit code 130.")]
 pub(crate) struct Generate {
@@ -148,6 +148,11 @@ struct Seconds {
     decode_seconds: f64,
     prompt_tokens_per_second: Option<f64>,
     decode_tokens_per_second: Option<f64>,
+    /// With speculative decoding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_tokens: Option<usize>,
 }
 
 /// What there is to read: words to be cut, or tokens as they are.
@@ -502,6 +507,8 @@ fn seconds(load_seconds: f64, timings: Timings) -> Seconds {
         decode_seconds: timings.decode_seconds,
         prompt_tokens_per_second: timings.prompt_tokens_per_second(),
         decode_tokens_per_second: timings.decode_tokens_per_second(),
+        draft_tokens: Some(timings.draft_tokens).filter(|count| *count > 0),
+        accepted_tokens: Some(timings.accepted_tokens).filter(|_| timings.draft_tokens > 0),
     }
 }
 
@@ -515,8 +522,12 @@ pub(super) fn told(timings: Timings, reason: FinishReason) -> String {
         FinishReason::Cancelled => "; stopped by Ctrl-C",
         FinishReason::OutOfTime => "; out of time",
     };
+    let drafts = match timings.draft_tokens {
+        0 => String::new(),
+        drafted => format!(", {} of {drafted} draft tokens accepted", timings.accepted_tokens),
+    };
     format!(
-        "[prefill {} tokens{}, decode {}{}{ending}]",
+        "[prefill {} tokens{}, decode {}{}{drafts}{ending}]",
         timings.prompt_tokens,
         speed(timings.prompt_tokens_per_second()),
         timings.generated_tokens,
@@ -543,5 +554,7 @@ mod tests {
             "[prefill 5 tokens at 10.0/s, decode 3 at 2.0/s; stopped at --max-tokens]"
         );
         assert!(told(Timings::default(), FinishReason::Stop).ends_with("decode 0]"));
+        let timings = Timings { draft_tokens: 4, accepted_tokens: 3, ..Timings::default() };
+        assert!(told(timings, FinishReason::Stop).ends_with("decode 0, 3 of 4 draft tokens accepted]"));
     }
 }
