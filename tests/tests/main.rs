@@ -17,4 +17,5 @@ mod parity;
 mod precision;
 mod real;
 mod recurrent;
+mod request_adapters;
 mod state;

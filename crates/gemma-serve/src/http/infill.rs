@@ -75,7 +75,7 @@ pub(crate) async fn infill(
     State(app): State<App>,
     SampledBody(request, sampling, _): SampledBody<LlamaRequest>,
 ) -> Result<Response, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let n_predict = n_predict(request.n_predict, DEFAULT_MIDDLE);
     let mut prefix = request.input_prefix.clone();
     // the text of the line before the cursor follows the prefix: what llama.cpp's code does, and its plugins rely on
@@ -96,7 +96,7 @@ pub(crate) async fn completion(
     State(app): State<App>,
     SampledBody(request, sampling, _): SampledBody<LlamaRequest>,
 ) -> Result<Response, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let n_predict = n_predict(request.n_predict, app.settings.max_tokens);
     let tokenizer = backend.tokenizer();
     let tokens = match &request.prompt {
@@ -137,6 +137,7 @@ async fn llama(
         return Err(Refusal::field("n_cmpl", format!("{n} is outside 1 to 16")));
     }
     let (stop, logit_bias) = (fields.stops()?, fields.biases(backend.as_ref())?);
+    let adapters = fields.adapters(backend.as_ref())?;
     let decode_limit = request.t_max_predict_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
     let mut answers = Vec::new();
     for index in 0..n {
@@ -148,6 +149,7 @@ async fn llama(
             stop: stop.clone(),
             stop_tokens: stop_tokens.clone(),
             logit_bias: logit_bias.clone(),
+            adapters: adapters.clone(),
             decode_limit,
             ..Job::default()
         };
@@ -155,7 +157,11 @@ async fn llama(
     }
     let settings = json!({
         "n_predict": n_predict, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
-        "min_p": sampling.min_p, "seed": sampling.seed, "stop": stop,
+        "min_p": sampling.min_p, "seed": sampling.seed, "stop": stop, "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "dry_multiplier": sampling.dry.as_ref().map_or(0.0, |dry| dry.multiplier),
+        "mirostat": if sampling.mirostat.is_some() { 2 } else { 0 },
+        "lora": adapters.iter().flatten().map(|(id, scale)| json!({"id": id, "scale": scale})).collect::<Vec<_>>(),
     });
     let model = backend.card().id.clone();
     if request.stream.unwrap_or(false) {
@@ -245,7 +251,7 @@ pub(crate) async fn fim(
     State(app): State<App>,
     SampledBody(request, fields, _): SampledBody<FimRequest>,
 ) -> Result<Response, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MIDDLE);
     let prefix = request.prompt.ok_or_else(|| Refusal::field("prompt", "missing; send the text before the hole"))?;
     let hole = Hole { prefix, suffix: request.suffix.unwrap_or_default(), ..Hole::default() };
@@ -255,6 +261,8 @@ pub(crate) async fn fim(
         sampling: fields.sampling(max_tokens)?,
         stop: fields.stops()?,
         stop_tokens,
+        logit_bias: fields.biases(backend.as_ref())?,
+        adapters: fields.adapters(backend.as_ref())?,
         ..Job::default()
     };
     let answer = submit(&app, &backend, "fim", job)?;
