@@ -92,3 +92,36 @@ impl LoraFactors {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_device;
+
+    /// All three ways in which rows lie: all of them, one interval, several. The numbers are small integers, so that every
+    /// order of adding gives the same.
+    #[test]
+    fn the_difference_is_added_to_the_rows_that_get_it_and_to_no_others() {
+        for device in test_device::all() {
+            let matrix = |rows: usize, cols: usize, seed: usize| {
+                let values = (0..rows * cols).map(|place| ((place * 7 + seed) % 5) as f32 - 2.0).collect::<Vec<_>>();
+                Tensor::<2>::from_data(TensorData::new(values, [rows, cols]), &device)
+            };
+            let [a, b] = [(2, 3, 1), (4, 2, 2)].map(|(rows, cols, seed)| Param::from_tensor(matrix(rows, cols, seed)));
+            let factors = LoraFactors::new(a, b, 2.0);
+            let (x, y) = (matrix(6, 3, 3), matrix(6, 4, 4));
+            let whole: Vec<f32> = factors.forward(x.clone()).into_data().try_into_vec().unwrap();
+            let before: Vec<f32> = y.clone().into_data().try_into_vec().unwrap();
+            for (ranges, strength) in [(vec![0..6], 1.0), (vec![2..5], 0.5), (vec![0..2, 3..4, 5..6], -1.0)] {
+                let group = AdaptedRows { ranges: ranges.clone(), strength };
+                let after: Vec<f32> = factors.add_to(y.clone(), &x, &[group]).into_data().try_into_vec().unwrap();
+                for (place, value) in after.iter().enumerate() {
+                    let gets = ranges.iter().any(|range| range.contains(&(place / 4)));
+                    let expected = before[place] + if gets { strength * whole[place] } else { 0.0 };
+                    assert_eq!(*value, expected, "{ranges:?} at {place}");
+                }
+            }
+            assert!(whole.iter().filter(|value| **value != 0.0).count() > 12, "{whole:?}");
+        }
+    }
+}
