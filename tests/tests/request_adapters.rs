@@ -89,10 +89,6 @@ fn answers<M: CausalModel>(model: &M, options: EngineOptions, requests: Vec<Requ
     ids.into_iter().map(|id| outcomes.remove(&id).expect("it was submitted").choices).collect()
 }
 
-fn tokens(choices: &[Choice]) -> Vec<TokenId> {
-    choices.iter().map(|choice| choice.token).collect()
-}
-
 /// All requests together against each alone; and against models that have the adapters for all requests.
 fn check<N: Network>(checkpoint: &Checkpoint, device: &Device, load: &LoadOptions, context: &str) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -130,9 +126,8 @@ fn check<N: Network>(checkpoint: &Checkpoint, device: &Device, load: &LoadOption
         same(found, &expected, &format!("{context}, against adapters for all"));
     }
     // the adapters make a difference, and each another one
-    let one = |choices: &[(usize, f32)]| {
-        tokens(&answers(&model, options.clone(), vec![request(4, vocab, chosen(choices))])[0])
-    };
+    let one =
+        |choices: &[(usize, f32)]| answers(&model, options.clone(), vec![request(4, vocab, chosen(choices))]).remove(0);
     let [base, first, second] = [&[][..], &[(0, 1.0)], &[(1, 1.0)]].map(one);
     assert!(base != first && base != second && first != second, "{context}: {base:?} {first:?} {second:?}");
 }

@@ -119,7 +119,8 @@ async fn a_model_that_answers_is_not_unloaded() {
     let server = serving(vec![busy, disk.model("other", 10)], settings);
     let begun = Instant::now();
     let answer = async {
-        let reply = post(&server, "/v1/completions", json!({"prompt": "a", "model": "busy"})).await;
+        let body = json!({"prompt": "a", "model": "busy", "max_tokens": 60});
+        let reply = post(&server, "/v1/completions", body).await;
         (reply["choices"][0]["text"].clone(), begun.elapsed())
     };
     let other = async {
