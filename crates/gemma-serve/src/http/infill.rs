@@ -20,6 +20,7 @@ use super::completions::{StreamOptions, Usage, budget, data, sse};
 use super::error::Refusal;
 use super::running::{Completed, complete_all, merged, submit};
 use super::sampling::{SamplingFields, seed_of};
+use super::structured::StructuredFields;
 
 /// Most tokens of a middle whose request names no limit.
 const DEFAULT_MIDDLE: usize = 128;
@@ -73,7 +74,7 @@ pub(crate) struct FimRequest {
 /// `POST /infill`.
 pub(crate) async fn infill(
     State(app): State<App>,
-    SampledBody(request, sampling, _): SampledBody<LlamaRequest>,
+    SampledBody(request, sampling, structured): SampledBody<LlamaRequest>,
 ) -> Result<Response, Refusal> {
     let backend = app.backend(request.model.as_deref()).await?;
     let n_predict = n_predict(request.n_predict, DEFAULT_MIDDLE);
@@ -88,13 +89,13 @@ pub(crate) async fn infill(
         backend.infill_prompt(&hole, budget(backend.as_ref(), n_predict.max(DEFAULT_MIDDLE)))?;
     // plugins send no temperature: of code the likeliest is wanted
     let sampling = SamplingFields { temperature: sampling.temperature.or(Some(0.0)), ..sampling };
-    llama(&app, backend, "infill", request, &sampling, tokens, stop_tokens, n_predict).await
+    llama(&app, backend, "infill", request, &sampling, &structured, tokens, stop_tokens, n_predict).await
 }
 
 /// `POST /completion`: llama.cpp's own completion.
 pub(crate) async fn completion(
     State(app): State<App>,
-    SampledBody(request, sampling, _): SampledBody<LlamaRequest>,
+    SampledBody(request, sampling, structured): SampledBody<LlamaRequest>,
 ) -> Result<Response, Refusal> {
     let backend = app.backend(request.model.as_deref()).await?;
     let n_predict = n_predict(request.n_predict, app.settings.max_tokens);
@@ -111,7 +112,7 @@ pub(crate) async fn completion(
         min_p: sampling.min_p.or(Some(0.05)),
         ..sampling
     };
-    llama(&app, backend, "completion", request, &sampling, tokens, Vec::new(), n_predict).await
+    llama(&app, backend, "completion", request, &sampling, &structured, tokens, Vec::new(), n_predict).await
 }
 
 /// -1 and -2 mean as much as there is room for.
@@ -127,6 +128,7 @@ async fn llama(
     endpoint: &'static str,
     request: LlamaRequest,
     fields: &SamplingFields,
+    structured: &StructuredFields,
     tokens: Vec<TokenId>,
     stop_tokens: Vec<TokenId>,
     n_predict: usize,
@@ -150,6 +152,7 @@ async fn llama(
             stop_tokens: stop_tokens.clone(),
             logit_bias: logit_bias.clone(),
             adapters: adapters.clone(),
+            mask: structured.mask(app, &backend).await?,
             decode_limit,
             ..Job::default()
         };
