@@ -1,7 +1,7 @@
 """Mutated requests on a loopback socket, bounded and repeatable: bodies that clients really send, changed as JSON and as bytes,
 and changed request lines and headers.
 
-    fuzz.py [PROGRAM]          INPUTS=20000 SEED=1 SECONDS=600 as environment variables
+    fuzz.py [PROGRAM]          INPUTS=20000 SEED=1 SECONDS=600 MEMORY=4 as environment variables
     fuzz.py --show INDEX       writes that input (SEED) to standard output
 
 A finding is a reply of 500 or above, a request that is not answered in time, a reply that is no HTTP, or a server that ends,
@@ -27,6 +27,8 @@ from serving import Server, program
 INPUTS = int(os.environ.get("INPUTS", "20000"))
 SEED = int(os.environ.get("SEED", "1"))
 SECONDS = float(os.environ.get("SECONDS", "600"))
+# most MiB of weights: with 4 both models stay, with 2 each takes the place of the other
+MEMORY = os.environ.get("MEMORY", "4")
 THREADS = 6
 # longest time for an answer, in seconds; the server itself ends it after 2
 LONGEST = 20
@@ -278,7 +280,7 @@ def main():
         subprocess.run(train, check=True, capture_output=True)
         arguments = [
             "--model", "demo:codegemma", "--alias", "demo", "--lora", f"tuned={tuned}", "--also", "eyes=demo:paligemma",
-            "--also", "broken=" + broken, "--also", "nothing=./no/such/folder", "--model-memory", "4", "--parallel", "8",
+            "--also", "broken=" + broken, "--also", "nothing=./no/such/folder", "--model-memory", MEMORY, "--queue-timeout", "5", "--parallel", "8",
             "--ctx-size", "512", "--max-tokens", "4", "--request-timeout", "2", "--prefix-cache", "16",
         ]  # fmt: skip
         with Server(*arguments) as server:
@@ -311,6 +313,8 @@ def main():
     seconds = time.monotonic() - tally.begun
     print(f"{tally.next} inputs of seed {SEED} in {seconds:.0f} s: {dict(tally.kinds)}")
     print(f"statuses: {dict(sorted(tally.statuses.items()))}; the slowest took {tally.slowest[0]:.2f} s (input {tally.slowest[1]})")
+    loads = sum("loaded a model" in line for line in server.log)
+    print(f"models were loaded {loads} times on demand")
     print(f"memory {before} kB after a quarter, {after} kB at the end")
     if before and after > before * 1.05 + 64 * 1024:
         tally.find(tally.next, f"memory grew from {before} to {after} kB")
