@@ -205,7 +205,7 @@ impl App {
         let (model, adapter) = self.find(name)?;
         let backend = match model.touch() {
             Some(backend) => backend,
-            None => self.loaded(model).await?,
+            None => self.load_in_turn(model).await?,
         };
         let Some(number) = adapter else { return Ok(backend) };
         let unknown = || Refusal::no_model(&model.adapters[number].name, &self.names());
@@ -255,7 +255,7 @@ impl App {
     }
 
     /// Loads a model and waits until it is there, no longer than requests wait for room.
-    async fn loaded(&self, model: &Arc<ServedModel>) -> Result<Arc<dyn Backend>, Refusal> {
+    async fn load_in_turn(&self, model: &Arc<ServedModel>) -> Result<Arc<dyn Backend>, Refusal> {
         if self.registry.is_closing() {
             return Err(Refusal::shutting_down());
         }
