@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// A greedy choice counts where the best two logits are farther apart than this.
-const MARGIN: f64 = 1e-3;
+pub(crate) const MARGIN: f64 = 1e-3;
 /// The token whose embedding is NaN in a [`Poisoned`] model.
 const POISON: TokenId = 11;
 /// Requests of all families together.
@@ -80,22 +80,25 @@ impl<M: CausalModel> CausalModel for Poisoned<'_, M> {
 
 /// A token and by how much its logprob exceeds that of the next best.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Choice {
-    token: TokenId,
+pub(crate) struct Choice {
+    pub(crate) token: TokenId,
     logprob: f64,
-    margin: f64,
+    pub(crate) margin: f64,
 }
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq)]
-struct Outcome {
-    choices: Vec<Choice>,
+pub(crate) struct Outcome {
+    pub(crate) choices: Vec<Choice>,
     end: Result<FinishReason, Error>,
-    cached: usize,
+    pub(crate) cached: usize,
 }
 
 /// Runs all requests to their ends.
-fn run<M: CausalModel>(engine: &mut Engine<'_, M>, mut between: impl FnMut(usize)) -> HashMap<RequestId, Outcome> {
+pub(crate) fn run<M: CausalModel>(
+    engine: &mut Engine<'_, M>,
+    mut between: impl FnMut(usize),
+) -> HashMap<RequestId, Outcome> {
     let mut choices: HashMap<RequestId, Vec<Choice>> = HashMap::new();
     let mut outcomes = HashMap::new();
     let mut steps = 0;
@@ -126,7 +129,7 @@ fn run<M: CausalModel>(engine: &mut Engine<'_, M>, mut between: impl FnMut(usize
 }
 
 /// Some tokens of a text, never [`POISON`].
-fn prompt(seed: usize, len: usize, vocab: usize) -> Vec<TokenId> {
+pub(crate) fn prompt(seed: usize, len: usize, vocab: usize) -> Vec<TokenId> {
     let token = |place: usize| {
         let mixed = (seed * 7_919 + place * place * 31 + place * 101) % (vocab - 20);
         mixed as TokenId + 20
@@ -217,7 +220,7 @@ fn company<M: CausalModel>(model: &M, seeds: std::ops::Range<usize>, batch_invar
     }
 }
 
-fn open<N: Network>(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device) -> N {
+pub(crate) fn open<N: Network>(checkpoint: &Checkpoint, options: &LoadOptions, device: &Device) -> N {
     N::open(checkpoint, options, device).expect("a demo model")
 }
 

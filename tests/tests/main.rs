@@ -17,5 +17,6 @@ mod parity;
 mod precision;
 mod real;
 mod recurrent;
+mod request_adapters;
 mod speculative;
 mod state;

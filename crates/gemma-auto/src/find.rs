@@ -10,7 +10,7 @@ use gemma_model::{LoadOptions, random_checkpoint};
 use gemma_nn::RandomWeights;
 use gemma_tokenizer::Family;
 use gemma_weights::catalogue::{SHAPES, Shape};
-use gemma_weights::{Checkpoint, HubOptions, Precision};
+use gemma_weights::{Checkpoint, HubOptions, Precision, TensorSpec};
 
 use crate::{Architecture, AutoModel, Error, FamilyModel, demo_called, demo_checkpoint};
 
@@ -138,6 +138,21 @@ impl Found {
         }
     }
 
+    /// Bytes of its weights in memory: as they are stored, or with matrices held in `precision`.
+    ///
+    /// # Errors
+    /// When no backend opens.
+    pub fn weight_bytes(&self, precision: Option<Precision>) -> Result<u64, Error> {
+        let checkpoint = self.checkpoint()?;
+        Ok(match precision {
+            None => checkpoint.bytes_len(),
+            Some(precision) => {
+                let tensors = checkpoint.tensors();
+                tensors.map(|(name, tensor)| TensorSpec::new(name, tensor.shape.clone()).bytes(precision)).sum()
+            }
+        })
+    }
+
     /// The architecture that its `config.json` describes.
     ///
     /// # Errors
@@ -210,7 +225,7 @@ impl Found {
         let checkpoint = match &self.origin {
             Origin::Checkpoint(checkpoint) => checkpoint,
             // an adapter is found by the names of a checkpoint
-            Origin::Shape(..) if !options.adapters.is_empty() => {
+            Origin::Shape(..) if !options.adapters.is_empty() || !options.request_adapters.is_empty() => {
                 made = self.checkpoint()?;
                 &made
             }

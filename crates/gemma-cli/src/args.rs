@@ -23,13 +23,13 @@ use gemma_weights::Precision;
 
 use crate::text;
 
-pub(crate) use adapters::Adapters;
+pub(crate) use adapters::{Adapters, NamedAdapter};
 pub(crate) use form::{Constraint, Form};
 pub(crate) use sampling::{Penalties, Sampling, with_breakers};
 pub(crate) use speculative::Speculative;
 
 /// Which model, and where and how it computes.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct Model {
     /// A folder with a checkpoint, a GGUF file, or a hub id such as google/gemma-2-2b-it (@REVISION may follow).

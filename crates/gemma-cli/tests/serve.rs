@@ -256,6 +256,147 @@ fn sixty_four_answers_in_company_equal_each_answer_alone() {
     server.stop();
 }
 
+/// Writes an adapter of random factors for every attention of the demo model.
+fn write_adapter(folder: &Path, seed: usize) -> String {
+    let checkpoint = gemma_auto::demo_checkpoint(gemma_auto::Family::Gemma).expect("sound").expect("built in");
+    let config = gemma_weights::AdapterConfig {
+        rank: 4,
+        alpha: 8.0,
+        rslora: false,
+        targets: gemma_weights::Targets::All,
+        rank_pattern: Default::default(),
+        alpha_pattern: Default::default(),
+        base_model: None,
+    };
+    let values = |count: usize, size: f32| -> Vec<f32> {
+        (0..count).map(|place| (((place * 37 + seed * 101) % 211) as f32 / 105.0 - 1.0) * size).collect()
+    };
+    let factors = checkpoint.tensors().filter_map(|(name, tensor)| {
+        let module = name.strip_suffix(".weight").filter(|module| module.contains("self_attn"))?;
+        let &[out, inputs] = tensor.shape.as_slice() else { return None };
+        Some((module.to_owned(), [4, inputs], values(4 * inputs, 0.05), [out, 4], values(4 * out, 0.1)))
+    });
+    gemma_weights::save_adapter(folder, &config, factors, false).expect("written");
+    folder.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn requests_with_different_adapters_share_batches_and_get_what_each_gets_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [first, second] = [1, 2].map(|seed| write_adapter(&folder.path().join(format!("adapter-{seed}")), seed));
+    let lora = [format!("first={first}"), format!("second={second}=0.5")];
+    let server = Server::start(&["--batch-invariant", "--parallel", "24", "--lora", &lora[0], "--lora", &lora[1]]);
+    let models = server.get_json("/v1/models");
+    let of = |field: &str| models["data"].as_array().expect("a list").iter().map(|one| one[field].clone()).collect();
+    let (ids, parents): (Vec<Value>, Vec<Value>) = (of("id"), of("parent"));
+    assert_eq!(ids, ["demo", "first", "second"]);
+    assert_eq!(parents, [Value::Null, json!("demo"), json!("demo")]);
+    assert_eq!(server.get_json("/lora-adapters")[1]["path"], json!(second));
+
+    // by name, what the program says with the adapter alone
+    let say = |body: &Value| server.post("/v1/completions", body)["choices"][0]["text"].clone();
+    let program = |adapter: &[&str]| {
+        let fixed = ["generate", "--batch-invariant", "--temperature", "0", "-n", "24", "--json", "Once upon"];
+        printed_json(&mut gemma(fixed.into_iter().chain(adapter.iter().copied())))["text"].clone()
+    };
+    let half = format!("{second}=0.5");
+    let body = |model: &str| json!({"model": model, "prompt": "Once upon", "max_tokens": 24, "temperature": 0});
+    let base = say(&body("demo"));
+    assert_eq!(base, program(&[]));
+    assert_eq!(say(&body("first")), program(&["--adapter", &first]));
+    assert_eq!(say(&body("second")), program(&["--adapter", &half]));
+    assert!(base != say(&body("first")) && say(&body("first")) != say(&body("second")), "adapters change the text");
+    // by number, as with llama.cpp
+    let numbered = json!({"prompt": "Once upon", "n_predict": 24, "temperature": 0, "lora": [{"id": 1, "scale": 0.5}]});
+    assert_eq!(server.post("/completion", &numbered)["content"], program(&["--adapter", &half]));
+
+    // in company as alone, bit for bit
+    let words = ["Once upon a time", "Mia had two", "The cat", "What is", "A very long way", "In the"];
+    let requests: Vec<Value> = (0..48)
+        .map(|number| {
+            let prompt = words[number % 6].repeat(1 + number % 7);
+            let mut body = json!({"prompt": prompt, "max_tokens": 4 + number % 13, "logprobs": 2, "seed": number});
+            match number % 5 {
+                0 => {}
+                1 => body["model"] = json!("first"),
+                2 => body["model"] = json!("second"),
+                3 => body["lora"] = json!([{"id": 0, "scale": 0.3}]),
+                _ => body["lora"] = json!([{"id": 1, "scale": 1.0}, {"id": 0, "scale": 1.0}]),
+            }
+            body
+        })
+        .collect();
+    let alone: Vec<Value> = requests.iter().map(|body| essence(&server.post("/v1/completions", body))).collect();
+    let together: Vec<Value> = thread::scope(|scope| {
+        let server = &server;
+        let ask = |body| scope.spawn(move || essence(&server.post("/v1/completions", body)));
+        let threads: Vec<_> = requests.iter().map(ask).collect();
+        threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
+    });
+    for ((body, alone), together) in requests.iter().zip(&alone).zip(&together) {
+        assert_eq!(alone, together, "{body}");
+    }
+    assert_eq!(server.refused("/v1/completions", &json!({"prompt": "a", "lora": [{"id": 2, "scale": 1}]})).0, 400);
+    assert_eq!(server.refused("/v1/completions", &json!({"prompt": "a", "model": "third"})).0, 404);
+    server.stop();
+    // two of one name, and a folder that is none
+    for (arguments, words) in [
+        (vec!["--lora", &lora[0], "--lora", &lora[0]], "are called first"),
+        (vec!["--lora", "x=./no/such/folder"], "no/such/folder"),
+        (vec!["--lora", "./no/name"], "must be a name"),
+    ] {
+        let line = refusal(&mut gemma(["serve", "--port", "0"].into_iter().chain(arguments)));
+        assert!(line.contains(words), "{line}");
+    }
+}
+
+#[test]
+fn models_are_loaded_on_demand_and_unloaded_by_a_limit() {
+    let arguments = [
+        "--also",
+        "code=demo:codegemma",
+        "--also",
+        "endless=demo:recurrentgemma",
+        "--also",
+        "nothing=./no/such/folder",
+        // two of the three, of 1.4 to 2.3 MB each, fit
+        "--model-memory",
+        "4",
+    ];
+    let server = Server::start(&arguments);
+    let states = || -> Vec<Value> {
+        let models = server.get_json("/v1/models");
+        models["data"].as_array().expect("a list").iter().map(|model| model["status"]["value"].clone()).collect()
+    };
+    let say = |model: &str| {
+        let body = json!({"model": model, "prompt": "Once upon", "max_tokens": 8, "temperature": 0});
+        server.post("/v1/completions", &body)["choices"][0]["text"].clone()
+    };
+    assert_eq!(states(), ["loaded", "unloaded", "unloaded", "unloaded"]);
+    let first = say("demo");
+    let code = say("code");
+    assert_eq!(states(), ["loaded", "loaded", "unloaded", "unloaded"]);
+    let endless = say("endless");
+    assert_eq!(states()[2], "loaded");
+    assert!(states().iter().filter(|state| **state == "loaded").count() < 3, "{:?}", states());
+    let (status, error) = server.refused("/v1/completions", &json!({"model": "nothing", "prompt": "a"}));
+    assert_eq!((status, &error["code"]), (404, &json!("model_not_found")), "{error}");
+    assert_eq!(states()[3], "failed");
+    // requests for all of them at once, while each takes the place of another
+    thread::scope(|scope| {
+        for number in 0..24 {
+            let (model, text) = [("demo", &first), ("code", &code), ("endless", &endless)][number % 3];
+            let say = &say;
+            scope.spawn(move || assert_eq!(say(model), *text, "{model}"));
+        }
+    });
+    assert_eq!(server.metric("gemma_answers_failed_total"), 0.0);
+    assert!(server.metric("gemma_model_bytes") <= 4.0 * 1024.0 * 1024.0);
+    server.stop();
+    let line = refusal(&mut gemma(["serve", "--port", "0", "--model-memory", "1"]));
+    assert!(line.contains("--model-memory is 1"), "{line}");
+}
+
 #[test]
 fn a_client_that_goes_away_frees_its_place() {
     let server = Server::start(&["--parallel", "1"]);

@@ -121,6 +121,19 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
+    /// A request chose an adapter that the model was not opened with, one twice, or a strength that is no number.
+    #[error(
+        "the request chooses adapter {adapter} with strength {strength}; choose each of the model's {adapters} at most \
+         once, by its number from 0 on, with a finite strength"
+    )]
+    Adapter {
+        /// The number of the adapter.
+        adapter: usize,
+        /// How much of it.
+        strength: f32,
+        /// How many there are.
+        adapters: usize,
+    },
     /// The engine's thread has ended.
     #[error("the engine was stopped; submit the request to another")]
     EngineStopped,

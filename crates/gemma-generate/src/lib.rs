@@ -72,5 +72,5 @@ pub use speculative::{DraftModel, Drafter, ModelDrafter, PromptLookup, Speculati
 pub use stop_text::StopText;
 pub use text::{Generated, TextDecoder, TextStream};
 
-pub use gemma_nn::{Phase, Segment};
+pub use gemma_nn::{AdapterChoice, Phase, Segment};
 pub use gemma_tokenizer::TokenId;

@@ -34,6 +34,9 @@ pub struct LoadOptions {
     pub without_tokenizer: bool,
     /// LoRA adapters whose effects are added, each computed beside the weights, which stay as they are.
     pub adapters: Vec<Adapter>,
+    /// LoRA adapters that a request may choose, by their places in this list
+    /// ([`Request::adapters`](gemma_generate::Request::adapters)); they change nothing for requests that do not.
+    pub request_adapters: Vec<Adapter>,
     /// The file of the image encoder (`mmproj`) that belongs to a GGUF file of Gemma 3.
     pub image_encoder: Option<PathBuf>,
     /// Speculative decoding of whatever the model generates; `None`: every token by a forward pass of its own.

@@ -120,10 +120,10 @@ pub trait Network: CausalModel + Sized {
         let checkpoint = &Self::prepared(checkpoint);
         Self::check(checkpoint, &config, device)?;
         let tensors = Self::tensors_of(checkpoint, &config, device);
-        options.adapters.iter().try_for_each(|adapter| adapter.check(&tensors))?;
+        let mut factors = AdapterFactors::new(&options.adapters, &options.request_adapters, device);
+        factors.check(&tensors)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
         let mut source = WithPrecision::new(&mut loader, options.compute_precision());
-        let mut factors = AdapterFactors::new(&options.adapters, device);
         let mut source = Adapted::with(&mut source, WithLora::new(|name, _, _| factors.find(name)));
         let network = Self::load_from(&mut Adapted::with(&mut source, change), checkpoint, &config);
         drop(source);

@@ -1,6 +1,6 @@
 //! Grouped-query attention with rotary positions, over caches that the caller lends.
 
-use crate::{KvCache, Projection, Retention, RmsNorm, RopeTable, Saver, Segment, Source, phases};
+use crate::{KvCache, Projection, Retention, RmsNorm, RopeTable, Rows, Saver, Segment, Source};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use gemma_kernels::{AttendParams, AttendSegment, CachePrecision, KvPool, PAGE_LEN, Visibility, append, attend};
@@ -137,7 +137,7 @@ impl Attention {
     ) -> Tensor<2> {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let [tokens, _] = x.dims();
-        let phases = phases(segments);
+        let rows = Rows::of(segments);
         let split = |x: Tensor<2>, heads: usize| x.reshape([tokens, heads, head_dim]);
         let rotated = |x: Tensor<2>, norm: &Option<RmsNorm>, heads: usize| {
             let x = match norm {
@@ -146,11 +146,11 @@ impl Attention {
             };
             rope.rotate(x.reshape([tokens, heads, head_dim]))
         };
-        let q = rotated(self.q_proj.forward_in(x.clone(), &phases), &self.q_norm, heads);
-        let k = rotated(self.k_proj.forward_in(x.clone(), &phases), &self.k_norm, kv_heads);
-        let v = split(self.v_proj.forward_in(x, &phases), kv_heads);
+        let q = rotated(self.q_proj.forward_in(x.clone(), &rows), &self.q_norm, heads);
+        let k = rotated(self.k_proj.forward_in(x.clone(), &rows), &self.k_norm, kv_heads);
+        let v = split(self.v_proj.forward_in(x, &rows), kv_heads);
         let attended = self.attend(q, k, v, segments, caches);
-        self.o_proj.forward_in(attended.reshape([tokens, heads * head_dim]), &phases)
+        self.o_proj.forward_in(attended.reshape([tokens, heads * head_dim]), &rows)
     }
 
     /// All segments in one call: `[tokens, heads, head_dim]` from q of that shape and k, v `[tokens, kv_heads, head_dim]`.

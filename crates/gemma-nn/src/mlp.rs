@@ -1,6 +1,6 @@
 //! The gated feed-forward layer.
 
-use crate::{Phase, Projection, Saver, Source};
+use crate::{Projection, Rows, Saver, Source};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use gemma_kernels::geglu;
@@ -33,10 +33,9 @@ impl GeGlu {
         self.down_proj.save(saver, &format!("{name}.down_proj"));
     }
 
-    /// `[tokens, hidden_size]` to the same shape; `phases` says what the requests of the tokens are doing
-    /// ([`phases`](crate::phases)).
-    pub fn forward(&self, x: Tensor<2>, phases: &[(usize, Phase)]) -> Tensor<2> {
-        let gate = self.gate_proj.forward_in(x.clone(), phases);
-        self.down_proj.forward_in(geglu(gate, self.up_proj.forward_in(x, phases)), phases)
+    /// `[tokens, hidden_size]` to the same shape, for the rows of any number of requests.
+    pub fn forward(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
+        let gate = self.gate_proj.forward_in(x.clone(), rows);
+        self.down_proj.forward_in(geglu(gate, self.up_proj.forward_in(x, rows)), rows)
     }
 }

@@ -1,11 +1,11 @@
 //! The one linear layer.
 
-use crate::{LoraFactors, Saver, Source, Weight};
+use crate::{LoraFactors, Rows, Saver, Source, Weight};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use gemma_kernels::Phase;
 
-/// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to it.
+/// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to all rows, or to those of the requests that choose it.
 #[derive(Module, Debug)]
 pub struct Projection {
     /// The matrix, `[out, in]`.
@@ -38,16 +38,19 @@ impl Projection {
     /// `[tokens, in]` to `[tokens, out]`, where all tokens are one request's; see [`Phase::of_len`].
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let tokens = x.dims()[0];
-        self.forward_in(x, &[(tokens, Phase::of_len(tokens))])
+        self.forward_in(x, &Rows::in_phase(tokens, Phase::of_len(tokens)))
     }
 
-    /// `[tokens, in]` to `[tokens, out]`; `phases` says of the tokens, so many at a time, what their requests are
-    /// doing ([`phases`](crate::phases)).
-    pub fn forward_in(&self, x: Tensor<2>, phases: &[(usize, Phase)]) -> Tensor<2> {
-        let mut y = self.weight.forward_in(x.clone(), phases);
+    /// `[tokens, in]` to `[tokens, out]` for the rows of any number of requests. The product with the matrix is one for all
+    /// rows; the factors of an adapter that requests choose are computed for the rows of those that do.
+    pub fn forward_in(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
+        let mut y = self.weight.forward_in(x.clone(), rows.phases());
         if let Some(bias) = &self.bias {
             y = y + bias.val().unsqueeze::<2>();
         }
-        self.lora.iter().fold(y, |y, factors| y + factors.forward(x.clone()))
+        // a product of factors may be added up in another order where it has more rows
+        let apart = self.weight.is_batch_invariant();
+        let add = |y, factors: &LoraFactors| factors.add_to(y, &x, &rows.adapted(factors.adapter(), apart));
+        self.lora.iter().fold(y, add)
     }
 }

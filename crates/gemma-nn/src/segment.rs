@@ -1,5 +1,6 @@
 //! Where one sequence's tokens lie on the flat token axis.
 
+use crate::AdapterChoice;
 use burn::tensor::{Int, Tensor, TensorData};
 use gemma_kernels::Phase;
 use std::ops::Range;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 /// All sequences of a call lie on one flat axis, `[tokens, hidden_size]`, one segment after the other: a whole
 /// prompt, a chunk of a prompt, one new token of each of sixteen conversations and a packed training batch
 /// are the same call. There is no padding.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
     /// Position of the first token of this stretch within its sequence, in tokens; 0 at the sequence's start.
     pub start: usize,
@@ -22,13 +23,15 @@ pub struct Segment {
     pub blocks: Arc<[Range<usize>]>,
     /// What the request is doing, which chooses the arithmetic.
     pub phase: Phase,
+    /// The adapters that the request chose among those that lie beside the weights for it. Empty: none.
+    pub adapters: Arc<[AdapterChoice]>,
 }
 
 impl Segment {
     /// `len` tokens from position `start` of a causal sequence, in the phase that so many tokens
     /// [suggest](Phase::of_len).
     pub fn causal(start: usize, len: usize) -> Self {
-        Self { start, len, blocks: Arc::default(), phase: Phase::of_len(len) }
+        Self { start, len, blocks: Arc::default(), phase: Phase::of_len(len), adapters: Arc::default() }
     }
 
     /// The same of a sequence whose first `prefix_len` tokens see each other both ways.
@@ -47,6 +50,12 @@ impl Segment {
     #[must_use]
     pub fn in_phase(self, phase: Phase) -> Self {
         Self { phase, ..self }
+    }
+
+    /// The same of a request that chose these adapters.
+    #[must_use]
+    pub fn with_adapters(self, adapters: impl Into<Arc<[AdapterChoice]>>) -> Self {
+        Self { adapters: adapters.into(), ..self }
     }
 
     /// A block that begins or ends within this stretch, and not both. Such a stretch must not be forwarded: the block's
@@ -68,11 +77,6 @@ impl Segment {
 /// The sum of the segments' lengths: the length of the flat token axis.
 pub fn total_tokens(segments: &[Segment]) -> usize {
     segments.iter().map(|segment| segment.len).sum()
-}
-
-/// What the requests of a call's tokens are doing, so many tokens at a time.
-pub fn phases(segments: &[Segment]) -> Vec<(usize, Phase)> {
-    segments.iter().map(|segment| (segment.len, segment.phase)).collect()
 }
 
 /// The last row of each segment, `[segments, hidden_size]` of `[tokens, hidden_size]`: what the output head, the largest matrix of

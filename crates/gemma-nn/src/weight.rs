@@ -22,6 +22,15 @@ impl Weight {
         }
     }
 
+    /// Whether a row's product is the same bits whatever other rows are in the call; see
+    /// [`PackedWeight::with_batch_invariance`].
+    pub fn is_batch_invariant(&self) -> bool {
+        match self {
+            Weight::Packed(weight) => weight.is_batch_invariant(),
+            Weight::Dense(_) => false,
+        }
+    }
+
     /// `x Wᵀ`: `[tokens, in]` to `[tokens, out]`, where all tokens are one request's; see [`Phase::of_len`].
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let tokens = x.dims()[0];

@@ -9,6 +9,7 @@
 //! | `engine` (feature `engine`) | the backend of loaded models: text, images, classification |
 //! | `embedder` (feature `engine`) | the backend of an EmbeddingGemma |
 //! | `app`, `server` | [`App`] and [`Settings`]; [`serve`]: connections, limits, graceful shutdown |
+//! | `models`, `adapted` | [`ServedModel`]: models that are loaded on demand; adapters under names of their own |
 //! | `guard`, `body`, `error` | keys and request ids; JSON of bounded size; refusals |
 //! | `sampling`, `structured` | how to sample; the form of an answer |
 //! | `completions`, `chat`, `responses` | OpenAI's text protocols |
@@ -19,6 +20,7 @@
 //! | `info`, `metrics`, `openapi`, `page` | models, tokens, health; Prometheus; the API document; the web page |
 //! | [`batch`] | files of requests, answered without a network |
 
+mod adapted;
 mod app;
 pub mod backend;
 pub mod batch;
@@ -36,6 +38,7 @@ mod infill;
 mod info;
 mod messages;
 mod metrics;
+mod models;
 mod ollama;
 mod openapi;
 mod page;
@@ -55,12 +58,13 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post};
 
 pub use app::{App, Settings};
-pub use backend::{Backend, Event, Events, Finished, Job, ModelCard, Prompt, Reason, Sampling};
+pub use backend::{AdapterCard, Backend, Event, Events, Finished, Job, ModelCard, Prompt, Reason, Sampling};
 #[cfg(feature = "engine")]
 pub use embedder::EmbeddingBackend;
 #[cfg(feature = "engine")]
 pub use engine::EngineBackend;
 pub use error::Refusal;
+pub use models::{Located, ServedModel};
 pub use server::serve;
 
 /// Gemma's chat format as a Jinja template, for clients that render it themselves.
@@ -81,6 +85,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/models", get(info::models))
         .route("/models", get(info::models))
         .route("/v1/models/{*id}", get(info::one_model))
+        .route("/lora-adapters", get(info::adapters))
         .route("/tokenize", post(info::tokenize))
         .route("/detokenize", post(info::detokenize))
         .route("/apply-template", post(info::apply_template))

@@ -152,27 +152,53 @@ impl Adapter {
 /// none is left out unseen.
 #[derive(Debug)]
 pub struct AdapterFactors<'a> {
-    adapters: &'a [Adapter],
+    /// Those that always count.
+    always: &'a [Adapter],
+    /// Those that count for the requests that choose them.
+    choices: &'a [Adapter],
     device: Device,
     found: BTreeSet<String>,
 }
 
+/// Where the layers of a text decoder lie. Only these know which request a row belongs to.
+const LAYERS: &str = "model.layers.";
+
 impl<'a> AdapterFactors<'a> {
-    /// Factors that will be made on `device`.
-    pub fn new(adapters: &'a [Adapter], device: &Device) -> Self {
-        Self { adapters, device: device.clone(), found: BTreeSet::new() }
+    /// Factors that will be made on `device`: of adapters that `always` count, and of those that requests choose, by their
+    /// places in `choices`.
+    pub fn new(always: &'a [Adapter], choices: &'a [Adapter], device: &Device) -> Self {
+        Self { always, choices, device: device.clone(), found: BTreeSet::new() }
+    }
+
+    /// Whether the adapters belong to a network with these tensors, and those that requests choose change nothing that
+    /// requests share.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] as [`Adapter::check`], or with [`AdapterFault::NotPerRequest`].
+    pub fn check(&self, tensors: &[TensorSpec]) -> Result<(), Error> {
+        self.always.iter().chain(self.choices).try_for_each(|adapter| adapter.check(tensors))?;
+        for adapter in self.choices {
+            if let Some((_, module)) = adapter.modules.iter().find(|(name, _)| !name.starts_with(LAYERS)) {
+                let fault = AdapterFault::NotPerRequest { module: module.name.clone() };
+                return Err(Error::Adapter { path: adapter.path.clone(), fault });
+            }
+        }
+        Ok(())
     }
 
     /// Those of the projection `name`, one pair for each adapter that changes it.
     pub fn find(&mut self, name: &str) -> Vec<LoraFactors> {
         self.found.insert(canonical(name));
-        self.adapters.iter().filter_map(|adapter| adapter.factors(name, &self.device)).collect()
+        let of = |adapter: &Adapter| adapter.factors(name, &self.device);
+        let choices = self.choices.iter().enumerate();
+        let choices = choices.filter_map(|(number, adapter)| Some(of(adapter)?.for_choice(number)));
+        self.always.iter().filter_map(of).chain(choices).collect()
     }
 
     /// # Errors
     /// [`Error::Adapter`] when an adapter has factors for something that is no projection.
     pub fn finish(self) -> Result<(), Error> {
-        for adapter in self.adapters {
+        for adapter in self.always.iter().chain(self.choices) {
             if let Some(module) = adapter.modules.iter().find(|(name, _)| !self.found.contains(*name)) {
                 let fault = AdapterFault::NotAProjection { module: module.1.name.clone() };
                 return Err(Error::Adapter { path: adapter.path.clone(), fault });

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use gemma_generate::{Cache, CacheTensors, CausalModel, Inputs};
 use gemma_model::{Error, Network, config_file, fields};
 use gemma_nn::{
-    Embedder, KvCache, PageId, Phase, Projection, Retention, RmsNorm, RopeTables, Saver, Segment, Source, softcap,
+    Embedder, KvCache, PageId, Phase, Projection, Retention, RmsNorm, RopeTables, Rows, Saver, Segment, Source, softcap,
 };
 use gemma_tokenizer::{Family, TokenId};
 use gemma_weights::{Checkpoint, Dtype};
@@ -206,7 +206,7 @@ impl CausalModel for Decoder {
         match &self.lm_head {
             Some(head) => {
                 let rows = hidden_states.dims()[0];
-                head.forward_in(hidden_states, &[(rows, Phase::Decode)])
+                head.forward_in(hidden_states, &Rows::in_phase(rows, Phase::Decode))
             }
             None => self.embed_tokens.logits(hidden_states),
         }

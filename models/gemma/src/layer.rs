@@ -3,7 +3,7 @@
 use crate::config::{LayerSpec, Norms};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Saver, Segment, Source, phases};
+use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Rows, Saver, Segment, Source};
 
 /// A pre-norm transformer layer, with the second pair of norms of Gemma 2 and 3 where the configuration has it.
 ///
@@ -70,7 +70,7 @@ impl DecoderLayer {
             (Some(before_mlp), None) | (None, Some(before_mlp)) => (x + attended, before_mlp),
             (None, None) => unreachable!("a layer has a norm before its MLP"),
         };
-        let y = self.mlp.forward(before_mlp.forward(x.clone()), &phases(segments));
+        let y = self.mlp.forward(before_mlp.forward(x.clone()), &Rows::of(segments));
         match &self.post_feedforward_layernorm {
             Some(after_mlp) => x + after_mlp.forward(y),
             None => x + y,

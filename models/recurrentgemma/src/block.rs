@@ -5,7 +5,7 @@ use crate::config::{BlockSpec, Temporal};
 use crate::recurrent::RecurrentBlock;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Saver, Segment, Source, phases};
+use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Rows, Saver, Segment, Source};
 
 /// What mixes tokens with those before them.
 #[derive(Module, Debug)]
@@ -101,6 +101,6 @@ impl ResidualBlock {
             }
         };
         let x = x + mixed;
-        x.clone() + self.mlp_block.forward(self.channel_pre_norm.forward(x), &phases(segments))
+        x.clone() + self.mlp_block.forward(self.channel_pre_norm.forward(x), &Rows::of(segments))
     }
 }

@@ -6,7 +6,7 @@ use crate::rg_lru::RgLru;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use gemma_kernels::geglu;
-use gemma_nn::{Projection, Saver, Segment, Source, phases};
+use gemma_nn::{Projection, Rows, Saver, Segment, Source};
 
 /// `out( rg_lru(conv(x(u))) ⊙ gelu(y(u)) )` (De et al. 2024, arXiv:2402.19427, §2.3).
 #[derive(Module, Debug)]
@@ -61,15 +61,15 @@ impl RecurrentBlock {
     /// # Panics
     /// When segments, states and `x` do not match.
     pub fn forward(&self, x: Tensor<2>, segments: &[Segment], states: &mut [&mut RecurrentState]) -> Tensor<2> {
-        let phases = phases(segments);
-        let gate = self.linear_y.forward_in(x.clone(), &phases);
+        let rows = Rows::of(segments);
+        let gate = self.linear_y.forward_in(x.clone(), &rows);
         let mut tails: Vec<_> = states.iter_mut().map(|state| state.tail.take()).collect();
         let mut hidden: Vec<_> = states.iter_mut().map(|state| state.hidden.take()).collect();
-        let mixed = self.conv_1d.forward(self.linear_x.forward_in(x, &phases), segments, &mut tails);
+        let mixed = self.conv_1d.forward(self.linear_x.forward_in(x, &rows), segments, &mut tails);
         let remembered = self.rg_lru.forward(mixed, segments, &mut hidden);
         for (state, (tail, hidden)) in states.iter_mut().zip(tails.into_iter().zip(hidden)) {
             **state = RecurrentState { hidden, tail };
         }
-        self.linear_out.forward_in(geglu(gate, remembered), &phases)
+        self.linear_out.forward_in(geglu(gate, remembered), &rows)
     }
 }

@@ -47,6 +47,26 @@ impl FromStr for AdapterName {
     }
 }
 
+/// An adapter under a name by which requests choose it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NamedAdapter {
+    pub(crate) name: String,
+    pub(crate) adapter: AdapterName,
+}
+
+impl FromStr for NamedAdapter {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, adapter)) if !name.is_empty() && !adapter.is_empty() => {
+                Ok(Self { name: name.to_owned(), adapter: adapter.parse()? })
+            }
+            _ => Err("must be a name, an equals sign and a folder, such as poems=poems-lora".to_owned()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +78,18 @@ mod tests {
         assert_eq!(of("a=b=0.5"), Ok(AdapterName { folder: "a=b".into(), strength: 0.5 }));
         assert_eq!(of("rank=x"), Ok(AdapterName { folder: "rank=x".into(), strength: 1.0 }));
         assert!(of("=2").is_err() && of("a=nan").is_err());
+    }
+
+    #[test]
+    fn a_named_adapter_has_its_name_in_front() {
+        let of = |text: &str| text.parse::<NamedAdapter>();
+        let named = |folder: &str, strength| {
+            Ok(NamedAdapter { name: "poems".into(), adapter: AdapterName { folder: folder.into(), strength } })
+        };
+        assert_eq!(of("poems=a/b"), named("a/b", 1.0));
+        assert_eq!(of("poems=a=b=0.5"), named("a=b", 0.5));
+        for wrong in ["", "a/b", "=a", "poems=", "poems=a=inf"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
     }
 }

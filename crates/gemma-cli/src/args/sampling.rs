@@ -4,7 +4,7 @@
 
 use clap::Args;
 use gemma_generate::{Dry, GenerateOptions, Mirostat};
-use gemma_tokenizer::{EncodeOptions, TokenId, Tokenizer};
+use gemma_tokenizer::{TokenId, Tokenizer};
 
 /// How the next token is chosen, and when to stop.
 #[derive(Args, Debug)]
@@ -125,7 +125,7 @@ impl Penalties {
             multiplier: self.dry_multiplier,
             base: self.dry_base,
             allowed_length: self.dry_allowed_length,
-            breakers: Vec::new(),
+            ..Dry::default()
         });
         options.mirostat = (self.mirostat == 2).then_some(Mirostat { tau: self.mirostat_tau, eta: self.mirostat_eta });
     }
@@ -134,15 +134,7 @@ impl Penalties {
 /// Adds what only a tokenizer knows: the tokens at which a passage ends for the DRY penalty.
 pub(crate) fn with_breakers(options: GenerateOptions, tokenizer: Option<&Tokenizer>) -> GenerateOptions {
     let (Some(dry), Some(tokenizer)) = (&options.dry, tokenizer) else { return options };
-    // the published breakers, and the ends of turns
-    let last = |text: &&str| {
-        let plain = EncodeOptions { bos: false, specials: false };
-        tokenizer.encode_with(&format!("a{text}"), plain).last().copied()
-    };
-    let texts = ["\n", ":", "\"", "*"].iter().filter_map(last);
-    let control = [tokenizer.bos(), tokenizer.eos()].into_iter().chain(tokenizer.end_of_turn());
-    let dry = Dry { breakers: texts.chain(control).collect(), ..dry.clone() };
-    GenerateOptions { dry: Some(dry), ..options }
+    GenerateOptions { dry: Some(dry.clone().with_breakers(tokenizer, &Dry::BREAKERS)), ..options }
 }
 
 /// `0` or `2`.

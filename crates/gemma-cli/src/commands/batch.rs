@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Batch) -> Result<Ending> {
     // the requests are read twice, so what comes through a pipe is put down first
     let piped = if args.requests == Path::new("-") { Some(put_down(&mut std::io::stdin().lock())?) } else { None };
     let requests = piped.as_ref().map_or(&*args.requests, NamedTempFile::path);
-    let backend = args.engine.backend(args.engine.model.model.as_deref(), None)?;
+    let backend = args.engine.backend()?;
     let bar = progress::tasks("answering", 0);
     let app = App::new(vec![backend], settings);
     let on_answer = |summary: &batch::BatchSummary| {

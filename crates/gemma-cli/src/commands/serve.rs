@@ -1,15 +1,17 @@
 //! `gemma serve`: models over HTTP, for editors, OpenAI's clients and evaluation harnesses.
 
-use std::{io::Write, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io::Write, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use gemma_auto::{AutoModel, Family, with_model};
+use gemma_auto::{AutoModel, Family, LoadOptions, with_model};
 use gemma_generate::EngineOptions;
-use gemma_serve::http::{self, App, Backend, EmbeddingBackend, EngineBackend, Settings};
+use gemma_serve::http::{
+    self, AdapterCard, App, Backend, EmbeddingBackend, EngineBackend, Located, Refusal, ServedModel, Settings,
+};
 
 use crate::{
-    args::{Model, Speculative, seconds},
+    args::{Model, NamedAdapter, Speculative, seconds},
     interrupt::{self, Ending},
     output, session,
 };
@@ -21,6 +23,8 @@ Examples:
   gemma serve
   gemma serve --model google/gemma-2-2b-it --precision q8_0
   gemma serve --model google/codegemma-2b --port 8012              for llama.vim
+  gemma serve --model DIR --lora poems=poems-lora --lora facts=facts-lora=0.5
+  gemma serve --model DIR --also small=DIR --also code=DIR --model-memory 8000
   GEMMA_API_KEY=secret gemma serve --model DIR --host 0.0.0.0      behind a proxy that speaks TLS
   curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once\"}'
 
@@ -47,9 +51,16 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "NAME")]
     pub(crate) alias: Option<String>,
 
-    /// Serve this model too; may be given several times. Requests choose by `model`.
-    #[arg(long, value_name = "FOLDER|FILE|ID")]
-    pub(crate) also: Vec<String>,
+    /// Serve this model too, loaded when a request first names it as its `model`; may be given several times.
+    ///
+    /// NAME= in front gives the name that clients see. --adapter, --lora and --mmproj are for the model of --model alone.
+    #[arg(long, value_name = "[NAME=]FOLDER|FILE|ID")]
+    pub(crate) also: Vec<OtherModel>,
+
+    /// Most MiB for the weights of all models that are loaded; the idle one that was used least recently is unloaded for
+    /// another. No limit without it.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) model_memory: Option<u64>,
 
     /// Most requests that wait for room; more get 429.
     #[arg(long, value_name = "N", default_value_t = Settings::default().queue)]
@@ -84,7 +95,7 @@ pub(crate) struct Serve {
 }
 
 /// The engine's limits, for `serve` and `batch`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Engine {
     /// Most requests that are generated at the same time.
     #[arg(short = 'j', long, value_name = "N", default_value_t = Settings::default().parallel)]
@@ -109,6 +120,14 @@ pub(crate) struct Engine {
     /// Classify texts at /v1/moderations with a model whose name does not say that it is a ShieldGemma.
     #[arg(long)]
     pub(crate) moderate: bool,
+
+    /// A LoRA adapter that requests choose by its name as their `model`, or by its number in llama.cpp's field `lora`; may be
+    /// given several times, numbered from 0 on.
+    ///
+    /// The base model stays as it is, and requests with different adapters run in one batch. SCALE is how much of the adapter
+    /// a request by name gets (default: 1, all of it).
+    #[arg(long, alias = "lora-modules", value_name = "NAME=FOLDER[=SCALE]")]
+    pub(crate) lora: Vec<NamedAdapter>,
 
     #[command(flatten)]
     pub(crate) speculative: Speculative,
@@ -137,16 +156,45 @@ impl Engine {
         }
     }
 
-    /// Opens a model and starts its engine; without a name, the demo of Gemma.
-    pub(crate) fn backend(&self, name: Option<&str>, alias: Option<&str>) -> Result<Arc<dyn Backend>> {
-        let found = session::locate(name, Family::Gemma, self.model.load_options()?, &self.model.compute)?;
-        let id = alias.or(name).unwrap_or("demo");
+    /// Opens the model of `--model` and starts its engine; without a name, the demo of Gemma.
+    pub(crate) fn backend(&self) -> Result<Arc<dyn Backend>> {
+        self.open(self.find(&Place::First)?, &Place::First, &self.name(None))
+    }
+
+    /// The name of the model of `--model`.
+    fn name(&self, alias: Option<&str>) -> String {
+        alias.or(self.model.model.as_deref()).unwrap_or("demo").to_owned()
+    }
+
+    /// Finds a model. The adapters, and the image encoder of a file, belong to the first.
+    fn find(&self, place: &Place) -> Result<session::Found> {
+        let options = self.model.load_options()?;
+        let (name, options) = match place {
+            Place::First => {
+                let open = |named: &NamedAdapter| Ok(gemma_weights::Adapter::open(&named.adapter.folder)?);
+                let request_adapters = self.lora.iter().map(open).collect::<Result<_>>()?;
+                (self.model.model.as_deref(), LoadOptions { request_adapters, ..options })
+            }
+            Place::Other(model) => {
+                (Some(model.as_str()), LoadOptions { adapters: Vec::new(), image_encoder: None, ..options })
+            }
+        };
+        session::locate(name, Family::Gemma, options, &self.model.compute)
+    }
+
+    /// Opens a model that was found and starts its engine.
+    fn open(&self, found: session::Found, place: &Place, id: &str) -> Result<Arc<dyn Backend>> {
         if found.inner().is_embedding()? {
             return Ok(Arc::new(EmbeddingBackend::new(id, found.open_embedding()?)?));
         }
-        let speculate = self.speculative.open(&self.model.compute, self.model.offline)?;
+        let speculate = match place {
+            Place::First => self.speculative.open(&self.model.compute, self.model.offline)?,
+            // its vocabulary may be another one
+            Place::Other(_) => None,
+        };
         let found = found.speculating(speculate);
-        let options = self.options();
+        let adapters = found.options().request_adapters.len();
+        let options = EngineOptions { adapters, ..self.options() };
         let moderates = self.moderate || found.inner().is_called_shieldgemma();
         let model = found.open()?.model;
         let family = model.architecture().to_string().to_lowercase();
@@ -158,7 +206,76 @@ impl Engine {
                 if moderates { backend.with_moderation(inner)? } else { backend }
             }),
         };
-        Ok(Arc::new(backend.with_context_limit(self.ctx_size)))
+        let card = |NamedAdapter { name, adapter }: &NamedAdapter| AdapterCard {
+            name: name.clone(),
+            path: adapter.folder.display().to_string(),
+            strength: adapter.strength,
+        };
+        let cards = self.lora.iter().take(adapters).map(card).collect();
+        Ok(Arc::new(backend.with_adapters(cards).with_context_limit(self.ctx_size)))
+    }
+
+    /// Bytes that the weights of a model will take.
+    fn weight_bytes(&self, found: &session::Found) -> Result<u64> {
+        Ok(found.inner().weight_bytes(self.model.compute.precision)?)
+    }
+
+    /// Finds a model for a server that will open it.
+    fn located(&self, place: &Place, id: &str) -> Result<Located> {
+        let (found, place) = (self.find(place)?, place.clone());
+        let bytes = self.weight_bytes(&found)?;
+        let (engine, id) = (self.clone(), id.to_owned());
+        let open = move || engine.open(found, &place, &id).map_err(|error| cannot_load(&id, &error));
+        Ok(Located { bytes, open: Box::new(open) })
+    }
+
+    /// [`located`](Self::located), as a server calls it.
+    fn source(&self, place: Place, id: &str) -> impl Fn() -> Result<Located, Refusal> + Send + Sync + 'static {
+        let (engine, id) = (self.clone(), id.to_owned());
+        move || engine.located(&place, &id).map_err(|error| cannot_load(&id, &error))
+    }
+}
+
+/// Which of the models of a server.
+#[derive(Clone)]
+enum Place {
+    /// That of `--model`, which requests without a model's name get.
+    First,
+    /// One of `--also`.
+    Other(String),
+}
+
+/// 404 for a model that is not there, 503 for one that is there and cannot be loaded.
+fn cannot_load(id: &str, error: &anyhow::Error) -> Refusal {
+    use gemma_auto::Error;
+    use gemma_weights::Error::{NoSuchModel, NoSuchPath, NoSuchRevision};
+    let refusal = Refusal::cannot_load(id, format_args!("{error:#}"));
+    match error.downcast_ref::<Error>() {
+        Some(
+            Error::Weights(NoSuchModel { .. } | NoSuchPath { .. } | NoSuchRevision { .. })
+            | Error::NoDemo { .. }
+            | Error::NoShape { .. },
+        ) => Refusal::not_found(refusal.message),
+        _ => refusal,
+    }
+}
+
+/// A model of a server beside the first: its name for clients, and what it is opened by.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct OtherModel {
+    id: String,
+    model: String,
+}
+
+impl FromStr for OtherModel {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (id, model) = text.split_once('=').unwrap_or((text, text));
+        match id.is_empty() || model.is_empty() {
+            true => Err("must be a model, or a name, an equals sign and a model".to_owned()),
+            false => Ok(Self { id: id.to_owned(), model: model.to_owned() }),
+        }
     }
 }
 
@@ -181,6 +298,7 @@ impl Serve {
             request_timeout: self.request_timeout,
             shutdown_timeout: self.shutdown_timeout,
             body_limit: self.body_limit.max(1) << 20,
+            model_memory: self.model_memory.map(|mib| mib.saturating_mul(1 << 20)),
             log_requests: self.log_requests,
             ..Settings::default()
         })
@@ -208,10 +326,7 @@ pub(crate) fn run(args: &Serve) -> Result<Ending> {
     let listener = runtime.block_on(tokio::net::TcpListener::bind((args.host, args.port)));
     let listener = listener.with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
     let watch = interrupt::watch();
-    let mut backends = vec![args.engine.backend(args.engine.model.model.as_deref(), args.alias.as_deref())?];
-    for name in &args.also {
-        backends.push(args.engine.backend(Some(name), None)?);
-    }
+    let models = models(args)?;
     let address = listener.local_addr()?;
     output::line(format_args!("listening on http://{address}"))?;
     std::io::stdout().flush()?;
@@ -220,9 +335,34 @@ pub(crate) fn run(args: &Serve) -> Result<Ending> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    runtime.block_on(http::serve(listener, App::new(backends, settings), asked_to_stop))?;
+    runtime.block_on(http::serve(listener, App::with_models(models, settings), asked_to_stop))?;
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(Ending::Done)
+}
+
+/// The models: the first one loaded, the others on demand.
+fn models(args: &Serve) -> Result<Vec<ServedModel>> {
+    let (engine, id) = (&args.engine, args.engine.name(args.alias.as_deref()));
+    let adapters = engine.lora.iter().map(|named| named.name.as_str());
+    let mut names: Vec<&str> =
+        std::iter::once(&*id).chain(adapters).chain(args.also.iter().map(|other| other.id.as_str())).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        bail!("two models or adapters are called {}; give one of them another name with NAME=", twice[0]);
+    }
+    let found = engine.find(&Place::First)?;
+    let needed = engine.weight_bytes(&found)?.div_ceil(1 << 20);
+    if let Some(limit) = args.model_memory.filter(|limit| needed > *limit) {
+        bail!(
+            "{id} needs {needed} MiB and --model-memory is {limit}; give at least {needed}, or a smaller --precision"
+        );
+    }
+    let first = engine.open(found, &place, &id)?;
+    let mut models = vec![ServedModel::loaded(first).with_source(engine.source(Place::First, &id))];
+    for OtherModel { id, model } in &args.also {
+        models.push(ServedModel::on_demand(id, engine.source(Place::Other(model.clone()), id)));
+    }
+    Ok(models)
 }
 
 /// Sends the log to standard error; `RUST_LOG` chooses what is in it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use gemma_nn::Phase;
+use gemma_nn::{AdapterChoice, Phase};
 use gemma_tokenizer::TokenId;
 
 use super::event::{RequestId, TokenLogprobs};
@@ -24,6 +24,8 @@ pub(crate) struct Active<'m, C> {
     pub(crate) sequence: Sequence<C>,
     /// Rows of a prompt that is embedded already, from the first token of the sequence on, and its blocks.
     pub(crate) inputs: Option<(Inputs, Arc<[Range<usize>]>)>,
+    /// The adapters that it chose, in the order of their numbers, without those of strength 0.
+    pub(crate) adapters: Arc<[AdapterChoice]>,
     /// Whether nothing was in the cache when it was submitted.
     pub(crate) from_start: bool,
     /// Whether it takes part in the steps, or waits.
@@ -67,6 +69,14 @@ impl<'m, C: Cache> Active<'m, C> {
     ) -> Result<(), Error> {
         let options = &request.options;
         options.check()?;
+        let choices = &request.adapters;
+        let wrong = choices.iter().enumerate().find(|(place, choice)| {
+            let known = choice.adapter < limits.adapters && choice.strength.is_finite();
+            !known || choices[..*place].iter().any(|other| other.adapter == choice.adapter)
+        });
+        if let Some((_, &AdapterChoice { adapter, strength })) = wrong {
+            return Err(Error::Adapter { adapter, strength, adapters: limits.adapters });
+        }
         let vocab = model.vocab();
         if let Some(&(token, _)) = options.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
             return Err(Error::BiasedTokenOutOfRange { token, vocab });
@@ -133,11 +143,14 @@ impl<'m, C: Cache> Active<'m, C> {
             }
         };
         sampler.observe_prompt(sequence.tokens());
+        let mut adapters: Vec<_> = request.adapters.into_iter().filter(|choice| choice.strength != 0.0).collect();
+        adapters.sort_by_key(|choice| choice.adapter);
         let timings = Timings { prompt_tokens: sequence.pending().len(), ..Timings::default() };
         Ok(Self {
             id,
             sequence,
             inputs,
+            adapters: adapters.into(),
             from_start,
             admitted: false,
             reused: 0,

@@ -172,7 +172,9 @@ impl<'m, M: CausalModel> Engine<'m, M> {
         for part in parts {
             let active = &self.requests[part.index];
             let start = active.sequence.position();
-            let segment = Segment::causal(start, part.len()).in_phase(active.phase(self.options.batch_invariant));
+            let segment = Segment::causal(start, part.len())
+                .in_phase(active.phase(self.options.batch_invariant))
+                .with_adapters(Arc::clone(&active.adapters));
             segments.push(match &active.inputs {
                 Some((_, blocks)) if blocks.iter().any(|block| block.end > start) => {
                     segment.with_blocks(Arc::clone(blocks))

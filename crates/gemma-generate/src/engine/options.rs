@@ -30,6 +30,8 @@ pub struct EngineOptions {
     /// drafted. With a model that was opened with `LoadOptions::batch_invariant`, each request then gets bit for bit the
     /// tokens and logprobs that it gets alone. Default `false`.
     pub batch_invariant: bool,
+    /// How many adapters the model was opened with for requests to choose (`LoadOptions::request_adapters`). Default 0.
+    pub adapters: usize,
 }
 
 impl Default for EngineOptions {
@@ -41,6 +43,7 @@ impl Default for EngineOptions {
             prefix_cache_bytes: 0,
             snapshot_tokens: 256,
             batch_invariant: false,
+            adapters: 0,
         }
     }
 }

@@ -5,9 +5,15 @@
 //! that cannot be truncated (a recurrent state, a sliding window that has moved on) serves only prompts that begin with
 //! all of its tokens, so the engine also keeps such caches at fixed positions of a prompt.
 //!
+//! Keys and values depend on the adapters that a request chose, so a prompt takes only entries of requests that chose the
+//! same ([`Kind`]).
+//!
 //! Entries that share pages form a tree: an entry counts the bytes after what it shares with its parent, and is evicted
 //! after everything that shares pages with it, the least recently used first.
 
+use std::sync::Arc;
+
+use gemma_nn::AdapterChoice;
 use gemma_tokenizer::TokenId;
 
 use crate::Cache;
@@ -20,6 +26,15 @@ pub(crate) struct PrefixCache<C> {
     clock: u64,
 }
 
+/// What the cache of a prefix depends on besides its tokens: two requests share prefixes where it is the same.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Kind {
+    /// What the length of a prefix must be a multiple of.
+    pub(crate) unit: usize,
+    /// The adapters with which it was computed.
+    pub(crate) adapters: Arc<[AdapterChoice]>,
+}
+
 /// The cache of a sequence.
 struct Entry<C> {
     id: u64,
@@ -28,8 +43,7 @@ struct Entry<C> {
     /// Bytes that it does not share with its parent.
     bytes: usize,
     parent: Option<u64>,
-    /// What the length of a prefix taken of it must be a multiple of.
-    unit: usize,
+    kind: Kind,
     /// Requests and entries that share its pages.
     users: usize,
     used: u64,
@@ -62,15 +76,14 @@ impl<C: Cache> PrefixCache<C> {
         self.entries.len()
     }
 
-    /// How many tokens of `prompt` the best entry holds, its last token left out: the logits after it are wanted. Only
-    /// multiples of `unit` count.
-    pub(crate) fn longest(&self, prompt: &[TokenId], unit: usize) -> usize {
-        self.best(prompt, unit).map_or(0, |(_, len)| len)
+    /// How many tokens of `prompt` the best entry holds, its last token left out: the logits after it are wanted.
+    pub(crate) fn longest(&self, prompt: &[TokenId], kind: &Kind) -> usize {
+        self.best(prompt, kind).map_or(0, |(_, len)| len)
     }
 
     /// Clones the cache of the longest known prefix of `prompt`, and marks its entry as used until [`release`](Self::release).
-    pub(crate) fn take(&mut self, prompt: &[TokenId], unit: usize) -> Option<Found<C>> {
-        let (index, len) = self.best(prompt, unit)?;
+    pub(crate) fn take(&mut self, prompt: &[TokenId], kind: &Kind) -> Option<Found<C>> {
+        let (index, len) = self.best(prompt, kind)?;
         self.clock += 1;
         let entry = &mut self.entries[index];
         let mut cache = entry.cache.clone();
@@ -96,10 +109,10 @@ impl<C: Cache> PrefixCache<C> {
         cache: C,
         bytes: usize,
         parent: Option<u64>,
-        unit: usize,
+        kind: Kind,
     ) -> u64 {
         self.clock += 1;
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.tokens == tokens && entry.unit == unit) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.tokens == tokens && entry.kind == kind) {
             entry.used = self.clock;
             entry.users += 1;
             return entry.id;
@@ -110,7 +123,7 @@ impl<C: Cache> PrefixCache<C> {
         let id = self.next;
         self.next += 1;
         let tokens = tokens.to_vec();
-        self.entries.push(Entry { id, tokens, cache, bytes, parent, unit, users: 1, used: self.clock });
+        self.entries.push(Entry { id, tokens, cache, bytes, parent, kind, users: 1, used: self.clock });
         id
     }
 
@@ -127,13 +140,13 @@ impl<C: Cache> PrefixCache<C> {
     }
 
     /// The entry that holds the most of `prompt`, and how much.
-    fn best(&self, prompt: &[TokenId], unit: usize) -> Option<(usize, usize)> {
+    fn best(&self, prompt: &[TokenId], kind: &Kind) -> Option<(usize, usize)> {
         let usable = |(index, entry): (usize, &Entry<C>)| {
             let held = entry.tokens.len();
             let most = common_prefix(&entry.tokens, prompt).min(prompt.len().saturating_sub(1));
-            let len = most / unit * unit;
+            let len = most / kind.unit * kind.unit;
             let possible = len == held || held <= entry.cache.truncatable();
-            (possible && len > 0 && entry.unit == unit).then_some((index, len))
+            (possible && len > 0 && entry.kind == *kind).then_some((index, len))
         };
         self.entries.iter().enumerate().filter_map(usable).max_by_key(|(_, len)| *len)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use gemma_nn::AdapterChoice;
 use gemma_tokenizer::TokenId;
 
 use crate::{GenerateOptions, Inputs, Speculation};
@@ -36,6 +37,9 @@ pub struct Request<'a> {
     pub top_logprobs: usize,
     /// Whether to give the logprobs of the prompt's tokens, too. Its prefix is then not taken from the prefix cache.
     pub prompt_logprobs: bool,
+    /// The adapters whose effects are added for this request, among those that the model was opened with for requests to
+    /// choose ([`EngineOptions::adapters`](crate::EngineOptions::adapters) of them). Default: none.
+    pub adapters: Vec<AdapterChoice>,
     /// Ends the request when it becomes true: looked at between steps.
     pub cancel: Option<Arc<AtomicBool>>,
     /// Ends the request at the first step after this moment.

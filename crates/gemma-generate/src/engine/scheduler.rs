@@ -1,6 +1,7 @@
 //! The engine's account of its requests: submission, admission, what ends them, and what is kept of them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use gemma_nn::PAGE_LEN;
@@ -8,7 +9,7 @@ use gemma_nn::PAGE_LEN;
 use super::active::Active;
 use super::event::{Event, RequestId};
 use super::options::EngineOptions;
-use super::prefix::{Found, PrefixCache, common_prefix};
+use super::prefix::{Found, Kind, PrefixCache, common_prefix};
 use super::request::Request;
 use crate::{Cache, CausalModel, Error, FinishReason, Sequence};
 
@@ -274,8 +275,8 @@ impl<'m, M: CausalModel> Engine<'m, M> {
         if !usable || self.options.prefix_cache_bytes == 0 {
             return None;
         }
-        let unit = prefix_unit(&self.options, active);
-        self.prefixes.take(active.sequence.tokens(), unit)
+        let kind = prefix_kind(&self.options, active);
+        self.prefixes.take(active.sequence.tokens(), &kind)
     }
 
     /// Whether another request is about to compute a prefix that this one can use.
@@ -285,11 +286,12 @@ impl<'m, M: CausalModel> Engine<'m, M> {
             return false;
         }
         let prompt = waiting.sequence.tokens();
-        let unit = prefix_unit(&self.options, waiting);
-        let known = self.prefixes.longest(prompt, unit);
+        let kind = prefix_kind(&self.options, waiting);
+        let known = self.prefixes.longest(prompt, &kind);
         let longer = |active: &Active<'m, M::Cache>| {
-            let computing = active.admitted && active.is_plain() && !active.is_decoding();
-            let unit = if self.truncates(active) { unit } else { self.options.snapshot_tokens };
+            let alike = active.is_plain() && active.adapters == waiting.adapters;
+            let computing = active.admitted && alike && !active.is_decoding();
+            let unit = if self.truncates(active) { kind.unit } else { self.options.snapshot_tokens };
             let common = common_prefix(active.sequence.tokens(), prompt).min(prompt.len() - 1) / unit * unit;
             computing && common >= known + WORTH_WAITING
         };
@@ -348,8 +350,8 @@ pub(super) fn keep_prefix<M: CausalModel>(
     let bytes = unshared_bytes(model, cached, shared);
     let tokens = &active.sequence.tokens()[..cached];
     let parent = active.shared.map(|(entry, _)| entry);
-    let unit = prefix_unit(options, active);
-    let entry = prefixes.insert(tokens, cache, bytes, parent, unit);
+    let kind = prefix_kind(options, active);
+    let entry = prefixes.insert(tokens, cache, bytes, parent, kind);
     if let Some((old, _)) = active.shared.replace((entry, cached)) {
         prefixes.release(old);
     }
@@ -361,7 +363,9 @@ fn unshared_bytes<M: CausalModel>(model: &M, tokens: usize, shared: usize) -> us
     model.cache_bytes(tokens.saturating_sub(shared))
 }
 
-/// What the length of a reused prefix must be a multiple of: chunks are the same as without reuse in batch-invariant mode.
-fn prefix_unit<C: Cache>(options: &EngineOptions, active: &Active<'_, C>) -> usize {
-    if options.batch_invariant { active.options.prefill_chunk } else { 1 }
+/// Whose prefixes a request can use. In batch-invariant mode chunks are the same as without reuse, so the length of a reused
+/// prefix is a multiple of their size.
+fn prefix_kind<C: Cache>(options: &EngineOptions, active: &Active<'_, C>) -> Kind {
+    let unit = if options.batch_invariant { active.options.prefill_chunk } else { 1 };
+    Kind { unit, adapters: Arc::clone(&active.adapters) }
 }

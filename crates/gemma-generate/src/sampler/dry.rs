@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use gemma_tokenizer::TokenId;
+use gemma_tokenizer::{EncodeOptions, TokenId, Tokenizer};
 
 /// The DRY penalty, of p-e-w (text-generation-webui, pull request 5677); llama.cpp's `--dry-*`.
 ///
@@ -24,20 +24,37 @@ pub struct Dry {
     /// The shortest passage that must not be prolonged, in tokens: with 2, what followed a repeated token is free, and what
     /// followed a repeated pair is not.
     pub allowed_length: usize,
-    /// Tokens that end a passage.
+    /// Tokens that end a passage; [`with_breakers`](Self::with_breakers) finds those of texts.
     pub breakers: Vec<TokenId>,
+    /// Only so many of the last tokens count; `None`: all.
+    pub last_tokens: Option<usize>,
 }
 
 impl Default for Dry {
     fn default() -> Self {
-        Self { multiplier: 0.8, base: 1.75, allowed_length: 2, breakers: Vec::new() }
+        Self { multiplier: 0.8, base: 1.75, allowed_length: 2, breakers: Vec::new(), last_tokens: None }
     }
 }
 
 impl Dry {
+    /// The published texts that end a passage.
+    pub const BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
+
+    /// The same with passages that end at the last token of each of these texts, at the ends of texts and of turns.
+    #[must_use]
+    pub fn with_breakers<T: AsRef<str>>(self, tokenizer: &Tokenizer, texts: &[T]) -> Self {
+        let last = |text: &T| {
+            let plain = EncodeOptions { bos: false, specials: false };
+            tokenizer.encode_with(&format!("a{}", text.as_ref()), plain).last().copied()
+        };
+        let control = [tokenizer.bos(), tokenizer.eos()].into_iter().chain(tokenizer.end_of_turn());
+        Self { breakers: texts.iter().filter_map(last).chain(control).collect(), ..self }
+    }
+
     /// The penalty of each token that would prolong a passage of `history`.
     pub(super) fn penalties(&self, history: &[TokenId]) -> HashMap<TokenId, f32> {
         let mut longest: HashMap<TokenId, usize> = HashMap::new();
+        let history = &history[history.len() - history.len().min(self.last_tokens.unwrap_or(usize::MAX))..];
         let last: Vec<TokenId> = history.iter().rev().copied().collect();
         // no passage reaches over a breaker, so that the last tokens behind one are all that can be repeated
         let limit = last.iter().take_while(|token| !self.breakers.contains(token)).count();
@@ -117,6 +134,24 @@ mod tests {
             let dry = Dry { allowed_length: 1 + round % 4, breakers, ..Dry::default() };
             assert_eq!(dry.penalties(&history), published(&dry, &history), "{dry:?} {history:?}");
         }
+    }
+
+    #[test]
+    fn only_the_last_tokens_count() {
+        let history = [5, 6, 7, 8, 5, 6];
+        let dry = |last_tokens| Dry { last_tokens, ..Dry::default() }.penalties(&history);
+        assert_eq!(dry(None), HashMap::from([(7, 0.8)]));
+        assert_eq!(dry(Some(6)), dry(None));
+        assert_eq!(dry(Some(5)), HashMap::new());
+        assert_eq!(dry(Some(0)), HashMap::new());
+    }
+
+    #[test]
+    fn a_passage_ends_at_the_last_token_of_a_text_and_at_the_ends_of_texts() {
+        let tokenizer = crate::fake::tokenizer();
+        let dry = Dry::default().with_breakers(&tokenizer, &["b", "cd"]);
+        let [b, d] = ["b", "d"].map(|piece| tokenizer.token(piece).expect("a piece"));
+        assert_eq!(dry.breakers, [b, d, tokenizer.bos(), tokenizer.eos()]);
     }
 
     #[test]

@@ -391,7 +391,7 @@ fn the_likeliest_tokens_are_those_of_a_sort() {
 #[test]
 fn what_would_prolong_a_repeated_passage_is_lowered_by_the_dry_penalty() {
     let logits = [0.0, 3.0, 2.5, 0.0, 0.0, 0.0, 0.0];
-    let dry = Dry { multiplier: 0.8, base: 2.0, allowed_length: 2, breakers: Vec::new() };
+    let dry = Dry { multiplier: 0.8, base: 2.0, allowed_length: 2, ..Dry::default() };
     let next = |prompt: &[TokenId], dry: &Dry| {
         let mut sampler = sampler(GenerateOptions { dry: Some(dry.clone()), ..GenerateOptions::greedy(1) });
         sampler.observe_prompt(prompt);

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 use super::backend::Backend;
 use super::error::Refusal;
 use super::metrics::Metrics;
+use super::models::ServedModel;
 use super::registry::Registry;
-use crate::grammar::Grammars;
 
 /// How the server behaves; the defaults are those of `gemma serve`.
 #[derive(Clone, Debug)]
@@ -43,6 +43,9 @@ pub struct Settings {
     pub connections: usize,
     /// Most tokens of an answer whose request names no limit. Default 4 096.
     pub max_tokens: usize,
+    /// Most bytes of the weights of all models that are loaded; idle ones are unloaded for others. `None`: no limit. Default
+    /// `None`.
+    pub model_memory: Option<u64>,
     /// Write the bodies of requests, prompts included, to the log. Default `false`.
     pub log_requests: bool,
 }
@@ -64,6 +67,7 @@ impl Default for Settings {
             images: 16,
             connections: 1024,
             max_tokens: 4096,
+            model_memory: None,
             log_requests: false,
         }
     }
@@ -83,10 +87,11 @@ pub struct App(Arc<Shared>);
 /// What is behind an [`App`].
 pub struct Shared {
     pub(crate) settings: Settings,
-    pub(crate) backends: Vec<Arc<dyn Backend>>,
-    pub(crate) grammars: Vec<Grammars>,
-    /// For each model one permit for work beside its engine.
-    turns: Vec<Arc<Semaphore>>,
+    pub(crate) models: Vec<Arc<ServedModel>>,
+    /// Whose turn it is to load a model.
+    pub(crate) loading: Arc<Mutex<()>>,
+    /// A permit for each request that waits for a model to be loaded.
+    pub(crate) load_places: Arc<Semaphore>,
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
     pub(crate) started: SystemTime,
@@ -101,57 +106,29 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    /// A server of these models; requests that name none go to the first.
+    /// A server of these models, which are loaded and stay; requests that name none go to the first.
     ///
     /// # Panics
     /// Without a model.
     pub fn new(backends: Vec<Arc<dyn Backend>>, settings: Settings) -> Self {
-        assert!(!backends.is_empty(), "a server has at least one model");
-        let grammars = backends.iter().map(|_| Grammars::default()).collect();
-        let turns = backends.iter().map(|_| Arc::new(Semaphore::new(1))).collect();
+        Self::with_models(backends.into_iter().map(ServedModel::loaded).collect(), settings)
+    }
+
+    /// A server of these models; requests that name none go to the first.
+    ///
+    /// # Panics
+    /// Without a model.
+    pub fn with_models(models: Vec<ServedModel>, settings: Settings) -> Self {
+        assert!(!models.is_empty(), "a server has at least one model");
         Self(Arc::new(Shared {
+            models: models.into_iter().map(Arc::new).collect(),
+            loading: Arc::default(),
+            load_places: Arc::new(Semaphore::new(settings.places())),
             settings,
-            backends,
-            grammars,
-            turns,
             registry: Registry::default(),
             metrics: Metrics::default(),
             started: SystemTime::now(),
         }))
-    }
-
-    /// The model of this name. A server of one model answers every name with it, as llama.cpp's server does.
-    pub(crate) fn backend(&self, name: Option<&str>) -> Result<&Arc<dyn Backend>, Refusal> {
-        let first = &self.backends[0];
-        let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(first) };
-        let called = |backend: &&Arc<dyn Backend>| {
-            let id = &backend.card().id;
-            id == name || name.strip_suffix(":latest") == Some(id)
-        };
-        match self.backends.iter().find(called) {
-            Some(backend) => Ok(backend),
-            None if self.backends.len() == 1 => Ok(first),
-            None => Err(Refusal::no_model(name, &self.names())),
-        }
-    }
-
-    /// The grammars of a model.
-    pub(crate) fn grammars(&self, backend: &Arc<dyn Backend>) -> &Grammars {
-        &self.grammars[self.index(backend)]
-    }
-
-    /// The permit for work beside a model's engine.
-    pub(crate) fn turn(&self, backend: &Arc<dyn Backend>) -> Arc<Semaphore> {
-        Arc::clone(&self.turns[self.index(backend)])
-    }
-
-    fn index(&self, backend: &Arc<dyn Backend>) -> usize {
-        self.backends.iter().position(|other| Arc::ptr_eq(other, backend)).unwrap_or(0)
-    }
-
-    /// The names of the models.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.backends.iter().map(|backend| backend.card().id.clone()).collect()
     }
 
     /// No more answers are begun; those that run go on.

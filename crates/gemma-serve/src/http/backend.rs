@@ -19,6 +19,9 @@ use super::error::Refusal;
 pub struct ModelCard {
     /// The name that requests and replies carry, such as `google/gemma-2-2b-it`.
     pub id: String,
+    /// The name of the base model, of an adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// The family: `gemma`, `codegemma`, `paligemma`, `recurrentgemma`, ...
     pub family: String,
     /// Most tokens of prompt and answer together; `None`: no limit.
@@ -35,6 +38,17 @@ pub struct ModelCard {
     pub created: u64,
     /// What the model can do.
     pub capabilities: Capabilities,
+}
+
+/// A LoRA adapter that requests to a model may choose. Its number is its place among the model's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterCard {
+    /// The name that a request gives as its model to choose the adapter alone.
+    pub name: String,
+    /// The folder.
+    pub path: String,
+    /// How much of it a request by that name gets: 1 is all of it.
+    pub strength: f32,
 }
 
 /// What a model can do besides continuing a text.
@@ -75,6 +89,10 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted for each time that the answer already has the token; 0 is off.
     pub frequency_penalty: f32,
+    /// Lowers the logits of tokens that would prolong a repeated passage.
+    pub dry: Option<Dry>,
+    /// Mirostat 2.0 in place of top-k, top-p and min-p.
+    pub mirostat: Option<Mirostat>,
     /// `None` takes a fresh one.
     pub seed: Option<u64>,
     /// Go on after the model's stop tokens.
@@ -92,10 +110,36 @@ impl Default for Sampling {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            dry: None,
+            mirostat: None,
             seed: None,
             ignore_eos: false,
         }
     }
+}
+
+/// The DRY repetition penalty; `gemma_generate::Dry` says what it computes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Dry {
+    /// How much; 0 is off.
+    pub multiplier: f32,
+    /// How fast it grows with each token of a repeated passage.
+    pub base: f32,
+    /// The shortest passage that must not be prolonged, in tokens.
+    pub allowed_length: usize,
+    /// Only so many of the last tokens count; `None`: all.
+    pub last_tokens: Option<usize>,
+    /// Texts that end a passage; `None`: the published ones.
+    pub breakers: Option<Vec<String>>,
+}
+
+/// Mirostat 2.0; `gemma_generate::Mirostat` says what it computes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Mirostat {
+    /// The surprise to aim at, in bits per token.
+    pub tau: f32,
+    /// How fast the cut follows.
+    pub eta: f32,
 }
 
 /// A prompt that is ready for the model.
@@ -143,6 +187,9 @@ pub struct Job {
     pub logprobs: Option<usize>,
     /// Report the logprobs of the prompt's tokens too.
     pub prompt_logprobs: bool,
+    /// The numbers of the adapters that the request chose, and how much of each; `None`: those that the name of the model
+    /// stands for.
+    pub adapters: Option<Vec<(usize, f32)>>,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Allows only some tokens at each step.
@@ -301,6 +348,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Its tokenizer.
     fn tokenizer(&self) -> &Tokenizer;
+
+    /// The adapters that requests may choose.
+    fn adapters(&self) -> &[AdapterCard] {
+        &[]
+    }
 
     /// How its conversations become prompts.
     fn chat_template(&self) -> &ChatTemplate;

@@ -110,6 +110,10 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     if depth(bytes) > DEEPEST {
         return Err(Refusal::invalid(format!("the JSON is nested deeper than {DEEPEST} levels")));
     }
+    // serde also reads a struct from an array of its fields
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Refusal::invalid("the body is an array; send a JSON object"));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -166,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_is_not_one_json_value_is_refused() {
-        for wrong in ["", "{", "[1", "{} {}", "nul", "{\"n\":1}x"] {
+        for wrong in ["", "{", "[1", "{} {}", "nul", "{\"n\":1}x", "[]", " [[\"a\"],\"b\",1]"] {
             assert_eq!(parse::<Example>(wrong.as_bytes()).expect_err(wrong).status, 400, "{wrong}");
         }
         let deep = format!("{{\"x\":{}{}}}", "[".repeat(200), "]".repeat(200));

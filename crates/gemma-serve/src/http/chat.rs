@@ -77,6 +77,7 @@ pub(crate) async fn converse(
     )?;
     let sampling = fields.sampling(max_tokens(app, backend.as_ref(), &prompt, conversation.max_tokens))?;
     let (stop, logit_bias) = (fields.stops()?, fields.biases(backend.as_ref())?);
+    let adapters = fields.adapters(backend.as_ref())?;
     let mut answers = Vec::new();
     for index in 0..fields.answers()? {
         let forced = conversation.tools.and_then(|tools| tools.form.clone());
@@ -92,6 +93,7 @@ pub(crate) async fn converse(
             stop: stop.clone(),
             logprobs: conversation.logprobs,
             logit_bias: logit_bias.clone(),
+            adapters: adapters.clone(),
             mask,
             ..Job::default()
         };
@@ -111,7 +113,7 @@ pub(crate) async fn chat(
     State(app): State<App>,
     SampledBody(request, sampling, structured): SampledBody<ChatRequest>,
 ) -> Result<Response, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let tools = Tools::new(request.tools.as_deref(), request.tool_choice.as_ref())?;
     let top = request.top_logprobs.unwrap_or(0);
     if top > MOST_TOP_LOGPROBS {

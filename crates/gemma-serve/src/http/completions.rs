@@ -109,7 +109,7 @@ pub(crate) async fn completions(
     State(app): State<App>,
     SampledBody(request, sampling, structured): SampledBody<CompletionRequest>,
 ) -> Result<Response, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let (shape, answers) = begin(&app, &backend, &request, &sampling, &structured).await?;
     if request.stream.unwrap_or(false) {
         let usage = request.stream_options.unwrap_or_default().include_usage;
@@ -159,6 +159,7 @@ async fn begin(
     let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
     let sampling = fields.sampling(max_tokens)?;
     let (stop, logit_bias) = (fields.stops()?, fields.biases(backend.as_ref())?);
+    let adapters = fields.adapters(backend.as_ref())?;
     let suffix = request.suffix.as_deref();
     if suffix.is_some() && echo {
         return Err(Refusal::field("echo", "a prompt with a suffix cannot be echoed"));
@@ -193,6 +194,7 @@ async fn begin(
                 logprobs: logprobs.or((n > wanted).then_some(0)),
                 prompt_logprobs: echo && logprobs.is_some(),
                 logit_bias: logit_bias.clone(),
+                adapters: adapters.clone(),
                 mask: structured.mask(app, backend).await?,
                 ..Job::default()
             });

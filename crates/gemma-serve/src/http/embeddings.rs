@@ -114,7 +114,7 @@ pub(crate) async fn embeddings(
     State(app): State<App>,
     JsonBody(request): JsonBody<EmbeddingRequest>,
 ) -> Result<Json<Value>, Refusal> {
-    let backend = app.backend(request.model.as_deref())?;
+    let backend = app.backend(request.model.as_deref()).await?;
     let inputs =
         request.input.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;
     let base64 = match request.encoding_format.as_deref() {
@@ -124,7 +124,7 @@ pub(crate) async fn embeddings(
             return Err(Refusal::field("encoding_format", format!("{other:?} is unknown; use float or base64")));
         }
     };
-    let (vectors, tokens) = embed(&app, backend, inputs.0, request.dimensions, request.task).await?;
+    let (vectors, tokens) = embed(&app, &backend, inputs.0, request.dimensions, request.task).await?;
     let entry = |(index, vector): (usize, Vec<f32>)| {
         let embedding = match base64 {
             true => {
@@ -159,7 +159,7 @@ pub(crate) async fn moderations(
     State(app): State<App>,
     JsonBody(request): JsonBody<ModerationRequest>,
 ) -> Result<Json<Value>, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let inputs =
         request.input.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;
     let inputs = inputs.subjects(app.settings.image_limit)?;

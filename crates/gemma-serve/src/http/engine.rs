@@ -10,8 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::http::StatusCode;
 use codegemma::{File, Infill, Order};
 use gemma_generate::{
-    EngineHandle, EngineOptions, EngineThread, Event as EngineEvent, FinishReason, GenerateOptions, Request,
-    TextDecoder, Timings, TokenLogprobs,
+    AdapterChoice, Dry, EngineHandle, EngineOptions, EngineThread, Event as EngineEvent, FinishReason, GenerateOptions,
+    Mirostat, Request, TextDecoder, Timings, TokenLogprobs,
 };
 use gemma_model::{Model, Network, Speculate};
 use gemma_tokenizer::{ChatTemplate, DecodeStream, TokenId, Tokenizer, Turn};
@@ -22,8 +22,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::backend::{
-    Backend, Capabilities, Event, Events, Finished, Hole, Job, Load, Message, ModelCard, Moderated, Ongoing, Prompt,
-    Reason, TokenMask, TokenScore, VisionTask,
+    AdapterCard, Backend, Capabilities, Event, Events, Finished, Hole, Job, Load, Message, ModelCard, Moderated,
+    Ongoing, Prompt, Reason, TokenMask, TokenScore, VisionTask,
 };
 use super::error::Refusal;
 use images::ImageModel;
@@ -41,6 +41,8 @@ pub struct EngineBackend {
     speculate: Option<Speculate>,
     handle: EngineHandle,
     cache_limit: usize,
+    /// Those that requests may choose, in the order in which the model was given them.
+    adapters: Vec<AdapterCard>,
     /// The model again, where it sees images.
     images: Option<ImageModel>,
     /// One permit: the images of one request are encoded at a time.
@@ -101,6 +103,7 @@ impl EngineBackend {
             speculate: model.speculate().cloned(),
             handle: thread.handle(),
             cache_limit,
+            adapters: Vec::new(),
             images: None,
             encoding: Arc::new(Semaphore::new(1)),
             judge: None,
@@ -147,6 +150,13 @@ impl EngineBackend {
         self.judge = Some(text_judge(model)?);
         self.card.capabilities.moderate = true;
         Ok(self)
+    }
+
+    /// The same with adapters that requests may choose: those of the model's `LoadOptions::request_adapters`, in that order, and
+    /// as many as `EngineOptions::adapters` says.
+    #[must_use]
+    pub fn with_adapters(self, adapters: Vec<AdapterCard>) -> Self {
+        Self { adapters, ..self }
     }
 
     /// The same with a shorter context.
@@ -198,6 +208,10 @@ impl Backend for EngineBackend {
 
     fn chat_template(&self) -> &ChatTemplate {
         &self.chat_template
+    }
+
+    fn adapters(&self) -> &[AdapterCard] {
+        &self.adapters
     }
 
     fn submit(&self, job: Job) -> Result<Events, Refusal> {
@@ -316,6 +330,16 @@ impl Backend for EngineBackend {
 }
 
 impl EngineBackend {
+    /// The penalty with the tokens that end a passage.
+    fn dry(&self, dry: super::backend::Dry) -> Dry {
+        let super::backend::Dry { multiplier, base, allowed_length, last_tokens, breakers } = dry;
+        let plain = Dry { multiplier, base, allowed_length, last_tokens, ..Dry::default() };
+        match breakers {
+            Some(texts) => plain.with_breakers(&self.tokenizer, &texts),
+            None => plain.with_breakers(&self.tokenizer, &Dry::BREAKERS),
+        }
+    }
+
     /// The engine's request for a job, without its images.
     fn request(&self, job: Job) -> Request<'static> {
         let sampling = job.sampling;
@@ -334,12 +358,16 @@ impl EngineBackend {
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
             logit_bias: job.logit_bias.into_iter().map(finite).collect(),
+            dry: sampling.dry.map(|dry| self.dry(dry)),
+            mirostat: sampling.mirostat.map(|super::backend::Mirostat { tau, eta }| Mirostat { tau, eta }),
             seed: sampling.seed,
             ignore_eos: sampling.ignore_eos,
             ..GenerateOptions::default()
         };
         let mask = job.mask.map(|mask| Box::new(Mask(mask)) as Box<dyn gemma_generate::TokenMask>);
+        let adapters = job.adapters.unwrap_or_default().into_iter();
         Request {
+            adapters: adapters.map(|(adapter, strength)| AdapterChoice { adapter, strength }).collect(),
             stop_tokens,
             stop_rule: Some(Box::new(text)),
             mask,

@@ -60,8 +60,12 @@ impl Refusal {
     /// 404: there is no such model.
     pub fn no_model(model: &str, known: &[String]) -> Self {
         let message = format!("there is no model {model:?} here; this server has {}", known.join(", "));
-        let base = Self::new(StatusCode::NOT_FOUND, message);
-        Self { code: Some("model_not_found"), param: Some("model".to_owned()), ..base }
+        Self { param: Some("model".to_owned()), ..Self::not_found(message) }
+    }
+
+    /// 404: a model that the server was told of is not there.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self { code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) }
     }
 
     /// 413: more than a limit of the server.
@@ -73,6 +77,12 @@ impl Refusal {
     pub fn busy(message: impl Into<String>, retry_after: u64) -> Self {
         let base = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
         Self { code: Some("server_busy"), retry_after: Some(retry_after), ..base }
+    }
+
+    /// 503: a model of the server cannot be loaded.
+    pub fn cannot_load(id: &str, reason: impl std::fmt::Display) -> Self {
+        let message = format!("the model {id} cannot be loaded: {reason}");
+        Self { code: Some("model_load_failed"), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
     /// 503: the server is shutting down.

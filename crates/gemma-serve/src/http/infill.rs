@@ -20,6 +20,7 @@ use super::completions::{StreamOptions, Usage, budget, data, sse};
 use super::error::Refusal;
 use super::running::{Completed, complete_all, merged, submit};
 use super::sampling::{SamplingFields, seed_of};
+use super::structured::StructuredFields;
 
 /// Most tokens of a middle whose request names no limit.
 const DEFAULT_MIDDLE: usize = 128;
@@ -73,9 +74,9 @@ pub(crate) struct FimRequest {
 /// `POST /infill`.
 pub(crate) async fn infill(
     State(app): State<App>,
-    SampledBody(request, sampling, _): SampledBody<LlamaRequest>,
+    SampledBody(request, sampling, structured): SampledBody<LlamaRequest>,
 ) -> Result<Response, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let n_predict = n_predict(request.n_predict, DEFAULT_MIDDLE);
     let mut prefix = request.input_prefix.clone();
     // the text of the line before the cursor follows the prefix: what llama.cpp's code does, and its plugins rely on
@@ -88,15 +89,15 @@ pub(crate) async fn infill(
         backend.infill_prompt(&hole, budget(backend.as_ref(), n_predict.max(DEFAULT_MIDDLE)))?;
     // plugins send no temperature: of code the likeliest is wanted
     let sampling = SamplingFields { temperature: sampling.temperature.or(Some(0.0)), ..sampling };
-    llama(&app, backend, "infill", request, &sampling, tokens, stop_tokens, n_predict).await
+    llama(&app, backend, "infill", request, &sampling, &structured, tokens, stop_tokens, n_predict).await
 }
 
 /// `POST /completion`: llama.cpp's own completion.
 pub(crate) async fn completion(
     State(app): State<App>,
-    SampledBody(request, sampling, _): SampledBody<LlamaRequest>,
+    SampledBody(request, sampling, structured): SampledBody<LlamaRequest>,
 ) -> Result<Response, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let n_predict = n_predict(request.n_predict, app.settings.max_tokens);
     let tokenizer = backend.tokenizer();
     let tokens = match &request.prompt {
@@ -111,7 +112,7 @@ pub(crate) async fn completion(
         min_p: sampling.min_p.or(Some(0.05)),
         ..sampling
     };
-    llama(&app, backend, "completion", request, &sampling, tokens, Vec::new(), n_predict).await
+    llama(&app, backend, "completion", request, &sampling, &structured, tokens, Vec::new(), n_predict).await
 }
 
 /// -1 and -2 mean as much as there is room for.
@@ -127,6 +128,7 @@ async fn llama(
     endpoint: &'static str,
     request: LlamaRequest,
     fields: &SamplingFields,
+    structured: &StructuredFields,
     tokens: Vec<TokenId>,
     stop_tokens: Vec<TokenId>,
     n_predict: usize,
@@ -137,6 +139,7 @@ async fn llama(
         return Err(Refusal::field("n_cmpl", format!("{n} is outside 1 to 16")));
     }
     let (stop, logit_bias) = (fields.stops()?, fields.biases(backend.as_ref())?);
+    let adapters = fields.adapters(backend.as_ref())?;
     let decode_limit = request.t_max_predict_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
     let mut answers = Vec::new();
     for index in 0..n {
@@ -148,6 +151,8 @@ async fn llama(
             stop: stop.clone(),
             stop_tokens: stop_tokens.clone(),
             logit_bias: logit_bias.clone(),
+            adapters: adapters.clone(),
+            mask: structured.mask(app, &backend).await?,
             decode_limit,
             ..Job::default()
         };
@@ -155,7 +160,11 @@ async fn llama(
     }
     let settings = json!({
         "n_predict": n_predict, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
-        "min_p": sampling.min_p, "seed": sampling.seed, "stop": stop,
+        "min_p": sampling.min_p, "seed": sampling.seed, "stop": stop, "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "dry_multiplier": sampling.dry.as_ref().map_or(0.0, |dry| dry.multiplier),
+        "mirostat": if sampling.mirostat.is_some() { 2 } else { 0 },
+        "lora": adapters.iter().flatten().map(|(id, scale)| json!({"id": id, "scale": scale})).collect::<Vec<_>>(),
     });
     let model = backend.card().id.clone();
     if request.stream.unwrap_or(false) {
@@ -245,7 +254,7 @@ pub(crate) async fn fim(
     State(app): State<App>,
     SampledBody(request, fields, _): SampledBody<FimRequest>,
 ) -> Result<Response, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MIDDLE);
     let prefix = request.prompt.ok_or_else(|| Refusal::field("prompt", "missing; send the text before the hole"))?;
     let hole = Hole { prefix, suffix: request.suffix.unwrap_or_default(), ..Hole::default() };
@@ -255,6 +264,8 @@ pub(crate) async fn fim(
         sampling: fields.sampling(max_tokens)?,
         stop: fields.stops()?,
         stop_tokens,
+        logit_bias: fields.biases(backend.as_ref())?,
+        adapters: fields.adapters(backend.as_ref())?,
         ..Job::default()
     };
     let answer = submit(&app, &backend, "fim", job)?;

@@ -1,7 +1,5 @@
 //! What a client can ask without generating: models, tokens, templates, health, slots, metrics.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::header;
@@ -11,17 +9,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::App;
-use super::backend::{Backend, Load};
+use super::backend::{AdapterCard, Load};
 use super::body::JsonBody;
 use super::error::Refusal;
 use super::messages::{self, ChatMessage};
+use super::models::Listed;
 use super::tools::{Tool, Tools};
 use crate::tokens::token_text;
 
-fn model(backend: &Arc<dyn Backend>) -> Value {
-    let card = backend.card();
+fn model(Listed { card, status, path }: &Listed) -> Value {
     json!({
-        "id": card.id, "object": "model", "created": card.created, "owned_by": "gemma", "root": card.id, "parent": null,
+        "id": card.id, "object": "model", "created": card.created, "owned_by": "gemma",
+        "root": path.as_ref().unwrap_or(&card.id), "parent": card.parent, "status": {"value": status},
         "max_model_len": card.context_length, "family": card.family, "capabilities": card.capabilities,
         "meta": {
             "n_vocab": card.vocab_size, "n_ctx_train": card.context_length, "n_params": card.parameters,
@@ -30,15 +29,28 @@ fn model(backend: &Arc<dyn Backend>) -> Value {
     })
 }
 
+/// The models and their adapters.
+fn listed(app: &App) -> Vec<Listed> {
+    app.models.iter().flat_map(|model| model.listed()).collect()
+}
+
 /// `GET /v1/models`.
 pub(crate) async fn models(State(app): State<App>) -> Json<Value> {
-    Json(json!({"object": "list", "data": app.backends.iter().map(model).collect::<Vec<_>>()}))
+    Json(json!({"object": "list", "data": listed(&app).iter().map(model).collect::<Vec<_>>()}))
 }
 
 /// `GET /v1/models/{id}`.
 pub(crate) async fn one_model(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
-    let found = app.backends.iter().find(|backend| backend.card().id == id);
-    found.map(|backend| Json(model(backend))).ok_or_else(|| Refusal::no_model(&id, &app.names()))
+    let listed = listed(&app);
+    let found = listed.iter().find(|listed| listed.card.id == id);
+    found.map(|listed| Json(model(listed))).ok_or_else(|| Refusal::no_model(&id, &app.names()))
+}
+
+/// `GET /lora-adapters`: those of the first model, in llama.cpp's form. `scale` is how much of it a request gets that
+/// chooses none: nothing.
+pub(crate) async fn adapters(State(app): State<App>) -> Json<Value> {
+    let one = |(id, adapter): (usize, &AdapterCard)| json!({"id": id, "path": adapter.path, "scale": 0.0, "name": adapter.name, "strength": adapter.strength});
+    Json(app.models[0].adapters().iter().enumerate().map(one).collect())
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -65,7 +77,7 @@ pub(crate) async fn tokenize(
     State(app): State<App>,
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<Value>, Refusal> {
-    let backend = app.backend(request.model.as_deref())?;
+    let backend = app.backend(request.model.as_deref()).await?;
     let tokenizer = backend.tokenizer();
     let specials = request.parse_special.unwrap_or(true);
     let llama = request.content.is_some();
@@ -106,7 +118,8 @@ pub(crate) async fn detokenize(
     State(app): State<App>,
     JsonBody(request): JsonBody<DetokenizeRequest>,
 ) -> Result<Json<Value>, Refusal> {
-    let tokenizer = app.backend(request.model.as_deref())?.tokenizer();
+    let backend = app.backend(request.model.as_deref()).await?;
+    let tokenizer = backend.tokenizer();
     if let Some(token) = request.tokens.iter().find(|token| **token as usize >= tokenizer.vocab_len()) {
         return Err(Refusal::field(
             "tokens",
@@ -131,7 +144,7 @@ pub(crate) async fn apply_template(
     State(app): State<App>,
     JsonBody(request): JsonBody<TemplateRequest>,
 ) -> Result<Json<Value>, Refusal> {
-    let backend = app.backend(request.model.as_deref())?;
+    let backend = app.backend(request.model.as_deref()).await?;
     let tools = Tools::new(request.tools.as_deref(), None)?.map(|tools| tools.instructions());
     let generation = request.add_generation_prompt.unwrap_or(true);
     let prompt = messages::prompt(backend.as_ref(), &app.settings, &request.messages, tools.as_deref(), generation)?;
@@ -140,16 +153,17 @@ pub(crate) async fn apply_template(
 }
 
 /// `GET /tokenizer_info`: what lm-evaluation-harness asks of vLLM.
-pub(crate) async fn tokenizer_info(State(app): State<App>) -> Json<Value> {
-    let tokenizer = app.backends[0].tokenizer();
+pub(crate) async fn tokenizer_info(State(app): State<App>) -> Result<Json<Value>, Refusal> {
+    let backend = app.backend(None).await?;
+    let tokenizer = backend.tokenizer();
     let name = |id: TokenId| tokenizer.piece(id);
-    Json(json!({
+    Ok(Json(json!({
         "tokenizer_class": "GemmaTokenizer", "bos_token": name(tokenizer.bos()), "eos_token": name(tokenizer.eos()),
         "pad_token": tokenizer.token("<pad>").map(|_| "<pad>"), "unk_token": tokenizer.token("<unk>").map(|_| "<unk>"),
         "add_bos_token": true, "add_eos_token": false, "vocab_size": tokenizer.vocab_len(),
-        "model_max_length": app.backends[0].card().context_length,
+        "model_max_length": backend.card().context_length,
         "chat_template": super::GEMMA_CHAT_TEMPLATE,
-    }))
+    })))
 }
 
 /// `GET /health`: 200 while requests are taken, 503 while the server shuts down.
@@ -160,9 +174,9 @@ pub(crate) async fn health(State(app): State<App>) -> Response {
     }
 }
 
-/// All models together.
+/// All models that are loaded, together.
 fn load(app: &App) -> Load {
-    app.backends.iter().map(|backend| backend.load()).fold(Load::default(), |sum, load| Load {
+    app.models.iter().filter_map(|model| Some(model.peek()?.load())).fold(Load::default(), |sum, load| Load {
         running: sum.running + load.running,
         waiting: sum.waiting + load.waiting,
         cache_bytes: sum.cache_bytes + load.cache_bytes,
@@ -171,16 +185,17 @@ fn load(app: &App) -> Load {
 }
 
 /// `GET /props`.
-pub(crate) async fn props(State(app): State<App>) -> Json<Value> {
-    let card = app.backends[0].card();
-    Json(json!({
+pub(crate) async fn props(State(app): State<App>) -> Result<Json<Value>, Refusal> {
+    let backend = app.backend(None).await?;
+    let card = backend.card();
+    Ok(Json(json!({
         "default_generation_settings": {"n_ctx": card.context_length, "n_predict": app.settings.max_tokens},
         "total_slots": app.settings.parallel, "model_path": card.id, "model_alias": card.id,
         "chat_template": super::GEMMA_CHAT_TEMPLATE, "bos_token": "<bos>", "eos_token": "<eos>",
         "modalities": {"vision": card.capabilities.images, "audio": false},
         "build_info": concat!("gemma-serve ", env!("CARGO_PKG_VERSION")), "capabilities": card.capabilities,
         "load": load(&app),
-    }))
+    })))
 }
 
 /// `GET /slots`: the answers that are being generated or wait, the oldest first.
@@ -190,7 +205,8 @@ pub(crate) async fn slots(State(app): State<App>) -> Json<Value> {
 
 /// `GET /metrics`.
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
-    let text = app.metrics.render(app.registry.counts(), load(&app));
+    let bytes: Vec<u64> = app.models.iter().filter_map(|model| model.bytes()).collect();
+    let text = app.metrics.render(app.registry.counts(), load(&app), &bytes);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Metrics {
     waiting: Gauge,
     cache_bytes: Gauge,
     cache_limit_bytes: Gauge,
+    models_loaded: Gauge,
+    model_bytes: Gauge,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -72,6 +74,8 @@ impl Default for Metrics {
         let waiting = gauge("requests_waiting", "Answers that wait for room");
         let cache_bytes = gauge("kv_cache_bytes", "Bytes of KV cache in use");
         let cache_limit_bytes = gauge("kv_cache_limit_bytes", "Most bytes that the KV cache may take");
+        let models_loaded = gauge("models_loaded", "Models that are loaded");
+        let model_bytes = gauge("model_bytes", "Bytes of the weights of the models that are loaded");
         let mut rate = |name: &str, help: &str| {
             let gauge = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
             registry.register(name, help, gauge.clone());
@@ -98,6 +102,8 @@ impl Default for Metrics {
             waiting,
             cache_bytes,
             cache_limit_bytes,
+            models_loaded,
+            model_bytes,
         }
     }
 }
@@ -118,12 +124,14 @@ impl Metrics {
         }
     }
 
-    /// The text that Prometheus reads.
-    pub(crate) fn render(&self, counts: (usize, usize), load: Load) -> String {
+    /// The text that Prometheus reads; `models` has the bytes of each model that is loaded.
+    pub(crate) fn render(&self, counts: (usize, usize), load: Load, models: &[u64]) -> String {
         self.running.set(counts.0 as i64);
         self.waiting.set(counts.1 as i64);
         self.cache_bytes.set(load.cache_bytes as i64);
         self.cache_limit_bytes.set(load.cache_limit_bytes as i64);
+        self.models_loaded.set(models.len() as i64);
+        self.model_bytes.set(models.iter().sum::<u64>() as i64);
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
             Ok(()) => text,

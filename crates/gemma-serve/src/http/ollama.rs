@@ -41,6 +41,9 @@ struct Options {
     repeat_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
+    mirostat: Option<i64>,
+    mirostat_tau: Option<f32>,
+    mirostat_eta: Option<f32>,
 }
 
 impl Options {
@@ -54,6 +57,9 @@ impl Options {
             repetition_penalty: self.repeat_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
+            mirostat: self.mirostat,
+            mirostat_tau: self.mirostat_tau,
+            mirostat_eta: self.mirostat_eta,
             seed: self.seed,
             stop: self.stop.clone(),
             ..SamplingFields::default()
@@ -144,7 +150,7 @@ fn loaded(card: &ModelCard) -> Value {
 }
 
 async fn begin_generate(app: &App, request: GenerateRequest) -> Result<(Arc<dyn Backend>, Option<Answer>), Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     if request.template.as_deref().is_some_and(|template| !template.is_empty()) {
         return Err(Refusal::field(
             "template",
@@ -201,7 +207,7 @@ async fn begin_chat(
     app: &App,
     request: ChatRequest,
 ) -> Result<(Arc<dyn Backend>, Option<Answer>, Option<Tools>), Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     request.options.fields().sampling(1)?;
     if request.messages.is_empty() {
         return Ok((backend, None, None));
@@ -323,12 +329,12 @@ fn end(reply: &mut Value, finished: &Finished, begun: Instant) {
 pub(crate) async fn embeddings(State(app): State<App>, OllamaBody(request): OllamaBody<EmbedRequest>) -> Response {
     let run = async {
         let begun = Instant::now();
-        let backend = app.backend(request.model.as_deref())?;
+        let backend = app.backend(request.model.as_deref()).await?;
         let old = request.prompt.map(super::texts::TextOrTokens::Text);
         let one = old.is_some();
         let inputs = request.input.map(|input| input.0).or(old.map(|old| vec![old]));
         let inputs = inputs.ok_or_else(|| Refusal::field("input", "missing; send a string or an array of strings"))?;
-        let (mut vectors, tokens) = embed(&app, backend, inputs, request.dimensions, None).await?;
+        let (mut vectors, tokens) = embed(&app, &backend, inputs, request.dimensions, None).await?;
         if one {
             return Ok(json!({"embedding": vectors.pop()}));
         }
@@ -346,7 +352,7 @@ pub(crate) async fn embeddings(State(app): State<App>, OllamaBody(request): Olla
 /// What Ollama tells of a model.
 fn details(card: &ModelCard) -> Value {
     json!({
-        "parent_model": "", "format": "gguf", "family": card.family, "families": [card.family],
+        "parent_model": card.parent.as_deref().unwrap_or_default(), "format": "gguf", "family": card.family, "families": [card.family],
         "parameter_size": format!("{:.1}B", card.parameters as f64 / 1e9), "quantization_level": card.quantization,
     })
 }
@@ -360,24 +366,24 @@ fn entry(app: &App, card: &ModelCard) -> Value {
 
 /// `GET /api/tags`.
 pub(crate) async fn tags(State(app): State<App>) -> Json<Value> {
-    let models: Vec<Value> = app.backends.iter().map(|backend| entry(&app, backend.card())).collect();
-    Json(json!({"models": models}))
+    let listed = app.models.iter().flat_map(|model| model.listed());
+    Json(json!({"models": listed.map(|listed| entry(&app, &listed.card)).collect::<Vec<_>>()}))
 }
 
 /// `GET /api/ps`.
 pub(crate) async fn ps(State(app): State<App>) -> Json<Value> {
-    let one = |backend: &Arc<dyn Backend>| {
+    let one = |backend: Arc<dyn Backend>| {
         let mut model = entry(&app, backend.card());
         model["size_vram"] = json!(backend.card().bytes);
         model["expires_at"] = json!("9999-12-31T23:59:59Z");
         model
     };
-    Json(json!({"models": app.backends.iter().map(one).collect::<Vec<_>>()}))
+    Json(json!({"models": app.models.iter().filter_map(|model| model.peek()).map(one).collect::<Vec<_>>()}))
 }
 
 /// `POST /api/show`.
 pub(crate) async fn show(State(app): State<App>, OllamaBody(request): OllamaBody<ShowRequest>) -> Response {
-    let backend = match app.backend(request.model.as_deref()) {
+    let backend = match app.backend(request.model.as_deref()).await {
         Ok(backend) => backend,
         Err(refusal) => return refusal.into_ollama(),
     };

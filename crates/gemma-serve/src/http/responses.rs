@@ -1,7 +1,6 @@
 //! `/v1/responses`: OpenAI's newer protocol, for text.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -77,7 +76,7 @@ pub(crate) async fn responses(
     State(app): State<App>,
     SampledBody(request, fields, _): SampledBody<ResponsesRequest>,
 ) -> Result<Response, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     if request.previous_response_id.is_some() {
         return Err(Refusal::field(
             "previous_response_id",

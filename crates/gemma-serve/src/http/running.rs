@@ -76,6 +76,8 @@ impl Drop for Place {
 
 /// One answer as its events come.
 pub(crate) struct Answer {
+    /// The model is not unloaded while it answers.
+    _backend: Arc<dyn Backend>,
     events: Events,
     place: Place,
     begun: Instant,
@@ -125,7 +127,19 @@ pub(crate) fn submit(
         Ok(events) => {
             let stopping = app.registry.stopping.subscribe();
             let (started, first_token, line_break) = (false, None, false);
-            Ok(Answer { events, place, begun, started, first_token, decode_limit, stopping, line_break, counts })
+            let _backend = Arc::clone(backend);
+            Ok(Answer {
+                _backend,
+                events,
+                place,
+                begun,
+                started,
+                first_token,
+                decode_limit,
+                stopping,
+                line_break,
+                counts,
+            })
         }
         Err(refusal) => {
             place.finished = true;
@@ -306,7 +320,7 @@ pub(crate) async fn beside<T: Send + 'static>(
     let mut place = Place::take(app, backend.as_ref(), endpoint, 0, 0)?;
     let begun = Instant::now();
     let queue_timeout = app.settings.queue_timeout;
-    let Ok(turn) = tokio::time::timeout(queue_timeout, app.turn(backend).acquire_owned()).await else {
+    let Ok(turn) = tokio::time::timeout(queue_timeout, app.turn(backend.as_ref()).acquire_owned()).await else {
         place.finished = true;
         app.metrics.refused.inc();
         return Err(waited_too_long(queue_timeout));

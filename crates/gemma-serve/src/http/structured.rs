@@ -124,7 +124,7 @@ pub(crate) async fn mask(app: &App, backend: &Arc<dyn Backend>, form: Form) -> R
     }
     let (app_there, backend) = (app.clone(), Arc::clone(backend));
     let compiled = app.blocking(move || {
-        let grammars = app_there.grammars(&backend);
+        let grammars = app_there.grammars(backend.as_ref());
         let mask = grammars.compile(&source, backend.tokenizer(), backend.card().vocab_size);
         match mask {
             Ok(mask) => Ok(Box::new(mask) as Box<dyn TokenMask>),

@@ -1,7 +1,5 @@
 //! `/v1/vision/{caption,detect,segment}`: PaliGemma's tasks with typed answers.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Deserialize;
@@ -35,7 +33,7 @@ pub(crate) async fn vision(
     Path(task): Path<String>,
     JsonBody(request): JsonBody<VisionRequest>,
 ) -> Result<Json<Value>, Refusal> {
-    let backend = Arc::clone(app.backend(request.model.as_deref())?);
+    let backend = app.backend(request.model.as_deref()).await?;
     let objects = || match request.objects.0.len() {
         0 => Err(Refusal::field("objects", "missing; send the names of what to look for")),
         1..=MOST_OBJECTS => Ok(request.objects.0.clone()),

@@ -1,14 +1,14 @@
 //! A model of a few lines: it always answers with the same text, so that protocols are tested without weights.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gemma_serve::http::backend::{
-    Capabilities, EmbedInput, Hole, Load, Message, Moderated, Ongoing, TokenScore, VisionTask,
+    Capabilities, EmbedInput, Hole, Load, Message, Moderated, Ongoing, Sampling, TokenScore, VisionTask,
 };
-use gemma_serve::http::{Backend, Event, Events, Finished, Job, ModelCard, Prompt, Reason, Refusal};
+use gemma_serve::http::{AdapterCard, Backend, Event, Events, Finished, Job, ModelCard, Prompt, Reason, Refusal};
 use gemma_tokenizer::{ChatTemplate, EncodeOptions, Family, TokenId, Tokenizer, Turn};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
@@ -23,6 +23,17 @@ pub(crate) struct Fake {
     slots: Arc<Semaphore>,
     /// Jobs that run or wait.
     pub live: Arc<AtomicUsize>,
+    adapters: Vec<AdapterCard>,
+    /// The jobs that came: how they were to be sampled, their biases and adapters.
+    pub asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+/// What a job asked for besides its prompt.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) sampling: Sampling,
+    pub(crate) logit_bias: Vec<(TokenId, f32)>,
+    pub(crate) adapters: Option<Vec<(usize, f32)>>,
 }
 
 impl Fake {
@@ -53,7 +64,8 @@ impl Fake {
         };
         let slots = Arc::new(Semaphore::new(4));
         let (template, delay) = (ChatTemplate::builtin(), Duration::ZERO);
-        Self { card, tokenizer, template, reply: reply.to_owned(), delay, slots, live: Arc::default() }
+        let (live, adapters, asked) = (Arc::default(), Vec::new(), Arc::default());
+        Self { card, tokenizer, template, reply: reply.to_owned(), delay, slots, live, adapters, asked }
     }
 
     /// The same under another name.
@@ -65,6 +77,22 @@ impl Fake {
     /// The same, taking this long for each token.
     pub(crate) fn with_delay(self, delay: Duration) -> Self {
         Self { delay, ..self }
+    }
+
+    /// The same with weights of this size.
+    pub(crate) fn with_bytes(mut self, bytes: u64) -> Self {
+        self.card.bytes = bytes;
+        self
+    }
+
+    /// The same with adapters of these names and strengths.
+    pub(crate) fn with_adapters(self, adapters: &[(&str, f32)]) -> Self {
+        let card = |&(name, strength): &(&str, f32)| AdapterCard {
+            name: name.to_owned(),
+            path: format!("adapters/{name}"),
+            strength,
+        };
+        Self { adapters: adapters.iter().map(card).collect(), ..self }
     }
 
     /// The same without a task.
@@ -152,7 +180,13 @@ impl Backend for Fake {
         &self.template
     }
 
+    fn adapters(&self) -> &[AdapterCard] {
+        &self.adapters
+    }
+
     fn submit(&self, mut job: Job) -> Result<Events, Refusal> {
+        let (sampling, logit_bias, adapters) = (job.sampling.clone(), job.logit_bias.clone(), job.adapters.clone());
+        self.asked.lock().expect("no test panics with it").push(Asked { sampling, logit_bias, adapters });
         let (sender, events) = mpsc::unbounded_channel();
         let (pieces, reason) = plan(&self.tokenizer, &self.reply, &mut job)?;
         let live = self.enter();

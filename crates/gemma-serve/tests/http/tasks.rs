@@ -75,6 +75,9 @@ async fn llama_cpp_completions_are_answered() {
     let (_, text) = send(&server, "POST", "/completion", r#"{"prompt":"count","stream":true}"#).await;
     let last = text.lines().rfind(|line| line.starts_with("data: ")).expect("events");
     assert!(last.contains("\"stop\":true") && last.contains("\"timings\""), "{last}");
+    let shaped = json!({"prompt": "x", "n_predict": 40, "json_schema": {"type": "boolean"}});
+    let content = post(&server, "/completion", shaped).await["content"].clone();
+    assert!(content == "true" || content == "false", "{content}");
 }
 
 #[tokio::test]

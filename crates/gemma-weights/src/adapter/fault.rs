@@ -126,4 +126,14 @@ pub enum AdapterFault {
         /// The first of them.
         module: String,
     },
+    /// A module that all requests share, in an adapter that requests choose.
+    #[error(
+        "{} lies outside the decoder's layers, where requests have no adapters of their own; use --adapter for all \
+         requests, or merge it",
+        Shown(module)
+    )]
+    NotPerRequest {
+        /// The first of them.
+        module: String,
+    },
 }
