@@ -145,9 +145,6 @@ impl Found {
 
     /// Opens a model that embeds texts.
     pub(crate) fn open_embedding(self) -> Result<EmbeddingGemma> {
-        if !self.options.adapters.is_empty() {
-            bail!("an embedding model takes no --adapter; give it merged weights");
-        }
         let device = device(&self.compute)?;
         Ok(with_bar("loading", |on_progress| self.found.open_embedding_with(&self.options, &device, on_progress))?)
     }
