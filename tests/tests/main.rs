@@ -18,3 +18,4 @@ mod precision;
 mod real;
 mod recurrent;
 mod state;
+mod training;
