@@ -4,6 +4,8 @@
 //! made). A larger set is found through the environment variable `GEMMA_TEST_SHARED`; tests that use it say that they
 //! skipped when it is unset.
 
+pub mod tiny;
+
 use gemma_backend::{Backend, Device};
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};

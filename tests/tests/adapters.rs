@@ -145,6 +145,7 @@ fn losses(checkpoint: &Checkpoint, precision: Option<Precision>, steps: usize) -
         rank_pattern: Default::default(),
         alpha_pattern: Default::default(),
         base_model: None,
+        of_encoder: false,
     };
     let options = LoadOptions { precision, ..exact() };
     let model: Decoder =
@@ -200,6 +201,7 @@ fn demo_training(steps: usize) -> (Trainer<Decoder>, Vec<Example>) {
         rank_pattern: Default::default(),
         alpha_pattern: Default::default(),
         base_model: None,
+        of_encoder: false,
     };
     let model: Decoder = gemma_train::open_with_new_factors(&checkpoint, &exact(), &config, 3, &device, &mut |_, _| {})
         .expect("it fits");

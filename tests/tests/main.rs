@@ -20,3 +20,4 @@ mod recurrent;
 mod request_adapters;
 mod speculative;
 mod state;
+mod training;

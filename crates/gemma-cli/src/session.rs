@@ -151,8 +151,8 @@ impl Found {
 
     /// Opens a model that embeds texts.
     pub(crate) fn open_embedding(self) -> Result<EmbeddingGemma> {
-        if !self.options.adapters.is_empty() || !self.options.request_adapters.is_empty() {
-            bail!("an embedding model takes no --adapter and no --lora; give it merged weights");
+        if !self.options.request_adapters.is_empty() {
+            bail!("an embedding model takes no --lora; give it an --adapter, for all requests");
         }
         let device = device(&self.compute)?;
         Ok(with_bar("loading", |on_progress| self.found.open_embedding_with(&self.options, &device, on_progress))?)

@@ -2,6 +2,9 @@
 
 #[allow(dead_code, reason = "other tests use the rest")]
 mod program;
+#[allow(unreachable_pub, reason = "it belongs to the library of the end-to-end tests")]
+#[path = "../../../tests/src/tiny.rs"]
+mod tiny;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -195,6 +198,165 @@ fn every_family_learns_what_it_is_for() {
     let described = data(folder.path(), "images.jsonl", &format!("{line}\n"));
     let adapter = train("demo:paligemma", &described, "images", &[]);
     printed(gemma().args(["caption", "--adapter"]).arg(adapter).arg(image));
+}
+
+#[test]
+fn gemma_3_and_vaultgemma_learn_beside_weights_of_any_format() {
+    let folder = temporary();
+    let one = data(folder.path(), "one.jsonl", "{\"text\": \"The cat sat on the mat.\"}\n");
+    for kind in ["gemma3", "vaultgemma"] {
+        let model = folder.path().join(kind);
+        fs::create_dir(&model).expect("a folder");
+        tiny::text_model(&model, kind, &program::folder::demo("gemma"), 3);
+        let mut models = vec![(model.clone(), &[][..]), (model.clone(), &["--precision", "q8_0"][..])];
+        if kind == "gemma3" {
+            let gguf = folder.path().join("model.gguf");
+            printed(gemma().args(["convert", "--format", "q8_0"]).arg(&model).arg(&gguf));
+            models.push((gguf, &[]));
+        }
+        for (index, (model, more)) in models.into_iter().enumerate() {
+            let out = folder.path().join(format!("{kind}-{index}"));
+            let mut command = gemma();
+            command.args(["finetune", "--json", "--rank", "2", "--batch", "1", "--learning-rate", "1e-2"]);
+            command.args(["--steps", "20", "--model"]).arg(&model).args(more);
+            let report = printed_json(command.arg("--data").arg(&one).arg("--out").arg(&out));
+            assert!(number(&report, "last_loss") < 0.8 * number(&report, "first_loss"), "{kind}: {report}");
+            let generated = |more: &[&Path]| {
+                let mut command = gemma();
+                command.args(["generate", "--temperature", "0", "-n", "6", "The cat", "--model"]).arg(&model);
+                for adapter in more {
+                    command.arg("--adapter").arg(adapter);
+                }
+                printed(&mut command)
+            };
+            assert_ne!(generated(&[&out]), generated(&[]), "{kind}: the adapter is used");
+        }
+    }
+}
+
+/// Pairs in words that the demo's tokenizer knows.
+const PAIRS: &str = r#"{"query": "cat", "positive": "The king had three sons."}
+{"anchor": "dog", "positive": "Once upon a time", "negative": "The tree is green."}
+{"query": "sun", "positive": "Two plus two is four.", "negative": ["Good day", "Hello"]}
+{"query": "tree", "positive": "Good night"}
+"#;
+
+#[test]
+fn an_embedding_model_learns_what_belongs_together() {
+    let folder = temporary();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).expect("a folder");
+    tiny::embedding_model(&model, &program::folder::demo("gemma"), 3);
+    let pairs = data(folder.path(), "pairs.jsonl", PAIRS);
+    let train = |out: &str, data: &Path, more: &[&str]| {
+        let mut command = gemma();
+        command.args(["finetune", "--json", "--rank", "4", "--learning-rate", "5e-3", "--steps", "30", "--model"]);
+        command.arg(&model).arg("--data").arg(data).arg("--out").arg(folder.path().join(out)).args(more);
+        command
+    };
+    let report = printed_json(&mut train("lora", &pairs, &["--eval", pairs.to_str().expect("UTF-8")]));
+    assert!(number(&report, "last_loss") < 0.5 * number(&report, "first_loss"), "{report}");
+    let evaluations = report["evaluations"].as_array().expect("a list");
+    assert_eq!(number(&evaluations[1], "accuracy"), 1.0, "{report}");
+    assert!(number(&evaluations[1], "eval_loss") < 0.5 * number(&evaluations[0], "eval_loss"), "{report}");
+    let out = folder.path().join("lora");
+
+    // as PEFT names the modules of a transformer without a head
+    let config: Value =
+        serde_json::from_slice(&fs::read(out.join("adapter_config.json")).expect("a file")).expect("JSON");
+    assert_eq!(config["task_type"], "FEATURE_EXTRACTION");
+    let factors = safetensors::SafeTensors::deserialize(&adapter_of(folder.path(), "lora")).map(|file| {
+        file.names().iter().any(|name| **name == *"base_model.model.layers.0.self_attn.q_proj.lora_A.weight")
+    });
+    assert!(factors.expect("a safetensors file"));
+
+    // the vectors are those of the adapter
+    let vector = |task: &str, text: &str, more: &[&Path]| -> Vec<f64> {
+        let mut command = gemma();
+        command.args(["embed", "--json", "--task", task, text, "--model"]).arg(&model);
+        for adapter in more {
+            command.arg("--adapter").arg(adapter);
+        }
+        serde_json::from_value(printed_json(&mut command)["embeddings"][0].clone()).expect("numbers")
+    };
+    let cosine = |more: &[&Path], text: &str| -> f64 {
+        let (query, text) = (vector("query", "cat", more), vector("document", text, more));
+        query.iter().zip(&text).map(|(a, b)| a * b).sum()
+    };
+    let margin = |more: &[&Path]| cosine(more, "The king had three sons.") - cosine(more, "Good night");
+    assert!(margin(&[&out]) > margin(&[]) + 0.1, "{} {}", margin(&[&out]), margin(&[]));
+
+    let mut merge = gemma();
+    merge.args(["merge", "--model"]).arg(&model).arg("--adapter").arg(&out).arg(folder.path().join("merged"));
+    assert!(refusal(&mut merge).contains("gemma embed"));
+    let texts = data(folder.path(), "texts.jsonl", "{\"text\": \"The cat\"}\n");
+    let line = refusal(&mut train("x", &texts, &[]));
+    assert!(line.contains("line 1") && line.contains("query and positive"), "{line}");
+    let line = refusal(&mut train("x", &pairs, &["--method", "full"]));
+    assert!(line.contains("--method lora"), "{line}");
+    let line = refusal(&mut train("x", &pairs, &["--query-task", "poetry"]));
+    assert!(line.contains("poetry") && line.contains("similarity"), "{line}");
+    let line = refusal(gemma().args(["finetune", "--out", "x", "--data"]).arg(&pairs));
+    assert!(line.contains("EmbeddingGemma"), "{line}");
+    let lonely = data(folder.path(), "one.jsonl", "{\"query\": \"cat\", \"positive\": \"The cat\"}\n");
+    let line = refusal(&mut train("x", &lonely, &[]));
+    assert!(line.contains("negatives"), "{line}");
+}
+
+#[test]
+fn boxes_of_a_coco_file_are_learned() {
+    let folder = temporary();
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/paligemma/demo/images");
+    let size = image_size(&images.join("shapes1.png"));
+    let instances = |file: &str| {
+        let text = serde_json::json!({
+            "info": {"year": 2026},
+            "images": [{"id": 5, "file_name": file, "width": size.0, "height": size.1}],
+            "annotations": [
+                {"id": 1, "image_id": 5, "category_id": 2, "bbox": [96, 32, 96, 96], "iscrowd": 0, "segmentation": [[1, 2]]},
+                {"id": 2, "image_id": 5, "category_id": 2, "bbox": [0, 0, 5, 5], "iscrowd": 1},
+            ],
+            "categories": [{"id": 2, "name": "orange"}],
+        });
+        data(folder.path(), "instances.json", &serde_json::to_string_pretty(&text).expect("JSON"))
+    };
+    let train = |out: &str| {
+        let mut command = gemma();
+        command.args(["finetune", "--json", "--model", "demo:paligemma", "--rank", "4", "--batch", "1"]);
+        command.args(["--learning-rate", "5e-3", "--steps", "40", "--image-folder"]).arg(&images);
+        command.arg("--data").arg(folder.path().join("instances.json")).arg("--out").arg(folder.path().join(out));
+        command
+    };
+    instances("shapes1.png");
+    let report = printed_json(&mut train("lora"));
+    assert!(number(&report, "last_loss") < 0.2 * number(&report, "first_loss"), "{report}");
+    let found = printed_json(
+        gemma()
+            .args(["detect", "--json", "-w", "orange", "--model", "demo:paligemma", "--adapter"])
+            .arg(folder.path().join("lora"))
+            .arg(images.join("shapes1.png")),
+    );
+    let object = &found[0]["answers"][0]["objects"][0];
+    assert_eq!(object["label"], "orange", "{found}");
+    let bbox: Vec<f64> = serde_json::from_value(object["bbox"].clone()).expect("four numbers");
+    assert_eq!(
+        bbox.iter().map(|edge| edge.round()).collect::<Vec<_>>(),
+        [96.0, 32.0, 96.0, 96.0],
+        "as it was annotated"
+    );
+    instances("nowhere.png");
+    let line = refusal(&mut train("x"));
+    assert!(line.contains("nowhere.png") && line.contains("--image-folder"), "{line}");
+    data(folder.path(), "instances.json", "{\n\"images\": []}");
+    let line = refusal(&mut train("x"));
+    assert!(line.contains("COCO"), "{line}");
+}
+
+/// Width and height of a PNG file.
+fn image_size(file: &Path) -> (u32, u32) {
+    let bytes = fs::read(file).expect("an image");
+    let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    (number(16), number(20))
 }
 
 #[test]

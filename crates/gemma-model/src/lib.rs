@@ -8,7 +8,7 @@
 //! | Module | What is in it |
 //! |---|---|
 //! | `network` | [`Network`]: what a family brings |
-//! | `blocks` | [`Blocks`]: a network in the parts that training takes one at a time |
+//! | `blocks` | [`BlockStack`]: a network in the parts that training takes one at a time |
 //! | `model` | [`Model`]: open, generate, chat, save |
 //! | `load_options` | [`LoadOptions`]: how a model is opened |
 //! | `conversation` | [`Conversation`]: each turn reads only what is new |
@@ -32,14 +32,14 @@ mod save;
 mod speculate;
 mod state;
 
-pub use blocks::Blocks;
+pub use blocks::{BlockStack, Blocks, Encoder};
 pub use conversation::{Answered, Attachments, Conversation, Reply, TextOnly};
 pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
 pub use error::{Error, StateFault};
 pub use gemma_generate::TokenId;
-pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision, Segment, Weight};
+pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision, Saver, Segment, Weight};
 pub use load_options::{LoadOptions, OnLoad};
 pub use model::{Model, read_chat_template, read_tokenizer};
 pub use network::{Network, config_file};
 pub use speculate::Speculate;
-pub use state::{fingerprint, load_state, save_state};
+pub use state::{fingerprint, fingerprint_of, load_state, save_state};

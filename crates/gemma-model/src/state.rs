@@ -131,6 +131,11 @@ fn checksum<'a>(
 
 /// Digest of a model: its configuration, and a sample of each parameter as it is held.
 pub fn fingerprint<N: Network>(network: &N) -> String {
+    fingerprint_of(&N::config_to_json(network.config(), Dtype::F32), |saver| network.save(saver))
+}
+
+/// [`fingerprint`] of a configuration and of the parameters that `save` hands over.
+pub fn fingerprint_of(config: &serde_json::Value, save: impl FnOnce(&mut dyn Saver)) -> String {
     struct Samples(Sha256);
     impl Samples {
         fn add(&mut self, name: &str, values: Tensor<1>) {
@@ -161,12 +166,11 @@ pub fn fingerprint<N: Network>(network: &N) -> String {
         }
     }
     let mut samples = Samples(Sha256::new());
-    let config = N::config_to_json(network.config(), Dtype::F32);
     // sorted, whatever order this build's JSON objects have
     let fields: BTreeMap<&String, String> =
         config.as_object().into_iter().flatten().map(|(name, value)| (name, value.to_string())).collect();
     samples.0.update(format!("{fields:?}").as_bytes());
-    network.save(&mut samples);
+    save(&mut samples);
     hex(samples.0)
 }
 

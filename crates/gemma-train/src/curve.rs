@@ -15,13 +15,7 @@ type Line = Vec<(f64, f64)>;
 
 /// An SVG with the loss of the steps and of the evaluations.
 pub(crate) fn svg(metrics: &[Metric]) -> String {
-    let steps: Line = metrics
-        .iter()
-        .filter_map(|metric| match metric {
-            Metric::Step { step, loss, .. } => Some((*step as f64, *loss)),
-            Metric::Evaluation { .. } => None,
-        })
-        .collect();
+    let steps = losses(metrics);
     let evaluations: Line = metrics
         .iter()
         .filter_map(|metric| match metric {
@@ -29,7 +23,7 @@ pub(crate) fn svg(metrics: &[Metric]) -> String {
             Metric::Step { .. } => None,
         })
         .collect();
-    let steps = averaged(&steps);
+    let steps = averaged(&steps, POINTS);
     let all = || steps.iter().chain(&evaluations).filter(|(_, loss)| loss.is_finite());
     let last = all().map(|(step, _)| *step).fold(1.0, f64::max);
     let (low, high) =
@@ -79,32 +73,88 @@ pub(crate) fn svg(metrics: &[Metric]) -> String {
     svg
 }
 
-/// The line in at most [`POINTS`] points.
-fn averaged(line: &[(f64, f64)]) -> Line {
+/// Steps and their losses.
+fn losses(metrics: &[Metric]) -> Line {
+    let loss = |metric: &Metric| match metric {
+        Metric::Step { step, loss, .. } => Some((*step as f64, *loss)),
+        Metric::Evaluation { .. } => None,
+    };
+    metrics.iter().filter_map(loss).collect()
+}
+
+/// Columns and rows of a plot in a terminal.
+const COLUMNS: usize = 60;
+const ROWS: usize = 8;
+/// The eighths of a cell, from below.
+const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// The loss of the steps as lines of text, at most 72 characters wide; empty for fewer than two steps.
+pub fn plot(metrics: &[Metric]) -> String {
+    let all: Line = losses(metrics).into_iter().filter(|(_, loss)| loss.is_finite()).collect();
+    let (Some((first, _)), Some((last, _))) = (all.first().copied(), all.last().copied()) else { return String::new() };
+    if all.len() < 2 {
+        return String::new();
+    }
+    let line = averaged(&all, COLUMNS);
+    let bounds = |(low, high): (f64, f64), (_, loss): &(f64, f64)| (low.min(*loss), high.max(*loss));
+    let (low, high) = line.iter().fold((f64::INFINITY, f64::NEG_INFINITY), bounds);
+    let room = if high > low { high - low } else { 1.0 };
+    // the lowest loss still shows: one eighth of a cell
+    let height = |loss: f64| 1 + ((loss - low) / room * (ROWS * 8 - 1) as f64).round() as usize;
+    let mut text = String::new();
+    for row in (0..ROWS).rev() {
+        let label = match row {
+            0 => format!("{low:9.4}"),
+            row if row == ROWS - 1 => format!("{high:9.4}"),
+            _ => " ".repeat(9),
+        };
+        let cells = line.iter().map(|(_, loss)| EIGHTHS[height(*loss).saturating_sub(row * 8).min(8)]);
+        let cells: String = cells.collect();
+        let _ = writeln!(text, "{label} │{}", cells.trim_end());
+    }
+    let _ = writeln!(text, "     loss └ step {} to {}", first + 1.0, last + 1.0);
+    text
+}
+
+/// The line in at most `points` points.
+fn averaged(line: &[(f64, f64)], points: usize) -> Line {
     let mean = |part: &[(f64, f64)]| {
         let count = part.len() as f64;
         (part.iter().map(|(step, _)| step).sum::<f64>() / count, part.iter().map(|(_, loss)| loss).sum::<f64>() / count)
     };
-    line.chunks(line.len().div_ceil(POINTS).max(1)).map(mean).collect()
+    line.chunks(line.len().div_ceil(points).max(1)).map(mean).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metric::Evaluation;
+
+    fn step(step: usize, loss: f64) -> Metric {
+        let (learning_rate, gradient_norm, tokens, seconds) = (0.1, 1.0, 10, 1.0);
+        Metric::Step { step, time: 0, loss, learning_rate, gradient_norm, tokens, seconds }
+    }
+
+    #[test]
+    fn a_plot_falls_where_the_loss_does() {
+        let falling: Vec<Metric> = (0..120).map(|number| step(number, 3.0 - number as f64 / 60.0)).collect();
+        let text = plot(&falling);
+        let rows: Vec<&str> = text.lines().collect();
+        assert_eq!(rows.len(), ROWS + 1);
+        assert!(rows.iter().all(|row| row.chars().count() <= 72), "{text}");
+        let filled: Vec<usize> = rows[..ROWS].iter().map(|row| row.chars().filter(|c| *c == '█').count()).collect();
+        assert!(filled.windows(2).all(|pair| pair[0] < pair[1]), "{text}");
+        assert!(rows[0].contains("2.99") && rows[ROWS - 1].contains("1.02"), "{text}");
+        assert!(rows[ROWS].contains("step 1 to 120"), "{text}");
+        let flat = plot(&[step(0, 1.0), step(1, 1.0)]);
+        assert!(flat.contains("▁▁"), "{flat}");
+        assert_eq!(plot(&[step(0, 1.0)]) + &plot(&[]) + &plot(&[step(0, f64::NAN), step(1, f64::NAN)]), "");
+    }
 
     #[test]
     fn every_line_stays_on_the_paper() {
-        let step = |step: usize| Metric::Step {
-            step,
-            time: 0,
-            loss: 3.0 - step as f64 / 1000.0,
-            learning_rate: 0.1,
-            gradient_norm: 1.0,
-            tokens: 10,
-            seconds: 1.0,
-        };
-        let mut metrics: Vec<Metric> = (0..1000).map(step).collect();
-        metrics.push(Metric::evaluation(1000, "x".into(), 2.5, false));
+        let mut metrics: Vec<Metric> = (0..1000).map(|number| step(number, 3.0 - number as f64 / 1000.0)).collect();
+        metrics.push(Metric::evaluation(1000, "x".into(), Evaluation::of_texts(2.5, None)));
         let image = svg(&metrics);
         assert_eq!(image.matches("<polyline").count(), 2);
         let points = image.split("points=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a line");

@@ -7,6 +7,7 @@
 //! | `{"messages": [{"role": "user", "content": "..."}, ...]}` | what the model says, by the chat template |
 //! | `{"prompt": "...", "chosen": "...", "rejected": "..."}` | that the first answer is better (DPO) |
 //! | `{"image": "photo.jpg", "prefix": "...", "suffix": "..."}` | the suffix, by a model that looks at images |
+//! | `{"query": "...", "positive": "...", "negative": "..."}` | that the positive belongs to the query, by a model that embeds |
 //!
 //! Nothing is dropped in silence: a line that cannot be used is an error with its number, or is counted as skipped where
 //! the caller says so, and what is cut off is counted.
@@ -66,6 +67,15 @@ pub enum Record {
         /// What it learns to say.
         suffix: String,
     },
+    /// A query, the text that belongs to it, and texts that do not (sentence-transformers' columns).
+    Pair {
+        /// What is searched for: `query`, or `anchor`.
+        query: String,
+        /// What is to be found.
+        positive: String,
+        /// What is not to be found: `negative`, a text or a list of texts, or absent.
+        negatives: Vec<String>,
+    },
 }
 
 impl Record {
@@ -92,17 +102,33 @@ impl Record {
             let [image, prefix, suffix] = texts(&fields, ["image", "prefix", "suffix"])?;
             return Ok(Self::Image { image: image.into(), prefix, suffix });
         }
+        if let Some(query) = ["query", "anchor"].into_iter().find(|query| has(&[query, "positive"])) {
+            let [query, positive] = texts(&fields, [query, "positive"])?;
+            let negatives = fields.get("negative").map_or(Ok(Vec::new()), |field| some_texts("negative", field))?;
+            return Ok(Self::Pair { query, positive, negatives });
+        }
         if has(&["text"]) {
             let [text] = texts(&fields, ["text"])?;
             return Ok(Self::Text(text));
         }
         let names: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();
         Err(format!(
-            "it has the fields {}; it must have text, prompt and completion, messages, prompt, chosen and rejected, or image, \
-             prefix and suffix",
+            "it has the fields {}; it must have text, prompt and completion, messages, prompt, chosen and rejected, image, prefix \
+             and suffix, or query and positive",
             if names.is_empty() { "of an empty object".to_owned() } else { names.join(", ") }
         ))
     }
+}
+
+/// A text, or a list of texts.
+fn some_texts(name: &str, field: &Json) -> Result<Vec<String>, String> {
+    let text = |value: &Json| value.as_str().map(str::to_owned);
+    let found = match field {
+        Json::Null => Some(Vec::new()),
+        Json::Array(values) => values.iter().map(text).collect(),
+        value => text(value).map(|text| vec![text]),
+    };
+    found.ok_or_else(|| format!("{name} is neither a text nor a list of texts"))
 }
 
 fn texts<const N: usize>(fields: &Map<String, Json>, names: [&str; N]) -> Result<[String; N], String> {
@@ -249,7 +275,15 @@ mod tests {
             Ok(Record::Preference { .. })
         ));
         assert!(matches!(Record::parse(r#"{"image": "i", "prefix": "p", "suffix": "s"}"#), Ok(Record::Image { .. })));
+        let pair = |negatives: &[&str]| {
+            let negatives = negatives.iter().map(|text| (*text).to_owned()).collect();
+            Ok(Record::Pair { query: "q".into(), positive: "p".into(), negatives })
+        };
+        assert_eq!(Record::parse(r#"{"query": "q", "positive": "p"}"#), pair(&[]));
+        assert_eq!(Record::parse(r#"{"anchor": "q", "positive": "p", "negative": "n"}"#), pair(&["n"]));
+        assert_eq!(Record::parse(r#"{"query": "q", "positive": "p", "negative": ["n", "m"]}"#), pair(&["n", "m"]));
         for (line, word) in [
+            (r#"{"query": "q", "positive": "p", "negative": 3}"#, "negative"),
             ("{", "JSON"),
             ("[]", "object"),
             ("{}", "empty"),

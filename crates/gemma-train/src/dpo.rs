@@ -3,7 +3,7 @@
 use burn::module::Module;
 use gemma_model::Blocks;
 
-use crate::gradients::NamedValues;
+use crate::gradients::{BatchGradients, NamedValues};
 use crate::{Error, Example, StepReport, Trainer};
 
 /// An answer that is preferred to another one, to the same prompt.
@@ -25,44 +25,43 @@ impl<M: Blocks + Module> Trainer<M> {
     /// # Errors
     /// As [`Trainer::step`].
     pub fn preference_step(&mut self, pairs: &[Preference], beta: f64) -> Result<StepReport, Error> {
-        let examples: Vec<Example> =
-            pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect();
-        self.step_with(&examples, |trainer, examples| trainer.preference_gradients(pairs, examples, beta))
+        self.step_on(|trainer| Ok(trainer.preference_gradients(pairs, beta)))
     }
 
     /// The mean loss of some pairs.
     pub fn preference_loss(&self, pairs: &[Preference], beta: f64) -> f64 {
-        let examples: Vec<Example> =
-            pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect();
-        let log_probs = self.log_probs(&examples);
+        let log_probs = self.log_probs(&both(pairs));
         let losses =
             pairs.iter().zip(log_probs.chunks(2)).map(|(pair, log_probs)| softplus(-margin(pair, log_probs, beta)));
         losses.sum::<f64>() / pairs.len().max(1) as f64
     }
 
-    fn preference_gradients(
-        &self,
-        pairs: &[Preference],
-        examples: &[Example],
-        beta: f64,
-    ) -> Result<(f64, NamedValues), Error> {
+    /// The loss of some pairs and its gradient, summed over the pairs.
+    pub(crate) fn preference_gradients(&self, pairs: &[Preference], beta: f64) -> BatchGradients {
+        let examples = both(pairs);
         if examples.iter().all(|example| example.learned() == 0) {
-            return Err(Error::EmptyBatch { step: self.steps() });
+            return BatchGradients::default();
         }
         // how much each pair weighs depends on where the model stands with it
-        let log_probs = self.log_probs(examples);
+        let log_probs = self.log_probs(&examples);
         let mut loss = 0.0;
         let mut weighted = Vec::with_capacity(examples.len());
         for (pair, (examples, log_probs)) in pairs.iter().zip(examples.chunks(2).zip(log_probs.chunks(2))) {
             let margin = margin(pair, log_probs, beta);
-            loss += softplus(-margin) / pairs.len() as f64;
-            let weight = (beta * sigmoid(-margin) / pairs.len() as f64) as f32;
+            loss += softplus(-margin);
+            let weight = (beta * sigmoid(-margin)) as f32;
             weighted.extend([(&examples[0], weight), (&examples[1], -weight)]);
         }
-        let mut sums = NamedValues::new();
-        self.weighted_gradients(&weighted, &mut sums);
-        Ok((loss, sums))
+        let mut gradients = NamedValues::new();
+        self.weighted_gradients(&weighted, &mut gradients);
+        let tokens = examples.iter().map(|example| example.inputs().len()).sum();
+        BatchGradients { loss, count: pairs.len(), tokens, gradients }
     }
+}
+
+/// The better and the worse answer of each pair, in turn.
+pub(crate) fn both(pairs: &[Preference]) -> Vec<Example> {
+    pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect()
 }
 
 fn margin(pair: &Preference, log_probs: &[f64], beta: f64) -> f64 {

@@ -28,6 +28,20 @@ pub enum Error {
         /// The step, from 0.
         step: usize,
     },
+    /// Another process of the training is gone.
+    #[error("another process of the training is gone ({reason}); start all of them again with --resume")]
+    RankLost {
+        /// What was noticed.
+        reason: String,
+    },
+    /// The processes of a training are not at the same step of the same training.
+    #[error(
+        "the processes of the training differ in data, settings or steps; give all the same command, and an OUT that all can read"
+    )]
+    Disagreement,
+    /// This process was asked to end while it waited for the others.
+    #[error("the training was asked to end; go on with --resume")]
+    Interrupted,
     /// A model without trainable parameters.
     #[error("the model has nothing to train; open it for training, or with an adapter")]
     NothingToTrain,
@@ -46,6 +60,16 @@ pub enum Error {
         path: PathBuf,
         /// Which line, from 1.
         line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An image of the data that cannot be used.
+    #[error("{}: {item}: {reason}; correct it, or leave it out", path.display())]
+    Item {
+        /// The file that names it.
+        path: PathBuf,
+        /// Where it stands there.
+        item: String,
         /// What is wrong with it.
         reason: String,
     },

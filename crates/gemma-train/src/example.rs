@@ -58,6 +58,11 @@ impl Example {
         self.targets().flatten().count()
     }
 
+    /// Whether it asks for something: whether its first tokens are not to be learned.
+    pub fn has_prompt(&self) -> bool {
+        self.learn.first().is_some_and(|learn| !learn)
+    }
+
     /// Where [`inputs`](Self::inputs) lie in their sequence. They are read like a prompt, however few they are.
     pub fn segment(&self) -> Segment {
         Segment::causal(0, self.inputs().len()).with_prefix(self.prefix_len).in_phase(Phase::Prefill)

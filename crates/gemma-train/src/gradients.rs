@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Gradients as Recorded, Tensor, TensorData};
-use gemma_model::Network;
+use gemma_model::BlockStack;
 use gemma_nn::{LoraFactors, Saver, Weight};
+
+use crate::Error;
 
 /// What PEFT writes before the path of a module.
 pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
@@ -22,6 +24,34 @@ pub struct Values {
 /// Values by the name of a parameter: that of the checkpoint, and of LoRA factors PEFT's
 /// (`base_model.model.….lora_A.weight`).
 pub type NamedValues = BTreeMap<String, Values>;
+
+/// The loss of a batch and its gradient, both summed over what is learned.
+#[derive(Clone, Debug, Default)]
+pub struct BatchGradients {
+    /// The sum of the losses, in nats.
+    pub loss: f64,
+    /// How many losses: tokens to be learned, or pairs.
+    pub count: usize,
+    /// Tokens read.
+    pub tokens: usize,
+    /// The gradient of the sum, by the name of the parameter.
+    pub gradients: NamedValues,
+}
+
+impl BatchGradients {
+    /// The mean loss and its gradient.
+    ///
+    /// # Errors
+    /// When there is nothing to learn.
+    pub(crate) fn mean(mut self, step: usize) -> Result<(f64, NamedValues), Error> {
+        if self.count == 0 {
+            return Err(Error::EmptyBatch { step });
+        }
+        let weight = 1.0 / self.count as f32;
+        self.gradients.values_mut().flat_map(|gradient| &mut gradient.values).for_each(|value| *value *= weight);
+        Ok((self.loss / self.count as f64, self.gradients))
+    }
+}
 
 /// Called for each trainable parameter.
 trait Visit {
@@ -68,7 +98,7 @@ fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 }
 
 /// The trainable parameters of a network, with the numbers by which the module knows them.
-pub(crate) fn parameters<M: Network>(model: &M) -> BTreeMap<String, (ParamId, Values)> {
+pub(crate) fn parameters<M: BlockStack>(model: &M) -> BTreeMap<String, (ParamId, Values)> {
     struct Collect(BTreeMap<String, (ParamId, Values)>);
     impl Visit for Collect {
         fn parameter<const D: usize>(&mut self, name: String, shape: Vec<usize>, param: &Param<Tensor<D>>) {
@@ -77,12 +107,12 @@ pub(crate) fn parameters<M: Network>(model: &M) -> BTreeMap<String, (ParamId, Va
         }
     }
     let mut collect = Collect(BTreeMap::new());
-    model.save(&mut Visitor(&mut collect));
+    model.save_parameters(&mut Visitor(&mut collect));
     collect.0
 }
 
 /// Adds what a backward pass has left for the parameters of `model` to `sums`.
-pub(crate) fn accumulate<M: Network>(model: &M, recorded: &mut Recorded, sums: &mut NamedValues) {
+pub(crate) fn accumulate<M: BlockStack>(model: &M, recorded: &mut Recorded, sums: &mut NamedValues) {
     struct Add<'a>(&'a mut Recorded, &'a mut NamedValues);
     impl Visit for Add<'_> {
         fn parameter<const D: usize>(&mut self, name: String, shape: Vec<usize>, param: &Param<Tensor<D>>) {
@@ -94,7 +124,7 @@ pub(crate) fn accumulate<M: Network>(model: &M, recorded: &mut Recorded, sums: &
             }
         }
     }
-    model.save(&mut Visitor(&mut Add(recorded, sums)));
+    model.save_parameters(&mut Visitor(&mut Add(recorded, sums)));
 }
 
 /// The same network with other values for some of its parameters.

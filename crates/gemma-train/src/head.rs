@@ -21,6 +21,8 @@ const LEAST_ROWS: usize = 256;
 pub struct HeadLoss {
     /// The logarithm of the probability of each row's target, in nats.
     pub log_probs: Vec<f64>,
+    /// Whether each row's target is the likeliest token.
+    pub greedy: Vec<bool>,
     /// The gradient of `-Σ weight · log_prob` with respect to the hidden states, `[rows, hidden_size]`; asked for only.
     pub gradient: Option<Tensor<2>>,
 }
@@ -88,7 +90,8 @@ fn in_chunks(
         sums * column(expected) - packed_rows(head, targets) * column(target)
     });
     debug_assert!(gradient.as_ref().is_none_or(|gradient| gradient.dims() == [rows, width]));
-    HeadLoss { log_probs, gradient }
+    let greedy = states.iter().map(|state| state.target_logit >= state.largest).collect();
+    HeadLoss { log_probs, greedy, gradient }
 }
 
 /// What is known of a row after some chunks.
@@ -167,7 +170,12 @@ mod tests {
                         PackedWeight::encode(&noise(vocab * width, 1), format, vocab, width, &device).expect("sound");
                     let values =
                         Tensor::<2>::from_data(TensorData::new(noise(rows * width, 2), [rows, width]), &device);
-                    let targets = [3, 776, 0, 500, 500];
+                    let mut targets = [3, 776, 0, 500, 500];
+                    // one that is the likeliest
+                    let row = packed_linear_rows(values.clone().narrow(0, 1, 1), &head, 0..vocab);
+                    let likeliest: Vec<i64> =
+                        row.argmax(1).into_data().convert::<i64>().try_into_vec().expect("an index");
+                    targets[1] = likeliest[0] as TokenId;
                     let weights = [0.5, 1.0, 0.0, -0.25, 2.0];
                     let head = head.with_activations(gemma_kernels::ActivationPrecision::F32);
                     let found = in_chunks(&head, values.clone(), &targets, Some(&weights), softcap, 100);
@@ -176,6 +184,11 @@ mod tests {
                     let dense = head.dequantize().autodiff();
                     let logits = gemma_nn::softcap(hidden.clone().matmul(dense.transpose()), softcap);
                     let log_probs = burn::tensor::activation::log_softmax(logits, 1);
+                    let best: Vec<i64> =
+                        log_probs.clone().argmax(1).into_data().convert::<i64>().try_into_vec().expect("indices");
+                    let best: Vec<bool> =
+                        best.iter().zip(targets).map(|(best, target)| *best == i64::from(target)).collect();
+                    assert_eq!(found.greedy, best, "{backend} {format}");
                     let index: Vec<i32> = targets.iter().map(|target| *target as i32).collect();
                     let index = Tensor::<2, burn::tensor::Int>::from_data(TensorData::new(index, [rows, 1]), &device);
                     let picked = log_probs.gather(1, index.autodiff());

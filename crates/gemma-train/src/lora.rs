@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_model::{Blocks, Error, LoadOptions, OnLoad};
+use gemma_model::{BlockStack, Blocks, Error, LoadOptions, OnLoad};
 use gemma_nn::{LoraFactors, Unpack, WithLora};
 use gemma_weights::{Adapter, AdapterConfig, AdapterTensor, Checkpoint};
 
@@ -15,8 +15,8 @@ use crate::random::Random;
 pub const TARGETS: [&str; 10] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "linear_x", "linear_y", "linear_out"];
 
-/// Opens a checkpoint with new factors beside the projections that `config` names, everything else frozen. `A` is drawn
-/// evenly between `±1/√in` (Kaiming with a = √5, as PEFT does), `B` is zero, so that the network begins as it is.
+/// Opens a checkpoint with new factors beside the projections that `config` names, everything else frozen; see
+/// [`with_new_factors`].
 ///
 /// # Errors
 /// As [`gemma_model::Network::open`], and when `config` names no projection.
@@ -28,6 +28,20 @@ pub fn open_with_new_factors<N: Blocks>(
     device: &Device,
     progress: OnLoad<'_>,
 ) -> Result<N, Error> {
+    with_new_factors(config, seed, device, |change| N::open_changed(checkpoint, options, device, progress, change))
+}
+
+/// What `open` makes of a source with new factors beside the projections that `config` names. `A` is drawn evenly between
+/// `±1/√in` (Kaiming with a = √5, as PEFT does), `B` is zero, so that the network begins as it is.
+///
+/// # Errors
+/// As `open`, and when `config` names no projection.
+pub fn with_new_factors<T, E: From<Error>>(
+    config: &AdapterConfig,
+    seed: u64,
+    device: &Device,
+    open: impl FnOnce(WithLora<'_>) -> Result<T, E>,
+) -> Result<T, E> {
     let device_of_factors = device.clone().autodiff();
     let mut count = 0;
     let change = WithLora::new(|name, inputs, outputs| {
@@ -43,8 +57,8 @@ pub fn open_with_new_factors<N: Blocks>(
         let b = Tensor::<2>::zeros([outputs, rank], &device_of_factors);
         vec![LoraFactors::new(Param::from_tensor(a), Param::from_tensor(b), config.scale_of(name))]
     });
-    let network = N::open_changed(checkpoint, options, device, progress, change)?;
-    if count == 0 { Err(Error::NoTargets) } else { Ok(network) }
+    let opened = open(change)?;
+    if count == 0 { Err(Error::NoTargets.into()) } else { Ok(opened) }
 }
 
 /// An image encoder is not trained: what it makes of an image is an input.
@@ -93,7 +107,7 @@ pub fn open_whole<N: Blocks>(
 }
 
 /// The factors of a training, as a PEFT folder takes them.
-pub fn factors<M: Blocks + burn::module::Module>(trainer: &Trainer<M>) -> Vec<AdapterTensor> {
+pub fn factors<M: BlockStack + burn::module::Module>(trainer: &Trainer<M>) -> Vec<AdapterTensor> {
     pairs(trainer.values())
 }
 

@@ -35,12 +35,38 @@ pub enum Metric {
         time: u64,
         /// The data's file.
         file: String,
-        /// Mean loss, in nats per token to be learned, or per pair of preferences.
+        /// Mean loss, in nats per token to be learned, or per pair.
         eval_loss: f64,
-        /// Its exponential; none of preferences.
+        /// Its exponential; none of pairs.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         perplexity: Option<f64>,
+        /// The part of the answers that greedy decoding would say exactly, or of the queries whose own text is the nearest;
+        /// none of whole texts and of preferences.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        accuracy: Option<f64>,
     },
+}
+
+/// How a model fares on data that it does not learn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean loss, in nats per token to be learned, or per pair.
+    pub loss: f64,
+    /// Its exponential; none of pairs.
+    pub perplexity: Option<f64>,
+    /// The part of the answers that greedy decoding would say exactly, or of the queries whose own text is the nearest; none
+    /// of whole texts and of preferences.
+    pub accuracy: Option<f64>,
+}
+
+impl Evaluation {
+    pub(crate) fn of_texts(loss: f64, accuracy: Option<f64>) -> Self {
+        Self { loss, perplexity: Some(loss.exp()), accuracy }
+    }
+
+    pub(crate) fn of_pairs(loss: f64, accuracy: Option<f64>) -> Self {
+        Self { loss, perplexity: None, accuracy }
+    }
 }
 
 impl From<StepReport> for Metric {
@@ -51,10 +77,10 @@ impl From<StepReport> for Metric {
 }
 
 impl Metric {
-    /// The loss on data that is not learned, as of now; of texts or of pairs.
-    pub fn evaluation(after: usize, file: String, eval_loss: f64, of_pairs: bool) -> Self {
-        let perplexity = (!of_pairs).then(|| eval_loss.exp());
-        Self::Evaluation { after, time: now(), file, eval_loss, perplexity }
+    /// The loss on data that is not learned, as of now.
+    pub fn evaluation(after: usize, file: String, found: Evaluation) -> Self {
+        let Evaluation { loss: eval_loss, perplexity, accuracy } = found;
+        Self::Evaluation { after, time: now(), file, eval_loss, perplexity, accuracy }
     }
 
     /// When it was taken, in seconds since 1970.

@@ -5,13 +5,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use gemma_model::Blocks;
+use gemma_model::{BlockStack, Blocks, Encoder};
 use gemma_weights::{AdapterConfig, NewFile};
 
 use crate::lora::factors;
-use crate::metric::Metric;
+use crate::metric::{Evaluation, Metric};
+use crate::parallel::check_agreement;
 use crate::random::{Random, order};
-use crate::{Error, Example, Preference, StepReport, Trainer, curve, events};
+use crate::text::answers;
+use crate::{BatchGradients, Error, Example, Pair, Preference, StepReport, Trainer, curve, events};
 
 /// The file in which a training is kept, to be resumed from.
 pub const STATE_FILE: &str = "training_state.safetensors";
@@ -22,7 +24,30 @@ pub const EVENTS_FILE: &str = "events.out.tfevents.0.gemma";
 /// The loss over the steps, as an image.
 pub const CURVE_FILE: &str = "loss.svg";
 
-/// What is learned from.
+/// What a training learns from: so many items, of which each step takes some.
+pub trait Learn<M> {
+    /// Number of items.
+    fn len(&self) -> usize;
+
+    /// Whether there is nothing to learn from.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The loss of this process's share of some items, and its gradient.
+    ///
+    /// # Errors
+    /// When an item cannot be made, or another process is gone.
+    fn gradients(&self, trainer: &Trainer<M>, chosen: &[usize]) -> Result<BatchGradients, Error>;
+
+    /// How the model fares on all items, which it does not learn here.
+    ///
+    /// # Errors
+    /// When an item cannot be made, or there is nothing to learn.
+    fn evaluate(&self, trainer: &Trainer<M>) -> Result<Evaluation, Error>;
+}
+
+/// Data for models of text.
 pub enum Data<'a> {
     /// So many examples, each made when it is needed.
     Examples(usize, Box<dyn Fn(usize) -> Result<Example, Error> + 'a>),
@@ -35,18 +60,80 @@ impl Data<'_> {
     pub fn of(examples: Vec<Example>) -> Self {
         Self::Examples(examples.len(), Box::new(move |index| Ok(examples[index].clone())))
     }
+}
 
-    /// Number of examples or pairs.
-    pub fn len(&self) -> usize {
+/// Examples that are evaluated at once, since those with images take memory.
+const AT_ONCE: usize = 16;
+
+impl<M: Blocks + Module> Learn<M> for Data<'_> {
+    fn len(&self) -> usize {
         match self {
             Self::Examples(len, _) => *len,
             Self::Preferences(pairs, _) => pairs.len(),
         }
     }
 
-    /// Whether there is nothing to learn from.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    fn gradients(&self, trainer: &Trainer<M>, chosen: &[usize]) -> Result<BatchGradients, Error> {
+        let share = &chosen[trainer.share(chosen.len())];
+        match self {
+            Self::Examples(_, example) => {
+                let examples = share.iter().map(|index| example(*index)).collect::<Result<Vec<_>, _>>()?;
+                Ok(trainer.text_gradients(&examples))
+            }
+            Self::Preferences(pairs, beta) => {
+                let pairs: Vec<Preference> = share.iter().map(|index| pairs[*index].clone()).collect();
+                Ok(trainer.preference_gradients(&pairs, *beta))
+            }
+        }
+    }
+
+    fn evaluate(&self, trainer: &Trainer<M>) -> Result<Evaluation, Error> {
+        match self {
+            Self::Examples(len, example) => {
+                let model = trainer.trained();
+                let (mut sum, mut count, mut asked, mut right) = (0.0, 0, 0, 0);
+                for first in (0..*len).step_by(AT_ONCE) {
+                    let some = (first..(first + AT_ONCE).min(*len)).map(example).collect::<Result<Vec<_>, _>>()?;
+                    let answers = answers(&model, &some, trainer.options().pack_tokens);
+                    for (example, answer) in some.iter().zip(answers) {
+                        sum -= answer.log_prob;
+                        count += example.learned();
+                        asked += usize::from(example.has_prompt());
+                        right += usize::from(example.has_prompt() && answer.greedy);
+                    }
+                }
+                let accuracy = (asked > 0).then(|| right as f64 / asked as f64);
+                Ok(Evaluation::of_texts(sum / count.max(1) as f64, accuracy))
+            }
+            Self::Preferences(pairs, beta) => Ok(Evaluation::of_pairs(trainer.preference_loss(pairs, *beta), None)),
+        }
+    }
+}
+
+/// Pairs for models that embed texts.
+#[derive(Clone, Debug)]
+pub struct Pairs {
+    /// The pairs.
+    pub pairs: Vec<Pair>,
+    /// What cosines are multiplied by before the softmax ([`Trainer::pair_step`]).
+    pub scale: f64,
+    /// Pairs of a batch in which they are evaluated.
+    pub batch: usize,
+}
+
+impl<M: Encoder + Module> Learn<M> for Pairs {
+    fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    fn gradients(&self, trainer: &Trainer<M>, chosen: &[usize]) -> Result<BatchGradients, Error> {
+        let pairs: Vec<Pair> = chosen.iter().map(|index| self.pairs[*index].clone()).collect();
+        trainer.pair_gradients(&pairs, self.scale)
+    }
+
+    fn evaluate(&self, trainer: &Trainer<M>) -> Result<Evaluation, Error> {
+        let found = trainer.ranking(&self.pairs, self.batch, self.scale)?;
+        Ok(Evaluation::of_pairs(found.loss, Some(found.accuracy)))
     }
 }
 
@@ -110,7 +197,7 @@ impl Keeping {
     ///
     /// # Errors
     /// When a file cannot be written; each is then as it was.
-    pub fn save<M: Blocks + Module>(&self, trainer: &Trainer<M>, metrics: &[Metric]) -> Result<(), Error> {
+    pub fn save<M: BlockStack + Module>(&self, trainer: &Trainer<M>, metrics: &[Metric]) -> Result<(), Error> {
         std::fs::create_dir_all(&self.folder)
             .map_err(|cause| gemma_weights::Error::Write { path: self.folder.clone(), cause })?;
         trainer.save_state(&self.state(), &self.run)?;
@@ -128,7 +215,7 @@ impl Keeping {
     ///
     /// # Errors
     /// As [`Trainer::load_state`].
-    pub fn resume<M: Blocks + Module>(&self, trainer: &mut Trainer<M>) -> Result<Vec<Metric>, Error> {
+    pub fn resume<M: BlockStack + Module>(&self, trainer: &mut Trainer<M>) -> Result<Vec<Metric>, Error> {
         trainer.load_state(&self.state(), &self.run)?;
         let text = std::fs::read_to_string(self.folder.join(METRICS_FILE)).unwrap_or_default();
         let before = |metric: &Metric| match metric {
@@ -151,35 +238,41 @@ fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
 pub type OnStep<'a, M> = dyn FnMut(&Trainer<M>, &StepReport, &mut Vec<Metric>) -> Result<ControlFlow<()>, Error> + 'a;
 
 /// Trains until the last step of the trainer's options. `on_step` hears of every step and may end the training; it is kept
-/// every so many steps, at its end, and when it is ended early.
+/// every so many steps, at its end, and when it is ended early. Of several processes, the first writes the files.
 ///
 /// # Errors
-/// As [`Trainer::step`] and [`Keeping::save`]. What was kept last can be resumed from.
-pub fn run<M: Blocks + Module>(
+/// As [`Trainer::step_on`] and [`Keeping::save`]. What was kept last can be resumed from.
+pub fn run<M: BlockStack + Module>(
     trainer: &mut Trainer<M>,
-    data: &Data<'_>,
+    data: &dyn Learn<M>,
     batches: Batches,
     keeping: &Keeping,
     metrics: &mut Vec<Metric>,
     on_step: &mut OnStep<'_, M>,
 ) -> Result<ControlFlow<()>, Error> {
     let steps = trainer.options().steps;
+    let writes = trainer.communicator().rank() == 0;
+    check_agreement(trainer.communicator(), &keeping.run, trainer.steps())?;
     while trainer.steps() < steps {
         let chosen = batches.of_step(trainer.steps());
-        let report = match data {
-            Data::Examples(_, example) => {
-                let examples = chosen.into_iter().map(example).collect::<Result<Vec<_>, _>>()?;
-                trainer.step(&examples)?
-            }
-            Data::Preferences(pairs, beta) => {
-                let pairs: Vec<Preference> = chosen.into_iter().map(|index| pairs[index].clone()).collect();
-                trainer.preference_step(&pairs, *beta)?
+        let report = match trainer.step_on(|trainer| data.gradients(trainer, &chosen)) {
+            Ok(report) => report,
+            Err(error) => {
+                // the other processes end, but the steps before this one were taken by all
+                if writes && matches!(error, Error::RankLost { .. } | Error::Interrupted) && trainer.steps() > 0 {
+                    keeping.save(trainer, metrics)?;
+                }
+                return match error {
+                    Error::Interrupted => Ok(ControlFlow::Break(())),
+                    error => Err(error),
+                };
             }
         };
         metrics.push(report.into());
         let flow = on_step(trainer, &report, metrics)?;
         let done = trainer.steps();
-        if flow.is_break() || done == steps || done.is_multiple_of(keeping.every.max(1)) {
+        let due = flow.is_break() || done == steps || done.is_multiple_of(keeping.every.max(1));
+        if due && writes {
             keeping.save(trainer, metrics)?;
         }
         if flow.is_break() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::Module;
-use gemma_model::Blocks;
+use gemma_model::BlockStack;
 use gemma_weights::{Dtype, Format, SavedTensor, StoredTensor, read_safetensors_with_metadata, save_safetensors};
 
 use crate::adamw::Moments;
@@ -17,7 +17,7 @@ const PARTS: [&str; 3] = ["parameter.", "first_moment.", "second_moment."];
 const STEP: &str = "step";
 const RUN: &str = "run";
 
-impl<M: Blocks + Module> Trainer<M> {
+impl<M: BlockStack + Module> Trainer<M> {
     /// Writes parameters, optimizer and step into one file, which appears complete or not at all. `run` describes the data
     /// and the settings; only a training with the same description resumes from the file.
     ///

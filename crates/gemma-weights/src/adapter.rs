@@ -264,6 +264,8 @@ pub(crate) fn canonical(name: &str) -> String {
     let name = inner.unwrap_or(name);
     match name.strip_prefix("language_model.") {
         Some(decoder) => format!("model.{}", decoder.strip_prefix("model.").unwrap_or(decoder)),
+        // a transformer without a head has no name around it
+        None if name.starts_with("layers.") => format!("model.{name}"),
         None => name.replacen("vision_tower.vision_model.", "vision_tower.", 1),
     }
 }
@@ -290,5 +292,6 @@ mod tests {
             assert_eq!(canonical(&format!("{prefix}encoder.layers.1.self_attn.q_proj")), encoder);
         }
         assert_eq!(canonical("model.layers.0.mlp.up_proj"), "model.layers.0.mlp.up_proj");
+        assert_eq!(canonical("layers.0.mlp.up_proj"), "model.layers.0.mlp.up_proj");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use gemma::{Decoder, DecoderConfig, Network};
 use gemma_backend::Device;
 use gemma_model::{LoadOptions, OnLoad, read_tokenizer};
-use gemma_nn::Segment;
+use gemma_nn::{Adapt, Segment};
 use gemma_tokenizer::{EncodeOptions, TokenId, Tokenizer};
 use gemma_weights::{Checkpoint, HubOptions};
 
@@ -76,6 +76,23 @@ impl EmbeddingGemma {
         device: &Device,
         progress: OnLoad<'_>,
     ) -> Result<Self, Error> {
+        struct Unchanged;
+        impl Adapt for Unchanged {}
+        Self::from_checkpoint_changed(checkpoint, options, device, progress, Unchanged)
+    }
+
+    /// [`EmbeddingGemma::from_checkpoint_with`], from a source of parameters that is changed on the way: how a checkpoint is
+    /// opened for training.
+    ///
+    /// # Errors
+    /// As [`EmbeddingGemma::load`].
+    pub fn from_checkpoint_changed(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        device: &Device,
+        progress: OnLoad<'_>,
+        change: impl Adapt,
+    ) -> Result<Self, Error> {
         let text = decoder_config(checkpoint)?;
         let (checkpoint, modules) = with_dense_layers(checkpoint)?;
         let max_tokens = modules.max_tokens.unwrap_or(MAX_TOKENS).min(text.context);
@@ -89,13 +106,18 @@ impl EmbeddingGemma {
             width = *outputs;
         }
         let tokenizer = read_tokenizer(&checkpoint, Decoder::FAMILY)?;
-        let network = EmbeddingNetwork::open(&checkpoint, &config, options, device, progress)?;
+        let network = EmbeddingNetwork::open(&checkpoint, &config, options, device, progress, change)?;
         Ok(Self { network, tokenizer, prompts: modules.prompts })
     }
 
     /// The network.
     pub fn network(&self) -> &EmbeddingNetwork {
         &self.network
+    }
+
+    /// The network alone.
+    pub fn into_network(self) -> EmbeddingNetwork {
+        self.network
     }
 
     /// The tokenizer.
@@ -160,12 +182,22 @@ impl EmbeddingGemma {
     /// # Errors
     /// When the checkpoint came without a tokenizer.
     pub fn tokens(&self, prefix: &str, text: &str) -> Result<Vec<TokenId>, Error> {
+        Ok(self.tokens_within(prefix, text, self.network.config().max_tokens)?.0)
+    }
+
+    /// [`EmbeddingGemma::tokens`] of a text that is cut to `most` tokens, and how many were cut off.
+    ///
+    /// # Errors
+    /// When the checkpoint came without a tokenizer.
+    pub fn tokens_within(&self, prefix: &str, text: &str, most: usize) -> Result<(Vec<TokenId>, usize), Error> {
         let tokenizer = self.tokenizer()?;
         let whole = format!("{prefix}{text}");
         let mut tokens = tokenizer.encode_with(&whole, EncodeOptions { bos: true, specials: false });
-        tokens.truncate(self.network.config().max_tokens.saturating_sub(1).max(1));
+        let most = most.min(self.network.config().max_tokens).saturating_sub(1).max(1);
+        let cut = tokens.len().saturating_sub(most);
+        tokens.truncate(most);
         tokens.push(tokenizer.eos());
-        Ok(tokens)
+        Ok((tokens, cut))
     }
 
     /// One vector for each row of tokens, which are read exactly as given.

@@ -1,12 +1,14 @@
 //! The network: Gemma 3's layers with every token seeing both ways, a mean over the tokens, two dense layers.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use gemma::{CausalModel, Decoder, DecoderConfig, Network};
-use gemma_model::{LoadOptions, OnLoad};
-use gemma_nn::{ParameterList, Projection, Saver, Segment, Source, WithPrecision};
+use gemma_model::{BlockStack, Encoder, LoadOptions, OnLoad, Weight};
+use gemma_nn::{
+    Adapt, Adapted, LoraFactors, ParameterList, Projection, Saver, Segment, Source, WithLora, WithPrecision,
+};
 use gemma_tokenizer::TokenId;
-use gemma_weights::{Checkpoint, Dtype, Loader, TensorSpec};
+use gemma_weights::{AdapterFactors, Checkpoint, Dtype, Loader, TensorSpec};
 
 use crate::Error;
 
@@ -46,18 +48,27 @@ impl EmbeddingNetwork {
         Self { transformer, dense: config.dense.iter().enumerate().map(layer).collect(), config: config.clone() }
     }
 
-    /// Builds the network of a checkpoint whose dense layers are called by [`dense_name`].
+    /// Builds the network of a checkpoint whose dense layers are called by [`dense_name`], from a source of parameters that
+    /// is changed on the way.
     pub(crate) fn open(
         checkpoint: &Checkpoint,
         config: &EmbeddingConfig,
         options: &LoadOptions,
         device: &Device,
         progress: OnLoad<'_>,
+        change: impl Adapt,
     ) -> Result<Self, Error> {
-        checkpoint.check(&Self::tensors(config, device), &Decoder::is_ignored)?;
+        let tensors = Self::tensors(config, device);
+        checkpoint.check(&tensors, &Decoder::is_ignored)?;
+        options.adapters.iter().try_for_each(|adapter| adapter.check(&tensors))?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
         let mut source = WithPrecision::new(&mut loader, options.compute_precision());
-        Ok(Self::load(&mut source, config, checkpoint.dtype()))
+        let mut factors = AdapterFactors::new(&options.adapters, device);
+        let mut source = Adapted::with(&mut source, WithLora::new(|name, _, _| factors.find(name)));
+        let network = Self::load(&mut Adapted::with(&mut source, change), config, checkpoint.dtype());
+        drop(source);
+        factors.finish()?;
+        Ok(network)
     }
 
     /// Name and shape of every tensor.
@@ -67,9 +78,9 @@ impl EmbeddingNetwork {
         TensorSpec::list(list)
     }
 
-    /// Hands every parameter to a saver, under the names it was loaded by.
+    /// Hands every parameter to a saver, under the names that a sentence-transformers folder has for them.
     pub fn save(&self, saver: &mut dyn Saver) {
-        self.transformer.save(saver);
+        self.transformer.save(&mut Bare(saver));
         for (index, layer) in self.dense.iter().enumerate() {
             layer.save(saver, &dense_name(index));
         }
@@ -86,14 +97,7 @@ impl EmbeddingNetwork {
     /// # Panics
     /// When a segment is empty, or tokens and segments do not match.
     pub fn pool(&self, tokens: &[TokenId], segments: &[Segment]) -> Tensor<2> {
-        let rows = self.transformer.uncached_hidden_states(self.transformer.embed(tokens), segments);
-        let mut first = 0;
-        let means = segments.iter().map(|segment| {
-            let mean = rows.clone().narrow(0, first, segment.len).mean_dim(0);
-            first += segment.len;
-            mean
-        });
-        Tensor::cat(means.collect(), 0)
+        means(self.hidden_states(tokens, segments), segments)
     }
 
     /// One vector for each segment, `[segments, dimensions]`, not normalised.
@@ -101,7 +105,77 @@ impl EmbeddingNetwork {
     /// # Panics
     /// As [`pool`](Self::pool).
     pub fn forward(&self, tokens: &[TokenId], segments: &[Segment]) -> Tensor<2> {
-        self.dense.iter().fold(self.pool(tokens, segments), |x, layer| layer.forward(x))
+        self.vectors(self.hidden_states(tokens, segments), segments)
+    }
+
+    /// The rows after the last norm, `[tokens, hidden_size]`.
+    fn hidden_states(&self, tokens: &[TokenId], segments: &[Segment]) -> Tensor<2> {
+        self.transformer.uncached_hidden_states(self.transformer.embed(tokens), segments)
+    }
+}
+
+/// The mean of the rows of each segment.
+fn means(rows: Tensor<2>, segments: &[Segment]) -> Tensor<2> {
+    let mut first = 0;
+    let means = segments.iter().map(|segment| {
+        let mean = rows.clone().narrow(0, first, segment.len).mean_dim(0);
+        first += segment.len;
+        mean
+    });
+    Tensor::cat(means.collect(), 0)
+}
+
+impl BlockStack for EmbeddingNetwork {
+    fn blocks(&self) -> usize {
+        self.transformer.blocks()
+    }
+
+    fn embed_inputs(&self, tokens: &[TokenId], images: &[Tensor<2>]) -> Tensor<2> {
+        self.transformer.embed_inputs(tokens, images)
+    }
+
+    fn forward_block(&self, index: usize, x: Tensor<2>, segments: &[Segment]) -> Tensor<2> {
+        self.transformer.forward_block(index, x, segments)
+    }
+
+    fn forward_norm(&self, x: Tensor<2>) -> Tensor<2> {
+        self.transformer.forward_norm(x)
+    }
+
+    fn save_parameters(&self, saver: &mut dyn Saver) {
+        self.save(saver);
+    }
+}
+
+impl Encoder for EmbeddingNetwork {
+    fn vectors(&self, hidden_states: Tensor<2>, segments: &[Segment]) -> Tensor<2> {
+        self.dense.iter().fold(means(hidden_states, segments), |x, layer| layer.forward(x))
+    }
+}
+
+/// A saver that is given a decoder's names and hands on those of a bare transformer: `layers.0`, not `model.layers.0`.
+struct Bare<'a>(&'a mut dyn Saver);
+
+/// What a bare transformer leaves out.
+fn bare(name: &str) -> &str {
+    name.strip_prefix("model.").unwrap_or(name)
+}
+
+impl Saver for Bare<'_> {
+    fn matrix(&mut self, name: &str, weight: &Weight) {
+        self.0.matrix(bare(name), weight);
+    }
+
+    fn vector(&mut self, name: &str, values: &Param<Tensor<1>>) {
+        self.0.vector(bare(name), values);
+    }
+
+    fn tensor(&mut self, name: &str, shape: &[usize], values: &Param<Tensor<1>>) {
+        self.0.tensor(bare(name), shape, values);
+    }
+
+    fn lora(&mut self, name: &str, factors: &LoraFactors) {
+        self.0.lora(bare(name), factors);
     }
 }
 

@@ -117,6 +117,15 @@ fn named(piece: &str) -> Option<Item> {
     Some(Item::Segment(code as u8))
 }
 
+/// The answer that names some objects, each by locations and label: `<loc0102><loc0102><loc0512><loc0614> cat ; ...`.
+pub fn answer<'l>(objects: impl IntoIterator<Item = ([u16; 4], &'l str)>) -> String {
+    let spelled = objects.into_iter().map(|(locations, label)| {
+        let locations: String = locations.iter().map(|location| format!("<loc{location:04}>")).collect();
+        format!("{locations} {label}")
+    });
+    spelled.collect::<Vec<_>>().join(" ; ")
+}
+
 /// The longest name of such a token, in bytes.
 const NAME: usize = "<loc0000>".len();
 

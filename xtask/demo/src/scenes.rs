@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use paligemma::{BoundingBox, Image, prompt};
+use paligemma::{BoundingBox, Image, loc, prompt};
 
 use crate::random::Random;
 
@@ -268,13 +268,9 @@ impl Scene {
 
     /// Where the shapes of that name are, from left to right.
     pub fn detecting(&self, name: &str) -> Lesson {
-        let object = |thing: &&Thing| {
-            let locations: String =
-                thing.bounds(GRID).to_locations(GRID, GRID).iter().map(|at| format!("<loc{at:04}>")).collect();
-            format!("{locations} {name}")
-        };
-        let objects: Vec<String> = self.named(name).iter().map(object).collect();
-        Lesson { prompt: prompt::detect(&[name]), answer: objects.join(" ; ") }
+        let things = self.named(name);
+        let objects = things.iter().map(|thing| (thing.bounds(GRID).to_locations(GRID, GRID), name));
+        Lesson { prompt: prompt::detect(&[name]), answer: loc::answer(objects) }
     }
 
     /// One lesson of any kind.

@@ -72,6 +72,9 @@ pub(crate) fn run(args: &Merge) -> Result<Ending> {
         let written = found.inner().adapter_to_gguf(adapter, &args.target, args.force);
         return convert::finish(written.map(|()| 0), &args.target, args.format, args.json);
     }
+    if found.inner().is_embedding()? {
+        bail!("an embedding model is not written with its adapter merged; give `gemma embed` the --adapter");
+    }
     // a folder's values go to its dtype at once, so that they are rounded once
     let format =
         if convert::is_gguf(&args.target) { args.format } else { Some(args.format.unwrap_or(Dtype::Bf16.format())) };

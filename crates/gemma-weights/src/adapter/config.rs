@@ -24,6 +24,8 @@ pub struct AdapterConfig {
     pub alpha_pattern: BTreeMap<String, f64>,
     /// The model that the adapter was trained on, as its maker called it.
     pub base_model: Option<String>,
+    /// Whether the model makes vectors of texts, and not texts.
+    pub of_encoder: bool,
 }
 
 /// Which modules of a network have factors.
@@ -105,6 +107,9 @@ const HARMLESS: &[&str] = &[
     "use_rslora",
 ];
 
+/// What PEFT calls the task of a model that makes vectors.
+const ENCODER_TASK: &str = "FEATURE_EXTRACTION";
+
 /// Ways to begin a training that leave the base model as it is; others (PiSSA, OLoRA, LoftQ, ...) change its weights, and
 /// the factors mean nothing without that.
 const PLAIN_BEGINNINGS: &[&str] = &["gaussian", "eva", "orthogonal"];
@@ -179,6 +184,7 @@ impl AdapterConfig {
             alpha_pattern: pattern(fields.get("alpha_pattern"), number)
                 .ok_or_else(|| wrong("alpha_pattern", "an object of numbers"))?,
             base_model: fields.get("base_model_name_or_path").and_then(Json::as_str).map(str::to_owned),
+            of_encoder: fields.get("task_type").and_then(Json::as_str) == Some(ENCODER_TASK),
         };
         for (field, keys) in [
             ("rank_pattern", config.rank_pattern.keys().collect::<Vec<_>>()),
@@ -193,7 +199,7 @@ impl AdapterConfig {
     pub fn to_json(&self) -> Json {
         json!({
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            "task_type": if self.of_encoder { ENCODER_TASK } else { "CAUSAL_LM" },
             "base_model_name_or_path": self.base_model,
             "r": self.rank,
             "lora_alpha": self.alpha,

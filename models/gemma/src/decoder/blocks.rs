@@ -2,13 +2,13 @@
 
 use burn::tensor::Tensor;
 use gemma_generate::CausalModel;
-use gemma_model::Blocks;
-use gemma_nn::{KvCache, Retention, RopeTable, Segment, Weight};
+use gemma_model::{BlockStack, Blocks, Network};
+use gemma_nn::{KvCache, Retention, RopeTable, Saver, Segment, Weight};
 use gemma_tokenizer::TokenId;
 
 use crate::Decoder;
 
-impl Blocks for Decoder {
+impl BlockStack for Decoder {
     fn blocks(&self) -> usize {
         self.layers.len()
     }
@@ -29,6 +29,12 @@ impl Blocks for Decoder {
         self.norm.forward(x)
     }
 
+    fn save_parameters(&self, saver: &mut dyn Saver) {
+        self.save(saver);
+    }
+}
+
+impl Blocks for Decoder {
     fn head(&self) -> &Weight {
         self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight)
     }

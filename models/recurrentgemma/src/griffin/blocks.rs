@@ -1,14 +1,14 @@
 //! Griffin in the parts that training takes one at a time.
 
 use burn::tensor::Tensor;
-use gemma_model::Blocks;
-use gemma_nn::{Retention, RopeTable, Segment, Weight};
+use gemma_model::{BlockStack, Blocks, Network};
+use gemma_nn::{Retention, RopeTable, Saver, Segment, Weight};
 use gemma_tokenizer::TokenId;
 
 use crate::Griffin;
 use crate::cache::{LayerCache, RecurrentState};
 
-impl Blocks for Griffin {
+impl BlockStack for Griffin {
     fn blocks(&self) -> usize {
         self.layers.len()
     }
@@ -34,6 +34,12 @@ impl Blocks for Griffin {
         self.final_norm.forward(x)
     }
 
+    fn save_parameters(&self, saver: &mut dyn Saver) {
+        self.save(saver);
+    }
+}
+
+impl Blocks for Griffin {
     fn head(&self) -> &Weight {
         self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight)
     }

@@ -52,12 +52,16 @@ Data is JSONL, one of these in each line:
   {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}  what the assistant says is learned
   {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}  the better answer is preferred (DPO)
   {\"image\": \"a.jpg\", \"prefix\": \"...\", \"suffix\": \"...\"}   the suffix is learned (PaliGemma)
+  {\"query\": \"...\", \"positive\": \"...\"}                   the two belong together (EmbeddingGemma)
+With PaliGemma it may also be a COCO file of instances, whose boxes are learned (`detect`).
 With a CodeGemma model it may also be a source file or a folder of them: holes are cut and their middles learned.
 
 Examples:
   gemma finetune --data poems.jsonl --out poems-lora --steps 50
   gemma finetune --model google/gemma-2-2b --precision q4_0 --data chats.jsonl --out my-lora --epochs 2 --eval held-out.jsonl
   gemma finetune --model demo:codegemma --data src --out code-lora
+  gemma finetune --model google/embeddinggemma-300m --data pairs.jsonl --out search-lora --epochs 3 --eval held-out.jsonl
+  gemma finetune --model demo:paligemma --data instances.json --image-folder images --out boxes-lora
   gemma finetune --data poems.jsonl --out poems-lora --steps 500 --dry-run
   gemma finetune --data poems.jsonl --out poems-lora --steps 500 --resume
   gemma generate --adapter poems-lora \"Roses\"
@@ -65,7 +69,7 @@ Examples:
 OUT gets adapter_config.json and adapter_model.safetensors, which PEFT reads (--method full: a model folder), metrics.jsonl,
 loss.svg and training_state.safetensors, from which --resume goes on. Ctrl-C saves and leaves with exit code 130.")]
 pub(crate) struct Finetune {
-    /// What to learn from: JSONL, or source code for CodeGemma; may be given several times.
+    /// What to learn from: JSONL, COCO instances, or source code; may be given several times.
     #[arg(long, value_name = "FILE|FOLDER", required = true)]
     pub(crate) data: Vec<PathBuf>,
 
@@ -101,9 +105,9 @@ pub(crate) struct Finetune {
     #[arg(long, value_name = "N", value_parser = up_to(1_000_000))]
     pub(crate) epochs: Option<NonZeroUsize>,
 
-    /// Examples of a step.
-    #[arg(long, value_name = "N", default_value = "4", value_parser = up_to(65_536))]
-    pub(crate) batch: NonZeroUsize,
+    /// Examples of a step; 4 without it, and 32 pairs for an embedding model.
+    #[arg(long, value_name = "N", value_parser = up_to(65_536))]
+    pub(crate) batch: Option<NonZeroUsize>,
 
     /// The highest learning rate; 2e-4 without it, with --method full 2e-5.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
@@ -153,6 +157,22 @@ pub(crate) struct Finetune {
     #[arg(long, value_name = "X", default_value = "0.1", value_parser = between(1e-6, 1e3))]
     pub(crate) beta: f64,
 
+    /// What cosines are multiplied by before the softmax (pairs, for embedding models).
+    #[arg(long, value_name = "X", default_value = "20", value_parser = between(1e-3, 1e4))]
+    pub(crate) scale: f64,
+
+    /// What the queries of pairs are embedded for: a task of `gemma embed`.
+    #[arg(long, value_name = "NAME", default_value = "query")]
+    pub(crate) query_task: String,
+
+    /// What the other texts of pairs are embedded for.
+    #[arg(long, value_name = "NAME", default_value = "document")]
+    pub(crate) document_task: String,
+
+    /// The folder of the images that a COCO file names; the file's own folder without it.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) image_folder: Option<PathBuf>,
+
     /// Of the examples of code, the part that has a hole; the others are whole.
     #[arg(long, value_name = "P", default_value = "0.8", value_parser = between(0.0, 1.0))]
     pub(crate) fim_rate: f64,
@@ -168,6 +188,10 @@ pub(crate) struct Finetune {
     /// Compute one step, say what the training takes in memory and time, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    /// Train as one of the processes that mpirun has started: each computes its share of a step (needs --features mpi).
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) mpi: bool,
 
     /// Print one JSON object at the end.
     #[arg(long)]

@@ -1,5 +1,7 @@
 //! What a training learns from, read from files and folders.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -7,13 +9,17 @@ use gemma_tokenizer::{ChatTemplate, Tokenizer};
 use gemma_train::Example;
 use gemma_train::data::{Examples, OnBadLine, Record, read_lines};
 
+use paligemma::coco;
+
 use super::Finetune;
+use super::training::LeftOut;
 
 /// A line with an image, which is opened when it is learned.
 #[derive(Clone, Debug)]
 pub(super) struct ImageLine {
     pub(super) file: PathBuf,
-    pub(super) number: usize,
+    /// Where it stands in the file.
+    pub(super) item: String,
     pub(super) image: PathBuf,
     pub(super) prefix: String,
     pub(super) suffix: String,
@@ -34,15 +40,22 @@ impl Learned {
             Self::Preferences(pairs) => pairs.len(),
         }
     }
+
+    /// Tokens of each; `None` of images, which are made later and about equally long.
+    pub(super) fn sizes(&self) -> Option<Vec<usize>> {
+        let tokens = |example: &Example| example.inputs().len();
+        match self {
+            Self::Examples(examples) => Some(examples.iter().map(tokens).collect()),
+            Self::Images(_) => None,
+            Self::Preferences(pairs) => Some(pairs.iter().map(|(a, b)| tokens(a) + tokens(b)).collect()),
+        }
+    }
 }
 
 /// What was read, and what of it was left out.
 pub(super) struct Read {
     pub(super) learned: Learned,
-    /// File, line and reason.
-    pub(super) skipped: Vec<(PathBuf, usize, String)>,
-    /// Examples that were cut, and tokens that were cut off.
-    pub(super) truncated: (usize, usize),
+    pub(super) left_out: LeftOut,
     /// Tells other data apart.
     pub(super) digest: String,
 }
@@ -55,10 +68,16 @@ enum Item {
 }
 
 pub(super) fn read(args: &Finetune, tokenizer: &Tokenizer, template: &ChatTemplate, paths: &[PathBuf]) -> Result<Read> {
-    let on_bad = if args.skip_bad_lines { OnBadLine::Skip } else { OnBadLine::Stop };
     let most = args.max_length.get();
-    let (mut items, mut skipped, mut truncated) = (Vec::new(), Vec::new(), (0, 0));
+    let (mut items, mut left_out) = (Vec::new(), LeftOut::default());
+    let truncated = &mut left_out.truncated;
     for path in paths {
+        if is_coco(path)? {
+            let (found, remark) = coco(args, path)?;
+            items.extend(found);
+            left_out.remarks.extend(remark);
+            continue;
+        }
         if is_code(path) {
             let examples = code(args, tokenizer, path);
             let examples = examples.with_context(|| format!("{} is read as source code", path.display()))?;
@@ -66,14 +85,14 @@ pub(super) fn read(args: &Finetune, tokenizer: &Tokenizer, template: &ChatTempla
             continue;
         }
         let make = Examples { tokenizer, template };
-        let (found, bad) = read_lines(path, on_bad, |number, record| {
+        let (found, bad) = read_lines(path, on_bad_line(args), |number, record| {
             let mut cut = |mut example: Example| {
                 let off = example.truncate(most);
                 if example.learned() == 0 {
                     return Err(format!("nothing that is learned is left of it within {most} tokens (--max-length)"));
                 }
                 if off > 0 {
-                    truncated = (truncated.0 + 1, truncated.1 + off);
+                    *truncated = (truncated.0 + 1, truncated.1 + off);
                 }
                 Ok(example)
             };
@@ -89,15 +108,75 @@ pub(super) fn read(args: &Finetune, tokenizer: &Tokenizer, template: &ChatTempla
                     if !image.is_file() {
                         return Err(format!("the image {} is not there", image.display()));
                     }
-                    Item::Image(ImageLine { file: path.clone(), number, image, prefix, suffix })
+                    Item::Image(ImageLine { file: path.clone(), item: format!("line {number}"), image, prefix, suffix })
+                }
+                Record::Pair { .. } => {
+                    return Err("pairs are for models that embed texts; give --model an EmbeddingGemma".to_owned());
                 }
             })
         })?;
         items.extend(found);
-        skipped.extend(bad.into_iter().map(|(line, reason)| (path.clone(), line, reason)));
+        left_out.skipped.extend(bad.into_iter().map(|(line, reason)| (path.clone(), line, reason)));
     }
     let digest = digest(&items);
-    Ok(Read { learned: of_one_kind(items)?, skipped, truncated, digest })
+    Ok(Read { learned: of_one_kind(items)?, left_out, digest })
+}
+
+/// What to do with a line that cannot be used.
+pub(super) fn on_bad_line(args: &Finetune) -> OnBadLine {
+    if args.skip_bad_lines { OnBadLine::Skip } else { OnBadLine::Stop }
+}
+
+/// Whether a file is one JSON object as COCO's are, and not lines of JSON: that cannot be told from its beginning, only
+/// from its name.
+fn is_coco(path: &Path) -> Result<bool> {
+    if path.extension().and_then(|ending| ending.to_str()) != Some("json") {
+        return Ok(false);
+    }
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // lines of JSON have a whole object in the first line
+    let mut first = String::new();
+    let read = BufReader::new(file).take(FIRST_LINE).read_line(&mut first);
+    let whole = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&first);
+    Ok(read.is_ok() && !first.trim().is_empty() && whole.map_or(true, |fields| fields.contains_key("annotations")))
+}
+
+/// Bytes of a first line that is looked at.
+const FIRST_LINE: u64 = 1 << 16;
+
+/// The images of a COCO file of instances, and what was left out of them.
+fn coco(args: &Finetune, path: &Path) -> Result<(Vec<Item>, Option<String>)> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let found =
+        coco::read_instances(BufReader::new(file)).map_err(|reason| anyhow::anyhow!("{}: {reason}", path.display()))?;
+    let folder = args.image_folder.as_deref().or(path.parent()).unwrap_or(Path::new(""));
+    let mut items = Vec::with_capacity(found.images.len());
+    for annotated in found.images {
+        let image = folder.join(&annotated.file_name);
+        if !image.is_file() {
+            bail!(
+                "{}: the image {} is not there; --image-folder says where images are",
+                path.display(),
+                image.display()
+            );
+        }
+        let item = format!("image {}", annotated.file_name);
+        let prefix = annotated.prompt();
+        items.push(Item::Image(ImageLine { file: path.to_owned(), item, image, prefix, suffix: annotated.answer }));
+    }
+    if items.is_empty() {
+        bail!("{}: no image has a box", path.display());
+    }
+    let left_out = found.empty_images + found.dropped_boxes > 0;
+    let remark = left_out.then(|| {
+        format!(
+            "{}: left out: {} images without boxes, {} boxes that are crowds or too small",
+            path.display(),
+            found.empty_images,
+            found.dropped_boxes
+        )
+    });
+    Ok((items, remark))
 }
 
 /// Sorts examples into the one kind that they are of.
@@ -120,25 +199,40 @@ fn of_one_kind(items: Vec<Item>) -> Result<Learned> {
 }
 
 /// A number that follows from all tokens (FNV-1a), so that a training is not resumed with other data.
+pub(super) struct Digest(u64);
+
+impl Digest {
+    pub(super) fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    pub(super) fn add(&mut self, values: impl IntoIterator<Item = u64>) {
+        for value in values.into_iter().chain([u64::MAX]) {
+            self.0 = (self.0 ^ value).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    pub(super) fn finish(self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
 fn digest(items: &[Item]) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut add = |value: u64| hash = (hash ^ value).wrapping_mul(0x0000_0100_0000_01b3);
+    let mut digest = Digest::new();
     for item in items {
         match item {
-            Item::Example(example) => example.tokens.iter().for_each(|token| add((*token).into())),
+            Item::Example(example) => digest.add(example.tokens.iter().map(|token| u64::from(*token))),
             Item::Preference(chosen, rejected) => {
-                chosen.tokens.iter().chain(&rejected.tokens).for_each(|token| add((*token).into()));
+                digest.add(chosen.tokens.iter().chain(&rejected.tokens).map(|token| u64::from(*token)));
             }
             Item::Image(line) => {
                 let text = line.image.to_string_lossy();
-                [text.as_ref(), &line.prefix, &line.suffix]
-                    .iter()
-                    .for_each(|text| text.bytes().for_each(|byte| add(byte.into())));
+                let bytes = [text.as_ref(), &line.prefix, &line.suffix].into_iter().flat_map(str::bytes);
+                digest.add(bytes.map(u64::from));
             }
         }
-        add(u64::MAX);
     }
-    format!("{hash:016x}")
+    digest.finish()
 }
 
 /// Whether a path is source code and not lines of JSON.
@@ -152,8 +246,10 @@ const CODE: [&str; 24] = [
     "rs", "py", "js", "ts", "tsx", "jsx", "java", "kt", "go", "c", "h", "cc", "cpp", "hpp", "cs", "rb", "php", "swift",
     "scala", "sh", "sql", "lua", "jl", "hs",
 ];
-/// Bytes of a file for each of its examples, and the most bytes of a file.
+/// Bytes of a file for each of its examples, the fewest examples of a file (a short one costs little, and one hole would
+/// teach little of it), and the most bytes of a file.
 const BYTES_PER_EXAMPLE: usize = 1024;
+const FEWEST_EXAMPLES: usize = 4;
 const MOST_BYTES: u64 = 4 << 20;
 
 /// Examples of source files: whole ones, and ones with a hole.
@@ -178,7 +274,7 @@ fn code(args: &Finetune, tokenizer: &Tokenizer, path: &Path) -> Result<Vec<Examp
         let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         let Ok(text) = String::from_utf8(bytes) else { continue };
         let name = file.strip_prefix(path).ok().filter(|name| !name.as_os_str().is_empty()).unwrap_or(file);
-        for _ in 0..text.len().div_ceil(BYTES_PER_EXAMPLE) {
+        for _ in 0..text.len().div_ceil(BYTES_PER_EXAMPLE).max(FEWEST_EXAMPLES) {
             let lesson = codegemma::code_lesson(
                 &text,
                 name.to_str(),
