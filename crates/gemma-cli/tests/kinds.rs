@@ -65,19 +65,34 @@ fn keys_are_used_or_refused_or_named() {
     }
 }
 
-/// A template that cannot be used is reported when it is needed, and not when the model opens.
+/// A template with a mistake is reported when it is needed, and not when the model opens. One beyond the limits of what is
+/// read is refused like any other file of the model, unless another one is named.
 #[test]
 fn a_broken_template_matters_where_it_is_used() {
     let deep = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));
     let chain = format!("{{{{ {}1 }}}}", "not ".repeat(200_000));
+    let long = "x".repeat(2_000_000);
     let endless =
         "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s }}";
-    for template in ["{% if %}", "{{ messages | no_such_filter }}", &deep, &chain, endless] {
+    for (template, is_read) in [
+        ("{% if %}", true),
+        ("{{ messages | no_such_filter }}", true),
+        (endless, true),
+        (&deep, false),
+        (&chain, false),
+        (&long, false),
+    ] {
         let folder = Folder::with_demo();
         folder.write("chat_template.jinja", template);
         let model = folder.name("");
         let shown = &template[..template.len().min(60)];
-        printed(&mut gemma(["generate", "-m", &model, "Once", "-n", "2"]));
+        let mut plain = gemma(["generate", "-m", &model, "Once", "-n", "2"]);
+        if is_read {
+            printed(&mut plain);
+        } else {
+            let said = refusal(&mut plain);
+            assert!(said.contains("template") && said.contains("leave it out") && said.len() < 500, "{shown}: {said}");
+        }
         let said = refusal(&mut gemma(["generate", "-m", &model, "--chat", "hello", "-n", "2"]));
         assert!(said.contains("template") && said.len() < 500, "{shown}: {said}");
         let mut chat = gemma(["chat", "-m", &model, "-n", "2"]);

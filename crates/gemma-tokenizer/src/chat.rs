@@ -135,7 +135,7 @@ impl ChatTemplate {
     /// Parses the template, so that a mistake in it is known before a conversation begins.
     ///
     /// # Errors
-    /// [`Error::Template`] when it cannot be used.
+    /// [`Error::Template`] when it cannot be used, [`Error::TemplateLimit`] for one beyond the limits of its source.
     pub fn check(&self) -> Result<()> {
         match &self.0 {
             Source::Builtin => Ok(()),
@@ -148,7 +148,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::ChatRefused`] when the template does not accept the conversation (two turns of the same side in a row,
-    /// say); [`Error::Template`] and [`Error::TemplateCost`] for a template with a mistake.
+    /// say); [`Error::Template`], [`Error::TemplateLimit`] and [`Error::TemplateCost`] for a template with a mistake.
     pub fn render(&self, turns: &[Turn], add_generation_prompt: bool) -> Result<RenderedChat> {
         self.render_with(turns, &ChatOptions { add_generation_prompt, ..ChatOptions::default() })
     }
@@ -211,6 +211,7 @@ fn error_of(fault: Fault) -> Error {
     match fault {
         Fault::Refused(reason) => Error::ChatRefused { reason: first_line(&reason) },
         Fault::Failed(reason) => Error::Template { reason: ends_of(&reason) },
+        Fault::Limit(reason) => Error::TemplateLimit { reason },
         Fault::Cost => Error::TemplateCost,
     }
 }

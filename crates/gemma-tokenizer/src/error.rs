@@ -139,6 +139,13 @@ pub enum Error {
         reason: String,
     },
 
+    /// The model's chat template is longer, or nested deeper, than any template needs.
+    #[error("the model's chat template failed: {reason}; no template needs that, leave it out or take another one")]
+    TemplateLimit {
+        /// Which limit is passed, and in which line.
+        reason: String,
+    },
+
     /// The model's chat template ran for too long or wrote too much.
     #[error(
         "the model's chat template takes too much work or memory to render; the built-in one can be used instead (--template builtin)"

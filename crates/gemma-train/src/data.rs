@@ -166,7 +166,8 @@ pub fn read_lines<T>(
         } else {
             match std::str::from_utf8(&line) {
                 Ok(text) if text.trim().is_empty() => continue,
-                Ok(text) => Record::parse(text).and_then(|record| take(number, record)),
+                // a byte order mark, which some editors put in front of a file, is no text
+                Ok(text) => Record::parse(text.trim_start_matches('\u{feff}')).and_then(|record| take(number, record)),
                 Err(_) => Err("it is not UTF-8".to_owned()),
             }
         };
@@ -266,6 +267,7 @@ mod tests {
     #[test]
     fn a_bad_line_is_named_or_counted() {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.write_all("\u{feff}".as_bytes()).expect("written");
         file.write_all(b"{\"text\": \"a\"}\n\n{\"text\": 1}\n\xff\n{\"text\": \"b\"}").expect("written");
         let take = |_, record| match record {
             Record::Text(text) if text == "b" => Err("not b".to_owned()),

@@ -188,6 +188,8 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     if !args.chat && (args.format.system.is_some() || args.format.template.is_some()) {
         bail!("--system and --template are for --chat, which puts the text in the model's chat format");
     }
+    // nor should a template
+    let template = args.format.template()?;
     let given =
         if arriving::is_possible(args) { Given::Arriving } else { given(&args.source, args.load_state.is_some())? };
     // an image that cannot be read should be known before a model is loaded
@@ -196,7 +198,7 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     if !images.is_empty() && !matches!(found.architecture()?, Architecture::PaliGemma | Architecture::Gemma3) {
         bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
     }
-    let Opened { model, seconds: load_seconds } = found.open()?;
+    let Opened { model, seconds: load_seconds } = found.with_template(template).open()?;
     let given = match given {
         // a cache that grows with the text holds all of it anyway
         Given::Arriving if !matches!(model, AutoModel::RecurrentGemma(_)) => {
@@ -467,10 +469,9 @@ fn tokens<N: Network>(
         Given::Arriving => unreachable!("what arrived was prefilled, but for its end"),
         Given::Text(text) if args.chat => {
             let tokenizer = model.tokenizer()?;
-            let template = args.format.template()?;
             let turns: Vec<Turn> =
                 args.format.system()?.map(Turn::system).into_iter().chain([Turn::user(text)]).collect();
-            let turn = tokenizer.chat(template.as_ref().unwrap_or(model.chat_template()), &turns, true)?;
+            let turn = tokenizer.chat(model.chat_template(), &turns, true)?;
             let goes_on = sequence.pending().last().copied() == tokenizer.end_of_turn() && !begins;
             // the format ends a turn with a line break, which the model does not say itself
             let line_break = if goes_on { tokenizer.encode_with("\n", CONTINUED) } else { Vec::new() };

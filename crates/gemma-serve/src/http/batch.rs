@@ -245,7 +245,8 @@ impl Iterator for Lines {
             let problem = if text.len() as u64 > LONGEST_LINE {
                 format!("the line is longer than {LONGEST_LINE} bytes")
             } else {
-                match serde_json::from_slice(&text) {
+                // a byte order mark, which some editors put in front of a file, is no text
+                match serde_json::from_slice(text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text)) {
                     Ok(line) => return Some(Ok(line)),
                     Err(error) => format!("it is no request of a batch: {error}"),
                 }
