@@ -134,6 +134,37 @@ fn messages_are_short_whatever_they_quote() {
     }
 }
 
+/// What is written replaces a file of its own kind, and not the weights or the text that were named by mistake.
+#[test]
+fn states_and_logits_do_not_replace_other_files() {
+    let folder = Folder::with_demo();
+    let (model, weights, text) = (folder.name(""), folder.name("model.safetensors"), folder.write("p.txt", "Once"));
+    let before = fs::read(&weights).expect("readable");
+    for other in [&weights, &text] {
+        refusal(&mut gemma(["logits", "-m", &model, "-f", &text, "--out", other]));
+        refusal(&mut gemma(["generate", "-m", &model, "-f", &text, "-n", "1", "--save-state", other]));
+    }
+    assert!(fs::read(&weights).expect("readable") == before);
+    let (logits, state) = (folder.name("l.safetensors"), folder.name("s.state"));
+    for _ in 0..2 {
+        printed(&mut gemma(["logits", "-m", &model, "-f", &text, "--out", &logits]));
+        printed(&mut gemma(["generate", "-m", &model, "-f", &text, "-n", "1", "--save-state", &state]));
+    }
+}
+
+/// Editors and shells of Windows put a byte order mark in front of a text, or write UTF-16.
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let folder = Folder::new();
+    let ids = |file: &str| printed_json(&mut gemma(["tokenize", "--json", "-f", file]))["tokens"].clone();
+    let (plain, marked) = (folder.write("a.txt", "Once"), folder.write("b.txt", "\u{feff}Once"));
+    assert_eq!(ids(&plain), ids(&marked));
+    let wide = folder.write("c.txt", [0xff, 0xfe, b'O', 0, b'n', 0]);
+    assert!(refusal(&mut gemma(["tokenize", "-f", &wide])).contains("UTF-16"));
+    let rows = folder.write("ids.json", "\u{feff}[2, 10]");
+    printed(&mut gemma(["generate", "--tokens-file", &rows, "-n", "1"]));
+}
+
 /// A batch of very many rows is read in groups.
 #[test]
 fn thousands_of_rows_are_read_in_groups() {

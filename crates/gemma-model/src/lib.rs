@@ -40,4 +40,4 @@ pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision, Segmen
 pub use load_options::{LoadOptions, OnLoad};
 pub use model::{Model, read_chat_template, read_tokenizer};
 pub use network::{Network, config_file};
-pub use state::{fingerprint, load_state, save_state};
+pub use state::{fingerprint, is_state, load_state, save_state};

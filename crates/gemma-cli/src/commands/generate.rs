@@ -3,7 +3,10 @@
 mod arriving;
 mod echo;
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -12,7 +15,7 @@ use gemma_generate::{
     CausalModel, FinishReason, GenerateOptions, Generation, SampledToken, Sequence, TextStream, Timings, TokenId,
     TokenMask,
 };
-use gemma_model::{Model, Network, load_state, save_state};
+use gemma_model::{Model, Network, is_state, load_state, save_state};
 use gemma_serve::tokens::logprob_entry;
 use gemma_tokenizer::{EncodeOptions, Tokenizer, Turn};
 use gemma3::{EncodedImage, Gemma3};
@@ -25,8 +28,7 @@ use crate::{
     args::{ChatFormat, Constraint, Form, Model as ModelArgs, Sampling, Source, with_breakers},
     image_files,
     interrupt::{self, Ending},
-    new_file::NewFile,
-    output, progress,
+    new_file, output, progress,
     session::{self, Opened},
     text,
     tokens_file::TokenRows,
@@ -215,6 +217,11 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     }
 }
 
+/// Finds out that a state cannot be written to a place before the work is done.
+fn check_target(path: &Path) -> Result<()> {
+    new_file::replacing(path, "state", is_state).map(drop)
+}
+
 /// Continues a prompt of PaliGemma, with the images that it is about.
 fn write_about(task: Task<'_>, given: Given, images: &[Image], model: &PaliGemma) -> Result<Ending> {
     let (args, options) = (task.args, &task.options);
@@ -223,8 +230,7 @@ fn write_about(task: Task<'_>, given: Given, images: &[Image], model: &PaliGemma
         bail!("--load-state goes on after a prompt, and an image begins one; leave out one of the two");
     }
     if let Some(path) = &args.save_state {
-        // a place that cannot be written is found before the work is done
-        drop(NewFile::open(path)?);
+        check_target(path)?;
     }
     if args.chat {
         bail!("--chat needs a model that was trained to talk; give PaliGemma a task instead, such as \"caption en\"");
@@ -265,8 +271,7 @@ fn write_with_images(task: Task<'_>, given: Given, images: &[Image], model: &Gem
         bail!("--load-state goes on after a prompt that was read; leave out --image or --load-state");
     }
     if let Some(path) = &args.save_state {
-        // a place that cannot be written is found before the work is done
-        drop(NewFile::open(path)?);
+        check_target(path)?;
     }
     let begin = Instant::now();
     let encoded: Vec<EncodedImage> = images.iter().map(|image| model.encode_image(image)).collect();
@@ -294,8 +299,7 @@ fn write<N: Network>(task: Task<'_>, given: Given, model: &Model<N>) -> Result<E
     let (args, options) = (task.args, &task.options);
     let watch = interrupt::watch();
     if let Some(path) = &args.save_state {
-        // a place that cannot be written is found before the work is done
-        drop(NewFile::open(path)?);
+        check_target(path)?;
     }
     let sequence = match &args.load_state {
         Some(file) => load_state(model.network(), file)?,
