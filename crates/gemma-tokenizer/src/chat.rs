@@ -219,11 +219,17 @@ fn error_of(fault: Fault) -> Error {
 /// What a template says, in one line of a length that can be read.
 fn first_line(reason: &str) -> String {
     const MOST: usize = 200;
-    let words = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = one_line(reason);
     match words.char_indices().nth(MOST) {
         Some((at, _)) => format!("{}...", &words[..at]),
         None => words,
     }
+}
+
+/// A text on one line, without control characters.
+fn one_line(text: &str) -> String {
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// What is wrong with a template, in one line of a length that can be read: it may quote the template, and ends with the
@@ -231,7 +237,7 @@ fn first_line(reason: &str) -> String {
 fn ends_of(reason: &str) -> String {
     const BEGIN: usize = 160;
     const END: usize = 60;
-    let words = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = one_line(reason);
     let count = words.chars().count();
     if count <= BEGIN + END {
         return words;

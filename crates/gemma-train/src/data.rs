@@ -96,13 +96,19 @@ impl Record {
             let [text] = texts(&fields, ["text"])?;
             return Ok(Self::Text(text));
         }
-        let names: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();
+        let names: Vec<String> = fields.keys().take(8).map(|name| shown(name)).collect();
         Err(format!(
             "it has the fields {}; it must have text, prompt and completion, messages, prompt, chosen and rejected, or image, \
              prefix and suffix",
             if names.is_empty() { "of an empty object".to_owned() } else { names.join(", ") }
         ))
     }
+}
+
+/// A name from a file, as a message shows it.
+fn shown(name: &str) -> String {
+    const MOST: usize = 40;
+    name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect()
 }
 
 fn texts<const N: usize>(fields: &Map<String, Json>, names: [&str; N]) -> Result<[String; N], String> {
@@ -128,7 +134,7 @@ fn turns(messages: &Json) -> Result<Vec<Turn>, String> {
                 "user" => Ok(Turn::user(content)),
                 "assistant" | "model" => Ok(Turn::model(content)),
                 "system" => Ok(Turn::system(content)),
-                other => Err(format!("message {index} has the role {other}; use user, assistant or system")),
+                other => Err(format!("message {index} has the role {}; use user, assistant or system", shown(other))),
             }
         })
         .collect::<Result<_, String>>()?;
@@ -261,6 +267,11 @@ mod tests {
         ] {
             let reason = Record::parse(line).expect_err(line);
             assert!(reason.contains(word), "{line}: {reason}");
+        }
+        let long = "x".repeat(100_000);
+        let role = format!(r#"{{"messages": [{{"role": "{long}", "content": "u"}}]}}"#);
+        for line in [format!(r#"{{"{long}": 1}}"#), role] {
+            assert!(Record::parse(&line).expect_err("unknown").len() < 300, "a name is cut where it is quoted");
         }
     }
 

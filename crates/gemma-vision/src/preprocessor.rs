@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(filter(&[]), None);
         assert_eq!(filter(&[("preprocessor_config.json", json!({ "resample": 3 }))]), Some(Filter::Bicubic));
         let nested = ("processor_config.json", json!({ "image_seq_length": 16, "image_processor": { "resample": 2 } }));
-        assert_eq!(filter(&[nested.clone()]), Some(Filter::Bilinear));
+        assert_eq!(filter(std::slice::from_ref(&nested)), Some(Filter::Bilinear));
         assert_eq!(filter(&[nested, ("preprocessor_config.json", json!({ "resample": 3 }))]), Some(Filter::Bicubic));
         for size in [json!({ "height": 56, "width": 56 }), json!(56)] {
             assert_eq!(filter(&[("preprocessor_config.json", json!({ "size": size }))]), None);

@@ -119,7 +119,8 @@ fn missing(folder: &Path, file: &str) -> Error {
 }
 
 fn wrong(folder: &Path, file: &str, field: &str, value: impl ToString, expected: &str) -> Error {
-    let value = value.to_string().chars().take(80).collect();
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let value = value.to_string().chars().map(plain).take(80).collect();
     Error::Module { file: folder.join(file), field: field.to_owned(), value, expected: expected.to_owned() }
 }
 

@@ -197,8 +197,10 @@ fn open_output(output: &Path) -> Result<(File, HashSet<String>), BatchError> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
+        // a request has an id, too, and no answer
         let id = serde_json::from_slice::<Value>(&line)
             .ok()
+            .filter(|value| value.get("response").is_some())
             .and_then(|value| value["custom_id"].as_str().map(str::to_owned));
         let Some(id) = id else {
             let cause = io::Error::other("it holds lines that are no results of a batch; name another file");
