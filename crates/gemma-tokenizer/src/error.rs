@@ -140,7 +140,9 @@ pub enum Error {
     },
 
     /// The model's chat template is longer, or nested deeper, than any template needs.
-    #[error("the model's chat template failed: {reason}; no template needs that, leave it out or take another one")]
+    #[error(
+        "the model's chat template failed: {reason}; leave it out of the model, or name another one (--template builtin)"
+    )]
     TemplateLimit {
         /// Which limit is passed, and in which line.
         reason: String,

@@ -2,7 +2,7 @@
 //!
 //! A clone without Git LFS and a download from the wrong link leave such files behind under the right names.
 
-/// Bytes by which the kind of a file is told.
+/// Bytes that tell the kind of a file.
 pub(crate) const KIND_BYTES: usize = 64;
 
 /// What a file is that came in place of another, by how it begins, and what to do about it.

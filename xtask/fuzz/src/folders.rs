@@ -17,10 +17,7 @@ use gemma_vision::Image;
 use gemma_weights::{Adapter, Checkpoint, save_gguf_adapter};
 use serde_json::json;
 
-use crate::targets::{as_file, seed};
-
-/// What stands between two files of an input.
-pub(crate) const BORDER: &str = "\n%%%\n";
+use crate::inputs::{BORDER, as_file, seed};
 
 /// The files of an input, the missing ones empty.
 fn files<const N: usize>(bytes: &[u8]) -> [&[u8]; N] {

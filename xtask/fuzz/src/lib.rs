@@ -5,11 +5,13 @@
 //! The cargo-fuzz targets in `fuzz/` call the same functions.
 
 mod folders;
+mod inputs;
 mod mutate;
 mod requests;
 mod targets;
 mod texts;
 mod words;
 
+pub use inputs::seeds;
 pub use mutate::{Mutator, Random};
-pub use targets::{TARGETS, Target, run, seeds};
+pub use targets::{TARGETS, Target, run};

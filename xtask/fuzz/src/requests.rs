@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tower::ServiceExt;
 
-use crate::targets::as_file;
+use crate::inputs::as_file;
 
 /// What the model answers, whatever it is asked: a text, then a call of a tool.
 const ANSWER: &str = "It is {\"a\": [1]}.\n```json\n{\"name\": \"f\", \"parameters\": {\"x\": 1}}\n```";

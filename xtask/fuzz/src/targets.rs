@@ -1,7 +1,6 @@
 //! The targets, their seeds and the words that mean something to them.
 
-use std::io::{BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::io::BufReader;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
@@ -12,6 +11,7 @@ use gemma_serve::lsp;
 use gemma_tokenizer::{ChatTemplate, EncodeOptions, Family, ModelOutput, Tokenizer, Turn};
 use gemma_weights::{Checkpoint, read_safetensors_with_metadata};
 
+use crate::inputs::as_file;
 use crate::{folders, requests, texts, words};
 
 /// Something that reads what strangers write.
@@ -68,35 +68,6 @@ pub const TARGETS: [Target; 19] = [
     Target { name: "grammar", words: words::GRAMMAR, read: requests::grammar },
     Target { name: "infill", words: words::INFILL, read: texts::infill },
 ];
-
-/// The seeds of a target: the files in `fuzz/seeds/TARGET`, by name; an empty input where there are none.
-pub fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(folder_of(target)).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    files.sort();
-    let mut seeds: Vec<Vec<u8>> = files.iter().filter_map(|file| std::fs::read(file).ok()).collect();
-    if seeds.is_empty() {
-        seeds.push(Vec::new());
-    }
-    seeds
-}
-
-/// The seed in that file, empty where there is none.
-pub(crate) fn seed(target: &str, file: &str) -> Vec<u8> {
-    std::fs::read(folder_of(target).join(file)).unwrap_or_default()
-}
-
-fn folder_of(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target)
-}
-
-/// Gives the bytes to `read` as a file of that ending.
-pub(crate) fn as_file(ending: &str, bytes: &[u8], read: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let mut file = tempfile::Builder::new().suffix(ending).tempfile()?;
-    file.write_all(bytes)?;
-    file.flush()?;
-    read(file.path())
-}
 
 fn safetensors(bytes: &[u8]) -> Result<()> {
     as_file(".safetensors", bytes, |path| Ok(read_safetensors_with_metadata(path).map(drop)?))

@@ -9,7 +9,7 @@ use gemma_tokenizer::{ChatTemplate, Tokenizer};
 use gemma_train::Example;
 use gemma_train::data::{Examples, OnBadLine, Record, read_lines};
 
-use crate::targets::as_file;
+use crate::inputs::as_file;
 
 /// A file of training data.
 pub(crate) fn training(bytes: &[u8]) -> Result<()> {

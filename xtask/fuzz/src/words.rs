@@ -1,6 +1,6 @@
 //! Words that mean something to the parsers: what inputs are mutated with.
 
-use crate::folders::BORDER;
+use crate::inputs::BORDER;
 
 pub(crate) const JSON: &[&str] = &[
     "{",
