@@ -94,10 +94,14 @@ fn some(files: Vec<PathBuf>, name: &str, otherwise: &str) -> Result<Vec<PathBuf>
     if files.is_empty() { bail!("{name}: {otherwise}") } else { Ok(files) }
 }
 
+/// What the names of drawings end in, which `--draw` makes of images.
+const DRAWN: [&str; 2] = [".detect.png", ".segment.png"];
+
 /// Is this a file of a folder that is meant? Hidden files are not, among them the `._IMG_1.JPG` that macOS leaves beside
-/// each file on other systems' disks and that holds no image.
+/// each file on other systems' disks and that holds no image. Nor are drawings of a run before.
 fn is_image(file: &Path) -> bool {
-    let hidden = file.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+    let name = file.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let hidden = name.is_empty() || name.starts_with('.') || DRAWN.iter().any(|end| name.ends_with(end));
     !hidden && file.is_file() && ends_like_an_image(file)
 }
 

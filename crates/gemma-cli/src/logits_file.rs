@@ -4,6 +4,7 @@
 //! written first, from the shapes, and every chunk goes straight to its place.
 
 use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, json};
@@ -65,6 +66,13 @@ fn header(rows: &[usize], batch: bool, vocab: usize) -> (Vec<u8>, Vec<u64>) {
     let mut header = serde_json::Value::Object(entries).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     (header, offsets)
+}
+
+/// Whether a file holds logits and nothing else.
+pub(crate) fn is_one(path: &Path) -> bool {
+    let is_logits = |name: &str| name == "logits" || name.starts_with("logits.");
+    gemma_weights::read_safetensors(path)
+        .is_ok_and(|tensors| !tensors.is_empty() && tensors.keys().all(|name| is_logits(name)))
 }
 
 #[cfg(test)]

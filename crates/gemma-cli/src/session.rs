@@ -8,7 +8,7 @@ use codegemma::CodeGemma;
 use gemma_auto::{Architecture, AutoModel, Device, EmbeddingGemma, Family, LoadOptions, Progress, Speculate};
 use gemma_generate::CausalModel;
 use gemma_model::OnLoad;
-use gemma_tokenizer::{TokenId, Tokenizer};
+use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer};
 use gemma_weights::{HubId, HubOptions};
 use paligemma::PaliGemma;
 use serde::Serialize;
@@ -126,6 +126,12 @@ impl Found {
     /// How it is opened.
     pub(crate) fn options(&self) -> &LoadOptions {
         &self.options
+    }
+
+    /// The same with a chat template in place of the model's, if there is one.
+    pub(crate) fn with_template(mut self, template: Option<ChatTemplate>) -> Self {
+        self.options.chat_template = template.or(self.options.chat_template);
+        self
     }
 
     /// The device that computes.

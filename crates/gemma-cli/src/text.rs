@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 /// The text itself, or what the file holds; `-` is standard input for both.
 pub(crate) fn given(text: Option<&str>, file: Option<&Path>) -> Result<String> {
     match (text, file) {
-        (Some("-"), _) => standard_input(),
+        (Some("-"), _) => read(Path::new("-")),
         (Some(text), _) => Ok(text.to_owned()),
         (None, Some(file)) => read(file),
         (None, None) => bail!("no text was given"),
@@ -24,8 +24,20 @@ const LONGEST: u64 = 256 << 20;
 /// Most bytes of a line, which is held whole.
 const LONGEST_LINE: u64 = 16 << 20;
 
-/// What the file holds; `-` is standard input.
+/// What some editors put in front of a text in UTF-8: a byte order mark.
+const MARK: char = '\u{feff}';
+
+/// What the file holds, without a byte order mark; `-` is standard input.
 pub(crate) fn read(file: &Path) -> Result<String> {
+    let mut text = read_marked(file)?;
+    if text.starts_with(MARK) {
+        text.drain(..MARK.len_utf8());
+    }
+    Ok(text)
+}
+
+/// [`read`], with the byte order mark if there is one.
+pub(crate) fn read_marked(file: &Path) -> Result<String> {
     if file == Path::new("-") {
         return standard_input();
     }
@@ -34,7 +46,7 @@ pub(crate) fn read(file: &Path) -> Result<String> {
 }
 
 /// The bytes of a file, of which there may be as many as a text has at most.
-pub(crate) fn read_bytes(file: &Path) -> Result<Vec<u8>> {
+fn read_bytes(file: &Path) -> Result<Vec<u8>> {
     let open = || format!("cannot read {}", file.display());
     bounded(fs::File::open(file).with_context(open)?, LONGEST).with_context(open)
 }
@@ -44,7 +56,7 @@ fn standard_input() -> Result<String> {
         .context("cannot use standard input")
 }
 
-/// The next line without its line break, `None` at the end.
+/// The next line without its line break and without a byte order mark, `None` at the end.
 pub(crate) fn line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     if input.take(LONGEST_LINE + 1).read_until(b'\n', &mut line).context("it cannot be read")? == 0 {
@@ -56,6 +68,9 @@ pub(crate) fn line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     if line.last() == Some(&b'\n') {
         line.pop();
         line.pop_if(|last| *last == b'\r');
+    }
+    if line.starts_with(MARK.encode_utf8(&mut [0; 4]).as_bytes()) {
+        line.drain(..MARK.len_utf8());
     }
     Ok(Some(line))
 }
@@ -71,6 +86,10 @@ pub(crate) fn bounded(source: impl Read, limit: u64) -> Result<Vec<u8>> {
 }
 
 fn utf8(bytes: Vec<u8>) -> Result<String> {
+    // the shell of Windows writes so
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        bail!("it is text in UTF-16; save it in UTF-8");
+    }
     String::from_utf8(bytes).map_err(|error| anyhow::anyhow!(not_utf8(error.utf8_error())))
 }
 
@@ -92,6 +111,11 @@ mod tests {
         assert!(format!("{:#}", read(&path).expect_err("not text")).contains("byte 2"));
         fs::write(&path, "zwölf\n").expect("written");
         assert_eq!(given(None, Some(&path)).ok().as_deref(), Some("zwölf\n"));
+        fs::write(&path, "\u{feff}zwölf").expect("written");
+        assert_eq!(given(None, Some(&path)).ok().as_deref(), Some("zwölf"));
+        assert_eq!(read_marked(&path).ok().as_deref(), Some("\u{feff}zwölf"));
+        fs::write(&path, b"\xff\xfea\0").expect("written");
+        assert!(format!("{:#}", read(&path).expect_err("UTF-16")).contains("UTF-16"));
         assert_eq!(given(Some("x"), None).ok().as_deref(), Some("x"));
         assert_eq!(bounded(&b"1234"[..], 4).ok().as_deref(), Some(&b"1234"[..]));
         assert!(bounded(io::repeat(0), 4).expect_err("endless").to_string().contains("more than 4 bytes"));
@@ -102,7 +126,7 @@ mod tests {
         assert!(bounded(io::repeat(0), 1000).is_err());
         assert_eq!(bounded(io::repeat(7).take(1000), 1000).expect("at the edge").len(), 1000);
         assert!(line(&mut io::BufReader::new(io::repeat(b'x'))).is_err());
-        let mut lines = &b"a\r\n\n\xe9\nlast"[..];
+        let mut lines = &b"\xef\xbb\xbfa\r\n\n\xe9\nlast"[..];
         let mut next = || line(&mut lines).expect("short lines");
         assert_eq!(
             [next(), next(), next(), next(), next()],

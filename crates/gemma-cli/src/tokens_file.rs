@@ -22,8 +22,8 @@ impl TokenRows {
     /// Reads the file; ids are not yet compared with a vocabulary.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let name = path.display();
-        let text = text::read_bytes(path).with_context(|| format!("the tokens file {name}"))?;
-        let value = serde_json::from_slice(&text).with_context(|| format!("the tokens file {name} is not JSON"))?;
+        let text = text::read(path).with_context(|| format!("the tokens file {name}"))?;
+        let value = serde_json::from_str(&text).with_context(|| format!("the tokens file {name} is not JSON"))?;
         Self::parse(value).with_context(|| format!("the tokens file {name} cannot be used"))
     }
 

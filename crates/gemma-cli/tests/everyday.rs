@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use program::folder::Folder;
+use program::folder::{Folder, demo};
 use program::{gemma, printed, printed_json, refusal, run, text};
 
 /// What `gemma chat` does with lines from a pipe.
@@ -152,6 +152,30 @@ fn built_in_images_are_named_anywhere() {
     let out = folder.name("out");
     printed(&mut gemma(["detect", "shape", "--draw", "--out-dir", &out, "demo:shapes1.png"]));
     assert!(folder.path("out/demo_shapes1.png.detect.png").is_file());
+}
+
+/// `a/one.png`, `a_one.png` and `../x/one.png` are three images, and a drawing of one is none.
+#[test]
+fn drawings_stay_apart_and_are_not_drawn_again() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("a")).expect("made");
+    let image = demo("paligemma").join("images/shapes1.png");
+    let files = ["one.png", "a/one.png", "a_one.png"].map(|file| {
+        fs::copy(&image, folder.path(file)).expect("copied");
+        file.to_owned()
+    });
+    let itself = folder.path("").file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    let around = format!("../{itself}/one.png");
+    let mut draw = gemma(["detect", "shape", "--draw", "--out-dir", "out"]);
+    printed(draw.args(&files).arg(around).current_dir(folder.path("")));
+    let drawings = fs::read_dir(folder.path("out")).expect("made").flatten();
+    let drawings = drawings.filter(|entry| entry.file_name().to_string_lossy().ends_with(".detect.png")).count();
+    assert_eq!(drawings, 4);
+    for _ in 0..2 {
+        printed(gemma(["detect", "shape", "--draw", "--out-dir", "a", "a"]).current_dir(folder.path("")));
+        let lines = fs::read_to_string(folder.path("a/detect.jsonl")).expect("written");
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+    }
 }
 
 #[test]

@@ -65,19 +65,34 @@ fn keys_are_used_or_refused_or_named() {
     }
 }
 
-/// A template that cannot be used is reported when it is needed, and not when the model opens.
+/// A template with a mistake is reported when it is needed, and not when the model opens. One beyond the limits of what is
+/// read is refused like any other file of the model, unless another one is named.
 #[test]
 fn a_broken_template_matters_where_it_is_used() {
     let deep = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));
     let chain = format!("{{{{ {}1 }}}}", "not ".repeat(200_000));
+    let long = "x".repeat(2_000_000);
     let endless =
         "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s }}";
-    for template in ["{% if %}", "{{ messages | no_such_filter }}", &deep, &chain, endless] {
+    for (template, is_read) in [
+        ("{% if %}", true),
+        ("{{ messages | no_such_filter }}", true),
+        (endless, true),
+        (&deep, false),
+        (&chain, false),
+        (&long, false),
+    ] {
         let folder = Folder::with_demo();
         folder.write("chat_template.jinja", template);
         let model = folder.name("");
         let shown = &template[..template.len().min(60)];
-        printed(&mut gemma(["generate", "-m", &model, "Once", "-n", "2"]));
+        let mut plain = gemma(["generate", "-m", &model, "Once", "-n", "2"]);
+        if is_read {
+            printed(&mut plain);
+        } else {
+            let said = refusal(&mut plain);
+            assert!(said.contains("template") && said.contains("leave it out") && said.len() < 500, "{shown}: {said}");
+        }
         let said = refusal(&mut gemma(["generate", "-m", &model, "--chat", "hello", "-n", "2"]));
         assert!(said.contains("template") && said.len() < 500, "{shown}: {said}");
         let mut chat = gemma(["chat", "-m", &model, "-n", "2"]);
@@ -117,6 +132,37 @@ fn messages_are_short_whatever_they_quote() {
         assert!(said.len() < 700, "{} letters: {}", said.len(), &said[..200]);
         assert!(!chat || said.contains("chat template refuses the conversation"), "{said}");
     }
+}
+
+/// What is written replaces a file of its own kind, and not the weights or the text that were named by mistake.
+#[test]
+fn states_and_logits_do_not_replace_other_files() {
+    let folder = Folder::with_demo();
+    let (model, weights, text) = (folder.name(""), folder.name("model.safetensors"), folder.write("p.txt", "Once"));
+    let before = fs::read(&weights).expect("readable");
+    for other in [&weights, &text] {
+        refusal(&mut gemma(["logits", "-m", &model, "-f", &text, "--out", other]));
+        refusal(&mut gemma(["generate", "-m", &model, "-f", &text, "-n", "1", "--save-state", other]));
+    }
+    assert!(fs::read(&weights).expect("readable") == before);
+    let (logits, state) = (folder.name("l.safetensors"), folder.name("s.state"));
+    for _ in 0..2 {
+        printed(&mut gemma(["logits", "-m", &model, "-f", &text, "--out", &logits]));
+        printed(&mut gemma(["generate", "-m", &model, "-f", &text, "-n", "1", "--save-state", &state]));
+    }
+}
+
+/// Editors and shells of Windows put a byte order mark in front of a text, or write UTF-16.
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let folder = Folder::new();
+    let ids = |file: &str| printed_json(&mut gemma(["tokenize", "--json", "-f", file]))["tokens"].clone();
+    let (plain, marked) = (folder.write("a.txt", "Once"), folder.write("b.txt", "\u{feff}Once"));
+    assert_eq!(ids(&plain), ids(&marked));
+    let wide = folder.write("c.txt", [0xff, 0xfe, b'O', 0, b'n', 0]);
+    assert!(refusal(&mut gemma(["tokenize", "-f", &wide])).contains("UTF-16"));
+    let rows = folder.write("ids.json", "\u{feff}[2, 10]");
+    printed(&mut gemma(["generate", "--tokens-file", &rows, "-n", "1"]));
 }
 
 /// A batch of very many rows is read in groups.

@@ -89,6 +89,16 @@ pub enum Error {
         /// What would be right.
         expected: &'static str,
     },
+    /// A field of the files of a processor has a value that does not fit the model, or is not computed.
+    #[error("preprocessor_config.json: {field} is {}; it must be {expected}", shortened(value))]
+    ProcessorField {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
     /// The checkpoint belongs to another architecture.
     #[error("config.json: `{}` is not {expected}; other families have crates of their own", shortened(name))]
     Architecture {

@@ -42,4 +42,4 @@ pub use load_options::{LoadOptions, OnLoad};
 pub use model::{Model, read_chat_template, read_tokenizer};
 pub use network::{Network, config_file};
 pub use speculate::Speculate;
-pub use state::{fingerprint, fingerprint_of, load_state, save_state};
+pub use state::{fingerprint, fingerprint_of, is_state, load_state, save_state};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision};
-use gemma_tokenizer::Family;
+use gemma_tokenizer::{ChatTemplate, Family};
 use gemma_weights::{Adapter, Precision};
 
 use crate::Speculate;
@@ -32,6 +32,8 @@ pub struct LoadOptions {
     /// Leave the tokenizer out, for programs that give token ids and read logits: a large vocabulary takes a second to
     /// read.
     pub without_tokenizer: bool,
+    /// A chat template in place of the checkpoint's, which is then not looked at.
+    pub chat_template: Option<ChatTemplate>,
     /// LoRA adapters whose effects are added, each computed beside the weights, which stay as they are.
     pub adapters: Vec<Adapter>,
     /// LoRA adapters that a request may choose, by their places in this list

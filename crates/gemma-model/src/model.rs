@@ -67,6 +67,10 @@ impl<N: Network> Model<N> {
         device: &Device,
         progress: OnLoad<'_>,
     ) -> Result<Self, Error> {
+        let chat_template = match &options.chat_template {
+            Some(template) => template.clone(),
+            None => read_chat_template(checkpoint)?,
+        };
         // reading a large vocabulary takes a second, in which the weights can be opened
         let family = options.family.unwrap_or(N::FAMILY);
         let read = || if options.without_tokenizer { Ok(None) } else { read_tokenizer(checkpoint, family) };
@@ -80,7 +84,7 @@ impl<N: Network> Model<N> {
         let stop_tokens = stop_tokens(checkpoint, N::eos(network.config()), tokenizer.as_ref())?;
         let (tokenizer, network) = (tokenizer.map(Arc::new), Arc::new(network));
         let speculate = options.speculate.clone();
-        Ok(Self { tokenizer, network, chat_template: read_chat_template(checkpoint)?, stop_tokens, speculate })
+        Ok(Self { tokenizer, network, chat_template, stop_tokens, speculate })
     }
 
     /// A model of parts that are there already, such as one that was just trained.
@@ -325,17 +329,21 @@ pub fn read_tokenizer(checkpoint: &Checkpoint, family: Family) -> Result<Option<
     Ok(Some(Tokenizer::from_sentencepiece(&model, family)?))
 }
 
-/// The chat template of a checkpoint, or Gemma's. One that cannot be used is reported when a conversation begins.
+/// The chat template of a checkpoint, or Gemma's. One with a mistake is reported when a conversation begins.
 ///
 /// # Errors
-/// When a file cannot be read.
+/// When a file cannot be read, or the template is beyond the limits of what is read.
 pub fn read_chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error> {
-    if let Some(source) = checkpoint.file("chat_template.jinja")? {
-        return Ok(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source)));
+    let template = match checkpoint.file("chat_template.jinja")? {
+        Some(source) => Some(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source))),
+        None => checkpoint.file("tokenizer_config.json")?.and_then(|json| ChatTemplate::from_tokenizer_config(&json)),
+    };
+    let template = template.unwrap_or_else(ChatTemplate::builtin);
+    match template.check() {
+        Err(error @ gemma_tokenizer::Error::TemplateLimit { .. }) => Err(error.into()),
+        // what else is wrong with it matters to conversations alone
+        _ => Ok(template),
     }
-    let file = checkpoint.file("tokenizer_config.json")?;
-    let template = file.and_then(|json| ChatTemplate::from_tokenizer_config(&json));
-    Ok(template.unwrap_or_else(ChatTemplate::builtin))
 }
 
 /// What ends an answer: what either configuration names, and the end of a turn, which instruction-tuned checkpoints say

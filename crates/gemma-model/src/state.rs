@@ -51,6 +51,12 @@ pub fn save_state<N: Network>(network: &N, sequence: &Sequence<N::Cache>, file: 
     Ok(save_safetensors(file, metadata, &mut tensors.into_iter())?)
 }
 
+/// Whether a file is one that [`save_state`] wrote, of whichever model.
+pub fn is_state(file: &Path) -> bool {
+    let read = read_safetensors_with_metadata(file);
+    read.is_ok_and(|(_, metadata)| metadata.get("format").is_some_and(|format| format == FORMAT))
+}
+
 /// Takes up a sequence that [`save_state`] kept, on the device of `network`.
 ///
 /// # Errors

@@ -96,7 +96,7 @@ impl Grammars {
     /// # Errors
     /// What is wrong with it, or that it is larger than the limits.
     pub fn compile(&self, source: &str, tokenizer: &Tokenizer, vocab: usize) -> Result<GrammarMask, GrammarError> {
-        let wrong = |error: String| GrammarError::Grammar(error.lines().next().unwrap_or_default().to_owned());
+        let wrong = |error: String| GrammarError::Grammar(first_line(&error));
         if source.len() > LONGEST_GRAMMAR {
             return Err(wrong(format!("it has {} bytes; at most {LONGEST_GRAMMAR} are read", source.len())));
         }
@@ -200,5 +200,11 @@ impl GrammarMask {
 }
 
 fn stuck(error: &dyn fmt::Display) -> String {
-    format!("the grammar cannot go on: {}", error.to_string().lines().next().unwrap_or_default())
+    format!("the grammar cannot go on: {}", first_line(&error.to_string()))
+}
+
+/// The first line of a reason, which may quote the grammar, in a length that can be read.
+fn first_line(reason: &str) -> String {
+    const MOST: usize = 300;
+    reason.lines().next().unwrap_or_default().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect()
 }

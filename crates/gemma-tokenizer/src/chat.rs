@@ -135,7 +135,7 @@ impl ChatTemplate {
     /// Parses the template, so that a mistake in it is known before a conversation begins.
     ///
     /// # Errors
-    /// [`Error::Template`] when it cannot be used.
+    /// [`Error::Template`] when it cannot be used, [`Error::TemplateLimit`] for one beyond the limits of its source.
     pub fn check(&self) -> Result<()> {
         match &self.0 {
             Source::Builtin => Ok(()),
@@ -148,7 +148,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::ChatRefused`] when the template does not accept the conversation (two turns of the same side in a row,
-    /// say); [`Error::Template`] and [`Error::TemplateCost`] for a template with a mistake.
+    /// say); [`Error::Template`], [`Error::TemplateLimit`] and [`Error::TemplateCost`] for a template with a mistake.
     pub fn render(&self, turns: &[Turn], add_generation_prompt: bool) -> Result<RenderedChat> {
         self.render_with(turns, &ChatOptions { add_generation_prompt, ..ChatOptions::default() })
     }
@@ -211,6 +211,7 @@ fn error_of(fault: Fault) -> Error {
     match fault {
         Fault::Refused(reason) => Error::ChatRefused { reason: first_line(&reason) },
         Fault::Failed(reason) => Error::Template { reason: ends_of(&reason) },
+        Fault::Limit(reason) => Error::TemplateLimit { reason },
         Fault::Cost => Error::TemplateCost,
     }
 }
@@ -218,11 +219,17 @@ fn error_of(fault: Fault) -> Error {
 /// What a template says, in one line of a length that can be read.
 fn first_line(reason: &str) -> String {
     const MOST: usize = 200;
-    let words = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = one_line(reason);
     match words.char_indices().nth(MOST) {
         Some((at, _)) => format!("{}...", &words[..at]),
         None => words,
     }
+}
+
+/// A text on one line, without control characters.
+fn one_line(text: &str) -> String {
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// What is wrong with a template, in one line of a length that can be read: it may quote the template, and ends with the
@@ -230,7 +237,7 @@ fn first_line(reason: &str) -> String {
 fn ends_of(reason: &str) -> String {
     const BEGIN: usize = 160;
     const END: usize = 60;
-    let words = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = one_line(reason);
     let count = words.chars().count();
     if count <= BEGIN + END {
         return words;

@@ -139,6 +139,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// The model's chat template is longer, or nested deeper, than any template needs.
+    #[error(
+        "the model's chat template failed: {reason}; leave it out of the model, or name another one (--template builtin)"
+    )]
+    TemplateLimit {
+        /// Which limit is passed, and in which line.
+        reason: String,
+    },
+
     /// The model's chat template ran for too long or wrote too much.
     #[error(
         "the model's chat template takes too much work or memory to render; the built-in one can be used instead (--template builtin)"

@@ -111,7 +111,7 @@ impl Record {
             let [text] = texts(&fields, ["text"])?;
             return Ok(Self::Text(text));
         }
-        let names: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();
+        let names: Vec<String> = fields.keys().take(8).map(|name| shown(name)).collect();
         Err(format!(
             "it has the fields {}; it must have text, prompt and completion, messages, prompt, chosen and rejected, image, prefix \
              and suffix, or query and positive",
@@ -129,6 +129,12 @@ fn some_texts(name: &str, field: &Json) -> Result<Vec<String>, String> {
         value => text(value).map(|text| vec![text]),
     };
     found.ok_or_else(|| format!("{name} is neither a text nor a list of texts"))
+}
+
+/// A name from a file, as a message shows it.
+fn shown(name: &str) -> String {
+    const MOST: usize = 40;
+    name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect()
 }
 
 fn texts<const N: usize>(fields: &Map<String, Json>, names: [&str; N]) -> Result<[String; N], String> {
@@ -154,7 +160,7 @@ fn turns(messages: &Json) -> Result<Vec<Turn>, String> {
                 "user" => Ok(Turn::user(content)),
                 "assistant" | "model" => Ok(Turn::model(content)),
                 "system" => Ok(Turn::system(content)),
-                other => Err(format!("message {index} has the role {other}; use user, assistant or system")),
+                other => Err(format!("message {index} has the role {}; use user, assistant or system", shown(other))),
             }
         })
         .collect::<Result<_, String>>()?;
@@ -192,7 +198,8 @@ pub fn read_lines<T>(
         } else {
             match std::str::from_utf8(&line) {
                 Ok(text) if text.trim().is_empty() => continue,
-                Ok(text) => Record::parse(text).and_then(|record| take(number, record)),
+                // a byte order mark, which some editors put in front of a file, is no text
+                Ok(text) => Record::parse(text.trim_start_matches('\u{feff}')).and_then(|record| take(number, record)),
                 Err(_) => Err("it is not UTF-8".to_owned()),
             }
         };
@@ -295,11 +302,17 @@ mod tests {
             let reason = Record::parse(line).expect_err(line);
             assert!(reason.contains(word), "{line}: {reason}");
         }
+        let long = "x".repeat(100_000);
+        let role = format!(r#"{{"messages": [{{"role": "{long}", "content": "u"}}]}}"#);
+        for line in [format!(r#"{{"{long}": 1}}"#), role] {
+            assert!(Record::parse(&line).expect_err("unknown").len() < 300, "a name is cut where it is quoted");
+        }
     }
 
     #[test]
     fn a_bad_line_is_named_or_counted() {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.write_all("\u{feff}".as_bytes()).expect("written");
         file.write_all(b"{\"text\": \"a\"}\n\n{\"text\": 1}\n\xff\n{\"text\": \"b\"}").expect("written");
         let take = |_, record| match record {
             Record::Text(text) if text == "b" => Err("not b".to_owned()),

@@ -96,6 +96,7 @@ impl Image {
             _ => {
                 return Err(failed(match foreign(bytes) {
                     Some(format) => format!("{format} is not supported; convert it first"),
+                    None if bytes.is_empty() => "the file is empty".into(),
                     None => "its first bytes are those of another format".into(),
                 }));
             }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `image` | [`Image`], [`Pixels`]: decoding with bounded memory |
 //! | `jpeg` | where the image of a JPEG file ends |
+//! | `preprocessor` | `preprocessor_config.json`: what it says of images |
 //! | `resample` | Pillow's resizing, to the last bit |
 //! | `siglip` | [`Siglip`], the image encoder |
 //! | `splice` | images among the tokens of a text: [`embed_with_images`] |
@@ -18,6 +19,7 @@ mod config;
 mod error;
 mod image;
 mod jpeg;
+mod preprocessor;
 mod resample;
 mod siglip;
 mod splice;
@@ -25,6 +27,7 @@ mod splice;
 pub use config::SiglipConfig;
 pub use error::Error;
 pub use image::{Image, PIXEL_LIMIT, Pixels, SIDE_LIMIT};
+pub use preprocessor::{preprocessor_files, resize_filter};
 pub use resample::{Filter, resize_map, resize_rgb};
 pub use siglip::{LayerNorm, Siglip};
 pub use splice::embed_with_images;

@@ -64,6 +64,9 @@ impl Adapter {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let failed = |fault: AdapterFault| Error::Adapter { path: folder.to_owned(), fault };
         let missing = |file| failed(AdapterFault::MissingFile { file });
+        if folder.is_file() {
+            return Err(failed(AdapterFault::AFile));
+        }
         let config_path = folder.join(CONFIG_FILE);
         let text = read_capped(&config_path, CONFIG_LIMIT)?.ok_or_else(|| missing(CONFIG_FILE))?;
         let json = serde_json::from_slice(&text).map_err(|cause| Error::Json { file: config_path.clone(), cause })?;

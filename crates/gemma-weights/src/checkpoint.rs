@@ -12,7 +12,7 @@ use crate::files::{self, Files, is_plain_name};
 use crate::gguf;
 use crate::json::Entries;
 use crate::names::unwrapped;
-use crate::safetensors::parse_safetensors;
+use crate::safetensors::{parse_safetensors, parse_shared};
 use crate::{Dtype, Error, GenerationConfig, StoredTensor, TensorSpec};
 
 /// The file of an unsharded model.
@@ -136,7 +136,7 @@ impl Checkpoint {
 
     fn from_files(files: Files) -> Result<Self, Error> {
         let tensors = if let Some(bytes) = files.map(SINGLE_FILE)? {
-            parse_safetensors(&files.path(SINGLE_FILE), &bytes)?
+            parse_shared(&files.path(SINGLE_FILE), &bytes)?
         } else if files.contains(INDEX_FILE) {
             read_shards(&files)?
         } else {

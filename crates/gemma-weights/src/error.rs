@@ -50,6 +50,9 @@ pub enum Error {
         path.display(),
         match found {
             Some(file) if file.ends_with(".gguf") => format!("; to use {0}, give {1}", Shown(file), path.join(file).display()),
+            Some(file) if file == "adapter_model.safetensors" => {
+                "; it holds a LoRA adapter: give its base model, and this folder with --adapter".to_owned()
+            }
             Some(file) => format!(" (only {}, which is not read); give a folder in Hugging Face format", Shown(file)),
             None => "; give a folder in Hugging Face format, or a GGUF file".to_owned(),
         }
@@ -79,6 +82,17 @@ pub enum Error {
         bytes: u64,
         /// The most that is read, in bytes.
         limit: u64,
+    },
+
+    /// Another file in place of the one that was meant.
+    #[error("{}: it is {what}, not the file itself; {advice}", path.display())]
+    StandIn {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        advice: &'static str,
     },
 
     /// A file beside the weights that was asked for under a name with a path in it.
@@ -454,6 +468,21 @@ pub enum Error {
         /// The file that is not there.
         lacking: String,
     },
+
+    /// The hub is busy for longer than is worth waiting.
+    #[error("{url}: the hub answered HTTP {status} and asks to wait {seconds} s; try again then")]
+    HubBusy {
+        /// What was asked for.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// The wait it asks for, in seconds.
+        seconds: u64,
+    },
+
+    /// The access token cannot be sent.
+    #[error("the access token for the hub holds characters that no token has; set HF_TOKEN again, or the token file")]
+    HubToken,
 
     /// The hub answered with an HTTP error.
     #[error("{url}: the hub answered HTTP {status}; try again later")]

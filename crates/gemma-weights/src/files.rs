@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use crate::Error;
+use crate::stand_in::{KIND_BYTES, other_text, stand_in, without_mark};
 
 /// The most that is read of a file beside the weights, in bytes; the largest real one, Gemma's tokenizer.json, has
 /// 34 MB.
@@ -31,7 +32,10 @@ impl Files {
     pub(crate) fn of_folder(folder: &Path) -> Result<Self, Error> {
         match fs::metadata(folder) {
             Ok(metadata) if metadata.is_dir() => Ok(Self::Folder(folder.to_owned())),
-            Ok(_) => Err(Error::NotAFolder { path: folder.to_owned() }),
+            Ok(_) => {
+                refuse(folder, stand_in(&beginning(folder)))?;
+                Err(Error::NotAFolder { path: folder.to_owned() })
+            }
             Err(cause) if cause.kind() == ErrorKind::NotFound => Err(Error::NoSuchPath { path: folder.to_owned() }),
             Err(cause) => Err(Error::Read { path: folder.to_owned(), cause }),
         }
@@ -111,18 +115,33 @@ fn file_len(path: &Path) -> Result<Option<u64>, Error> {
 /// The bytes of a file, mapped; `None` if there is none.
 pub(crate) fn map(path: &Path) -> Result<Option<Bytes>, Error> {
     let mapped = file_len(path)?.map(|_| gemma_kernels::map_file(path)).transpose();
-    mapped.map_err(|cause| Error::Read { path: path.to_owned(), cause })
+    let mapped: Option<Bytes> = mapped.map_err(|cause| Error::Read { path: path.to_owned(), cause })?;
+    mapped.as_ref().map_or(Ok(()), |bytes| refuse(path, stand_in(bytes)))?;
+    Ok(mapped)
 }
 
-/// Whether a regular file begins with these bytes.
-pub(crate) fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
-    let mut begin = [0; 4];
-    let is_file = file_len(path).is_ok_and(|len| len.is_some());
-    is_file && File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == *magic
+/// Refuses a file in place of which another one lies.
+fn refuse(path: &Path, other: Option<[&'static str; 2]>) -> Result<(), Error> {
+    match other {
+        Some([what, advice]) => Err(Error::StandIn { path: path.to_owned(), what, advice }),
+        None => Ok(()),
+    }
+}
+
+/// How a file begins.
+pub(crate) fn beginning(path: &Path) -> Vec<u8> {
+    let mut begin = Vec::new();
+    if file_len(path).is_ok_and(|len| len.is_some())
+        && let Ok(file) = File::open(path)
+    {
+        // what cannot be read is missed where it is needed
+        let _ = file.take(KIND_BYTES as u64).read_to_end(&mut begin);
+    }
+    begin
 }
 
 /// Reads a file of at most `limit` bytes; `None` if there is none. A file that grows while it is read cannot
-/// exceed the limit either.
+/// exceed the limit either. JSON may begin with a byte order mark, which is left out.
 pub(crate) fn read_capped(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     let unreadable = |cause| Error::Read { path: path.to_owned(), cause };
     let Some(len) = file_len(path)? else { return Ok(None) };
@@ -135,7 +154,11 @@ pub(crate) fn read_capped(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Er
     if bytes > limit {
         return Err(Error::TooLarge { path: path.to_owned(), bytes, limit });
     }
-    Ok(Some(content))
+    if path.extension().is_none_or(|ending| ending != "json") {
+        return Ok(Some(content));
+    }
+    refuse(path, other_text(&content))?;
+    Ok(Some(without_mark(content)))
 }
 
 /// The content of a small file that lies outside a checkpoint's own folder, such as a module's configuration; `None` if

@@ -37,7 +37,7 @@ const PARTS_LIMIT: u64 = 1000;
 
 /// Whether a file is a GGUF file, by its first four bytes.
 pub fn is_gguf(path: &Path) -> bool {
-    files::begins_with(path, MAGIC)
+    files::beginning(path).starts_with(MAGIC)
 }
 
 /// What a key-value pair holds.

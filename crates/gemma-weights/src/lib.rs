@@ -38,6 +38,7 @@ mod new_file;
 mod safetensors;
 mod save;
 mod shard;
+mod stand_in;
 mod stored_tensor;
 mod tensor_spec;
 

@@ -5,10 +5,18 @@
 
 use std::collections::BTreeMap;
 
-/// What wrappers insert before a part of a name: `torch.compile`, FSDP, activation checkpointing.
-const INSERTED: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
-/// What stands before every name: `DataParallel`, PEFT.
-const IN_FRONT: [&str; 3] = ["module.", "base_model.model.", "_forward_module."];
+/// What wrappers insert before a part of a name: `torch.compile`, FSDP, activation checkpointing, PEFT around a projection.
+const INSERTED: [&str; 4] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "base_layer."];
+/// The embedding table's name in the layouts of files, the longest first. What stands before it and before every other
+/// name is a wrapper's: `module.` (`DataParallel`), `base_model.model.` (PEFT), `model.` (a class with a model inside).
+const TABLES: [&str; 6] = [
+    "model.language_model.model.embed_tokens.weight",
+    "model.language_model.embed_tokens.weight",
+    "language_model.model.embed_tokens.weight",
+    "language_model.embed_tokens.weight",
+    "model.embed_tokens.weight",
+    TABLE,
+];
 /// What a causal model has before the names of its base model, and the base model by itself has not.
 const BASE: &str = "model.";
 /// The tensor by which a base model is known, and the one outside of it.
@@ -18,11 +26,10 @@ const HEAD: &str = "lm_head.weight";
 /// The same tensors under the names that layers ask for. Left as they are when two of them would then share a name.
 pub(crate) fn unwrapped<T>(tensors: BTreeMap<String, T>) -> BTreeMap<String, T> {
     let mut names: Vec<String> = tensors.keys().map(|name| without_inserted(name)).collect();
-    while let Some(prefix) = IN_FRONT.iter().find(|prefix| names.iter().all(|name| name.starts_with(**prefix))) {
-        if names.is_empty() {
-            break;
-        }
-        names.iter_mut().for_each(|name| *name = name.split_off(prefix.len()));
+    let before = names.iter().find_map(|name| TABLES.iter().find_map(|table| name.strip_suffix(table)));
+    let wrapper = before.filter(|prefix| prefix.ends_with('.')).unwrap_or_default().to_owned();
+    if names.iter().all(|name| name.starts_with(&wrapper)) {
+        names.iter_mut().for_each(|name| *name = name.split_off(wrapper.len()));
     }
     if names.iter().any(|name| name == TABLE) {
         names.iter_mut().filter(|name| *name != HEAD).for_each(|name| name.insert_str(0, BASE));
@@ -65,12 +72,34 @@ mod tests {
         let plain =
             ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"];
         assert_eq!(names(&plain), plain);
-        for prefix in ["base_model.model.", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."] {
+        for prefix in [
+            "base_model.model.",
+            "_orig_mod.",
+            "module.",
+            "module._orig_mod.",
+            "_orig_mod.module.",
+            "model.",
+            "student.model.",
+        ] {
             let given: Vec<String> = plain.iter().map(|name| format!("{prefix}{name}")).collect();
             assert_eq!(names(&given.iter().map(String::as_str).collect::<Vec<_>>()), plain, "{prefix}");
         }
         let inside = ["model.embed_tokens.weight", "model.layers.0._orig_mod.mlp._fsdp_wrapped_module.up_proj.weight"];
         assert_eq!(names(&inside), ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"]);
+    }
+
+    #[test]
+    fn projections_below_an_adapter_have_their_own_names() {
+        let inside = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.base_layer.weight"];
+        assert_eq!(names(&inside), ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"]);
+    }
+
+    #[test]
+    fn a_prefix_of_some_names_is_no_wrapper() {
+        let some = ["model.model.embed_tokens.weight", "other.norm.weight"];
+        assert_eq!(names(&some), some);
+        let parts = ["model.language_model.embed_tokens.weight", "model.vision_tower.post_layernorm.weight"];
+        assert_eq!(names(&parts), parts);
     }
 
     #[test]

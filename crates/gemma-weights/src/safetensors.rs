@@ -51,6 +51,20 @@ pub fn parse_safetensors(file: &Path, bytes: &Bytes) -> Result<BTreeMap<String, 
     Ok(parse(file, bytes)?.0)
 }
 
+/// [`parse_safetensors`], with the tensors that the file holds under one of two names also under the other: PyTorch's
+/// `save_model` writes what is shared (an embedding table that is the output head) once, and notes in the metadata which
+/// name stands for which.
+pub(crate) fn parse_shared(file: &Path, bytes: &Bytes) -> Result<BTreeMap<String, StoredTensor>, Error> {
+    let (mut tensors, metadata) = parse(file, bytes)?;
+    for (name, held_as) in metadata {
+        if let (false, Some(tensor)) = (tensors.contains_key(&name), tensors.get(&held_as)) {
+            let tensor = tensor.clone();
+            tensors.insert(name, tensor);
+        }
+    }
+    Ok(tensors)
+}
+
 fn parse(file: &Path, bytes: &Bytes) -> Result<Described, Error> {
     let damaged = |fault| Error::Safetensors { file: file.to_owned(), fault };
     let (header, data) = split_header(bytes).map_err(damaged)?;

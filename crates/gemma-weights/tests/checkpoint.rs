@@ -65,6 +65,46 @@ fn one_file_and_shards_hold_the_same() {
     }
 }
 
+/// A clone without Git LFS, and a download from the wrong link.
+#[test]
+fn what_lies_in_place_of_a_file_is_named() {
+    let folder = saved(1000);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4988025760\n";
+    fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
+    assert!(error(folder.path()).to_string().contains("Git LFS pointer"));
+    let file = folder.path().join("model.gguf");
+    fs::write(&file, "<!doctype html>\n<html>").unwrap();
+    assert!(error(&file).to_string().contains("a web page"));
+    let folder = saved(1000);
+    fs::write(folder.path().join("config.json"), "\u{feff}{}").unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.file("config.json").unwrap().unwrap(), b"{}", "without its byte order mark");
+    fs::write(folder.path().join("config.json"), b"\xff\xfe{\0}\0").unwrap();
+    assert!(checkpoint.file("config.json").unwrap_err().to_string().contains("UTF-16"));
+}
+
+#[test]
+fn an_adapter_alone_is_told_from_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("adapter_model.safetensors"), "").unwrap();
+    assert!(error(folder.path()).to_string().contains("--adapter"));
+}
+
+/// PyTorch's `save_model` writes a shared tensor under one of its names and notes the other.
+#[test]
+fn a_shared_tensor_is_found_under_both_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut tensors = [("lm_head.weight".to_owned(), Dtype::F32, vec![1, 2], vec![7; 8].into())].into_iter();
+    let shared = [("model.embed_tokens.weight", "lm_head.weight"), ("format", "pt"), ("other", "not.there")];
+    let metadata = shared.map(|(name, held_as)| (name.to_owned(), held_as.to_owned())).into();
+    gemma_weights::save_safetensors(&path, metadata, &mut tensors).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let names: Vec<&str> = checkpoint.tensors().map(|(name, _)| name).collect();
+    assert_eq!(names, ["lm_head.weight", "model.embed_tokens.weight"]);
+    assert!(!checkpoint.is_untied("lm_head.weight", "model.embed_tokens.weight"));
+}
+
 #[test]
 fn a_checkpoint_may_be_part_of_the_program() {
     let folder = saved(1000);

@@ -581,6 +581,28 @@ fn passing_errors_are_retried_and_others_are_not() {
 }
 
 #[test]
+fn a_hub_that_asks_for_an_hour_is_not_waited_for() {
+    for wait in ["3600", "99999999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"] {
+        let hub = Server::start(move |_| Answer::new(429, &[("Retry-After", wait)]));
+        let (_guard, options) = options(&hub.address);
+        let error = failure(&options);
+        assert!(matches!(error, Error::HubBusy { status: 429, seconds: 3600.., .. }), "{error}");
+        assert_eq!(hub.asked().len(), 1);
+    }
+}
+
+#[test]
+fn a_token_that_no_header_can_hold_is_refused_before_anything_is_sent() {
+    let hub = Server::start(|_| Answer::new(404, &[]));
+    let (_guard, options) = options(&hub.address);
+    for token in ["hf_é", "hf x", "hf_x\r\nX-Y: z"] {
+        let options = HubOptions { token: Some(token.to_owned()), ..options.clone() };
+        assert!(matches!(failure(&options), Error::HubToken), "{token:?}");
+    }
+    assert!(hub.asked().is_empty());
+}
+
+#[test]
 fn nobody_answers() {
     // a port that was free a moment ago
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -50,6 +50,8 @@ fn yes() -> bool {
 
 /// A larger dimension than any embedding has.
 const LARGEST: usize = 1 << 20;
+/// More bytes than any folder's name has.
+const LONGEST_NAME: usize = 100;
 /// More modules than any model has.
 const MOST_MODULES: usize = 32;
 
@@ -64,7 +66,7 @@ impl Modules {
         let mut kinds = Vec::new();
         for Module { path, kind } in modules {
             let kind = kind.rsplit('.').next().unwrap_or_default().to_owned();
-            let plain = !path.contains(['/', '\\', ':', '\0']) && path != "..";
+            let plain = path.len() <= LONGEST_NAME && !path.contains(['/', '\\', ':', '\0']) && path != "..";
             if !plain {
                 return Err(wrong(folder, "modules.json", "path", path, "the name of a folder beside it"));
             }
@@ -119,8 +121,10 @@ fn missing(folder: &Path, file: &str) -> Error {
 }
 
 fn wrong(folder: &Path, file: &str, field: &str, value: impl ToString, expected: &str) -> Error {
-    let value = value.to_string().chars().take(80).collect();
-    Error::Module { file: folder.join(file), field: field.to_owned(), value, expected: expected.to_owned() }
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let cut = |text: &str| text.chars().map(plain).take(80).collect();
+    let (field, value) = (cut(field), cut(&value.to_string()));
+    Error::Module { file: folder.join(file), field, value, expected: expected.to_owned() }
 }
 
 /// The content of a JSON file; `None` when there is no such file.

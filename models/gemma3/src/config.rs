@@ -5,7 +5,7 @@ use gemma::DecoderConfig;
 use gemma_model::Error;
 use gemma_model::fields::{self, Architecture, invalid};
 use gemma_tokenizer::TokenId;
-use gemma_vision::{Filter, SiglipConfig};
+use gemma_vision::{Filter, SiglipConfig, preprocessor_files, resize_filter};
 use gemma_weights::{Checkpoint, Dtype};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -164,6 +164,9 @@ impl Default for PanAndScan {
     }
 }
 
+/// The most crops, whatever a file says.
+const MOST_CROPS: usize = 16;
+
 /// A crop of an image: left, upper, right and lower edge in pixels, the last two outside.
 pub type Crop = [usize; 4];
 
@@ -197,27 +200,13 @@ impl Default for Processor {
     }
 }
 
+/// What the processor of this family has beside the fields of all.
 #[derive(Default, Deserialize)]
-struct ProcessorFile {
-    size: Option<Size>,
-    resample: Option<u32>,
-    rescale_factor: Option<f64>,
-    image_mean: Option<Vec<f64>>,
-    image_std: Option<Vec<f64>>,
-    do_resize: Option<bool>,
-    do_rescale: Option<bool>,
-    do_normalize: Option<bool>,
-    image_seq_length: Option<usize>,
+struct PanAndScanFields {
     do_pan_and_scan: Option<bool>,
     pan_and_scan_min_crop_size: Option<usize>,
     pan_and_scan_max_num_crops: Option<usize>,
     pan_and_scan_min_ratio_to_activate: Option<f64>,
-}
-
-#[derive(Deserialize)]
-struct Size {
-    height: usize,
-    width: usize,
 }
 
 impl Processor {
@@ -227,59 +216,18 @@ impl Processor {
     /// When a file is not JSON, or says what does not fit the model or is not computed; the message names field and
     /// value.
     pub fn of(checkpoint: &Checkpoint, config: &Gemma3Config) -> Result<Self, Error> {
-        for name in ["processor_config.json", "preprocessor_config.json"] {
-            if let Some(text) = checkpoint.file(name)? {
-                let file: ProcessorFile = fields::parse(&text)?;
-                file.fits(config)?;
-            }
+        let filter = resize_filter(checkpoint, config.vision.image_size, config.image_tokens)?;
+        let (mut crops, mut wanted) = (PanAndScan::default(), false);
+        for file in preprocessor_files::<PanAndScanFields>(checkpoint)? {
+            crops = PanAndScan {
+                min_crop_size: file.pan_and_scan_min_crop_size.unwrap_or(crops.min_crop_size),
+                max_crops: file.pan_and_scan_max_num_crops.map_or(crops.max_crops, |crops| crops.min(MOST_CROPS)),
+                min_ratio: file.pan_and_scan_min_ratio_to_activate.unwrap_or(crops.min_ratio),
+            };
+            wanted = file.do_pan_and_scan.unwrap_or(wanted);
         }
-        let text = checkpoint.file("preprocessor_config.json")?;
-        let file: ProcessorFile = text.map(|text| fields::parse(&text)).transpose()?.unwrap_or_default();
-        let filter = match file.resample {
-            None | Some(2) => Filter::Bilinear,
-            Some(3) => Filter::Bicubic,
-            Some(other) => {
-                return Err(invalid("preprocessor_config.json: resample", other, "2 (bilinear) or 3 (bicubic)"));
-            }
-        };
-        let usual = PanAndScan::default();
-        let crops = PanAndScan {
-            min_crop_size: file.pan_and_scan_min_crop_size.unwrap_or(usual.min_crop_size),
-            max_crops: file.pan_and_scan_max_num_crops.unwrap_or(usual.max_crops).min(16),
-            min_ratio: file.pan_and_scan_min_ratio_to_activate.unwrap_or(usual.min_ratio),
-        };
-        Ok(Self { filter, pan_and_scan: file.do_pan_and_scan.unwrap_or(false).then_some(crops), crops })
-    }
-}
-
-impl ProcessorFile {
-    fn fits(&self, config: &Gemma3Config) -> Result<(), Error> {
-        let side = config.vision.image_size;
-        if let Some(Size { height, width }) = self.size
-            && (height, width) != (side, side)
-        {
-            let found = format!("{height} x {width}");
-            return Err(invalid("preprocessor_config.json: size", found, "the image_size of vision_config, twice"));
-        }
-        if let Some(tokens) = self.image_seq_length.filter(|tokens| *tokens != config.image_tokens) {
-            return Err(invalid("processor: image_seq_length", tokens, "mm_tokens_per_image of config.json"));
-        }
-        for (field, off) in
-            [("do_resize", self.do_resize), ("do_rescale", self.do_rescale), ("do_normalize", self.do_normalize)]
-        {
-            if off == Some(false) {
-                return Err(invalid(field, false, "true in a processor of Gemma 3"));
-            }
-        }
-        if let Some(factor) = self.rescale_factor.filter(|factor| (factor * 255.0 - 1.0).abs() > 1e-6) {
-            return Err(invalid("preprocessor_config.json: rescale_factor", factor, "1/255"));
-        }
-        for (field, values) in [("image_mean", &self.image_mean), ("image_std", &self.image_std)] {
-            if let Some(values) = values.as_ref().filter(|values| values.iter().any(|value| *value != 0.5)) {
-                return Err(invalid(field, format!("{values:?}"), "0.5 three times"));
-            }
-        }
-        Ok(())
+        let filter = filter.unwrap_or(Self::default().filter);
+        Ok(Self { filter, pan_and_scan: wanted.then_some(crops), crops })
     }
 }
 

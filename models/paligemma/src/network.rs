@@ -14,7 +14,7 @@ use gemma_nn::{
     WithPrecision,
 };
 use gemma_tokenizer::Family;
-use gemma_vision::{Siglip, embed_with_images};
+use gemma_vision::{Filter, Siglip, embed_with_images, resize_filter};
 use gemma_weights::{Checkpoint, Dtype, TensorSpec};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
@@ -186,7 +186,13 @@ impl Network for VisionLanguageModel {
     fn config_of(checkpoint: &Checkpoint) -> Result<PaliGemmaConfig, gemma_model::Error> {
         let mut config = Self::config_from_json(&config_file(checkpoint)?)?;
         config.text.is_tied &= !Layout::of(checkpoint).is_untied(checkpoint);
-        Ok(config)
+        match resize_filter(checkpoint, config.vision.image_size, config.image_tokens())? {
+            None | Some(Filter::Bicubic) => Ok(config),
+            Some(Filter::Bilinear) => {
+                let (field, value, expected) = ("resample", "2".to_owned(), "3 (bicubic) in a PaliGemma");
+                Err(gemma_model::Error::ProcessorField { field, value, expected })
+            }
+        }
     }
 
     fn is_ignored(name: &str) -> bool {

@@ -4,8 +4,14 @@
 //! inputs from seeds, the same ones for the same numbers, so that an index is all that is needed to see a fault again.
 //! The cargo-fuzz targets in `fuzz/` call the same functions.
 
+mod folders;
+mod inputs;
 mod mutate;
+mod requests;
 mod targets;
+mod texts;
+mod words;
 
+pub use inputs::seeds;
 pub use mutate::{Mutator, Random};
-pub use targets::{TARGETS, Target, run, seeds};
+pub use targets::{TARGETS, Target, run};

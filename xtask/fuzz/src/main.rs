@@ -142,12 +142,12 @@ fn child(target: &Target, seed: u64, (from, to): (u64, u64)) -> Result<()> {
     let seeds = seeds(target.name);
     let mutator = Mutator::new(&seeds, target.words);
     let mut out = std::io::stdout().lock();
-    (target.run)(&mutator.input(seed, target.name, 0));
+    target.run(&mutator.input(seed, target.name, 0));
     let before = peak_memory(true).unwrap_or(0);
     for index in from..to {
         writeln!(out, "{index}")?;
         out.flush()?;
-        (target.run)(&mutator.input(seed, target.name, index));
+        target.run(&mutator.input(seed, target.name, index));
         if index % LOOK == LOOK - 1 || index + 1 == to {
             let taken = peak_memory(true).unwrap_or(0).saturating_sub(before);
             writeln!(out, "memory {taken}")?;

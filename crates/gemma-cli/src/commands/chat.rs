@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use gemma_auto::{AutoModel, with_model};
 use gemma_model::{Answered, Attachments, Conversation, Model, Network};
-use gemma_tokenizer::{ChatTemplate, Turn};
+use gemma_tokenizer::Turn;
 use rustyline::{DefaultEditor, error::ReadlineError};
 
 use super::generate;
@@ -92,11 +92,11 @@ pub(crate) fn run(args: &Chat) -> Result<Ending> {
     let loaded = args.load.as_deref().map(Saved::load).transpose()?.unwrap_or_default();
     let (constraint, context) = (args.form.read()?, args.context.map(NonZeroUsize::get));
     let speculate = args.speculative.open(&args.model.compute, args.model.offline)?;
-    let opened = session::find(&args.model)?.speculating(speculate).open()?;
+    let opened = session::find(&args.model)?.speculating(speculate).with_template(template).open()?;
     let options = with_model!(&opened.model, model => with_breakers(options, model.tokenizer().ok()));
     // what is typed now holds rather than what was saved
     let system = system.or(loaded.system);
-    let settings = Settings { system, template, turns: loaded.turns, constraint, context };
+    let settings = Settings { system, turns: loaded.turns, constraint, context };
     match &opened.model {
         AutoModel::Gemma3(model) => {
             let show = |file: &Path| Ok(model.encode_image(&image_files::open(file)?));
@@ -109,7 +109,6 @@ pub(crate) fn run(args: &Chat) -> Result<Ending> {
 /// What the flags say of the conversation.
 struct Settings {
     system: Option<String>,
-    template: Option<ChatTemplate>,
     /// What was said before.
     turns: Vec<Turn>,
     /// What each answer has to look like.
@@ -135,14 +134,12 @@ struct Talk<'t, 'm, N: Network, A: Attachments> {
 
 fn talk<'m, N: Network, A: Attachments>(
     model: &'m Model<N>,
-    conversation: Conversation<'m, N, A>,
+    mut conversation: Conversation<'m, N, A>,
     settings: Settings,
     show: Show<'_, A::Item>,
 ) -> Result<Ending> {
     model.tokenizer()?;
-    let template = settings.template.unwrap_or_else(|| model.chat_template().clone());
-    template.check()?;
-    let mut conversation = conversation.with_template(template);
+    model.chat_template().check()?;
     if let Some(system) = &settings.system {
         conversation = conversation.with_system(system);
     }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     args,
     interrupt::{self, Ending},
-    new_file::{NewFile, written_alone},
+    new_file::{self, NewFile, written_alone},
     output, progress, session,
     tokens_file::TokenRows,
 };
@@ -302,6 +302,14 @@ impl Partial {
     }
 }
 
+/// Whether a file is one of vectors, by its beginning or its tensors.
+fn is_vectors(path: &Path) -> bool {
+    let mut begin = [0; 6];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    read.is_ok() && (begin.starts_with(b"[") || begin == *b"\x93NUMPY")
+        || gemma_weights::read_safetensors(path).is_ok_and(|tensors| tensors.keys().eq(["embedding"]))
+}
+
 fn write(
     args: &Embed,
     model: &EmbeddingGemma,
@@ -311,7 +319,7 @@ fn write(
     format: Format,
 ) -> Result<Ending> {
     // a place that cannot be written is found before the work is done
-    drop(NewFile::open(out)?);
+    drop(new_file::replacing(out, "file of vectors", is_vectors)?);
     let dimensions = options.dimensions.unwrap_or(model.network().config().dimensions());
     // the same rows in the same order, by the same model: what was done of them counts
     let mut digest = 0xcbf2_9ce4_8422_2325u64;

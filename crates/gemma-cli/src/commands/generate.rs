@@ -3,7 +3,10 @@
 mod arriving;
 mod echo;
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -12,7 +15,7 @@ use gemma_generate::{
     CausalModel, FinishReason, GenerateOptions, Generation, SampledToken, Sequence, TextStream, Timings, TokenId,
     TokenMask,
 };
-use gemma_model::{Model, Network, load_state, save_state};
+use gemma_model::{Model, Network, is_state, load_state, save_state};
 use gemma_serve::tokens::logprob_entry;
 use gemma_tokenizer::{EncodeOptions, Tokenizer, Turn};
 use gemma3::{EncodedImage, Gemma3};
@@ -25,8 +28,7 @@ use crate::{
     args::{ChatFormat, Constraint, Form, Model as ModelArgs, Sampling, Source, Speculative, with_breakers},
     image_files,
     interrupt::{self, Ending},
-    new_file::NewFile,
-    output, progress,
+    new_file, output, progress,
     session::{self, Opened},
     text,
     tokens_file::TokenRows,
@@ -197,6 +199,8 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     if !args.chat && (args.format.system.is_some() || args.format.template.is_some()) {
         bail!("--system and --template are for --chat, which puts the text in the model's chat format");
     }
+    // nor should a template
+    let template = args.format.template()?;
     let given =
         if arriving::is_possible(args) { Given::Arriving } else { given(&args.source, args.load_state.is_some())? };
     // an image that cannot be read should be known before a model is loaded
@@ -206,7 +210,7 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
         bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
     }
     let speculate = args.speculative.open(&args.model.compute, args.model.offline)?;
-    let Opened { model, seconds: load_seconds } = found.speculating(speculate).open()?;
+    let Opened { model, seconds: load_seconds } = found.speculating(speculate).with_template(template).open()?;
     let given = match given {
         // a cache that grows with the text holds all of it anyway
         Given::Arriving if !matches!(model, AutoModel::RecurrentGemma(_)) => {
@@ -223,6 +227,11 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     }
 }
 
+/// Finds out that a state cannot be written to a place before the work is done.
+fn check_target(path: &Path) -> Result<()> {
+    new_file::replacing(path, "state", is_state).map(drop)
+}
+
 /// Continues a prompt of PaliGemma, with the images that it is about.
 fn write_about(task: Task<'_>, given: Given, images: &[Image], model: &PaliGemma) -> Result<Ending> {
     let (args, options) = (task.args, &task.options);
@@ -231,8 +240,7 @@ fn write_about(task: Task<'_>, given: Given, images: &[Image], model: &PaliGemma
         bail!("--load-state goes on after a prompt, and an image begins one; leave out one of the two");
     }
     if let Some(path) = &args.save_state {
-        // a place that cannot be written is found before the work is done
-        drop(NewFile::open(path)?);
+        check_target(path)?;
     }
     if args.chat {
         bail!("--chat needs a model that was trained to talk; give PaliGemma a task instead, such as \"caption en\"");
@@ -273,8 +281,7 @@ fn write_with_images(task: Task<'_>, given: Given, images: &[Image], model: &Gem
         bail!("--load-state goes on after a prompt that was read; leave out --image or --load-state");
     }
     if let Some(path) = &args.save_state {
-        // a place that cannot be written is found before the work is done
-        drop(NewFile::open(path)?);
+        check_target(path)?;
     }
     let begin = Instant::now();
     let encoded: Vec<EncodedImage> = images.iter().map(|image| model.encode_image(image)).collect();
@@ -302,8 +309,7 @@ fn write<N: Network>(task: Task<'_>, given: Given, model: &Model<N>) -> Result<E
     let (args, options) = (task.args, &task.options);
     let watch = interrupt::watch();
     if let Some(path) = &args.save_state {
-        // a place that cannot be written is found before the work is done
-        drop(NewFile::open(path)?);
+        check_target(path)?;
     }
     let sequence = match &args.load_state {
         Some(file) => load_state(model.network(), file)?,
@@ -479,10 +485,9 @@ fn tokens<N: Network>(
         Given::Arriving => unreachable!("what arrived was prefilled, but for its end"),
         Given::Text(text) if args.chat => {
             let tokenizer = model.tokenizer()?;
-            let template = args.format.template()?;
             let turns: Vec<Turn> =
                 args.format.system()?.map(Turn::system).into_iter().chain([Turn::user(text)]).collect();
-            let turn = tokenizer.chat(template.as_ref().unwrap_or(model.chat_template()), &turns, true)?;
+            let turn = tokenizer.chat(model.chat_template(), &turns, true)?;
             let goes_on = sequence.pending().last().copied() == tokenizer.end_of_turn() && !begins;
             // the format ends a turn with a line break, which the model does not say itself
             let line_break = if goes_on { tokenizer.encode_with("\n", CONTINUED) } else { Vec::new() };

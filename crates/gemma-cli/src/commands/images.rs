@@ -428,8 +428,8 @@ fn in_words(
     Ok(Some(Record { file: file.display().to_string(), width: image.width(), height: image.height(), answers }))
 }
 
-/// Where the drawn copy of an image goes: `one.jpg.detect.png`. Images of one name keep apart by their endings and their
-/// folders.
+/// Where the drawn copy of an image goes: `one.jpg.detect.png`. Images of one name keep apart by their endings; those of
+/// other folders by the folders' names and a digest of the path, since `../one.jpg`, `a/b.jpg` and `a_b.jpg` would meet.
 fn drawn_name(folder: &Path, file: &Path, verb: &str) -> PathBuf {
     let plain = |part: std::path::Component<'_>| match part {
         std::path::Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
@@ -437,7 +437,16 @@ fn drawn_name(folder: &Path, file: &Path, verb: &str) -> PathBuf {
     };
     let parts: Vec<String> = file.components().filter_map(plain).collect();
     // no colon: that of demo:shapes1.png is no part of a file's name everywhere
-    folder.join(format!("{}.{verb}.png", parts.join("_").replace(':', "_")))
+    let name = parts.join("_").replace(':', "_");
+    if file.components().count() == 1 && parts.len() == 1 {
+        return folder.join(format!("{name}.{verb}.png"));
+    }
+    let digest = file
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0x811c_9dc5_u32, |digest, byte| (digest ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    folder.join(format!("{name}.{digest:08x}.{verb}.png"))
 }
 
 /// One prompt about an image; `None` when Ctrl-C came in between.

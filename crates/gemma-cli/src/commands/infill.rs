@@ -258,7 +258,7 @@ fn show_prompt(args: &Infill, infill: &Hole, options: &InfillOptions) -> Result<
 fn hole(args: &Infill) -> Result<Hole> {
     let (prefix, suffix) = match (&args.file, args.at) {
         (Some(file), Some(at)) => {
-            let text = text::read(file)?;
+            let text = text::read_marked(file)?;
             let split = offset(&text, at).with_context(|| format!("cannot fill {}", file.display()))?;
             (text[..split].to_owned(), text[split..].to_owned())
         }

@@ -20,8 +20,8 @@ use crate::{
     args::{Model as ModelArgs, Source, at_least_one},
     image_files,
     interrupt::{self, Ending, Watch},
-    logits_file::LogitsFile,
-    new_file::NewFile,
+    logits_file::{self, LogitsFile},
+    new_file::{self, NewFile},
     output, progress, session, text,
     tokens_file::TokenRows,
 };
@@ -154,7 +154,8 @@ pub(crate) fn run(args: &Logits) -> Result<Ending> {
         bail!("say what is wanted: --out FILE for all logits, or --json for the likeliest next tokens");
     }
     let given = args.source.tokens_file.as_deref().map(TokenRows::read).transpose()?;
-    let file = args.out.as_deref().map(NewFile::open).transpose()?;
+    let is_kind = logits_file::is_one;
+    let file = args.out.as_deref().map(|out| new_file::replacing(out, "file of logits", is_kind)).transpose()?;
     let images = args.image.iter().map(|file| image_files::open(file)).collect::<Result<Vec<_>>>()?;
     let found = if images.is_empty() { session::find(&args.model)? } else { session::find_images(&args.model)? };
     if !images.is_empty() && !matches!(found.architecture()?, Architecture::PaliGemma | Architecture::Gemma3) {

@@ -197,8 +197,10 @@ fn open_output(output: &Path) -> Result<(File, HashSet<String>), BatchError> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
+        // a request has an id, too, and no answer
         let id = serde_json::from_slice::<Value>(&line)
             .ok()
+            .filter(|value| value.get("response").is_some())
             .and_then(|value| value["custom_id"].as_str().map(str::to_owned));
         let Some(id) = id else {
             let cause = io::Error::other("it holds lines that are no results of a batch; name another file");
@@ -245,7 +247,8 @@ impl Iterator for Lines {
             let problem = if text.len() as u64 > LONGEST_LINE {
                 format!("the line is longer than {LONGEST_LINE} bytes")
             } else {
-                match serde_json::from_slice(&text) {
+                // a byte order mark, which some editors put in front of a file, is no text
+                match serde_json::from_slice(text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text)) {
                     Ok(line) => return Some(Ok(line)),
                     Err(error) => format!("it is no request of a batch: {error}"),
                 }

@@ -22,10 +22,24 @@ pub struct Refusal {
     pub retry_after: Option<u64>,
 }
 
+/// A text that may quote what a client sent, in a length that can be read: its beginning and its end, which says what to
+/// do.
+fn shortened(text: String) -> String {
+    const BEGIN: usize = 600;
+    const END: usize = 200;
+    let count = text.chars().count();
+    if count <= BEGIN + END {
+        return text;
+    }
+    let begin: String = text.chars().take(BEGIN).collect();
+    let end: String = text.chars().skip(count - END).collect();
+    format!("{begin}...{end}")
+}
+
 impl Refusal {
     /// A refusal with this status and message.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, retry_after: None }
+        Self { status, message: shortened(message.into()), param: None, code: None, retry_after: None }
     }
 
     /// 400: the request is wrong.
@@ -42,7 +56,7 @@ impl Refusal {
     pub fn field(param: impl Into<String>, message: impl AsRef<str>) -> Self {
         let param = param.into();
         let message = format!("{param}: {}", message.as_ref());
-        Self { param: Some(param), ..Self::invalid(message) }
+        Self { param: Some(shortened(param)), ..Self::invalid(message) }
     }
 
     /// 400: the prompt and the answer do not fit into the context.
@@ -152,6 +166,15 @@ impl IntoResponse for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_short_whatever_it_quotes() {
+        let long = "é".repeat(100_000);
+        let refusal = Refusal::field(long.clone(), format!("{long} is unknown; use user or assistant"));
+        assert!(refusal.openai().to_string().len() < 4000);
+        assert!(refusal.message.ends_with("is unknown; use user or assistant"), "{}", refusal.message);
+        assert_eq!(Refusal::invalid("short").message, "short");
+    }
 
     #[test]
     fn a_refusal_names_the_field_and_says_when_to_come_back() {

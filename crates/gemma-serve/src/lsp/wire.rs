@@ -116,9 +116,35 @@ impl<R: BufRead> Reader<R> {
     }
 }
 
+/// The same JSON with U+FFFD in place of each escaped half of a surrogate pair that stands alone: as many UTF-16 units, so
+/// that positions stay the same.
+fn with_whole_letters(body: &[u8]) -> Vec<u8> {
+    // the unit of an escape at a place
+    let unit = |at: usize| {
+        let digits = body.get(at..at + 6)?.strip_prefix(b"\\u")?;
+        u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    };
+    let mut whole = Vec::with_capacity(body.len());
+    let mut at = 0;
+    while at < body.len() {
+        let (length, kept) = match (unit(at), unit(at + 6)) {
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => (12, true),
+            (Some(0xD800..=0xDFFF), _) => (6, false),
+            // an escaped backslash escapes nothing
+            _ if body[at..].starts_with(b"\\\\") => (2, true),
+            _ => (1, true),
+        };
+        whole.extend_from_slice(if kept { &body[at..at + length] } else { b"\\uFFFD" });
+        at += length;
+    }
+    whole
+}
+
 fn parse(body: &[u8]) -> Incoming {
     let malformed = |id: Value, code, reason: String| Incoming::Malformed { id, code, reason };
-    let mut value: Value = match serde_json::from_slice(body) {
+    // half an emoji is no letter, but an editor may hold one while it is typed
+    let parsed = serde_json::from_slice(body).or_else(|_| serde_json::from_slice(&with_whole_letters(body)));
+    let mut value: Value = match parsed {
         Ok(value) => value,
         Err(error) => {
             return malformed(Value::Null, ErrorCode::Parse, format!("the message is not JSON: {error}"));
@@ -188,6 +214,17 @@ mod tests {
             ["-32700 null", "-32600 null", "-32600 null", "-32600 null", "-32600 7", "-32700 null", "-32700 null"]
                 .map(|answer| [format!("malformed {answer}"), "a 1".to_owned()]);
         assert_eq!(all(input.as_bytes()), expected.concat());
+    }
+
+    #[test]
+    fn half_an_emoji_is_a_letter_of_the_same_length() {
+        let whole = |text: &str| String::from_utf8(with_whole_letters(text.as_bytes())).expect("UTF-8");
+        assert_eq!(whole(r#""a\ud83e b \uDD80""#), r#""a\uFFFD b \uFFFD""#);
+        for sound in [r#""\ud83e\udd80é\u0041""#, r#""\\ud83e""#, "\"\\u12", ""] {
+            assert_eq!(whole(sound), sound);
+        }
+        let message = framed(r#"{"method":"m","params":{"text":"\ud83e"}}"#);
+        assert_eq!(all(message.as_bytes()), ["m"]);
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub(crate) enum Fault {
     Refused(String),
     /// A mistake in the template, or something this interpreter does not do.
     Failed(String),
+    /// The source is longer, or nested deeper, than any template needs.
+    Limit(String),
     /// The budget of steps or of memory is used up.
     Cost,
 }

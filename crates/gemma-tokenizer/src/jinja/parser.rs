@@ -18,7 +18,7 @@ const MAX_BLOCKS: usize = 60;
 /// Parses a template.
 pub(super) fn parse(source: &str) -> Result<Vec<Node>, Fault> {
     if source.len() > MAX_SOURCE {
-        return Fault::failed(format!("it has {} bytes, more than {MAX_SOURCE}", source.len()));
+        return Err(Fault::Limit(format!("it has {} bytes, more than {MAX_SOURCE}", source.len())));
     }
     let mut parser = Parser { tokens: tokens(source)?, at: 0, brackets: 0, blocks: 0, loops: 0 };
     let (nodes, end) = parser.nodes(&[])?;
@@ -47,6 +47,11 @@ impl Parser {
 
     fn fail<T>(&self, reason: impl std::fmt::Display) -> Result<T, Fault> {
         Fault::failed(format!("{reason} (line {})", self.tokens[self.at].1))
+    }
+
+    /// A limit of the source that is passed.
+    fn too_deep<T>(&self, what: impl std::fmt::Display) -> Result<T, Fault> {
+        Err(Fault::Limit(format!("too deep: {what} (line {})", self.tokens[self.at].1)))
     }
 
     fn is(&self, sign: &str) -> bool {
@@ -111,7 +116,7 @@ impl Parser {
                     }
                     self.blocks += 1;
                     if self.blocks > MAX_BLOCKS {
-                        return self.fail(format!("too deep: more than {MAX_BLOCKS} blocks inside each other"));
+                        return self.too_deep(format!("more than {MAX_BLOCKS} blocks inside each other"));
                     }
                     nodes.push(self.block(&name)?);
                     self.blocks -= 1;
@@ -201,7 +206,7 @@ impl Parser {
             let (body, end) = self.nodes(&["elif", "else", "endif"])?;
             arms.push((condition, body));
             if arms.len() > MAX_CHAIN {
-                return self.fail(format!("too deep: more than {MAX_CHAIN} conditions of one if"));
+                return self.too_deep(format!("more than {MAX_CHAIN} conditions of one if"));
             }
             if end == "elif" {
                 continue;
@@ -311,7 +316,7 @@ impl Parser {
 
     fn check_chain(&self, length: usize) -> Result<(), Fault> {
         if length > MAX_CHAIN {
-            return self.fail(format!("too deep: a chain of more than {MAX_CHAIN} parts"));
+            return self.too_deep(format!("a chain of more than {MAX_CHAIN} parts"));
         }
         Ok(())
     }
@@ -338,7 +343,7 @@ impl Parser {
     fn expression(&mut self) -> Result<Expr, Fault> {
         self.brackets += 1;
         if self.brackets > MAX_BRACKETS {
-            return self.fail(format!("too deep: more than {MAX_BRACKETS} expressions inside each other"));
+            return self.too_deep(format!("more than {MAX_BRACKETS} expressions inside each other"));
         }
         let mut value = self.or()?;
         let mut arms = Vec::new();

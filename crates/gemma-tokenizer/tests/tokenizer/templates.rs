@@ -128,6 +128,8 @@ fn hostile_templates_end_soon_and_with_a_sentence() {
         "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
         "{% macro m() %}{% call m() %}{% endcall %}{% endmacro %}{{ m() }}",
         "{{ raise_exception('x' * 5000000) }}",
+        "{{ raise_exception('\x1b[2J') }}{{ bos_token['\x0f'] }}",
+        "{{ bos_token['\x0f'].x.y }}",
         "{% for x in range(3) recursive %}{{ loop([x]) }}{% endfor %}",
         "{{ ''.__class__.__mro__ }}{{ x.__init__.__globals__ }}",
         "{{ strftime_now('%A' * 1000000) | length }}{{ strftime_now('%A' * 100000000) }}",
@@ -193,6 +195,7 @@ fn hostile_templates_end_soon_and_with_a_sentence() {
             Err(error) => {
                 let sentence = error.to_string();
                 assert!(sentence.len() < 500 && !sentence.contains("fault of its own"), "{name}: {sentence}");
+                assert!(!sentence.contains(char::is_control), "{name}: {sentence:?}");
             }
         }
     }

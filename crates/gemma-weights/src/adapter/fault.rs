@@ -6,6 +6,9 @@ use crate::error::Shown;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterFault {
+    /// A file was given in place of a folder.
+    #[error("it is a file; give the folder that PEFT's save_pretrained wrote, with adapter_config.json in it")]
+    AFile,
     /// A file is missing.
     #[error("it has no {file}; give the folder that PEFT's save_pretrained wrote")]
     MissingFile {

@@ -175,7 +175,7 @@ impl<'a> Client<'a> {
     /// Waits after the given number of failures in a row: as long as the hub asks, or longer each time.
     pub(super) fn pause(&self, failures: u32, asked: Option<Duration>) {
         let doubled = self.options.pause.saturating_mul(1 << failures.saturating_sub(1).min(10));
-        std::thread::sleep(asked.unwrap_or(doubled).min(LONGEST_PAUSE));
+        std::thread::sleep(asked.unwrap_or(doubled.min(LONGEST_PAUSE)));
     }
 
     /// The longest wait for anything.
@@ -203,6 +203,9 @@ impl<'a> Client<'a> {
         let address = |text: &str| -> Result<Uri, Error> {
             text.parse().map_err(|_| misunderstood(url, format!("{text} is no address")))
         };
+        if self.options.token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(Error::HubToken.into());
+        }
         let mut place = address(url)?;
         for _ in 0..=REDIRECTS {
             let mut request = Request::builder().method(method).uri(&place).header("accept-encoding", "identity");
@@ -214,9 +217,8 @@ impl<'a> Client<'a> {
             if let Some(from) = from {
                 request = request.header("range", format!("bytes={from}-"));
             }
-            let request = request.body(()).map_err(|cause| {
-                misunderstood(url, format!("the request cannot be made: {cause}; is HF_TOKEN a token?"))
-            })?;
+            let request =
+                request.body(()).map_err(|cause| misunderstood(url, format!("the request cannot be made: {cause}")))?;
             let reply = self.agent.run(request).map_err(|cause| self.broken(url, cause.to_string()))?;
             let says_all = ["x-linked-etag", "x-linked-size"].iter().all(|name| reply.headers().contains_key(*name));
             if !reply.status().is_redirection() || (method == Method::HEAD && says_all) {
@@ -247,7 +249,10 @@ impl<'a> Client<'a> {
         };
         if matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504) {
             let pause = header(reply.headers(), "retry-after").and_then(|text| retry_after(text, SystemTime::now()));
-            Attempt::Again { error, pause }
+            match pause.filter(|pause| *pause > LONGEST_PAUSE) {
+                Some(long) => Error::HubBusy { url: url.to_owned(), status, seconds: long.as_secs() }.into(),
+                None => Attempt::Again { error, pause },
+            }
         } else {
             Attempt::Stop(error)
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::Error;
 
-/// The longest pause that the hub can ask for.
+/// The longest pause that is waited for.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// A request that failed: for a passing reason or for good.
