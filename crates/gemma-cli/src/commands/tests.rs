@@ -109,7 +109,8 @@ fn the_cache_is_f32_or_f16() {
     let cache = |line: &str| parsed(line).compute().expect("a verb that computes").cache_precision;
     assert_eq!(cache("gemma chat"), CachePrecision::F32);
     assert_eq!(cache("gemma generate --cache-precision f16 x"), CachePrecision::F16);
-    assert!(refusal("gemma chat --cache-precision f8").contains("f32 or f16"));
+    assert!(refusal("gemma chat --cache-precision f8").contains("f32, f16 or q8_0"));
+    assert_eq!(cache("gemma chat --cache-type q8_0"), CachePrecision::Q8_0);
 }
 
 /// The deployment files of the server: what they start, ask and measure exists.

@@ -110,7 +110,7 @@ impl AttentionOps for CubeBackend {
         call: PagedCall,
     ) -> FloatTensor<Self> {
         let PagedCall { first, kv_heads, precision, params } = call;
-        let source = cube::Source::Pages { buffers: [k, v], in_halves: precision == CachePrecision::F16 };
+        let source = cube::Source::Pages { buffers: [k, v], precision };
         cube::attend(q, first, source, kv_heads, [queries, tables], params)
     }
 
@@ -122,7 +122,7 @@ impl AttentionOps for CubeBackend {
         slots: IntTensor<Self>,
         call: PagedCall,
     ) -> usize {
-        cube::write_pages([k, v], call.first, [keys, values], slots, call.precision == CachePrecision::F16)
+        cube::write_pages([k, v], call.first, [keys, values], slots, call.precision)
     }
 }
 
