@@ -6,6 +6,7 @@ use gemma_generate::{Cache, CausalModel, Sequence};
 use gemma_model::{load_state, save_state};
 use gemma_nn::Segment;
 use gemma_tests::{References, goldens, rms_distance};
+use gemma_tokenizer::{Family, Tokenizer};
 use gemma_weights::{Checkpoint, Precision};
 
 #[test]
@@ -164,6 +165,7 @@ fn a_smaller_cache_changes_little() {
     let griffin = recurrentgemma::demo_checkpoint().expect("it is built in");
     let tokens = gemma::demo_tokenizer().expect("it is built in").encode(&story);
     check::<Decoder>("Gemma's demo", &gemma, &tokens, CachePrecision::Q8_0, 2e-2);
-    let tokens = recurrentgemma::demo_tokenizer().expect("it is built in").encode(&story);
+    let json = griffin.file("tokenizer.json").expect("it is built in").expect("it has a tokenizer");
+    let tokens = Tokenizer::from_json(&json, Family::RecurrentGemma).expect("it is sound").encode(&story);
     check::<recurrentgemma::Griffin>("RecurrentGemma's demo", &griffin, &tokens, CachePrecision::Q8_0, 2e-2);
 }

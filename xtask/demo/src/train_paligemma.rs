@@ -264,6 +264,7 @@ pub fn examine(model: &PaliGemma, count: usize, seed: u64) -> Result<Vec<Mark>> 
             let answer = view.ask(&lesson.prompt, &paligemma::GenerateOptions::greedy(32))?.text;
             let wanted = scene.wanted(&mut random);
             let boxes: Vec<BoundingBox> = view.detect(&[&wanted])?.iter().map(|found| found.bounds).collect();
+            let masks = mask_overlaps(&scene, &wanted, &view)?;
             let there: Vec<BoundingBox> =
                 scene.named(&wanted).iter().map(|thing| thing.bounds(image.width())).collect();
             let best = |one: &BoundingBox, others: &[BoundingBox]| {
@@ -274,7 +275,7 @@ pub fn examine(model: &PaliGemma, count: usize, seed: u64) -> Result<Vec<Mark>> 
                 asked: (lesson, answer),
                 wanted,
                 overlaps: there.iter().map(|one| best(one, &boxes)).collect(),
-                masks: mask_overlaps(&scene, &wanted, &view)?,
+                masks,
                 invented: boxes.iter().filter(|one| best(one, &there) < 0.5).count(),
                 scene,
             })

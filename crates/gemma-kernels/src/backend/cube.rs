@@ -1,7 +1,6 @@
 //! CubeCL runtimes, wgpu above all.
 
 use crate::cube;
-use crate::kv::CachePrecision;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
