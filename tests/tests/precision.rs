@@ -160,7 +160,8 @@ fn a_smaller_cache_changes_little() {
     check_golden::<Decoder>("gemma2-f32");
     check_golden::<recurrentgemma::Griffin>("recurrentgemma-f32");
     // heads of the goldens are smaller than a block
-    let story = "Once upon a time there was a little fox who lived in the forest. One day she found a red ball. ".repeat(3);
+    let story =
+        "Once upon a time there was a little fox who lived in the forest. One day she found a red ball. ".repeat(3);
     let gemma = gemma::demo_checkpoint().expect("it is built in");
     let griffin = recurrentgemma::demo_checkpoint().expect("it is built in");
     let tokens = gemma::demo_tokenizer().expect("it is built in").encode(&story);

@@ -310,3 +310,37 @@ fn the_prompt_is_printed_in_front_when_asked_for() {
     assert_eq!(printed(gemma(options).arg("--echo")), format!("Once upon a time{bare}"));
     assert!(refusal(gemma(options).args(["--echo", "--json"])).contains("cannot be used with"));
 }
+
+/// A long conversation from a pipe, in contexts of several sizes: no answer is cut at the context's edge where older
+/// exchanges could have been forgotten, and most turns prefill only what is new.
+#[test]
+fn two_hundred_turns_are_answered_whole_and_prefill_little() {
+    let question = |turn: usize| match turn % 4 {
+        0 => format!("What is {} plus {}?", turn % 37, turn % 23),
+        1 => format!("Which is larger, {} or {}?", turn % 41, turn % 29 + 50),
+        2 => "Tell me a story.".to_owned(),
+        _ => "Name three animals.".to_owned(),
+    };
+    let lines: String = (0..200).map(|turn| format!("{}\n/stats\n", question(turn))).collect();
+    for context in [1024, 512, 256, 160] {
+        let mut command = gemma(["chat", "--temperature", "0", "--context", &context.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let mut input = child.stdin.take().expect("piped");
+        let sent = lines.clone();
+        let writer = std::thread::spawn(move || input.write_all(sent.as_bytes()));
+        let output = child.wait_with_output().expect("it ends");
+        writer.join().expect("no panic").expect("every line is read");
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let summaries: Vec<&str> = said.lines().filter(|line| line.starts_with("[prefill ")).collect();
+        assert_eq!(summaries.len(), 200, "{said}");
+        let cut: Vec<&&str> = summaries.iter().filter(|line| line.contains(';')).collect();
+        assert!(cut.is_empty(), "context {context}: {cut:?}");
+        let prefilled =
+            summaries.iter().map(|line| line.split(' ').nth(1).expect("a count").parse::<usize>().expect("a number"));
+        let mean = prefilled.sum::<usize>() / 200;
+        println!("context {context}: {mean} tokens prefilled in a turn");
+        assert!(mean < context / 3, "context {context}: {mean} tokens prefilled in a turn");
+    }
+}
