@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::module::Module;
 use codegemma::{Order, fim_tokens, hole_lesson};
 use gemma::{Decoder, DecoderConfig, Gemma, GenerateOptions, LayerSpec, Network, Norms, RandomWeights};
@@ -13,7 +13,7 @@ use gemma_tokenizer::{Family, Tokenizer};
 use gemma_train::Example;
 use gemma_weights::{Checkpoint, Dtype, Loader};
 
-use crate::bpe::{CONTROL, FIM_CONTROL, learn};
+use crate::bpe::{CONTROL, FIM_CONTROL, Vocabulary, learn};
 use crate::corpus::code::{Program, held_out_functions, held_out_programs};
 use crate::corpus::holes::{CodeDocument, Hole, training_code};
 use crate::random::Random;
@@ -63,7 +63,7 @@ const COURSES: [Course; 3] = [
 ];
 
 /// The demo's network: Gemma 1 with one key and value head, as CodeGemma 2B is, in everything but size.
-pub fn config() -> DecoderConfig {
+pub fn config(vocab: usize) -> DecoderConfig {
     let (heads, head_dim) = (4, 32);
     let layer = |_| LayerSpec {
         attention: AttentionSpec {
@@ -82,7 +82,7 @@ pub fn config() -> DecoderConfig {
         norms: Norms::Before,
     };
     DecoderConfig {
-        vocab: VOCABULARY_SIZE,
+        vocab,
         hidden_size: 128,
         layers: (0..4).map(layer).collect(),
         norm_eps: 1e-6,
@@ -130,17 +130,24 @@ fn batches(course: &Course, seed: u64, tokenizer: &Tokenizer) -> impl FnMut() ->
 /// # Errors
 /// When the device, the tokenizer or a folder fail.
 pub fn make(out: &Path, begun: Option<&Path>, first: usize, steps: Option<usize>, seed: u64) -> Result<()> {
-    let tokenizer = make_tokenizer(seed)?;
     let device = training::device()?;
-    let mut model = match begun {
-        Some(folder) => load(folder, &device)?,
-        None => Decoder::random(&config(), RandomWeights::Dense, seed, &device.clone().autodiff()),
+    // a training that goes on keeps the pieces that it began with
+    let stored = match begun {
+        Some(folder) => std::fs::read(folder.join("tokenizer.json")).context("the begun training's tokenizer")?,
+        None => training::stored_tokenizer(&vocabulary(seed))?,
     };
+    let tokenizer = || Tokenizer::from_json(&stored, Family::CodeGemma);
+    let config = config(tokenizer()?.vocab_len());
+    let mut model = match begun {
+        Some(folder) => load(folder, &config, &device)?,
+        None => Decoder::random(&config, RandomWeights::Dense, seed, &device.clone().autodiff()),
+    };
+    let pieces = tokenizer()?;
     for (index, course) in COURSES.iter().enumerate().skip(first) {
         let round = Round { steps: steps.unwrap_or(course.round.steps), ..course.round };
         // a seed of its own, so that each round brings new files
-        model = round.run(model, batches(course, seed + index as u64, &tokenizer))?;
-        save(&model, make_tokenizer(seed)?, out)?;
+        model = round.run(model, batches(course, seed + index as u64, &pieces))?;
+        save(&model, tokenizer()?, out)?;
         // judged as it will be used: as saved
         print_marks(&Gemma::load_folder(out, &Default::default(), &device)?)?;
     }
@@ -148,17 +155,18 @@ pub fn make(out: &Path, begun: Option<&Path>, first: usize, steps: Option<usize>
 }
 
 /// The weights that a round has saved, in bf16, to be trained further.
-fn load(folder: &Path, device: &Device) -> Result<Decoder> {
+fn load(folder: &Path, config: &DecoderConfig, device: &Device) -> Result<Decoder> {
     let checkpoint = Checkpoint::open(folder)?;
     let mut loader = Loader::new(&checkpoint, None, device);
-    Ok(Decoder::load(&mut Trainable::new(&mut loader), &config(), checkpoint.dtype()))
+    Ok(Decoder::load(&mut Trainable::new(&mut loader), config, checkpoint.dtype()))
 }
 
 fn save(model: &Decoder, tokenizer: Tokenizer, out: &Path) -> Result<()> {
     Ok(Gemma::from_parts(model.valid(), tokenizer).save(out, Dtype::Bf16, true)?)
 }
 
-pub(crate) fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
+/// The pieces of a training from the start.
+pub(crate) fn vocabulary(seed: u64) -> Vocabulary {
     let texts = training_code(seed, true).take(VOCABULARY_FILES).map(|document| match document {
         CodeDocument::File(text) => text,
         // with the path of the file, which is to have its pieces too
@@ -169,7 +177,7 @@ pub(crate) fn make_tokenizer(seed: u64) -> Result<Tokenizer> {
         }
     });
     let control: Vec<&str> = CONTROL.iter().chain(&FIM_CONTROL).copied().collect();
-    training::tokenizer(&learn(&control, texts, VOCABULARY_SIZE), Family::CodeGemma)
+    learn(&control, texts, VOCABULARY_SIZE)
 }
 
 /// A hole of a held-out function, what the model put into it, and whether that is what stood there.

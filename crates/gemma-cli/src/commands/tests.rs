@@ -1,7 +1,5 @@
 //! What is accepted, what is refused, and in which words.
 
-use clap::CommandFactory;
-
 use gemma_generate::GenerateOptions;
 use gemma_model::{ActivationPrecision, CachePrecision};
 
