@@ -122,11 +122,14 @@ fn spread(side: usize, mut put: impl FnMut([usize; 4], f32)) {
     }
 }
 
+/// A name, a shape and values.
+pub type NamedTensor = (String, Vec<usize>, Vec<f32>);
+
 /// The decoder as a list of tensors, as it is stored: names, shapes and values.
 ///
 /// # Errors
 /// When the decoder asks for a tensor that the demo does not have, or the device fails.
-pub fn decoder_tensors(device: &gemma_backend::Device) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>, String> {
+pub fn decoder_tensors(device: &gemma_backend::Device) -> Result<Vec<NamedTensor>, String> {
     let codes = MaskCodes::new();
     let asked = std::cell::RefCell::new(Vec::new());
     let get = |name: &str, shape: &[usize]| {

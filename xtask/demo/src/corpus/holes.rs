@@ -92,8 +92,11 @@ const LONG_RATE: usize = 50;
 /// The code that follows from `seed`, without end: short files, or short and long ones. No held-out function is in it.
 pub fn training_code(seed: u64, with_long: bool) -> impl Iterator<Item = CodeDocument> {
     let mut random = Random::new(seed ^ 0xc0de);
-    let mut next = move || if with_long && random.chance(LONG_RATE) { long(&mut random) } else { short(&mut random) };
-    std::iter::repeat_with(move || next())
+    std::iter::repeat_with(
+        move || {
+            if with_long && random.chance(LONG_RATE) { long(&mut random) } else { short(&mut random) }
+        },
+    )
 }
 
 /// A file of one function, a part of them with another one above it or in a file beside it.
