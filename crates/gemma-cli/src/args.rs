@@ -81,7 +81,7 @@ pub(crate) struct Compute {
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) precision: Option<Precision>,
 
-    /// What computes: ndarray or flex (CPU), wgpu, vulkan or metal (graphics).
+    /// What computes: ndarray or flex (CPU), wgpu, vulkan or metal (GPU).
     ///
     /// Without it, the environment variable GEMMA_BACKEND decides, and without that the best one that is compiled
     /// in and has hardware.

@@ -31,8 +31,8 @@ use crate::{
 /// Which images, which model, and where the answers go.
 #[derive(Args, Debug)]
 pub(crate) struct Images {
-    /// PNG, JPEG or WebP files; folders, for all images in them; patterns such as 'shots/*.png'; or demo: for the images
-    /// that are built in.
+    /// PNG, JPEG, WebP, GIF, BMP or TIFF files; folders, for all images in them; patterns such as 'shots/*.png'; or demo: for
+    /// the images that are built in.
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
 
