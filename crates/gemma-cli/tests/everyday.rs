@@ -344,3 +344,44 @@ fn two_hundred_turns_are_answered_whole_and_prefill_little() {
         assert!(mean < context / 3, "context {context}: {mean} tokens prefilled in a turn");
     }
 }
+
+/// The masks of the demo, printed, written and drawn; a folder of the model keeps its mask decoder, and without one the
+/// refusal leaves no file behind.
+#[test]
+fn the_demo_segments_and_a_refusal_leaves_no_file() {
+    let folder = Folder::new();
+    let records = printed_json(&mut gemma(["segment", "shape", "demo:", "--json"]));
+    let objects: Vec<&Value> = records
+        .as_array()
+        .expect("a list")
+        .iter()
+        .flat_map(|record| record["answers"][0]["objects"].as_array().expect("objects"))
+        .collect();
+    assert!(objects.len() >= 4, "{records}");
+    for object in &objects {
+        let counts = object["segmentation"]["counts"].as_array().expect("run lengths");
+        let inside: f64 = counts.iter().skip(1).step_by(2).map(|run| run.as_f64().expect("a number")).sum();
+        let side = |index: usize| object["bbox"][index].as_f64().expect("a number");
+        // a triangle is half of its box, a square all of it
+        assert!((0.4..1.05).contains(&(inside / (side(2) * side(3)))), "{object}");
+    }
+    let out = folder.name("masks");
+    let said = printed(&mut gemma(["segment", "red circle", "demo:", "--out-dir", &out, "--draw"]));
+    assert!(said.contains("demo:shapes3.png: red circle") && said.contains("mask of"), "{said}");
+    assert!(
+        folder.path("masks/segment.jsonl").is_file() && folder.path("masks/demo_shapes3.png.segment.png").is_file()
+    );
+
+    let model = folder.name("model");
+    printed(&mut gemma(["convert", "demo:paligemma", &model]));
+    let again = printed(&mut gemma(["segment", "red circle", "demo:", "--model", &model]));
+    assert_eq!(again, said, "a converted model has its mask decoder");
+    fs::remove_file(folder.path("model/mask_decoder.safetensors")).expect("it was written");
+    let none = folder.name("none");
+    let refused = refusal(&mut gemma(["segment", "shape", "demo:", "--model", &model, "--out-dir", &none]));
+    assert!(refused.contains("vae-oid.npz") && refused.contains("--mask-decoder"), "{refused}");
+    assert!(!folder.path("none").exists());
+    fs::create_dir(folder.path("none")).expect("made");
+    refusal(&mut gemma(["segment", "shape", "demo:", "--model", &model, "--out-dir", &none]));
+    assert_eq!(fs::read_dir(folder.path("none")).expect("a folder").count(), 0);
+}

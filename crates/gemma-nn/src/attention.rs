@@ -96,7 +96,7 @@ impl Attention {
             Retention::Window(window) => tokens.min(window + 2 * PAGE_LEN),
         };
         let kept = kept.next_multiple_of(PAGE_LEN);
-        let head = self.cache.head_bytes(self.spec.head_dim).unwrap_or(0);
+        let head = self.cache.most_head_bytes(self.spec.head_dim).unwrap_or(0);
         2 * kept * self.spec.kv_heads * head
     }
 

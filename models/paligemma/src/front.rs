@@ -11,11 +11,8 @@ use gemma_model::{LoadOptions, Model, Network, OnLoad};
 use gemma_tokenizer::Tokenizer;
 use gemma_weights::{Checkpoint, Dtype, HubOptions};
 
+use crate::seg::MASK_DECODERS;
 use crate::{Error, Image, MaskDecoder, VisionLanguageModel, prompt};
-
-/// The files of mask decoder weights that are looked for in a model folder: as big_vision publishes them, and as
-/// safetensors.
-const MASK_DECODERS: [&str; 2] = ["vae-oid.npz", "mask_decoder.safetensors"];
 
 /// A PaliGemma model, ready to look at images.
 #[derive(Debug)]

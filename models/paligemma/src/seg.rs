@@ -24,6 +24,8 @@ const CODE_WIDTH: usize = 512;
 const CHANNELS: usize = 128;
 /// Channels after each doubling of the size: 4, 8, 16, 32, 64.
 const UPWARDS: [usize; 5] = [CHANNELS, 128, 64, 32, 16];
+/// The files of weights that are looked for in a model folder: as big_vision publishes them, and as safetensors.
+pub(crate) const MASK_DECODERS: [&str; 2] = ["vae-oid.npz", "mask_decoder.safetensors"];
 /// The most bytes of a weights file that are read; the published one has 22 MB.
 const FILE_LIMIT: u64 = 256 << 20;
 

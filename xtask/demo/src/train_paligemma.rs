@@ -33,7 +33,7 @@ const ROUNDS: [(Round, u32); 6] = [
     (Round { name: "several again", steps: 6000, learning_rate: 3e-3 }, MOST),
     (Round { name: "once more", steps: 6000, learning_rate: 3e-3 }, MOST),
     (Round { name: "last", steps: 6000, learning_rate: 1e-3 }, MOST),
-    (Round { name: "masks", steps: 2000, learning_rate: 1e-3 }, MOST),
+    (Round { name: "masks", steps: 1000, learning_rate: 1e-3 }, MOST),
 ];
 /// The first round with lessons about masks, counted from 0.
 const MASKS: usize = 5;
@@ -51,6 +51,8 @@ const SIDES: [usize; 4] = [56, 84, 112, 224];
 const SAMPLE_SIDE: usize = 224;
 /// Keys that a word of an answer sees in a windowed layer: some of the image, and the prompt.
 const WINDOW: usize = 64;
+/// Their folder.
+const IMAGES: &str = "images";
 /// Number of sample images.
 const SAMPLES: usize = 3;
 
@@ -178,6 +180,11 @@ pub fn make(out: &Path, begun: Option<&Path>, first: usize, steps: Option<usize>
             (0..LESSONS).filter_map(|_| one()).collect()
         };
         model = round.run_with(model, batch, loss)?;
+        // a folder that holds more than a model is not replaced
+        let images = out.join(IMAGES);
+        if images.is_dir() {
+            std::fs::remove_dir_all(&images)?;
+        }
         PaliGemma::from_parts(model.valid(), make_tokenizer(seed - index as u64)?).save(out, Dtype::Bf16, true)?;
         save_mask_decoder(out, &device)?;
         draw_samples(out)?;
@@ -204,7 +211,7 @@ fn save_mask_decoder(out: &Path, device: &Device) -> Result<()> {
 
 /// Writes the sample images beside the model: held-out scenes with one to three shapes.
 fn draw_samples(out: &Path) -> Result<()> {
-    let folder = out.join("images");
+    let folder = out.join(IMAGES);
     std::fs::create_dir_all(&folder)?;
     let mut held_out = scenes(7, MOST, true);
     for count in 1..=SAMPLES {

@@ -52,7 +52,12 @@ impl CachePrecision {
         self.format().row_bytes(head_dim)
     }
 
-    /// 32-bit words of so many values, which are whole heads, on a GPU. A scale of q8_0 has a word of its own there.
+    /// The same on the device that takes more: a scale of q8_0 has a word of its own on a GPU.
+    pub fn most_head_bytes(self, head_dim: usize) -> Option<usize> {
+        self.head_bytes(head_dim).map(|bytes| bytes.max(4 * self.words(head_dim)))
+    }
+
+    /// 32-bit words of so many values, which are whole heads, on a GPU.
     pub(crate) fn words(self, values: usize) -> usize {
         match self {
             CachePrecision::F32 => values,
