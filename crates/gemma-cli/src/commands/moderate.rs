@@ -104,6 +104,7 @@ fn judge<N: Network>(
 ) -> Result<Ending> {
     let tokenizer = model.tokenizer()?;
     let answers = yes_and_no(tokenizer)
+        .ok()
         .context("only a ShieldGemma judges; give one with --model, such as google/shieldgemma-2b")?;
     let mut asked: Vec<(String, String)> = Vec::new();
     let prompts: Vec<Vec<TokenId>> = match rows {
