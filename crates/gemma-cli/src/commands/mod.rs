@@ -203,6 +203,12 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     for tip in paragraphs.map(words).filter(|paragraph| paragraph.starts_with("tip:")) {
         line = format!("{line} ({tip})");
     }
+    // what is easily mistaken by those who know other programs
+    if line.contains("'--precision <FORMAT>'") {
+        line += " (-p is the precision; a prompt needs no flag)";
+    } else if line.contains("not provided") && line.contains("--prompt-file") {
+        line += " (`-` reads standard input)";
+    }
     format!("{line}; `gemma --help` and `gemma VERB --help` show what can be given")
 }
 

@@ -219,5 +219,7 @@ fn names_of_other_programs_are_understood() {
     assert_eq!(options("gemma generate x --n-predict 7").max_tokens, 7);
     assert_eq!(options("gemma generate x --max-new-tokens 7").max_tokens, 7);
     assert_eq!(options("gemma complete x --repeat-penalty 1.1").repetition_penalty, 1.1);
+    assert!(refusal("gemma generate -p Hello").contains("a prompt needs no flag"));
+    assert!(refusal("gemma generate").contains("`-` reads standard input"));
     assert!(refusal("gemma generate x --max-tokens -5").contains("it must be an integer from 0"));
 }
