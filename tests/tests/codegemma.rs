@@ -219,7 +219,7 @@ fn examined(holes: fn(usize, u64) -> Vec<Hole>, least: f64) {
     let model = demo();
     for order in [Order::Psm, Order::Spm] {
         // a seed that nothing else uses
-        let filled = examine(model.gemma(), order, holes(300, 31_000)).unwrap();
+        let filled = examine(model.gemma(), order, holes(300, 31_000)).expect("holes are filled");
         let right = filled.iter().filter(|filled| filled.is_right()).count();
         for wrong in filled.iter().filter(|filled| !filled.is_right()).take(20) {
             println!("{:?}, not {:?}", wrong.said, wrong.hole.middle);

@@ -256,7 +256,8 @@ fn write_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<(), Error> {
             return Err(Error::FileName { name: (*name).to_owned() });
         }
         // the weights' own names belong to the tensors
-        if !names.insert(*name) || *name == INDEX_FILE || name.ends_with(".safetensors") {
+        let is_weights = name.starts_with("model") && name.ends_with(".safetensors");
+        if !names.insert(*name) || *name == INDEX_FILE || is_weights {
             return Err(Error::GivenTwice { name: (*name).to_owned() });
         }
         write_file(&folder.join(name), content)?;
