@@ -440,7 +440,7 @@ fn a_batch_has_the_mean_gradient_of_its_examples() {
             .take(3)
             .map(|scene| {
                 let pixels = scene.draw(56).pixels(config.vision.image_size);
-                gemma_demo::train_paligemma::example(&scene.lesson(&mut random), pixels, &tokenizer, config)
+                gemma_demo::train_paligemma::example(&scene.lesson(&mut random, None), pixels, &tokenizer, config)
                     .expect("a lesson")
             })
             .collect();

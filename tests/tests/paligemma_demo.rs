@@ -11,9 +11,11 @@ const CAPTIONS: f64 = 0.9;
 const ANSWERS: f64 = 0.85;
 /// At least this much of the boxes must be covered, as mean intersection over union.
 const OVERLAP: f64 = 0.7;
+/// The same of the masks, counted in pixels.
+const MASKS: f64 = 0.7;
 
 #[test]
-fn describes_answers_and_finds_in_held_out_scenes() {
+fn describes_answers_finds_and_segments_in_held_out_scenes() {
     let model = demo(&Backend::compiled()[0].device().unwrap()).unwrap();
     // a seed that nothing else uses
     let marks = examine(&model, 300, 20_000).unwrap();
@@ -28,6 +30,7 @@ fn describes_answers_and_finds_in_held_out_scenes() {
     assert!(summary.captions >= CAPTIONS, "{summary}");
     assert!(summary.answers >= ANSWERS, "{summary}");
     assert!(summary.overlap >= OVERLAP, "{summary}");
+    assert!(summary.masks >= MASKS, "{summary}");
 }
 
 #[test]

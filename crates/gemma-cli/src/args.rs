@@ -83,7 +83,7 @@ pub(crate) struct Compute {
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) precision: Option<Precision>,
 
-    /// What computes: ndarray or flex (CPU), wgpu, vulkan or metal (graphics).
+    /// What computes: ndarray or flex (CPU), wgpu, vulkan or metal (GPU).
     ///
     /// Without it, the environment variable GEMMA_BACKEND decides, and without that the best one that is compiled
     /// in and has hardware.
@@ -108,8 +108,8 @@ pub(crate) struct Compute {
     #[arg(long, conflicts_with = "exact_activations")]
     pub(crate) fast_activations: bool,
 
-    /// Precision of the KV cache: f32, or f16 for half the memory.
-    #[arg(long, value_name = "PRECISION", default_value = "f32")]
+    /// Precision of the KV cache: f32, f16 for half the memory, or q8_0 for a quarter.
+    #[arg(long, value_name = "PRECISION", default_value = "f32", alias = "cache-type")]
     pub(crate) cache_precision: CachePrecision,
 
     /// Results that do not depend, to the last bit, on how many requests or rows are computed together.

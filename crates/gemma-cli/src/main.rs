@@ -61,6 +61,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) };
     }
-    output::complain(commands::one_line(error));
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let unknown = if error.kind() == ErrorKind::UnknownArgument { commands::unknown_flag(&words) } else { None };
+    output::complain(unknown.unwrap_or_else(|| commands::one_line(error)));
     ExitCode::from(FAILURE)
 }

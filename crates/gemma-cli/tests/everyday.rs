@@ -334,3 +334,78 @@ fn the_prompt_is_printed_in_front_when_asked_for() {
     assert_eq!(printed(gemma(options).arg("--echo")), format!("Once upon a time{bare}"));
     assert!(refusal(gemma(options).args(["--echo", "--json"])).contains("cannot be used with"));
 }
+
+/// A long conversation from a pipe, in contexts of several sizes: no answer is cut at the context's edge where older
+/// exchanges could have been forgotten, and most turns prefill only what is new.
+#[test]
+fn two_hundred_turns_are_answered_whole_and_prefill_little() {
+    let question = |turn: usize| match turn % 4 {
+        0 => format!("What is {} plus {}?", turn % 37, turn % 23),
+        1 => format!("Which is larger, {} or {}?", turn % 41, turn % 29 + 50),
+        2 => "Tell me a story.".to_owned(),
+        _ => "Name three animals.".to_owned(),
+    };
+    let lines: String = (0..200).map(|turn| format!("{}\n/stats\n", question(turn))).collect();
+    for context in [1024, 512, 256, 160] {
+        let mut command = gemma(["chat", "--temperature", "0", "--context", &context.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let mut input = child.stdin.take().expect("piped");
+        let sent = lines.clone();
+        let writer = std::thread::spawn(move || input.write_all(sent.as_bytes()));
+        let output = child.wait_with_output().expect("it ends");
+        writer.join().expect("no panic").expect("every line is read");
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let summaries: Vec<&str> = said.lines().filter(|line| line.starts_with("[prefill ")).collect();
+        assert_eq!(summaries.len(), 200, "{said}");
+        let cut: Vec<&&str> = summaries.iter().filter(|line| line.contains(';')).collect();
+        assert!(cut.is_empty(), "context {context}: {cut:?}");
+        let prefilled =
+            summaries.iter().map(|line| line.split(' ').nth(1).expect("a count").parse::<usize>().expect("a number"));
+        let mean = prefilled.sum::<usize>() / 200;
+        println!("context {context}: {mean} tokens prefilled in a turn");
+        assert!(mean < context / 3, "context {context}: {mean} tokens prefilled in a turn");
+    }
+}
+
+/// The masks of the demo, printed, written and drawn; a folder of the model keeps its mask decoder, and without one the
+/// refusal leaves no file behind.
+#[test]
+fn the_demo_segments_and_a_refusal_leaves_no_file() {
+    let folder = Folder::new();
+    let records = printed_json(&mut gemma(["segment", "shape", "demo:", "--json"]));
+    let objects: Vec<&Value> = records
+        .as_array()
+        .expect("a list")
+        .iter()
+        .flat_map(|record| record["answers"][0]["objects"].as_array().expect("objects"))
+        .collect();
+    assert!(objects.len() >= 4, "{records}");
+    for object in &objects {
+        let counts = object["segmentation"]["counts"].as_array().expect("run lengths");
+        let inside: f64 = counts.iter().skip(1).step_by(2).map(|run| run.as_f64().expect("a number")).sum();
+        let side = |index: usize| object["bbox"][index].as_f64().expect("a number");
+        // a triangle is half of its box, a square all of it
+        assert!((0.4..1.05).contains(&(inside / (side(2) * side(3)))), "{object}");
+    }
+    let out = folder.name("masks");
+    let said = printed(&mut gemma(["segment", "red circle", "demo:", "--out-dir", &out, "--draw"]));
+    assert!(said.contains("demo:shapes3.png: red circle") && said.contains("mask of"), "{said}");
+    assert!(
+        folder.path("masks/segment.jsonl").is_file() && folder.path("masks/demo_shapes3.png.segment.png").is_file()
+    );
+
+    let model = folder.name("model");
+    printed(&mut gemma(["convert", "demo:paligemma", &model]));
+    let again = printed(&mut gemma(["segment", "red circle", "demo:", "--model", &model]));
+    assert_eq!(again, said, "a converted model has its mask decoder");
+    fs::remove_file(folder.path("model/mask_decoder.safetensors")).expect("it was written");
+    let none = folder.name("none");
+    let refused = refusal(&mut gemma(["segment", "shape", "demo:", "--model", &model, "--out-dir", &none]));
+    assert!(refused.contains("vae-oid.npz") && refused.contains("--mask-decoder"), "{refused}");
+    assert!(!folder.path("none").exists());
+    fs::create_dir(folder.path("none")).expect("made");
+    refusal(&mut gemma(["segment", "shape", "demo:", "--model", &model, "--out-dir", &none]));
+    assert_eq!(fs::read_dir(folder.path("none")).expect("a folder").count(), 0);
+}

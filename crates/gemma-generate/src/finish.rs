@@ -53,6 +53,19 @@ pub struct Timings {
     pub accepted_tokens: usize,
 }
 
+/// What two generations of one answer took together.
+impl std::ops::AddAssign for Timings {
+    fn add_assign(&mut self, other: Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.prompt_seconds += other.prompt_seconds;
+        self.generated_tokens += other.generated_tokens;
+        self.decode_steps += other.decode_steps;
+        self.decode_seconds += other.decode_seconds;
+        self.draft_tokens += other.draft_tokens;
+        self.accepted_tokens += other.accepted_tokens;
+    }
+}
+
 impl Timings {
     /// Prefill speed in tokens per second; `None` before the first token.
     pub fn prompt_tokens_per_second(&self) -> Option<f64> {

@@ -130,6 +130,23 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         self
     }
 
+    /// This generation, which is over, going on after other tokens than before, such as those of a shorter prompt and of
+    /// what was sampled so far. It keeps its sampler, mask, cancel flag and deadline; up to `max_tokens` tokens follow.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new); this one is then unchanged.
+    pub fn moved_to(&mut self, tokens: &[TokenId], max_tokens: usize) -> Result<Self, Error> {
+        let model = self.engine.model();
+        let old = self.active_mut();
+        let options = GenerateOptions { max_tokens, ..old.options.clone() };
+        let mut moved = Self::new(model, tokens, &options, &old.stop_tokens)?;
+        let new = moved.active_mut();
+        std::mem::swap(&mut new.sampler, &mut old.sampler);
+        (new.mask, new.cancel, new.deadline) = (old.mask.take(), old.cancel.clone(), old.deadline);
+        Ok(moved)
+    }
+
     /// Steps until a token was sampled. `None` when it is over.
     fn step(&mut self) -> Result<Option<SampledToken>, Error> {
         loop {

@@ -180,21 +180,38 @@ impl Generated {
     }
 }
 
-impl<M: CausalModel> Iterator for TextStream<'_, '_, M> {
-    type Item = Result<String, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+impl<'m, M: CausalModel> TextStream<'m, '_, M> {
+    /// The next text. Where the generation is over, `more` is asked for another one to go on with; the text is one, so
+    /// that a character or a stop text may begin in one generation and end in the next.
+    ///
+    /// # Errors
+    ///
+    /// What the iterator yields, and what `more` says.
+    pub fn next_with<E: From<Error>>(
+        &mut self,
+        mut more: impl FnMut(&mut Generation<'m, M>) -> Result<Option<Generation<'m, M>>, E>,
+    ) -> Option<Result<String, E>> {
         while !self.over {
             let text = match self.generation.next() {
                 Some(Err(error)) => {
                     self.over = true;
-                    return Some(Err(error));
+                    return Some(Err(error.into()));
                 }
                 Some(Ok(sampled)) => self.decoder.push(sampled.token),
-                None => {
-                    self.over = true;
-                    self.decoder.finish()
-                }
+                None => match more(&mut self.generation) {
+                    Ok(Some(next)) => {
+                        self.generation = next;
+                        continue;
+                    }
+                    Ok(None) => {
+                        self.over = true;
+                        self.decoder.finish()
+                    }
+                    Err(error) => {
+                        self.over = true;
+                        return Some(Err(error));
+                    }
+                },
             };
             if !self.over && self.decoder.stopped().is_some() {
                 self.over = true;
@@ -205,6 +222,14 @@ impl<M: CausalModel> Iterator for TextStream<'_, '_, M> {
             }
         }
         None
+    }
+}
+
+impl<M: CausalModel> Iterator for TextStream<'_, '_, M> {
+    type Item = Result<String, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_with(|_| Ok(None))
     }
 }
 

@@ -3,6 +3,9 @@
 //! What was said stays in the cache, answers included, exactly as the model wrote them. A new turn therefore
 //! continues from there, with the part of the chat format that closes the last answer and holds the new question.
 //! Only when the past changes (undo, a full context, an answer that was cut) is it prefilled from the start.
+//!
+//! Where the context has no room for the turns and a usual answer, the oldest exchanges are forgotten before the answer
+//! begins; where a longer answer comes to the edge of the context, they are forgotten then, and the answer goes on.
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -14,7 +17,7 @@ use gemma_generate::{
 };
 use gemma_tokenizer::{ChatTemplate, Part, RenderedChat, Role, TokenId, Turn};
 
-/// An answer is left at least this part of the context, or its longest length where that is less.
+/// An answer is left at least this part of the context to begin with, or its longest length where that is less.
 const ANSWER_PART: usize = 4;
 
 /// What stands among the texts of a conversation, such as images, in the order in which they came. A model that reads text
@@ -110,7 +113,7 @@ pub struct Answered {
     pub reason: FinishReason,
     /// What it took.
     pub timings: Timings,
-    /// Exchanges at the beginning that were dropped before this answer to make room; 0 in most turns.
+    /// Exchanges at the beginning that were dropped before or during this answer to make room; 0 in most turns.
     pub forgotten: usize,
 }
 
@@ -263,7 +266,48 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         };
         let generation = self.model.speculating(generation).with_cancel(cancel);
         let stream = TextStream::new(generation, tokenizer.stream());
-        Ok(Reply { conversation: self, stream: Some(stream), answer: String::new(), forgotten, over: false })
+        let (answer, said, before) = (String::new(), Vec::new(), Timings::default());
+        Ok(Reply { conversation: self, stream: Some(stream), answer, said, before, forgotten, over: false })
+    }
+
+    /// How many attachments the first exchanges have.
+    fn attached_to(&self, exchanges: usize) -> usize {
+        self.turns[..2 * exchanges].iter().map(Turn::images).sum()
+    }
+
+    /// The tokens of the conversation without its first exchanges, up to where the answer begins.
+    fn prompt_without(&self, exchanges: usize) -> Result<Vec<TokenId>, Error> {
+        let turns: Vec<Turn> = self.system.iter().chain(&self.turns[2 * exchanges..]).cloned().collect();
+        let first = self.attached_to(exchanges);
+        if first == self.attachments.len() {
+            return Ok(self.model.tokenizer()?.chat(&self.template, &turns, true)?);
+        }
+        self.attachments.tokens(&self.template.render(&turns, true)?, first)
+    }
+
+    /// The tokens of the conversation without so many of its oldest exchanges that `wanted` tokens are left at most, and
+    /// how many these are. The newest question stays, whatever its length.
+    fn shortened(&self, wanted: usize) -> Result<(Vec<TokenId>, usize), Error> {
+        let mut forgotten = 0;
+        let mut whole = self.prompt_without(0)?;
+        while whole.len() > wanted && self.turns.len() > 2 * forgotten + 1 {
+            forgotten += 1;
+            whole = self.prompt_without(forgotten)?;
+        }
+        Ok((whole, forgotten))
+    }
+
+    /// Most tokens that may follow `tokens` ones, of `wanted` ones.
+    ///
+    /// # Errors
+    /// When there is no room for any within the limit of the conversation.
+    fn room(&self, tokens: usize, wanted: usize) -> Result<usize, Error> {
+        // the model's own limit ends an answer by itself
+        let Some(limit) = self.limit else { return Ok(wanted) };
+        match limit.saturating_sub(tokens) {
+            0 => Err(gemma_generate::Error::PromptTooLong { tokens, limit }.into()),
+            room => Ok(wanted.min(room)),
+        }
     }
 
     /// A generation that has the newest turn to prefill. Where the context has no room for the turns and an answer, it drops
@@ -271,38 +315,16 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
     fn begin(&mut self) -> Result<(Generation<'m, N>, usize), Error> {
         let (network, stop) = (self.model.network(), self.model.stop_tokens());
         let tokenizer = self.model.tokenizer()?;
-        let first = |forgotten: usize| self.turns[..2 * forgotten].iter().map(Turn::images).sum::<usize>();
-        let prompt = |forgotten: usize| -> Result<Vec<TokenId>, Error> {
-            let turns: Vec<Turn> = self.system.iter().chain(&self.turns[2 * forgotten..]).cloned().collect();
-            let first = first(forgotten);
-            match first == self.attachments.len() {
-                true => Ok(tokenizer.chat(&self.template, &turns, true)?),
-                false => self.attachments.tokens(&self.template.render(&turns, true)?, first),
-            }
-        };
-        let mut whole = prompt(0)?;
-        let mut forgotten = 0;
-        let mut options = self.options.clone();
+        let (mut whole, mut forgotten) = (self.prompt_without(0)?, 0);
         if let Some(context) = self.context() {
             let answer = self.options.max_tokens.min(context / ANSWER_PART);
             let held = self.sequence.as_ref().map_or(0, Sequence::len);
             if whole.len().max(held) + answer > context {
-                let wanted = (context - answer) / 2;
-                // the newest question stays, whatever its length
-                while whole.len() > wanted && self.turns.len() > 2 * forgotten + 1 {
-                    forgotten += 1;
-                    whole = prompt(forgotten)?;
-                }
+                (whole, forgotten) = self.shortened((context - answer) / 2)?;
             }
         }
-        if let Some(limit) = self.limit {
-            // the model's own limit ends an answer by itself
-            let room = limit.saturating_sub(whole.len());
-            if room == 0 {
-                return Err(gemma_generate::Error::PromptTooLong { tokens: whole.len(), limit }.into());
-            }
-            options.max_tokens = options.max_tokens.min(room);
-        }
+        let max_tokens = self.room(whole.len(), self.options.max_tokens)?;
+        let options = GenerateOptions { max_tokens, ..self.options.clone() };
         let turns = self.turns.len() - 2 * forgotten;
         // what is to be forgotten is only forgotten once the rest is known to fit
         let reused = self.sequence.take().filter(|_| forgotten == 0).and_then(|sequence| {
@@ -310,7 +332,7 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
             let fits = self.context().is_none_or(|limit| sequence.len() + new.len() <= limit);
             fits.then_some((sequence, new))
         });
-        let first = first(forgotten);
+        let first = self.attached_to(forgotten);
         let generation = match reused {
             Some((sequence, new)) if self.attachments.is_empty() => {
                 Generation::follow(network, sequence, new, &options, stop)?
@@ -330,9 +352,38 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
                 Generation::of(network, sequence, request)?
             }
         };
-        self.turns.drain(..2 * forgotten);
-        self.attachments.drain(0..first);
+        self.forget(forgotten);
         Ok((generation, forgotten))
+    }
+
+    /// Forgets the oldest exchanges and what is attached to them.
+    fn forget(&mut self, exchanges: usize) {
+        let first = self.attached_to(exchanges);
+        self.turns.drain(..2 * exchanges);
+        self.attachments.drain(0..first);
+    }
+
+    /// Where an answer of the tokens `said` so far has come to the edge of the context: a generation that goes on with it
+    /// after fewer of the oldest exchanges, and how many were forgotten. `None` where it ended otherwise, or where there
+    /// is nothing to forget.
+    fn make_room(
+        &mut self,
+        generation: &mut Generation<'m, N>,
+        said: &[TokenId],
+    ) -> Result<Option<(Generation<'m, N>, usize)>, Error> {
+        let left = self.options.max_tokens.saturating_sub(said.len());
+        let at_edge = matches!(generation.finish_reason(), Some(FinishReason::ContextFull | FinishReason::Length));
+        let Some(context) = self.context().filter(|_| at_edge && left > 0 && self.attachments.is_empty()) else {
+            return Ok(None);
+        };
+        let (whole, forgotten) = self.shortened((context / 2).saturating_sub(said.len()))?;
+        let tokens = [whole.as_slice(), said].concat();
+        if forgotten == 0 || tokens.len() >= context {
+            return Ok(None);
+        }
+        let generation = generation.moved_to(&tokens, self.room(tokens.len(), left)?)?;
+        self.forget(forgotten);
+        Ok(Some((generation, forgotten)))
     }
 
     /// Forgets the newest turn and what is attached to it.
@@ -375,6 +426,9 @@ pub struct Reply<'c, 'm, N: Network, A: Attachments = TextOnly> {
     /// `None` once the conversation has the answer.
     stream: Option<TextStream<'m, 'm, N>>,
     answer: String,
+    /// The tokens of the answer before the exchanges were forgotten that stood in its way, and what these took.
+    said: Vec<TokenId>,
+    before: Timings,
     forgotten: usize,
     /// Whether the last piece has come, and no error.
     over: bool,
@@ -392,11 +446,15 @@ impl<N: Network, A: Attachments> Reply<'_, '_, N, A> {
         }
         let forgotten = self.forgotten;
         let stream = self.stream.as_ref().expect("the conversation has the answer only when this is dropped");
-        Ok(Answered {
-            reason: stream.finish_reason().unwrap_or(FinishReason::Stop),
-            timings: stream.timings(),
-            forgotten,
-        })
+        let mut timings = self.before;
+        timings += stream.timings();
+        let wanted = self.conversation.options.max_tokens;
+        let reason = match stream.finish_reason().unwrap_or(FinishReason::Stop) {
+            // the limit of the conversation, which was what the context had left
+            FinishReason::Length if timings.generated_tokens < wanted => FinishReason::ContextFull,
+            reason => reason,
+        };
+        Ok(Answered { reason, timings, forgotten })
     }
 }
 
@@ -404,12 +462,21 @@ impl<N: Network, A: Attachments> Iterator for Reply<'_, '_, N, A> {
     type Item = Result<String, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let piece = self.stream.as_mut()?.next();
+        let Self { conversation, stream, said, before, forgotten, .. } = self;
+        let piece = stream.as_mut()?.next_with(|generation| {
+            let all: Vec<TokenId> =
+                said.iter().copied().chain(generation.sampled().iter().map(|one| one.token)).collect();
+            let Some((moved, more)) = conversation.make_room(generation, &all)? else { return Ok(None) };
+            *said = all;
+            *before += generation.timings();
+            *forgotten += more;
+            Ok(Some(moved))
+        });
         self.over = piece.is_none();
         if let Some(Ok(piece)) = &piece {
             self.answer += piece;
         }
-        Some(piece?.map_err(Error::from))
+        piece
     }
 }
 

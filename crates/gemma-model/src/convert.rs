@@ -34,6 +34,9 @@ pub fn convert_to_folder<N: Network>(
     if let Some(template) = checkpoint.file("chat_template.jinja")? {
         files.push(("chat_template.jinja", template));
     }
+    for name in N::COMPANIONS {
+        files.extend(checkpoint.file(name)?.map(|content| (*name, content)));
+    }
     let named = files.iter_mut().find(|(name, _)| *name == "tokenizer_config.json");
     if let (Some((_, ours)), Some(theirs)) = (named, checkpoint.file("tokenizer_config.json")?) {
         *ours = with_defaults(&theirs, ours).unwrap_or(theirs);

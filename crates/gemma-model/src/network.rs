@@ -22,6 +22,10 @@ pub trait Network: CausalModel + Sized {
     /// Whose control tokens a tokenizer file of this network has, where the file leaves their names out.
     const FAMILY: Family;
 
+    /// Files that may lie beside the weights and belong to the model, such as weights of another program's format: a
+    /// converted model has them too.
+    const COMPANIONS: &'static [&'static str] = &[];
+
     /// Reads the text of a `config.json`.
     ///
     /// # Errors

@@ -77,8 +77,7 @@ impl Attention {
             q_norm: spec.qk_norm.map(|eps| RmsNorm::load(source, &format!("{name}.q_norm"), spec.head_dim, eps)),
             k_norm: spec.qk_norm.map(|eps| RmsNorm::load(source, &format!("{name}.k_norm"), spec.head_dim, eps)),
             spec,
-            // two values share a word
-            cache: if spec.head_dim.is_multiple_of(2) { source.cache_precision() } else { CachePrecision::F32 },
+            cache: source.cache_precision().for_heads(spec.head_dim),
             pool: KvPool::new(),
         }
     }
@@ -97,7 +96,8 @@ impl Attention {
             Retention::Window(window) => tokens.min(window + 2 * PAGE_LEN),
         };
         let kept = kept.next_multiple_of(PAGE_LEN);
-        2 * kept * self.spec.kv_heads * self.spec.head_dim * self.cache.bytes()
+        let head = self.cache.most_head_bytes(self.spec.head_dim).unwrap_or(0);
+        2 * kept * self.spec.kv_heads * head
     }
 
     /// The cache of buffers that were kept, as f32, after `len` tokens; `None` when it could not have come to them.

@@ -14,7 +14,8 @@ pub enum Retention {
     Window(usize),
 }
 
-/// Rotated keys and values of one layer and one sequence, in pages of [`PAGE_LEN`] positions, f32 or f16.
+/// Rotated keys and values of one layer and one sequence, in pages of [`PAGE_LEN`] positions, f32, f16 or
+/// q8_0.
 ///
 /// A clone is a fork: it shares the pages, and only the last one is copied, when one of the two is extended within it.
 /// With a sliding window, the pages that no later query sees are given back, but for the last [`PAGE_LEN`] positions
@@ -41,7 +42,7 @@ impl KvCache {
     /// The same cache with values of this precision, those that it holds rounded to it.
     ///
     /// # Panics
-    /// When it holds heads of an odd size, which are not kept as f16.
+    /// When it holds heads of a size that is not kept so ([`CachePrecision::for_heads`]).
     #[must_use]
     pub fn with_precision(self, precision: CachePrecision) -> Self {
         if self.pages.precision() == precision {
@@ -151,7 +152,7 @@ impl KvCache {
     /// has passed.
     ///
     /// # Panics
-    /// When heads of an odd size are to be kept as f16.
+    /// When heads have a size that is not kept so ([`CachePrecision::for_heads`]).
     pub fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) {
         let rows = 0..keys.dims()[0];
         if let Some(rows) = self.rows(rows) {
@@ -340,6 +341,31 @@ mod tests {
             assert_eq!(held(&widened), rounded);
             widened.extend(thirds(1), thirds(1));
             assert!(widened.truncate(0) && widened.is_empty());
+        }
+    }
+
+    #[test]
+    fn q8_0_takes_half_the_memory_of_f16_and_comes_back_rounded() {
+        for device in test_device::all() {
+            let waves = |n: usize| {
+                let values: Vec<f32> = (0..64 * n).map(|i| (i as f32 * 0.37).sin()).collect();
+                Tensor::<3>::from_data(burn::tensor::TensorData::new(values, [n, 1, 64]), &device)
+            };
+            let filled = |precision| {
+                let mut cache = KvCache::new(Retention::Everything).with_precision(precision);
+                cache.extend(waves(100), waves(100));
+                cache
+            };
+            let [wide, half, narrow] = CachePrecision::ALL.map(filled);
+            // 34 or, on a GPU, 36 bytes for 32 values
+            let part = narrow.bytes_len() as f64 / half.bytes_len() as f64;
+            assert!((0.53..0.5626).contains(&part), "{part}");
+            let (exact, rounded) = (held(&wide), held(&narrow));
+            assert!(exact.iter().zip(&rounded).all(|(a, b)| (a - b).abs() <= 0.51 / 127.0 + 1e-3));
+            assert_ne!(exact, rounded);
+            // to f32 and back changes nothing: blocks that were read are written as they were
+            let again = narrow.clone().with_precision(CachePrecision::F32).with_precision(CachePrecision::Q8_0);
+            assert_eq!(held(&again), rounded);
         }
     }
 

@@ -117,7 +117,7 @@ pub fn save_safetensors(
 
 /// Whether a file of this name belongs to a model folder, as hubs and programs write them.
 fn is_of_a_model(name: &str) -> bool {
-    const OTHERS: [&str; 8] = [
+    const OTHERS: [&str; 9] = [
         "README.md",
         "LICENSE",
         "USE_POLICY.md",
@@ -126,6 +126,7 @@ fn is_of_a_model(name: &str) -> bool {
         "tokenizer.model",
         "merges.txt",
         "vocab.txt",
+        "vae-oid.npz",
     ];
     let endings = [".json", ".jinja", ".safetensors"];
     endings.iter().any(|ending| name.ends_with(ending)) || OTHERS.contains(&name)
@@ -255,7 +256,8 @@ fn write_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<(), Error> {
             return Err(Error::FileName { name: (*name).to_owned() });
         }
         // the weights' own names belong to the tensors
-        if !names.insert(*name) || *name == INDEX_FILE || name.ends_with(".safetensors") {
+        let is_weights = name.starts_with("model") && name.ends_with(".safetensors");
+        if !names.insert(*name) || *name == INDEX_FILE || is_weights {
             return Err(Error::GivenTwice { name: (*name).to_owned() });
         }
         write_file(&folder.join(name), content)?;

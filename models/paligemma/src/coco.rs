@@ -93,6 +93,11 @@ impl RunLengths {
         }
         Self { counts, size: [height, width] }
     }
+
+    /// Number of pixels inside.
+    pub fn area(&self) -> usize {
+        self.counts.iter().skip(1).step_by(2).sum()
+    }
 }
 
 /// `[x, y, width, height]`.
@@ -146,7 +151,7 @@ pub fn dataset<'a>(images: impl IntoIterator<Item = (&'a str, usize, usize, &'a 
         let (width, height) = (*width, *height);
         set.images.push(Image { id: index + 1, file_name: (*file_name).to_owned(), width, height });
         for object in *objects {
-            let inside = |runs: &RunLengths| runs.counts.iter().skip(1).step_by(2).sum::<usize>() as f32;
+            let inside = |runs: &RunLengths| runs.area() as f32;
             let area = object.segmentation.as_ref().map_or(object.bbox[2] * object.bbox[3], inside);
             set.annotations.push(Annotation {
                 id: set.annotations.len() + 1,
@@ -256,7 +261,7 @@ pub fn read_instances(reader: impl std::io::Read) -> Result<Instances, String> {
         found.images.push(AnnotatedImage {
             file_name: image.file_name,
             labels: labels.into_iter().map(str::to_owned).collect(),
-            answer: loc::answer(objects),
+            answer: loc::answer(objects.into_iter().map(|(locations, label)| (locations, [], label))),
         });
     }
     match boxes.keys().next() {

@@ -10,9 +10,10 @@ use crate::{Error, Image, PaliGemma};
 const TOKENIZER: &[u8] = include_bytes!("../demo/tokenizer.json");
 
 /// The files of the demo model's folder; `cargo xtask demo paligemma` makes them.
-const FILES: [(&str, &[u8]); 6] = [
+const FILES: [(&str, &[u8]); 7] = [
     ("config.json", include_bytes!("../demo/config.json")),
     ("generation_config.json", include_bytes!("../demo/generation_config.json")),
+    ("mask_decoder.safetensors", include_bytes!("../demo/mask_decoder.safetensors")),
     ("model.safetensors", include_bytes!("../demo/model.safetensors")),
     ("special_tokens_map.json", include_bytes!("../demo/special_tokens_map.json")),
     ("tokenizer.json", TOKENIZER),
@@ -27,8 +28,8 @@ const IMAGES: [(&str, &[u8]); 3] = [
 ];
 
 /// Opens the demo model: a tiny network of the PaliGemma architecture that this repository trained on images it drew.
-/// It describes circles, squares, triangles and crosses of six colours, counts them, and says where they are; it needs
-/// no file and no network.
+/// It describes circles, squares, triangles and crosses of six colours, counts them, says where they are and
+/// which pixels belong to them; it needs no file and no network.
 ///
 /// # Errors
 /// Only when the device fails.

@@ -48,7 +48,8 @@ pub enum Error {
     },
     /// Masks were asked for without a mask decoder.
     #[error(
-        "masks need the weights of the mask decoder; put vae-oid.npz into the model folder, or name it with --mask-decoder"
+        "masks need the weights of the mask decoder; get https://storage.googleapis.com/big_vision/paligemma/vae-oid.npz and \
+         put it into the model folder, or name it with --mask-decoder"
     )]
     NoMaskDecoder,
 }

@@ -11,10 +11,8 @@ use gemma_model::{LoadOptions, Model, Network, OnLoad};
 use gemma_tokenizer::Tokenizer;
 use gemma_weights::{Checkpoint, Dtype, HubOptions};
 
+use crate::seg::MASK_DECODERS;
 use crate::{Error, Image, MaskDecoder, VisionLanguageModel, prompt};
-
-/// The file of mask decoder weights that is looked for in a model folder.
-const MASK_DECODER: &str = "vae-oid.npz";
 
 /// A PaliGemma model, ready to look at images.
 #[derive(Debug)]
@@ -87,7 +85,7 @@ impl PaliGemma {
         Self::load_folder(&gemma_weights::resolve(model, &hub)?, options, device)
     }
 
-    /// Opens a model folder. A file `vae-oid.npz` in it becomes the mask decoder.
+    /// Opens a model folder. A file `vae-oid.npz` or `mask_decoder.safetensors` in it becomes the mask decoder.
     ///
     /// # Errors
     /// When it is not a sound PaliGemma checkpoint.
@@ -114,9 +112,7 @@ impl PaliGemma {
         progress: OnLoad<'_>,
     ) -> Result<Self, Error> {
         let model = Model::from_checkpoint_with(checkpoint, options, device, progress)?;
-        let masks = checkpoint.path().map(|folder| folder.join(MASK_DECODER)).filter(|file| file.is_file());
-        let mask_decoder = masks.map(|file| MaskDecoder::open(&file, device)).transpose()?;
-        Ok(Self { model, mask_decoder })
+        Ok(Self { model, mask_decoder: find_mask_decoder(checkpoint, device)? })
     }
 
     /// A model of parts that are there already, such as one that was just trained.
@@ -273,6 +269,17 @@ impl PaliGemma {
     pub fn save(&self, folder: &Path, dtype: Dtype, replace: bool) -> Result<(), Error> {
         Ok(self.model.save(folder, dtype, replace)?)
     }
+}
+
+/// The mask decoder that lies beside a model's weights, if one does.
+fn find_mask_decoder(checkpoint: &Checkpoint, device: &Device) -> Result<Option<MaskDecoder>, Error> {
+    for name in MASK_DECODERS {
+        if let Some(content) = checkpoint.file(name)? {
+            let path = checkpoint.path().unwrap_or(Path::new("")).join(name);
+            return Ok(Some(MaskDecoder::from_bytes(&path, content, device)?));
+        }
+    }
+    Ok(None)
 }
 
 fn features(views: &[&ImageFeatures<'_>]) -> Vec<Tensor<2>> {

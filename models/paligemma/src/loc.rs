@@ -117,11 +117,13 @@ fn named(piece: &str) -> Option<Item> {
     Some(Item::Segment(code as u8))
 }
 
-/// The answer that names some objects, each by locations and label: `<loc0102><loc0102><loc0512><loc0614> cat ; ...`.
-pub fn answer<'l>(objects: impl IntoIterator<Item = ([u16; 4], &'l str)>) -> String {
-    let spelled = objects.into_iter().map(|(locations, label)| {
+/// The answer that names some objects, each by locations, the codes of its mask (none for a box alone), and label:
+/// `<loc0102><loc0102><loc0512><loc0614> cat ; ...`.
+pub fn answer<'l, C: AsRef<[u8]>>(objects: impl IntoIterator<Item = ([u16; 4], C, &'l str)>) -> String {
+    let spelled = objects.into_iter().map(|(locations, codes, label)| {
         let locations: String = locations.iter().map(|location| format!("<loc{location:04}>")).collect();
-        format!("{locations} {label}")
+        let codes: String = codes.as_ref().iter().map(|code| format!("<seg{code:03}>")).collect();
+        format!("{locations}{codes} {label}")
     });
     spelled.collect::<Vec<_>>().join(" ; ")
 }

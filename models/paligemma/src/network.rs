@@ -18,6 +18,7 @@ use gemma_vision::{Filter, Siglip, embed_with_images, resize_filter};
 use gemma_weights::{Checkpoint, Dtype, TensorSpec};
 
 use crate::names::{Beginning, Layout, Released, Renamed};
+use crate::seg::MASK_DECODERS;
 use crate::{Error, PaliGemmaConfig, Pixels};
 
 /// SigLIP, a projection, and Gemma's decoder: PaliGemma with Gemma 1, PaliGemma 2 with Gemma 2.
@@ -148,6 +149,8 @@ impl Network for VisionLanguageModel {
     type Config = PaliGemmaConfig;
 
     const FAMILY: Family = Family::PaliGemma;
+
+    const COMPANIONS: &'static [&'static str] = &MASK_DECODERS;
 
     fn config_from_json(text: &[u8]) -> Result<PaliGemmaConfig, gemma_model::Error> {
         PaliGemmaConfig::from_json(text)

@@ -24,6 +24,8 @@ const CODE_WIDTH: usize = 512;
 const CHANNELS: usize = 128;
 /// Channels after each doubling of the size: 4, 8, 16, 32, 64.
 const UPWARDS: [usize; 5] = [CHANNELS, 128, 64, 32, 16];
+/// The files of weights that are looked for in a model folder: as big_vision publishes them, and as safetensors.
+pub(crate) const MASK_DECODERS: [&str; 2] = ["vae-oid.npz", "mask_decoder.safetensors"];
 /// The most bytes of a weights file that are read; the published one has 22 MB.
 const FILE_LIMIT: u64 = 256 << 20;
 
@@ -124,8 +126,8 @@ pub struct MaskDecoder {
     leave: Convolution,
 }
 
-/// The values of a parameter by name and shape.
-type Parameters<'a> = &'a dyn Fn(&str, &[usize]) -> Result<Vec<f32>, String>;
+/// The values of a parameter by name and shape, or why there are none.
+pub type Parameters<'a> = &'a dyn Fn(&str, &[usize]) -> Result<Vec<f32>, String>;
 
 impl MaskDecoder {
     /// Reads the weights: a NumPy archive in the layout of the published `vae-oid.npz`, or a safetensors file of tensors
@@ -134,9 +136,26 @@ impl MaskDecoder {
     /// # Errors
     /// When the file cannot be read or lacks a tensor of the right shape.
     pub fn open(path: &Path, device: &Device) -> Result<Self, Error> {
+        let failed = |cause| Error::File { path: path.to_owned(), cause };
+        let mut content = Vec::new();
+        // a device has no length, and no end
+        std::fs::File::open(path)
+            .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut content))
+            .map_err(failed)?;
+        Self::from_bytes(path, content, device)
+    }
+
+    /// Reads the weights from the content of such a file; the ending of `path` says which kind of file it is.
+    ///
+    /// # Errors
+    /// When the content lacks a tensor of the right shape.
+    pub fn from_bytes(path: &Path, content: Vec<u8>, device: &Device) -> Result<Self, Error> {
         let wrong = |reason: String| Error::MaskWeights { path: path.to_owned(), reason };
+        if content.len() as u64 > FILE_LIMIT {
+            return Err(wrong(format!("more than {FILE_LIMIT} bytes are too many")));
+        }
         if path.extension().is_some_and(|ending| ending == "safetensors") {
-            let tensors = gemma_weights::read_safetensors(path)?;
+            let tensors = gemma_weights::parse_safetensors(path, &content.into())?;
             let get = |name: &str, shape: &[usize]| {
                 let tensor = tensors.get(name).ok_or_else(|| format!("it has no tensor {name}"))?;
                 if tensor.shape != shape {
@@ -146,20 +165,18 @@ impl MaskDecoder {
             };
             return Self::new(&get, device).map_err(wrong);
         }
-        let failed = |cause| Error::File { path: path.to_owned(), cause };
-        let mut content = Vec::new();
-        // a device has no length, and no end
-        std::fs::File::open(path)
-            .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut content))
-            .map_err(failed)?;
-        if content.len() as u64 > FILE_LIMIT {
-            return Err(wrong(format!("more than {FILE_LIMIT} bytes are too many")));
-        }
         let archive = Archive::open(&content).map_err(wrong)?;
         Self::new(&|name, shape| archive.array(name, shape), device).map_err(wrong)
     }
 
-    fn new(get: Parameters<'_>, device: &Device) -> Result<Self, String> {
+    /// A decoder of the values that `get` gives, which is asked once for each tensor of a file.
+    ///
+    /// # Errors
+    /// What `get` says.
+    ///
+    /// # Panics
+    /// When `get` gives more or fewer values than the shape has.
+    pub fn new(get: Parameters<'_>, device: &Device) -> Result<Self, String> {
         let device = &device.clone().without_autodiff();
         let convolution = |name: &str, shape: [usize; 4], outputs: usize| -> Result<Convolution, String> {
             let weight = TensorData::new(get(&format!("{name}.weight"), &shape)?, shape);

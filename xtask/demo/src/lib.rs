@@ -5,7 +5,8 @@
 //!
 //! - [`corpus`] writes stories and conversations from a seed, and keeps a tenth of all questions for the test;
 //! - [`bpe`] learns word pieces from them, [`tokenizer_files`] stores these as Gemma's tokenizers are stored;
-//! - [`scenes`] draws images of shapes and says what is in them, for PaliGemma;
+//! - [`scenes`] draws images of shapes and says what is in them, for PaliGemma; [`masks`] spells which pixels they
+//!   cover;
 //! - [`random`] is the source of all chance, so that the same seed gives the same model.
 //!
 //! ```
@@ -20,6 +21,7 @@
 
 pub mod bpe;
 pub mod corpus;
+pub mod masks;
 pub mod random;
 pub mod scenes;
 pub mod tokenizer_files;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use paligemma::{BoundingBox, Image, loc, prompt};
 
+use crate::masks::MaskCodes;
 use crate::random::Random;
 
 /// Cells of the grid, across and down.
@@ -32,7 +33,8 @@ pub enum Shape {
 }
 
 impl Shape {
-    const ALL: [Self; 4] = [Self::Circle, Self::Square, Self::Triangle, Self::Cross];
+    /// Every shape.
+    pub const ALL: [Self; 4] = [Self::Circle, Self::Square, Self::Triangle, Self::Cross];
 
     fn name(self) -> &'static str {
         match self {
@@ -44,7 +46,7 @@ impl Shape {
     }
 
     /// Whether the point, in fractions of the shape's box, belongs to it.
-    fn contains(self, x: f32, y: f32) -> bool {
+    pub fn contains(self, x: f32, y: f32) -> bool {
         match self {
             Self::Circle => (x - 0.5).powi(2) + (y - 0.5).powi(2) <= 0.25,
             Self::Square => true,
@@ -87,6 +89,11 @@ impl Thing {
         format!("{} {}", COLOURS[self.colour].0, self.shape.name())
     }
 
+    /// Its box as location tokens number it.
+    fn locations(&self) -> [u16; 4] {
+        self.bounds(GRID).to_locations(GRID, GRID)
+    }
+
     /// Its box in an image of `side` pixels.
     pub fn bounds(&self, side: usize) -> BoundingBox {
         let pixels = |cells: usize| (cells * side) as f32 / GRID as f32;
@@ -96,6 +103,15 @@ impl Thing {
             x_max: pixels(self.x + self.size),
             y_max: pixels(self.y + self.size),
         }
+    }
+
+    /// Whether the middle of the pixel lies inside it, in an image of `side` pixels.
+    pub fn covers(&self, x: usize, y: usize, side: usize) -> bool {
+        let within = |pixel: usize, edge: usize| {
+            ((pixel as f32 + 0.5) * GRID as f32 / side as f32 - edge as f32) / self.size as f32
+        };
+        let (x, y) = (within(x, self.x), within(y, self.y));
+        (0.0..1.0).contains(&x) && (0.0..1.0).contains(&y) && self.shape.contains(x, y)
     }
 
     /// Whether it comes nearer than a cell to another, or has its middle on the same vertical line.
@@ -268,16 +284,23 @@ impl Scene {
 
     /// Where the shapes of that name are, from left to right.
     pub fn detecting(&self, name: &str) -> Lesson {
-        let things = self.named(name);
-        let objects = things.iter().map(|thing| (thing.bounds(GRID).to_locations(GRID, GRID), name));
+        let objects = self.named(name).into_iter().map(|thing| (thing.locations(), [], name));
         Lesson { prompt: prompt::detect(&[name]), answer: loc::answer(objects) }
     }
 
-    /// One lesson of any kind.
-    pub fn lesson(&self, random: &mut Random) -> Lesson {
-        match random.below(10) {
-            0..5 => self.captioning(),
-            5..7 => self.asking(random),
+    /// Where the shapes of that name are and which pixels they cover, from left to right.
+    pub fn segmenting(&self, name: &str, masks: &MaskCodes) -> Lesson {
+        let codes = |thing: &Thing| masks.encode(|x, y| thing.shape.contains(x, y));
+        let objects = self.named(name).into_iter().map(|thing| (thing.locations(), codes(thing), name));
+        Lesson { prompt: prompt::segment(name), answer: loc::answer(objects) }
+    }
+
+    /// One lesson of any kind; of masks only where their codes are given.
+    pub fn lesson(&self, random: &mut Random, masks: Option<&MaskCodes>) -> Lesson {
+        match (random.below(10), masks) {
+            (0..3, Some(codes)) => self.segmenting(&self.wanted(random), codes),
+            (0..6, Some(_)) | (0..5, None) => self.captioning(),
+            (6..8, Some(_)) | (5..7, None) => self.asking(random),
             _ => self.detecting(&self.wanted(random)),
         }
     }
@@ -330,6 +353,15 @@ mod tests {
         assert_eq!(lesson.answer, "<loc0146><loc0438><loc0585><loc0877> circle");
         assert_eq!(scene.detecting("square").answer, "");
         assert_eq!(scene.named("shape").len(), 1);
+    }
+
+    #[test]
+    fn a_segmentation_has_sixteen_codes_behind_its_box() {
+        let scene = Scene { ground: 0, things: vec![thing(Shape::Square, 0, 3, 1, 3)] };
+        let lesson = scene.segmenting("square", &MaskCodes::new());
+        assert_eq!(lesson.prompt, "segment square");
+        assert_eq!(lesson.answer, format!("<loc0146><loc0438><loc0585><loc0877>{} square", "<seg001>".repeat(16)));
+        assert!(scene.things[0].covers(42, 10, 70) && !scene.things[0].covers(42, 9, 70));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Trains the PaliGemma demo model, from random weights to the folder that the library embeds.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -10,25 +11,34 @@ use gemma_generate::CausalModel;
 use gemma_nn::{AttentionSpec, RandomWeights, RopeSpec, Segment, Visibility};
 use gemma_tokenizer::{Family, Tokenizer};
 use gemma_train::{Example, cross_entropy};
-use gemma_weights::{Checkpoint, Dtype};
-use paligemma::{BoundingBox, Network, PaliGemma, PaliGemmaConfig, Pixels, SiglipConfig, VisionLanguageModel, prompt};
+use gemma_weights::{Checkpoint, Dtype, save_safetensors};
+use paligemma::{
+    BoundingBox, Device, ImageFeatures, Mask, Network, PaliGemma, PaliGemmaConfig, Pixels, SiglipConfig,
+    VisionLanguageModel, prompt,
+};
 
 use crate::bpe::{CONTROL, learn};
+use crate::masks::{MaskCodes, decoder_tensors};
 use crate::random::Random;
-use crate::scenes::{Lesson, MOST, Scene, scenes};
+use crate::scenes::{Lesson, MOST, Scene, Thing, scenes};
 use crate::training::{Round, device, tokenizer};
 
 /// The rounds, and the most shapes of a scene in each. One shape alone teaches what shapes, colours and places are; with
 /// several from the start, that takes many times as long. After some thousand steps boxes are right and captions are
 /// not; they come late and all at once. The committed model took a course like this one in several sittings
-/// (`begun`, `first`), about 20 000 steps in all.
-const ROUNDS: [(Round, u32); 5] = [
+/// (`begun`, `first`), about 20 000 steps in all. Masks are learned last, in a round that keeps the other lessons up.
+const ROUNDS: [(Round, u32); 6] = [
     (Round { name: "one shape", steps: 500, learning_rate: 3e-3 }, 1),
     (Round { name: "several", steps: 2500, learning_rate: 3e-3 }, MOST),
     (Round { name: "several again", steps: 6000, learning_rate: 3e-3 }, MOST),
     (Round { name: "once more", steps: 6000, learning_rate: 3e-3 }, MOST),
     (Round { name: "last", steps: 6000, learning_rate: 1e-3 }, MOST),
+    (Round { name: "masks", steps: 1000, learning_rate: 1e-3 }, MOST),
 ];
+/// The first round with lessons about masks, counted from 0.
+const MASKS: usize = 5;
+/// The file of the mask decoder's weights.
+const MASK_DECODER: &str = "mask_decoder.safetensors";
 /// Held-out scenes that are asked about after each round.
 const EXAMINED: usize = 100;
 /// Lessons of one step.
@@ -41,6 +51,8 @@ const SIDES: [usize; 4] = [56, 84, 112, 224];
 const SAMPLE_SIDE: usize = 224;
 /// Keys that a word of an answer sees in a windowed layer: some of the image, and the prompt.
 const WINDOW: usize = 64;
+/// Their folder.
+const IMAGES: &str = "images";
 /// Number of sample images.
 const SAMPLES: usize = 3;
 
@@ -152,21 +164,29 @@ pub fn make(out: &Path, begun: Option<&Path>, first: usize, steps: Option<usize>
         Some(folder) => VisionLanguageModel::open_trainable(&Checkpoint::open(folder)?, &device)?,
         None => VisionLanguageModel::random(&config, RandomWeights::Dense, seed, &device.clone().autodiff()),
     };
+    let codes = MaskCodes::new();
     for (index, (round, most)) in ROUNDS.into_iter().enumerate().skip(first) {
         let round = Round { steps: steps.unwrap_or(round.steps), ..round };
         // a seed of its own, so that each round brings new scenes
         let seed = seed + index as u64;
         let (mut scenes, mut random) = (scenes(seed, most, false), Random::new(seed ^ 0x5eed));
+        let masks = (index >= MASKS).then_some(&codes);
         let batch = || {
             let mut one = || {
                 let scene = scenes.next()?;
                 let pixels = scene.draw(random.pick(&SIDES)).pixels(config.vision.image_size);
-                example(&scene.lesson(&mut random), pixels, &tokenizer, &config).ok()
+                example(&scene.lesson(&mut random, masks), pixels, &tokenizer, &config).ok()
             };
             (0..LESSONS).filter_map(|_| one()).collect()
         };
         model = round.run_with(model, batch, loss)?;
+        // a folder that holds more than a model is not replaced
+        let images = out.join(IMAGES);
+        if images.is_dir() {
+            std::fs::remove_dir_all(&images)?;
+        }
         PaliGemma::from_parts(model.valid(), make_tokenizer(seed - index as u64)?).save(out, Dtype::Bf16, true)?;
+        save_mask_decoder(out, &device)?;
         draw_samples(out)?;
         // judged as it will be used: as saved
         let saved = PaliGemma::load_folder(out, &Default::default(), &device)?;
@@ -179,9 +199,19 @@ pub fn make(out: &Path, begun: Option<&Path>, first: usize, steps: Option<usize>
     Ok(())
 }
 
+/// Writes the mask decoder beside the model. Its values are exact in bf16.
+fn save_mask_decoder(out: &Path, device: &Device) -> Result<()> {
+    let tensors = decoder_tensors(device).map_err(anyhow::Error::msg)?;
+    let mut tensors = tensors.into_iter().map(|(name, shape, values)| {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes()).collect();
+        (name, Dtype::Bf16, shape, bytes.into())
+    });
+    Ok(save_safetensors(&out.join(MASK_DECODER), BTreeMap::new(), &mut tensors)?)
+}
+
 /// Writes the sample images beside the model: held-out scenes with one to three shapes.
 fn draw_samples(out: &Path) -> Result<()> {
-    let folder = out.join("images");
+    let folder = out.join(IMAGES);
     std::fs::create_dir_all(&folder)?;
     let mut held_out = scenes(7, MOST, true);
     for count in 1..=SAMPLES {
@@ -220,6 +250,8 @@ pub struct Mark {
     pub wanted: String,
     /// For each of them that is there, how well the model's best box covers it: intersection over union.
     pub overlaps: Vec<f32>,
+    /// The same of the masks, counted in pixels.
+    pub masks: Vec<f32>,
     /// Boxes of the model that cover none of them by half.
     pub invented: usize,
 }
@@ -239,6 +271,7 @@ pub fn examine(model: &PaliGemma, count: usize, seed: u64) -> Result<Vec<Mark>> 
             let answer = view.ask(&lesson.prompt, &paligemma::GenerateOptions::greedy(32))?.text;
             let wanted = scene.wanted(&mut random);
             let boxes: Vec<BoundingBox> = view.detect(&[&wanted])?.iter().map(|found| found.bounds).collect();
+            let masks = mask_overlaps(&scene, &wanted, &view)?;
             let there: Vec<BoundingBox> =
                 scene.named(&wanted).iter().map(|thing| thing.bounds(image.width())).collect();
             let best = |one: &BoundingBox, others: &[BoundingBox]| {
@@ -249,11 +282,28 @@ pub fn examine(model: &PaliGemma, count: usize, seed: u64) -> Result<Vec<Mark>> 
                 asked: (lesson, answer),
                 wanted,
                 overlaps: there.iter().map(|one| best(one, &boxes)).collect(),
+                masks,
                 invented: boxes.iter().filter(|one| best(one, &there) < 0.5).count(),
                 scene,
             })
         })
         .collect()
+}
+
+/// For each shape of that name, how well the model's best mask covers it: intersection over union, counted in pixels.
+fn mask_overlaps(scene: &Scene, wanted: &str, view: &ImageFeatures<'_>) -> Result<Vec<f32>> {
+    let (found, side) = (view.segment(wanted)?, view.width());
+    let overlap = |thing: &Thing, mask: &Mask| {
+        let (mut both, mut either) = (0, 0);
+        for (x, y) in (0..side * side).map(|place| (place % side, place / side)) {
+            let (should, is) = (thing.covers(x, y, side), mask.contains(x, y));
+            both += usize::from(should && is);
+            either += usize::from(should || is);
+        }
+        both as f32 / either as f32
+    };
+    let best = |thing: &&Thing| found.iter().map(|one| overlap(thing, &one.mask)).fold(0f32, f32::max);
+    Ok(scene.named(wanted).iter().map(best).collect())
 }
 
 /// Marks in numbers.
@@ -265,6 +315,8 @@ pub struct Summary {
     pub answers: f64,
     /// Mean intersection over union of the boxes of what is there.
     pub overlap: f64,
+    /// Mean intersection over union of the masks of what is there.
+    pub masks: f64,
     /// Boxes of nothing, per image.
     pub invented: f64,
 }
@@ -274,11 +326,15 @@ impl Summary {
     pub fn of(marks: &[Mark]) -> Self {
         let count = marks.len() as f64;
         let part = |right: &dyn Fn(&Mark) -> bool| marks.iter().filter(|mark| right(mark)).count() as f64 / count;
-        let overlaps: Vec<f64> = marks.iter().flat_map(|mark| &mark.overlaps).map(|iou| f64::from(*iou)).collect();
+        let mean = |of: &dyn Fn(&Mark) -> &[f32]| {
+            let values: Vec<f64> = marks.iter().flat_map(of).map(|iou| f64::from(*iou)).collect();
+            values.iter().sum::<f64>() / values.len() as f64
+        };
         Self {
             captions: part(&|mark| mark.caption == mark.scene.caption()),
             answers: part(&|mark| mark.asked.0.answer == mark.asked.1),
-            overlap: overlaps.iter().sum::<f64>() / overlaps.len() as f64,
+            overlap: mean(&|mark| &mark.overlaps),
+            masks: mean(&|mark| &mark.masks),
             invented: marks.iter().map(|mark| mark.invented).sum::<usize>() as f64 / count,
         }
     }
@@ -288,10 +344,12 @@ impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "held-out scenes: {:.1} % of captions and {:.1} % of answers right, mean IoU of boxes {:.3}, {:.3} invented boxes per image",
+            "held-out scenes: {:.1} % of captions and {:.1} % of answers right, mean IoU of boxes {:.3}, of masks {:.3}; {:.3} \
+             invented boxes per image",
             100.0 * self.captions,
             100.0 * self.answers,
             self.overlap,
+            self.masks,
             self.invented
         )
     }

@@ -1,6 +1,6 @@
 //! Flags of the sampler: temperature, cuts, penalties, biases, Mirostat.
 //!
-//! Defaults are the library's own (`GenerateOptions::default()`, `Dry::default()`, `Mirostat::default()`).
+//! Hidden aliases are what llama.cpp and transformers call the same. Defaults are the library's own (`GenerateOptions::default()`, `Dry::default()`, `Mirostat::default()`).
 
 use clap::Args;
 use gemma_generate::{Dry, GenerateOptions, Mirostat};
@@ -11,11 +11,11 @@ use gemma_tokenizer::{TokenId, Tokenizer};
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct Sampling {
     /// Stop after this many new tokens.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
+    #[arg(short = 'n', long, aliases = ["n-predict", "max-new-tokens"], value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
 
     /// Sampling temperature: 0 is greedy, 1 samples the model's distribution, above 1 flattens it.
-    #[arg(long, value_name = "T", default_value_t = GenerateOptions::default().temperature, allow_negative_numbers = true)]
+    #[arg(long, alias = "temp", value_name = "T", default_value_t = GenerateOptions::default().temperature, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
 
     /// Sample from the K most probable tokens only; 0 switches this off.
@@ -31,7 +31,7 @@ pub(crate) struct Sampling {
     pub(crate) min_p: Option<f32>,
 
     /// Lower the logits of tokens that occurred already; 1 is off, which suits Gemma best.
-    #[arg(long, value_name = "R", default_value_t = GenerateOptions::default().repetition_penalty, allow_negative_numbers = true)]
+    #[arg(long, alias = "repeat-penalty", value_name = "R", default_value_t = GenerateOptions::default().repetition_penalty, allow_negative_numbers = true)]
     pub(crate) repetition_penalty: f32,
 
     /// The same seed and the same prompt give the same text; without it every run differs.

@@ -37,7 +37,7 @@ pub(crate) struct Convert {
     /// Where to write: FILE.gguf, or a folder.
     pub(crate) target: PathBuf,
 
-    /// How values are stored.
+    /// How values are stored; the formats are listed below.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<Format>,
 

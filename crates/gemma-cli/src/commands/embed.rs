@@ -95,7 +95,13 @@ pub(crate) fn run(args: &Embed) -> Result<Ending> {
         bail!("there is nothing to embed; give texts, --input FILE or --tokens-file FILE");
     }
     let format = args.out.as_deref().map(Format::of).transpose()?;
-    let model = session::find(&args.model)?.open_embedding()?;
+    let found = session::find(&args.model)?;
+    if args.model.model.is_none() {
+        bail!(
+            "no model that is built in makes vectors; give one that does, such as --model google/embeddinggemma-300m"
+        );
+    }
+    let model = found.open_embedding()?;
     let options = EmbedOptions { dimensions: args.dimensions.map(NonZeroUsize::get) };
     // what is out of range is said before anything is read
     model.embed_tokens::<Vec<TokenId>>(&[], options)?;

@@ -31,8 +31,8 @@ use crate::{
 /// Which images, which model, and where the answers go.
 #[derive(Args, Debug)]
 pub(crate) struct Images {
-    /// PNG, JPEG or WebP files; folders, for all images in them; patterns such as 'shots/*.png'; or demo: for the images
-    /// that are built in.
+    /// PNG, JPEG, WebP, GIF, BMP or TIFF files; folders, for all images in them; patterns such as 'shots/*.png'; or demo: for
+    /// the images that are built in.
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
 
@@ -148,10 +148,13 @@ pub(crate) struct Detect {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
+  gemma segment \"red circle\" demo:
+  gemma segment shape --out-dir masks --draw demo:                     masks/*.png show the masks
   gemma segment --model google/paligemma-3b-mix-448 --mask-decoder vae-oid.npz cat pets/
-  gemma segment --model google/paligemma-3b-mix-448 --mask-decoder vae-oid.npz -w cat --out-dir masks --draw pets/
+  gemma segment --model google/paligemma-3b-mix-448 --mask-decoder vae-oid.npz -w cat --coco pets/ > cats.json
 
-The decoder of masks is a file of its own, vae-oid.npz, published with big_vision; it is found in the model's folder or
+The demo model has its mask decoder built in. That of the published checkpoints is a file of its own, 22 MB, published
+with big_vision: https://storage.googleapis.com/big_vision/paligemma/vae-oid.npz. It is found in the model's folder or
 named by --mask-decoder (a safetensors file with the same tensors will do). In JSON a mask is COCO's run lengths.")]
 pub(crate) struct Segment {
     #[command(flatten)]
@@ -485,7 +488,12 @@ fn shown(record: &Record, task: &Task<'_>) -> Result<()> {
                     let score = object.score.map(|score| format!("  {:.0} %", 100.0 * score)).unwrap_or_default();
                     let (right, lower) = (x + width, y + height);
                     let label = &object.label;
-                    output::line(format_args!("{}: {label}  {x:.0} {y:.0} {right:.0} {lower:.0}{score}", record.file))?;
+                    let mask = object.segmentation.as_ref().map(|mask| format!("  mask of {} pixels", mask.area()));
+                    let mask = mask.unwrap_or_default();
+                    output::line(format_args!(
+                        "{}: {label}  {x:.0} {y:.0} {right:.0} {lower:.0}{score}{mask}",
+                        record.file
+                    ))?;
                 }
             }
         }

@@ -47,9 +47,9 @@ pub(crate) struct Infill {
     #[arg(value_name = "FILE", requires = "at", conflicts_with_all = ["prefix_file", "suffix_file"])]
     pub(crate) file: Option<PathBuf>,
 
-    /// The place: line and column, both counted from 1, columns in characters.
+    /// The place: line and column, both counted from 1, columns in characters; LINE alone is the end of that line.
     #[arg(long, value_name = "LINE:COLUMN", value_parser = place, requires = "file")]
-    pub(crate) at: Option<(usize, usize)>,
+    pub(crate) at: Option<(usize, Option<usize>)>,
 
     /// Read the text before the hole (the prefix) from this file; `-` is standard input.
     #[arg(long, value_name = "FILE")]
@@ -93,12 +93,14 @@ pub(crate) struct Infill {
     pub(crate) model: CodeModel,
 }
 
-/// `LINE:COLUMN`, both from 1.
-fn place(text: &str) -> Result<(usize, usize), String> {
-    let numbers = text.split_once(':').and_then(|(line, column)| Some((line.parse().ok()?, column.parse().ok()?)));
-    numbers
-        .filter(|(line, column)| *line >= 1 && *column >= 1)
-        .ok_or_else(|| "must be LINE:COLUMN, both counted from 1, such as 12:5".to_owned())
+/// `LINE:COLUMN` or `LINE`, both from 1.
+fn place(text: &str) -> Result<(usize, Option<usize>), String> {
+    let from_one = |number: &str| number.parse().ok().filter(|number: &usize| *number >= 1);
+    let place = match text.split_once(':') {
+        Some((line, column)) => from_one(line).zip(from_one(column).map(Some)),
+        None => from_one(text).map(|line| (line, None)),
+    };
+    place.ok_or_else(|| "must be LINE:COLUMN, both counted from 1, such as 12:5".to_owned())
 }
 
 impl Infill {
@@ -278,8 +280,8 @@ fn hole(args: &Infill) -> Result<Hole> {
     Ok(infill)
 }
 
-/// Where a line and a column are in a text, in bytes; one column past the end of the line is its end.
-fn offset(text: &str, (line, column): (usize, usize)) -> Result<usize> {
+/// Where a line and a column are in a text, in bytes; one column past the end of the line is its end, and so is none.
+fn offset(text: &str, (line, column): (usize, Option<usize>)) -> Result<usize> {
     // a byte order mark is no column
     let mut start = if text.starts_with('\u{FEFF}') { '\u{FEFF}'.len_utf8() } else { 0 };
     let mut lines = text[start..].split_inclusive('\n');
@@ -293,6 +295,7 @@ fn offset(text: &str, (line, column): (usize, usize)) -> Result<usize> {
     }
     let rest = rest.unwrap_or_default().trim_end_matches(['\n', '\r']);
     let columns = rest.chars().count();
+    let column = column.unwrap_or(columns + 1);
     if column > columns + 1 {
         bail!(
             "--at names column {column}; line {line} has {columns} characters, so at most {} is possible",
@@ -375,17 +378,18 @@ mod tests {
     #[test]
     fn a_place_counts_from_one_in_characters() {
         let text = "ab\r\né🦀x\n";
+        let found = |text: &str, at: &str| place(at).ok().and_then(|at| offset(text, at).ok());
         for (at, expected) in
-            [((1, 1), 0), ((1, 3), 2), ((2, 1), 4), ((2, 2), 6), ((2, 3), 10), ((2, 4), 11), ((3, 1), 12)]
+            [("1:1", 0), ("1:3", 2), ("2:1", 4), ("2:2", 6), ("2:3", 10), ("2:4", 11), ("3:1", 12), ("1", 2), ("2", 11)]
         {
-            assert_eq!(offset(text, at).ok(), Some(expected), "{at:?}");
+            assert_eq!(found(text, at), Some(expected), "{at}");
         }
-        for at in [(1, 4), (2, 5), (3, 2), (4, 1)] {
-            assert!(offset(text, at).is_err(), "{at:?}");
+        for at in ["1:4", "2:5", "3:2", "4:1", "4", "0", "1:0", "1:", ":1", "x"] {
+            assert_eq!(found(text, at), None, "{at}");
         }
-        assert_eq!(offset("", (1, 1)).ok(), Some(0));
-        assert_eq!(offset("\u{FEFF}ab", (1, 2)).ok(), Some(4));
-        assert!(offset("a", (2, 1)).is_err());
+        assert_eq!(found("", "1:1"), Some(0));
+        assert_eq!(found("\u{FEFF}ab", "1:2"), Some(4));
+        assert_eq!(found("a", "2:1"), None);
     }
 
     #[test]

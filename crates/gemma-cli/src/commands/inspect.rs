@@ -413,12 +413,13 @@ fn told(report: &Report) -> String {
     row(
         "layers",
         format!(
-            "{} of hidden_size {}, inner hidden_size {}",
+            "{} of hidden_size {}, intermediate_size {}",
             report.layers, report.hidden_size, report.intermediate_size
         ),
     );
     row("heads", format!("{} of {}, {} for keys and values", report.heads, report.head_dim, report.kv_heads));
-    let window = report.window.map(|window| format!("; {} layers see {window}", report.windowed_layers));
+    let window =
+        report.window.map(|window| format!("; sliding window of {window} in {} layers", report.windowed_layers));
     let context = report.context.map_or("any number of".to_owned(), |context| context.to_string());
     row("context", format!("{context} tokens{}", window.unwrap_or_default()));
     if let Some(ImageRow { side, patch, tokens, hidden_size, layers, .. }) = &report.image {

@@ -26,7 +26,7 @@ mod serve;
 mod tokenize;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{args::Compute, interrupt::Ending, session};
 
@@ -59,6 +59,7 @@ pub(crate) struct Arguments {
 /// The verbs, each with its flags.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    #[command(alias = "complete")]
     Generate(generate::Generate),
     Chat(chat::Chat),
     Caption(images::Caption),
@@ -72,10 +73,12 @@ pub(crate) enum Verb {
     Moderate(moderate::Moderate),
     Inspect(inspect::Inspect),
     Models(models::Models),
+    #[command(alias = "download")]
     Pull(pull::Pull),
     Convert(convert::Convert),
     Merge(merge::Merge),
     Loss(loss::Loss),
+    #[command(alias = "train")]
     Finetune(Box<finetune::Finetune>),
     Bench(bench::Bench),
     Infill(infill::Infill),
@@ -165,14 +168,46 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
     }
 }
 
+/// The first word of a command line, without the program's name, that looks like a flag of its verb and is none. A text
+/// may begin with a hyphen, so clap takes such a word for the text and complains of the next one.
+pub(crate) fn unknown_flag(words: &[String]) -> Option<String> {
+    let (verb, words) = words.split_first()?;
+    let command = Arguments::command();
+    let command = command.find_subcommand(verb)?;
+    let is_known = |name: &str| {
+        let has = |arg: &clap::Arg| {
+            arg.get_long() == Some(name) || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+        };
+        name == "help" || command.get_arguments().any(has)
+    };
+    let flags = words.iter().take_while(|word| *word != "--").filter_map(|word| word.strip_prefix("--"));
+    let mut names = flags.map(|flag| flag.split('=').next().unwrap_or_default());
+    let unknown = names.find(|name| name.starts_with(|c: char| c.is_ascii_lowercase()) && !is_known(name))?;
+    Some(format!("error: gemma {verb} has no flag --{unknown}; `gemma {verb} --help` lists those that it has"))
+}
+
 /// A mistake in the arguments in one line: what clap says first, then its tips.
 pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
+    // what the standard library says of numbers
+    let text = [
+        ("invalid digit found in string", "it must be an integer from 0"),
+        ("invalid float literal", "it must be a number"),
+        ("number too large to fit in target type", "the number is too large"),
+    ]
+    .iter()
+    .fold(text, |text, (from, to)| text.replace(from, to));
     let mut paragraphs = text.split("\n\n");
     let words = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut line = words(paragraphs.next().unwrap_or_default());
     for tip in paragraphs.map(words).filter(|paragraph| paragraph.starts_with("tip:")) {
         line = format!("{line} ({tip})");
+    }
+    // what is easily mistaken by those who know other programs
+    if line.contains("'--precision <FORMAT>'") {
+        line += " (-p is the precision; a prompt needs no flag)";
+    } else if line.contains("not provided") && line.contains("--prompt-file") {
+        line += " (`-` reads standard input)";
     }
     format!("{line}; `gemma --help` and `gemma VERB --help` show what can be given")
 }

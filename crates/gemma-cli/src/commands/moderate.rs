@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use gemma_auto::{AutoModel, with_model};
 use gemma_model::{Model, Network};
@@ -103,7 +103,9 @@ fn judge<N: Network>(
     model: &Model<N>,
 ) -> Result<Ending> {
     let tokenizer = model.tokenizer()?;
-    let answers = yes_and_no(tokenizer)?;
+    let answers = yes_and_no(tokenizer)
+        .ok()
+        .context("only a ShieldGemma judges; give one with --model, such as google/shieldgemma-2b")?;
     let mut asked: Vec<(String, String)> = Vec::new();
     let prompts: Vec<Vec<TokenId>> = match rows {
         Some(rows) => rows.rows().to_vec(),

@@ -1,7 +1,5 @@
 //! What is accepted, what is refused, and in which words.
 
-use clap::CommandFactory;
-
 use gemma_generate::GenerateOptions;
 use gemma_model::{ActivationPrecision, CachePrecision};
 
@@ -109,7 +107,8 @@ fn the_cache_is_f32_or_f16() {
     let cache = |line: &str| parsed(line).compute().expect("a verb that computes").cache_precision;
     assert_eq!(cache("gemma chat"), CachePrecision::F32);
     assert_eq!(cache("gemma generate --cache-precision f16 x"), CachePrecision::F16);
-    assert!(refusal("gemma chat --cache-precision f8").contains("f32 or f16"));
+    assert!(refusal("gemma chat --cache-precision f8").contains("f32, f16 or q8_0"));
+    assert_eq!(cache("gemma chat --cache-type q8_0"), CachePrecision::Q8_0);
 }
 
 /// The deployment files of the server: what they start, ask and measure exists.
@@ -198,4 +197,29 @@ mod deployment {
         starts(words(&serde_json::from_str(command).expect("a list")));
         assert!(DOCKERFILE.lines().any(|line| line == "STOPSIGNAL SIGTERM"));
     }
+}
+
+#[test]
+fn a_word_that_looks_like_a_flag_and_is_none_is_named() {
+    let unknown = |line: &str| super::unknown_flag(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    let said = unknown("generate --ctx-size 512 x").expect("generate has no such flag");
+    assert!(said.contains("gemma generate has no flag --ctx-size"), "{said}");
+    assert!(unknown("chat --ctx-size 512").is_none() && unknown("generate --temp 0 x").is_none());
+    assert!(unknown("generate --max-tokens=5 x -- --what").is_none());
+    assert!(unknown("generate - -- --what").is_none() && unknown("nothing --what").is_none());
+}
+
+#[test]
+fn names_of_other_programs_are_understood() {
+    let options = |line: &str| match parsed(line) {
+        Verb::Generate(args) => args.sampling.options(),
+        _ => panic!("{line}"),
+    };
+    assert_eq!(options("gemma generate x --temp 0").temperature, 0.0);
+    assert_eq!(options("gemma generate x --n-predict 7").max_tokens, 7);
+    assert_eq!(options("gemma generate x --max-new-tokens 7").max_tokens, 7);
+    assert_eq!(options("gemma complete x --repeat-penalty 1.1").repetition_penalty, 1.1);
+    assert!(refusal("gemma generate -p Hello").contains("a prompt needs no flag"));
+    assert!(refusal("gemma generate").contains("`-` reads standard input"));
+    assert!(refusal("gemma generate x --max-tokens -5").contains("it must be an integer from 0"));
 }

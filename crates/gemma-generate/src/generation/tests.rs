@@ -106,6 +106,31 @@ fn a_full_context_ends_the_answer_after_what_could_still_be_predicted() {
     assert_eq!(run(&mut generation), (model.greedy(&PROMPT, 1), Some(FinishReason::ContextFull)));
 }
 
+/// An answer that comes to the edge of the context goes on after a shorter prompt, with its sampler and cancel flag.
+#[test]
+fn a_generation_moves_to_other_tokens() {
+    let model = Fake::new(50).with_context(10);
+    let flag = Arc::new(AtomicBool::new(false));
+    let options = GenerateOptions { temperature: 1.0, seed: Some(5), max_tokens: 99, ..GenerateOptions::default() };
+    let begin = || Generation::new(&model, &PROMPT, &options, &[]).unwrap().with_cancel(flag.clone());
+    let mut first = begin();
+    let (said, reason) = run(&mut first);
+    assert_eq!((said.len(), reason), (4, Some(FinishReason::ContextFull)));
+    let shorter = [&PROMPT[..2], &said].concat();
+    let mut second = first.moved_to(&shorter, 3).unwrap();
+    assert_eq!(second.timings().prompt_tokens, shorter.len());
+    // a sampler that began anew would draw the numbers of the first answer again
+    let mut anew =
+        Generation::new(&model, &shorter, &GenerateOptions { max_tokens: 3, ..options.clone() }, &[]).unwrap();
+    assert_ne!(run(&mut second).0, run(&mut anew).0);
+    assert!(first.moved_to(&[0; 11], 3).is_err(), "longer than the context");
+    let mut first = begin();
+    run(&mut first);
+    flag.store(true, Ordering::Relaxed);
+    let mut second = first.moved_to(&shorter, 3).unwrap();
+    assert_eq!(run(&mut second), (vec![], Some(FinishReason::Cancelled)));
+}
+
 #[test]
 fn bad_requests_are_refused_before_any_work() {
     let model = Fake::new(50).with_context(6);

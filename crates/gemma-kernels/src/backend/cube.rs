@@ -1,7 +1,6 @@
 //! CubeCL runtimes, wgpu above all.
 
 use crate::cube;
-use crate::kv::CachePrecision;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
@@ -110,7 +109,7 @@ impl AttentionOps for CubeBackend {
         call: PagedCall,
     ) -> FloatTensor<Self> {
         let PagedCall { first, kv_heads, precision, params } = call;
-        let source = cube::Source::Pages { buffers: [k, v], in_halves: precision == CachePrecision::F16 };
+        let source = cube::Source::Pages { buffers: [k, v], precision };
         cube::attend(q, first, source, kv_heads, [queries, tables], params)
     }
 
@@ -122,7 +121,7 @@ impl AttentionOps for CubeBackend {
         slots: IntTensor<Self>,
         call: PagedCall,
     ) -> usize {
-        cube::write_pages([k, v], call.first, [keys, values], slots, call.precision == CachePrecision::F16)
+        cube::write_pages([k, v], call.first, [keys, values], slots, call.precision)
     }
 }
 

@@ -75,6 +75,7 @@ pub(super) fn attend(
                         Page::Memory(page) => match &**page {
                             MemoryPage::F32([k, v]) => Stored::F32(k, v),
                             MemoryPage::F16([k, v]) => Stored::F16(k, v),
+                            MemoryPage::Q8_0([k, v]) => Stored::Q8_0(k, v),
                         },
                         Page::Pool(_) => unreachable!("pages of a CPU"),
                     });

@@ -148,15 +148,20 @@ fn attention_stays_inside() {
                     values.iter().map(|x| half::f16::from_f32(*x).to_le_bytes()).collect()
                 };
                 let [half_k, half_v] = [&k, &v].map(|pages| pages.iter().map(bytes).collect::<Vec<_>>());
+                let blocks = |values: &Vec<f32>| -> Vec<[u8; 34]> {
+                    let mut bytes = vec![[0; 34]; values.len() / 32];
+                    Format::Q8_0.encode_row(values, bytes.as_flattened_mut());
+                    bytes
+                };
                 for isa in Isa::available() {
                     let run = |q: &[f32], keys: Keys<'_>, out: &mut [f32]| {
                         let sequence = Sequence { start, len, blocks: &[], phase: Phase::of_len(len), keys };
                         attend(isa, q, &[sequence], heads, &params, places(out));
                     };
                     for (side, kept) in
-                        SIDES.into_iter().flat_map(|side| ["rows", "f32", "f16"].map(|kept| (side, kept)))
+                        SIDES.into_iter().flat_map(|side| ["rows", "f32", "f16", "q8_0"].map(|kept| (side, kept)))
                     {
-                        if kept == "rows" && start > 0 {
+                        if kept == "rows" && start > 0 || kept == "q8_0" && head_dim % 32 > 0 {
                             continue;
                         }
                         let (fenced_q, mut out) = (Fenced::new(&q, side), Fenced::new(&vec![f32::NAN; q.len()], side));
@@ -176,6 +181,15 @@ fn attention_stays_inside() {
                                 run(&q, Keys::Pages { first, pages }, &mut expected);
                                 let (k, v) = (fence(&k), fence(&v));
                                 let pages = k.iter().zip(&v).map(|(k, v)| Stored::F32(k.get(), v.get())).collect();
+                                run(fenced_q.get(), Keys::Pages { first, pages }, out.get_mut());
+                            }
+                            "q8_0" => {
+                                let [k, v] = [&k, &v].map(|pages| pages.iter().map(blocks).collect::<Vec<_>>());
+                                let pages = k.iter().zip(&v).map(|(k, v)| Stored::Q8_0(k, v)).collect();
+                                run(&q, Keys::Pages { first, pages }, &mut expected);
+                                let [k, v] = [&k, &v]
+                                    .map(|pages| pages.iter().map(|p| Fenced::new(p, side)).collect::<Vec<_>>());
+                                let pages = k.iter().zip(&v).map(|(k, v)| Stored::Q8_0(k.get(), v.get())).collect();
                                 run(fenced_q.get(), Keys::Pages { first, pages }, out.get_mut());
                             }
                             _ => {

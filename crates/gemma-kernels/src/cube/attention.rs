@@ -10,7 +10,7 @@
 use super::dequantize::half_to_f32;
 use super::{cube_count, floats, is_empty, output};
 use crate::AttendParams;
-use crate::kv::PAGE_LEN;
+use crate::kv::{BLOCK, CachePrecision, PAGE_LEN};
 use burn::tensor::DType;
 use burn_cubecl::{kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -27,6 +27,8 @@ const COLUMNS: usize = UNITS / PARTS;
 const KEYS: usize = COLUMNS * UNIT_KEYS;
 /// The most units side by side, one for each dimension, while summing values.
 const WIDTH: usize = 64;
+/// Words of a block of q8_0: the scale and the integers.
+const BLOCK_WORDS: usize = 1 + BLOCK / 4;
 /// Words of `queries` for each query.
 pub(crate) const QUERY_WORDS: usize = 4;
 
@@ -34,8 +36,9 @@ pub(crate) const QUERY_WORDS: usize = 4;
 pub(crate) enum Source {
     /// In the rows of the call, f32.
     Rows([CubeTensor; 2]),
-    /// In the pages of a pool, f32 or, two to a word, f16, as 32-bit words.
-    Pages { buffers: [CubeTensor; 2], in_halves: bool },
+    /// In the pages of a pool, as 32-bit words: f32; two f16 to a word; or blocks of q8_0, the scale in f32 and then four
+    /// integers to a word.
+    Pages { buffers: [CubeTensor; 2], precision: CachePrecision },
 }
 
 /// Attention of some queries of `q` `[tokens, heads, head_dim]`, those from `first` on, one for each [`QUERY_WORDS`]
@@ -57,15 +60,15 @@ pub(crate) fn attend(
     let count = words / QUERY_WORDS;
     assert!(first + count <= tokens, "queries");
     assert!([&queries, &tables].iter().all(|ints| ints.dtype == DType::U32), "positions and tables");
-    let (buffers, paged, in_halves) = match source {
-        Source::Rows(rows) => (rows.map(floats), false, false),
-        Source::Pages { buffers, in_halves } => {
+    let (buffers, paged, precision) = match source {
+        Source::Rows(rows) => (rows.map(floats), false, CachePrecision::F32),
+        Source::Pages { buffers, precision } => {
             assert!(buffers.iter().all(|buffer| buffer.dtype == DType::U32), "pages");
-            (buffers, true, in_halves)
+            (buffers, true, precision)
         }
     };
-    let row: usize = buffers[0].meta.shape().dims::<2>()[1] * if in_halves { 2 } else { 1 };
-    assert_eq!(row, kv_heads * head_dim, "keys have the heads and the dimension of the layer");
+    let row = buffers[0].meta.shape().dims::<2>()[1];
+    assert_eq!(row, precision.words(kv_heads * head_dim), "keys have the heads and the dimension of the layer");
     let out = output(&q, [count, heads, head_dim]);
     if is_empty(&out) {
         return out;
@@ -93,13 +96,13 @@ pub(crate) fn attend(
             head_dim.div_ceil(width),
             params.softcap.is_some(),
             paged,
-            in_halves,
+            precision,
         );
     }
     out
 }
 
-/// Units of a cube of [`write_kernel`]; each makes one word.
+/// Units of a cube of [`write_kernel`]; each makes one word, or one block.
 const WRITE_UNITS: usize = 64;
 
 /// Writes the rows of `k` and `v` `[tokens, kv_heads, head_dim]` from `first` on to the places `slots` of a pool's
@@ -112,15 +115,16 @@ pub(crate) fn write_pages(
     first: usize,
     buffers: [CubeTensor; 2],
     slots: CubeTensor,
-    in_halves: bool,
+    precision: CachePrecision,
 ) -> usize {
     let [tokens, kv_heads, head_dim] = k.meta.shape().dims::<3>();
     let [count] = slots.meta.shape().dims::<1>();
-    let row = kv_heads * head_dim / if in_halves { 2 } else { 1 };
+    let words = precision.words(kv_heads * head_dim);
+    let row = if precision == CachePrecision::Q8_0 { words / BLOCK_WORDS } else { words };
     assert!(first + count <= tokens && v.meta.shape() == k.meta.shape(), "keys and values");
     let client = k.client.clone();
     for (rows, buffer) in [k, v].into_iter().zip(buffers) {
-        assert_eq!(buffer.meta.shape().dims::<2>()[1], row, "a row of a page");
+        assert_eq!(buffer.meta.shape().dims::<2>()[1], words, "a row of a page");
         if count * row == 0 {
             continue;
         }
@@ -136,33 +140,58 @@ pub(crate) fn write_pages(
                 count * row,
                 row,
                 first,
-                in_halves,
+                precision,
             );
         }
     }
     count
 }
 
-/// Each unit writes a word: a value, or two as f16.
+/// Each unit writes a word, which is a value or two as f16, or a block of q8_0; a row has `row` of them.
 #[cube(launch_unchecked)]
 fn write_kernel(
     rows: &[f32],
     slots: &[u32],
     out: &mut [u32],
-    words: usize,
+    units: usize,
     row: usize,
     first: usize,
-    #[comptime] in_halves: bool,
+    #[comptime] precision: CachePrecision,
 ) {
-    if ABSOLUTE_POS >= words {
+    if ABSOLUTE_POS >= units {
         terminate!();
     }
     let from = first * row + ABSOLUTE_POS;
     let to = slots[ABSOLUTE_POS / row] as usize * row + ABSOLUTE_POS % row;
-    if comptime!(in_halves) {
+    if comptime!(precision == CachePrecision::F16) {
         out[to] = f16_bits(rows[2 * from]) | (f16_bits(rows[2 * from + 1]) << 16u32);
+    } else if comptime!(precision == CachePrecision::Q8_0) {
+        write_block(rows, from * BLOCK, out, to * BLOCK_WORDS);
     } else {
         out[to] = u32::reinterpret(rows[from]);
+    }
+}
+
+/// Writes 32 values as a block of q8_0: as [`Format::Q8_0`](crate::Format) rounds them, with the scale widened to f32.
+#[cube]
+fn write_block(rows: &[f32], from: usize, out: &mut [u32], to: usize) {
+    let mut largest = 0.0f32;
+    for i in 0..BLOCK {
+        largest = max(largest, rows[from + i].abs());
+    }
+    let scale = largest / 127.0f32;
+    let inverse = select(scale == 0.0f32, 0.0f32, 1.0f32 / scale);
+    out[to] = u32::reinterpret(half_to_f32(f16_bits(scale)));
+    for word in 0..comptime!(BLOCK / 4) {
+        let mut bytes = 0u32;
+        #[unroll]
+        for i in 0..4usize {
+            let value = rows[from + word * 4 + i] * inverse;
+            let magnitude = u32::cast_from((value.abs() + 0.5f32).floor()) & 127u32;
+            let byte = select(value < 0.0f32, (256u32 - magnitude) & 255u32, magnitude);
+            bytes |= byte << comptime!(8 * i as u32);
+        }
+        out[to + 1 + word] = bytes;
     }
 }
 
@@ -182,11 +211,17 @@ fn f16_bits(value: f32) -> u32 {
     half | ((bits >> 16u32) & 0x8000u32)
 }
 
-/// A value of keys or values, which are f32 or f16, two to a word.
+/// A value of keys or values, as it is kept.
 #[cube]
-fn value_at(words: &[u32], index: usize, #[comptime] in_halves: bool) -> f32 {
-    if comptime!(in_halves) {
+fn value_at(words: &[u32], index: usize, #[comptime] precision: CachePrecision) -> f32 {
+    if comptime!(precision == CachePrecision::F16) {
         half_to_f32((words[index / 2] >> ((index % 2) as u32 * 16u32)) & 0xffffu32)
+    } else if comptime!(precision == CachePrecision::Q8_0) {
+        let (block, within) = (index / BLOCK * BLOCK_WORDS, index % BLOCK);
+        // two's complement bytes, moved up by 128 to count from zero
+        let word = words[block + 1 + within / 4] ^ 0x8080_8080u32;
+        let byte = (word >> ((within % 4) as u32 * 8u32)) & 255u32;
+        f32::reinterpret(words[block]) * (f32::cast_from(byte) - 128.0f32)
     } else {
         f32::reinterpret(words[index])
     }
@@ -257,7 +292,7 @@ fn attend_kernel(
     #[comptime] chunks: usize,
     #[comptime] capped: bool,
     #[comptime] paged: bool,
-    #[comptime] in_halves: bool,
+    #[comptime] precision: CachePrecision,
 ) {
     let unit = UNIT_POS as usize;
     let index = min(CUBE_POS, scene.queries * scene.heads - 1);
@@ -290,7 +325,7 @@ fn attend_kernel(
     }
     sync_cube();
 
-    read(keys, values, tables, stretch, &scene, &mut board, &mut walk, width, chunks, capped, paged, in_halves);
+    read(keys, values, tables, stretch, &scene, &mut board, &mut walk, width, chunks, capped, paged, precision);
 
     // Units with the same dimensions add up what their keys gave.
     let lines = comptime!(UNITS / width);
@@ -335,7 +370,7 @@ fn read(
     #[comptime] chunks: usize,
     #[comptime] capped: bool,
     #[comptime] paged: bool,
-    #[comptime] in_halves: bool,
+    #[comptime] precision: CachePrecision,
 ) {
     let unit = UNIT_POS as usize;
     let mut tile = stretch.from;
@@ -358,7 +393,7 @@ fn read(
             #[unroll]
             for i in 0..UNIT_KEYS {
                 if comptime!(i == 0) || comptime!(i * COLUMNS) < count {
-                    dots[i] += factor * value_at(keys, bases[i] + dim, in_halves);
+                    dots[i] += factor * value_at(keys, bases[i] + dim, precision);
                 }
             }
             dim += PARTS;
@@ -409,7 +444,7 @@ fn read(
             #[unroll]
             for c in 0..chunks {
                 if unit % width + comptime!(c * width) < scene.head_dim {
-                    walk.sums[c] += weight * value_at(values, base + comptime!(c * width), in_halves);
+                    walk.sums[c] += weight * value_at(values, base + comptime!(c * width), precision);
                 }
             }
             k += comptime!(UNITS / width);

@@ -10,9 +10,9 @@ mod pool;
 pub use page::{CachePrecision, PAGE_LEN, ParseCachePrecisionError};
 pub use pool::KvPool;
 
-pub(crate) use page::MemoryPage;
 #[cfg(test)]
 pub(crate) use page::nearest_f16;
+pub(crate) use page::{BLOCK, Block, MemoryPage};
 pub(crate) use pool::PoolPage;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -104,8 +104,12 @@ impl KvPages {
     }
 
     fn page_bytes(&self) -> usize {
-        let row = self.place.as_ref().map_or(0, |place| place.kv_heads * place.head_dim);
-        2 * PAGE_LEN * row * self.precision.bytes()
+        let Some(Place { kv_heads, head_dim, .. }) = self.place else { return 0 };
+        let position = match self.pages.first() {
+            Some(Page::Pool(_)) => 4 * self.precision.words(kv_heads * head_dim),
+            _ => kv_heads * self.precision.head_bytes(head_dim).unwrap_or(0),
+        };
+        2 * PAGE_LEN * position
     }
 
     /// Drops everything; the next position is 0.
@@ -154,8 +158,8 @@ impl KvPages {
     pub(crate) fn settle(&mut self, device: &Device, [kv_heads, head_dim]: [usize; 2]) {
         let place = self.place.get_or_insert_with(|| Place { device: device.clone(), kv_heads, head_dim });
         assert_eq!([place.kv_heads, place.head_dim], [kv_heads, head_dim], "the heads of a cache");
-        let halves = self.precision == CachePrecision::F16;
-        assert!(!halves || head_dim.is_multiple_of(2), "f16 values share words in pairs; heads have an even size");
+        let precision = self.precision;
+        assert!(precision.head_bytes(head_dim).is_some(), "heads of {head_dim} values are not kept as {precision:?}");
     }
 
     /// Appends rows `[positions, kv_heads, head_dim]` of keys and values in memory.
@@ -179,9 +183,9 @@ impl KvPages {
     /// Makes room for `count` more positions in the pool; the places of their rows.
     pub(crate) fn reserve(&mut self, count: usize) -> Vec<u32> {
         let place = self.place.as_ref().expect("settled before");
-        let words = place.head_dim * self.precision.bytes() / 4;
+        let words = self.precision.words(place.kv_heads * place.head_dim);
         let pool = self.pool.get_or_insert_with(KvPool::new).clone();
-        pool.prepare(&place.device, place.kv_heads * words);
+        pool.prepare(&place.device, words);
         let mut slots = Vec::with_capacity(count);
         for position in self.len..self.len + count {
             let index = position / PAGE_LEN - self.base();
@@ -225,6 +229,7 @@ impl KvPages {
             let values = match self.precision {
                 CachePrecision::F32 => words.into_iter().map(f32::from_bits).collect(),
                 CachePrecision::F16 => words.into_iter().flat_map(values_of).collect(),
+                CachePrecision::Q8_0 => words.as_chunks::<9>().0.iter().flat_map(block_values).collect(),
             };
             Tensor::from_data(TensorData::new::<f32, _>(values, shape), device)
         }))
@@ -234,4 +239,11 @@ impl KvPages {
 /// The two f16 values of a word, the earlier one in the lower half.
 fn values_of(word: u32) -> [f32; 2] {
     [word as u16, (word >> 16) as u16].map(|half| f16::from_bits(half).to_f32())
+}
+
+/// The values of a block of q8_0 on a GPU: the scale in f32, then four integers to a word, the first one in the lowest
+/// byte.
+fn block_values([scale, words @ ..]: &[u32; 9]) -> [f32; BLOCK] {
+    let scale = f32::from_bits(*scale);
+    std::array::from_fn(|i| scale * f32::from(words[i / 4].to_le_bytes()[i % 4].cast_signed()))
 }

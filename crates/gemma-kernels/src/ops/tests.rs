@@ -125,8 +125,8 @@ fn attention_equals_its_reference_implementation() {
                     if start == 0 {
                         assert_close(&found(None), &exact(&all_k, &all_v), 2e-5, &format!("{context} in rows"));
                     }
-                    for precision in [CachePrecision::F32, CachePrecision::F16] {
-                        if precision == CachePrecision::F16 && head_dim % 2 == 1 {
+                    for precision in CachePrecision::ALL {
+                        if precision.for_heads(head_dim) != precision {
                             continue;
                         }
                         let mut cache = KvPages::new(precision, None);
@@ -222,8 +222,8 @@ fn segments_of_a_call_do_not_see_each_other() {
 #[test]
 fn a_clone_shares_its_pages_until_one_of_both_is_extended() {
     for (backend, device) in devices() {
-        for precision in [CachePrecision::F32, CachePrecision::F16] {
-            let rows = |len: usize, seed| tensor::<3>([len, 2, 4], seed, &device);
+        for precision in CachePrecision::ALL {
+            let rows = |len: usize, seed| tensor::<3>([len, 2, 32], seed, &device);
             let extend = |cache: &mut KvPages, len: usize, seed| {
                 append(rows(len, seed), rows(len, seed + 1), &mut [CacheRows { cache, rows: 0..len }]);
             };
@@ -245,7 +245,14 @@ fn a_clone_shares_its_pages_until_one_of_both_is_extended() {
             assert_eq!(fork.values().map(|pair| pair.map(values)), before, "{backend}");
             fork.drop_before(PAGE_LEN + 1);
             assert_eq!((fork.first(), fork.pages().count()), (PAGE_LEN, 2), "{backend}");
-            assert_eq!(fork.bytes_len(), 2 * 2 * PAGE_LEN * 8 * precision.bytes(), "{backend}");
+            // on a GPU a scale of q8_0 has a word of its own
+            let scale = if crate::packed::stores_words(&device) { 4 } else { 2 };
+            let head = match precision {
+                CachePrecision::F32 => 4 * 32,
+                CachePrecision::F16 => 2 * 32,
+                CachePrecision::Q8_0 => 32 + scale,
+            };
+            assert_eq!(fork.bytes_len(), 2 * 2 * PAGE_LEN * 2 * head, "{backend} {precision:?}");
         }
     }
 }
@@ -274,10 +281,47 @@ fn f16_is_the_nearest_on_every_backend() {
 
 #[test]
 fn names_of_precisions_are_read() {
-    for precision in [CachePrecision::F32, CachePrecision::F16] {
+    for precision in CachePrecision::ALL {
         assert_eq!(precision.name().parse::<CachePrecision>().unwrap(), precision);
     }
-    assert!("f64".parse::<CachePrecision>().unwrap_err().to_string().contains("f32 or f16"));
+    assert!("f64".parse::<CachePrecision>().unwrap_err().to_string().contains("f32, f16 or q8_0"));
+}
+
+#[test]
+fn heads_that_do_not_fit_a_precision_get_the_next_larger_one() {
+    for (head_dim, expected) in [(256, CachePrecision::Q8_0), (24, CachePrecision::F16), (33, CachePrecision::F32)] {
+        assert_eq!(CachePrecision::Q8_0.for_heads(head_dim), expected);
+    }
+    assert_eq!(CachePrecision::F16.for_heads(256), CachePrecision::F16);
+    assert_eq!(CachePrecision::Q8_0.head_bytes(256), Some(256 / 32 * 34));
+}
+
+/// What is kept as q8_0 is what the format of that name makes of it, on every backend.
+#[test]
+fn q8_0_is_the_formats_on_every_backend() {
+    let mut numbers: Vec<f32> =
+        (0..64 * 32).map(|i| (i % 61) as f32 * 0.37 * 1.4f32.powi(i / 32 % 50 - 30) - 3.0).collect();
+    numbers[..32].fill(0.0);
+    let mut bytes = vec![0; Format::Q8_0.row_bytes(numbers.len()).unwrap()];
+    let mut expected = vec![0.0; numbers.len()];
+    Format::Q8_0.encode_row(&numbers, &mut bytes);
+    Format::Q8_0.decode_row(&bytes, &mut expected);
+    for (backend, device) in devices() {
+        let rows = Tensor::<3>::from_data(TensorData::new(numbers.clone(), [32, 1, 64]), &device);
+        let mut cache = KvPages::new(CachePrecision::Q8_0, None);
+        append(rows.clone(), rows, &mut [CacheRows { cache: &mut cache, rows: 0..32 }]);
+        for found in cache.values().expect("keys and values").map(values) {
+            let on_cpu = !crate::packed::stores_words(&device);
+            for (block, (found, expected)) in found.chunks(32).zip(expected.chunks(32)).enumerate() {
+                let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+                for (found, expected) in found.iter().zip(expected) {
+                    // a GPU may divide less exactly: a value on the edge of two steps, or a scale between two f16 values
+                    let allowed = if on_cpu { 0.0 } else { largest * (1.0 / 127.0 + 1.0 / 1024.0) };
+                    assert!((found - expected).abs() <= allowed, "{backend}, block {block}: {found}, not {expected}");
+                }
+            }
+        }
+    }
 }
 
 /// Of rows in both phases each gets the arithmetic of its own, bit for bit when that was asked for.

@@ -1,8 +1,11 @@
 //! Where the keys and values of a sequence lie.
 
 use super::Heads;
+use crate::Format;
+use crate::cpu::dequantize::decode;
 use crate::cpu::isa::Lanes;
-use crate::kv::PAGE_LEN;
+use crate::kv::{BLOCK, Block, PAGE_LEN};
+#[cfg(target_arch = "x86_64")]
 use half::f16;
 
 /// Keys scored at a time; a multiple of [`PANEL`].
@@ -18,6 +21,8 @@ pub(crate) enum Stored<'a> {
     F32(&'a [f32], &'a [f32]),
     /// As f16 values.
     F16(&'a [[u8; 2]], &'a [[u8; 2]]),
+    /// In blocks of q8_0; a head has a whole number of them.
+    Q8_0(&'a [Block], &'a [Block]),
 }
 
 impl<'a> Stored<'a> {
@@ -26,6 +31,7 @@ impl<'a> Stored<'a> {
         match self {
             Stored::F32(keys, values) => Stored::F32(&keys[index..], &values[index..]),
             Stored::F16(keys, values) => Stored::F16(&keys[index..], &values[index..]),
+            Stored::Q8_0(keys, values) => Stored::Q8_0(&keys[index / BLOCK..], &values[index / BLOCK..]),
         }
     }
 
@@ -42,6 +48,11 @@ impl<'a> Stored<'a> {
                     to.iter_mut().zip(from).for_each(|(to, half)| *to = f16::from_le_bytes(*half).to_f32());
                 }
             }
+            Stored::Q8_0(keys, values) => {
+                for (to, from) in [(k, keys), (v, values)] {
+                    Format::Q8_0.decode_row(from[..to.len() / BLOCK].as_flattened(), to);
+                }
+            }
         }
     }
 
@@ -50,6 +61,7 @@ impl<'a> Stored<'a> {
         match self {
             Stored::F32(keys, values) => [keys.len(), values.len()],
             Stored::F16(keys, values) => [keys.len(), values.len()],
+            Stored::Q8_0(keys, values) => [keys.len() * BLOCK, values.len() * BLOCK],
         }
     }
 }
@@ -141,15 +153,15 @@ impl Tile {
         }
     }
 
-    /// The `count` keys from `position` on, of a key head; those that are kept as f16 are widened into `wide`,
+    /// The `count` keys from `position` on, of a key head; those that are not kept as f32 are widened into `wide`,
     /// `[KEYS, head_dim]` each.
     ///
     /// # Safety
     /// The lanes' instruction set must be available, and the keys must be there; they are up to `end`.
     #[inline(always)]
-    pub(super) unsafe fn gather<L: Lanes>(
+    pub(super) unsafe fn gather<'a, L: Lanes>(
         &mut self,
-        keys: &Keys<'_>,
+        keys: &Keys<'a>,
         head: usize,
         heads: Heads,
         (position, count, end): (usize, usize, usize),
@@ -174,11 +186,25 @@ impl Tile {
                         self.filled += 1;
                     }
                 }
-                Stored::F16(k, v) if scored > 0 => {
-                    for (to, from) in wide.iter_mut().zip([k, v]) {
-                        to.resize(KEYS * dim);
-                        // SAFETY: the lanes' instructions are available.
-                        unsafe { widen::<L>(from, step, &mut to[done * dim..], dim, scored) };
+                packed if scored > 0 => {
+                    wide.iter_mut().for_each(|to| to.resize(KEYS * dim));
+                    let [keys, values] = wide.each_mut().map(|to| &mut to[done * dim..]);
+                    // SAFETY: the lanes' instructions are available.
+                    unsafe {
+                        match packed {
+                            Stored::F16(k, v) => {
+                                let row = |from: &'a [[u8; 2]], row: usize| from[row * step..][..dim].as_flattened();
+                                widen::<L>(Format::F16, |i| row(k, i), keys, dim, scored);
+                                widen::<L>(Format::F16, |i| row(v, i), values, dim, scored);
+                            }
+                            Stored::Q8_0(k, v) => {
+                                let (step, len) = (step / BLOCK, dim / BLOCK);
+                                let row = |from: &'a [Block], row: usize| from[row * step..][..len].as_flattened();
+                                widen::<L>(Format::Q8_0, |i| row(k, i), keys, dim, scored);
+                                widen::<L>(Format::Q8_0, |i| row(v, i), values, dim, scored);
+                            }
+                            Stored::F32(..) => unreachable!("f32 stands above"),
+                        }
                     }
                     for i in done..done + scored {
                         self.keys[i] = wide[0][i * dim..].as_ptr();
@@ -189,7 +215,7 @@ impl Tile {
                     let widened = self.keys[done];
                     self.keys[done + scored..done + here].fill(widened);
                 }
-                Stored::F16(..) => {
+                _ => {
                     let widened = self.keys[0];
                     self.keys[done..done + here].fill(widened);
                 }
@@ -201,21 +227,20 @@ impl Tile {
     }
 }
 
-/// `count` rows of `dim` f16 values, `step` apart, as f32, one behind the other.
+/// `count` rows of `dim` values as f32, one behind the other; `row` gives the bytes of each.
 ///
 /// # Safety
-/// The lanes' instruction set must be available.
+/// The lanes' instruction set must be available, and a row must hold `dim` values of the format.
 #[inline(always)]
-unsafe fn widen<L: Lanes>(from: &[[u8; 2]], step: usize, to: &mut [f32], dim: usize, count: usize) {
-    for (row, to) in to.chunks_exact_mut(dim).take(count).enumerate() {
-        let from = &from[row * step..][..dim];
-        let whole = dim / L::N * L::N;
-        for i in (0..whole).step_by(L::N) {
-            // SAFETY: as many values are left of both rows.
-            unsafe { L::load_f16(from[i..].as_ptr().cast()).store(to[i..].as_mut_ptr()) };
-        }
-        for (to, from) in to[whole..].iter_mut().zip(&from[whole..]) {
-            *to = f16::from_le_bytes(*from).to_f32();
-        }
+unsafe fn widen<'a, L: Lanes>(
+    format: Format,
+    row: impl Fn(usize) -> &'a [u8],
+    to: &mut [f32],
+    dim: usize,
+    count: usize,
+) {
+    for (i, to) in to.chunks_exact_mut(dim).take(count).enumerate() {
+        // SAFETY: as required of the caller.
+        unsafe { decode::<L>(format, row(i), to) };
     }
 }

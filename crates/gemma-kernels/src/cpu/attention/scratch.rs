@@ -24,7 +24,7 @@ pub(super) struct Scratch {
     pub(super) scores: Buffer<f32>,
     /// Weighted sums of values, `[head_dim, width]`.
     pub(super) sums: Buffer<f32>,
-    /// Keys and values that are kept as f16, `[KEYS, head_dim]` each.
+    /// Keys and values that are not kept as f32, widened, `[KEYS, head_dim]` each.
     pub(super) wide: [Buffer<f32>; 2],
     /// The highest score of each query.
     pub(super) highest: [f32; WIDEST],
