@@ -22,6 +22,7 @@ const PROJECTIONS: [&str; 10] =
 /// An adapter of random factors for these modules of a network, `[out, in]` each.
 fn adapter_of(folder: &Path, modules: &[(String, [usize; 2])], seed: usize) -> Adapter {
     let config = AdapterConfig {
+        of_encoder: false,
         rank: RANK,
         alpha: 2.0 * RANK as f64,
         rslora: false,

@@ -63,7 +63,7 @@ impl EmbeddingNetwork {
         options.adapters.iter().try_for_each(|adapter| adapter.check(&tensors))?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
         let mut source = WithPrecision::new(&mut loader, options.compute_precision());
-        let mut factors = AdapterFactors::new(&options.adapters, device);
+        let mut factors = AdapterFactors::new(&options.adapters, &[], device);
         let mut source = Adapted::with(&mut source, WithLora::new(|name, _, _| factors.find(name)));
         let network = Self::load(&mut Adapted::with(&mut source, change), config, checkpoint.dtype());
         drop(source);

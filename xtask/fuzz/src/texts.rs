@@ -25,6 +25,7 @@ pub(crate) fn training(bytes: &[u8]) -> Result<()> {
                 vec![examples.completion(&prompt, &chosen), examples.completion(&prompt, &rejected)]
             }
             Record::Image { prefix, suffix, .. } => vec![examples.completion(&prefix, &suffix)],
+            Record::Pair { query, positive, .. } => vec![examples.completion(&query, &positive)],
         })
     };
     as_file(".jsonl", bytes, |path| {
