@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::backend::{Backend, Event, Finished, Hole, Job, ModelCard, Prompt, Reason};
-use super::body::OllamaBody;
+use super::body::{OllamaBody, object};
 use super::chat::{Conversation, converse, max_tokens};
 use super::completions::budget;
 use super::embeddings::embed;
@@ -84,6 +84,7 @@ pub(crate) struct GenerateRequest {
     format: Option<Value>,
     raw: Option<bool>,
     stream: Option<bool>,
+    #[serde(deserialize_with = "object")]
     options: Options,
 }
 
@@ -95,6 +96,7 @@ pub(crate) struct ChatRequest {
     tools: Option<Vec<Tool>>,
     format: Option<Value>,
     stream: Option<bool>,
+    #[serde(deserialize_with = "object")]
     options: Options,
 }
 

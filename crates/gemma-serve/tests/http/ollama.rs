@@ -77,4 +77,10 @@ async fn the_rest_of_the_api_is_there() {
         status == 400 && reply["error"].as_str().is_some_and(|error| error.starts_with("messages[0].role")),
         "{reply}"
     );
+    for (options, words) in
+        [(json!([1, 2]), "options: invalid type: sequence"), (json!({"temperature": "x"}), "options.temperature: ")]
+    {
+        let (status, reply) = refused(&server, "/api/generate", json!({"prompt": "a", "options": options})).await;
+        assert!(status == 400 && reply["error"].as_str().is_some_and(|error| error.starts_with(words)), "{reply}");
+    }
 }
