@@ -2,10 +2,12 @@
 //! shared set holds what it should compute.
 
 use crate::parity::{ids, values};
+use crate::training::adapter;
 use gemma::{ActivationPrecision, Decoder, LoadOptions, Network};
 use gemma_generate::{CausalModel, GenerateOptions, Generation};
 use gemma_nn::Segment;
 use gemma_tests::{References, shared};
+use gemma_train::{Trainer, TrainingOptions};
 use gemma_weights::Checkpoint;
 use std::path::PathBuf;
 
@@ -108,4 +110,24 @@ fn perplexity_of_the_real_model() {
         let found = mean(&mut score.logprobs.iter().map(|logprob| -logprob)).exp();
         assert!((found / reference - 1.0).abs() <= bar, "{activations:?}: {found}, the reference {reference}");
     }
+}
+
+#[test]
+fn the_real_model_learns_beside_its_four_bit_weights() {
+    let Some((checkpoint, _)) = real() else { return };
+    let device = gemma_backend::default_device().expect("a device");
+    let tokenizer = gemma_model::read_tokenizer(&checkpoint, Decoder::FAMILY).expect("readable").expect("a tokenizer");
+    let template = gemma_model::read_chat_template(&checkpoint).expect("readable");
+    let lesson = gemma_train::data::Examples { tokenizer: &tokenizer, template: &template };
+    let example = lesson.completion("Date: 5 March 1987\nISO:", " 1987-03-05");
+    let options = LoadOptions::default();
+    let model: Decoder =
+        gemma_train::open_with_new_factors(&checkpoint, &options, &adapter(), 1, &device, &mut |_, _| {})
+            .expect("it fits");
+    let options = TrainingOptions { steps: 8, warmup: 1, learning_rate: 2e-3, ..TrainingOptions::default() };
+    let mut trainer = Trainer::new(model, options).expect("factors to train");
+    let losses: Vec<f64> = (0..8).map(|_| trainer.step(std::slice::from_ref(&example)).expect("a step").loss).collect();
+    assert!(losses[0] > 1.0 && losses[7] < 0.1 * losses[0], "{losses:?}");
+    let answers = gemma_train::answers(&trainer.trained(), &[example], 1024);
+    assert!(answers[0].greedy, "it says the date: {losses:?}");
 }
