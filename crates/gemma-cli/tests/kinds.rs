@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use program::folder::Folder;
+use program::folder::{Folder, demo};
 use program::{gemma, printed, printed_json, refusal, run, text};
 
 fn tokens(model: &str, more: &[&str]) -> Value {
@@ -150,6 +150,32 @@ fn states_and_logits_do_not_replace_other_files() {
         printed(&mut gemma(["logits", "-m", &model, "-f", &text, "--out", &logits]));
         printed(&mut gemma(["generate", "-m", &model, "-f", &text, "-n", "1", "--save-state", &state]));
     }
+}
+
+/// A fine-tune with other means would see other images than it was trained on.
+#[test]
+fn a_processor_of_images_says_what_is_computed_or_is_refused() {
+    let folder = Folder::new();
+    for entry in fs::read_dir(demo("paligemma")).expect("part of the repository").flatten() {
+        if entry.path().is_file() {
+            fs::copy(entry.path(), folder.path(&entry.file_name().to_string_lossy())).expect("copied");
+        }
+    }
+    let model = folder.name("");
+    let mut caption = gemma(["caption", "-m", &model, "demo:shapes1.png"]);
+    let plain = printed(&mut caption);
+    let mut processor = json!({"image_mean": [0.5, 0.5, 0.5], "resample": 3, "size": {"height": 56, "width": 56}});
+    folder.write("preprocessor_config.json", processor.to_string());
+    assert_eq!(printed(&mut caption), plain);
+    for (field, value) in [("image_mean", json!([0.48, 0.46, 0.41])), ("resample", json!(2)), ("size", json!(224))] {
+        let before = std::mem::replace(&mut processor[field], value);
+        folder.write("preprocessor_config.json", processor.to_string());
+        let said = refusal(&mut caption);
+        assert!(said.contains("preprocessor_config.json") && said.contains(field), "{said}");
+        processor[field] = before;
+    }
+    let empty = folder.write("empty.png", "");
+    assert!(refusal(&mut gemma(["caption", &empty])).contains("the file is empty"));
 }
 
 /// Editors and shells of Windows put a byte order mark in front of a text, or write UTF-16.

@@ -260,6 +260,7 @@ fn sixty_four_answers_in_company_equal_each_answer_alone() {
 fn write_adapter(folder: &Path, seed: usize) -> String {
     let checkpoint = gemma_auto::demo_checkpoint(gemma_auto::Family::Gemma).expect("sound").expect("built in");
     let config = gemma_weights::AdapterConfig {
+        of_encoder: false,
         rank: 4,
         alpha: 8.0,
         rslora: false,

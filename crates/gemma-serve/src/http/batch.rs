@@ -161,19 +161,24 @@ fn check(input: &Path) -> Result<HashSet<String>, BatchError> {
     while let Some(line) = lines.next() {
         let line = line?;
         let problem = if !PATHS.contains(&line.url.as_str()) {
-            format!("the url {:?} is unknown; use one of {}", line.url, PATHS.join(", "))
+            format!("the url {:?} is unknown; use one of {}", shown(&line.url), PATHS.join(", "))
         } else if line.method.as_deref().is_some_and(|method| method != "POST") {
             "the method must be POST".to_owned()
         } else if line.body.get("stream").is_some_and(|stream| stream == true) {
             "a batch has no streams; leave stream out".to_owned()
         } else if !seen.insert(line.custom_id.clone()) {
-            format!("the custom_id {:?} was used before; give each request its own", line.custom_id)
+            format!("the custom_id {:?} was used before; give each request its own", shown(&line.custom_id))
         } else {
             continue;
         };
         return Err(BatchError::Line { file: input.to_owned(), line: lines.number, problem });
     }
     Ok(seen)
+}
+
+/// A text of the file, as a message shows it.
+fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
 }
 
 /// Opens the output at its end, and the ids that it has. A last line without its line break is cut off.

@@ -88,4 +88,23 @@ async fn a_file_that_is_wrong_is_refused_before_anything_is_answered() {
     let error = run(app(), &input, &output, 1, |_| true).await.expect_err("no results").to_string();
     assert!(error.contains("name another file"), "{error}");
     assert_eq!(std::fs::read_to_string(&output).expect("read"), "precious notes\n");
+    // requests have ids, and are no results
+    let before = std::fs::read(&input).expect("read");
+    let error = run(app(), &input, &input, 1, |_| true).await.expect_err("its own input").to_string();
+    assert!(error.contains("name another file"), "{error}");
+    assert!(std::fs::read(&input).expect("read") == before);
+    let long = format!(r#"{{"custom_id":"x","url":"/{}","body":{{}}}}"#, "y".repeat(100_000));
+    std::fs::write(&input, long).expect("written");
+    let error = run(app(), &input, &folder.join("new.jsonl"), 1, |_| true).await.expect_err("no such url").to_string();
+    assert!(error.len() < 500, "{} bytes", error.len());
+}
+
+/// Editors of Windows put it in front of a file.
+#[tokio::test]
+async fn a_byte_order_mark_is_no_part_of_a_request() {
+    let folder = folder("mark");
+    let (input, output) = (folder.join("in.jsonl"), folder.join("out.jsonl"));
+    std::fs::write(&input, format!("\u{feff}{}", requests(1))).expect("written");
+    let summary = run(app(), &input, &output, 1, |_| true).await.expect("a run");
+    assert_eq!((summary.requests, summary.answered), (1, 1));
 }
