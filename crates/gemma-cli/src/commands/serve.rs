@@ -357,7 +357,7 @@ fn models(args: &Serve) -> Result<Vec<ServedModel>> {
             "{id} needs {needed} MiB and --model-memory is {limit}; give at least {needed}, or a smaller --precision"
         );
     }
-    let first = engine.open(found, &place, &id)?;
+    let first = engine.open(found, &Place::First, &id)?;
     let mut models = vec![ServedModel::loaded(first).with_source(engine.source(Place::First, &id))];
     for OtherModel { id, model } in &args.also {
         models.push(ServedModel::on_demand(id, engine.source(Place::Other(model.clone()), id)));
