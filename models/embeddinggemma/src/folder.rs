@@ -66,8 +66,7 @@ impl Modules {
         let mut kinds = Vec::new();
         for Module { path, kind } in modules {
             let kind = kind.rsplit('.').next().unwrap_or_default().to_owned();
-            let plain = path.len() <= LONGEST_NAME && !path.contains(['/', '\\', ':', '\0']) && path != "..";
-            if !plain {
+            if !is_folder_name(&path) {
                 return Err(wrong(folder, "modules.json", "path", path, "the name of a folder beside it"));
             }
             match kind.as_str() {
@@ -114,6 +113,12 @@ impl Modules {
         };
         self.dense.iter().map(open).collect()
     }
+}
+
+/// Whether a path is that of a folder beside the file, or empty.
+fn is_folder_name(path: &str) -> bool {
+    let special = |c: char| ['/', '\\', ':'].contains(&c) || c.is_control();
+    path.len() <= LONGEST_NAME && !path.contains(special) && path != ".."
 }
 
 fn missing(folder: &Path, file: &str) -> Error {
@@ -172,4 +177,26 @@ fn dense(folder: &Path, name: &str) -> Result<[usize; 2], Error> {
         }
     }
     Ok([file.out_features, file.in_features])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_lies_in_a_folder_beside_the_file() {
+        for name in ["", "1_Pooling", "2_Dense"] {
+            assert!(is_folder_name(name), "{name}");
+        }
+        for name in ["..", "../x", "/etc", "a\\b", "c:", "a\u{7f}b", "a\nb", &"x".repeat(1000)] {
+            assert!(!is_folder_name(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_message_quotes_is_cut() {
+        let long = "x".repeat(100_000);
+        let error = wrong(Path::new("m"), "1_Pooling/config.json", &long, &long, "false").to_string();
+        assert!(error.len() < 400, "{} bytes", error.len());
+    }
 }
