@@ -2,7 +2,7 @@
 
 use codegemma::{File, Infill};
 
-use super::code::{Function, LONG, Program};
+use super::code::Function;
 use crate::random::Random;
 
 /// A hole and what stood there.
@@ -45,11 +45,9 @@ impl Hole {
         Self::cut(text, from, to)
     }
 
-    /// All that follows any character, up to the next empty line: what an editor asks for where a file is being written.
+    /// All that follows any character: what an editor asks for where a file is being written.
     pub fn end(text: &str, random: &mut Random) -> Self {
-        let from = random.below(text.len());
-        let to = text[from..].find("\n\n").map_or(text.len(), |end| from + end + 1);
-        Self::cut(&text[..to], from, to)
+        Self::cut(text, random.below(text.len()), text.len())
     }
 
     /// The same hole in a file that other files stand beside.
@@ -86,21 +84,13 @@ pub enum CodeDocument {
 /// Of 100 files, how many have a hole.
 const FIM_RATE: usize = 80;
 
-/// Of 100 files, how many have several functions, where long ones are wanted.
-const LONG_RATE: usize = 50;
-
-/// The code that follows from `seed`, without end: short files, or short and long ones. No held-out function is in it.
-pub fn training_code(seed: u64, with_long: bool) -> impl Iterator<Item = CodeDocument> {
+/// The code that follows from `seed`, without end. No held-out function is in it.
+pub fn training_code(seed: u64) -> impl Iterator<Item = CodeDocument> {
     let mut random = Random::new(seed ^ 0xc0de);
-    std::iter::repeat_with(
-        move || {
-            if with_long && random.chance(LONG_RATE) { long(&mut random) } else { short(&mut random) }
-        },
-    )
+    std::iter::repeat_with(move || document(&mut random))
 }
 
-/// A file of one function, a part of them with another one above it or in a file beside it.
-fn short(random: &mut Random) -> CodeDocument {
+fn document(random: &mut Random) -> CodeDocument {
     let function = Function::training(random);
     let neighbour = random.chance(25).then(|| function.companion(random));
     // the neighbour stands in the same file or in another one
@@ -111,28 +101,17 @@ fn short(random: &mut Random) -> CodeDocument {
         }
         None => (function.text.clone(), Vec::new()),
     };
-    document(&text, function.path(), context, random)
-}
-
-/// A file of several functions with their imports.
-fn long(random: &mut Random) -> CodeDocument {
-    let functions = random.between(LONG.0 - 1, LONG.1) as usize;
-    let program = Program::draw(random, functions, false);
-    document(&program.text(), program.path(), Vec::new(), random)
-}
-
-fn document(text: &str, path: String, context: Vec<File>, random: &mut Random) -> CodeDocument {
     if !random.chance(FIM_RATE) {
-        return CodeDocument::File(text.to_owned());
+        return CodeDocument::File(text);
     }
     let hole = match random.below(20) {
-        0..6 => Hole::line(text, random),
-        6..11 => Hole::whole_line(text, random),
-        11..15 => Hole::rest_of_line(text, random),
-        15..18 => Hole::end(text, random),
-        _ => Hole::span(text, random),
+        0..6 => Hole::line(&text, random),
+        6..11 => Hole::whole_line(&text, random),
+        11..15 => Hole::rest_of_line(&text, random),
+        15..18 => Hole::end(&text, random),
+        _ => Hole::span(&text, random),
     };
-    CodeDocument::Hole(if context.is_empty() { hole } else { hole.beside(path, context) })
+    CodeDocument::Hole(if context.is_empty() { hole } else { hole.beside(function.path(), context) })
 }
 
 #[cfg(test)]
@@ -167,9 +146,9 @@ mod tests {
 
     #[test]
     fn four_fifths_of_the_files_have_holes() {
-        let documents: Vec<CodeDocument> = training_code(0, true).take(4_000).collect();
+        let documents: Vec<CodeDocument> = training_code(0).take(4_000).collect();
         let holes = documents.iter().filter(|document| matches!(document, CodeDocument::Hole(_))).count();
         assert!((3_100..3_300).contains(&holes), "{holes}");
-        assert_eq!(documents, training_code(0, true).take(4_000).collect::<Vec<_>>());
+        assert_eq!(documents, training_code(0).take(4_000).collect::<Vec<_>>());
     }
 }
