@@ -161,10 +161,10 @@ async fn begin_generate(app: &App, request: GenerateRequest) -> Result<(Arc<dyn 
     }
     let (fields, limit) = (request.options.fields(), request.options.limit());
     fields.sampling(1)?;
+    let form = structured(&request.format)?;
     if request.prompt.is_empty() && request.suffix.is_none() {
         return Ok((backend, None));
     }
-    let form = structured(&request.format)?;
     let (prompt, stop_tokens): (Prompt, _) = if let Some(suffix) = request.suffix.filter(|suffix| !suffix.is_empty()) {
         let hole = Hole { prefix: request.prompt, suffix, ..Hole::default() };
         let (tokens, stop_tokens) = backend.infill_prompt(&hole, budget(backend.as_ref(), limit.unwrap_or(128)))?;
@@ -211,6 +211,7 @@ async fn begin_chat(
 ) -> Result<(Arc<dyn Backend>, Option<Answer>, Option<Tools>), Refusal> {
     let backend = app.backend(request.model.as_deref()).await?;
     request.options.fields().sampling(1)?;
+    let form = structured(&request.format)?;
     if request.messages.is_empty() {
         return Ok((backend, None, None));
     }
@@ -223,7 +224,6 @@ async fn begin_chat(
         logprobs: None,
         add_generation_prompt: true,
     };
-    let form = structured(&request.format)?;
     let mut answers = converse(app, &backend, conversation, &request.options.fields(), &form).await?;
     Ok((backend, answers.pop(), tools))
 }

@@ -83,4 +83,9 @@ async fn the_rest_of_the_api_is_there() {
         let (status, reply) = refused(&server, "/api/generate", json!({"prompt": "a", "options": options})).await;
         assert!(status == 400 && reply["error"].as_str().is_some_and(|error| error.starts_with(words)), "{reply}");
     }
+    // also where nothing is to be generated
+    for (path, body) in [("/api/chat", json!({"format": "xml"})), ("/api/generate", json!({"format": "xml"}))] {
+        let (status, reply) = refused(&server, path, body).await;
+        assert!(status == 400 && reply["error"].as_str().is_some_and(|error| error.starts_with("format")), "{reply}");
+    }
 }
