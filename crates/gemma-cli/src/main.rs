@@ -62,7 +62,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) };
     }
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let unknown = if error.kind() == ErrorKind::UnknownArgument { commands::unknown_flag(&words) } else { None };
-    output::complain(unknown.unwrap_or_else(|| commands::one_line(error)));
+    let line = commands::one_line(error);
+    // where clap names a flag itself, it also knows similar ones
+    let names_another = error.kind() == ErrorKind::UnknownArgument && !line.contains("argument '--");
+    let unknown = if names_another { commands::unknown_flag(&words) } else { None };
+    output::complain(unknown.unwrap_or(line));
     ExitCode::from(FAILURE)
 }

@@ -134,11 +134,12 @@ fn the_first_argument_says_what_to_look_for() {
 fn a_refused_run_over_images_leaves_nothing() {
     let folder = Folder::new();
     let out = folder.name("masks");
-    assert!(refusal(&mut gemma(["segment", "cat", "demo:", "--out-dir", &out])).contains("--mask-decoder"));
+    let mut command = gemma(["segment", "cat", "demo:", "--mask-decoder", "missing.npz", "--out-dir", &out]);
+    assert!(refusal(&mut command).contains("missing.npz"));
     assert!(folder.files().is_empty(), "{:?}", folder.files());
     fs::create_dir(&out).expect("made");
     fs::write(folder.path("masks/notes.txt"), "mine").expect("written");
-    refusal(&mut gemma(["segment", "cat", "demo:", "--out-dir", &out]));
+    refusal(&mut command);
     assert_eq!(fs::read_dir(&out).expect("still there").count(), 1);
 }
 

@@ -33,7 +33,7 @@ const ROUNDS: [(Round, u32); 6] = [
     (Round { name: "several again", steps: 6000, learning_rate: 3e-3 }, MOST),
     (Round { name: "once more", steps: 6000, learning_rate: 3e-3 }, MOST),
     (Round { name: "last", steps: 6000, learning_rate: 1e-3 }, MOST),
-    (Round { name: "masks", steps: 1000, learning_rate: 1e-3 }, MOST),
+    (Round { name: "masks", steps: 2000, learning_rate: 1e-3 }, MOST),
 ];
 /// The first round with lessons about masks, counted from 0.
 const MASKS: usize = 5;
