@@ -37,7 +37,8 @@ struct Bars {
 fn log_probabilities_and_greedy_tokens_of_the_real_model() {
     let Some((checkpoint, folder)) = real() else { return };
     let exact = Bars { mean: 1e-3, p99: 5e-3, max: 5e-3, margin: 0.02 };
-    let usual = Bars { mean: 0.012, p99: 0.06, max: f64::INFINITY, margin: 0.15 };
+    // where prompts are multiplied in bf16: 0.0157 and 0.077 on a Zen 5
+    let usual = Bars { mean: 0.017, p99: 0.085, max: f64::INFINITY, margin: 0.15 };
     for (activations, bars) in [(ActivationPrecision::F32, exact), (ActivationPrecision::default(), usual)] {
         let device = gemma_backend::default_device().expect("a device");
         let options = LoadOptions { activations, ..LoadOptions::default() };

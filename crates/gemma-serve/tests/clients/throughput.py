@@ -88,7 +88,7 @@ async def stream(port, text, count):
 
 async def level(port, at_once, seed):
     """Tokens per second and the median time to the first token of 16 requests (4 alone), so many at a time."""
-    left = [prompt(seed * 100 + number, PROMPT) for number in range(4 if at_once == 1 else 16)]
+    left = [prompt(f"{seed} {at_once} {number}", PROMPT) for number in range(4 if at_once == 1 else 16)]
     results = []
 
     async def worker():
