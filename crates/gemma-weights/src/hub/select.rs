@@ -6,6 +6,7 @@ use crate::checkpoint::{INDEX_FILE, Index, SINGLE_FILE};
 use crate::files::{Files, is_plain_name};
 
 /// The files beside the weights that the models read, or that a saved copy passes on.
+#[cfg(feature = "hub")]
 const SMALL_FILES: [&str; 14] = [
     "config.json",
     "generation_config.json",
@@ -72,6 +73,7 @@ pub(super) fn weights(names: &[String], choice: Option<&str>) -> Weights {
 }
 
 /// The files beside the safetensors weights that are fetched.
+#[cfg(feature = "hub")]
 pub(super) fn beside(names: &[String]) -> Vec<String> {
     names.iter().filter(|name| SMALL_FILES.contains(&name.as_str()) || is_module(name)).cloned().collect()
 }
@@ -87,6 +89,7 @@ pub(super) fn shards(folder: &Path, name: &str) -> Option<Vec<String>> {
 }
 
 /// Whether a file belongs to a module after the network: `2_Dense/model.safetensors`.
+#[cfg(feature = "hub")]
 fn is_module(name: &str) -> bool {
     let Some((folder, file)) = name.split_once('/') else { return false };
     let number = folder.split_once('_').map(|(number, _)| number).unwrap_or_default();
@@ -211,6 +214,7 @@ mod tests {
         assert_eq!(weights(&all, Some("big-Q8_0-00002-of-00002.gguf")), Weights::Gguf(parts));
     }
 
+    #[cfg(feature = "hub")]
     #[test]
     fn of_the_small_files_only_those_that_are_read_are_fetched() {
         let all =

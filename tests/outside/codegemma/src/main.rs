@@ -7,7 +7,7 @@ fn main() -> Result<(), codegemma::Error> {
     let hole = Infill {
         path: Some("prices.py".to_owned()),
         context: vec![
-            File { path: "a.py".to_owned(), text: "def sum_costs(costs):\n    return sum(costs)\n".to_owned() },
+            File { path: "a.py".to_owned(), text: "def count_prices(prices):\n    return len(prices)\n".to_owned() },
             File { path: "b.py".to_owned(), text: "def first_item(items):\n    return items[0]\n".to_owned() },
         ],
         ..Infill::new("def sum_prices(prices):\n    total = 0\n    for price in prices:\n        ", "\n    return total\n")
