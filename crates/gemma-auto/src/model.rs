@@ -84,7 +84,7 @@ impl AutoModel {
     /// # Errors
     /// When it cannot draft, as a recurrent model.
     pub fn drafting(&self) -> Result<Speculate, Error> {
-        with_model!(self, model => Ok(Speculate::by_model(model)?))
+        self.drafting_after(Speculate::default())
     }
 
     /// `speculate`, with drafts of this model where it has none.

@@ -49,6 +49,19 @@ fn greedy(prompt: &str, count: usize) -> Value {
     json!({"prompt": prompt, "max_tokens": count, "temperature": 0})
 }
 
+/// Completions that are asked for at once must be, bit for bit, what they are one after the other.
+fn assert_same_in_company(server: &Server, requests: &[Value]) {
+    let alone: Vec<Value> = requests.iter().map(|body| essence(&server.post("/v1/completions", body))).collect();
+    let together: Vec<Value> = thread::scope(|scope| {
+        let ask = |body| scope.spawn(move || essence(&server.post("/v1/completions", body)));
+        let threads: Vec<_> = requests.iter().map(ask).collect();
+        threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
+    });
+    for ((body, alone), together) in requests.iter().zip(&alone).zip(&together) {
+        assert_eq!(alone, together, "{body}");
+    }
+}
+
 #[test]
 fn base64_is_spelled_right() {
     assert_eq!(["", "f", "fo", "foo", "foob"].map(|t| base64(t.as_bytes())), ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]);
@@ -242,16 +255,7 @@ fn sixty_four_answers_in_company_equal_each_answer_alone() {
             body
         })
         .collect();
-    let alone: Vec<Value> = requests.iter().map(|body| essence(&server.post("/v1/completions", body))).collect();
-    let together: Vec<Value> = thread::scope(|scope| {
-        let server = &server;
-        let ask = |body| scope.spawn(move || essence(&server.post("/v1/completions", body)));
-        let threads: Vec<_> = requests.iter().map(ask).collect();
-        threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
-    });
-    for ((body, alone), together) in requests.iter().zip(&alone).zip(&together) {
-        assert_eq!(alone, together, "{body}");
-    }
+    assert_same_in_company(&server, &requests);
     assert_eq!(server.metric("gemma_answers_completed_total"), 128.0);
     server.stop();
 }
@@ -327,16 +331,7 @@ fn requests_with_different_adapters_share_batches_and_get_what_each_gets_alone()
             body
         })
         .collect();
-    let alone: Vec<Value> = requests.iter().map(|body| essence(&server.post("/v1/completions", body))).collect();
-    let together: Vec<Value> = thread::scope(|scope| {
-        let server = &server;
-        let ask = |body| scope.spawn(move || essence(&server.post("/v1/completions", body)));
-        let threads: Vec<_> = requests.iter().map(ask).collect();
-        threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
-    });
-    for ((body, alone), together) in requests.iter().zip(&alone).zip(&together) {
-        assert_eq!(alone, together, "{body}");
-    }
+    assert_same_in_company(&server, &requests);
     assert_eq!(server.refused("/v1/completions", &json!({"prompt": "a", "lora": [{"id": 2, "scale": 1}]})).0, 400);
     assert_eq!(server.refused("/v1/completions", &json!({"prompt": "a", "model": "third"})).0, 404);
     server.stop();

@@ -131,7 +131,7 @@ impl<'m, M: CausalModel> Generation<'m, M> {
     }
 
     /// This generation, which is over, going on after other tokens than before, such as those of a shorter prompt and of
-    /// what was sampled so far. It keeps its sampler, mask, cancel flag and deadline; up to `max_tokens` tokens follow.
+    /// what was sampled so far. It keeps its sampler, mask, drafters, cancel flag and deadline; up to `max_tokens` tokens follow.
     ///
     /// # Errors
     ///
@@ -144,6 +144,7 @@ impl<'m, M: CausalModel> Generation<'m, M> {
         let new = moved.active_mut();
         std::mem::swap(&mut new.sampler, &mut old.sampler);
         (new.mask, new.cancel, new.deadline) = (old.mask.take(), old.cancel.clone(), old.deadline);
+        new.speculation = old.speculation.take();
         Ok(moved)
     }
 

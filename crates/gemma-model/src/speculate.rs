@@ -10,7 +10,7 @@ use crate::{Error, Model, Network};
 /// Makes the drafter of one text.
 type NewDrafter = dyn Fn() -> Box<dyn Drafter> + Send + Sync;
 
-/// How a model drafts its next tokens: set in [`LoadOptions::speculate`](crate::LoadOptions::speculate), it makes a
+/// How a model drafts its next tokens, by default not at all: set in [`LoadOptions::speculate`](crate::LoadOptions::speculate), it makes a
 /// [`Speculation`] for each text. The text is the same as without.
 ///
 /// ```no_run
@@ -22,7 +22,7 @@ type NewDrafter = dyn Fn() -> Box<dyn Drafter> + Send + Sync;
 /// let large: Model<N> = Model::load_with("google/gemma-3-1b-it", &LoadOptions { speculate, ..Default::default() }, device)?;
 /// # Ok(()) }
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Speculate {
     lookup: bool,
     draft_model: Option<Arc<NewDrafter>>,
@@ -44,7 +44,7 @@ impl std::fmt::Debug for Speculate {
 impl Speculate {
     /// Drafts what followed the same tokens earlier in the text.
     pub fn by_lookup() -> Self {
-        Self { lookup: true, draft_model: None, tokenizer: None, most: None }
+        Self { lookup: true, ..Self::default() }
     }
 
     /// Drafts with a smaller model that has the same vocabulary.
@@ -52,7 +52,7 @@ impl Speculate {
     /// # Errors
     /// When it cannot draft, as a recurrent model.
     pub fn by_model<N: Network + Send + Sync + 'static>(model: &Model<N>) -> Result<Self, Error> {
-        Self { lookup: false, ..Self::by_lookup() }.or_model(model)
+        Self::default().or_model(model)
     }
 
     /// The same, with drafts of a smaller model where there is no other.

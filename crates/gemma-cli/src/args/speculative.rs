@@ -44,10 +44,7 @@ impl Speculative {
             Some(name) => {
                 let options = LoadOptions { offline, ..compute.load_options() };
                 let model = session::locate(Some(name), Family::Gemma, options, compute)?.open()?.model;
-                Some(match lookup {
-                    Some(lookup) => model.drafting_after(lookup)?,
-                    None => model.drafting()?,
-                })
+                Some(model.drafting_after(lookup.unwrap_or_default())?)
             }
         };
         Ok(match (speculate, self.draft_max) {

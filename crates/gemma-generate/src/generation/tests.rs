@@ -385,6 +385,18 @@ fn whoever_stops_early_gets_a_cache_without_drafts() {
 }
 
 #[test]
+fn a_generation_that_moves_to_other_tokens_goes_on_drafting() {
+    let model = Fake::saying(50, PROMPT.len(), &SCRIPT);
+    let speculation = Speculation::new(PromptLookup::default()).always();
+    let mut first = Generation::new(&model, &PROMPT, &greedy(10), &[]).unwrap().with_speculation(speculation);
+    assert_eq!(run(&mut first).0, SCRIPT[..10]);
+    let tokens = [&PROMPT, &SCRIPT[..10]].concat();
+    let mut second = first.moved_to(&tokens, 15).unwrap();
+    assert_eq!(run(&mut second).0, SCRIPT[10..25]);
+    assert!(second.timings().accepted_tokens > 0);
+}
+
+#[test]
 fn nothing_is_drafted_that_could_not_be_taken_back_or_does_not_fit() {
     let longest = |model: &Fake| model.calls().into_iter().skip(1).flatten().max();
     let run_with = |model: &Fake, max_tokens| {

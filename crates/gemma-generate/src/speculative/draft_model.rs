@@ -8,8 +8,8 @@ use gemma_tokenizer::TokenId;
 
 use super::Drafter;
 use crate::engine::common_prefix;
+use crate::sampler::top_logprobs;
 use crate::saturation::ordered_logits;
-use crate::score::logprob_of;
 use crate::{Cache, CausalModel, Error, Sequence};
 
 /// Tokens that are prefilled at once.
@@ -124,11 +124,8 @@ fn say<M: CausalModel>(model: &M, sequence: &mut Sequence<M::Cache>, most: usize
         let hidden_states = model.hidden_states(&pending, &[segment], &mut [sequence.cache_mut()]);
         sequence.mark_cached(pending.len());
         let logits = ordered_logits(model, hidden_states, pending.len())?;
-        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a)));
-        let Some(token) = best.map(|best| best as TokenId) else { break };
-        if logprob_of(&logits, token)? < LEAST.ln() {
-            break;
-        }
+        let best = top_logprobs(&logits, 1)?;
+        let Some(&(token, _)) = best.first().filter(|(_, logprob)| *logprob >= LEAST.ln()) else { break };
         draft.push(token);
         sequence.push(&[token]);
     }

@@ -89,8 +89,19 @@ trait Block {
     /// Values that share a scale: 16 or 32.
     const PART: usize;
 
-    /// Writes the factors of the parts; returns the addends of each 32 values.
-    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> __m256;
+    /// Writes the factors of the parts; returns the addends of each 32 values. As Q4_K and Q5_K have them: scales and least
+    /// values of six bits.
+    #[inline(always)]
+    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> __m256 {
+        // SAFETY: as required of the caller; there is room for sixteen factors.
+        unsafe {
+            let [scales, least] = six_bits(block);
+            let eight = |bytes: u64| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes.cast_signed())));
+            let scaled = _mm256_mul_ps(eight(scales), _mm256_set1_ps(half(block, 0)));
+            _mm256_storeu_ps(factors.as_mut_ptr(), scaled);
+            _mm256_mul_ps(eight(least), _mm256_set1_ps(-half(block, 2)))
+        }
+    }
 
     /// The numbers of the 32 values from `32 part` on.
     unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2];
@@ -104,22 +115,6 @@ trait Block {
 unsafe fn half(block: *const u8, at: usize) -> f32 {
     // SAFETY: as required of the caller.
     f16::from_le_bytes(unsafe { block.add(at).cast::<[u8; 2]>().read() }).to_f32()
-}
-
-/// Scales and least values of eight parts.
-///
-/// # Safety
-/// As [`Block`].
-#[inline(always)]
-unsafe fn six_bit_scales(block: *const u8, factors: &mut [f32; 16]) -> __m256 {
-    // SAFETY: as required of the caller; there is room for sixteen factors.
-    unsafe {
-        let [scales, least] = six_bits(block);
-        let eight = |bytes: u64| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes.cast_signed())));
-        let scaled = _mm256_mul_ps(eight(scales), _mm256_set1_ps(half(block, 0)));
-        _mm256_storeu_ps(factors.as_mut_ptr(), scaled);
-        _mm256_mul_ps(eight(least), _mm256_set1_ps(-half(block, 2)))
-    }
 }
 
 /// Sixteen bytes as 16-bit numbers.
@@ -149,12 +144,6 @@ impl Block for Q4K {
     const PART: usize = 32;
 
     #[inline(always)]
-    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> __m256 {
-        // SAFETY: as required of the caller.
-        unsafe { six_bit_scales(block, factors) }
-    }
-
-    #[inline(always)]
     unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
         // SAFETY: as required of the caller; two parts share their bytes.
         unsafe {
@@ -169,12 +158,6 @@ struct Q5K;
 impl Block for Q5K {
     const FORMAT: Format = Format::Q5K;
     const PART: usize = 32;
-
-    #[inline(always)]
-    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> __m256 {
-        // SAFETY: as required of the caller.
-        unsafe { six_bit_scales(block, factors) }
-    }
 
     #[inline(always)]
     unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
