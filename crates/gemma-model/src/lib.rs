@@ -23,6 +23,7 @@ mod blocks;
 pub mod config_keys;
 mod conversation;
 mod convert;
+mod draft_model;
 mod error;
 pub mod fields;
 mod load_options;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use gemma_generate::{DraftModel, Drafter, PromptLookup, Speculation};
+use gemma_generate::{Drafter, PromptLookup, Speculation};
 use gemma_tokenizer::{TokenId, Tokenizer};
 
-use crate::{Error, Model, Network};
+use crate::Error;
 
 /// Makes the drafter of one text.
-type NewDrafter = dyn Fn() -> Box<dyn Drafter> + Send + Sync;
+pub(crate) type NewDrafter = dyn Fn() -> Box<dyn Drafter> + Send + Sync;
 
 /// How a model drafts its next tokens, by default not at all: set in [`LoadOptions::speculate`](crate::LoadOptions::speculate), it makes a
 /// [`Speculation`] for each text. The text is the same as without.
@@ -47,22 +47,9 @@ impl Speculate {
         Self { lookup: true, ..Self::default() }
     }
 
-    /// Drafts with a smaller model that has the same vocabulary.
-    ///
-    /// # Errors
-    /// When it cannot draft, as a recurrent model.
-    pub fn by_model<N: Network + Send + Sync + 'static>(model: &Model<N>) -> Result<Self, Error> {
-        Self::default().or_model(model)
-    }
-
-    /// The same, with drafts of a smaller model where there is no other.
-    ///
-    /// # Errors
-    /// As [`Speculate::by_model`].
-    pub fn or_model<N: Network + Send + Sync + 'static>(self, model: &Model<N>) -> Result<Self, Error> {
-        let draft_model = DraftModel::new(model.shared_network())?;
-        let new: Arc<NewDrafter> = Arc::new(move || Box::new(draft_model.drafter()));
-        Ok(Self { draft_model: Some(new), tokenizer: model.shared_tokenizer().ok(), ..self })
+    /// The same, with drafts of a smaller model, whose tokenizer this is, where there is no other.
+    pub(crate) fn or_drafts(self, draft_model: Arc<NewDrafter>, tokenizer: Option<Arc<Tokenizer>>) -> Self {
+        Self { draft_model: Some(draft_model), tokenizer, ..self }
     }
 
     /// The same with drafts of at most so many tokens.

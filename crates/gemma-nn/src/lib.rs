@@ -22,6 +22,7 @@
 //! softmax and rotary angles need the precision.
 
 mod adapt;
+mod adapter_choice;
 mod attention;
 mod cache;
 mod embedder;
@@ -37,11 +38,12 @@ mod source;
 mod weight;
 
 pub use adapt::{Adapt, Adapted, FindFactors, Trainable, Unpack, WithLora, WithPrecision};
+pub use adapter_choice::AdapterChoice;
 pub use attention::{Attention, AttentionSpec};
 pub use cache::{KvCache, Retention};
 pub use embedder::Embedder;
 pub use gemma_kernels::{ActivationPrecision, CachePrecision, PAGE_LEN, PageId, Phase, Visibility};
-pub use lora::{AdapterChoice, LoraFactors};
+pub use lora::LoraFactors;
 pub use mlp::GeGlu;
 pub use norm::RmsNorm;
 pub use projection::Projection;

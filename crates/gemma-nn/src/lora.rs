@@ -18,18 +18,6 @@ pub struct LoraFactors {
     adapter: Option<usize>,
 }
 
-/// An adapter that a request chose, and how much of it.
-///
-/// A model can hold the factors of several adapters beside its weights. They are numbered from 0 on, in the order in which
-/// the model was given them, and count for the requests that choose them.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdapterChoice {
-    /// The number of the adapter.
-    pub adapter: usize,
-    /// How much of its effect: 1 is all of it.
-    pub strength: f32,
-}
-
 impl LoraFactors {
     /// Factors with their scale `s`: alpha divided by the rank, or by its root (rsLoRA).
     ///

@@ -36,6 +36,7 @@ mod error;
 mod guard;
 mod infill;
 mod info;
+mod loading;
 mod messages;
 mod metrics;
 mod models;

@@ -77,7 +77,7 @@ impl Refusal {
         Self { param: Some("model".to_owned()), ..Self::not_found(message) }
     }
 
-    /// 404: a model that the server was told of is not there.
+    /// 404: a model of the server's list is not there.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self { code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) }
     }

@@ -21,7 +21,7 @@ pub(crate) enum Stored<'a> {
     F32(&'a [f32], &'a [f32]),
     /// As f16 values.
     F16(&'a [[u8; 2]], &'a [[u8; 2]]),
-    /// In blocks of q8_0; a head has a whole number of them.
+    /// In blocks of q8_0; a head is a multiple of a block.
     Q8_0(&'a [Block], &'a [Block]),
 }
 
