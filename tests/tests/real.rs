@@ -37,8 +37,7 @@ struct Bars {
 fn log_probabilities_and_greedy_tokens_of_the_real_model() {
     let Some((checkpoint, folder)) = real() else { return };
     let exact = Bars { mean: 1e-3, p99: 5e-3, max: 5e-3, margin: 0.02 };
-    // where prompts are multiplied in bf16: 0.0157 and 0.077 on a Zen 5
-    let usual = Bars { mean: 0.017, p99: 0.085, max: f64::INFINITY, margin: 0.15 };
+    let usual = Bars { mean: 0.012, p99: 0.06, max: f64::INFINITY, margin: 0.15 };
     for (activations, bars) in [(ActivationPrecision::F32, exact), (ActivationPrecision::default(), usual)] {
         let device = gemma_backend::default_device().expect("a device");
         let options = LoadOptions { activations, ..LoadOptions::default() };
@@ -74,6 +73,7 @@ fn log_probabilities_and_greedy_tokens_of_the_real_model() {
         all.sort_by(f64::total_cmp);
         let mean = all.iter().sum::<f64>() / all.len() as f64;
         let (p99, most) = (all[all.len() * 99 / 100], all[all.len() - 1]);
+        println!("{activations:?}: mean {mean:.5}, p99 {p99:.5}, most {most:.5}");
         assert!(mean <= bars.mean && p99 <= bars.p99 && most <= bars.max, "{activations:?}: {mean}, {p99}, {most}");
     }
 }

@@ -1,4 +1,4 @@
-//! LoRA adapters on disk: the folders that PEFT writes.
+//! LoRA adapters on disk: the folders that PEFT writes, and the GGUF files of llama.cpp.
 //!
 //! A folder holds `adapter_config.json` (rank, alpha, which modules) and `adapter_model.safetensors` with two factors for
 //! each module, `lora_A` `[rank, in]` and `lora_B` `[out, rank]`. The layer computes `y = W x + s B (A x)` with
@@ -18,6 +18,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use gemma_nn::LoraFactors;
 
 use crate::files::{map, read_capped};
+use crate::gguf::is_gguf;
 use crate::{Error, StoredTensor, TensorSpec, parse_safetensors};
 
 pub use config::{AdapterConfig, Targets};
@@ -56,7 +57,7 @@ struct Module {
 }
 
 impl Adapter {
-    /// Opens a folder that PEFT, or [`save_adapter`], has written.
+    /// Opens a folder that PEFT, or [`save_adapter`], has written, or a GGUF file of an adapter.
     ///
     /// # Errors
     /// When a file is missing or damaged, or the configuration asks for something that is not computed here
@@ -64,6 +65,9 @@ impl Adapter {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let failed = |fault: AdapterFault| Error::Adapter { path: folder.to_owned(), fault };
         let missing = |file| failed(AdapterFault::MissingFile { file });
+        if is_gguf(folder) {
+            return gguf::open(folder);
+        }
         if folder.is_file() {
             return Err(failed(AdapterFault::AFile));
         }
@@ -89,7 +93,7 @@ impl Adapter {
         &self.config
     }
 
-    /// The folder it was read from.
+    /// The folder or file it was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -228,11 +232,16 @@ fn modules(
             (_, Some(module)) => (module, 1),
             _ => return Err(unknown()),
         };
-        if stored.shape.len() != 2 || stored.shape.contains(&0) {
-            return Err(AdapterFault::FactorShape { tensor, shape: stored.shape });
-        }
         halves.entry(module.to_owned()).or_default()[place] = Some(stored);
     }
+    pair(config, halves)
+}
+
+/// Makes modules of the two factors that were found for each.
+fn pair(
+    config: &AdapterConfig,
+    halves: BTreeMap<String, [Option<StoredTensor>; 2]>,
+) -> Result<BTreeMap<String, Module>, AdapterFault> {
     if halves.is_empty() {
         return Err(AdapterFault::Empty);
     }
@@ -240,6 +249,12 @@ fn modules(
     for (name, [a, b]) in halves {
         let half = |which| AdapterFault::HalfModule { module: name.clone(), which };
         let (a, b) = (a.ok_or_else(|| half("lora_A"))?, b.ok_or_else(|| half("lora_B"))?);
+        for (tensor, stored) in [("lora_A", &a), ("lora_B", &b)] {
+            if stored.shape.len() != 2 || stored.shape.contains(&0) {
+                let tensor = format!("{name}.{tensor}");
+                return Err(AdapterFault::FactorShape { tensor, shape: stored.shape.clone() });
+            }
+        }
         if !config.targets.contains(&name) {
             return Err(AdapterFault::NotATarget { module: name });
         }

@@ -201,6 +201,24 @@ pub(crate) fn parse_encoder(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Erro
     parse_parts(parts, clip::not_an_encoder)
 }
 
+/// An adapter as its file has it.
+pub(crate) struct AdapterFile {
+    /// By the names that layers have, with `.lora_a` or `.lora_b` behind them.
+    pub(crate) factors: BTreeMap<String, StoredTensor>,
+    /// 0: none.
+    pub(crate) alpha: f64,
+}
+
+/// Reads the file of a LoRA adapter.
+///
+/// # Errors
+/// [`Error::Gguf`] for a file that is damaged, no adapter, or for a model of another family.
+pub(crate) fn parse_adapter(parts: &[(PathBuf, Bytes)]) -> Result<AdapterFile, Error> {
+    let file = parse_parts(parts, gemma::not_an_adapter)?;
+    let path = parts.first().map(|(path, _)| path.clone()).unwrap_or_default();
+    gemma::translate_adapter(file).map_err(|fault| Error::Gguf { file: path, fault })
+}
+
 /// [`parse`], for a file of any kind: what was written is read back in tests.
 #[cfg(test)]
 pub(crate) fn parse_any(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Error> {

@@ -11,10 +11,11 @@ use gemma_weights::Adapter;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct Adapters {
-    /// A LoRA adapter to add: a folder that PEFT or `gemma finetune` wrote; may be given several times.
+    /// A LoRA adapter to add: a folder that PEFT or `gemma finetune` wrote, or llama.cpp's GGUF file; may be given several
+    /// times.
     ///
     /// FOLDER=SCALE adds so much of it (default: 1, all of it).
-    #[arg(long, value_name = "FOLDER[=SCALE]")]
+    #[arg(long, value_name = "FOLDER|FILE[=SCALE]")]
     pub(crate) adapter: Vec<AdapterName>,
 }
 

@@ -32,12 +32,22 @@ pub(in crate::cpu) trait Blocks {
     const FORMAT: Format;
     /// Values that share a scale: a multiple of all lanes.
     const PART: usize;
+    /// The middle of the numbers.
+    const MIDDLE: f32;
+    /// Whether the middle number stands for zero in every block.
+    const CENTERED: bool = false;
 
     /// The scales of all parts of a block.
     unsafe fn scales<L: Lanes>(block: *const u8, to: &mut Scales);
 
     /// The numbers of the values from `i` on, a multiple of the lanes.
     unsafe fn numbers<L: Lanes>(block: *const u8, i: usize) -> L;
+
+    /// What a part's numbers, counted from their middle, are multiplied by, and what is added then.
+    fn centered(scales: &Scales, part: usize) -> (f32, f32) {
+        let (factor, addend) = (scales.factors[part], scales.addends[part]);
+        (factor, if Self::CENTERED { 0.0 } else { factor.mul_add(Self::MIDDLE, addend) })
+    }
 
     /// The values from `i` on.
     #[inline(always)]
@@ -94,6 +104,7 @@ pub(in crate::cpu) struct Q41;
 impl Blocks for Q41 {
     const FORMAT: Format = Format::Q4_1;
     const PART: usize = 32;
+    const MIDDLE: f32 = 8.0;
 
     #[inline(always)]
     unsafe fn scales<L: Lanes>(block: *const u8, to: &mut Scales) {
@@ -113,6 +124,8 @@ pub(in crate::cpu) struct Q50;
 impl Blocks for Q50 {
     const FORMAT: Format = Format::Q5_0;
     const PART: usize = 32;
+    const MIDDLE: f32 = 16.0;
+    const CENTERED: bool = true;
 
     #[inline(always)]
     unsafe fn scales<L: Lanes>(block: *const u8, to: &mut Scales) {
@@ -133,6 +146,7 @@ pub(in crate::cpu) struct Q51;
 impl Blocks for Q51 {
     const FORMAT: Format = Format::Q5_1;
     const PART: usize = 32;
+    const MIDDLE: f32 = 16.0;
 
     #[inline(always)]
     unsafe fn scales<L: Lanes>(block: *const u8, to: &mut Scales) {
@@ -178,6 +192,7 @@ pub(in crate::cpu) struct Q4K;
 impl Blocks for Q4K {
     const FORMAT: Format = Format::Q4K;
     const PART: usize = 32;
+    const MIDDLE: f32 = 8.0;
 
     #[inline(always)]
     unsafe fn scales<L: Lanes>(block: *const u8, to: &mut Scales) {
@@ -198,6 +213,7 @@ pub(in crate::cpu) struct Q5K;
 impl Blocks for Q5K {
     const FORMAT: Format = Format::Q5K;
     const PART: usize = 32;
+    const MIDDLE: f32 = 16.0;
 
     #[inline(always)]
     unsafe fn scales<L: Lanes>(block: *const u8, to: &mut Scales) {
@@ -221,6 +237,8 @@ pub(in crate::cpu) struct Q6K;
 impl Blocks for Q6K {
     const FORMAT: Format = Format::Q6K;
     const PART: usize = 16;
+    const MIDDLE: f32 = 32.0;
+    const CENTERED: bool = true;
 
     #[inline(always)]
     unsafe fn scales<L: Lanes>(block: *const u8, to: &mut Scales) {

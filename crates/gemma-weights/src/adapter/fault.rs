@@ -6,8 +6,11 @@ use crate::error::Shown;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterFault {
-    /// A file was given in place of a folder.
-    #[error("it is a file; give the folder that PEFT's save_pretrained wrote, with adapter_config.json in it")]
+    /// A file that is no adapter.
+    #[error(
+        "it is a file that is not GGUF; give the folder that PEFT's save_pretrained wrote, with adapter_config.json in it, \
+         or a GGUF file of an adapter"
+    )]
     AFile,
     /// A file is missing.
     #[error("it has no {file}; give the folder that PEFT's save_pretrained wrote")]

@@ -30,6 +30,9 @@ pub enum GgufFault {
     /// A file that was given as an image encoder and is none.
     #[error("it is no image encoder (mmproj)")]
     NotAnEncoder,
+    /// A file that was given as an adapter and is none.
+    #[error("it is no LoRA adapter")]
+    NotAnAdapter,
     /// A part of a split model under another name.
     #[error("it is part {part} of a model in {parts} parts, and is not called NAME-{part:05}-of-{parts:05}.gguf")]
     Part {
@@ -140,6 +143,12 @@ impl GgufFault {
         match self {
             Self::BigEndian => "take the little-endian file of the same model",
             Self::NotAnEncoder => "give the mmproj file that lies beside the model",
+            Self::NotAnAdapter => {
+                "give the file that convert_lora_to_gguf.py wrote, or the folder of PEFT that it read"
+            }
+            Self::NotAModel { what } if what.contains("adapter") => {
+                "give the file of the model itself, and this one as --adapter beside it"
+            }
             Self::NotAModel { what } if what.contains("mmproj") => {
                 "give the file of the model itself, and this one as --mmproj beside it"
             }

@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 
 use super::architectures::ARCHITECTURES;
 use super::keys::{Keys, unknown, wrong};
-use super::{Gguf, Pairs, Value};
+use super::{AdapterFile, Gguf, Pairs, Value};
 use crate::{GgufFault as Fault, StoredTensor};
 
 /// A model in a folder's words.
@@ -40,6 +40,37 @@ pub(super) fn not_a_model(pairs: &Pairs<'_>) -> Option<Fault> {
         _ => return None,
     };
     Some(Fault::NotAModel { what })
+}
+
+/// What a file that was given as an adapter is, if it is none.
+pub(super) fn not_an_adapter(pairs: &Pairs<'_>) -> Option<Fault> {
+    let is = |key: &str, text: &str| pairs.get(key) == Some(&Value::Text(text));
+    (!(is("general.type", "adapter") && is("adapter.type", "lora"))).then_some(Fault::NotAnAdapter)
+}
+
+/// The factors of an adapter's file by the names that the layers ask for.
+///
+/// # Errors
+/// When it is for another architecture, has a tensor that no layer has, or is applied in another way.
+pub(super) fn translate_adapter(file: Gguf<'_>) -> Result<AdapterFile, Fault> {
+    const INVOKED: &str = "adapter.alora.invocation_tokens";
+    let keys = Keys(&file.pairs);
+    let architecture = keys.text("general.architecture")?;
+    if !ARCHITECTURES.contains(&architecture) {
+        return Err(Fault::Architecture { architecture: architecture.to_owned() });
+    }
+    if let Some(value) = keys.optional(INVOKED) {
+        return Err(wrong(INVOKED, value, "left out: an adapter here counts for all tokens"));
+    }
+    let alpha = keys.optional_float("adapter.lora.alpha")?.unwrap_or_default();
+    let mut factors = BTreeMap::new();
+    for (name, tensor) in file.tensors {
+        let split =
+            name.rsplit_once('.').and_then(|(weight, factor)| Some((folder_name(weight, architecture)?, factor)));
+        let Some((weight, factor)) = split else { return Err(Fault::UnknownTensor { tensor: name }) };
+        factors.insert(format!("{weight}.{factor}"), tensor);
+    }
+    Ok(AdapterFile { factors, alpha })
 }
 
 /// Layers of Gemma 2 27B, the one released model whose scores are scaled by the width of a query head's share of the

@@ -17,7 +17,7 @@ pub(super) struct Block<'a> {
     /// Where their outputs begin.
     pub(super) first_out: usize,
     pub(super) sequence: &'a Sequence<'a>,
-    /// The keys and values in bf16, where these are to be multiplied.
+    /// The keys, and the values in bf16, where these are to be multiplied.
     #[cfg(target_arch = "x86_64")]
     pub(super) paired: Option<&'a super::paired::Paired>,
     pub(super) heads: Heads,
@@ -67,8 +67,6 @@ impl Seen {
 #[derive(Clone, Copy)]
 struct Layout {
     dim: usize,
-    /// Words of a query or key: values, or two bf16 values each.
-    depth: usize,
     queries: usize,
     width: usize,
     /// Vectors of queries.
@@ -83,6 +81,17 @@ struct Layout {
 /// The lanes' instruction set must be available.
 #[inline(always)]
 pub(super) unsafe fn attend_block<L: Lanes>(block: &Block<'_>, keys: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { attend_with::<L, L>(block, keys, scratch) };
+}
+
+/// The same with scores from lanes `L` and weighted sums from lanes `V`, of which there are as many.
+///
+/// # Safety
+/// As [`attend_block`], of both.
+#[inline(always)]
+unsafe fn attend_with<L: Lanes, V: Lanes>(block: &Block<'_>, keys: Range<usize>, scratch: &mut Scratch) {
+    const { assert!(L::N == V::N && L::TILE.1 == V::TILE.1) };
     // SAFETY: as required of the caller, and of each other; a tile has the keys and values that it says.
     unsafe {
         let layout = load_queries::<L>(block, scratch);
@@ -113,7 +122,7 @@ pub(super) unsafe fn attend_block<L: Lanes>(block: &Block<'_>, keys: Range<usize
             if along_heads {
                 add_along_heads::<L>(&tile, layout, corrections, scratch);
             } else {
-                add::<L>(&tile, layout, corrections, scratch);
+                add::<V>(&tile, layout, corrections, scratch);
             }
             position += count;
         }
@@ -136,25 +145,17 @@ unsafe fn load_queries<L: Lanes>(block: &Block<'_>, scratch: &mut Scratch) -> La
     for (row, query) in scratch.rows.chunks_exact_mut(dim).zip(first_query..first_query + queries) {
         let from = &q[heads.query(kv_head, query)..][..dim];
         row.iter_mut().zip(from).for_each(|(to, value)| *to = value * params.scale);
-        #[cfg(target_arch = "x86_64")]
-        if L::EACH == 2 {
-            let words = &mut scratch.wide[0];
-            words.resize(dim / 2);
-            // SAFETY: the instructions of the lanes are these.
-            unsafe { crate::cpu::bf16::pair(row, words) };
-            row[..dim / 2].copy_from_slice(words);
-        }
     }
     // by what a token has, not by how many tokens there are
-    let along_heads = L::EACH == 1 && sequence.phase == Phase::Decode && 4 * heads.group() <= L::N;
-    let (depth, vectors) = (dim / L::EACH, queries.div_ceil(L::N));
+    let along_heads = sequence.phase == Phase::Decode && 4 * heads.group() <= L::N;
+    let vectors = queries.div_ceil(L::N);
     if along_heads {
         scratch.queries[..queries * dim].fill(0.0);
     } else {
         // SAFETY: the queries were just written, and the lanes' instructions are available.
-        unsafe { tile::pack::<L>(scratch.rows.as_ptr(), dim, queries, depth, scratch.queries.as_mut_ptr()) };
+        unsafe { tile::pack::<L>(scratch.rows.as_ptr(), dim, queries, dim, scratch.queries.as_mut_ptr()) };
     }
-    Layout { dim, depth, queries, width, vectors, along_heads }
+    Layout { dim, queries, width, vectors, along_heads }
 }
 
 /// The keys and values from a position on; `(position, count, end)`.
@@ -178,17 +179,17 @@ unsafe fn gather<L: Lanes>(block: &Block<'_>, keys: (usize, usize, usize), tile:
 /// The lanes' instruction set must be available, and the scratch has room.
 #[inline(always)]
 unsafe fn score<L: Lanes>(tile: &Tile, layout: Layout, scratch: &mut Scratch) {
-    let Layout { depth: words, vectors, width, .. } = layout;
+    let Layout { dim, vectors, width, .. } = layout;
     let values = &mut Values::new(tile);
     for key in (0..tile.count).step_by(PANEL) {
         let rows = PANEL.min(tile.count - key);
-        for begin in (0..words).step_by(DEPTH) {
-            let depth = DEPTH.min(words - begin);
+        for begin in (0..dim).step_by(DEPTH) {
+            let depth = DEPTH.min(dim - begin);
             for (row, to) in (key..key + rows).zip(scratch.panel.chunks_exact_mut(PANEL_ROW)) {
                 if vectors < L::TILE.1 {
                     ahead(tile, values, row, begin..begin + depth);
                 }
-                // SAFETY: a key has as many words.
+                // SAFETY: a key has as many values.
                 let from = unsafe { std::slice::from_raw_parts(tile.keys[row].add(begin), depth) };
                 to[..depth].copy_from_slice(from);
             }
@@ -405,7 +406,7 @@ pub(super) unsafe fn finish<L: Lanes>(block: &Block<'_>, scratch: &mut Scratch, 
     }
 }
 
-/// [`attend_block`] with [paired](super::paired::Paired) keys.
+/// [`attend_block`] with [paired](super::paired::Paired) values.
 ///
 /// # Safety
 /// The CPU must have the instructions.
@@ -413,5 +414,8 @@ pub(super) unsafe fn finish<L: Lanes>(block: &Block<'_>, scratch: &mut Scratch, 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
 pub(super) unsafe fn attend_pairs(block: &Block<'_>, keys: Range<usize>, scratch: &mut Scratch) {
     // SAFETY: as required of the caller.
-    unsafe { attend_block::<crate::cpu::isa::Pairs>(block, super::paired::Paired::pairs(keys), scratch) };
+    unsafe {
+        let keys = super::paired::Paired::pairs(keys);
+        attend_with::<crate::cpu::isa::Avx512, crate::cpu::isa::Pairs>(block, keys, scratch);
+    }
 }

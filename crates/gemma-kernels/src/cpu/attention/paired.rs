@@ -1,4 +1,7 @@
-//! Keys and values in bf16, rounded and laid together once for all queries of a prompt.
+//! Keys in f32 and values in bf16, laid together once for all queries of a prompt.
+//!
+//! A score is a large number that goes through an exponential function, where what bf16 loses of a key or a query shows; of
+//! a value, and of its weight, it is averaged away.
 
 use super::kv::{Run, Tile};
 use super::{Heads, Sequence};
@@ -13,11 +16,11 @@ use std::ops::Range;
 /// Keys that a task lays together.
 const STRETCH: usize = 128;
 
-/// The keys and values that any query of a sequence sees, as words of two bf16 values.
+/// The keys and values that any query of a sequence sees.
 pub(super) struct Paired {
-    /// Two neighbours of a key, `[kv_heads, keys, head_dim / 2]`.
+    /// `[kv_heads, keys, head_dim]`.
     k: Buffer<f32>,
-    /// The values of two neighbouring keys, `[kv_heads, keys / 2, head_dim]`.
+    /// The values of two neighbouring keys, as words of two bf16 values, `[kv_heads, keys / 2, head_dim]`.
     v: Buffer<f32>,
     /// The position of the first key, which is even: a pair is the same whatever is visible.
     base: usize,
@@ -31,15 +34,14 @@ impl Paired {
     pub(super) fn new(isa: Isa, sequence: &Sequence<'_>, heads: Heads, params: &AttendParams) -> Option<Self> {
         let Heads { kv_heads, head_dim, .. } = heads;
         let wanted = params.activations != ActivationPrecision::F32 && sequence.phase == Phase::Prefill;
-        let possible = head_dim.is_multiple_of(2) && isa >= Isa::Avx512Bf16;
-        if !(wanted && possible && sequence.len > 0 && pairs_are_faster()) {
+        if !(wanted && isa >= Isa::Avx512Bf16 && sequence.len > 0 && pairs_are_faster()) {
             return None;
         }
         let seen = sequence.visible(0..sequence.len, params);
         let base = seen.start / 2 * 2;
         let count = (seen.end - base).next_multiple_of(2);
         let mut paired = Self {
-            k: Buffer::zeroed(kv_heads * count * head_dim / 2),
+            k: Buffer::zeroed(kv_heads * count * head_dim),
             v: Buffer::zeroed(kv_heads * count / 2 * head_dim),
             base,
             keys: count,
@@ -49,28 +51,25 @@ impl Paired {
         let stretches = count.div_ceil(STRETCH);
         pool::for_each(kv_heads * stretches, |task| {
             let (head, first) = (task / stretches, task % stretches * STRETCH);
-            // two keys and their values
-            let mut rows = vec![0f32; 4 * head_dim];
+            // the values of two keys
+            let mut values = vec![0f32; 2 * head_dim];
             for pair in (first..count.min(first + STRETCH)).step_by(2) {
-                for (i, rows) in rows.chunks_exact_mut(2 * head_dim).enumerate() {
-                    let (k, v) = rows.split_at_mut(head_dim);
-                    if seen.contains(&(base + pair + i)) {
-                        sequence.keys.run(base + pair + i, head, heads).0.read([k, v]);
-                    } else {
-                        k.fill(0.0);
-                        v.fill(0.0);
-                    }
-                }
-                let at = (head * count + pair) * head_dim / 2;
+                let at = (head * count + pair) * head_dim;
                 // SAFETY: the ISA says that the CPU has the instructions; both keys' places are this task's.
                 unsafe {
-                    let k = std::slice::from_raw_parts_mut(to[0].at(at), head_dim);
-                    let (first, second) = rows.split_at(2 * head_dim);
-                    let (words, more_words) = k.split_at_mut(head_dim / 2);
-                    bf16::pair(&first[..head_dim], words);
-                    bf16::pair(&second[..head_dim], more_words);
-                    let values = [first, second].map(|row| row[head_dim..].as_ptr());
-                    bf16::interleave(values[0], values[1], head_dim, to[1].at(at));
+                    let keys = std::slice::from_raw_parts_mut(to[0].at(at), 2 * head_dim);
+                    for (i, (k, v)) in
+                        keys.chunks_exact_mut(head_dim).zip(values.chunks_exact_mut(head_dim)).enumerate()
+                    {
+                        if seen.contains(&(base + pair + i)) {
+                            sequence.keys.run(base + pair + i, head, heads).0.read([k, v]);
+                        } else {
+                            k.fill(0.0);
+                            v.fill(0.0);
+                        }
+                    }
+                    let (first, second) = values.split_at(head_dim);
+                    bf16::interleave(first.as_ptr(), second.as_ptr(), head_dim, to[1].at(at / 2));
                 }
             }
         });
@@ -80,11 +79,10 @@ impl Paired {
     /// The keys of a tile, in whole pairs.
     #[inline(always)]
     pub(super) fn tile(&self, kv_head: usize, position: usize, count: usize, tile: &mut Tile) {
-        let words = self.head_dim / 2;
-        let at = (kv_head * self.keys + position - self.base) * words;
-        let keys = Run { at: self.k[at..].as_ptr(), step: words, count };
+        let at = (kv_head * self.keys + position - self.base) * self.head_dim;
+        let keys = Run { at: self.k[at..].as_ptr(), step: self.head_dim, count };
         // two values in each word
-        let values = Run { at: self.v[at..].as_ptr(), step: self.head_dim, count: count / 2 };
+        let values = Run { at: self.v[at / 2..].as_ptr(), step: self.head_dim, count: count / 2 };
         tile.one_run(keys, values);
     }
 

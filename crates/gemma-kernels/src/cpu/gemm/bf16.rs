@@ -1,4 +1,5 @@
-//! Products of many tokens in bf16: both sides are rounded to it, which weights may be already.
+//! Products of many tokens in bf16: activations are rounded to it, and so are weights that are not bf16 already, unless they
+//! are [`scaled`] afterwards.
 //!
 //! Two values side by side are a word of 32 bits; what multiplies words pair by pair is otherwise just like
 //! [`panel`](super::panel) products of f32.
@@ -8,6 +9,7 @@ use crate::cpu::bf16::{decode_pairs, pair};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::amx;
 use crate::cpu::gemm::panel::{self, Scratch, Unit, Work, with_scratch};
+use crate::cpu::gemm::scaled::{self, Scaled};
 use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
 use crate::cpu::isa::{Isa, Pairs};
 use crate::cpu::output::Output;
@@ -24,11 +26,22 @@ pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape,
         with_unit::<amx::Tiled<amx::Hardware>>(isa, x, weight, shape, out, |work, range, scratch| unsafe {
             tiles(work, range, scratch)
         });
-    } else {
-        // SAFETY: as above.
-        with_unit::<Vectors>(isa, x, weight, shape, out, |work, range, scratch| unsafe {
-            vectors(work, range, scratch)
-        });
+        return;
+    }
+    // SAFETY: as above.
+    unsafe {
+        match scaled::parts(shape.format) {
+            Some((16, false)) => with_unit::<Scaled<16, false>>(isa, x, weight, shape, out, |work, range, scratch| {
+                numbers(work, range, scratch);
+            }),
+            Some((16, true)) => with_unit::<Scaled<16, true>>(isa, x, weight, shape, out, |work, range, scratch| {
+                numbers_and_addends(work, range, scratch);
+            }),
+            Some((8, false)) => with_unit::<Scaled<8, false>>(isa, x, weight, shape, out, |work, range, scratch| {
+                short_numbers(work, range, scratch);
+            }),
+            _ => with_unit::<Vectors>(isa, x, weight, shape, out, |work, range, scratch| vectors(work, range, scratch)),
+        }
     }
 }
 
@@ -41,8 +54,12 @@ fn with_unit<U: Unit>(
     out: Output,
     stretch: impl Fn(&Work<'_>, Range<usize>, &mut Scratch) + Sync,
 ) {
-    let words = paired(x, shape);
-    let packed = panel::pack(isa, &words, shape.tokens, shape.cols / 2, U::STEP);
+    let mut words = paired(x, shape);
+    let rows = U::right(shape.cols / 2);
+    if rows > shape.cols / 2 {
+        words = scaled::with_sums(&words, shape, shape.cols / 2 / (rows - shape.cols / 2));
+    }
+    let packed = panel::pack(isa, &words, shape.tokens, rows, U::STEP);
     let work = Work { packed: &packed, weight, shape, out };
     with_scratch(shape, U::PANEL, |range, scratch| stretch(&work, range, scratch));
 }
@@ -61,6 +78,30 @@ unsafe fn vectors(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
 unsafe fn tiles(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
     // SAFETY: as required of the caller.
     unsafe { panel::stretch::<amx::Tiled<amx::Hardware>>(work, range, scratch) };
+}
+
+/// # Safety
+/// As [`panel::stretch`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn numbers(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { panel::stretch::<Scaled<16, false>>(work, range, scratch) };
+}
+
+/// # Safety
+/// As [`panel::stretch`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn numbers_and_addends(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { panel::stretch::<Scaled<16, true>>(work, range, scratch) };
+}
+
+/// # Safety
+/// As [`panel::stretch`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn short_numbers(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: as required of the caller.
+    unsafe { panel::stretch::<Scaled<8, false>>(work, range, scratch) };
 }
 
 /// Pairs in vectors.
@@ -105,8 +146,8 @@ mod tests {
     use super::*;
     use half::bf16;
 
-    /// Whether the CPU multiplies pairs faster or not: the products are those of both sides' nearest bf16, in
-    /// vectors, in tiles where there are any, and in modelled ones.
+    /// Whether the CPU multiplies pairs faster or not: the products are those of both sides' nearest bf16, or of the
+    /// weights as they are where they are scaled afterwards, in vectors, in tiles where there are any, and in modelled ones.
     #[test]
     fn pairs_are_multiplied_as_bf16_values() {
         /// # Safety
@@ -144,10 +185,12 @@ mod tests {
                     multiply(isa, &x, &weight, shape, Output(out.as_mut_ptr()));
                     for (i, found) in out.iter().enumerate() {
                         let value = |value: f32| bf16::from_f32(value).to_f64();
+                        let scaled = way != "modelled" && isa < Isa::Amx && scaled::parts(format).is_some();
+                        let weight = |weight: f32| if scaled { f64::from(weight) } else { value(weight) };
                         let (x, w) = (&x[i / rows * cols..][..cols], &values[i % rows * cols..][..cols]);
-                        let exact: f64 = x.iter().zip(w).map(|(x, w)| value(*x) * value(*w)).sum();
+                        let exact: f64 = x.iter().zip(w).map(|(x, w)| value(*x) * weight(*w)).sum();
                         // a decoded value next to the middle of two bf16 may be rounded to either
-                        let near = if format.block_len() == 1 { 1e-4 } else { 1e-2 };
+                        let near = if scaled || format.block_len() == 1 { 1e-4 } else { 1e-2 };
                         let context = format!("{way}: {format} {tokens} {rows} {cols} at {i}");
                         assert!((f64::from(*found) - exact).abs() < near, "{context}: {found} {exact}");
                     }

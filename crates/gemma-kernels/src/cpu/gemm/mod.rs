@@ -2,6 +2,7 @@
 //!
 //! - [`panel`]: how rows are decoded into panels and multiplied with packed activations;
 //! - [`f32`], `bf16`, `amx`: what multiplies a panel; [`tile`]: the register tile of the vector units;
+//! - `scaled`: quantized weights whose numbers are multiplied in bf16 and scaled afterwards;
 //! - `int8`: quantized weights with activations as integers.
 
 #[cfg(target_arch = "x86_64")]
@@ -12,4 +13,6 @@ pub(in crate::cpu) mod f32;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) mod int8;
 pub(in crate::cpu) mod panel;
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) mod scaled;
 pub(in crate::cpu) mod tile;

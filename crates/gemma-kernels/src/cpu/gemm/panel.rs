@@ -21,8 +21,6 @@ use std::ops::Range;
 
 /// Words of a panel's row: 12 rows of 256 and as many of the packed activations fill an L1 cache.
 pub(in crate::cpu) const DEPTH: usize = 256;
-/// Words from one row of a panel to the next: a cache line more, so that rows do not fall into the same sets.
-const PANEL_ROW: usize = DEPTH + 16;
 /// The most panels of a task.
 const TASK_PANELS: usize = 8;
 /// The most tokens whose sums are collected at a time.
@@ -42,6 +40,18 @@ pub(in crate::cpu) trait Unit {
     const PANEL: usize;
     /// A row of a panel is filled up with zeros to a multiple of so many words; a packed block as well.
     const STEP: usize;
+    /// Words from one row of a panel to the next: a cache line more than it has, so that rows do not fall into the same sets.
+    const PANEL_ROW: usize = DEPTH + 16;
+
+    /// Words of a panel's row that so many words of a packed row become, with what is kept beside them.
+    fn left(words: usize) -> usize {
+        words
+    }
+
+    /// Rows of a packed block that so many words of activations become, with what is kept beside them.
+    fn right(words: usize) -> usize {
+        words
+    }
 
     /// Called by a thread before the products of a task.
     unsafe fn begin() {}
@@ -49,13 +59,13 @@ pub(in crate::cpu) trait Unit {
     /// Called by it after them.
     unsafe fn end() {}
 
-    /// A stretch of a packed row as words.
+    /// A stretch of a packed row as words of a panel, [as many](Self::left) as it becomes.
     ///
     /// # Safety
     /// `bytes` holds the words' values.
     unsafe fn decode(format: Format, bytes: &[u8], words: &mut [f32]);
 
-    /// `rows` rows of a panel times the first `vectors` vectors of `depth` rows of a block.
+    /// `rows` rows of a panel times the first `vectors` vectors of a block, `depth` words of each.
     ///
     /// # Safety
     /// All that the arguments name must be there.
@@ -137,7 +147,7 @@ thread_local! {
 /// The unit's instructions must be available, the activations packed as it needs them, and the rows the calling task's.
 #[inline(always)]
 pub(in crate::cpu) unsafe fn stretch<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    scratch.panel.resize(U::PANEL * PANEL_ROW);
+    scratch.panel.resize(U::PANEL * U::PANEL_ROW);
     scratch.sums.resize(range.len().next_multiple_of(U::PANEL) * TOKENS.min(padded::<U>(work.shape.tokens)));
     let (panel, sums) = (scratch.panel.as_mut_ptr(), scratch.sums.as_mut_ptr());
     // SAFETY: as required of the caller; the buffers were just made as large as is needed.
@@ -172,7 +182,7 @@ unsafe fn some_tokens<U: Unit>(
     let Work { packed, weight, shape, out } = *work;
     let (width, lanes) = (block_width::<U::Lanes>(), <U::Lanes as Lanes>::N);
     let words = shape.cols / U::EACH;
-    let block_rows = words.next_multiple_of(U::STEP);
+    let block_rows = U::right(words.next_multiple_of(U::STEP));
     let padded = padded::<U>(tokens.len());
     for begin in (0..words).step_by(DEPTH) {
         let depth = DEPTH.min(words - begin);
@@ -187,10 +197,11 @@ unsafe fn some_tokens<U: Unit>(
                     &weight[(first + row) * shape.row_bytes..(first + row + 1) * shape.row_bytes][bytes.clone()];
                 // SAFETY: the row is one of the panel's, and the unit's instructions are available.
                 unsafe {
-                    let row =
-                        std::slice::from_raw_parts_mut(panel.add(row * PANEL_ROW), depth.next_multiple_of(U::STEP));
-                    U::decode(shape.format, bytes, &mut row[..depth]);
-                    row[depth..].fill(0.0);
+                    let len = U::left(depth);
+                    let row = panel.add(row * U::PANEL_ROW);
+                    let row = std::slice::from_raw_parts_mut(row, len.next_multiple_of(U::STEP));
+                    U::decode(shape.format, bytes, &mut row[..len]);
+                    row[len..].fill(0.0);
                 }
             }
             for token in (0..tokens.len()).step_by(width) {
@@ -204,11 +215,11 @@ unsafe fn some_tokens<U: Unit>(
                     first: part(token),
                     end: part(token + width),
                 };
-                let block = &packed[(tokens.start + token) * block_rows + begin * width..];
+                let block = &packed[(tokens.start + token) * block_rows + U::right(begin) * width..];
                 // SAFETY: as above. The panel has its rows of `depth` words and zeros, the block as many rows, and the
                 // sums a row for each row of the panel.
                 unsafe {
-                    let left = Left { at: panel, row: PANEL_ROW, step: 1 };
+                    let left = Left { at: panel, row: U::PANEL_ROW, step: 1 };
                     let at = sums.add((first - range.start) * padded + token);
                     let to = Sums { at, row: padded, add: begin > 0 };
                     U::multiply(left, rows, Right::block::<U::Lanes>(block), depth, vectors, to, ahead);

@@ -172,6 +172,12 @@ impl Lanes for Avx2 {
 pub(in crate::cpu) struct Avx512(__m512);
 
 impl Avx512 {
+    /// The lanes.
+    #[inline(always)]
+    pub(in crate::cpu) fn vector(self) -> __m512 {
+        self.0
+    }
+
     /// `N` bytes, each in a lane.
     ///
     /// # Safety
@@ -331,6 +337,14 @@ impl Lanes for Avx512 {
 /// f32; all else treats a lane as 32 bits. Subnormal values count as zero.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Pairs(Avx512);
+
+impl Pairs {
+    /// The sums of the lanes' products, which are f32.
+    #[inline(always)]
+    pub(in crate::cpu) fn sums(self) -> Avx512 {
+        self.0
+    }
+}
 
 // SAFETY (for every block below): `Lanes` demands the instruction set and readable pointers of its callers.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "said once, above")]
