@@ -1,6 +1,6 @@
 //! Where a layer's parameters come from when it is built.
 
-use crate::{LoraFactors, Weight};
+use crate::{LoraFactors, SplitMix64, Weight};
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use gemma_kernels::{ActivationPrecision, CachePrecision, Format, PackedWeight};
@@ -131,7 +131,7 @@ pub enum RandomWeights {
 pub struct RandomSource {
     device: Device,
     weights: RandomWeights,
-    state: u64,
+    random: SplitMix64,
 }
 
 /// Rows of a packed random matrix before they repeat.
@@ -142,17 +142,12 @@ const DEVIATION: f32 = 0.02;
 impl RandomSource {
     /// Parameters that depend only on `seed` and on the order in which they are asked for.
     pub fn new(weights: RandomWeights, seed: u64, device: &Device) -> Self {
-        Self { device: device.clone(), weights, state: seed }
+        Self { device: device.clone(), weights, random: SplitMix64::new(seed) }
     }
 
-    /// The next number of SplitMix64 (Steele, Lea and Flood 2014), as a fraction in (0, 1).
+    /// The next number, a fraction in (0, 1).
     fn uniform(&mut self) -> f32 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        ((z >> 40) as f32 + 0.5) / (1u64 << 24) as f32
+        ((self.random.next_u64() >> 40) as f32 + 0.5) / (1u64 << 24) as f32
     }
 
     /// Normal values by the Box-Muller transform.

@@ -1,8 +1,10 @@
 //! Random numbers that depend only on a seed and on what they are for.
 
-/// SplitMix64 (Steele, Lea and Flood 2014).
+use gemma_nn::SplitMix64;
+
+/// Random numbers for one purpose.
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub(crate) struct Random(SplitMix64);
 
 impl Random {
     /// The numbers for `purpose`.
@@ -11,27 +13,19 @@ impl Random {
         let hash = purpose
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-        let mut random = Self(seed ^ hash);
-        random.next();
+        let mut random = Self(SplitMix64::new(seed ^ hash));
+        random.0.next_u64();
         random
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 
     /// A fraction in `[0, 1)`.
     pub(crate) fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 24) as f32
+        (self.0.next_u64() >> 40) as f32 / (1u64 << 24) as f32
     }
 
     /// An integer below `bound`.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.next()) * bound as u128) >> 64) as usize
+        ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 }
 

@@ -1,11 +1,13 @@
 //! Inputs from seeds: cut, repeated, spliced and overwritten, by a generator of random numbers that always gives the same.
 
+use gemma_nn::SplitMix64;
+
 /// Longest input, in bytes: what a fault may cost is measured against small inputs.
 const LONGEST: usize = 1 << 20;
 
-/// SplitMix64 (Steele, Lea and Flood 2014).
+/// Random numbers for one input.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random(SplitMix64);
 
 impl Random {
     /// A generator for one input of one target.
@@ -13,22 +15,14 @@ impl Random {
         let name = target
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        let mut random = Self(seed ^ name ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        random.next();
+        let mut random = Self(SplitMix64::new(seed ^ name ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        random.0.next_u64();
         random
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 
     /// A number below `bound`, 0 for a bound of 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        if bound == 0 { 0 } else { (self.next() % bound as u64) as usize }
+        if bound == 0 { 0 } else { (self.0.next_u64() % bound as u64) as usize }
     }
 }
 
