@@ -9,7 +9,9 @@
 //! | `engine` (feature `engine`) | the backend of loaded models: text, images, classification |
 //! | `embedder` (feature `engine`) | the backend of an EmbeddingGemma |
 //! | `app`, `server` | [`App`] and [`Settings`]; [`serve`]: connections, limits, graceful shutdown |
-//! | `models`, `adapted` | [`ServedModel`]: models that are loaded on demand; adapters under names of their own |
+//! | `models`, `loading` | [`ServedModel`]: which model a request means; models that are loaded on demand |
+//! | `adapted`, `adapters` | adapters under names of their own; `/lora-adapters` |
+//! | `registry`, `place` | the answers that run or wait, as `/slots` shows them, and their number |
 //! | `guard`, `body`, `error` | keys and request ids; JSON of bounded size; refusals |
 //! | `sampling`, `structured` | how to sample; the form of an answer |
 //! | `completions`, `chat`, `responses` | OpenAI's text protocols |
@@ -21,6 +23,7 @@
 //! | [`batch`] | files of requests, answered without a network |
 
 mod adapted;
+mod adapters;
 mod app;
 pub mod backend;
 pub mod batch;
@@ -43,6 +46,7 @@ mod models;
 mod ollama;
 mod openapi;
 mod page;
+mod place;
 mod registry;
 mod responses;
 mod running;
@@ -86,7 +90,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/models", get(info::models))
         .route("/models", get(info::models))
         .route("/v1/models/{*id}", get(info::one_model))
-        .route("/lora-adapters", get(info::adapters))
+        .route("/lora-adapters", get(adapters::list))
+        .route("/lora-adapters", post(adapters::set))
         .route("/tokenize", post(info::tokenize))
         .route("/detokenize", post(info::detokenize))
         .route("/apply-template", post(info::apply_template))

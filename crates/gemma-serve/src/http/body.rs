@@ -30,6 +30,21 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
     }
 }
 
+/// A JSON body that is an array of `T`.
+pub(crate) struct JsonList<T>(pub(crate) Vec<T>);
+
+impl<T: DeserializeOwned> FromRequest<App> for JsonList<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
+        let bytes = read_body(request, app).await?;
+        match bytes.trim_ascii_start().first() {
+            Some(b'[') => read(&bytes).map(JsonList),
+            _ => Err(Refusal::invalid("the body is no array; send an array of objects")),
+        }
+    }
+}
+
 /// A JSON body as `T` whose errors have Ollama's form.
 pub(crate) struct OllamaBody<T>(pub(crate) T);
 
@@ -107,17 +122,22 @@ fn depth(bytes: &[u8]) -> usize {
     deepest
 }
 
-/// Reads JSON.
+/// Reads a JSON object.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     if bytes.is_empty() {
         return Err(Refusal::invalid("the body is empty; send a JSON object"));
     }
-    if depth(bytes) > DEEPEST {
-        return Err(Refusal::invalid(format!("the JSON is nested deeper than {DEEPEST} levels")));
-    }
     // serde also reads a struct from an array of its fields
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Err(Refusal::invalid("the body is an array; send a JSON object"));
+    }
+    read(bytes)
+}
+
+/// Reads JSON of bounded depth.
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    if depth(bytes) > DEEPEST {
+        return Err(Refusal::invalid(format!("the JSON is nested deeper than {DEEPEST} levels")));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {

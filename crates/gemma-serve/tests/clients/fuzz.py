@@ -27,8 +27,8 @@ from serving import Server, program
 INPUTS = int(os.environ.get("INPUTS", "20000"))
 SEED = int(os.environ.get("SEED", "1"))
 SECONDS = float(os.environ.get("SECONDS", "600"))
-# most MiB of weights: with 4 both models stay, with 2 each takes the place of the other
-MEMORY = os.environ.get("MEMORY", "4")
+# most MiB of models: with 64 both stay, with 30 each takes the place of the other
+MEMORY = os.environ.get("MEMORY", "64")
 THREADS = 6
 # longest time for an answer, in seconds; the server itself ends it after 2
 LONGEST = 20
@@ -78,12 +78,13 @@ SEEDS = [
     ("GET", "/v1/models", None),
     ("GET", "/v1/models/demo", None),
     ("GET", "/lora-adapters", None),
+    ("POST", "/lora-adapters", [{"id": 0, "scale": 0.5}]),
     ("GET", "/slots", None),
     ("GET", "/props", None),
     ("GET", "/metrics", None),
 ]
 PATHS = [path for _, path, _ in SEEDS]
-KEYS = sorted({key for _, _, body in SEEDS if body for key in body})
+KEYS = sorted({key for _, _, body in SEEDS if isinstance(body, dict) for key in body})
 VALUES = [
     None, True, False, 0, 1, -1, 2, 16, 129, 1e308, -1e308, 1e-45, 0.5, -0.0, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63),
     "", " ", "\0", "\ud800", "\u202e", "<bos>", "<start_of_turn>", "<image>", "<|fim_prefix|>", "a" * 3000, "é🦀" * 50, "demo",
