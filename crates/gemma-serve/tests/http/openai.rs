@@ -316,3 +316,12 @@ async fn best_of_returns_the_likeliest_answers() {
     assert_eq!(reply["choices"].as_array().map(Vec::len), Some(1));
     assert_eq!(reply["choices"][0]["logprobs"], Value::Null);
 }
+
+/// llama.cpp's clients whose address ends without `/v1`.
+#[tokio::test]
+async fn llama_cpps_paths_without_a_version_are_answered() {
+    let server = server(Fake::new("Blue."));
+    let chat = post(&server, "/chat/completions", json!({"messages": [{"role": "user", "content": "sky?"}]})).await;
+    assert_eq!(chat["choices"][0]["message"]["content"], "Blue.");
+    assert_eq!(post(&server, "/completions", json!({"prompt": "sky?"})).await["content"], "Blue.");
+}
