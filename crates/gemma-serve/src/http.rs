@@ -12,7 +12,7 @@
 //! | `models`, `loading` | [`ServedModel`]: which model a request means; models that are loaded on demand |
 //! | `adapted`, `adapters` | adapters under names of their own; `/lora-adapters` |
 //! | `registry`, `place` | the answers that run or wait, as `/slots` shows them, and their number |
-//! | `guard`, `body`, `error` | keys and request ids; JSON of bounded size; refusals |
+//! | `guard`, `body`, `object`, `error` | keys and request ids; JSON of bounded size; refusals |
 //! | `sampling`, `structured` | how to sample; the form of an answer |
 //! | `completions`, `chat`, `responses` | OpenAI's text protocols |
 //! | `messages`, `tools`, `tokens` | chat messages, function calls, logprobs |
@@ -43,6 +43,7 @@ mod loading;
 mod messages;
 mod metrics;
 mod models;
+mod object;
 mod ollama;
 mod openapi;
 mod page;

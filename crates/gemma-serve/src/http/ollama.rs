@@ -15,12 +15,13 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::backend::{Backend, Event, Finished, Hole, Job, ModelCard, Prompt, Reason};
-use super::body::{OllamaBody, object};
+use super::body::OllamaBody;
 use super::chat::{Conversation, converse, max_tokens};
 use super::completions::budget;
 use super::embeddings::embed;
 use super::error::Refusal;
 use super::messages::{self, ChatMessage};
+use super::object::object;
 use super::running::{Answer, Completed, submit};
 use super::sampling::SamplingFields;
 use super::structured::StructuredFields;
@@ -423,9 +424,12 @@ pub(crate) async fn show(State(app): State<App>, OllamaBody(request): OllamaBody
     .into_response()
 }
 
+/// The version of Ollama whose API this is. Clients compare it: Copilot in VS Code takes no server before 0.6.4.
+const OLLAMA_VERSION: &str = "0.6.4";
+
 /// `GET /api/version`.
 pub(crate) async fn version() -> Json<Value> {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+    Json(json!({"version": OLLAMA_VERSION, "server": concat!("gemma-serve ", env!("CARGO_PKG_VERSION"))}))
 }
 
 /// `POST /api/pull` and the others that would change what the server has.

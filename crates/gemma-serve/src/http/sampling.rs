@@ -6,8 +6,8 @@ use gemma_tokenizer::{EncodeOptions, TokenId};
 use serde::Deserialize;
 
 use super::backend::{Backend, Dry, Mirostat, Sampling};
-use super::body::object;
 use super::error::Refusal;
+use super::object::object;
 use super::texts::Texts;
 
 /// Most answers to one prompt.

@@ -202,10 +202,12 @@ async fn the_schema_of_a_required_call_may_refer_to_its_own_definitions() {
         (json!([one("a"), one("b")]), json!({"type": "function", "function": {"name": "b"}})),
     ] {
         let messages = json!([{"role": "user", "content": "q"}]);
-        let body = json!({"messages": messages, "tools": tools, "tool_choice": choice, "max_tokens": 200});
+        let body = json!({"messages": messages, "tools": tools, "tool_choice": choice.clone(), "max_tokens": 200});
         let reply = post(&server, "/v1/chat/completions", body).await;
         let call = &reply["choices"][0]["message"]["tool_calls"][0]["function"];
-        assert_eq!(*call, json!({"name": "b", "arguments": "{\"who\":{\"age\":7}}"}), "{reply}");
+        // the model is held to the grammar, and where it may choose it chooses anything
+        assert!(call["name"] == "b" || (call["name"] == "a" && choice == "required"), "{reply}");
+        assert_eq!(call["arguments"], "{\"who\":{\"age\":7}}", "{reply}");
     }
 }
 
