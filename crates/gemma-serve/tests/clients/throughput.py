@@ -127,7 +127,7 @@ def main():
     for round_number in range(ROUNDS):
         for name, command in servers:
             with Server(name, command) as server:
-                asyncio.run(level(server.port, 1, 7))
+                asyncio.run(stream(server.port, prompt("first", PROMPT), ANSWER))
                 for at_once in filter(None, LEVELS):
                     rate, first = asyncio.run(level(server.port, at_once, 10 + round_number))
                     rates.setdefault((name, at_once), []).append(rate)
