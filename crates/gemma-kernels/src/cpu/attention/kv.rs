@@ -35,24 +35,19 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// The first key and value.
+    /// The first key and value: where they lie if they are f32, or widened into the room that is given, which has their length.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn read(self, [k, v]: [&mut [f32]; 2]) {
+    pub(super) fn read(self, [k, v]: [&'a mut [f32]; 2]) -> [&'a [f32]; 2] {
         match self {
-            Stored::F32(keys, values) => {
-                k.copy_from_slice(&keys[..k.len()]);
-                v.copy_from_slice(&values[..v.len()]);
-            }
-            Stored::F16(keys, values) => {
-                for (to, from) in [(k, keys), (v, values)] {
-                    to.iter_mut().zip(from).for_each(|(to, half)| *to = f16::from_le_bytes(*half).to_f32());
-                }
-            }
-            Stored::Q8_0(keys, values) => {
-                for (to, from) in [(k, keys), (v, values)] {
-                    Format::Q8_0.decode_row(from[..to.len() / BLOCK].as_flattened(), to);
-                }
-            }
+            Stored::F32(keys, values) => [&keys[..k.len()], &values[..v.len()]],
+            Stored::F16(keys, values) => [(k, keys), (v, values)].map(|(to, from)| {
+                to.iter_mut().zip(from).for_each(|(to, half)| *to = f16::from_le_bytes(*half).to_f32());
+                &*to
+            }),
+            Stored::Q8_0(keys, values) => [(k, keys), (v, values)].map(|(to, from)| {
+                Format::Q8_0.decode_row(from[..to.len() / BLOCK].as_flattened(), to);
+                &*to
+            }),
         }
     }
 

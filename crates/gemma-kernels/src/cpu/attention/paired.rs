@@ -52,25 +52,24 @@ impl Paired {
             // two keys and their values
             let mut rows = vec![0f32; 4 * head_dim];
             for pair in (first..count.min(first + STRETCH)).step_by(2) {
-                for (i, rows) in rows.chunks_exact_mut(2 * head_dim).enumerate() {
-                    let (k, v) = rows.split_at_mut(head_dim);
-                    if seen.contains(&(base + pair + i)) {
-                        sequence.keys.run(base + pair + i, head, heads).0.read([k, v]);
-                    } else {
-                        k.fill(0.0);
-                        v.fill(0.0);
+                let (first_row, second_row) = rows.split_at_mut(2 * head_dim);
+                let [first, second] = [(pair, first_row), (pair + 1, second_row)].map(|(key, row)| {
+                    let (k, v) = row.split_at_mut(head_dim);
+                    if seen.contains(&(base + key)) {
+                        return sequence.keys.run(base + key, head, heads).0.read([k, v]);
                     }
-                }
+                    k.fill(0.0);
+                    v.fill(0.0);
+                    [&*k, &*v]
+                });
                 let at = (head * count + pair) * head_dim / 2;
                 // SAFETY: the ISA says that the CPU has the instructions; both keys' places are this task's.
                 unsafe {
                     let k = std::slice::from_raw_parts_mut(to[0].at(at), head_dim);
-                    let (first, second) = rows.split_at(2 * head_dim);
                     let (words, more_words) = k.split_at_mut(head_dim / 2);
-                    bf16::pair(&first[..head_dim], words);
-                    bf16::pair(&second[..head_dim], more_words);
-                    let values = [first, second].map(|row| row[head_dim..].as_ptr());
-                    bf16::interleave(values[0], values[1], head_dim, to[1].at(at));
+                    bf16::pair(first[0], words);
+                    bf16::pair(second[0], more_words);
+                    bf16::interleave(first[1].as_ptr(), second[1].as_ptr(), head_dim, to[1].at(at));
                 }
             }
         });
