@@ -265,40 +265,51 @@ fn in_batch_invariant_mode_they_get_it_bit_for_bit() {
 /// in one with sliding windows and in one with recurrent states.
 #[test]
 fn a_shared_prefix_changes_nothing_but_the_time() {
-    fn check<M: CausalModel>(model: &M, context: &str) {
+    fn check<M: CausalModel>(model: &M, context: &str, keeps_pages: bool) {
         let vocab = model.vocab();
         let options = EngineOptions { prefix_cache_bytes: 64 << 20, snapshot_tokens: 64, ..EngineOptions::default() };
         let mut engine = Engine::new(model, options).expect("valid options");
         let shared = prompt(1, 300, vocab);
-        let tail = |seed: usize| [&shared[..], &prompt(seed, 1 + seed * 5, vocab)[1..], &[21]].concat();
-        let request = |seed: usize| {
+        let after = |len: usize, seed: usize| [&shared[..len], &prompt(seed, 1 + seed * 5, vocab)[1..], &[21]].concat();
+        let ask = |tokens: Vec<u32>| {
             let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(6) };
-            Request { top_logprobs: 2, ..Request::new(tail(seed), options) }
+            Request { top_logprobs: 2, ..Request::new(tokens, options) }
         };
+        let request = |seed: usize| ask(after(shared.len(), seed));
         let ids: Vec<(RequestId, usize)> =
             (0..8).map(|seed| (engine.submit(request(seed)).expect("a valid request"), seed)).collect();
         let outcomes = run(&mut engine, |_| {});
         let reused = outcomes.values().filter(|outcome| outcome.cached >= 256).count();
         assert_eq!(reused, 7, "{context}: {:?}", outcomes.values().map(|one| one.cached).collect::<Vec<_>>());
-        for (id, seed) in ids {
-            let alone = alone(model, request(seed), false);
-            for (found, expected) in outcomes[&id].choices.iter().zip(&alone) {
+        let same = |outcome: &Outcome, request: Request<'static>, context: &str| {
+            for (found, expected) in outcome.choices.iter().zip(&alone(model, request, false)) {
                 if expected.margin <= MARGIN {
                     break;
                 }
-                assert_eq!(found.token, expected.token, "{context}, request {seed}");
+                assert_eq!(found.token, expected.token, "{context}");
             }
+        };
+        for (id, seed) in ids {
+            same(&outcomes[&id], request(seed), &format!("{context}, request {seed}"));
+        }
+        // prompts that leave the prefix anywhere, also where a window has moved on
+        for len in [70, 131, 211, 299] {
+            let id = engine.submit(ask(after(len, 3))).expect("a valid request");
+            let outcome = &run(&mut engine, |_| {})[&id];
+            let expected = if keeps_pages { len } else { len / 64 * 64 };
+            assert_eq!(outcome.cached, expected, "{context}, {len} tokens");
+            same(outcome, ask(after(len, 3)), &format!("{context}, {len} tokens"));
         }
     }
     for (backend, device) in devices() {
         let options = LoadOptions::default();
         let gemma: gemma::Decoder = open(&gemma::demo_checkpoint().expect("built in"), &options, &device);
-        check(&gemma, &format!("Gemma on {backend}"));
+        check(&gemma, &format!("Gemma on {backend}"), true);
         let code: gemma::Decoder = open(&codegemma::demo_checkpoint().expect("built in"), &options, &device);
-        check(&code, &format!("CodeGemma on {backend}"));
+        check(&code, &format!("CodeGemma on {backend}"), true);
         let griffin: recurrentgemma::Griffin =
             open(&recurrentgemma::demo_checkpoint().expect("built in"), &options, &device);
-        check(&griffin, &format!("RecurrentGemma on {backend}"));
+        check(&griffin, &format!("RecurrentGemma on {backend}"), false);
     }
 }
 

@@ -158,16 +158,23 @@ impl Found {
     /// # Errors
     /// When there is no `config.json`, or it describes another architecture.
     pub fn architecture(&self) -> Result<Architecture, Error> {
-        let checkpoint = match &self.origin {
-            Origin::Shape(_, architecture) => return Ok(*architecture),
-            Origin::Checkpoint(checkpoint) => checkpoint,
-        };
-        match checkpoint.file("config.json")? {
-            Some(config) => Architecture::of_config(&config),
-            None => {
-                Err(gemma_model::Error::MissingFile { folder: PathBuf::from(&self.name), file: "config.json" }.into())
-            }
+        match &self.origin {
+            Origin::Shape(_, architecture) => Ok(*architecture),
+            Origin::Checkpoint(_) => Architecture::of_config(&self.config_json()?),
         }
+    }
+
+    /// The text of its `config.json`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn config_json(&self) -> Result<Vec<u8>, Error> {
+        let found = match &self.origin {
+            Origin::Shape(shape, _) => Some(shape.config.as_bytes().to_vec()),
+            Origin::Checkpoint(checkpoint) => checkpoint.file("config.json")?,
+        };
+        let missing = || gemma_model::Error::MissingFile { folder: PathBuf::from(&self.name), file: "config.json" };
+        Ok(found.ok_or_else(missing)?)
     }
 
     /// Whether it is a model that embeds texts and generates none (EmbeddingGemma): its layers see both ways.

@@ -1,13 +1,14 @@
 //! What a network takes in memory, counted on the parameters that loading it asks for.
 
-use gemma_backend::Backend;
-use gemma_generate::CausalModel;
-use gemma_model::Network;
-use gemma_nn::ParameterList;
+use gemma_backend::{Backend, Device};
+use gemma_generate::{CausalModel, EngineOptions};
+use gemma_model::{LoadOptions, Network};
+use gemma_nn::{ParameterList, WithPrecision};
+use gemma_tokenizer::Tokenizer;
 use gemma_weights::catalogue::{self, RELEASES, Shape};
 use gemma_weights::{Dtype, Precision, TensorSpec};
 
-use crate::{Architecture, Error, FamilyModel};
+use crate::{Architecture, Error, FamilyModel, Found};
 
 /// The parameters of a released network and what its KV cache or recurrent state takes.
 ///
@@ -29,11 +30,7 @@ impl Footprint {
     /// # Errors
     /// When no backend opens.
     pub fn of_shape(shape: &Shape, tokens: usize) -> Result<Self, Error> {
-        // nothing is computed on it
-        let device = match Backend::compiled().first() {
-            Some(backend) => backend.device()?,
-            None => gemma_backend::default_device()?,
-        };
+        let device = any_device()?;
         let mut footprint = with_family!(Architecture::of_shape(shape), F => {
             type N = <F as FamilyModel>::Network;
             let config = N::config_from_json(shape.config.as_bytes()).expect("every released configuration is read (tested)");
@@ -63,6 +60,64 @@ impl Footprint {
     pub fn weight_bytes(&self, precision: Precision) -> u64 {
         self.tensors.iter().map(|tensor| tensor.bytes(precision)).sum()
     }
+}
+
+/// What a model takes in memory while it is served, known before its weights are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServingMemory {
+    /// Bytes of the weights, those of adapters included.
+    pub weights: u64,
+    /// The most bytes of the engine's caches.
+    pub cache: u64,
+    /// Bytes of the tokenizer.
+    pub tokenizer: u64,
+}
+
+impl ServingMemory {
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        self.weights.saturating_add(self.cache).saturating_add(self.tokenizer)
+    }
+}
+
+impl Found {
+    /// What the model takes in memory when it is opened with `options` and served by an engine whose requests have no more
+    /// than `context` tokens.
+    ///
+    /// # Errors
+    /// When no backend opens, or the configuration is not sound.
+    pub fn serving_memory(
+        &self,
+        options: &LoadOptions,
+        engine: &EngineOptions,
+        context: Option<usize>,
+    ) -> Result<ServingMemory, Error> {
+        let device = any_device()?;
+        let (cache, vocab) = with_family!(self.architecture()?, F => {
+            type N = <F as FamilyModel>::Network;
+            let config = N::config_from_json(&self.config_json()?)?;
+            let mut parameters = ParameterList::new(&device);
+            let mut source = WithPrecision::new(&mut parameters, options.compute_precision());
+            let network = N::load(&mut source, &N::configure(config, options)?, Dtype::F32);
+            (engine.most_cache_bytes(&network, context), network.vocab())
+        });
+        let adapters = options.adapters.iter().chain(&options.request_adapters);
+        Ok(ServingMemory {
+            weights: self.weight_bytes(options.precision)?
+                + adapters.map(|adapter| 4 * adapter.parameters()).sum::<u64>(),
+            // what makes vectors keeps nothing of a text
+            cache: if self.is_embedding()? { 0 } else { cache as u64 },
+            tokenizer: Tokenizer::memory_bytes(vocab) as u64,
+        })
+    }
+}
+
+/// A device on which nothing is computed.
+fn any_device() -> Result<Device, Error> {
+    Ok(match Backend::compiled().first() {
+        Some(backend) => backend.device()?,
+        None => gemma_backend::default_device()?,
+    })
 }
 
 /// The table of checkpoints as `docs/models.md` shows it; a test holds the page to it.

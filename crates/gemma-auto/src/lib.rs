@@ -70,7 +70,7 @@ pub use error::Error;
 pub use families::{demo_called, demo_checkpoint, demo_families};
 pub use family_model::{Capabilities, FamilyModel, Pieces};
 pub use find::{Found, OnProgress, Progress, find, find_with};
-pub use footprint::{Footprint, models_table};
+pub use footprint::{Footprint, ServingMemory, models_table};
 pub use threads::set_threads;
 pub use tokenizer::{tokenizer, tokenizer_and_config};
 

@@ -211,6 +211,28 @@ fn every_protocol_is_answered_by_the_built_in_models() {
         assert!(status == 400 && error["message"].as_str().is_some_and(|text| text.contains(name)), "{path}: {error}");
     }
 
+    // how large the models are: as the program counts the tensors of their files
+    let (models, tags) = (server.get_json("/v1/models"), server.get_json("/api/tags"));
+    for (number, name) in names.iter().enumerate() {
+        let inspected = printed_json(&mut gemma(["inspect", name, "--json"]))["parameters"].clone();
+        assert!(inspected.as_u64() > Some(100_000), "{inspected}");
+        let meta = &models["data"][number]["meta"];
+        assert_eq!((&meta["n_params"], &meta["ftype"]), (&inspected, &json!("BF16")), "{name}");
+        let shown = server.post("/api/show", &json!({"model": name}));
+        assert_eq!(shown["model_info"]["general.parameter_count"], inspected, "{name}");
+        for details in [&shown["details"], &tags["models"][number]["details"]] {
+            assert_eq!(details["quantization_level"], "BF16", "{name}");
+            let size = details["parameter_size"].as_str().expect("a text");
+            let count: f64 = match size.split_at(size.len() - 1) {
+                (count, "K") => 1e3 * count.parse::<f64>().expect("a number"),
+                (count, "M") => 1e6 * count.parse::<f64>().expect("a number"),
+                _ => panic!("{size}"),
+            };
+            assert!((count / inspected.as_f64().expect("a number") - 1.0).abs() < 0.01, "{size} {inspected}");
+        }
+    }
+    assert_eq!(server.get_json("/props")["model_ftype"], "BF16");
+
     // what the server is and does
     assert_eq!(server.get_json("/health")["status"], "ok");
     assert_eq!(server.get_json("/slots"), json!([]));
@@ -315,6 +337,16 @@ fn requests_with_different_adapters_share_batches_and_get_what_each_gets_alone()
     let numbered = json!({"prompt": "Once upon", "n_predict": 24, "temperature": 0, "lora": [{"id": 1, "scale": 0.5}]});
     assert_eq!(server.post("/completion", &numbered)["content"], program(&["--adapter", &half]));
 
+    // by default, for requests that choose nothing
+    let set = |scales: Value| assert_eq!(server.post("/lora-adapters", &scales), json!({"success": true}));
+    set(json!([{"id": 1, "scale": 0.5}]));
+    assert_eq!(server.get_json("/lora-adapters")[1]["scale"], 0.5);
+    assert_eq!(say(&body("demo")), program(&["--adapter", &half]));
+    assert_eq!(say(&body("first")), program(&["--adapter", &first]), "a name is a choice");
+    assert_eq!(say(&json!({"prompt": "Once upon", "max_tokens": 24, "temperature": 0, "lora": []})), base);
+    set(json!([]));
+    assert_eq!(say(&body("demo")), base);
+
     // in company as alone, bit for bit
     let words = ["Once upon a time", "Mia had two", "The cat", "What is", "A very long way", "In the"];
     let requests: Vec<Value> = (0..48)
@@ -355,9 +387,13 @@ fn models_are_loaded_on_demand_and_unloaded_by_a_limit() {
         "endless=demo:recurrentgemma",
         "--also",
         "nothing=./no/such/folder",
-        // two of the three, of 1.4 to 2.3 MB each, fit
+        // two of the three, of 4 to 6 MiB each, fit; the KV caches are more than half of that
+        "--prefix-cache",
+        "1",
+        "--parallel",
+        "2",
         "--model-memory",
-        "4",
+        "12",
     ];
     let server = Server::start(&arguments);
     let states = || -> Vec<Value> {
@@ -387,10 +423,13 @@ fn models_are_loaded_on_demand_and_unloaded_by_a_limit() {
         }
     });
     assert_eq!(server.metric("gemma_answers_failed_total"), 0.0);
-    assert!(server.metric("gemma_model_bytes") <= 4.0 * 1024.0 * 1024.0);
+    assert!(server.metric("gemma_model_bytes") <= 12.0 * 1024.0 * 1024.0);
     server.stop();
     let line = refusal(&mut gemma(["serve", "--port", "0", "--model-memory", "1"]));
     assert!(line.contains("--model-memory is 1"), "{line}");
+    // weights that fit, with KV caches that do not
+    let line = refusal(&mut gemma(["serve", "--port", "0", "--model-memory", "500"]));
+    assert!(line.contains("2 for weights, up to 1033 for KV caches, 1 for the tokenizer"), "{line}");
 }
 
 #[test]

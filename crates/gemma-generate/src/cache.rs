@@ -34,6 +34,17 @@ pub trait Cache: Clone + Send {
     /// see themselves both ways; 0: to none but its own.
     fn truncatable(&self) -> usize;
 
+    /// Whether it can be [truncated](Self::truncate) to any length now, however many tokens it holds.
+    fn is_whole(&self) -> bool {
+        false
+    }
+
+    /// Takes up what a sliding window has given back, as far as `earlier` holds it: the cache of a sequence whose first
+    /// `agreed` tokens are the same. Nothing changes where there is no such window.
+    fn complete_with(&mut self, earlier: &Self, agreed: usize) {
+        let _ = (earlier, agreed);
+    }
+
     /// How many of the tokens that were appended last can be taken back whatever the length, outside the blocks that see
     /// themselves both ways: as many draft tokens can be verified at once. 0: none.
     fn retractable(&self) -> usize;

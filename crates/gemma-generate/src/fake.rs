@@ -60,8 +60,10 @@ pub(crate) struct Fake {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct History {
     pub(crate) tokens: Vec<TokenId>,
-    /// A history that is longer cannot be truncated.
+    /// A history that is longer cannot be truncated: a window of so many tokens has moved on.
     truncatable: usize,
+    /// How many tokens at the beginning the window has given back.
+    given_back: usize,
 }
 
 impl Fake {
@@ -163,6 +165,7 @@ impl CausalModel for Fake {
                 rows.push(self.after(&cache.tokens));
             }
             assert!(self.context.is_none_or(|limit| cache.tokens.len() <= limit), "more tokens than fit");
+            cache.given_back = cache.given_back.max(cache.tokens.len().saturating_sub(cache.truncatable));
             rest = others;
         }
         self.tensor(rows)
@@ -184,7 +187,7 @@ impl CausalModel for Fake {
     fn restore_cache(&self, len: usize, tensors: &CacheTensors) -> Option<History> {
         let (_, _, values) = tensors.iter().next()?;
         let tokens = values.iter().map(|value| *value as TokenId).collect();
-        (values.len() == len).then_some(History { tokens, truncatable: self.truncatable })
+        (values.len() == len).then_some(History { tokens, ..self.new_cache() })
     }
 
     fn cache_bytes(&self, tokens: usize) -> usize {
@@ -214,7 +217,7 @@ impl Cache for History {
     }
 
     fn truncate(&mut self, len: usize) -> bool {
-        let possible = self.tokens.len() <= self.truncatable || len >= self.tokens.len();
+        let possible = self.tokens.len() <= self.truncatable || len >= self.tokens.len() || self.is_whole();
         if possible {
             self.tokens.truncate(len);
         }
@@ -223,6 +226,17 @@ impl Cache for History {
 
     fn truncatable(&self) -> usize {
         self.truncatable
+    }
+
+    fn is_whole(&self) -> bool {
+        self.truncatable > 0 && self.given_back == 0
+    }
+
+    fn complete_with(&mut self, earlier: &Self, agreed: usize) {
+        assert_eq!(self.tokens[..agreed], earlier.tokens[..agreed], "what is said to agree does");
+        if earlier.is_whole() && self.given_back <= agreed {
+            self.given_back = 0;
+        }
     }
 
     fn retractable(&self) -> usize {

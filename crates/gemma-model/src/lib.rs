@@ -17,6 +17,7 @@
 //! | `convert` | a checkpoint in another type or container |
 //! | `save` | parameters on their way to disk |
 //! | `state` | the cache of a sequence, kept in a file |
+//! | `weight_summary` | [`WeightSummary`]: parameters and bytes |
 //! | `error` | [`Error`] |
 
 mod blocks;
@@ -32,6 +33,7 @@ mod network;
 mod save;
 mod speculate;
 mod state;
+mod weight_summary;
 
 pub use blocks::{BlockStack, Blocks, Encoder};
 pub use conversation::{Answered, Attachments, Conversation, Reply, TextOnly};
@@ -44,3 +46,4 @@ pub use model::{Model, read_chat_template, read_tokenizer};
 pub use network::{Network, config_file};
 pub use speculate::Speculate;
 pub use state::{fingerprint, fingerprint_of, is_state, load_state, save_state};
+pub use weight_summary::WeightSummary;

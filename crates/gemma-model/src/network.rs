@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use gemma_generate::{CausalModel, TokenId};
 use gemma_nn::{
-    Adapt, Adapted, ComputePrecision, LoraFactors, ParameterList, RandomSource, RandomWeights, Saver, Source, Weight,
-    WithLora, WithPrecision,
+    Adapt, Adapted, ComputePrecision, ParameterList, RandomSource, RandomWeights, Saver, Source, WithLora,
+    WithPrecision,
 };
 use gemma_tokenizer::Family;
 use gemma_weights::{AdapterFactors, Checkpoint, Dtype, Loader, TensorSpec};
 
-use crate::{Error, LoadOptions, OnLoad};
+use crate::{Error, LoadOptions, OnLoad, WeightSummary};
 
 /// A network that checkpoints of one architecture describe: its configuration, loading and saving. How it computes is
 /// [`CausalModel`].
@@ -127,10 +127,10 @@ pub trait Network: CausalModel + Sized {
         let mut factors = AdapterFactors::new(&options.adapters, &options.request_adapters, device);
         factors.check(&tensors)?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        let mut source = WithPrecision::new(&mut loader, options.compute_precision());
-        let mut source = Adapted::with(&mut source, WithLora::new(|name, _, _| factors.find(name)));
+        let mut with_lora = Adapted::with(&mut loader, WithLora::new(|name, _, _| factors.find(name)));
+        let mut source = WithPrecision::new(&mut with_lora, options.compute_precision());
         let network = Self::load_from(&mut Adapted::with(&mut source, change), checkpoint, &config);
-        drop(source);
+        drop(with_lora);
         factors.finish()?;
         Ok(network)
     }
@@ -173,27 +173,16 @@ pub trait Network: CausalModel + Sized {
         Self::load(&mut WithPrecision::new(&mut source, compute_precision), config, Dtype::Bf16)
     }
 
+    /// How many weights there are, and what they take.
+    fn weight_summary(&self) -> WeightSummary {
+        let mut summary = WeightSummary::default();
+        self.save(&mut summary);
+        summary
+    }
+
     /// Bytes that generating one token reads: all weights once.
     fn weight_bytes(&self) -> usize {
-        struct Sum(usize);
-        impl Saver for Sum {
-            fn matrix(&mut self, _name: &str, weight: &Weight) {
-                self.0 += weight.bytes_len();
-            }
-            fn vector(&mut self, _name: &str, values: &burn::module::Param<Tensor<1>>) {
-                self.0 += 4 * values.val().dims()[0];
-            }
-            fn tensor(&mut self, name: &str, _shape: &[usize], values: &burn::module::Param<Tensor<1>>) {
-                self.vector(name, values);
-            }
-            fn lora(&mut self, _name: &str, factors: &LoraFactors) {
-                let values = [&factors.lora_a, &factors.lora_b].map(|factor| factor.val().shape().num_elements());
-                self.0 += 4 * values.iter().sum::<usize>();
-            }
-        }
-        let mut sum = Sum(0);
-        self.save(&mut sum);
-        sum.0
+        self.weight_summary().bytes
     }
 }
 

@@ -166,8 +166,8 @@ pub fn fingerprint_of(config: &serde_json::Value, save: impl FnOnce(&mut dyn Sav
         fn lora(&mut self, name: &str, factors: &LoraFactors) {
             self.0.update(factors.scale().to_le_bytes());
             for factor in [&factors.lora_a, &factors.lora_b] {
-                let factor = factor.val();
-                self.add(name, factor.clone().reshape([factor.shape().num_elements()]));
+                let [rows, cols] = factor.shape();
+                self.add(name, factor.values().reshape([rows * cols]));
             }
         }
     }

@@ -130,10 +130,7 @@ impl Adapt for Unpack {
     }
 
     fn matrix(&mut self, source: &mut dyn Source, name: &str, rows: usize, cols: usize) -> Weight {
-        let values = match source.matrix(name, rows, cols) {
-            Weight::Packed(packed) => packed.dequantize(),
-            Weight::Dense(dense) => dense.val().without_autodiff(),
-        };
+        let values = source.matrix(name, rows, cols).values();
         Weight::Dense(Param::from_tensor(Tensor::from_data(values.into_data(), &self.device(source))))
     }
 
@@ -166,6 +163,11 @@ impl Adapt for ComputePrecision {
             }
             dense @ Weight::Dense(_) => dense,
         }
+    }
+
+    fn lora(&mut self, source: &mut dyn Source, name: &str, inputs: usize, outputs: usize) -> Vec<LoraFactors> {
+        let factors = source.lora(name, inputs, outputs).into_iter();
+        factors.map(|factors| factors.with_batch_invariance(self.batch_invariant)).collect()
     }
 
     fn cache_precision(&self, _source: &dyn Source) -> CachePrecision {

@@ -168,6 +168,19 @@ impl KvCache {
         }
     }
 
+    /// Whether it holds every position: it can then be [truncated](Self::truncate) to any length.
+    pub fn is_whole(&self) -> bool {
+        self.retention != Retention::Nothing && self.pages.first() == 0
+    }
+
+    /// Takes up what a window has given back, as far as `earlier` holds it: the cache of a sequence whose first `agreed`
+    /// tokens are the same. The pages are shared.
+    pub fn complete_with(&mut self, earlier: &Self, agreed: usize) {
+        if matches!(self.retention, Retention::Window(_)) && self.retention == earlier.retention {
+            self.pages.prepend(&earlier.pages, agreed);
+        }
+    }
+
     /// How many of the tokens that were appended last [`truncate`](Self::truncate) can take back, however many there are.
     pub fn retractable(&self) -> usize {
         match self.retention {
@@ -269,6 +282,43 @@ mod tests {
                 cache.extend(rows(3..4, &device), rows(3..4, &device));
                 assert_eq!((held(&cache)[3], held(&fork)[3]), (3.0, 90.0));
             }
+        }
+    }
+
+    /// What a long prompt leaves behind piece by piece serves prompts that leave it at any place, and takes each page once.
+    #[test]
+    fn a_window_that_moved_on_is_completed_by_the_caches_that_were_kept_on_its_way() {
+        for device in test_device::all() {
+            let mut cache = KvCache::new(Retention::Window(40));
+            let mut kept: Vec<KvCache> = Vec::new();
+            for start in (0..320).step_by(64) {
+                cache.extend(rows(start..start + 64, &device), rows(start..start + 64, &device));
+                let mut snapshot = cache.clone();
+                if let Some(earlier) = kept.last() {
+                    snapshot.complete_with(earlier, start);
+                }
+                kept.push(snapshot);
+            }
+            assert!(!cache.is_whole() && kept.iter().all(KvCache::is_whole));
+            let distinct: std::collections::HashMap<PageId, usize> = kept.iter().flat_map(KvCache::pages).collect();
+            assert_eq!(distinct.len(), 320 / PAGE_LEN, "each page once");
+            for len in [1, 31, 64, 100, 200, 319] {
+                let mut fork = kept[4].clone();
+                assert!(fork.truncate(len));
+                fork.extend(rows(1000..1003, &device), rows(1000..1003, &device));
+                let mut expected = KvCache::new(Retention::Window(40));
+                for positions in [0..len, 1000..1003] {
+                    expected.extend(rows(positions.clone(), &device), rows(positions, &device));
+                }
+                assert_eq!(held(&fork), held(&expected), "after {len}");
+            }
+            // pages of positions that are not the same, or that the earlier cache lacks, are not taken over
+            let mut other = cache.clone();
+            other.complete_with(&kept[3], 100);
+            assert!(!other.is_whole());
+            other.complete_with(&cache, 256);
+            other.complete_with(&kept[1], 256);
+            assert!(!other.is_whole());
         }
     }
 

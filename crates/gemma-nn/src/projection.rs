@@ -48,9 +48,7 @@ impl Projection {
         if let Some(bias) = &self.bias {
             y = y + bias.val().unsqueeze::<2>();
         }
-        // a product of factors may be added up in another order where it has more rows
-        let apart = self.weight.is_batch_invariant();
-        let add = |y, factors: &LoraFactors| factors.add_to(y, &x, &rows.adapted(factors.adapter(), apart));
+        let add = |y, factors: &LoraFactors| factors.add_to(y, &x, &rows.adapted(factors.adapter()));
         self.lora.iter().fold(y, add)
     }
 }

@@ -11,7 +11,7 @@ pub struct Rows {
     /// So many rows at a time.
     phases: Vec<(usize, Phase)>,
     /// The rows whose requests chose adapters.
-    adapted: Vec<(Range<usize>, Arc<[AdapterChoice]>)>,
+    adapted: Vec<(Range<usize>, Phase, Arc<[AdapterChoice]>)>,
 }
 
 /// Rows to which the factors of an adapter are added alike.
@@ -19,6 +19,8 @@ pub struct Rows {
 pub(crate) struct AdaptedRows {
     /// Intervals of rows, in order; none follows another without a gap.
     pub(crate) ranges: Vec<Range<usize>>,
+    /// The phases of these rows, so many at a time.
+    pub(crate) phases: Vec<(usize, Phase)>,
     /// How much of the adapter's effect.
     pub(crate) strength: f32,
 }
@@ -32,7 +34,7 @@ impl Rows {
             let range = first..first + segment.len;
             first = range.end;
             if !segment.adapters.is_empty() && !range.is_empty() {
-                adapted.push((range, Arc::clone(&segment.adapters)));
+                adapted.push((range, segment.phase, Arc::clone(&segment.adapters)));
             }
         }
         Self { phases: segments.iter().map(|segment| (segment.len, segment.phase)).collect(), adapted }
@@ -49,32 +51,27 @@ impl Rows {
     }
 
     /// The rows to which factors are added: those whose requests chose `adapter`, or all rows. Rows with the same strength
-    /// are computed together or, with `apart`, each request's by themselves, so that they are computed as without company.
-    pub(crate) fn adapted(&self, adapter: Option<usize>, apart: bool) -> Vec<AdaptedRows> {
-        let mut wanted: Vec<(Range<usize>, f32)> = Vec::new();
-        match adapter {
-            None => {
-                let mut first = 0;
-                for (rows, _) in &self.phases {
-                    wanted.push((first..first + rows, 1.0));
-                    first += rows;
-                }
-            }
-            Some(adapter) => {
-                for (range, choices) in &self.adapted {
-                    let chosen = choices.iter().filter(|choice| choice.adapter == adapter);
-                    wanted.extend(chosen.map(|choice| (range.clone(), choice.strength)));
-                }
-            }
-        }
+    /// are computed together.
+    pub(crate) fn adapted(&self, adapter: Option<usize>) -> Vec<AdaptedRows> {
+        let Some(adapter) = adapter else {
+            let rows: usize = self.phases.iter().map(|(rows, _)| rows).sum();
+            let all = AdaptedRows { ranges: vec![0..rows], phases: self.phases.clone(), strength: 1.0 };
+            return if rows == 0 { Vec::new() } else { vec![all] };
+        };
         let mut groups: Vec<AdaptedRows> = Vec::new();
-        for (range, strength) in wanted.into_iter().filter(|(range, _)| !range.is_empty()) {
-            match groups.iter_mut().find(|group| group.strength == strength && !apart) {
-                None => groups.push(AdaptedRows { ranges: vec![range], strength }),
-                Some(group) => match group.ranges.last_mut() {
-                    Some(last) if last.end == range.start => last.end = range.end,
-                    _ => group.ranges.push(range),
-                },
+        for (range, phase, choices) in &self.adapted {
+            for AdapterChoice { strength, .. } in choices.iter().filter(|choice| choice.adapter == adapter) {
+                let (range, phase) = (range.clone(), (range.len(), *phase));
+                match groups.iter_mut().find(|group| group.strength == *strength) {
+                    None => groups.push(AdaptedRows { ranges: vec![range], phases: vec![phase], strength: *strength }),
+                    Some(group) => {
+                        group.phases.push(phase);
+                        match group.ranges.last_mut() {
+                            Some(last) if last.end == range.start => last.end = range.end,
+                            _ => group.ranges.push(range),
+                        }
+                    }
+                }
             }
         }
         groups
@@ -92,16 +89,17 @@ mod tests {
     }
 
     #[test]
-    fn rows_with_one_adapter_and_strength_are_computed_together_or_apart() {
+    fn rows_with_one_adapter_and_strength_are_computed_together() {
         let a: &[(usize, f32)] = &[(0, 1.0)];
         let rows = Rows::of(&segments(&[2, 1, 3, 1, 2], &[a, a, &[], &[(1, 0.5), (0, 1.0)], &[(0, 0.25)]]));
-        let group = |ranges: &[Range<usize>], strength| AdaptedRows { ranges: ranges.to_vec(), strength };
-        assert_eq!(rows.adapted(Some(0), false), [group(&[0..3, 6..7], 1.0), group(&[7..9], 0.25)]);
-        let apart = [0..2, 2..3, 6..7].map(|range| group(&[range], 1.0));
-        assert_eq!(rows.adapted(Some(0), true)[..3], apart);
-        assert_eq!(rows.adapted(Some(1), false), [group(&[6..7], 0.5)]);
-        assert_eq!(rows.adapted(Some(2), false), []);
-        assert_eq!(rows.adapted(None, false), [group(&[0..9], 1.0)]);
-        assert_eq!(rows.adapted(None, true).len(), 5);
+        let group = |ranges: &[Range<usize>], phases: &[usize], strength| AdaptedRows {
+            ranges: ranges.to_vec(),
+            phases: phases.iter().map(|rows| (*rows, Phase::of_len(*rows))).collect(),
+            strength,
+        };
+        assert_eq!(rows.adapted(Some(0)), [group(&[0..3, 6..7], &[2, 1, 1], 1.0), group(&[7..9], &[2], 0.25)]);
+        assert_eq!(rows.adapted(Some(1)), [group(&[6..7], &[1], 0.5)]);
+        assert_eq!(rows.adapted(Some(2)), []);
+        assert_eq!(rows.adapted(None), [group(&[0..9], &[2, 1, 3, 1, 2], 1.0)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use gemma_kernels::{ActivationPrecision, PackedWeight, Phase, packed_linear_in, packed_rows};
+use gemma_kernels::{ActivationPrecision, Format, PackedWeight, Phase, packed_linear_in, packed_rows};
 
 /// A weight matrix `[out, in]`: frozen as it lies in a file, or dense and trainable. No layer asks which.
 #[derive(Module, Debug)]
@@ -28,6 +28,34 @@ impl Weight {
         match self {
             Weight::Packed(weight) => weight.is_batch_invariant(),
             Weight::Dense(_) => false,
+        }
+    }
+
+    /// The same matrix, if it is packed with products that are batch-invariant or not.
+    #[must_use]
+    pub fn with_batch_invariance(self, batch_invariant: bool) -> Self {
+        match self {
+            Weight::Packed(weight) => Weight::Packed(weight.with_batch_invariance(batch_invariant)),
+            dense @ Weight::Dense(_) => dense,
+        }
+    }
+
+    /// The same matrix as a constant: dense values packed as f32.
+    #[must_use]
+    pub fn frozen(self) -> Self {
+        let Weight::Dense(dense) = self else { return self };
+        let values = dense.val().without_autodiff();
+        let ([rows, cols], device) = (values.dims(), values.device());
+        let values: Vec<f32> = values.into_data().convert::<f32>().try_into_vec().expect("converted to f32");
+        let packed = PackedWeight::encode(&values, Format::F32, rows, cols, &device);
+        Weight::Packed(packed.expect("f32 holds rows of any length"))
+    }
+
+    /// The values as f32, on the device that holds them, `[out, in]`; trainable ones without their graph.
+    pub fn values(&self) -> Tensor<2> {
+        match self {
+            Weight::Packed(weight) => weight.dequantize(),
+            Weight::Dense(weight) => weight.val().without_autodiff(),
         }
     }
 
@@ -59,6 +87,14 @@ impl Weight {
                 let weight = weight.val();
                 weight.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(ids, [len]), &weight.device()))
             }
+        }
+    }
+
+    /// How the values are held.
+    pub fn format(&self) -> Format {
+        match self {
+            Weight::Packed(weight) => weight.format(),
+            Weight::Dense(_) => Format::F32,
         }
     }
 

@@ -25,7 +25,8 @@ pub const LONGEST_GRAMMAR: usize = 256 << 10;
 pub enum AnswerForm {
     /// Any JSON object.
     JsonObject,
-    /// JSON that this schema describes.
+    /// JSON that this schema describes. An object has no properties but those that it lists, unless it says
+    /// `additionalProperties`: a small model that may invent names goes on inventing. llama.cpp's server does the same.
     Schema(Value),
     /// A regular expression that matches the whole answer.
     Regex(String),
@@ -40,7 +41,11 @@ impl AnswerForm {
     pub fn source(&self) -> String {
         match self {
             Self::JsonObject => json!({"grammars": [{"json_schema": one_line(json!({"type": "object"}))}]}).to_string(),
-            Self::Schema(schema) => json!({"grammars": [{"json_schema": one_line(schema.clone())}]}).to_string(),
+            Self::Schema(schema) => {
+                let mut schema = schema.clone();
+                close(&mut schema);
+                json!({"grammars": [{"json_schema": one_line(schema)}]}).to_string()
+            }
             Self::Regex(regex) => format!("start: /{}/\n", regex.replace('/', "\\/")),
             Self::Choice(choices) => {
                 let quoted: Vec<String> = choices.iter().map(|choice| json!(choice).to_string()).collect();
@@ -58,6 +63,46 @@ fn one_line(mut schema: Value) -> Value {
         schema.entry("x-guidance").or_insert(layout);
     }
     schema
+}
+
+/// Keywords beside which, or under which, a list of properties is not the whole of an object.
+const COMBINING: [&str; 8] =
+    ["$ref", "allOf", "anyOf", "oneOf", "patternProperties", "if", "dependentSchemas", "unevaluatedProperties"];
+
+/// Gives the objects of a schema that list properties no others, where they do not say anything about others.
+fn close(schema: &mut Value) {
+    // what is combined from parts must not be closed in each of them
+    fn combines(schema: &Value) -> bool {
+        match schema {
+            Value::Object(fields) => fields.contains_key("allOf") || fields.values().any(combines),
+            Value::Array(values) => values.iter().any(combines),
+            _ => false,
+        }
+    }
+    fn close_in(schema: &mut Value) {
+        let Value::Object(fields) = schema else { return };
+        let combined = COMBINING.iter().any(|keyword| fields.contains_key(*keyword));
+        let lists = fields.get("properties").is_some_and(Value::is_object);
+        if lists && !combined {
+            fields.entry("additionalProperties").or_insert(Value::Bool(false));
+        }
+        for keyword in ["properties", "$defs", "definitions"] {
+            if let Some(Value::Object(parts)) = fields.get_mut(keyword) {
+                parts.values_mut().for_each(close_in);
+            }
+        }
+        for keyword in ["items", "additionalProperties"] {
+            fields.get_mut(keyword).into_iter().for_each(close_in);
+        }
+        for keyword in ["prefixItems", "anyOf", "oneOf"] {
+            if let Some(Value::Array(parts)) = fields.get_mut(keyword).filter(|_| !lists) {
+                parts.iter_mut().for_each(close_in);
+            }
+        }
+    }
+    if !combines(schema) {
+        close_in(schema);
+    }
 }
 
 /// Why a grammar cannot be used.
@@ -207,4 +252,41 @@ fn stuck(error: &dyn fmt::Display) -> String {
 fn first_line(reason: &str) -> String {
     const MOST: usize = 300;
     reason.lines().next().unwrap_or_default().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_that_list_their_properties_have_no_others_unless_they_say_so() {
+        let person = |more: Value| {
+            let mut person = json!({"type": "object", "properties": {"age": {"type": "integer"}}});
+            person.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            person
+        };
+        let (open, closed) = (person(json!({})), person(json!({"additionalProperties": false})));
+        for (given, expected) in [
+            (open.clone(), closed.clone()),
+            (closed.clone(), closed.clone()),
+            (person(json!({"additionalProperties": true})), person(json!({"additionalProperties": true}))),
+            (json!({"type": "object"}), json!({"type": "object"})),
+            (json!({"items": open}), json!({"items": closed})),
+            (json!({"$defs": {"P": open}, "$ref": "#/$defs/P"}), json!({"$defs": {"P": closed}, "$ref": "#/$defs/P"})),
+            (json!({"anyOf": [open, {"type": "null"}]}), json!({"anyOf": [closed, {"type": "null"}]})),
+            // a property that is called like a keyword
+            (person(json!({"properties": {"allOf_": open}})), {
+                let mut whole = person(json!({"properties": {"allOf_": closed}}));
+                whole["additionalProperties"] = json!(false);
+                whole
+            }),
+            // parts of one object
+            (json!({"allOf": [open, open]}), json!({"allOf": [open, open]})),
+            (person(json!({"anyOf": [open, open]})), person(json!({"anyOf": [open, open]}))),
+        ] {
+            let mut found = given.clone();
+            close(&mut found);
+            assert_eq!(found, expected, "{given}");
+        }
+    }
 }

@@ -9,8 +9,10 @@
 //! | `engine` (feature `engine`) | the backend of loaded models: text, images, classification |
 //! | `embedder` (feature `engine`) | the backend of an EmbeddingGemma |
 //! | `app`, `server` | [`App`] and [`Settings`]; [`serve`]: connections, limits, graceful shutdown |
-//! | `models`, `adapted` | [`ServedModel`]: models that are loaded on demand; adapters under names of their own |
-//! | `guard`, `body`, `error` | keys and request ids; JSON of bounded size; refusals |
+//! | `models`, `loading` | [`ServedModel`]: which model a request means; models that are loaded on demand |
+//! | `adapted`, `adapters` | adapters under names of their own; `/lora-adapters` |
+//! | `registry`, `place` | the answers that run or wait, as `/slots` shows them, and their number |
+//! | `guard`, `body`, `object`, `error` | keys and request ids; JSON of bounded size; refusals |
 //! | `sampling`, `structured` | how to sample; the form of an answer |
 //! | `completions`, `chat`, `responses` | OpenAI's text protocols |
 //! | `messages`, `tools`, `tokens` | chat messages, function calls, logprobs |
@@ -21,6 +23,7 @@
 //! | [`batch`] | files of requests, answered without a network |
 
 mod adapted;
+mod adapters;
 mod app;
 pub mod backend;
 pub mod batch;
@@ -40,9 +43,11 @@ mod loading;
 mod messages;
 mod metrics;
 mod models;
+mod object;
 mod ollama;
 mod openapi;
 mod page;
+mod place;
 mod registry;
 mod responses;
 mod running;
@@ -86,13 +91,15 @@ pub fn router(app: App) -> Router {
         .route("/v1/models", get(info::models))
         .route("/models", get(info::models))
         .route("/v1/models/{*id}", get(info::one_model))
-        .route("/lora-adapters", get(info::adapters))
+        .route("/lora-adapters", get(adapters::list))
+        .route("/lora-adapters", post(adapters::set))
         .route("/tokenize", post(info::tokenize))
         .route("/detokenize", post(info::detokenize))
         .route("/apply-template", post(info::apply_template))
         .route("/tokenizer_info", get(info::tokenizer_info))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat))
+        .route("/chat/completions", post(chat::chat))
         .route("/v1/responses", post(responses::responses))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/moderations", post(embeddings::moderations))
@@ -100,6 +107,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/vision/{task}", post(vision::vision))
         .route("/infill", post(infill::infill))
         .route("/completion", post(infill::completion))
+        .route("/completions", post(infill::completion))
         .route("/api/generate", post(ollama::generate))
         .route("/api/chat", post(ollama::chat))
         .route("/api/embed", post(ollama::embeddings))

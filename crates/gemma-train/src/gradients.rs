@@ -86,9 +86,8 @@ impl<V: Visit> Saver for Visitor<'_, V> {
     }
 
     fn lora(&mut self, name: &str, factors: &LoraFactors) {
-        for (part, param) in [("lora_A", &factors.lora_a), ("lora_B", &factors.lora_b)] {
-            let shape = param.val().dims().to_vec();
-            self.visit(format!("{PEFT_PREFIX}{name}.{part}.weight"), shape, param);
+        for (part, factor) in [("lora_A", &factors.lora_a), ("lora_B", &factors.lora_b)] {
+            self.matrix(&format!("{PEFT_PREFIX}{name}.{part}.weight"), factor);
         }
     }
 }

@@ -193,10 +193,10 @@ impl<'a> AdapterFactors<'a> {
         Ok(())
     }
 
-    /// Those of the projection `name`, one pair for each adapter that changes it.
+    /// Those of the projection `name`, one pair for each adapter that changes it. They are constants.
     pub fn find(&mut self, name: &str) -> Vec<LoraFactors> {
         self.found.insert(canonical(name));
-        let of = |adapter: &Adapter| adapter.factors(name, &self.device);
+        let of = |adapter: &Adapter| Some(adapter.factors(name, &self.device)?.frozen());
         let choices = self.choices.iter().enumerate();
         let choices = choices.filter_map(|(number, adapter)| Some(of(adapter)?.for_choice(number)));
         self.always.iter().filter_map(of).chain(choices).collect()

@@ -62,11 +62,11 @@ impl EmbeddingNetwork {
         checkpoint.check(&tensors, &Decoder::is_ignored)?;
         options.adapters.iter().try_for_each(|adapter| adapter.check(&tensors))?;
         let mut loader = Loader::new(checkpoint, options.precision, device).on_progress(Box::new(progress));
-        let mut source = WithPrecision::new(&mut loader, options.compute_precision());
         let mut factors = AdapterFactors::new(&options.adapters, &[], device);
-        let mut source = Adapted::with(&mut source, WithLora::new(|name, _, _| factors.find(name)));
+        let mut with_lora = Adapted::with(&mut loader, WithLora::new(|name, _, _| factors.find(name)));
+        let mut source = WithPrecision::new(&mut with_lora, options.compute_precision());
         let network = Self::load(&mut Adapted::with(&mut source, change), config, checkpoint.dtype());
-        drop(source);
+        drop(with_lora);
         factors.finish()?;
         Ok(network)
     }

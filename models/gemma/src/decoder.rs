@@ -75,6 +75,14 @@ impl Cache for DecoderCache {
         windows.min().unwrap_or(usize::MAX)
     }
 
+    fn is_whole(&self) -> bool {
+        self.blocks.is_empty() && self.layers.iter().all(KvCache::is_whole)
+    }
+
+    fn complete_with(&mut self, earlier: &Self, agreed: usize) {
+        self.layers.iter_mut().zip(&earlier.layers).for_each(|(layer, earlier)| layer.complete_with(earlier, agreed));
+    }
+
     fn retractable(&self) -> usize {
         self.layers.iter().map(KvCache::retractable).min().unwrap_or(usize::MAX)
     }

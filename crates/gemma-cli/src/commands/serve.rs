@@ -4,7 +4,7 @@ use std::{io::Write, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use gemma_auto::{AutoModel, Family, LoadOptions, with_model};
+use gemma_auto::{AutoModel, Family, LoadOptions, ServingMemory, with_model};
 use gemma_generate::EngineOptions;
 use gemma_serve::http::{
     self, AdapterCard, App, Backend, EmbeddingBackend, EngineBackend, Located, Refusal, ServedModel, Settings,
@@ -24,7 +24,7 @@ Examples:
   gemma serve --model google/gemma-2-2b-it --precision q8_0
   gemma serve --model google/codegemma-2b --port 8012              for llama.vim
   gemma serve --model DIR --lora poems=poems-lora --lora facts=facts-lora=0.5
-  gemma serve --model DIR --also small=DIR --also code=DIR --model-memory 8000
+  gemma serve --model DIR --also small=DIR --also code=DIR --model-memory 16000
   GEMMA_API_KEY=secret gemma serve --model DIR --host 0.0.0.0      behind a proxy that speaks TLS
   curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once\"}'
 
@@ -57,8 +57,10 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "[NAME=]FOLDER|FILE|ID")]
     pub(crate) also: Vec<OtherModel>,
 
-    /// Most MiB for the weights of all models that are loaded; the idle one that was used least recently is unloaded for
-    /// another. No limit without it.
+    /// Most MiB for all models that are loaded; the idle one that was used least recently is unloaded for another. No limit
+    /// without it.
+    ///
+    /// What counts is what a model may take: its weights, its KV caches up to their limit, and its tokenizer.
     #[arg(long, value_name = "MIB")]
     pub(crate) model_memory: Option<u64>,
 
@@ -215,15 +217,15 @@ impl Engine {
         Ok(Arc::new(backend.with_adapters(cards).with_context_limit(self.ctx_size)))
     }
 
-    /// Bytes that the weights of a model will take.
-    fn weight_bytes(&self, found: &session::Found) -> Result<u64> {
-        Ok(found.inner().weight_bytes(self.model.compute.precision)?)
+    /// What a model will take in memory.
+    fn memory(&self, found: &session::Found) -> Result<ServingMemory> {
+        Ok(found.inner().serving_memory(found.options(), &self.options(), self.ctx_size)?)
     }
 
     /// Finds a model for a server that will open it.
     fn located(&self, place: &Place, id: &str) -> Result<Located> {
         let (found, place) = (self.find(place)?, place.clone());
-        let bytes = self.weight_bytes(&found)?;
+        let bytes = self.memory(&found)?.bytes();
         let (engine, id) = (self.clone(), id.to_owned());
         let open = move || engine.open(found, &place, &id).map_err(|error| cannot_load(&id, &error));
         Ok(Located { bytes, open: Box::new(open) })
@@ -351,11 +353,19 @@ fn models(args: &Serve) -> Result<Vec<ServedModel>> {
         bail!("two models or adapters are called {}; give one of them another name with NAME=", twice[0]);
     }
     let found = engine.find(&Place::First)?;
-    let needed = engine.weight_bytes(&found)?.div_ceil(1 << 20);
-    if let Some(limit) = args.model_memory.filter(|limit| needed > *limit) {
-        bail!(
-            "{id} needs {needed} MiB and --model-memory is {limit}; give at least {needed}, or a smaller --precision"
-        );
+    if let Some(limit) = args.model_memory {
+        let memory = engine.memory(&found)?;
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let needed = mib(memory.bytes());
+        if needed > limit {
+            bail!(
+                "{id} needs {needed} MiB ({} for weights, up to {} for KV caches, {} for the tokenizer) and --model-memory is \
+                 {limit}; give at least {needed}, or a smaller --cache-memory, --prefix-cache or --precision",
+                mib(memory.weights),
+                mib(memory.cache),
+                mib(memory.tokenizer),
+            );
+        }
     }
     let first = engine.open(found, &Place::First, &id)?;
     let mut models = vec![ServedModel::loaded(first).with_source(engine.source(Place::First, &id))];

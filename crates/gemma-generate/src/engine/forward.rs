@@ -156,9 +156,12 @@ impl<'m, M: CausalModel> Engine<'m, M> {
         }
         let mut wanted = pending.min(chunk);
         if self.options.prefix_cache_bytes > 0 && !self.truncates(active) {
-            // stops where its cache is kept
+            // stops where its cache is kept, unless what is kept at the end of the prompt reaches back beyond that place
             let snapshot = self.options.snapshot_tokens;
-            wanted = wanted.min(snapshot - position % snapshot);
+            let reaches_back = pending <= snapshot && active.sequence.cache().truncatable() >= 2 * snapshot;
+            if !reaches_back {
+                wanted = wanted.min(snapshot - position % snapshot);
+            }
         }
         wanted.min(budget)
     }

@@ -1,7 +1,7 @@
 //! Limits of an engine.
 
-use crate::Error;
 use crate::options::require;
+use crate::{CausalModel, Error};
 
 /// How much an engine does at once, and how much it keeps.
 ///
@@ -49,6 +49,17 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
+    /// The most bytes of caches that an engine of these options holds for a model, whose requests have no more than `context`
+    /// tokens: as many of the longest sequences as run at a time, and the prefix cache, within
+    /// [`max_cache_bytes`](Self::max_cache_bytes).
+    pub fn most_cache_bytes(&self, model: &impl CausalModel, context: Option<usize>) -> usize {
+        // a model without a limit has a cache that stops growing long before
+        const ENDLESS: usize = 1 << 24;
+        let longest = context.into_iter().chain(model.context_length()).min().unwrap_or(ENDLESS);
+        let running = self.max_requests.saturating_mul(model.cache_bytes(longest));
+        running.saturating_add(self.prefix_cache_bytes).min(self.max_cache_bytes.unwrap_or(usize::MAX))
+    }
+
     /// Checks that each option lies in its range.
     ///
     /// # Errors

@@ -3,7 +3,9 @@
 //! An entry is the cache of a whole sequence and its tokens. A prompt takes the entry with which it shares the most
 //! tokens, clones the cache and truncates the clone to the common prefix; a clone shares the pages of its origin. A cache
 //! that cannot be truncated (a recurrent state, a sliding window that has moved on) serves only prompts that begin with
-//! all of its tokens, so the engine also keeps such caches at fixed positions of a prompt.
+//! all of its tokens, so the engine also keeps such caches at fixed positions of a prompt. What a window has given back
+//! on the way from one of them to the next, the earlier one still holds: the later entry shares these pages, and can then be
+//! truncated to any length as well.
 //!
 //! Keys and values depend on the adapters that a request chose, so a prompt takes only entries of requests that chose the
 //! same ([`Kind`]).
@@ -101,22 +103,29 @@ impl<C: Cache> PrefixCache<C> {
         }
     }
 
-    /// Keeps the cache of `tokens`, of which `bytes` are not shared with `parent`. Returns the entry, which is in use once;
-    /// the entry that holds the same tokens already, if there is one.
+    /// Keeps the cache of `tokens`, of which `bytes` are not shared with `parent`, an entry and how many of its tokens are the
+    /// same. Returns the entry, which is in use once; the entry that holds the same tokens already, if there is one.
     pub(crate) fn insert(
         &mut self,
         tokens: &[TokenId],
         cache: C,
         bytes: usize,
-        parent: Option<u64>,
+        parent: Option<(u64, usize)>,
         kind: Kind,
     ) -> u64 {
         self.clock += 1;
+        let mut cache = cache;
+        if let Some((parent, agreed)) = parent
+            && let Some(parent) = self.entries.iter().find(|entry| entry.id == parent)
+        {
+            cache.complete_with(&parent.cache, agreed);
+        }
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.tokens == tokens && entry.kind == kind) {
             entry.used = self.clock;
             entry.users += 1;
             return entry.id;
         }
+        let parent = parent.map(|(id, _)| id);
         if let Some(parent) = parent.and_then(|id| self.entries.iter_mut().find(|entry| entry.id == id)) {
             parent.users += 1;
         }
@@ -145,7 +154,7 @@ impl<C: Cache> PrefixCache<C> {
             let held = entry.tokens.len();
             let most = common_prefix(&entry.tokens, prompt).min(prompt.len().saturating_sub(1));
             let len = most / kind.unit * kind.unit;
-            let possible = len == held || held <= entry.cache.truncatable();
+            let possible = len == held || held <= entry.cache.truncatable() || entry.cache.is_whole();
             (possible && len > 0 && entry.kind == *kind).then_some((index, len))
         };
         self.entries.iter().enumerate().filter_map(usable).max_by_key(|(_, len)| *len)

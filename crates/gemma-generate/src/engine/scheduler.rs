@@ -349,9 +349,8 @@ pub(super) fn keep_prefix<M: CausalModel>(
     }
     let bytes = unshared_bytes(model, cached, shared);
     let tokens = &active.sequence.tokens()[..cached];
-    let parent = active.shared.map(|(entry, _)| entry);
     let kind = prefix_kind(options, active);
-    let entry = prefixes.insert(tokens, cache, bytes, parent, kind);
+    let entry = prefixes.insert(tokens, cache, bytes, active.shared, kind);
     if let Some((old, _)) = active.shared.replace((entry, cached)) {
         prefixes.release(old);
     }

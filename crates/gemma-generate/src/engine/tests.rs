@@ -180,6 +180,29 @@ fn a_shared_prefix_is_computed_once() {
     }
 }
 
+/// A window gives back the beginning of a long prompt while that is prefilled; what is kept on the way serves prompts that
+/// leave it anywhere, and their own tokens are prefilled in one piece, across places where caches are kept.
+#[test]
+fn a_prompt_that_leaves_a_long_one_anywhere_prefills_its_own_tokens_alone() {
+    let model = Fake::new(50).truncatable_to(64);
+    let options = EngineOptions { prefix_cache_bytes: 1 << 20, snapshot_tokens: 32, ..EngineOptions::default() };
+    let mut engine = Engine::new(&model, options).unwrap();
+    let long = prompt(1, 300);
+    let mut answer = |tokens: &[TokenId]| {
+        let id = engine.submit(Request::new(tokens.to_vec(), greedy(2))).unwrap();
+        let found = run(&mut engine);
+        assert_eq!(found[&id].0, model.greedy(tokens, 2));
+        cached_of(&found, id)
+    };
+    assert_eq!(answer(&long), 0);
+    model.calls();
+    for len in [3, 90, 127, 201, 299] {
+        let tokens = [&long[..len], &prompt(2, 20)].concat();
+        assert_eq!(answer(&tokens), len);
+        assert_eq!(model.calls(), [[20], [1]], "after {len} tokens");
+    }
+}
+
 fn cached(event: &Event) -> usize {
     match event {
         Event::Finished { cached, .. } => *cached,

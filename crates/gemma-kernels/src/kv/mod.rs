@@ -138,6 +138,17 @@ impl KvPages {
         }
     }
 
+    /// Holds the pages of `earlier` before its own first one, too, if they are all there: those of a cache whose first
+    /// `agreed` positions are the same.
+    pub fn prepend(&mut self, earlier: &Self, agreed: usize) {
+        let base = self.base();
+        let whole_pages = self.first == base * PAGE_LEN && self.first <= agreed;
+        if whole_pages && earlier.first == 0 && earlier.len >= self.first && self.precision == earlier.precision {
+            self.pages.splice(..0, earlier.pages[..base].iter().cloned());
+            self.first = 0;
+        }
+    }
+
     /// The number of the first page.
     pub(crate) fn base(&self) -> usize {
         self.first / PAGE_LEN

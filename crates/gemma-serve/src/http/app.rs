@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use super::backend::Backend;
 use super::error::Refusal;
@@ -43,8 +43,8 @@ pub struct Settings {
     pub connections: usize,
     /// Most tokens of an answer whose request names no limit. Default 4 096.
     pub max_tokens: usize,
-    /// Most bytes of the weights of all models that are loaded; idle ones are unloaded for others. `None`: no limit. Default
-    /// `None`.
+    /// Most bytes that all models that are loaded may take ([`Backend::memory_bytes`]); idle ones are unloaded for others.
+    /// `None`: no limit. Default `None`.
     pub model_memory: Option<u64>,
     /// Write the bodies of requests, prompts included, to the log. Default `false`.
     pub log_requests: bool,
@@ -90,8 +90,6 @@ pub struct Shared {
     pub(crate) models: Vec<Arc<ServedModel>>,
     /// Whose turn it is to load a model.
     pub(crate) loading: Arc<Mutex<()>>,
-    /// A permit for each request that waits for a model to be loaded.
-    pub(crate) load_places: Arc<Semaphore>,
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
     pub(crate) started: SystemTime,
@@ -123,7 +121,6 @@ impl App {
         Self(Arc::new(Shared {
             models: models.into_iter().map(Arc::new).collect(),
             loading: Arc::default(),
-            load_places: Arc::new(Semaphore::new(settings.places())),
             settings,
             registry: Registry::default(),
             metrics: Metrics::default(),

@@ -32,7 +32,7 @@ pub struct ModelCard {
     pub parameters: u64,
     /// Bytes of the weights; 0 when it is not known.
     pub bytes: u64,
-    /// How the weights are stored: `bf16`, `q8_0`, ...
+    /// The format in which most weights are held: `bf16`, `q8_0`, ...
     pub quantization: String,
     /// Unix time at which the model was loaded, in seconds.
     pub created: u64,
@@ -365,6 +365,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// How full it is.
     fn load(&self) -> Load;
+
+    /// Bytes that it may take: its weights, the limit of its KV cache, and its tokenizer.
+    fn memory_bytes(&self) -> u64 {
+        let tokenizer = Tokenizer::memory_bytes(self.tokenizer().vocab_len());
+        self.card().bytes + self.load().cache_limit_bytes as u64 + tokenizer as u64
+    }
 
     /// The prompt of a chat. The default knows no images.
     ///

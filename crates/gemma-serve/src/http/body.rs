@@ -2,16 +2,11 @@
 //!
 //! Unknown fields are ignored. A field of the wrong type is a 400 that names the field.
 
-use std::fmt;
-use std::marker::PhantomData;
-
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use http_body_util::BodyExt;
-use serde::Deserialize;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde::de::DeserializeOwned;
 
 use super::App;
 use super::error::Refusal;
@@ -27,6 +22,21 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
     async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
         let bytes = read_body(request, app).await?;
         parse(&bytes).map(JsonBody)
+    }
+}
+
+/// A JSON body that is an array of `T`.
+pub(crate) struct JsonList<T>(pub(crate) Vec<T>);
+
+impl<T: DeserializeOwned> FromRequest<App> for JsonList<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
+        let bytes = read_body(request, app).await?;
+        match bytes.trim_ascii_start().first() {
+            Some(b'[') => read(&bytes).map(JsonList),
+            _ => Err(Refusal::invalid("the body is no array; send an array of objects")),
+        }
     }
 }
 
@@ -107,17 +117,22 @@ fn depth(bytes: &[u8]) -> usize {
     deepest
 }
 
-/// Reads JSON.
+/// Reads a JSON object.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     if bytes.is_empty() {
         return Err(Refusal::invalid("the body is empty; send a JSON object"));
     }
-    if depth(bytes) > DEEPEST {
-        return Err(Refusal::invalid(format!("the JSON is nested deeper than {DEEPEST} levels")));
-    }
     // serde also reads a struct from an array of its fields
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Err(Refusal::invalid("the body is an array; send a JSON object"));
+    }
+    read(bytes)
+}
+
+/// Reads JSON of bounded depth.
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    if depth(bytes) > DEEPEST {
+        return Err(Refusal::invalid(format!("the JSON is nested deeper than {DEEPEST} levels")));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
@@ -133,29 +148,10 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     Ok(value)
 }
 
-/// Reads a field that is an object: serde reads a struct also from an array of its fields.
-pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    struct Object<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-            T::deserialize(MapAccessDeserializer::new(map))
-        }
-    }
-    deserializer.deserialize_map(Object(PhantomData))
-}
-
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
     use crate::http::texts::{Prompts, TextOrTokens, Texts};
 

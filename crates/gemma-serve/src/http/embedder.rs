@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use embeddinggemma::{EmbedOptions, EmbeddingGemma};
+use gemma_model::WeightSummary;
 use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer};
 
 use super::backend::{Backend, Capabilities, EmbedInput, Events, Job, Load, ModelCard, Ongoing};
@@ -24,12 +25,17 @@ impl EmbeddingBackend {
     pub fn new(name: &str, model: EmbeddingGemma) -> Result<Self, embeddinggemma::Error> {
         model.tokenizer()?;
         let config = model.network().config();
+        let mut weights = WeightSummary::default();
+        model.network().save(&mut weights);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let card = ModelCard {
             id: name.to_owned(),
             family: "embeddinggemma".to_owned(),
             context_length: Some(config.max_tokens),
             vocab_size: config.text.vocab,
+            parameters: weights.parameters,
+            bytes: weights.bytes as u64,
+            quantization: weights.format().to_owned(),
             created: now,
             capabilities: Capabilities { embed: true, ..Capabilities::default() },
             ..ModelCard::default()

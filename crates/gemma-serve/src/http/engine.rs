@@ -40,6 +40,8 @@ pub struct EngineBackend {
     stop_tokens: Vec<TokenId>,
     speculate: Option<Speculate>,
     handle: EngineHandle,
+    /// The most that caches of sequences no longer than this take.
+    most_cache_bytes: Box<dyn Fn(Option<usize>) -> usize + Send + Sync>,
     cache_limit: usize,
     /// Those that requests may choose, in the order in which the model was given them.
     adapters: Vec<AdapterCard>,
@@ -81,19 +83,24 @@ impl EngineBackend {
             infill: control.fim.is_some(),
             ..Capabilities::default()
         };
-        let network = model.network();
+        let network = model.shared_network();
+        let weights = network.weight_summary();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let card = ModelCard {
             id: name.to_owned(),
             family: family.to_owned(),
             context_length: network.context_length(),
             vocab_size: network.vocab(),
-            bytes: network.weight_bytes() as u64,
+            parameters: weights.parameters,
+            bytes: weights.bytes as u64,
+            quantization: weights.format().to_owned(),
             created: now,
             capabilities,
             ..ModelCard::default()
         };
-        let cache_limit = options.max_cache_bytes.unwrap_or(0);
+        let limits = options.clone();
+        let most_cache_bytes = Box::new(move |context| limits.most_cache_bytes(&*network, context));
+        let cache_limit = most_cache_bytes(None);
         let thread = model.engine(options)?;
         Ok(Self {
             card,
@@ -102,6 +109,7 @@ impl EngineBackend {
             stop_tokens: model.stop_tokens().to_vec(),
             speculate: model.speculate().cloned(),
             handle: thread.handle(),
+            most_cache_bytes,
             cache_limit,
             adapters: Vec::new(),
             images: None,
@@ -164,6 +172,7 @@ impl EngineBackend {
     pub fn with_context_limit(mut self, limit: Option<usize>) -> Self {
         let own = self.card.context_length;
         self.card.context_length = limit.map_or(own, |limit| Some(own.map_or(limit, |own| own.min(limit))));
+        self.cache_limit = (self.most_cache_bytes)(self.card.context_length);
         self
     }
 }

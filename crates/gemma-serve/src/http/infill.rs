@@ -139,7 +139,7 @@ async fn llama(
         return Err(Refusal::field("n_cmpl", format!("{n} is outside 1 to 16")));
     }
     let (stop, logit_bias) = (fields.stops()?, fields.biases(backend.as_ref())?);
-    let adapters = fields.adapters(backend.as_ref())?;
+    let adapters = app.adapters_of(backend.as_ref(), fields.adapters(backend.as_ref())?);
     let decode_limit = request.t_max_predict_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
     let mut answers = Vec::new();
     for index in 0..n {

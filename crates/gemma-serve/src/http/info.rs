@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::App;
-use super::backend::{AdapterCard, Load};
+use super::backend::Load;
 use super::body::JsonBody;
 use super::error::Refusal;
 use super::messages::{self, ChatMessage};
@@ -24,7 +24,7 @@ fn model(Listed { card, status, path }: &Listed) -> Value {
         "max_model_len": card.context_length, "family": card.family, "capabilities": card.capabilities,
         "meta": {
             "n_vocab": card.vocab_size, "n_ctx_train": card.context_length, "n_params": card.parameters,
-            "size": card.bytes, "quantization": card.quantization,
+            "size": card.bytes, "ftype": card.quantization.to_uppercase(), "quantization": card.quantization,
         },
     })
 }
@@ -44,13 +44,6 @@ pub(crate) async fn one_model(State(app): State<App>, Path(id): Path<String>) ->
     let listed = listed(&app);
     let found = listed.iter().find(|listed| listed.card.id == id);
     found.map(|listed| Json(model(listed))).ok_or_else(|| Refusal::no_model(&id, &app.names()))
-}
-
-/// `GET /lora-adapters`: those of the first model, in llama.cpp's form. `scale` is how much of it a request gets that
-/// chooses none: nothing.
-pub(crate) async fn adapters(State(app): State<App>) -> Json<Value> {
-    let one = |(id, adapter): (usize, &AdapterCard)| json!({"id": id, "path": adapter.path, "scale": 0.0, "name": adapter.name, "strength": adapter.strength});
-    Json(app.models[0].adapters().iter().enumerate().map(one).collect())
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -191,6 +184,7 @@ pub(crate) async fn props(State(app): State<App>) -> Result<Json<Value>, Refusal
     Ok(Json(json!({
         "default_generation_settings": {"n_ctx": card.context_length, "n_predict": app.settings.max_tokens},
         "total_slots": app.settings.parallel, "model_path": card.id, "model_alias": card.id,
+        "model_ftype": card.quantization.to_uppercase(),
         "chat_template": super::GEMMA_CHAT_TEMPLATE, "bos_token": "<bos>", "eos_token": "<eos>",
         "modalities": {"vision": card.capabilities.images, "audio": false},
         "build_info": concat!("gemma-serve ", env!("CARGO_PKG_VERSION")), "capabilities": card.capabilities,

@@ -15,6 +15,7 @@ use super::adapted::Adapted;
 use super::backend::Backend;
 use super::error::Refusal;
 use super::models::{Live, Located, ServedModel};
+use super::place::Place;
 use crate::grammar::Grammars;
 
 /// How often it is looked whether a model has become idle.
@@ -73,6 +74,21 @@ impl App {
         self.models.iter().find(|model| model.id == *id)
     }
 
+    /// The adapters of a job: those that the request chose, or else the defaults of its model (`POST /lora-adapters`).
+    pub(super) fn adapters_of(
+        &self,
+        backend: &dyn Backend,
+        chosen: Option<Vec<(usize, f32)>>,
+    ) -> Option<Vec<(usize, f32)>> {
+        // an adapter's own name is a choice
+        if chosen.is_some() || backend.card().parent.is_some() {
+            return chosen;
+        }
+        let scales = self.model_of(backend)?.default_scales().into_iter().enumerate();
+        let defaults: Vec<(usize, f32)> = scales.filter(|(_, scale)| *scale != 0.0).collect();
+        (!defaults.is_empty()).then_some(defaults)
+    }
+
     /// The grammars of a model.
     pub(crate) fn grammars(&self, backend: &dyn Backend) -> Arc<Grammars> {
         let of = |model: &Arc<ServedModel>| Some(Arc::clone(&model.state().live.as_ref()?.grammars));
@@ -90,17 +106,29 @@ impl App {
         if self.registry.is_closing() {
             return Err(Refusal::shutting_down());
         }
-        let limit = self.settings.queue_timeout;
         let begun = Instant::now();
-        let deadline = begun + limit;
+        let deadline = begun + self.settings.queue_timeout;
+        // it waits like those that wait for room, and gives its place back before its answers take theirs
+        let mut place = Place::take(self, &model.id, "load", 0, 0)?;
+        let loaded = self.wait_for_load(model, begun, deadline).await;
+        place.finished = true;
+        if loaded.as_ref().is_err_and(|refusal| refusal.status == StatusCode::TOO_MANY_REQUESTS) {
+            self.metrics.refused.inc();
+        }
+        loaded
+    }
+
+    /// Has its turn to load a model, or waits for the one who has.
+    async fn wait_for_load(
+        &self,
+        model: &Arc<ServedModel>,
+        begun: Instant,
+        deadline: Instant,
+    ) -> Result<Arc<dyn Backend>, Refusal> {
+        let limit = self.settings.queue_timeout;
         let late = |_| {
             let message = format!("the model {} was not loaded within {} s; try again", model.id, limit.as_secs());
             Refusal::busy(message, limit.as_secs().clamp(1, 30))
-        };
-        // those that wait for a model are no more than those that wait for room
-        let Ok(_place) = Arc::clone(&self.load_places).try_acquire_owned() else {
-            self.metrics.refused.inc();
-            return Err(Refusal::busy("too many requests wait for models to be loaded; try again later", 5));
         };
         let turn = timeout_at(deadline.into(), Arc::clone(&self.loading).lock_owned()).await.map_err(late)?;
         if let Some(backend) = model.touch() {

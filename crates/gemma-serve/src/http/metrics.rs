@@ -75,7 +75,8 @@ impl Default for Metrics {
         let cache_bytes = gauge("kv_cache_bytes", "Bytes of KV cache in use");
         let cache_limit_bytes = gauge("kv_cache_limit_bytes", "Most bytes that the KV cache may take");
         let models_loaded = gauge("models_loaded", "Models that are loaded");
-        let model_bytes = gauge("model_bytes", "Bytes of the weights of the models that are loaded");
+        let model_bytes =
+            gauge("model_bytes", "Bytes that the loaded models may take: weights, KV cache limits, tokenizers");
         let mut rate = |name: &str, help: &str| {
             let gauge = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
             registry.register(name, help, gauge.clone());

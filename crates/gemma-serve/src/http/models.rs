@@ -15,7 +15,7 @@ use crate::grammar::Grammars;
 
 /// A model that was found and is not loaded.
 pub struct Located {
-    /// Bytes that its weights will take; 0 when that is not known.
+    /// Bytes that it will take, as [`Backend::memory_bytes`] counts them; 0 when that is not known.
     pub bytes: u64,
     /// Loads it. Blocks.
     pub open: Box<dyn FnOnce() -> Result<Arc<dyn Backend>, Refusal> + Send>,
@@ -34,6 +34,8 @@ type Locate = Arc<dyn Fn() -> Result<Located, Refusal> + Send + Sync>;
 pub struct ServedModel {
     pub(super) id: String,
     adapters: Vec<AdapterCard>,
+    /// How much of each adapter a request gets that chooses none; those left out: nothing.
+    default_scales: Mutex<Vec<f32>>,
     pub(super) locate: Option<Locate>,
     state: Mutex<State>,
 }
@@ -61,15 +63,15 @@ pub(super) struct Live {
     pub(super) grammars: Arc<Grammars>,
     /// One permit for work beside the engine.
     pub(super) turn: Arc<Semaphore>,
-    /// Of the weights.
+    /// What it may take, as [`Backend::memory_bytes`] counts it.
     pub(super) bytes: u64,
     used: Instant,
 }
 
 impl Live {
-    /// `located`: what its weights were said to take.
+    /// `located`: what it was said to take.
     pub(super) fn new(backend: Arc<dyn Backend>, located: u64) -> Self {
-        let bytes = if backend.card().bytes > 0 { backend.card().bytes } else { located };
+        let bytes = if backend.card().bytes > 0 { backend.memory_bytes() } else { located };
         Self { backend, grammars: Arc::default(), turn: Arc::new(Semaphore::new(1)), bytes, used: Instant::now() }
     }
 }
@@ -98,7 +100,8 @@ impl ServedModel {
         let card = backend.card().clone();
         let state =
             State { card: Some(card.clone()), live: Some(Live::new(Arc::clone(&backend), 0)), ..State::default() };
-        Self { id: card.id, adapters: backend.adapters().to_vec(), locate: None, state: Mutex::new(state) }
+        let (adapters, default_scales) = (backend.adapters().to_vec(), Mutex::default());
+        Self { id: card.id, adapters, default_scales, locate: None, state: Mutex::new(state) }
     }
 
     /// A model that is loaded when it is first asked for.
@@ -106,7 +109,8 @@ impl ServedModel {
         id: impl Into<String>,
         locate: impl Fn() -> Result<Located, Refusal> + Send + Sync + 'static,
     ) -> Self {
-        Self { id: id.into(), adapters: Vec::new(), locate: Some(Arc::new(locate)), state: Mutex::default() }
+        let (adapters, default_scales) = (Vec::new(), Mutex::default());
+        Self { id: id.into(), adapters, default_scales, locate: Some(Arc::new(locate)), state: Mutex::default() }
     }
 
     /// The same model, which may be unloaded, since this finds it again.
@@ -123,6 +127,20 @@ impl ServedModel {
     /// Its adapters.
     pub(crate) fn adapters(&self) -> &[AdapterCard] {
         &self.adapters
+    }
+
+    /// How much of each adapter a request gets that chooses none.
+    pub(super) fn default_scales(&self) -> Vec<f32> {
+        let mut scales = self.default_scales.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        scales.resize(self.adapters.len(), 0.0);
+        scales
+    }
+
+    /// Sets how much of each adapter, by number, a request gets that chooses none; of those left out, nothing.
+    pub(super) fn set_default_scales(&self, choices: &[(usize, f32)]) {
+        let scale = |number: usize| choices.iter().find(|(id, _)| *id == number).map_or(0.0, |(_, scale)| *scale);
+        let scales = (0..self.adapters.len()).map(scale).collect();
+        *self.default_scales.lock().unwrap_or_else(PoisonError::into_inner) = scales;
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -142,7 +160,7 @@ impl ServedModel {
         self.state().live.as_ref().map(|live| Arc::clone(&live.backend))
     }
 
-    /// Bytes of its weights, while it is loaded.
+    /// Bytes that it may take, while it is loaded.
     pub(crate) fn bytes(&self) -> Option<u64> {
         self.state().live.as_ref().map(|live| live.bytes)
     }

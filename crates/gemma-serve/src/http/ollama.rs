@@ -15,12 +15,13 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::backend::{Backend, Event, Finished, Hole, Job, ModelCard, Prompt, Reason};
-use super::body::{OllamaBody, object};
+use super::body::OllamaBody;
 use super::chat::{Conversation, converse, max_tokens};
 use super::completions::budget;
 use super::embeddings::embed;
 use super::error::Refusal;
 use super::messages::{self, ChatMessage};
+use super::object::object;
 use super::running::{Answer, Completed, submit};
 use super::sampling::SamplingFields;
 use super::structured::StructuredFields;
@@ -351,11 +352,22 @@ pub(crate) async fn embeddings(State(app): State<App>, OllamaBody(request): Olla
     }
 }
 
+/// A number of parameters as Ollama writes it: `2.6B`, `268.10M`, `361.34K`; nothing for 0, which is not known.
+fn parameter_size(parameters: u64) -> String {
+    match parameters as f64 {
+        0.0 => String::new(),
+        count if count >= 1e9 => format!("{:.1}B", count / 1e9),
+        count if count >= 1e6 => format!("{:.2}M", count / 1e6),
+        count if count >= 1e3 => format!("{:.2}K", count / 1e3),
+        count => count.to_string(),
+    }
+}
+
 /// What Ollama tells of a model.
 fn details(card: &ModelCard) -> Value {
     json!({
         "parent_model": card.parent.as_deref().unwrap_or_default(), "format": "gguf", "family": card.family, "families": [card.family],
-        "parameter_size": format!("{:.1}B", card.parameters as f64 / 1e9), "quantization_level": card.quantization,
+        "parameter_size": parameter_size(card.parameters), "quantization_level": card.quantization.to_uppercase(),
     })
 }
 
@@ -412,9 +424,12 @@ pub(crate) async fn show(State(app): State<App>, OllamaBody(request): OllamaBody
     .into_response()
 }
 
+/// The version of Ollama whose API this is. Clients compare it: Copilot in VS Code takes no server before 0.6.4.
+const OLLAMA_VERSION: &str = "0.6.4";
+
 /// `GET /api/version`.
 pub(crate) async fn version() -> Json<Value> {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+    Json(json!({"version": OLLAMA_VERSION, "server": concat!("gemma-serve ", env!("CARGO_PKG_VERSION"))}))
 }
 
 /// `POST /api/pull` and the others that would change what the server has.
@@ -453,6 +468,15 @@ mod tests {
         assert_eq!(at(951_868_800), "2000-03-01T00:00:00.000000Z");
         assert_eq!(at(1_709_164_800), "2024-02-29T00:00:00.000000Z");
         assert_eq!(at(1_798_761_599), "2026-12-31T23:59:59.000000Z");
+    }
+
+    #[test]
+    fn parameters_are_counted_in_words() {
+        for (count, text) in
+            [(0, ""), (999, "999"), (361_344, "361.34K"), (268_098_176, "268.10M"), (2_614_341_888, "2.6B")]
+        {
+            assert_eq!(parameter_size(count), text);
+        }
     }
 
     #[test]

@@ -1,9 +1,8 @@
-//! Requests on their way: admission, limits, what `/slots` shows, and the events of one answer.
+//! Requests on their way: admission, limits, and the events of one answer.
 //!
 //! An [`Answer`] is dropped when its client goes away, which cancels its job and frees its place.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
@@ -13,66 +12,7 @@ use tokio::sync::watch;
 use super::App;
 use super::backend::{Backend, Event, Events, Finished, Job, Ongoing, Reason, TokenScore};
 use super::error::Refusal;
-use super::registry::Slot;
-
-/// The place of one answer in the registry.
-struct Place {
-    app: App,
-    id: u64,
-    finished: bool,
-}
-
-impl Place {
-    /// Takes a place.
-    ///
-    /// # Errors
-    /// 429 when the server has as many requests as it takes.
-    fn take(
-        app: &App,
-        backend: &dyn Backend,
-        endpoint: &'static str,
-        prompt_tokens: usize,
-        max_tokens: usize,
-    ) -> Result<Self, Refusal> {
-        let mut slots = app.registry.lock();
-        if slots.len() >= app.settings.places() {
-            app.metrics.refused.inc();
-            let running = slots.values().filter(|slot| slot.is_processing).count();
-            let waiting = slots.len() - running;
-            let seconds = 1 + (waiting / app.settings.parallel.max(1)) as u64;
-            return Err(Refusal::busy(format!("{running} requests run and {waiting} wait; try again later"), seconds));
-        }
-        let id = app.registry.next.fetch_add(1, Ordering::Relaxed);
-        let slot = Slot {
-            id,
-            model: backend.card().id.clone(),
-            endpoint,
-            is_processing: false,
-            prompt_tokens,
-            generated_tokens: 0,
-            max_tokens,
-            since: Some(Instant::now()),
-            seconds: 0.0,
-        };
-        slots.insert(id, slot);
-        Ok(Self { app: app.clone(), id, finished: false })
-    }
-
-    fn update(&self, change: impl FnOnce(&mut Slot)) {
-        if let Some(slot) = self.app.registry.lock().get_mut(&self.id) {
-            change(slot);
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.app.registry.lock().remove(&self.id);
-        if !self.finished {
-            self.app.metrics.cancelled.inc();
-        }
-    }
-}
+use super::place::Place;
 
 /// One answer as its events come.
 pub(crate) struct Answer {
@@ -114,6 +54,7 @@ pub(crate) fn submit(
         return Err(Refusal::shutting_down());
     }
     check_tokens(backend.as_ref(), &job)?;
+    job.adapters = app.adapters_of(backend.as_ref(), job.adapters);
     if let Some(limit) = backend.card().context_length {
         // the cache of an answer is reserved in full: no more than can ever be used
         job.sampling.max_tokens = job.sampling.max_tokens.min(limit - job.prompt.tokens.len());
@@ -122,7 +63,7 @@ pub(crate) fn submit(
     job.deadline.get_or_insert(begun + app.settings.request_timeout);
     let decode_limit = job.decode_limit.take();
     let counts = (job.prompt.tokens.len(), 0);
-    let mut place = Place::take(app, backend.as_ref(), endpoint, job.prompt.tokens.len(), job.sampling.max_tokens)?;
+    let mut place = Place::take(app, &backend.card().id, endpoint, job.prompt.tokens.len(), job.sampling.max_tokens)?;
     match backend.submit(job) {
         Ok(events) => {
             let stopping = app.registry.stopping.subscribe();
@@ -317,7 +258,7 @@ pub(crate) async fn beside<T: Send + 'static>(
     if app.registry.is_closing() {
         return Err(Refusal::shutting_down());
     }
-    let mut place = Place::take(app, backend.as_ref(), endpoint, 0, 0)?;
+    let mut place = Place::take(app, &backend.card().id, endpoint, 0, 0)?;
     let begun = Instant::now();
     let queue_timeout = app.settings.queue_timeout;
     let Ok(turn) = tokio::time::timeout(queue_timeout, app.turn(backend.as_ref()).acquire_owned()).await else {

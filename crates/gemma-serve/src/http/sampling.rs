@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::backend::{Backend, Dry, Mirostat, Sampling};
 use super::error::Refusal;
+use super::object::object;
 use super::texts::Texts;
 
 /// Most answers to one prompt.
@@ -74,9 +75,41 @@ pub(crate) enum TokenOrText {
 
 /// One of `lora`, as llama.cpp's clients send it: the number of an adapter, and how much of it.
 #[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(from = "AdapterObject")]
 pub(crate) struct AdapterField {
     id: usize,
     scale: f32,
+}
+
+/// [`AdapterField`] as JSON: an object and no array of its fields.
+#[derive(Deserialize)]
+struct AdapterObject(#[serde(deserialize_with = "object")] AdapterFields);
+
+#[derive(Deserialize)]
+struct AdapterFields {
+    id: usize,
+    scale: f32,
+}
+
+impl From<AdapterObject> for AdapterField {
+    fn from(AdapterObject(AdapterFields { id, scale }): AdapterObject) -> Self {
+        Self { id, scale }
+    }
+}
+
+/// The adapters that a list called `name` chooses among `known` ones, and how much of each.
+pub(crate) fn adapter_choices(name: &str, fields: &[AdapterField], known: usize) -> Result<Vec<(usize, f32)>, Refusal> {
+    for (place, AdapterField { id, scale }) in fields.iter().enumerate() {
+        let wrong = |message: String| Refusal::field(format!("{name}[{place}].id"), message);
+        if *id >= known {
+            return Err(wrong(format!("{id} is no adapter; the model has {known}, numbered from 0 on")));
+        }
+        if fields[..place].iter().any(|other| other.id == *id) {
+            return Err(wrong(format!("the adapter {id} stands there twice")));
+        }
+        within(&format!("{name}[{place}].scale"), *scale, -100.0, 100.0)?;
+    }
+    Ok(fields.iter().map(|field| (field.id, field.scale)).collect())
 }
 
 impl SamplingFields {
@@ -149,21 +182,7 @@ impl SamplingFields {
     /// The adapters that the request chooses by number; `None` without the field.
     pub(crate) fn adapters(&self, backend: &dyn Backend) -> Result<Option<Vec<(usize, f32)>>, Refusal> {
         let Some(fields) = &self.lora else { return Ok(None) };
-        let known = backend.adapters().len();
-        for (place, AdapterField { id, scale }) in fields.iter().enumerate() {
-            if *id >= known {
-                let message = format!("{id} is no adapter; the model has {known}, numbered from 0 on");
-                return Err(Refusal::field(format!("lora[{place}].id"), message));
-            }
-            if fields[..place].iter().any(|other| other.id == *id) {
-                return Err(Refusal::field(
-                    format!("lora[{place}].id"),
-                    format!("the adapter {id} stands there twice"),
-                ));
-            }
-            within(&format!("lora[{place}].scale"), *scale, -100.0, 100.0)?;
-        }
-        Ok(Some(fields.iter().map(|field| (field.id, field.scale)).collect()))
+        adapter_choices("lora", fields, backend.adapters().len()).map(Some)
     }
 
     /// How many answers are asked for.

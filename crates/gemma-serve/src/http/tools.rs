@@ -135,14 +135,33 @@ impl Tools {
 
 /// The schema of a call of one of these functions.
 fn call_schema(functions: &[&Function]) -> Value {
-    let one = |function: &&Function| {
-        let parameters = function.parameters.clone().unwrap_or_else(|| json!({"type": "object"}));
+    let one = |place: &str, function: &Function| {
+        let mut parameters = function.parameters.clone().unwrap_or_else(|| json!({"type": "object"}));
+        rebase(&mut parameters, &format!("#{place}/properties/parameters"));
         let properties = json!({"name": {"const": function.name}, "parameters": parameters});
         json!({"type": "object", "properties": properties, "required": ["name", "parameters"], "additionalProperties": false})
     };
     match functions {
-        [function] => one(function),
-        _ => json!({"anyOf": functions.iter().map(one).collect::<Vec<_>>()}),
+        [function] => one("", function),
+        _ => {
+            let each =
+                functions.iter().enumerate().map(|(number, function)| one(&format!("/anyOf/{number}"), function));
+            json!({"anyOf": each.collect::<Vec<_>>()})
+        }
+    }
+}
+
+/// Makes the references of a schema within itself (`#/$defs/..`) those of a part at `place` of a larger schema.
+fn rebase(schema: &mut Value, place: &str) {
+    match schema {
+        Value::Object(fields) => fields.iter_mut().for_each(|(name, value)| match value {
+            Value::String(target) if name == "$ref" && (target == "#" || target.starts_with("#/")) => {
+                target.replace_range(..1, place);
+            }
+            value => rebase(value, place),
+        }),
+        Value::Array(values) => values.iter_mut().for_each(|value| rebase(value, place)),
+        _ => {}
     }
 }
 

@@ -27,8 +27,8 @@ from serving import Server, program
 INPUTS = int(os.environ.get("INPUTS", "20000"))
 SEED = int(os.environ.get("SEED", "1"))
 SECONDS = float(os.environ.get("SECONDS", "600"))
-# most MiB of weights: with 4 both models stay, with 2 each takes the place of the other
-MEMORY = os.environ.get("MEMORY", "4")
+# most MiB of models: with 64 both stay, with 30 each takes the place of the other
+MEMORY = os.environ.get("MEMORY", "64")
 THREADS = 6
 # longest time for an answer, in seconds; the server itself ends it after 2
 LONGEST = 20
@@ -78,12 +78,13 @@ SEEDS = [
     ("GET", "/v1/models", None),
     ("GET", "/v1/models/demo", None),
     ("GET", "/lora-adapters", None),
+    ("POST", "/lora-adapters", [{"id": 0, "scale": 0.5}]),
     ("GET", "/slots", None),
     ("GET", "/props", None),
     ("GET", "/metrics", None),
 ]
 PATHS = [path for _, path, _ in SEEDS]
-KEYS = sorted({key for _, _, body in SEEDS if body for key in body})
+KEYS = sorted({key for _, _, body in SEEDS if isinstance(body, dict) for key in body})
 VALUES = [
     None, True, False, 0, 1, -1, 2, 16, 129, 1e308, -1e308, 1e-45, 0.5, -0.0, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63),
     "", " ", "\0", "\ud800", "\u202e", "<bos>", "<start_of_turn>", "<image>", "<|fim_prefix|>", "a" * 3000, "é🦀" * 50, "demo",
@@ -113,7 +114,8 @@ def changed(value, random, depth=0):
             case 0:
                 del value[place]
             case 1:
-                value = value * random.choice([2, 3, 40])
+                # a body beyond the limit is refused before it is read, which breaks the pipe of whoever goes on sending
+                value = (value * random.choice([2, 3, 40]))[:4000]
             case _:
                 value[place] = changed(value[place], random, depth + 1)
         return value
@@ -178,6 +180,7 @@ class Tally:
         self.statuses = collections.Counter()
         self.kinds = collections.Counter()
         self.findings = []
+        self.late = 0
         self.slowest = (0.0, None)
         self.begun = time.monotonic()
 
@@ -201,7 +204,7 @@ class Tally:
 
 
 def raw(port, data):
-    """Sends bytes; returns the status of the reply, 0 when the connection was closed without one."""
+    """Sends bytes; returns the status of the reply and the reply, 0 when the connection was closed without one."""
     with socket.create_connection(("127.0.0.1", port), timeout=LONGEST) as connection:
         try:
             connection.sendall(data)
@@ -215,21 +218,21 @@ def raw(port, data):
         except ConnectionResetError:
             pass
     if not reply:
-        return 0
+        return 0, reply
     found = re.match(rb"HTTP/1\.[01] (\d\d\d) ", reply)
     if not found:
         raise ValueError(f"no HTTP: {reply[:80]!r}")
-    return int(found.group(1))
+    return int(found.group(1)), reply
 
 
 def work(port, tally):
-    connection = None
-    while (index := tally.take()) is not None:
+    connection, late = None, None
+    while (index := tally.take() if late is None else late) is not None:
         kind, method, path, data = made(index)
         begun = time.monotonic()
         try:
             if kind == "wire":
-                status = raw(port, data)
+                status, text = raw(port, data)
             else:
                 connection = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=LONGEST)
                 try:
@@ -245,17 +248,22 @@ def work(port, tally):
                 if "json" in (reply.getheader("content-type") or "") and "ndjson" not in reply.getheader("content-type"):
                     json.loads(text)
             # models that cannot be loaded, and requests that took too long, are 503 by intention
-            expected = status == 503 and kind != "wire" and json.loads(text)["error"] and (
-                b"cannot be loaded" in text or b"took longer than" in text
-            )
+            limited = b"cannot be loaded" in text or b"took longer than" in text
+            expected = status == 503 and limited and (kind == "wire" or json.loads(text)["error"])
             if status >= 500 and not expected:
                 tally.find(index, f"{status} from {method} {path}")
             tally.note(index, kind, status, time.monotonic() - begun)
+            late = None
         except TimeoutError:
             connection = None
-            tally.find(index, f"{method} {path} was not answered within {LONGEST} s")
+            # once it may have been the machine, which stopped both for a while
+            if late == index:
+                tally.find(index, f"{method} {path} was not answered within {LONGEST} s, twice")
+            else:
+                tally.late += 1
+            late = None if late == index else index
         except Exception as error:  # whatever else is no sound reply
-            connection = None
+            connection, late = None, None
             tally.find(index, f"{method} {path}: {error!r}")
 
 
@@ -312,6 +320,8 @@ def main():
             tally.find(tally.next, f"a panic: {line.strip()}")
     seconds = time.monotonic() - tally.begun
     print(f"{tally.next} inputs of seed {SEED} in {seconds:.0f} s: {dict(tally.kinds)}")
+    if tally.late:
+        print(f"{tally.late} inputs were asked twice, after {LONGEST} s without an answer")
     print(f"statuses: {dict(sorted(tally.statuses.items()))}; the slowest took {tally.slowest[0]:.2f} s (input {tally.slowest[1]})")
     loads = sum("loaded a model" in line for line in server.log)
     print(f"models were loaded {loads} times on demand")

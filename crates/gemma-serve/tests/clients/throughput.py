@@ -2,6 +2,8 @@
 
     GEMMA_TEST_GGUF=model.gguf GEMMA_TEST_LLAMA_SERVER=.../llama-server python throughput.py [gemma]
 
+LEVELS=16 ROUNDS=1 as environment variables measure a part of it: LEVELS=0 the common beginning alone.
+
 Each request has a prompt of its own of about 200 tokens and wants 64 tokens, greedy, streamed. Afterwards, prompts with a common
 beginning of about 2000 tokens: the time to the first token of the second one, against that of a prompt without it. Prints a
 table in Markdown: tokens per second over all requests, and the median time to the first token.
@@ -22,8 +24,8 @@ from serving import program, skip
 
 WORDS = "the sun rose over a small town where people went to work and children to school while rain fell on green hills".split()
 PROMPT, ANSWER, SHARED = 160, 64, 1600
-LEVELS = (1, 4, 16)
-ROUNDS = 3
+LEVELS = [int(level) for level in os.environ.get("LEVELS", "1,4,16,0").split(",")]
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
 
 
 def prompt(seed, words):
@@ -125,19 +127,20 @@ def main():
     for round_number in range(ROUNDS):
         for name, command in servers:
             with Server(name, command) as server:
-                asyncio.run(level(server.port, 1, 7))
-                for at_once in LEVELS:
+                asyncio.run(stream(server.port, prompt("first", PROMPT), ANSWER))
+                for at_once in filter(None, LEVELS):
                     rate, first = asyncio.run(level(server.port, at_once, 10 + round_number))
                     rates.setdefault((name, at_once), []).append(rate)
                     firsts.setdefault((name, at_once), []).append(first)
-                prefix.setdefault(name, []).append(asyncio.run(shared_prefix(server.port, 1000 * round_number)))
+                if 0 in LEVELS:
+                    prefix.setdefault(name, []).append(asyncio.run(shared_prefix(server.port, 1000 * round_number)))
     print("| at a time | server | tokens/s | first token, s |\n|---|---|---|---|")
-    for at_once in LEVELS:
+    for at_once in filter(None, LEVELS):
         for name, _ in servers:
             found, seconds = rates[name, at_once], firsts[name, at_once]
             spread = f"{min(found):.1f}-{max(found):.1f}"
             print(f"| {at_once} | {name} | {statistics.median(found):.1f} [{spread}] | {statistics.median(seconds):.3f} |")
-    for name, _ in servers:
+    for name, _ in servers if prefix else []:
         behind, bare = (statistics.median(pair[i] for pair in prefix[name]) for i in (0, 1))
         print(f"\n{name}: first token behind a seen prefix of about 2000 tokens {behind:.3f} s, bare {bare:.3f} s")
 

@@ -61,6 +61,77 @@ async fn adapters_are_listed_with_the_model_that_they_change() {
 }
 
 #[tokio::test]
+async fn default_scales_count_for_requests_that_choose_no_adapter() {
+    let fake = adapted();
+    let asked = std::sync::Arc::clone(&fake.asked);
+    let server = server(fake);
+    let scales = async || {
+        let list = get(&server, "/lora-adapters").await;
+        list.as_array().expect("a list").iter().map(|one| one["scale"].as_f64().expect("a number")).collect::<Vec<_>>()
+    };
+    assert_eq!(scales().await, [0.0, 0.0]);
+    let chat = json!([{"role": "user", "content": "a"}]);
+    for (set, expected) in [
+        (json!([{"id": 0, "scale": 0.5}, {"id": 1, "scale": -2}]), Some(vec![(0, 0.5), (1, -2.0)])),
+        // what is left out is off
+        (json!([{"id": 1, "scale": 0.25}]), Some(vec![(1, 0.25)])),
+        (json!([{"id": 0, "scale": 0}]), None),
+        (json!([{"id": 0, "scale": 1}]), Some(vec![(0, 1.0)])),
+        (json!([]), None),
+    ] {
+        assert_eq!(post(&server, "/lora-adapters", set.clone()).await, json!({"success": true}));
+        let shown: Vec<f64> = (0..2)
+            .map(|id| expected.iter().flatten().find(|(number, _)| *number == id).map_or(0.0, |(_, scale)| *scale))
+            .map(f64::from)
+            .collect();
+        assert_eq!(scales().await, shown, "{set}");
+        for (path, body) in [
+            ("/v1/completions", json!({"prompt": "a"})),
+            ("/v1/completions", json!({"prompt": "a", "model": "fake/gemma"})),
+            ("/v1/chat/completions", json!({"messages": chat})),
+            ("/v1/responses", json!({"input": "a"})),
+            ("/completion", json!({"prompt": "a"})),
+            ("/infill", json!({"input_prefix": "a"})),
+            ("/v1/fim/completions", json!({"prompt": "a"})),
+            ("/api/generate", json!({"prompt": "a", "stream": false})),
+            ("/api/chat", json!({"messages": chat, "stream": false})),
+        ] {
+            let reply = post(&server, path, body).await;
+            let job = asked.lock().expect("whole").pop().expect("a job");
+            assert_eq!(job.adapters, expected, "{path} after {set}");
+            if path == "/completion" {
+                let lora = reply["generation_settings"]["lora"].as_array().expect("a list").len();
+                assert_eq!(lora, expected.iter().flatten().count(), "{reply}");
+            }
+        }
+    }
+    // a request that chooses gets what it chooses
+    post(&server, "/lora-adapters", json!([{"id": 0, "scale": 1}, {"id": 1, "scale": 1}])).await;
+    for (body, expected) in [
+        (json!({"prompt": "a", "model": "facts"}), vec![(1, 0.5)]),
+        (json!({"prompt": "a", "lora": []}), vec![]),
+        (json!({"prompt": "a", "lora": [{"id": 1, "scale": 3}]}), vec![(1, 3.0)]),
+    ] {
+        post(&server, "/v1/completions", body.clone()).await;
+        assert_eq!(asked.lock().expect("whole").pop().expect("a job").adapters, Some(expected), "{body}");
+    }
+    // what is refused changes nothing
+    for (body, param) in [
+        (json!([{"id": 2, "scale": 1}]), Some("[0].id")),
+        (json!([{"id": 0, "scale": 1}, {"id": 0, "scale": 1}]), Some("[1].id")),
+        (json!([{"id": 0, "scale": 1000}]), Some("[0].scale")),
+        (json!([{"id": 0}]), Some("[0]")),
+        (json!({"id": 0, "scale": 1}), None),
+        (json!("poems"), None),
+        (json!([[0, 1]]), Some("[0]")),
+    ] {
+        let (status, reply) = refused(&server, "/lora-adapters", body.clone()).await;
+        assert_eq!((status, reply["error"]["param"].as_str()), (400, param), "{body}: {reply}");
+    }
+    assert_eq!(scales().await, [1.0, 1.0]);
+}
+
+#[tokio::test]
 async fn adapters_that_cannot_be_chosen_are_refused() {
     let server = server(adapted());
     for (lora, param) in [

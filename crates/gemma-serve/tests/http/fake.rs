@@ -20,6 +20,7 @@ pub(crate) struct Fake {
     template: ChatTemplate,
     reply: String,
     delay: Duration,
+    cache_limit: usize,
     slots: Arc<Semaphore>,
     /// Jobs that run or wait.
     pub live: Arc<AtomicUsize>,
@@ -63,9 +64,10 @@ impl Fake {
             ..ModelCard::default()
         };
         let slots = Arc::new(Semaphore::new(4));
-        let (template, delay) = (ChatTemplate::builtin(), Duration::ZERO);
+        let (template, delay, cache_limit) = (ChatTemplate::builtin(), Duration::ZERO, 4096);
         let (live, adapters, asked) = (Arc::default(), Vec::new(), Arc::default());
-        Self { card, tokenizer, template, reply: reply.to_owned(), delay, slots, live, adapters, asked }
+        let reply = reply.to_owned();
+        Self { card, tokenizer, template, reply, delay, cache_limit, slots, live, adapters, asked }
     }
 
     /// The same under another name.
@@ -83,6 +85,11 @@ impl Fake {
     pub(crate) fn with_bytes(mut self, bytes: u64) -> Self {
         self.card.bytes = bytes;
         self
+    }
+
+    /// The same with KV caches of at most so many bytes.
+    pub(crate) fn with_cache_limit(self, cache_limit: usize) -> Self {
+        Self { cache_limit, ..self }
     }
 
     /// The same with adapters of these names and strengths.
@@ -229,7 +236,7 @@ impl Backend for Fake {
     }
 
     fn load(&self) -> Load {
-        Load { cache_bytes: 1024, cache_limit_bytes: 4096, ..Load::default() }
+        Load { cache_bytes: 1024, cache_limit_bytes: self.cache_limit, ..Load::default() }
     }
 
     fn chat_prompt(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Prompt, Refusal> {

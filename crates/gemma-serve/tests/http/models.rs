@@ -69,11 +69,20 @@ async fn a_model_is_loaded_once_by_the_first_of_many_requests() {
     assert_eq!(disk.loads(), Vec::<String>::new(), "nobody has asked for it");
     let during = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
+        let slots = get(&server, "/slots").await;
+        let (_, metrics) = send(&server, "GET", "/metrics", "").await;
+        assert!(metrics.contains("\ngemma_requests_waiting 12\n"), "{metrics}");
+        let slots = slots.as_array().expect("a list");
+        let loads = |slot: &&Value| {
+            slot["model"] == "second" && slot["endpoint"] == "load" && slot["is_processing"] == json!(false)
+        };
+        assert_eq!((slots.len(), slots.iter().filter(loads).count()), (12, 12), "{slots:?}");
         (statuses(&server).await, ask(&server, "first").await)
     };
     let (answers, during) =
         tokio::join!(futures_util::future::join_all((0..12).map(|_| ask(&server, "second"))), during);
     assert!(answers.iter().all(|answer| answer == "second"), "{answers:?}");
+    assert_eq!(get(&server, "/slots").await, json!([]), "nobody waits any more");
     assert_eq!(
         during,
         (vec!["loaded".to_owned(), "loading".to_owned()], json!("first")),
@@ -90,7 +99,7 @@ async fn a_model_is_loaded_once_by_the_first_of_many_requests() {
 async fn the_idle_model_that_was_used_least_recently_is_unloaded() {
     let disk = Disk::default();
     let models = ["a", "b", "c"].map(|name| disk.model(name, 10)).into();
-    let server = serving(models, Settings { model_memory: Some(20 * MIB), ..Settings::default() });
+    let server = serving(models, Settings { model_memory: Some(21 * MIB), ..Settings::default() });
     for (model, loaded) in [
         ("a", ["loaded", "unloaded", "unloaded"]),
         ("b", ["loaded", "loaded", "unloaded"]),
@@ -107,6 +116,28 @@ async fn the_idle_model_that_was_used_least_recently_is_unloaded() {
     assert_eq!(get(&server, "/v1/models/b").await["family"], "gemma", "what it was is still known");
     let running: Vec<Value> = get(&server, "/api/ps").await["models"].as_array().expect("a list").clone();
     assert_eq!(running.iter().map(|model| model["name"].clone()).collect::<Vec<_>>(), ["a", "c"]);
+}
+
+/// Two models whose weights alone would fit take turns, since their KV caches would not.
+#[tokio::test]
+async fn the_limit_for_models_counts_kv_caches_and_tokenizers() {
+    let model = |name: &'static str| {
+        let fake = move || Fake::new(name).named(name).with_bytes(10 * MIB).with_cache_limit(5 << 20);
+        let bytes = fake().memory_bytes();
+        assert!((15 * MIB + 1..16 * MIB).contains(&bytes), "{bytes}");
+        ServedModel::on_demand(name, move || {
+            Ok(Located { bytes, open: Box::new(move || Ok(Arc::new(fake()) as Arc<dyn Backend>)) })
+        })
+    };
+    let models = || ["a", "b"].map(model).into();
+    for (limit, loaded) in [(30, ["unloaded", "loaded"]), (32, ["loaded", "loaded"])] {
+        let server = serving(models(), Settings { model_memory: Some(limit * MIB), ..Settings::default() });
+        assert_eq!((ask(&server, "a").await, ask(&server, "b").await), (json!("a"), json!("b")));
+        assert_eq!(statuses(&server).await, loaded, "{limit} MiB");
+    }
+    let server = serving(models(), Settings { model_memory: Some(14 * MIB), ..Settings::default() });
+    let (status, reply) = refused(&server, "/v1/completions", json!({"prompt": "a", "model": "a"})).await;
+    assert_eq!((status, &reply["error"]["code"]), (503, &json!("model_too_large")), "{reply}");
 }
 
 #[tokio::test]
@@ -204,7 +235,7 @@ async fn a_load_that_takes_too_long_is_429_and_goes_on() {
     let body = json!({"prompt": "a", "model": "slow"});
     let replies =
         futures_util::future::join_all((0..3).map(|_| refused(&server, "/v1/completions", body.clone()))).await;
-    let words = ["was not loaded within", "was not loaded within", "too many requests wait"];
+    let words = ["was not loaded within", "was not loaded within", "0 requests run and 2 wait"];
     for ((status, reply), words) in replies.iter().zip(words) {
         assert_eq!(*status, 429, "{reply}");
         assert!(reply["error"]["message"].as_str().is_some_and(|text| text.contains(words)), "{reply}");

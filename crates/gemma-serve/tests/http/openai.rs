@@ -187,6 +187,30 @@ async fn a_tool_call_is_read_from_the_answer() {
     assert!(deltas.iter().any(|delta| delta["tool_calls"][0]["function"]["name"] == "weather"));
 }
 
+/// Schemas that pydantic makes of nested classes refer to their own `$defs`, which in the schema of a call lie deeper.
+#[tokio::test]
+async fn the_schema_of_a_required_call_may_refer_to_its_own_definitions() {
+    let parameters = json!({
+        "$defs": {"Person": {"type": "object", "properties": {"age": {"enum": [7]}}, "required": ["age"], "additionalProperties": false}},
+        "type": "object", "properties": {"who": {"$ref": "#/$defs/Person"}}, "required": ["who"], "additionalProperties": false,
+    });
+    let one = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
+    let server = server(Fake::new("{\"name\":\"b\",\"parameters\":{\"who\":{\"age\":7}}}"));
+    for (tools, choice) in [
+        (json!([one("b")]), json!("required")),
+        (json!([one("a"), one("b")]), json!("required")),
+        (json!([one("a"), one("b")]), json!({"type": "function", "function": {"name": "b"}})),
+    ] {
+        let messages = json!([{"role": "user", "content": "q"}]);
+        let body = json!({"messages": messages, "tools": tools, "tool_choice": choice.clone(), "max_tokens": 200});
+        let reply = post(&server, "/v1/chat/completions", body).await;
+        let call = &reply["choices"][0]["message"]["tool_calls"][0]["function"];
+        // the model is held to the grammar, and where it may choose it chooses anything
+        assert!(call["name"] == "b" || (call["name"] == "a" && choice == "required"), "{reply}");
+        assert_eq!(call["arguments"], "{\"who\":{\"age\":7}}", "{reply}");
+    }
+}
+
 #[tokio::test]
 async fn a_text_that_only_looks_like_a_call_is_streamed_whole() {
     let server = server(Fake::new("{1} is a set."));
@@ -293,4 +317,13 @@ async fn best_of_returns_the_likeliest_answers() {
     let reply = post(&server, "/v1/completions", json!({"prompt": "a", "n": 1, "best_of": 3})).await;
     assert_eq!(reply["choices"].as_array().map(Vec::len), Some(1));
     assert_eq!(reply["choices"][0]["logprobs"], Value::Null);
+}
+
+/// llama.cpp's clients whose address ends without `/v1`.
+#[tokio::test]
+async fn llama_cpps_paths_without_a_version_are_answered() {
+    let server = server(Fake::new("Blue."));
+    let chat = post(&server, "/chat/completions", json!({"messages": [{"role": "user", "content": "sky?"}]})).await;
+    assert_eq!(chat["choices"][0]["message"]["content"], "Blue.");
+    assert_eq!(post(&server, "/completions", json!({"prompt": "sky?"})).await["content"], "Blue.");
 }

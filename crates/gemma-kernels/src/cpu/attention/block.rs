@@ -17,7 +17,7 @@ pub(super) struct Block<'a> {
     /// Where their outputs begin.
     pub(super) first_out: usize,
     pub(super) sequence: &'a Sequence<'a>,
-    /// The keys, and the values in bf16, where these are to be multiplied.
+    /// The values in bf16, where these are to be multiplied.
     #[cfg(target_arch = "x86_64")]
     pub(super) paired: Option<&'a super::paired::Paired>,
     pub(super) heads: Heads,
@@ -167,7 +167,11 @@ unsafe fn gather<L: Lanes>(block: &Block<'_>, keys: (usize, usize, usize), tile:
     #[cfg(target_arch = "x86_64")]
     if let Some(paired) = block.paired {
         let (position, count, _) = keys;
-        return paired.tile(block.kv_head, position, count, tile);
+        let (readable, end) = paired.readable(position, count);
+        let keys = (position, readable, end);
+        // SAFETY: as required of the caller.
+        unsafe { tile.gather::<L>(&block.sequence.keys, block.kv_head, block.heads, keys, &mut scratch.wide) };
+        return paired.pair(block.kv_head, position, count, tile);
     }
     // SAFETY: as required of the caller.
     unsafe { tile.gather::<L>(&block.sequence.keys, block.kv_head, block.heads, keys, &mut scratch.wide) };

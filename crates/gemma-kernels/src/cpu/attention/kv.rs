@@ -35,23 +35,18 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// The first key and value.
+    /// The first value: where it lies if it is f32, or widened into the room that is given, which has its length.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn read(self, [k, v]: [&mut [f32]; 2]) {
+    pub(super) fn value(self, wide: &'a mut [f32]) -> &'a [f32] {
         match self {
-            Stored::F32(keys, values) => {
-                k.copy_from_slice(&keys[..k.len()]);
-                v.copy_from_slice(&values[..v.len()]);
+            Stored::F32(_, values) => &values[..wide.len()],
+            Stored::F16(_, values) => {
+                wide.iter_mut().zip(values).for_each(|(to, half)| *to = f16::from_le_bytes(*half).to_f32());
+                wide
             }
-            Stored::F16(keys, values) => {
-                for (to, from) in [(k, keys), (v, values)] {
-                    to.iter_mut().zip(from).for_each(|(to, half)| *to = f16::from_le_bytes(*half).to_f32());
-                }
-            }
-            Stored::Q8_0(keys, values) => {
-                for (to, from) in [(k, keys), (v, values)] {
-                    Format::Q8_0.decode_row(from[..to.len() / BLOCK].as_flattened(), to);
-                }
+            Stored::Q8_0(_, values) => {
+                Format::Q8_0.decode_row(values[..wide.len() / BLOCK].as_flattened(), wide);
+                wide
             }
         }
     }
@@ -121,7 +116,7 @@ pub(super) struct Run {
     pub(super) count: usize,
 }
 
-/// The keys that are scored together, in f32 or in words of two bf16 values.
+/// The keys that are scored together, and their values, in f32 or in words of two bf16 values.
 pub(super) struct Tile {
     /// How many there are.
     pub(super) count: usize,
@@ -144,13 +139,10 @@ impl Tile {
         &self.runs[..self.filled]
     }
 
-    /// One run of keys and values.
-    pub(super) fn one_run(&mut self, keys: Run, values: Run) {
-        self.count = keys.count;
-        (self.runs[0], self.filled) = (values, 1);
-        for (i, key) in self.keys.iter_mut().enumerate() {
-            *key = keys.at.wrapping_add(i * keys.step);
-        }
+    /// The tile as one of `count` keys whose values are these; keys that were not gathered are the last that was.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn replace_values(&mut self, count: usize, values: Run) {
+        (self.count, self.runs[0], self.filled) = (count, values, 1);
     }
 
     /// The `count` keys from `position` on, of a key head; those that are not kept as f32 are widened into `wide`,

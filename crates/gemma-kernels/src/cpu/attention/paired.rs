@@ -1,7 +1,7 @@
-//! Keys in f32 and values in bf16, laid together once for all queries of a prompt.
+//! Values in bf16, rounded and laid together once for all queries of a prompt.
 //!
-//! A score is a large number that goes through an exponential function, where what bf16 loses of a key or a query shows; of
-//! a value, and of its weight, it is averaged away.
+//! Keys and queries are not rounded: a score is a large number that goes through an exponential function, where what bf16
+//! loses of them shows; of a value, and of its weight, it is averaged away.
 
 use super::kv::{Run, Tile};
 use super::{Heads, Sequence};
@@ -13,19 +13,19 @@ use crate::cpu::pool;
 use crate::{ActivationPrecision, AttendParams, Phase};
 use std::ops::Range;
 
-/// Keys that a task lays together.
+/// Keys whose values a task lays together.
 const STRETCH: usize = 128;
 
-/// The keys and values that any query of a sequence sees.
+/// The values that any query of a sequence sees.
 pub(super) struct Paired {
-    /// `[kv_heads, keys, head_dim]`.
-    k: Buffer<f32>,
-    /// The values of two neighbouring keys, as words of two bf16 values, `[kv_heads, keys / 2, head_dim]`.
+    /// Those of two neighbouring keys, as words of two bf16 values, `[kv_heads, keys / 2, head_dim]`.
     v: Buffer<f32>,
     /// The position of the first key, which is even: a pair is the same whatever is visible.
     base: usize,
-    /// How many there are, an even number; those that no query sees are zeros.
+    /// How many there are, an even number; the values of those that no query sees are zeros.
     keys: usize,
+    /// The end of those that are seen.
+    end: usize,
     head_dim: usize,
 }
 
@@ -40,50 +40,44 @@ impl Paired {
         let seen = sequence.visible(0..sequence.len, params);
         let base = seen.start / 2 * 2;
         let count = (seen.end - base).next_multiple_of(2);
-        let mut paired = Self {
-            k: Buffer::zeroed(kv_heads * count * head_dim),
-            v: Buffer::zeroed(kv_heads * count / 2 * head_dim),
-            base,
-            keys: count,
-            head_dim,
-        };
-        let to = [Output(paired.k.as_mut_ptr()), Output(paired.v.as_mut_ptr())];
+        let v = Buffer::zeroed(kv_heads * count / 2 * head_dim);
+        let mut paired = Self { v, base, keys: count, end: seen.end, head_dim };
+        let to = Output(paired.v.as_mut_ptr());
         let stretches = count.div_ceil(STRETCH);
         pool::for_each(kv_heads * stretches, |task| {
             let (head, first) = (task / stretches, task % stretches * STRETCH);
-            // the values of two keys
-            let mut values = vec![0f32; 2 * head_dim];
+            let mut wide = vec![0f32; 2 * head_dim];
             for pair in (first..count.min(first + STRETCH)).step_by(2) {
-                let at = (head * count + pair) * head_dim;
-                // SAFETY: the ISA says that the CPU has the instructions; both keys' places are this task's.
-                unsafe {
-                    let keys = std::slice::from_raw_parts_mut(to[0].at(at), 2 * head_dim);
-                    for (i, (k, v)) in
-                        keys.chunks_exact_mut(head_dim).zip(values.chunks_exact_mut(head_dim)).enumerate()
-                    {
-                        if seen.contains(&(base + pair + i)) {
-                            sequence.keys.run(base + pair + i, head, heads).0.read([k, v]);
-                        } else {
-                            k.fill(0.0);
-                            v.fill(0.0);
-                        }
+                let (wide, more) = wide.split_at_mut(head_dim);
+                let [first, second] = [(pair, wide), (pair + 1, more)].map(|(key, wide)| {
+                    if seen.contains(&(base + key)) {
+                        return sequence.keys.run(base + key, head, heads).0.value(wide);
                     }
-                    let (first, second) = values.split_at(head_dim);
-                    bf16::interleave(first.as_ptr(), second.as_ptr(), head_dim, to[1].at(at / 2));
+                    wide.fill(0.0);
+                    wide
+                });
+                // SAFETY: the ISA says that the CPU has the instructions; the pair's place is this task's.
+                unsafe {
+                    let to = to.at((head * count + pair) * head_dim / 2);
+                    bf16::interleave(first.as_ptr(), second.as_ptr(), head_dim, to);
                 }
             }
         });
         Some(paired)
     }
 
-    /// The keys of a tile, in whole pairs.
+    /// How many of the `count` keys from a position on there are to be read; the others are hidden from every query.
     #[inline(always)]
-    pub(super) fn tile(&self, kv_head: usize, position: usize, count: usize, tile: &mut Tile) {
-        let at = (kv_head * self.keys + position - self.base) * self.head_dim;
-        let keys = Run { at: self.k[at..].as_ptr(), step: self.head_dim, count };
+    pub(super) fn readable(&self, position: usize, count: usize) -> (usize, usize) {
+        (count.min(self.end - position), self.end)
+    }
+
+    /// Gives a tile of `count` keys, an even number, their values.
+    #[inline(always)]
+    pub(super) fn pair(&self, kv_head: usize, position: usize, count: usize, tile: &mut Tile) {
+        let at = (kv_head * self.keys + position - self.base) / 2 * self.head_dim;
         // two values in each word
-        let values = Run { at: self.v[at / 2..].as_ptr(), step: self.head_dim, count: count / 2 };
-        tile.one_run(keys, values);
+        tile.replace_values(count, Run { at: self.v[at..].as_ptr(), step: self.head_dim, count: count / 2 });
     }
 
     /// The positions in whole pairs.
