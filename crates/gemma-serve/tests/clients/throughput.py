@@ -2,7 +2,8 @@
 
     GEMMA_TEST_GGUF=model.gguf GEMMA_TEST_LLAMA_SERVER=.../llama-server python throughput.py [gemma]
 
-LEVELS=16 ROUNDS=1 as environment variables measure a part of it: LEVELS=0 the common beginning alone.
+LEVELS=16 ROUNDS=1 as environment variables measure a part of it (LEVELS=0 the common beginning alone), and REQUESTS=8 fewer
+requests (16; a quarter of them one at a time).
 
 Each request has a prompt of its own of about 200 tokens and wants 64 tokens, greedy, streamed. Afterwards, prompts with a common
 beginning of about 2000 tokens: the time to the first token of the second one, against that of a prompt without it. Prints a
@@ -26,6 +27,7 @@ WORDS = "the sun rose over a small town where people went to work and children t
 PROMPT, ANSWER, SHARED = 160, 64, 1600
 LEVELS = [int(level) for level in os.environ.get("LEVELS", "1,4,16,0").split(",")]
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
+REQUESTS = int(os.environ.get("REQUESTS", "16"))
 
 
 def prompt(seed, words):
@@ -89,8 +91,9 @@ async def stream(port, text, count):
 
 
 async def level(port, at_once, seed):
-    """Tokens per second and the median time to the first token of 16 requests (4 alone), so many at a time."""
-    left = [prompt(f"{seed} {at_once} {number}", PROMPT) for number in range(4 if at_once == 1 else 16)]
+    """Tokens per second and the median time to the first token of the requests, so many at a time."""
+    count = max(REQUESTS // 4, 1) if at_once == 1 else REQUESTS
+    left = [prompt(f"{seed} {at_once} {number}", PROMPT) for number in range(count)]
     results = []
 
     async def worker():
