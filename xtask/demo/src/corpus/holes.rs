@@ -96,17 +96,17 @@ pub enum CodeDocument {
 /// Of 100 files, how many have a hole.
 const FIM_RATE: usize = 80;
 
-/// The code that follows from `seed`, without end: half of the files have one function, the others two to `most`. No
-/// held-out function is in it.
+/// Of 100 files, how many have several functions, where such are wanted.
+const LONG_RATE: usize = 60;
+
+/// The code that follows from `seed`, without end: files of one function, and where `most` is more than that, others of two
+/// to `most`. No held-out function is in it.
 pub fn training_code(seed: u64, most: u32) -> impl Iterator<Item = CodeDocument> {
     let mut random = Random::new(seed ^ 0xc0de);
     std::iter::repeat_with(move || {
         if most > 1 && random.chance(LONG_RATE) { long(&mut random, most) } else { short(&mut random) }
     })
 }
-
-/// Of 100 files, how many have several functions, where such are wanted.
-const LONG_RATE: usize = 60;
 
 /// A file of one function, a part of them with another one above it or in a file beside it.
 fn short(random: &mut Random) -> CodeDocument {
@@ -123,7 +123,7 @@ fn short(random: &mut Random) -> CodeDocument {
     document(&text, function.path(), context, random)
 }
 
-/// A file of several functions with their imports.
+/// A file of two to `most` functions with their imports.
 fn long(random: &mut Random, most: u32) -> CodeDocument {
     let functions = random.between(2, most) as usize;
     let program = Program::draw(random, functions, false);
