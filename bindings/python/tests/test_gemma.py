@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 IMAGE = ROOT / "models" / "paligemma" / "demo" / "images" / "shapes1.png"
 PROMPT = "Once upon a time"
 HOLE = (
-    "def sum_prices(prices):\n    ",
+    'def sum_prices(prices):\n    """Return the sum of the prices."""\n    ',
     "\n    for price in prices:\n        total += price\n    return total\n",
 )
 MODELS = {}

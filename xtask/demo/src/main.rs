@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use gemma_demo::corpus::code::held_out_functions;
+use gemma_demo::corpus::code::{LONG, held_out_functions, held_out_programs};
 use gemma_demo::corpus::holes::{CodeDocument, Hole, training_code};
 use gemma_demo::{
     Document, held_out_questions, train_codegemma, train_gemma, train_paligemma, train_recurrentgemma, training_text,
@@ -44,9 +44,12 @@ enum Job {
         /// Optimizer steps of each round; the default is what the committed model was trained with.
         #[arg(long)]
         steps: Option<usize>,
-        /// A folder that the first round has written: skip to the second.
+        /// A folder that a training has written: go on from there instead of from random weights.
         #[arg(long)]
         begun: Option<PathBuf>,
+        /// The first round to run, counted from 0.
+        #[arg(long, default_value_t = 0)]
+        first: usize,
         /// What the programs and the first weights follow from.
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -101,7 +104,9 @@ fn main() -> Result<()> {
         Job::Paligemma { out, steps, begun, first, seed } => {
             train_paligemma::make(&out, begun.as_deref(), first, steps, seed)
         }
-        Job::Codegemma { out, steps, begun, seed } => train_codegemma::make(&out, begun.as_deref(), steps, seed),
+        Job::Codegemma { out, steps, begun, first, seed } => {
+            train_codegemma::make(&out, begun.as_deref(), first, steps, seed)
+        }
         Job::Recurrentgemma { out, steps, begun, seed } => {
             train_recurrentgemma::make(&out, begun.as_deref(), steps, seed)
         }
@@ -125,7 +130,7 @@ fn print_corpus(count: usize, seed: u64) {
             }
         }
     }
-    for document in training_code(seed).take(count) {
+    for document in training_code(seed, LONG.1).take(count) {
         match document {
             CodeDocument::File(text) => println!("{text}"),
             CodeDocument::Hole(Hole { infill, middle }) => {
@@ -139,5 +144,8 @@ fn print_corpus(count: usize, seed: u64) {
     }
     for function in held_out_functions(count, seed) {
         println!("\n{}", function.text);
+    }
+    for program in held_out_programs(count, seed) {
+        println!("\n{}", program.text());
     }
 }

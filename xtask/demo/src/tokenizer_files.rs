@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn the_committed_tokenizers_are_the_ones_that_are_learned() {
         let learned = crate::train_gemma::make_tokenizer(0).unwrap();
-        let code = crate::train_codegemma::make_tokenizer(0).unwrap();
+        let code = crate::training::tokenizer(&crate::train_codegemma::vocabulary(0), Family::CodeGemma).unwrap();
         for (learned, committed) in
             [(learned, gemma::demo_tokenizer().unwrap()), (code, codegemma::demo_tokenizer().unwrap())]
         {

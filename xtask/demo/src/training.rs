@@ -29,9 +29,17 @@ pub fn device() -> Result<Device> {
 /// # Errors
 /// When the file is not that of a tokenizer of the family.
 pub fn tokenizer(vocabulary: &Vocabulary, family: Family) -> Result<Tokenizer> {
-    let files = tokenizer_files(vocabulary);
-    let (_, json) = files.iter().find(|(name, _)| *name == "tokenizer.json").context("the tokenizer's own file")?;
-    Ok(Tokenizer::from_json(json, family)?)
+    Ok(Tokenizer::from_json(&stored_tokenizer(vocabulary)?, family)?)
+}
+
+/// The `tokenizer.json` of a vocabulary.
+///
+/// # Errors
+/// Never: it is among the files that are made.
+pub fn stored_tokenizer(vocabulary: &Vocabulary) -> Result<Vec<u8>> {
+    let mut files = tokenizer_files(vocabulary).into_iter();
+    let (_, json) = files.find(|(name, _)| *name == "tokenizer.json").context("the tokenizer's own file")?;
+    Ok(json)
 }
 
 /// One round of a training, with an optimizer of its own.

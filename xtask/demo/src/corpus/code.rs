@@ -1,28 +1,43 @@
-//! Small Python and JavaScript files from a table of recipes.
+//! Small Python, JavaScript and Rust files from a table of recipes.
 //!
-//! A recipe is a function in both languages with blanks for what it works on. Every blank occurs on more than one line,
-//! so that whichever line is taken away, the others say what stood there: the name of a parameter, the noun, the name of
-//! the result. That is what the model has to learn, and what a held-out function asks of it.
+//! A recipe is a function in all three languages with blanks for what it works on. Every blank occurs on more than one
+//! line, so that whichever line is taken away, the others say what stood there: the name of a parameter, the noun, the
+//! name of the result. That is what the model has to learn, and what a held-out function asks of it. A file is one
+//! function or several, with the imports that they need.
+
+mod recipes;
+
+use std::collections::BTreeSet;
+
+use recipes::{BLANKS, NOUNS, RECIPES};
 
 use super::is_held_out;
 use super::page::capitalized;
 use crate::random::Random;
 
-/// Both languages of the corpus.
+/// The languages of the corpus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Language {
     /// Snake case, a docstring, blocks by indentation.
     Python,
     /// Camel case, a comment above, blocks in braces.
     JavaScript,
+    /// Snake case, a documentation comment above, types.
+    Rust,
 }
 
+/// Functions of a long file: the fewest and the most.
+pub const LONG: (u32, u32) = (3, 6);
+
 impl Language {
+    const ALL: [Self; 3] = [Self::Python, Self::JavaScript, Self::Rust];
+
     /// The ending of a file's name.
     pub fn ending(self) -> &'static str {
         match self {
             Self::Python => "py",
             Self::JavaScript => "js",
+            Self::Rust => "rs",
         }
     }
 }
@@ -36,381 +51,71 @@ pub struct Function {
     pub noun: &'static str,
     /// Its text, which ends with a line break.
     pub text: String,
+    /// The line that its file begins with; empty where it needs none.
+    pub import: &'static str,
+    /// What it is called, in snake case.
+    name: String,
 }
 
-/// What functions work on: one, and many.
-const NOUNS: [(&str, &str); 24] = [
-    ("price", "prices"),
-    ("score", "scores"),
-    ("age", "ages"),
-    ("weight", "weights"),
-    ("size", "sizes"),
-    ("point", "points"),
-    ("cost", "costs"),
-    ("number", "numbers"),
-    ("value", "values"),
-    ("item", "items"),
-    ("width", "widths"),
-    ("length", "lengths"),
-    ("word", "words"),
-    ("name", "names"),
-    ("title", "titles"),
-    ("color", "colors"),
-    ("key", "keys"),
-    ("label", "labels"),
-    ("token", "tokens"),
-    ("letter", "letters"),
-    ("city", "cities"),
-    ("user", "users"),
-    ("file", "files"),
-    ("node", "nodes"),
-];
-
-/// Blanks besides the noun: what may stand there.
-const BLANKS: [(&str, &[&str]); 4] = [
-    ("sum", &["total", "result", "answer"]),
-    ("list", &["result", "found", "output"]),
-    ("best", &["best", "top", "winner"]),
-    ("limit", &["limit", "bound", "wanted", "other"]),
-];
-
-/// A function in both languages. `{one}` and `{many}` are the noun, with a capital in JavaScript names; the others are
-/// [`BLANKS`]. The first line of each is what the function does, in words.
-struct Recipe {
-    name: &'static str,
-    about: &'static str,
-    parameters: &'static str,
-    python: &'static [&'static str],
-    javascript: &'static [&'static str],
+/// A file that the generator wrote: functions of one language, most of them about the same thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The functions, from top to bottom, each of another name.
+    pub functions: Vec<Function>,
+    /// Empty lines between two functions.
+    spacing: usize,
 }
-
-const RECIPES: [Recipe; 22] = [
-    Recipe {
-        name: "sum_{many}",
-        about: "Return the sum of the {many}.",
-        parameters: "{many}",
-        python: &["{sum} = 0", "for {one} in {many}:", "    {sum} += {one}", "return {sum}"],
-        javascript: &["let {sum} = 0;", "for (const {one} of {many}) {", "    {sum} += {one};", "}", "return {sum};"],
-    },
-    Recipe {
-        name: "multiply_{many}",
-        about: "Return the product of the {many}.",
-        parameters: "{many}",
-        python: &["{sum} = 1", "for {one} in {many}:", "    {sum} *= {one}", "return {sum}"],
-        javascript: &["let {sum} = 1;", "for (const {one} of {many}) {", "    {sum} *= {one};", "}", "return {sum};"],
-    },
-    Recipe {
-        name: "largest_{one}",
-        about: "Return the largest of the {many}.",
-        parameters: "{many}",
-        python: &[
-            "{best} = {many}[0]",
-            "for {one} in {many}:",
-            "    if {one} > {best}:",
-            "        {best} = {one}",
-            "return {best}",
-        ],
-        javascript: &[
-            "let {best} = {many}[0];",
-            "for (const {one} of {many}) {",
-            "    if ({one} > {best}) {",
-            "        {best} = {one};",
-            "    }",
-            "}",
-            "return {best};",
-        ],
-    },
-    Recipe {
-        name: "smallest_{one}",
-        about: "Return the smallest of the {many}.",
-        parameters: "{many}",
-        python: &[
-            "{best} = {many}[0]",
-            "for {one} in {many}:",
-            "    if {one} < {best}:",
-            "        {best} = {one}",
-            "return {best}",
-        ],
-        javascript: &[
-            "let {best} = {many}[0];",
-            "for (const {one} of {many}) {",
-            "    if ({one} < {best}) {",
-            "        {best} = {one};",
-            "    }",
-            "}",
-            "return {best};",
-        ],
-    },
-    Recipe {
-        name: "count_{many}_above",
-        about: "Count the {many} above the {limit}.",
-        parameters: "{many}, {limit}",
-        python: &["count = 0", "for {one} in {many}:", "    if {one} > {limit}:", "        count += 1", "return count"],
-        javascript: &[
-            "let count = 0;",
-            "for (const {one} of {many}) {",
-            "    if ({one} > {limit}) {",
-            "        count += 1;",
-            "    }",
-            "}",
-            "return count;",
-        ],
-    },
-    Recipe {
-        name: "count_{many}_below",
-        about: "Count the {many} below the {limit}.",
-        parameters: "{many}, {limit}",
-        python: &["count = 0", "for {one} in {many}:", "    if {one} < {limit}:", "        count += 1", "return count"],
-        javascript: &[
-            "let count = 0;",
-            "for (const {one} of {many}) {",
-            "    if ({one} < {limit}) {",
-            "        count += 1;",
-            "    }",
-            "}",
-            "return count;",
-        ],
-    },
-    Recipe {
-        name: "keep_{many}_above",
-        about: "Return the {many} above the {limit}.",
-        parameters: "{many}, {limit}",
-        python: &[
-            "{list} = []",
-            "for {one} in {many}:",
-            "    if {one} > {limit}:",
-            "        {list}.append({one})",
-            "return {list}",
-        ],
-        javascript: &[
-            "const {list} = [];",
-            "for (const {one} of {many}) {",
-            "    if ({one} > {limit}) {",
-            "        {list}.push({one});",
-            "    }",
-            "}",
-            "return {list};",
-        ],
-    },
-    Recipe {
-        name: "drop_{many}_above",
-        about: "Return the {many} up to the {limit}.",
-        parameters: "{many}, {limit}",
-        python: &[
-            "{list} = []",
-            "for {one} in {many}:",
-            "    if {one} <= {limit}:",
-            "        {list}.append({one})",
-            "return {list}",
-        ],
-        javascript: &[
-            "const {list} = [];",
-            "for (const {one} of {many}) {",
-            "    if ({one} <= {limit}) {",
-            "        {list}.push({one});",
-            "    }",
-            "}",
-            "return {list};",
-        ],
-    },
-    Recipe {
-        name: "double_{many}",
-        about: "Return each of the {many} times two.",
-        parameters: "{many}",
-        python: &["{list} = []", "for {one} in {many}:", "    {list}.append({one} * 2)", "return {list}"],
-        javascript: &[
-            "const {list} = [];",
-            "for (const {one} of {many}) {",
-            "    {list}.push({one} * 2);",
-            "}",
-            "return {list};",
-        ],
-    },
-    Recipe {
-        name: "square_{many}",
-        about: "Return the square of each of the {many}.",
-        parameters: "{many}",
-        python: &["{list} = []", "for {one} in {many}:", "    {list}.append({one} * {one})", "return {list}"],
-        javascript: &[
-            "const {list} = [];",
-            "for (const {one} of {many}) {",
-            "    {list}.push({one} * {one});",
-            "}",
-            "return {list};",
-        ],
-    },
-    Recipe {
-        name: "add_to_{many}",
-        about: "Return each of the {many} plus the {limit}.",
-        parameters: "{many}, {limit}",
-        python: &["{list} = []", "for {one} in {many}:", "    {list}.append({one} + {limit})", "return {list}"],
-        javascript: &[
-            "const {list} = [];",
-            "for (const {one} of {many}) {",
-            "    {list}.push({one} + {limit});",
-            "}",
-            "return {list};",
-        ],
-    },
-    Recipe {
-        name: "has_{one}",
-        about: "Tell whether the {limit} is one of the {many}.",
-        parameters: "{many}, {limit}",
-        python: &["for {one} in {many}:", "    if {one} == {limit}:", "        return True", "return False"],
-        javascript: &[
-            "for (const {one} of {many}) {",
-            "    if ({one} === {limit}) {",
-            "        return true;",
-            "    }",
-            "}",
-            "return false;",
-        ],
-    },
-    Recipe {
-        name: "reverse_{many}",
-        about: "Return the {many} from the last to the first.",
-        parameters: "{many}",
-        python: &["{list} = []", "for {one} in {many}:", "    {list}.insert(0, {one})", "return {list}"],
-        javascript: &[
-            "const {list} = [];",
-            "for (const {one} of {many}) {",
-            "    {list}.unshift({one});",
-            "}",
-            "return {list};",
-        ],
-    },
-    Recipe {
-        name: "print_{many}",
-        about: "Print each of the {many} and count them.",
-        parameters: "{many}",
-        python: &["count = 0", "for {one} in {many}:", "    print({one})", "    count += 1", "return count"],
-        javascript: &[
-            "let count = 0;",
-            "for (const {one} of {many}) {",
-            "    console.log({one});",
-            "    count += 1;",
-            "}",
-            "return count;",
-        ],
-    },
-    Recipe {
-        name: "average_{one}",
-        about: "Return the average of the {many}.",
-        parameters: "{many}",
-        python: &["{sum} = 0", "for {one} in {many}:", "    {sum} += {one}", "return {sum} / len({many})"],
-        javascript: &[
-            "let {sum} = 0;",
-            "for (const {one} of {many}) {",
-            "    {sum} += {one};",
-            "}",
-            "return {sum} / {many}.length;",
-        ],
-    },
-    Recipe {
-        name: "first_{one}",
-        about: "Return the first of the {many}.",
-        parameters: "{many}",
-        python: &["{best} = {many}[0]", "return {best}"],
-        javascript: &["const {best} = {many}[0];", "return {best};"],
-    },
-    Recipe {
-        name: "is_larger_{one}",
-        about: "Tell whether the {one} is above the {limit}.",
-        parameters: "{one}, {limit}",
-        python: &["if {one} > {limit}:", "    return True", "return False"],
-        javascript: &["if ({one} > {limit}) {", "    return true;", "}", "return false;"],
-    },
-    Recipe {
-        name: "clamp_{one}",
-        about: "Return the {one} or the {limit} if it is above.",
-        parameters: "{one}, {limit}",
-        python: &["if {one} > {limit}:", "    return {limit}", "return {one}"],
-        javascript: &["if ({one} > {limit}) {", "    return {limit};", "}", "return {one};"],
-    },
-    Recipe {
-        name: "upper_{many}",
-        about: "Return the {many} in upper case.",
-        parameters: "{many}",
-        python: &["{list} = []", "for {one} in {many}:", "    {list}.append({one}.upper())", "return {list}"],
-        javascript: &[
-            "const {list} = [];",
-            "for (const {one} of {many}) {",
-            "    {list}.push({one}.toUpperCase());",
-            "}",
-            "return {list};",
-        ],
-    },
-    Recipe {
-        name: "lower_{many}",
-        about: "Return the {many} in lower case.",
-        parameters: "{many}",
-        python: &["{list} = []", "for {one} in {many}:", "    {list}.append({one}.lower())", "return {list}"],
-        javascript: &[
-            "const {list} = [];",
-            "for (const {one} of {many}) {",
-            "    {list}.push({one}.toLowerCase());",
-            "}",
-            "return {list};",
-        ],
-    },
-    Recipe {
-        name: "get_{one}",
-        about: "Return the {one} of the {limit}.",
-        parameters: "{limit}",
-        python: &["{best} = {limit}[\"{one}\"]", "return {best}"],
-        javascript: &["const {best} = {limit}.{one};", "return {best};"],
-    },
-    Recipe {
-        name: "set_{one}",
-        about: "Set the {one} of the {limit}.",
-        parameters: "{limit}, {one}",
-        python: &["{limit}[\"{one}\"] = {one}", "return {limit}"],
-        javascript: &["{limit}.{one} = {one};", "return {limit};"],
-    },
-];
 
 impl Function {
-    /// Draws any function, held out or not.
-    fn draw(random: &mut Random, noun: (&'static str, &'static str)) -> Self {
+    /// Draws any function of a language, held out or not.
+    fn draw(random: &mut Random, language: Language, noun: (&'static str, &'static str)) -> Self {
         let recipe = &RECIPES[random.below(RECIPES.len())];
-        let language = if random.chance(50) { Language::Python } else { Language::JavaScript };
         let mut words = vec![("one", noun.0), ("many", noun.1)];
         words.extend(BLANKS.map(|(blank, choices)| (blank, random.pick(choices))));
         let fill = |text: &str| {
             words.iter().fold(text.to_owned(), |text, (blank, word)| text.replace(&format!("{{{blank}}}"), word))
         };
+        let body = |lines: &[&str]| lines.iter().map(|line| format!("    {}\n", fill(line))).collect::<String>();
         let (name, about, parameters) = (fill(recipe.name), fill(recipe.about), fill(recipe.parameters));
         let text = match language {
             Language::Python => {
-                let body = recipe.python.iter().map(|line| format!("    {}\n", fill(line)));
-                format!("def {name}({parameters}):\n    \"\"\"{about}\"\"\"\n{}", body.collect::<String>())
+                format!("def {name}({parameters}):\n    \"\"\"{about}\"\"\"\n{}", body(recipe.python))
             }
             Language::JavaScript => {
-                let body = recipe.javascript.iter().map(|line| format!("    {}\n", fill(line)));
                 let name = camel_case(&name);
-                format!("// {about}\nfunction {name}({parameters}) {{\n{}}}\n", body.collect::<String>())
+                format!("// {about}\nfunction {name}({parameters}) {{\n{}}}\n", body(recipe.javascript))
+            }
+            Language::Rust => {
+                let signature = fill(recipe.signature);
+                format!("/// {about}\nfn {name}{signature} {{\n{}}}\n", body(recipe.rust))
             }
         };
-        Self { language, noun: noun.1, text }
+        Self { language, noun: noun.1, text, import: recipe.imports[language as usize], name }
+    }
+
+    /// A function that is held out or not, as asked.
+    fn drawn(random: &mut Random, language: Language, noun: (&'static str, &'static str), held_out: bool) -> Self {
+        loop {
+            let function = Self::draw(random, language, noun);
+            if function.is_held_out() == held_out {
+                return function;
+            }
+        }
     }
 
     /// A function to learn from.
     pub fn training(random: &mut Random) -> Self {
-        let noun = random.pick(&NOUNS);
-        Self::like(random, noun, |_| true)
+        let (language, noun) = (random.pick(&Language::ALL), random.pick(&NOUNS));
+        Self::drawn(random, language, noun, false)
     }
 
     /// A function to learn from, of the same language and about the same thing as this one.
     pub fn companion(&self, random: &mut Random) -> Self {
         let noun = NOUNS.into_iter().find(|noun| noun.1 == self.noun).expect("a function is about a noun of the table");
-        Self::like(random, noun, |other| other.language == self.language && other.text != self.text)
-    }
-
-    fn like(random: &mut Random, noun: (&'static str, &'static str), fits: impl Fn(&Self) -> bool) -> Self {
         loop {
-            let function = Self::draw(random, noun);
-            if fits(&function) && !function.is_held_out() {
-                return function;
+            let other = Self::drawn(random, self.language, noun, false);
+            if other.text != self.text {
+                return other;
             }
         }
     }
@@ -426,6 +131,39 @@ impl Function {
     }
 }
 
+impl Program {
+    /// A file of so many functions, all of them held out or none.
+    pub fn draw(random: &mut Random, functions: usize, held_out: bool) -> Self {
+        let (language, noun) = (random.pick(&Language::ALL), random.pick(&NOUNS));
+        let mut drawn: Vec<Function> = Vec::with_capacity(functions);
+        while drawn.len() < functions {
+            let noun = if random.chance(70) { noun } else { random.pick(&NOUNS) };
+            let function = Function::drawn(random, language, noun, held_out);
+            if drawn.iter().all(|other| other.name != function.name) {
+                drawn.push(function);
+            }
+        }
+        let spacing = if language == Language::Python && random.chance(60) { 2 } else { 1 };
+        Self { functions: drawn, spacing }
+    }
+
+    /// Its text: the imports in alphabetical order, then the functions.
+    pub fn text(&self) -> String {
+        let imports: BTreeSet<&str> =
+            self.functions.iter().map(|function| function.import).filter(|import| !import.is_empty()).collect();
+        let space = "\n".repeat(self.spacing);
+        let imports: String = imports.iter().map(|import| format!("{import}\n")).collect();
+        let functions: Vec<&str> = self.functions.iter().map(|function| function.text.as_str()).collect();
+        let begin = if imports.is_empty() { "" } else { space.as_str() };
+        format!("{imports}{begin}{}", functions.join(&space))
+    }
+
+    /// The path of the file.
+    pub fn path(&self) -> String {
+        self.functions.first().map(Function::path).unwrap_or_default()
+    }
+}
+
 /// `snake_case` as `camelCase`.
 fn camel_case(name: &str) -> String {
     let mut words = name.split('_');
@@ -438,19 +176,28 @@ pub fn held_out_functions(count: usize, seed: u64) -> Vec<Function> {
     let mut random = Random::new(seed ^ 0x0c0d_e0c0_de0c_0de0);
     let mut functions: Vec<Function> = Vec::with_capacity(count);
     while functions.len() < count {
-        let noun = random.pick(&NOUNS);
-        let function = Function::draw(&mut random, noun);
-        if function.is_held_out() && !functions.contains(&function) {
+        let (language, noun) = (random.pick(&Language::ALL), random.pick(&NOUNS));
+        let function = Function::drawn(&mut random, language, noun, true);
+        if !functions.contains(&function) {
             functions.push(function);
         }
     }
     functions
 }
 
+/// Files of several functions that the training never sees.
+pub fn held_out_programs(count: usize, seed: u64) -> Vec<Program> {
+    let mut random = Random::new(seed ^ 0xf11e);
+    let mut program = || {
+        let functions = random.between(LONG.0, LONG.1) as usize;
+        Program::draw(&mut random, functions, true)
+    };
+    (0..count).map(|_| program()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn training_never_meets_a_held_out_function() {
@@ -460,6 +207,12 @@ mod tests {
             let function = Function::training(&mut random);
             assert!(!tested.contains(&function.text), "{}", function.text);
             assert!(!tested.contains(&function.companion(&mut random).text));
+        }
+        let tested: BTreeSet<String> =
+            held_out_programs(100, 1).into_iter().flat_map(|file| file.functions).map(|one| one.text).collect();
+        for _ in 0..2_000 {
+            let program = Program::draw(&mut random, 4, false);
+            assert!(program.functions.iter().all(|function| !tested.contains(&function.text)));
         }
     }
 
@@ -483,11 +236,35 @@ mod tests {
     fn names_follow_the_language() {
         assert_eq!(camel_case("count_prices_above"), "countPricesAbove");
         let functions = held_out_functions(200, 2);
-        let both: BTreeSet<&str> = functions.iter().map(|function| function.language.ending()).collect();
-        assert_eq!(both.len(), 2);
+        let all: BTreeSet<&str> = functions.iter().map(|function| function.language.ending()).collect();
+        assert_eq!(all.len(), 3);
         for function in &functions {
             let name = function.text.split_once('(').expect("a function has parameters").0;
-            assert_eq!(name.contains('_'), function.language == Language::Python, "{name}");
+            assert_eq!(name.contains('_'), function.language != Language::JavaScript, "{name}");
         }
+    }
+
+    #[test]
+    fn a_file_begins_with_the_imports_that_its_functions_need() {
+        let programs = held_out_programs(300, 3);
+        assert!(programs.iter().all(|program| (3..=6).contains(&program.functions.len())));
+        let mut imports = 0;
+        for text in programs.iter().map(Program::text) {
+            let imported = |line: &str| text.lines().any(|other| other == line);
+            for (used, python, javascript, rust) in [
+                ("math.sqrt", "import math", "", ""),
+                ("Counter()", "from collections import Counter", "", ""),
+                ("HashMap", "", "", "use std::collections::HashMap;"),
+                ("fs.", "", "import fs from \"fs\";", ""),
+                ("fs::read", "", "", "use std::fs;"),
+            ] {
+                if text.contains(used) {
+                    assert!([python, javascript, rust].iter().any(|line| !line.is_empty() && imported(line)), "{text}");
+                    imports += 1;
+                }
+            }
+            assert!(!text.contains("\n\n\n\n") && !text.starts_with('\n') && text.ends_with('\n'), "{text}");
+        }
+        assert!(imports > 50, "{imports}");
     }
 }

@@ -2,7 +2,7 @@
 
 use codegemma::{File, Infill};
 
-use super::code::Function;
+use super::code::{Function, Program};
 use crate::random::Random;
 
 /// A hole and what stood there.
@@ -32,6 +32,16 @@ impl Hole {
         Self::cut(text, from, to + 1)
     }
 
+    /// Two to six lines with their indentation and their line breaks.
+    pub fn several_lines(text: &str, random: &mut Random) -> Self {
+        let mut bounds = vec![0];
+        bounds.extend(text.match_indices('\n').map(|(at, _)| at + 1));
+        let most = bounds.len() - 1;
+        let count = (2 + random.below(5)).min(most);
+        let first = random.below(most - count + 1);
+        Self::cut(text, bounds[first], bounds[first + count])
+    }
+
     /// What stands in a line after any of its characters: what an editor asks for.
     pub fn rest_of_line(text: &str, random: &mut Random) -> Self {
         let (from, to) = random.pick(&lines(text));
@@ -45,9 +55,11 @@ impl Hole {
         Self::cut(text, from, to)
     }
 
-    /// All that follows any character: what an editor asks for where a file is being written.
+    /// All that follows any character, up to the next empty line: what an editor asks for where a file is being written.
     pub fn end(text: &str, random: &mut Random) -> Self {
-        Self::cut(text, random.below(text.len()), text.len())
+        let from = random.below(text.len());
+        let to = text[from..].find("\n\n").map_or(text.len(), |end| from + end + 1);
+        Self::cut(&text[..to], from, to)
     }
 
     /// The same hole in a file that other files stand beside.
@@ -84,13 +96,20 @@ pub enum CodeDocument {
 /// Of 100 files, how many have a hole.
 const FIM_RATE: usize = 80;
 
-/// The code that follows from `seed`, without end. No held-out function is in it.
-pub fn training_code(seed: u64) -> impl Iterator<Item = CodeDocument> {
+/// Of 100 files, how many have several functions, where such are wanted.
+const LONG_RATE: usize = 60;
+
+/// The code that follows from `seed`, without end: files of one function, and where `most` is more than that, others of two
+/// to `most`. No held-out function is in it.
+pub fn training_code(seed: u64, most: u32) -> impl Iterator<Item = CodeDocument> {
     let mut random = Random::new(seed ^ 0xc0de);
-    std::iter::repeat_with(move || document(&mut random))
+    std::iter::repeat_with(move || {
+        if most > 1 && random.chance(LONG_RATE) { long(&mut random, most) } else { short(&mut random) }
+    })
 }
 
-fn document(random: &mut Random) -> CodeDocument {
+/// A file of one function, a part of them with another one above it or in a file beside it.
+fn short(random: &mut Random) -> CodeDocument {
     let function = Function::training(random);
     let neighbour = random.chance(25).then(|| function.companion(random));
     // the neighbour stands in the same file or in another one
@@ -101,23 +120,35 @@ fn document(random: &mut Random) -> CodeDocument {
         }
         None => (function.text.clone(), Vec::new()),
     };
+    document(&text, function.path(), context, random)
+}
+
+/// A file of two to `most` functions with their imports.
+fn long(random: &mut Random, most: u32) -> CodeDocument {
+    let functions = random.between(2, most) as usize;
+    let program = Program::draw(random, functions, false);
+    document(&program.text(), program.path(), Vec::new(), random)
+}
+
+fn document(text: &str, path: String, context: Vec<File>, random: &mut Random) -> CodeDocument {
     if !random.chance(FIM_RATE) {
-        return CodeDocument::File(text);
+        return CodeDocument::File(text.to_owned());
     }
     let hole = match random.below(20) {
-        0..6 => Hole::line(&text, random),
-        6..11 => Hole::whole_line(&text, random),
-        11..15 => Hole::rest_of_line(&text, random),
-        15..18 => Hole::end(&text, random),
-        _ => Hole::span(&text, random),
+        0..6 => Hole::line(text, random),
+        6..11 => Hole::whole_line(text, random),
+        11..14 => Hole::rest_of_line(text, random),
+        14..17 => Hole::several_lines(text, random),
+        17..19 => Hole::end(text, random),
+        _ => Hole::span(text, random),
     };
-    CodeDocument::Hole(if context.is_empty() { hole } else { hole.beside(function.path(), context) })
+    CodeDocument::Hole(if context.is_empty() { hole } else { hole.beside(path, context) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::corpus::code::held_out_functions;
+    use crate::corpus::code::{LONG, held_out_functions};
 
     fn whole(hole: &Hole) -> String {
         format!("{}{}{}", hole.infill.prefix, hole.middle, hole.infill.suffix)
@@ -138,7 +169,9 @@ mod tests {
             assert!(rest.infill.suffix.starts_with('\n') && !rest.middle.is_empty());
             let end = Hole::end(text, &mut random);
             assert!(end.infill.suffix.is_empty());
-            for hole in [line, whole_line, rest, end, Hole::span(text, &mut random)] {
+            let several = Hole::several_lines(text, &mut random);
+            assert!(several.middle.ends_with('\n') && (2..=6).contains(&several.middle.matches('\n').count()));
+            for hole in [line, whole_line, rest, several, end, Hole::span(text, &mut random)] {
                 assert_eq!(whole(&hole), *text);
             }
         }
@@ -146,9 +179,9 @@ mod tests {
 
     #[test]
     fn four_fifths_of_the_files_have_holes() {
-        let documents: Vec<CodeDocument> = training_code(0).take(4_000).collect();
+        let documents: Vec<CodeDocument> = training_code(0, LONG.1).take(4_000).collect();
         let holes = documents.iter().filter(|document| matches!(document, CodeDocument::Hole(_))).count();
         assert!((3_100..3_300).contains(&holes), "{holes}");
-        assert_eq!(documents, training_code(0).take(4_000).collect::<Vec<_>>());
+        assert_eq!(documents, training_code(0, LONG.1).take(4_000).collect::<Vec<_>>());
     }
 }
