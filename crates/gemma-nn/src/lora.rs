@@ -3,6 +3,7 @@
 use crate::rows::AdaptedRows;
 use burn::module::{Module, Param};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use gemma_kernels::LowRank;
 
 /// The two factors of a low-rank difference: `s B (A x)`, added to what the matrix beside it makes of `x` (LoRA: Hu et
 /// al. 2021, arXiv:2106.09685, section 4.1). The product `B A` is never made.
@@ -52,6 +53,11 @@ impl LoraFactors {
     /// `s B (A x)`: `[tokens, in]` to `[tokens, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         self.forward_with(x, 1.0)
+    }
+
+    /// So much of the difference as a matrix of its own.
+    pub(crate) fn low_rank(&self, strength: f32) -> LowRank {
+        LowRank { a: self.lora_a.val(), b: self.lora_b.val(), scale: self.scale * strength }
     }
 
     /// So much of [`forward`](Self::forward).

@@ -3,7 +3,7 @@
 use crate::{LoraFactors, Rows, Saver, Source, Weight};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use gemma_kernels::Phase;
+use gemma_kernels::{Phase, adapted_linear};
 
 /// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to all rows, or to those of the requests that choose it.
 #[derive(Module, Debug)]
@@ -44,13 +44,21 @@ impl Projection {
     /// `[tokens, in]` to `[tokens, out]` for the rows of any number of requests. The product with the matrix is one for all
     /// rows; the factors of an adapter that requests choose are computed for the rows of those that do.
     pub fn forward_in(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
-        let mut y = self.weight.forward_in(x.clone(), rows.phases());
-        if let Some(bias) = &self.bias {
-            y = y + bias.val().unsqueeze::<2>();
-        }
         // a product of factors may be added up in another order where it has more rows
         let apart = self.weight.is_batch_invariant();
-        let add = |y, factors: &LoraFactors| factors.add_to(y, &x, &rows.adapted(factors.adapter(), apart));
-        self.lora.iter().fold(y, add)
+        let groups = |factors: &LoraFactors| rows.adapted(factors.adapter(), apart);
+        let with_bias = |y: Tensor<2>| match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze::<2>(),
+            None => y,
+        };
+        if let (Weight::Packed(weight), [factors]) = (&self.weight, &self.lora[..])
+            && !apart
+            && (x.is_autodiff() || rows.are_prompts())
+            && let Some(strength) = rows.strength_of_all(&groups(factors))
+        {
+            return with_bias(adapted_linear(x, weight, factors.low_rank(strength)));
+        }
+        let y = with_bias(self.weight.forward_in(x.clone(), rows.phases()));
+        self.lora.iter().fold(y, |y, factors| factors.add_to(y, &x, &groups(factors)))
     }
 }

@@ -48,6 +48,20 @@ impl Rows {
         &self.phases
     }
 
+    /// Whether all rows are prefilled.
+    pub(crate) fn are_prompts(&self) -> bool {
+        self.phases.iter().all(|(_, phase)| *phase == Phase::Prefill)
+    }
+
+    /// How much of an adapter's effect all rows get, where all get the same.
+    pub(crate) fn strength_of_all(&self, groups: &[AdaptedRows]) -> Option<f32> {
+        let rows: usize = self.phases.iter().map(|(rows, _)| rows).sum();
+        match groups {
+            [AdaptedRows { ranges, strength }] if *ranges == [0..rows] => Some(*strength),
+            _ => None,
+        }
+    }
+
     /// The rows to which factors are added: those whose requests chose `adapter`, or all rows. Rows with the same strength
     /// are computed together or, with `apart`, each request's by themselves, so that they are computed as without company.
     pub(crate) fn adapted(&self, adapter: Option<usize>, apart: bool) -> Vec<AdaptedRows> {
@@ -103,5 +117,8 @@ mod tests {
         assert_eq!(rows.adapted(Some(2), false), []);
         assert_eq!(rows.adapted(None, false), [group(&[0..9], 1.0)]);
         assert_eq!(rows.adapted(None, true).len(), 5);
+        assert_eq!(rows.strength_of_all(&rows.adapted(None, false)), Some(1.0));
+        assert_eq!(rows.strength_of_all(&rows.adapted(Some(0), false)), None);
+        assert_eq!(rows.strength_of_all(&rows.adapted(None, true)), None);
     }
 }

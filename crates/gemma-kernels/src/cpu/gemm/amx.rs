@@ -8,7 +8,7 @@
 //! tested on CPUs without them.
 
 use crate::Format;
-use crate::cpu::bf16::decode_pairs;
+use crate::cpu::bf16::{decode_pairs, decode_rows};
 use crate::cpu::gemm::panel::Unit;
 use crate::cpu::gemm::tile::{Ahead, Left, Right, Sums};
 use crate::cpu::isa::{Avx512, prefetch};
@@ -124,6 +124,12 @@ impl<T: Tiles> Unit for Tiled<T> {
     unsafe fn decode(format: Format, bytes: &[u8], words: &mut [f32]) {
         // SAFETY: as required of the caller.
         unsafe { decode_pairs(format, bytes, words) };
+    }
+
+    #[inline(always)]
+    unsafe fn decode_across(format: Format, row: &[u8], next: Option<&[u8]>, words: &mut [f32]) {
+        // SAFETY: as required of the caller.
+        unsafe { decode_rows(format, row, next, words) };
     }
 
     /// All 32 rows, whatever is in those beyond `rows`.

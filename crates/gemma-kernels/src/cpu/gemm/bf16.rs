@@ -4,16 +4,21 @@
 //! [`panel`](super::panel) products of f32.
 
 use crate::Format;
-use crate::cpu::bf16::{decode_pairs, pair};
+use crate::cpu::bf16::{decode_pairs, decode_rows, pair};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::amx;
 use crate::cpu::gemm::panel::{self, Scratch, Unit, Work, with_scratch};
 use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
-use crate::cpu::isa::{Isa, Pairs};
+use crate::cpu::isa::{Isa, Pairs, pairs_are_faster};
 use crate::cpu::output::Output;
 use crate::cpu::pool;
 use crate::cpu::shape::Shape;
 use std::ops::Range;
+
+/// Whether products of bf16 with bf16 can be had and are worth it.
+pub(in crate::cpu) fn pays(isa: Isa) -> bool {
+    isa >= Isa::Amx || isa >= Isa::Avx512Bf16 && pairs_are_faster()
+}
 
 /// `out[t, r] = Σ_c x[t, c] w[r, c]`, at [`Isa::Avx512Bf16`] and above, for an even number of columns; see
 /// [`linear`](crate::cpu::linear()).
@@ -64,7 +69,7 @@ unsafe fn tiles(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
 }
 
 /// Pairs in vectors.
-struct Vectors;
+pub(in crate::cpu) struct Vectors;
 
 impl Unit for Vectors {
     type Lanes = Pairs;
@@ -76,6 +81,12 @@ impl Unit for Vectors {
     unsafe fn decode(format: Format, bytes: &[u8], words: &mut [f32]) {
         // SAFETY: as required of the caller.
         unsafe { decode_pairs(format, bytes, words) };
+    }
+
+    #[inline(always)]
+    unsafe fn decode_across(format: Format, row: &[u8], next: Option<&[u8]>, words: &mut [f32]) {
+        // SAFETY: as required of the caller.
+        unsafe { decode_rows(format, row, next, words) };
     }
 
     #[inline(always)]

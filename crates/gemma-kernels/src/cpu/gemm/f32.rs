@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Words that are values.
-struct Values<L>(PhantomData<L>);
+pub(in crate::cpu) struct Values<L>(PhantomData<L>);
 
 impl<L: Lanes> Unit for Values<L> {
     type Lanes = L;
@@ -23,6 +23,12 @@ impl<L: Lanes> Unit for Values<L> {
     unsafe fn decode(format: Format, bytes: &[u8], words: &mut [f32]) {
         // SAFETY: as required of the caller.
         unsafe { decode::<L>(format, bytes, words) };
+    }
+
+    #[inline(always)]
+    unsafe fn decode_across(format: Format, row: &[u8], _next: Option<&[u8]>, words: &mut [f32]) {
+        // SAFETY: as required of the caller.
+        unsafe { decode::<L>(format, row, words) };
     }
 
     #[inline(always)]

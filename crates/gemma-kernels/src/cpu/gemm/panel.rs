@@ -22,7 +22,7 @@ use std::ops::Range;
 /// Words of a panel's row: 12 rows of 256 and as many of the packed activations fill an L1 cache.
 pub(in crate::cpu) const DEPTH: usize = 256;
 /// Words from one row of a panel to the next: a cache line more, so that rows do not fall into the same sets.
-const PANEL_ROW: usize = DEPTH + 16;
+pub(in crate::cpu) const PANEL_ROW: usize = DEPTH + 16;
 /// The most panels of a task.
 const TASK_PANELS: usize = 8;
 /// The most tokens whose sums are collected at a time.
@@ -54,6 +54,13 @@ pub(in crate::cpu) trait Unit {
     /// # Safety
     /// `bytes` holds the words' values.
     unsafe fn decode(format: Format, bytes: &[u8], words: &mut [f32]);
+
+    /// The same stretch of a packed row and of the next one, where a word holds a value of each; zeros where there is no next
+    /// row.
+    ///
+    /// # Safety
+    /// Both hold a value for each word, of which there are at most [`DEPTH`].
+    unsafe fn decode_across(format: Format, row: &[u8], next: Option<&[u8]>, words: &mut [f32]);
 
     /// `rows` rows of a panel times the first `vectors` vectors of `depth` rows of a block.
     ///
