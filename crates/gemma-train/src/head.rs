@@ -60,7 +60,7 @@ fn in_chunks(
     let device = hidden.device();
     let vocab = head.rows();
     let mut states: Vec<RowState> = targets.iter().map(|target| RowState::new(*target as usize)).collect();
-    let mut sums: Option<Tensor<2>> = None;
+    let mut sums: Option<Vec<f32>> = None;
     for first in (0..vocab).step_by(chunk) {
         let range = first..(first + chunk).min(vocab);
         let logits = packed_linear_rows(hidden.clone(), head, range.clone());
@@ -73,14 +73,18 @@ fn in_chunks(
             .collect();
         if weights.is_some() {
             let part = Tensor::<2>::from_data(TensorData::new(logits, [rows, range.len()]), &device);
-            let part = packed_transposed(part, head, range);
-            sums = Some(match sums {
-                None => part,
-                Some(sums) => {
-                    let rescale = Tensor::<2>::from_data(TensorData::new(rescale, [rows, 1]), &device);
-                    sums * rescale + part
+            let part = packed_transposed(part, head, range).into_data();
+            let part: Vec<f32> = part.try_into_vec().expect("gradients are f32");
+            sums = match sums {
+                None => Some(part),
+                Some(mut sums) => {
+                    let rows = sums.par_chunks_mut(width).zip(part.par_chunks(width)).zip(&rescale);
+                    rows.for_each(|((sums, part), rescale)| {
+                        sums.iter_mut().zip(part).for_each(|(sum, part)| *sum = *sum * rescale + part);
+                    });
+                    Some(sums)
                 }
-            });
+            };
         }
     }
     let log_probs = states.iter().map(RowState::log_prob).collect();
@@ -88,6 +92,7 @@ fn in_chunks(
         let column = |values: Vec<f32>| Tensor::<2>::from_data(TensorData::new(values, [rows, 1]), &device);
         let others = states.iter().zip(weights).map(|(state, weight)| weight / state.sum() as f32).collect();
         let target = states.iter().zip(weights).map(|(state, weight)| weight * state.missing(softcap)).collect();
+        let sums = Tensor::<2>::from_data(TensorData::new(sums, [rows, width]), &device);
         sums * column(others) - packed_rows(head, targets) * column(target)
     });
     debug_assert!(gradient.as_ref().is_none_or(|gradient| gradient.dims() == [rows, width]));

@@ -184,6 +184,7 @@ impl<M: BlockStack + Module> Trainer<M> {
         let divisor = self.options.clip.map_or(1.0, |clip| (gradient_norm / clip).max(1.0));
         let learning_rate = self.options.learning_rate_at(self.step);
         self.optimizer.step(&mut self.values, &gradients, divisor as f32, learning_rate);
+        drop(gradients);
         self.update_model();
         let seconds = begin.elapsed().as_secs_f64();
         let report = StepReport { step: self.step, loss, learning_rate, gradient_norm, tokens, learned, seconds };

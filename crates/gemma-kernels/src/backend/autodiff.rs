@@ -207,6 +207,8 @@ impl<B: ElementwiseOps> Backward<B, 2> for OnePass {
         let from_above = grads.consume::<B>(&ops.node);
         let (x_gradient, first_gradient) = match operation {
             Elementwise::GeGlu => {
+                // the same as the first one, which is to be overwritten
+                drop(second);
                 let (gate, up) = B::geglu_gradient(from_above, x, first);
                 (gate, Some(up))
             }

@@ -1,7 +1,7 @@
 //! The flex backend: the CPU kernels on its slices.
 
 use super::slices;
-use crate::cpu::Gates;
+use crate::cpu::{self, Gates};
 use crate::ops::adapted::AdaptedOps;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
@@ -253,9 +253,10 @@ impl ElementwiseOps for Flex {
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [from_above, gate, up] = [from_above, gate, up].map(contiguous);
-        let dims = gate.layout().shape().to_vec();
-        let gradients = slices::geglu_gradient(slice!(from_above, f32), slice!(gate, f32), slice!(up, f32), &dims);
-        gradients.map(FlexTensor::from_data).into()
+        let [from_above, mut gate, mut up] = [from_above, gate, up].map(contiguous);
+        // in the operands' memory, where nobody else has them
+        let (of_gate, of_up) = (gate.storage_mut::<f32>(), up.storage_mut::<f32>());
+        cpu::geglu_gradient(cpu::cpu_isa(), slice!(from_above, f32), of_gate, of_up);
+        (gate, up)
     }
 }

@@ -2,7 +2,7 @@
 #![allow(deprecated, reason = "ndarray is one of the backends this workspace promises")]
 
 use super::slices;
-use crate::cpu::Gates;
+use crate::cpu::{self, Gates};
 use crate::ops::adapted::AdaptedOps;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
@@ -282,10 +282,20 @@ impl ElementwiseOps for NdArray {
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (from_above, gate, up) = (values!(&from_above, F32), values!(&gate, F32), values!(&up, F32));
-        let dims = gate.shape().to_vec();
-        let (from_above, gate, up) = (from_above.view(), gate.view(), up.view());
-        let gradients = slices::geglu_gradient(&slice!(from_above), &slice!(gate), &slice!(up), &dims);
-        gradients.map(NdArrayTensor::from_data).into()
+        // in the operands' memory, where nobody else has them
+        let (mut gate, mut up) = (values!(gate, F32), values!(up, F32));
+        let from_above = values!(&from_above, F32).view();
+        let [gate_array, up_array] = [&mut gate, &mut up].map(|operand| {
+            let array = operand.ensure_owned();
+            if !array.is_standard_layout() {
+                *array = array.as_standard_layout().into_owned().into_shared();
+            }
+            array
+        });
+        let contiguous = "in standard layout, as was just made sure";
+        let of_gate = gate_array.as_slice_mut().expect(contiguous);
+        let of_up = up_array.as_slice_mut().expect(contiguous);
+        cpu::geglu_gradient(cpu::cpu_isa(), &slice!(from_above), of_gate, of_up);
+        (NdArrayTensor::F32(gate), NdArrayTensor::F32(up))
     }
 }

@@ -230,20 +230,6 @@ pub(super) fn elementwise_gradient(
     TensorData::new(out, dims.to_vec())
 }
 
-pub(super) fn geglu_gradient(from_above: &[f32], gate: &[f32], up: &[f32], dims: &[usize]) -> [TensorData; 2] {
-    let mut of_up = Vec::new();
-    let write = |out: &mut [MaybeUninit<f32>]| {
-        let other = |other: &mut [MaybeUninit<f32>]| {
-            cpu::geglu_gradient(cpu_isa(), from_above, gate, up, [&mut *out, other]);
-        };
-        // SAFETY: both results are written whole.
-        of_up = unsafe { cpu::written(up.len(), other) };
-    };
-    // SAFETY: as above.
-    let of_gate = unsafe { cpu::written(gate.len(), write) };
-    [of_gate, of_up].map(|values| TensorData::new(values, dims.to_vec()))
-}
-
 pub(super) fn linear_recurrence(
     [a, b, initial]: [&[f32]; 3],
     bounds: &[usize],

@@ -77,42 +77,35 @@ pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut 
     });
 }
 
-/// The gradients of [`geglu`] with respect to `gate` and `up`: with `σ` the logistic function and `u` as there,
-/// `gelu(z) = z σ(2u)` and `gelu'(z) = σ(2u) + 2 z σ(2u) (1 − σ(2u)) u'(z)`.
-pub(crate) fn geglu_gradient(
-    isa: Isa,
-    from_above: &[f32],
-    gate: &[f32],
-    up: &[f32],
-    out: [&mut [MaybeUninit<f32>]; 2],
-) {
+/// The gradients of [`geglu`] with respect to `gate` and `up`, in their places: with `σ` the logistic function and `u` as
+/// there, `gelu(z) = z σ(2u)` and `gelu'(z) = σ(2u) + 2 z σ(2u) (1 − σ(2u)) u'(z)`.
+pub(crate) fn geglu_gradient(isa: Isa, from_above: &[f32], gate: &mut [f32], up: &mut [f32]) {
     #[inline(always)]
-    unsafe fn kernel<L: Lanes>(g: &[f32], gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f32>], other: Output) {
+    unsafe fn kernel<L: Lanes>(g: &[f32], gate: &mut [f32], up: &mut [f32]) {
         const ROOT_2_OVER_PI: f32 = 0.797_884_6;
-        // SAFETY: the other result has as many values, and these are the calling task's.
-        let other = unsafe { std::slice::from_raw_parts_mut(other.at(0).cast::<MaybeUninit<f32>>(), out.len()) };
-        let operands = g.iter().zip(gate).zip(up);
-        for ((of_gate, of_up), ((g, z), up)) in out.iter_mut().zip(other).zip(operands) {
+        for ((g, gate), up) in g.iter().zip(gate).zip(up) {
+            let z = *gate;
             let square = z * z;
             let u = ROOT_2_OVER_PI * (z + 0.044715 * z * square);
             let logistic = 1.0 / (1.0 + math::exp(-2.0 * u));
-            // further out the curve is straight, and its square may be infinite
-            let bent = z.abs() < 30.0;
             let slope = 2.0 * ROOT_2_OVER_PI * z * (1.0 + 3.0 * 0.044715 * square) * logistic * (1.0 - logistic);
-            let kept = if *z < -1e4 { z * 0.0 } else { *z };
-            of_gate.write(g * up * (logistic + if bent { slope } else { 0.0 }));
-            of_up.write(g * kept * logistic);
+            // further out the curve is straight, and its square may be infinite
+            let slope = if z.abs() < 30.0 { slope } else { 0.0 };
+            let kept = if z < -1e4 { z * 0.0 } else { z };
+            *gate = g * *up * (logistic + slope);
+            *up = g * kept * logistic;
         }
     }
-    let [of_gate, of_up] = out;
-    let sizes = [from_above.len(), gate.len(), up.len(), of_up.len()];
-    assert!(sizes.iter().all(|size| *size == of_gate.len()), "one gate per value");
-    let other = Output(of_up.as_mut_ptr().cast());
-    in_pieces(of_gate, TASK, |first, out| {
-        let [g, gate, up] = [from_above, gate, up].map(|values| &values[first..first + out.len()]);
-        // SAFETY: the first piece of a task begins inside.
-        let other = Output(unsafe { other.at(first) });
-        with_isa!(isa, kernel(g: &[f32], gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f32>], other: Output));
+    assert!(from_above.len() == gate.len() && up.len() == gate.len(), "one gate per value");
+    let (gates, ups) = (Output(gate.as_mut_ptr()), Output(up.as_mut_ptr()));
+    let len = gate.len();
+    pool::for_each(len.div_ceil(TASK), |task| {
+        let range = task * TASK..((task + 1) * TASK).min(len);
+        let g = &from_above[range.clone()];
+        // SAFETY: this task owns these values of both.
+        let [gate, up] =
+            [gates, ups].map(|values| unsafe { std::slice::from_raw_parts_mut(values.at(range.start), range.len()) });
+        with_isa!(isa, kernel(g: &[f32], gate: &mut [f32], up: &mut [f32]));
     });
 }
 
@@ -322,8 +315,8 @@ mod tests {
             let (x, y, weight) = (wave(rows * width, 37), wave(rows * width, 53), wave(width, 11));
             let above = wave(rows * width, 71);
             for isa in Isa::available() {
-                let (mut of_gate, mut of_up) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
-                geglu_gradient(isa, &above, &x, &y, [places(&mut of_gate), places(&mut of_up)]);
+                let (mut of_gate, mut of_up) = (x.clone(), y.clone());
+                geglu_gradient(isa, &above, &mut of_gate, &mut of_up);
                 for i in 0..x.len() {
                     let (g, z, up) = (f64::from(above[i]), f64::from(x[i]), f64::from(y[i]));
                     let slope = (gelu(z + 1e-5) - gelu(z - 1e-5)) / 2e-5;
@@ -396,12 +389,12 @@ mod tests {
             assert_eq!(out, large, "{isa:?}");
             geglu(isa, &large.map(|gate| -gate), &[1.0; 4], places(&mut out));
             assert!(out.iter().all(|value| value.abs() < 1e-30), "{isa:?} {out:?}");
-            let mut of_up = [f32::NAN; 4];
-            geglu_gradient(isa, &[1.0; 4], &large, &[1.0; 4], [places(&mut out), places(&mut of_up)]);
-            assert_eq!((out, of_up), ([1.0; 4], large), "{isa:?}");
-            let small = large.map(|gate| -gate);
-            geglu_gradient(isa, &[1.0; 4], &small, &[1.0; 4], [places(&mut out), places(&mut of_up)]);
-            assert!(out.iter().chain(&of_up).all(|value| value.abs() < 1e-30), "{isa:?} {out:?} {of_up:?}");
+            let (mut of_gate, mut of_up) = (large, [1.0; 4]);
+            geglu_gradient(isa, &[1.0; 4], &mut of_gate, &mut of_up);
+            assert_eq!((of_gate, of_up), ([1.0; 4], large), "{isa:?}");
+            let (mut of_gate, mut of_up) = (large.map(|gate| -gate), [1.0; 4]);
+            geglu_gradient(isa, &[1.0; 4], &mut of_gate, &mut of_up);
+            assert!(of_gate.iter().chain(&of_up).all(|value| value.abs() < 1e-30), "{isa:?} {of_gate:?} {of_up:?}");
             geglu(isa, &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0], &[1.0; 4], places(&mut out));
             assert!(out[..3].iter().all(|value| !value.is_finite()) && out[3].is_finite(), "{isa:?} {out:?}");
         }

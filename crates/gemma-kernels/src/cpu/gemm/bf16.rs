@@ -5,13 +5,11 @@
 
 use crate::Format;
 use crate::cpu::bf16::{decode_pairs, decode_rows, pair};
-use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::amx;
-use crate::cpu::gemm::panel::{self, Scratch, Unit, Work, with_scratch};
+use crate::cpu::gemm::panel::{self, DEPTH, Scratch, Unit, Work, with_scratch};
 use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
 use crate::cpu::isa::{Isa, Pairs, pairs_are_faster};
 use crate::cpu::output::Output;
-use crate::cpu::pool;
 use crate::cpu::shape::Shape;
 use std::ops::Range;
 
@@ -46,8 +44,14 @@ fn with_unit<U: Unit>(
     out: Output,
     stretch: impl Fn(&Work<'_>, Range<usize>, &mut Scratch) + Sync,
 ) {
-    let words = paired(x, shape);
-    let packed = panel::pack(isa, &words, shape.tokens, shape.cols / 2, U::STEP);
+    let packed = panel::pack(isa, shape.tokens, shape.cols / 2, U::STEP, |tokens, columns, words| {
+        for (token, words) in tokens.zip(words.chunks_exact_mut(DEPTH)) {
+            let values = &x[token * shape.cols..][2 * columns.start..2 * columns.end];
+            // SAFETY: the CPU has the instructions.
+            unsafe { pair(values, &mut words[..columns.len()]) };
+        }
+        (words.as_ptr(), DEPTH)
+    });
     let work = Work { packed: &packed, weight, shape, out };
     with_scratch(shape, U::PANEL, |range, scratch| stretch(&work, range, scratch));
 }
@@ -94,21 +98,6 @@ impl Unit for Vectors {
         // SAFETY: as required of the caller.
         unsafe { tile::multiply::<Pairs>(panel, rows, block, depth, vectors, sums, ahead) };
     }
-}
-
-/// Activations `[tokens, cols]` as words, `[tokens, cols / 2]`.
-fn paired(x: &[f32], shape: Shape) -> Buffer<f32> {
-    let cols = shape.cols;
-    let mut words = Buffer::<f32>::zeroed(x.len() / 2);
-    let to = Output(words.as_mut_ptr());
-    pool::for_each(shape.tokens, |token| {
-        // SAFETY: a token's words belong to its task, and the CPU has the instructions.
-        unsafe {
-            let row = std::slice::from_raw_parts_mut(to.at(token * cols / 2), cols / 2);
-            pair(&x[token * cols..(token + 1) * cols], row);
-        }
-    });
-    words
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ use std::ops::Range;
 pub(in crate::cpu) const DEPTH: usize = 256;
 /// Words from one row of a panel to the next: a cache line more, so that rows do not fall into the same sets.
 pub(in crate::cpu) const PANEL_ROW: usize = DEPTH + 16;
+/// The most tokens of a packed block.
+const MOST_WIDTH: usize = 32;
 /// The most panels of a task.
 const TASK_PANELS: usize = 8;
 /// The most tokens whose sums are collected at a time.
@@ -88,20 +90,25 @@ pub(in crate::cpu) fn each_stretch(
 }
 
 /// Activations, `[tokens, words]`, in blocks of [`block_width`] tokens, `[blocks, rows, block_width]`, where the rows
-/// are the words, filled up with zeros to a multiple of `step`.
-pub(in crate::cpu) fn pack(isa: Isa, x: &[f32], tokens: usize, words: usize, step: usize) -> Buffer<f32> {
+/// are the words, filled up with zeros to a multiple of `step`. `source` says where some words of some tokens begin and how
+/// many lie from one token to the next; it may put them into the scratch that it is given, [`DEPTH`] for a token.
+pub(in crate::cpu) fn pack(
+    isa: Isa,
+    tokens: usize,
+    words: usize,
+    step: usize,
+    source: impl Fn(Range<usize>, Range<usize>, &mut [f32]) -> (*const f32, usize) + Sync,
+) -> Buffer<f32> {
     #[inline(always)]
     unsafe fn width<L: Lanes>() -> usize {
         block_width::<L>()
     }
     #[inline(always)]
-    unsafe fn part<L: Lanes>(x: &[f32], tokens: Range<usize>, columns: Range<usize>, words: usize, block: *mut f32) {
+    unsafe fn part<L: Lanes>(from: *const f32, row: usize, tokens: usize, columns: Range<usize>, block: *mut f32) {
         // SAFETY: the tokens and columns exist, and the packed block of these tokens has a row for each column. The
         // lanes' instructions are available where this is expanded.
         unsafe {
-            let from = x.as_ptr().add(tokens.start * words + columns.start);
-            let to = block.add(columns.start * block_width::<L>());
-            tile::pack::<L>(from, words, tokens.len(), columns.len(), to);
+            tile::pack::<L>(from, row, tokens, columns.len(), block.add(columns.start * block_width::<L>()));
         }
     }
     let width = with_isa!(isa, width() -> usize);
@@ -111,11 +118,14 @@ pub(in crate::cpu) fn pack(isa: Isa, x: &[f32], tokens: usize, words: usize, ste
     let parts = words.div_ceil(DEPTH);
     pool::for_each(blocks * parts, |task| {
         let (block, column) = (task / parts, task % parts * DEPTH);
-        let tokens = block * width..((block + 1) * width).min(tokens);
+        let range = block * width..((block + 1) * width).min(tokens);
         let columns = column..(column + DEPTH).min(words);
+        let mut scratch = [0f32; MOST_WIDTH * DEPTH];
+        let tokens = range.len();
+        let (from, row) = source(range, columns.clone(), &mut scratch);
         // SAFETY: the block exists, and every task has rows of its own.
         let block = unsafe { to.at(block * width * rows) };
-        with_isa!(isa, part(x: &[f32], tokens: Range<usize>, columns: Range<usize>, words: usize, block: *mut f32));
+        with_isa!(isa, part(from: *const f32, row: usize, tokens: usize, columns: Range<usize>, block: *mut f32));
     });
     packed
 }
