@@ -11,9 +11,9 @@ pub enum ActivationPrecision {
     /// f32 throughout: error below 1e-6.
     F32,
     /// Few rows: with quantized weights 16-bit integers that share a scale per 32 values, or f32 where that is as
-    /// fast, error below 3e-5; with all other weights f32. Many rows, as of a prompt: bf16, where the CPU multiplies that
-    /// faster than f32. Weights that are not bf16 are rounded to it as well, error below 4e-3, but for blocks of small
-    /// integers with AVX-512, error below 2e-3.
+    /// fast, error below 3e-5; with all other weights f32. Many rows, as of a prompt, and gradients that pass through frozen
+    /// weights: bf16, where the CPU multiplies that faster than f32. Weights that are not bf16 are rounded to it as well,
+    /// error below 4e-3, but in a prompt for blocks of small integers with AVX-512, error below 2e-3.
     #[default]
     Int16OrBf16,
     /// As `Int16OrBf16`, but with quantized weights 8-bit integers that share a scale per 32 values, where the CPU

@@ -7,7 +7,7 @@
 //! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
 //! - [`packed_rows`]: an embedding look-up;
 //! - [`packed_transposed`]: `x = y W`, which hands gradients on through a frozen matrix, and [`packed_linear_rows`], over
-//!   some rows;
+//!   some rows; [`adapted_linear`]: a product with low-rank factors beside the matrix;
 //! - [`attend`]: softmax attention of the queries of all sequences of a call over the pages of their KV caches
 //!   ([`KvPages`]), to which [`append`] adds keys and values;
 //! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, and [`gated_decay`], which makes its
@@ -41,17 +41,19 @@ mod phase;
 mod visibility;
 
 pub use activations::ActivationPrecision;
-pub use cpu::{Isa, IsaError, chosen_isa, cpu_isa, memory_bandwidth, prefetch_distances};
+pub use cpu::{Isa, IsaError, chosen_isa, cpu_isa, memory_bandwidth, prefetch_distances, softmax_terms};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
 pub use kv::{CachePrecision, KvPages, KvPool, PAGE_LEN, PageId, ParseCachePrecisionError};
 pub use large::LargeBlocks;
 pub use map::{map_file, report_lost_maps};
+pub use ops::adapted::{AdaptedOps, LowRank, adapted_linear};
 pub use ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall, append, attend};
 pub use ops::elementwise::{Elementwise, ElementwiseOps, geglu, rms_norm, rotate};
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
 pub use ops::linear::{Arithmetic, LinearOps, packed_linear, packed_linear_in, packed_rows};
 pub use ops::recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
+pub use ops::whole_attention::{WholeAttentionOps, WholeSequence};
 pub use packed::PackedWeight;
 pub use phase::Phase;
 pub use visibility::{AttendParams, Visibility};
@@ -59,6 +61,7 @@ pub use visibility::{AttendParams, Visibility};
 /// The reference implementation of each kernel, made of Burn's own tensor operations: it says in the shortest way what
 /// the kernel computes, runs on every backend, and is differentiable.
 pub mod reference {
+    pub use crate::ops::adapted::reference_adapted_linear as adapted_linear;
     pub use crate::ops::attention::reference_attend as attend;
     pub use crate::ops::elementwise::{
         reference_geglu as geglu, reference_rms_norm as rms_norm, reference_rotate as rotate,

@@ -4,7 +4,7 @@ use crate::Weight;
 use crate::rows::AdaptedRows;
 use burn::module::{Module, Param};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
-use gemma_kernels::Phase;
+use gemma_kernels::{LowRank, Phase};
 
 /// The two factors of a low-rank difference: `s B (A x)`, added to what the matrix beside it makes of `x` (LoRA: Hu et
 /// al. 2021, arXiv:2106.09685, section 4.1). The product `B A` is never made.
@@ -68,6 +68,12 @@ impl LoraFactors {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let tokens = x.dims()[0];
         self.forward_in(x, &[(tokens, Phase::of_len(tokens))], 1.0)
+    }
+
+    /// So much of the difference as a matrix of its own, where the factors are trainable.
+    pub(crate) fn low_rank(&self, strength: f32) -> Option<LowRank> {
+        let (Weight::Dense(a), Weight::Dense(b)) = (&self.lora_a, &self.lora_b) else { return None };
+        Some(LowRank { a: a.val(), b: b.val(), scale: self.scale * strength })
     }
 
     /// So much of [`forward`](Self::forward), for tokens in these phases.

@@ -3,7 +3,7 @@
 use crate::{LoraFactors, Rows, Saver, Source, Weight};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use gemma_kernels::Phase;
+use gemma_kernels::{Phase, adapted_linear};
 
 /// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to all rows, or to those of the requests that choose it.
 #[derive(Module, Debug)]
@@ -44,11 +44,21 @@ impl Projection {
     /// `[tokens, in]` to `[tokens, out]` for the rows of any number of requests. The product with the matrix is one for all
     /// rows; the factors of an adapter that requests choose are computed for the rows of those that do.
     pub fn forward_in(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
-        let mut y = self.weight.forward_in(x.clone(), rows.phases());
-        if let Some(bias) = &self.bias {
-            y = y + bias.val().unsqueeze::<2>();
+        let groups = |factors: &LoraFactors| rows.adapted(factors.adapter());
+        let with_bias = |y: Tensor<2>| match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze::<2>(),
+            None => y,
+        };
+        // a product of trainable factors may be added up in another order where it has more rows
+        if let (Weight::Packed(weight), [factors]) = (&self.weight, &self.lora[..])
+            && !weight.is_batch_invariant()
+            && (x.is_autodiff() || rows.are_prompts())
+            && let Some(strength) = rows.strength_of_all(&groups(factors))
+            && let Some(low_rank) = factors.low_rank(strength)
+        {
+            return with_bias(adapted_linear(x, weight, low_rank));
         }
-        let add = |y, factors: &LoraFactors| factors.add_to(y, &x, &rows.adapted(factors.adapter()));
-        self.lora.iter().fold(y, add)
+        let y = with_bias(self.weight.forward_in(x.clone(), rows.phases()));
+        self.lora.iter().fold(y, |y, factors| factors.add_to(y, &x, &groups(factors)))
     }
 }

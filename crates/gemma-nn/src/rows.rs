@@ -50,6 +50,20 @@ impl Rows {
         &self.phases
     }
 
+    /// Whether all rows are prefilled.
+    pub(crate) fn are_prompts(&self) -> bool {
+        self.phases.iter().all(|(_, phase)| *phase == Phase::Prefill)
+    }
+
+    /// How much of an adapter's effect all rows get, where all get the same.
+    pub(crate) fn strength_of_all(&self, groups: &[AdaptedRows]) -> Option<f32> {
+        let rows: usize = self.phases.iter().map(|(rows, _)| rows).sum();
+        match groups {
+            [AdaptedRows { ranges, strength, .. }] if *ranges == [0..rows] => Some(*strength),
+            _ => None,
+        }
+    }
+
     /// The rows to which factors are added: those whose requests chose `adapter`, or all rows. Rows with the same strength
     /// are computed together.
     pub(crate) fn adapted(&self, adapter: Option<usize>) -> Vec<AdaptedRows> {
@@ -101,5 +115,7 @@ mod tests {
         assert_eq!(rows.adapted(Some(1)), [group(&[6..7], &[1], 0.5)]);
         assert_eq!(rows.adapted(Some(2)), []);
         assert_eq!(rows.adapted(None), [group(&[0..9], &[2, 1, 3, 1, 2], 1.0)]);
+        assert_eq!(rows.strength_of_all(&rows.adapted(None)), Some(1.0));
+        assert_eq!(rows.strength_of_all(&rows.adapted(Some(0))), None);
     }
 }

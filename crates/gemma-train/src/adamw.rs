@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+
 use crate::gradients::NamedValues;
 
 /// AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), on f32 values in memory: its state can be written to
@@ -65,10 +67,19 @@ impl AdamW {
         let rate = (learning_rate / first_correction) as f32;
         let root_correction = second_correction.sqrt() as f32;
         for (name, gradient) in gradients {
-            let Some(parameter) = parameters.get_mut(name) else { continue };
-            let moments = self.moments.entry(name.clone()).or_default();
-            moments.first.resize(gradient.values.len(), 0.0);
-            moments.second.resize(gradient.values.len(), 0.0);
+            if parameters.contains_key(name) {
+                let moments = self.moments.entry(name.clone()).or_default();
+                moments.first.resize(gradient.values.len(), 0.0);
+                moments.second.resize(gradient.values.len(), 0.0);
+            }
+        }
+        // every value has a step of its own, so that the threads change nothing
+        let mut moments: BTreeMap<&String, &mut Moments> = self.moments.iter_mut().collect();
+        let steps: Vec<_> = parameters
+            .iter_mut()
+            .filter_map(|(name, parameter)| Some((parameter, gradients.get(name)?, moments.remove(name)?)))
+            .collect();
+        steps.into_par_iter().for_each(|(parameter, gradient, moments)| {
             let keep = if parameter.shape.len() > 1 { 1.0 - learning_rate as f32 * weight_decay } else { 1.0 };
             let moments = moments.first.iter_mut().zip(&mut moments.second);
             for ((value, gradient), (first, second)) in parameter.values.iter_mut().zip(&gradient.values).zip(moments) {
@@ -77,7 +88,7 @@ impl AdamW {
                 *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
                 *value = *value * keep - rate * *first / (second.sqrt() / root_correction + epsilon);
             }
-        }
+        });
     }
 }
 

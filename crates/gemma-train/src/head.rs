@@ -4,11 +4,12 @@
 //! that are trained. The vocabulary is therefore read in chunks, and what softmax needs is kept up as the chunks go by, as
 //! in the online softmax of Milakov and Gimelshein (2018, arXiv:1805.02867): the largest logit so far, the sum of the
 //! exponentials, and here also the sum of the head's rows weighted by them, which is the gradient's only sum over the
-//! vocabulary.
+//! vocabulary. The target is left out of both sums and added at the end: where a model is nearly sure of it, its row's weight
+//! in the gradient, `p - 1`, would be lost in rounding.
 
 use burn::tensor::{Tensor, TensorData};
 use gemma_generate::TokenId;
-use gemma_kernels::{PackedWeight, packed_linear_rows, packed_rows, packed_transposed};
+use gemma_kernels::{PackedWeight, math::tanh, packed_linear_rows, packed_rows, packed_transposed, softmax_terms};
 use rayon::prelude::*;
 
 /// The most logits of a chunk: 8 MiB of f32.
@@ -59,7 +60,7 @@ fn in_chunks(
     let device = hidden.device();
     let vocab = head.rows();
     let mut states: Vec<RowState> = targets.iter().map(|target| RowState::new(*target as usize)).collect();
-    let mut sums: Option<Tensor<2>> = None;
+    let mut sums: Option<Vec<f32>> = None;
     for first in (0..vocab).step_by(chunk) {
         let range = first..(first + chunk).min(vocab);
         let logits = packed_linear_rows(hidden.clone(), head, range.clone());
@@ -68,26 +69,31 @@ fn in_chunks(
         let rescale: Vec<f32> = states
             .par_iter_mut()
             .zip(logits.par_chunks_mut(range.len()))
-            .map(|(state, logits)| state.take(logits, first, softcap, weights.is_some()))
+            .map(|(state, logits)| state.take(logits, first, softcap))
             .collect();
         if weights.is_some() {
             let part = Tensor::<2>::from_data(TensorData::new(logits, [rows, range.len()]), &device);
-            let part = packed_transposed(part, head, range);
-            sums = Some(match sums {
-                None => part,
-                Some(sums) => {
-                    let rescale = Tensor::<2>::from_data(TensorData::new(rescale, [rows, 1]), &device);
-                    sums * rescale + part
+            let part = packed_transposed(part, head, range).into_data();
+            let part: Vec<f32> = part.try_into_vec().expect("gradients are f32");
+            sums = match sums {
+                None => Some(part),
+                Some(mut sums) => {
+                    let rows = sums.par_chunks_mut(width).zip(part.par_chunks(width)).zip(&rescale);
+                    rows.for_each(|((sums, part), rescale)| {
+                        sums.iter_mut().zip(part).for_each(|(sum, part)| *sum = *sum * rescale + part);
+                    });
+                    Some(sums)
                 }
-            });
+            };
         }
     }
     let log_probs = states.iter().map(RowState::log_prob).collect();
     let gradient = weights.zip(sums).map(|(weights, sums)| {
         let column = |values: Vec<f32>| Tensor::<2>::from_data(TensorData::new(values, [rows, 1]), &device);
-        let expected = states.iter().zip(weights).map(|(state, weight)| weight / state.sum as f32).collect();
-        let target = states.iter().zip(weights).map(|(state, weight)| weight * state.slope(softcap)).collect();
-        sums * column(expected) - packed_rows(head, targets) * column(target)
+        let others = states.iter().zip(weights).map(|(state, weight)| weight / state.sum() as f32).collect();
+        let target = states.iter().zip(weights).map(|(state, weight)| weight * state.missing(softcap)).collect();
+        let sums = Tensor::<2>::from_data(TensorData::new(sums, [rows, width]), &device);
+        sums * column(others) - packed_rows(head, targets) * column(target)
     });
     debug_assert!(gradient.as_ref().is_none_or(|gradient| gradient.dims() == [rows, width]));
     let greedy = states.iter().map(|state| state.target_logit >= state.largest).collect();
@@ -98,53 +104,46 @@ fn in_chunks(
 struct RowState {
     target: usize,
     largest: f32,
-    /// Of `exp(logit - largest)`.
-    sum: f64,
+    /// Of `exp(logit - largest)`, the target's left out.
+    others: f64,
+    /// Capped.
     target_logit: f32,
 }
 
 impl RowState {
     fn new(target: usize) -> Self {
-        Self { target, largest: f32::NEG_INFINITY, sum: 0.0, target_logit: f32::NAN }
+        Self { target, largest: f32::NEG_INFINITY, others: 0.0, target_logit: f32::NAN }
     }
 
     /// Takes up the logits of the tokens from `first` on and turns them into `exp(logit - largest)` times the slope of the
-    /// soft cap. Returns what earlier sums have to be multiplied by.
-    fn take(&mut self, logits: &mut [f32], first: usize, softcap: Option<f32>, slopes: bool) -> f32 {
-        if let Some(cap) = softcap {
-            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+    /// soft cap, that of the target into zero. Returns what earlier sums have to be multiplied by.
+    fn take(&mut self, logits: &mut [f32], first: usize, softcap: Option<f32>) -> f32 {
+        let mut largest = self.largest;
+        if let Some(logit) = self.target.checked_sub(first).and_then(|place| logits.get_mut(place)) {
+            self.target_logit = softcap.map_or(*logit, |cap| cap * tanh(*logit / cap));
+            largest = largest.max(self.target_logit);
+            *logit = f32::NEG_INFINITY;
         }
-        if let Some(logit) = self.target.checked_sub(first).and_then(|place| logits.get(place)) {
-            self.target_logit = *logit;
-        }
-        let largest = logits.iter().copied().fold(self.largest, f32::max);
+        let (largest, sum) = softmax_terms(logits, largest, softcap);
         let rescale = if self.largest == f32::NEG_INFINITY { 0.0 } else { (self.largest - largest).exp() };
-        let mut sum = 0.0f64;
-        // a few hundred terms at a time in f32, whose sums are f64
-        for part in logits.chunks_mut(256) {
-            let mut partial = 0.0f32;
-            for logit in part {
-                let exponential = (*logit - largest).exp();
-                partial += exponential;
-                *logit = match softcap {
-                    Some(cap) if slopes => exponential * (1.0 - (*logit / cap).powi(2)),
-                    _ => exponential,
-                };
-            }
-            sum += f64::from(partial);
-        }
-        self.sum = self.sum * f64::from(rescale) + sum;
+        self.others = self.others * f64::from(rescale) + sum;
         self.largest = largest;
         rescale
     }
 
-    fn log_prob(&self) -> f64 {
-        f64::from(self.target_logit) - f64::from(self.largest) - self.sum.ln()
+    /// The sum of all exponentials.
+    fn sum(&self) -> f64 {
+        self.others + f64::from(self.target_logit - self.largest).exp()
     }
 
-    /// How much the target's capped logit changes with the logit.
-    fn slope(&self, softcap: Option<f32>) -> f32 {
-        softcap.map_or(1.0, |cap| 1.0 - (self.target_logit / cap).powi(2))
+    fn log_prob(&self) -> f64 {
+        f64::from(self.target_logit) - f64::from(self.largest) - self.sum().ln()
+    }
+
+    /// What the target's probability lacks to one, times the slope of its soft cap.
+    fn missing(&self, softcap: Option<f32>) -> f32 {
+        let slope = softcap.map_or(1.0, |cap| 1.0 - (self.target_logit / cap).powi(2));
+        (self.others / self.sum()) as f32 * slope
     }
 }
 

@@ -59,7 +59,7 @@ impl<M: Blocks + Module> Trainer<M> {
         }
         let weights: Vec<f32> = packed.owners.iter().map(|owner| examples[*owner].1).collect();
         let mut log_probs = Vec::new();
-        self.forward(&packed.stretch).differentiate(self, &packed.stretch, sums, |x| {
+        self.forward_to_differentiate(&packed.stretch).differentiate(self, &packed.stretch, sums, |x| {
             let (found, surrogate) = self.head_surrogate(x, &packed, weights);
             log_probs = found;
             surrogate

@@ -2,7 +2,8 @@
 //!
 //! A step reads its examples packed on one token axis, forward without recording anything but the inputs of the blocks, and
 //! then takes the blocks from the last to the first: each is computed again, this time recorded, and differentiated (Chen
-//! et al. 2016, arXiv:1604.06174, with a checkpoint per block). The memory is that of one block and of the inputs of all.
+//! et al. 2016, arXiv:1604.06174, with a checkpoint per block). The last one is recorded at once. The memory is that of one
+//! block and of the inputs of all.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -51,6 +52,14 @@ pub(crate) struct Stretch {
 pub(crate) struct Forward {
     inputs: Vec<Tensor<2>>,
     pub(crate) last: Tensor<2>,
+    /// Of the last block, where the pass is to be differentiated at once.
+    recorded: Option<RecordedBlock>,
+}
+
+/// A block that can be differentiated.
+struct RecordedBlock {
+    input: Tensor<2>,
+    output: Tensor<2>,
 }
 
 /// A network in training, with its optimizer.
@@ -175,6 +184,7 @@ impl<M: BlockStack + Module> Trainer<M> {
         let divisor = self.options.clip.map_or(1.0, |clip| (gradient_norm / clip).max(1.0));
         let learning_rate = self.options.learning_rate_at(self.step);
         self.optimizer.step(&mut self.values, &gradients, divisor as f32, learning_rate);
+        drop(gradients);
         self.update_model();
         let seconds = begin.elapsed().as_secs_f64();
         let report = StepReport { step: self.step, loss, learning_rate, gradient_norm, tokens, learned, seconds };
@@ -184,35 +194,60 @@ impl<M: BlockStack + Module> Trainer<M> {
 
     /// Reads a stretch without recording anything.
     pub(crate) fn forward(&self, stretch: &Stretch) -> Forward {
+        self.forward_recording(stretch, false)
+    }
+
+    /// Reads a stretch whose gradient is asked for next: the last block is recorded.
+    pub(crate) fn forward_to_differentiate(&self, stretch: &Stretch) -> Forward {
+        self.forward_recording(stretch, true)
+    }
+
+    fn forward_recording(&self, stretch: &Stretch, records: bool) -> Forward {
         let plain = self.model.valid();
         let mut x = plain.embed_inputs(&stretch.tokens, &stretch.images);
         let mut inputs = Vec::with_capacity(plain.blocks());
-        for block in 0..plain.blocks() {
+        let unrecorded = plain.blocks() - usize::from(records);
+        for block in 0..unrecorded {
             inputs.push(x.clone());
             x = plain.forward_block(block, x, &stretch.segments);
         }
-        Forward { inputs, last: x }
+        if !records {
+            return Forward { inputs, last: x, recorded: None };
+        }
+        let recorded = self.record(unrecorded, x, stretch);
+        Forward { inputs, last: recorded.output.clone().without_autodiff(), recorded: Some(recorded) }
+    }
+
+    /// Computes a block so that it can be differentiated.
+    fn record(&self, block: usize, input: Tensor<2>, stretch: &Stretch) -> RecordedBlock {
+        let input = if self.hands_on(block) { input.autodiff().require_grad() } else { input.autodiff() };
+        let output = self.model.forward_block(block, input.clone(), &stretch.segments);
+        RecordedBlock { input, output }
+    }
+
+    /// Whether there is something to train below a block.
+    fn hands_on(&self, block: usize) -> bool {
+        block > 0 || self.trains_table
     }
 
     /// From the gradient with respect to what the last block made to those of all parameters below, which are added to
     /// `sums`.
-    pub(crate) fn backward(
-        &self,
-        inputs: Vec<Tensor<2>>,
-        mut upstream: Tensor<2>,
-        stretch: &Stretch,
-        sums: &mut NamedValues,
-    ) {
+    fn backward(&self, forward: Forward, mut upstream: Tensor<2>, stretch: &Stretch, sums: &mut NamedValues) {
+        let Forward { inputs, mut recorded, .. } = forward;
+        let mut inputs: Vec<Option<Tensor<2>>> = inputs.into_iter().map(Some).collect();
+        inputs.extend(recorded.iter().map(|_| None));
         for (block, input) in inputs.into_iter().enumerate().rev() {
-            let wanted = block > 0 || self.trains_table;
-            let input = if wanted { input.autodiff().require_grad() } else { input.autodiff() };
-            let output = self.model.forward_block(block, input.clone(), &stretch.segments);
+            let made = match input {
+                Some(input) => self.record(block, input, stretch),
+                None => recorded.take().expect("the last block is recorded where its input is not kept"),
+            };
+            let RecordedBlock { input, output } = made;
             if !output.is_tracked() {
                 continue;
             }
             let mut recorded = (output * upstream.clone().autodiff()).sum().backward();
             accumulate(&self.model, &mut recorded, sums);
-            if wanted {
+            if self.hands_on(block) {
                 upstream = input.grad_remove(&mut recorded).expect("a leaf that requires a gradient has one");
             }
         }
@@ -234,11 +269,11 @@ impl Forward {
         sums: &mut NamedValues,
         surrogate: impl FnOnce(Tensor<2>) -> Tensor<1>,
     ) {
-        let x = self.last.autodiff().require_grad();
+        let x = self.last.clone().autodiff().require_grad();
         let mut recorded = surrogate(x.clone()).backward();
         accumulate(&trainer.model, &mut recorded, sums);
         let upstream = x.grad_remove(&mut recorded).expect("a leaf that requires a gradient has one");
-        trainer.backward(self.inputs, upstream, stretch, sums);
+        trainer.backward(self, upstream, stretch, sums);
     }
 }
 

@@ -146,4 +146,22 @@ impl ElementwiseOps for CubeBackend {
     ) -> FloatTensor<Self> {
         unreachable!("GPUs compute {operation:?} with Burn's operations")
     }
+
+    fn elementwise_gradient(
+        _from_above: FloatTensor<Self>,
+        _x: FloatTensor<Self>,
+        _first: FloatTensor<Self>,
+        _second: FloatTensor<Self>,
+        operation: Elementwise,
+    ) -> FloatTensor<Self> {
+        unreachable!("GPUs differentiate Burn's operations of {operation:?}")
+    }
+
+    fn geglu_gradient(
+        _from_above: FloatTensor<Self>,
+        _gate: FloatTensor<Self>,
+        _up: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("GPUs differentiate Burn's operations")
+    }
 }

@@ -1,12 +1,14 @@
 //! The flex backend: the CPU kernels on its slices.
 
 use super::slices;
-use crate::cpu::Gates;
+use crate::cpu::{self, Gates};
+use crate::ops::adapted::AdaptedOps;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::linear::{Arithmetic, LinearOps};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
+use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::{AttendParams, Format};
 use burn::backend::{
     Flex,
@@ -51,6 +53,78 @@ impl FrozenOps for Flex {
     fn frozen_transposed(y: FloatTensor<Self>, weight: IntTensor<Self>, rows: FrozenRows) -> FloatTensor<Self> {
         let y = contiguous(y);
         FlexTensor::from_data(slices::frozen_transposed(slice!(y, f32), slice!(weight, u8), rows))
+    }
+}
+
+impl AdaptedOps for Flex {
+    fn adapted_linear(
+        x: FloatTensor<Self>,
+        weight: IntTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        rows: FrozenRows,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, a, b] = [x, a, b].map(contiguous);
+        let factors = [slice!(a, f32), slice!(b, f32)];
+        slices::adapted_linear(slice!(x, f32), slice!(weight, u8), factors, rows, scale)
+            .map(FlexTensor::from_data)
+            .into()
+    }
+
+    fn factor_gradients(
+        g: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        u: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [g, x, u, b] = [g, x, u, b].map(contiguous);
+        let sizes = [&g, &x, &u].map(|tensor| tensor.layout().shape()[1]);
+        let operands = [slice!(g, f32), slice!(x, f32), slice!(u, f32), slice!(b, f32)];
+        slices::factor_gradients(operands, sizes, scale).map(FlexTensor::from_data).into()
+    }
+
+    fn adapted_transposed(
+        g: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        weight: IntTensor<Self>,
+        a: FloatTensor<Self>,
+        rows: FrozenRows,
+    ) -> FloatTensor<Self> {
+        let [g, v, a] = [g, v, a].map(contiguous);
+        let operands = [slice!(g, f32), slice!(v, f32), slice!(a, f32)];
+        FlexTensor::from_data(slices::adapted_transposed(operands, slice!(weight, u8), rows))
+    }
+}
+
+impl WholeAttentionOps for Flex {
+    fn whole_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        sequences: Vec<WholeSequence>,
+        params: AttendParams,
+    ) -> FloatTensor<Self> {
+        let [q, k, v] = [q, k, v].map(contiguous);
+        let (dims, [_, kv_heads, _]) = (slices::dims(q.layout().shape()), slices::dims(k.layout().shape()));
+        let rows = [slice!(q, f32), slice!(k, f32), slice!(v, f32)];
+        FlexTensor::from_data(slices::whole_attention(rows, dims, kv_heads, &sequences, params))
+    }
+
+    fn whole_attention_gradient(
+        from_above: FloatTensor<Self>,
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        sequences: Vec<WholeSequence>,
+        params: AttendParams,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [from_above, q, k, v] = [from_above, q, k, v].map(contiguous);
+        let (dims, [_, kv_heads, _]) = (slices::dims(q.layout().shape()), slices::dims(k.layout().shape()));
+        let (from_above, rows) = (slice!(from_above, f32), [slice!(q, f32), slice!(k, f32), slice!(v, f32)]);
+        let gradients = slices::whole_attention_gradient(from_above, rows, dims, kv_heads, &sequences, params);
+        gradients.map(FlexTensor::from_data).into()
     }
 }
 
@@ -158,5 +232,31 @@ impl ElementwiseOps for Flex {
         let dims = x.layout().shape().to_vec();
         let operands = [slice!(first, f32), slice!(second, f32)];
         FlexTensor::from_data(slices::elementwise(slice!(x, f32), operands, &dims, operation))
+    }
+
+    fn elementwise_gradient(
+        from_above: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        operation: Elementwise,
+    ) -> FloatTensor<Self> {
+        let [from_above, x, first, second] = [from_above, x, first, second].map(contiguous);
+        let dims = x.layout().shape().to_vec();
+        let operands = [slice!(first, f32), slice!(second, f32)];
+        let (from_above, x) = (slice!(from_above, f32), slice!(x, f32));
+        FlexTensor::from_data(slices::elementwise_gradient(from_above, x, operands, &dims, operation))
+    }
+
+    fn geglu_gradient(
+        from_above: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [from_above, mut gate, mut up] = [from_above, gate, up].map(contiguous);
+        // in the operands' memory, where nobody else has them
+        let (of_gate, of_up) = (gate.storage_mut::<f32>(), up.storage_mut::<f32>());
+        cpu::geglu_gradient(cpu::cpu_isa(), slice!(from_above, f32), of_gate, of_up);
+        (gate, up)
     }
 }

@@ -2,12 +2,14 @@
 #![allow(deprecated, reason = "ndarray is one of the backends this workspace promises")]
 
 use super::slices;
-use crate::cpu::Gates;
+use crate::cpu::{self, Gates};
+use crate::ops::adapted::AdaptedOps;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::linear::{Arithmetic, LinearOps};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
+use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::{AttendParams, Format};
 use burn::backend::{
     NdArray,
@@ -65,6 +67,82 @@ impl FrozenOps for NdArray {
         let (y, weight) = (values!(&y, F32), values!(&weight, U8));
         let (y, weight) = (y.view(), weight.view());
         NdArrayTensor::from_data(slices::frozen_transposed(&slice!(y), &slice!(weight), rows))
+    }
+}
+
+impl AdaptedOps for NdArray {
+    fn adapted_linear(
+        x: FloatTensor<Self>,
+        weight: IntTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        rows: FrozenRows,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (x, weight, a, b) = (values!(&x, F32), values!(&weight, U8), values!(&a, F32), values!(&b, F32));
+        let (x, weight, a, b) = (x.view(), weight.view(), a.view(), b.view());
+        let factors = [&*slice!(a), &*slice!(b)];
+        slices::adapted_linear(&slice!(x), &slice!(weight), factors, rows, scale).map(NdArrayTensor::from_data).into()
+    }
+
+    fn factor_gradients(
+        g: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        u: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (g, x, u, b) = (values!(&g, F32), values!(&x, F32), values!(&u, F32), values!(&b, F32));
+        let sizes = [g.shape()[1], x.shape()[1], u.shape()[1]];
+        let (g, x, u, b) = (g.view(), x.view(), u.view(), b.view());
+        let operands = [&*slice!(g), &*slice!(x), &*slice!(u), &*slice!(b)];
+        slices::factor_gradients(operands, sizes, scale).map(NdArrayTensor::from_data).into()
+    }
+
+    fn adapted_transposed(
+        g: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        weight: IntTensor<Self>,
+        a: FloatTensor<Self>,
+        rows: FrozenRows,
+    ) -> FloatTensor<Self> {
+        let (g, v, weight, a) = (values!(&g, F32), values!(&v, F32), values!(&weight, U8), values!(&a, F32));
+        let (g, v, weight, a) = (g.view(), v.view(), weight.view(), a.view());
+        let operands = [&*slice!(g), &*slice!(v), &*slice!(a)];
+        NdArrayTensor::from_data(slices::adapted_transposed(operands, &slice!(weight), rows))
+    }
+}
+
+impl WholeAttentionOps for NdArray {
+    fn whole_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        sequences: Vec<WholeSequence>,
+        params: AttendParams,
+    ) -> FloatTensor<Self> {
+        let (q, k, v) = (values!(&q, F32), values!(&k, F32), values!(&v, F32));
+        let (dims, [_, kv_heads, _]) = (slices::dims(q.shape()), slices::dims(k.shape()));
+        let (q, k, v) = (q.view(), k.view(), v.view());
+        let rows = [&*slice!(q), &*slice!(k), &*slice!(v)];
+        NdArrayTensor::from_data(slices::whole_attention(rows, dims, kv_heads, &sequences, params))
+    }
+
+    fn whole_attention_gradient(
+        from_above: FloatTensor<Self>,
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        sequences: Vec<WholeSequence>,
+        params: AttendParams,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (from_above, q) = (values!(&from_above, F32), values!(&q, F32));
+        let (k, v) = (values!(&k, F32), values!(&v, F32));
+        let (dims, [_, kv_heads, _]) = (slices::dims(q.shape()), slices::dims(k.shape()));
+        let (from_above, q, k, v) = (from_above.view(), q.view(), k.view(), v.view());
+        let (from_above, rows) = (slice!(from_above), [&*slice!(q), &*slice!(k), &*slice!(v)]);
+        let gradients = slices::whole_attention_gradient(&from_above, rows, dims, kv_heads, &sequences, params);
+        gradients.map(NdArrayTensor::from_data).into()
     }
 }
 
@@ -181,5 +259,43 @@ impl ElementwiseOps for NdArray {
         let (x, first, second) = (x.view(), first.view(), second.view());
         let operands = [&*slice!(first), &*slice!(second)];
         NdArrayTensor::from_data(slices::elementwise(&slice!(x), operands, &dims, operation))
+    }
+
+    fn elementwise_gradient(
+        from_above: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        operation: Elementwise,
+    ) -> FloatTensor<Self> {
+        let (from_above, x) = (values!(&from_above, F32), values!(&x, F32));
+        let (first, second) = (values!(&first, F32), values!(&second, F32));
+        let dims = x.shape().to_vec();
+        let (from_above, x, first, second) = (from_above.view(), x.view(), first.view(), second.view());
+        let operands = [&*slice!(first), &*slice!(second)];
+        let gradient = slices::elementwise_gradient(&slice!(from_above), &slice!(x), operands, &dims, operation);
+        NdArrayTensor::from_data(gradient)
+    }
+
+    fn geglu_gradient(
+        from_above: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        // in the operands' memory, where nobody else has them
+        let (mut gate, mut up) = (values!(gate, F32), values!(up, F32));
+        let from_above = values!(&from_above, F32).view();
+        let [gate_array, up_array] = [&mut gate, &mut up].map(|operand| {
+            let array = operand.ensure_owned();
+            if !array.is_standard_layout() {
+                *array = array.as_standard_layout().into_owned().into_shared();
+            }
+            array
+        });
+        let contiguous = "in standard layout, as was just made sure";
+        let of_gate = gate_array.as_slice_mut().expect(contiguous);
+        let of_up = up_array.as_slice_mut().expect(contiguous);
+        cpu::geglu_gradient(cpu::cpu_isa(), &slice!(from_above), of_gate, of_up);
+        (NdArrayTensor::F32(gate), NdArrayTensor::F32(up))
     }
 }

@@ -6,7 +6,7 @@ use crate::ops::attention::{AttendSegment, CacheRows};
 use crate::ops::elementwise::Elementwise;
 use crate::ops::frozen::FrozenRows;
 use crate::ops::linear::Arithmetic;
-use crate::{AttendParams, Format, Phase};
+use crate::{AttendParams, Format, Phase, WholeSequence};
 use burn::tensor::TensorData;
 use std::mem::MaybeUninit;
 
@@ -17,11 +17,17 @@ pub(super) fn packed_linear(
     cols: usize,
     arithmetic: Arithmetic,
 ) -> TensorData {
+    let (out, dims) = product(x, weight, format, cols, arithmetic);
+    TensorData::new(out, dims)
+}
+
+/// A product and its shape.
+fn product(x: &[f32], weight: &[u8], format: Format, cols: usize, arithmetic: Arithmetic) -> (Vec<f32>, [usize; 2]) {
     let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
     let (tokens, rows) = (x.len() / cols, weight.len() / row_bytes);
     let product = |out: &mut [MaybeUninit<f32>]| cpu::linear(cpu_isa(), arithmetic, x, weight, format, cols, out);
     // SAFETY: a product writes every value.
-    TensorData::new(unsafe { cpu::written(tokens * rows, product) }, [tokens, rows])
+    (unsafe { cpu::written(tokens * rows, product) }, [tokens, rows])
 }
 
 pub(super) fn packed_rows(weight: &[u8], rows: &[i32], format: Format, cols: usize) -> TensorData {
@@ -38,18 +44,62 @@ fn frozen_bytes(weight: &[u8], rows: FrozenRows) -> &[u8] {
 }
 
 /// What is trained is read like a prompt.
+fn in_training(rows: FrozenRows) -> Arithmetic {
+    Arithmetic { activations: rows.activations, phase: Phase::Prefill, batch_invariant: false }
+}
+
 pub(super) fn frozen_linear(x: &[f32], weight: &[u8], rows: FrozenRows) -> TensorData {
-    let arithmetic = Arithmetic { activations: rows.activations, phase: Phase::Prefill, batch_invariant: false };
-    packed_linear(x, frozen_bytes(weight, rows), rows.format, rows.cols, arithmetic)
+    packed_linear(x, frozen_bytes(weight, rows), rows.format, rows.cols, in_training(rows))
 }
 
 pub(super) fn frozen_transposed(y: &[f32], weight: &[u8], rows: FrozenRows) -> TensorData {
-    let FrozenRows { format, cols, count, .. } = rows;
+    let (out, dims) = transposed_product(y, weight, rows);
+    TensorData::new(out, dims)
+}
+
+/// A transposed product and its shape.
+fn transposed_product(y: &[f32], weight: &[u8], rows: FrozenRows) -> (Vec<f32>, [usize; 2]) {
+    let FrozenRows { format, cols, count, activations, .. } = rows;
     let tokens = y.len() / count;
     let weight = frozen_bytes(weight, rows);
-    let product = |out: &mut [MaybeUninit<f32>]| cpu::transposed(cpu_isa(), y, weight, format, cols, out);
+    let product = |out: &mut [MaybeUninit<f32>]| cpu::transposed(cpu_isa(), activations, y, weight, format, cols, out);
     // SAFETY: a product writes every value.
-    TensorData::new(unsafe { cpu::written(tokens * cols, product) }, [tokens, cols])
+    (unsafe { cpu::written(tokens * cols, product) }, [tokens, cols])
+}
+
+/// `a` `[rank, cols]`, `b` `[rows, rank]`; the product, and what the factors make of `x` before the second one.
+pub(super) fn adapted_linear(
+    x: &[f32],
+    weight: &[u8],
+    [a, b]: [&[f32]; 2],
+    rows: FrozenRows,
+    scale: f32,
+) -> [TensorData; 2] {
+    let (mut y, dims) = product(x, frozen_bytes(weight, rows), rows.format, rows.cols, in_training(rows));
+    let rank = a.len() / rows.cols;
+    let u = cpu::narrow(cpu_isa(), x, a, rows.cols, scale);
+    cpu::widen(cpu_isa(), &u, &cpu::transpose(cpu_isa(), b, rank), rows.count, &mut y);
+    [TensorData::new(y, dims), TensorData::new(u, [dims[0], rank])]
+}
+
+/// `g` `[tokens, outputs]`, `x` `[tokens, inputs]`, `u` `[tokens, rank]`.
+pub(super) fn factor_gradients(
+    [g, x, u, b]: [&[f32]; 4],
+    [outputs, inputs, rank]: [usize; 3],
+    scale: f32,
+) -> [TensorData; 3] {
+    let isa = cpu_isa();
+    let v = cpu::narrow(isa, g, &cpu::transpose(isa, b, rank), outputs, scale);
+    let of_a = cpu::outer(isa, &v, x, inputs);
+    let of_b = cpu::transpose(isa, &cpu::outer(isa, u, g, outputs), outputs);
+    let tokens = g.len() / outputs;
+    [TensorData::new(v, [tokens, rank]), TensorData::new(of_a, [rank, inputs]), TensorData::new(of_b, [outputs, rank])]
+}
+
+pub(super) fn adapted_transposed([g, v, a]: [&[f32]; 3], weight: &[u8], rows: FrozenRows) -> TensorData {
+    let (mut out, dims) = transposed_product(g, weight, rows);
+    cpu::widen(cpu_isa(), v, a, rows.cols, &mut out);
+    TensorData::new(out, dims)
 }
 
 /// `q` `[tokens, heads, head_dim]`, `k` and `v` `[tokens, kv_heads, head_dim]`.
@@ -91,6 +141,42 @@ pub(super) fn attend(
     TensorData::new(unsafe { cpu::written(q.len(), attend) }, dims)
 }
 
+/// [`attend`] to sequences that are all there.
+pub(super) fn whole_attention(
+    rows: [&[f32]; 3],
+    dims: [usize; 3],
+    kv_heads: usize,
+    sequences: &[WholeSequence],
+    params: AttendParams,
+) -> TensorData {
+    let segments: Vec<AttendSegment<'_>> = sequences
+        .iter()
+        .map(|WholeSequence { len, blocks }| AttendSegment {
+            start: 0,
+            len: *len,
+            blocks,
+            phase: Phase::Prefill,
+            cache: None,
+        })
+        .collect();
+    attend(rows, dims, kv_heads, &segments, params)
+}
+
+/// The gradients of `q`, `k` and `v`.
+pub(super) fn whole_attention_gradient(
+    from_above: &[f32],
+    rows: [&[f32]; 3],
+    [tokens, heads, head_dim]: [usize; 3],
+    kv_heads: usize,
+    sequences: &[WholeSequence],
+    params: AttendParams,
+) -> [TensorData; 3] {
+    let sizes = Heads { heads, kv_heads, head_dim };
+    let gradients = cpu::attend_gradient(cpu_isa(), from_above, rows, sequences, sizes, &params);
+    let mut heads = [heads, kv_heads, kv_heads].into_iter();
+    gradients.map(|values| TensorData::new(values, [tokens, heads.next().expect("three of them"), head_dim]))
+}
+
 /// `k` and `v` `[tokens, kv_heads, head_dim]`.
 pub(super) fn append([k, v]: [&[f32]; 2], [_, kv_heads, head_dim]: [usize; 3], caches: &mut [CacheRows<'_>]) -> usize {
     let row = kv_heads * head_dim;
@@ -114,7 +200,29 @@ pub(super) fn elementwise(
         Elementwise::Rotate => {
             let &[tokens, heads, head_dim] = dims else { unreachable!("heads have three axes") };
             let half = first.len() / tokens.max(1);
-            cpu::rotate(cpu_isa(), x, [first, second], [heads, head_dim, half], out);
+            cpu::rotate(cpu_isa(), x, [first, second], [heads, head_dim, half], 1.0, out);
+        }
+    };
+    // SAFETY: each writes every value.
+    let out = unsafe { cpu::written(x.len(), write) };
+    TensorData::new(out, dims.to_vec())
+}
+
+/// The gradient with respect to `x`, of which `dims` are.
+pub(super) fn elementwise_gradient(
+    from_above: &[f32],
+    x: &[f32],
+    [first, second]: [&[f32]; 2],
+    dims: &[usize],
+    operation: Elementwise,
+) -> TensorData {
+    let write = |out: &mut [MaybeUninit<f32>]| match operation {
+        Elementwise::GeGlu => unreachable!("its operands' gradients come together"),
+        Elementwise::RmsNorm { eps } => cpu::rms_norm_gradient(cpu_isa(), from_above, x, first, eps, out),
+        Elementwise::Rotate => {
+            let &[tokens, heads, head_dim] = dims else { unreachable!("heads have three axes") };
+            let half = first.len() / tokens.max(1);
+            cpu::rotate(cpu_isa(), from_above, [first, second], [heads, head_dim, half], -1.0, out);
         }
     };
     // SAFETY: each writes every value.

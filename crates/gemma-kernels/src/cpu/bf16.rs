@@ -29,6 +29,33 @@ pub(in crate::cpu) unsafe fn decode_pairs(format: Format, bytes: &[u8], words: &
     pair(values, words);
 }
 
+/// The same stretch of a packed row and of the next one as words, each of a value of the first and the one of the second
+/// at the same place; zeros where there is no next row.
+///
+/// # Safety
+/// As [`decode`]; there are at most [`MOST_WORDS`] words.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+pub(in crate::cpu) unsafe fn decode_rows(format: Format, row: &[u8], next: Option<&[u8]>, words: &mut [f32]) {
+    let len = words.len();
+    if let (Format::Bf16, Some(next)) = (format, next) {
+        let (halves, others) = (&row.as_chunks::<2>().0[..len], &next.as_chunks::<2>().0[..len]);
+        for ((word, low), high) in words.iter_mut().zip(halves).zip(others) {
+            let [low, high] = [low, high].map(|half| u32::from(u16::from_le_bytes(*half)));
+            *word = f32::from_bits(low | high << 16);
+        }
+        return;
+    }
+    let mut values = [[0f32; MOST_WORDS]; 2];
+    // SAFETY: as required of the caller.
+    unsafe {
+        decode::<Avx512>(format, row, &mut values[0][..len]);
+        if let Some(next) = next {
+            decode::<Avx512>(format, next, &mut values[1][..len]);
+        }
+        interleave(values[0].as_ptr(), values[1].as_ptr(), len, words.as_mut_ptr());
+    }
+}
+
 /// Words of two values each.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(in crate::cpu) fn pair(values: &[f32], words: &mut [f32]) {

@@ -109,6 +109,19 @@ fn products_stay_inside() {
                             let context = format!("{isa:?} {activations:?} {format} {tokens} {rows} {cols} {side:?}");
                             assert_same(out.get(), &expected, &context);
                         }
+                        let y = noise(tokens * rows, 3);
+                        let mut expected = vec![f32::NAN; tokens * cols];
+                        transposed(isa, activations, &y, &weight, format, cols, places(&mut expected));
+                        for (side, weight) in SIDES.into_iter().zip(&weights) {
+                            let y = Fenced::new(&y, side);
+                            let mut out = Fenced::new(&vec![f32::NAN; tokens * cols], side);
+                            transposed(isa, activations, y.get(), weight.get(), format, cols, places(out.get_mut()));
+                            assert_same(
+                                out.get(),
+                                &expected,
+                                &format!("{isa:?} {format} {tokens} {side:?} transposed"),
+                            );
+                        }
                     }
                 }
             }
@@ -231,10 +244,55 @@ fn everything_else_stays_inside() {
             let half = head_dim / 2;
             let angles = [fenced(tokens * half, 5), fenced(tokens * half, 6)];
             let plain_angles = [noise(tokens * half, 5), noise(tokens * half, 6)];
-            rotate(isa, x.get(), angles.each_ref().map(|a| a.get()), [heads, head_dim, half], places(out.get_mut()));
+            rotate(
+                isa,
+                x.get(),
+                angles.each_ref().map(|a| a.get()),
+                [heads, head_dim, half],
+                1.0,
+                places(out.get_mut()),
+            );
             let slices = plain_angles.each_ref().map(|a| a.as_slice());
-            rotate(isa, &plain, slices, [heads, head_dim, half], places(&mut expected));
+            rotate(isa, &plain, slices, [heads, head_dim, half], 1.0, places(&mut expected));
             assert_same(out.get(), &expected, &context);
+
+            let above = fenced(len, 14);
+            let (mut gate, mut up) = (fenced(len, 1), fenced(len, 2));
+            let (mut plain_gate, mut plain_up) = (plain.clone(), plain_other.clone());
+            geglu_gradient(isa, above.get(), gate.get_mut(), up.get_mut());
+            geglu_gradient(isa, &noise(len, 14), &mut plain_gate, &mut plain_up);
+            assert_same(gate.get(), &plain_gate, &context);
+            assert_same(up.get(), &plain_up, &context);
+            rms_norm_gradient(isa, above.get(), x.get(), weight.get(), 1e-6, places(out.get_mut()));
+            rms_norm_gradient(isa, &noise(len, 14), &plain, &noise(width, 4), 1e-6, places(&mut expected));
+            assert_same(out.get(), &expected, &context);
+
+            let rank = 3;
+            let (m, v) = (fenced(rank * width, 15), fenced(tokens * rank, 16));
+            let (plain_m, plain_v) = (noise(rank * width, 15), noise(tokens * rank, 16));
+            let found = narrow(isa, x.get(), m.get(), width, 2.0);
+            assert_same(&found, &narrow(isa, &plain, &plain_m, width, 2.0), &context);
+            let found = outer(isa, v.get(), x.get(), width);
+            assert_same(&found, &outer(isa, &plain_v, &plain, width), &context);
+            out.get_mut().copy_from_slice(&plain);
+            expected.copy_from_slice(&plain);
+            widen(isa, v.get(), m.get(), width, out.get_mut());
+            widen(isa, &plain_v, &plain_m, width, &mut expected);
+            assert_same(out.get(), &expected, &context);
+            assert_same(&transpose(isa, m.get(), width), &transpose(isa, &plain_m, width), &context);
+
+            let sizes = Heads { heads, kv_heads: 1, head_dim };
+            let keys = [17, 18].map(|seed| noise(tokens * head_dim, seed));
+            let fenced_keys = keys.each_ref().map(|keys| Fenced::new(keys, side));
+            let sequences = [1, tokens - 1].map(|len| crate::WholeSequence { len, blocks: Vec::new() });
+            let params = AttendParams { softcap: Some(2.0), ..AttendParams::default() };
+            let rows = [x.get(), fenced_keys[0].get(), fenced_keys[1].get()];
+            let found = attend_gradient(isa, above.get(), rows, &sequences, sizes, &params);
+            let rows = [&plain[..], &keys[0], &keys[1]];
+            let expected_gradients = attend_gradient(isa, &noise(len, 14), rows, &sequences, sizes, &params);
+            for (found, expected) in found.iter().zip(&expected_gradients) {
+                assert_same(found, expected, &context);
+            }
 
             let bounds = [0, tokens / 2, tokens];
             let initial = fenced(2 * width, 7);

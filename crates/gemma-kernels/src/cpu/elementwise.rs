@@ -2,7 +2,8 @@
 //! written.
 
 use crate::cpu::isa::Lanes;
-use crate::cpu::isa::{Isa, with_isa};
+use crate::cpu::isa::{Isa, cpu_isa, with_isa};
+use crate::cpu::output::Output;
 use crate::cpu::pool;
 use crate::math;
 use std::mem::MaybeUninit;
@@ -76,11 +77,144 @@ pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut 
     });
 }
 
-/// Turns `x` `[tokens, heads, head_dim]` by `angles`, the cosines and the sines, `[tokens, half]` each; `dims` are heads,
-/// head_dim and half.
-pub(crate) fn rotate(isa: Isa, x: &[f32], angles: [&[f32]; 2], dims: [usize; 3], out: &mut [MaybeUninit<f32>]) {
+/// The gradients of [`geglu`] with respect to `gate` and `up`, in their places: with `σ` the logistic function and `u` as
+/// there, `gelu(z) = z σ(2u)` and `gelu'(z) = σ(2u) + 2 z σ(2u) (1 − σ(2u)) u'(z)`.
+pub(crate) fn geglu_gradient(isa: Isa, from_above: &[f32], gate: &mut [f32], up: &mut [f32]) {
     #[inline(always)]
-    unsafe fn kernel<L: Lanes>(x: &[f32], angles: [&[f32]; 2], dims: [usize; 3], out: &mut [MaybeUninit<f32>]) {
+    unsafe fn kernel<L: Lanes>(g: &[f32], gate: &mut [f32], up: &mut [f32]) {
+        const ROOT_2_OVER_PI: f32 = 0.797_884_6;
+        for ((g, gate), up) in g.iter().zip(gate).zip(up) {
+            let z = *gate;
+            let square = z * z;
+            let u = ROOT_2_OVER_PI * (z + 0.044715 * z * square);
+            let logistic = 1.0 / (1.0 + math::exp(-2.0 * u));
+            let slope = 2.0 * ROOT_2_OVER_PI * z * (1.0 + 3.0 * 0.044715 * square) * logistic * (1.0 - logistic);
+            // further out the curve is straight, and its square may be infinite
+            let slope = if z.abs() < 30.0 { slope } else { 0.0 };
+            let kept = if z < -1e4 { z * 0.0 } else { z };
+            *gate = g * *up * (logistic + slope);
+            *up = g * kept * logistic;
+        }
+    }
+    assert!(from_above.len() == gate.len() && up.len() == gate.len(), "one gate per value");
+    let (gates, ups) = (Output(gate.as_mut_ptr()), Output(up.as_mut_ptr()));
+    let len = gate.len();
+    pool::for_each(len.div_ceil(TASK), |task| {
+        let range = task * TASK..((task + 1) * TASK).min(len);
+        let g = &from_above[range.clone()];
+        // SAFETY: this task owns these values of both.
+        let [gate, up] =
+            [gates, ups].map(|values| unsafe { std::slice::from_raw_parts_mut(values.at(range.start), range.len()) });
+        with_isa!(isa, kernel(g: &[f32], gate: &mut [f32], up: &mut [f32]));
+    });
+}
+
+/// The gradient of [`rms_norm`] with respect to `x`: with `h = g (1 + weight)` and `s = 1 / sqrt(mean(x²) + eps)`,
+/// `s h − x s³ mean(h x)`.
+pub(crate) fn rms_norm_gradient(
+    isa: Isa,
+    from_above: &[f32],
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [MaybeUninit<f32>],
+) {
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(g: &[f32], x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
+        let width = weight.len();
+        let rows = g.chunks_exact(width).zip(x.chunks_exact(width));
+        for ((g, x), out) in rows.zip(out.chunks_exact_mut(width)) {
+            let whole = width / L::N * L::N;
+            // SAFETY: the loads stay inside the rows, and the lanes' instructions are available.
+            let (mut squares, mut products) = unsafe {
+                let one = L::splat(1.0);
+                let (mut squares, mut products) = (L::splat(0.0), L::splat(0.0));
+                for i in (0..whole).step_by(L::N) {
+                    let values = L::load(x.as_ptr().add(i));
+                    let h = L::load(g.as_ptr().add(i)).mul(L::load(weight.as_ptr().add(i)).add(one));
+                    squares = values.mul_add(values, squares);
+                    products = values.mul_add(h, products);
+                }
+                (squares.sum(), products.sum())
+            };
+            for i in whole..width {
+                squares += x[i] * x[i];
+                products += x[i] * g[i] * (1.0 + weight[i]);
+            }
+            let inverse = 1.0 / (squares / width as f32 + eps).sqrt();
+            let back = inverse * inverse * inverse * (products / width as f32);
+            for (((out, g), x), weight) in out.iter_mut().zip(g).zip(x).zip(weight) {
+                out.write(inverse * g * (1.0 + weight) - x * back);
+            }
+        }
+    }
+    let width = weight.len().max(1);
+    assert!(x.len() == out.len() && from_above.len() == out.len() && x.len().is_multiple_of(width), "whole rows");
+    in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
+        let [g, x] = [from_above, x].map(|values| &values[first..first + out.len()]);
+        with_isa!(isa, kernel(g: &[f32], x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]));
+    });
+}
+
+/// Turns logits, capped to `cap tanh(logit / cap)` where there is a cap, into `e^(logit − largest)` times the slope of the
+/// cap, and minus infinity into nothing. `largest` is that of these and of what is given. Returns it and the sum of the
+/// exponentials.
+pub fn softmax_terms(logits: &mut [f32], largest: f32, softcap: Option<f32>) -> (f32, f64) {
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(logits: &mut [f32], largest: f32, softcap: Option<f32>) -> (f32, f64) {
+        const SUMS: usize = 16;
+        if let Some(cap) = softcap {
+            for logit in &mut *logits {
+                let capped = cap * math::tanh(*logit / cap);
+                *logit = if *logit == f32::NEG_INFINITY { *logit } else { capped };
+            }
+        }
+        let mut most = [largest; SUMS];
+        for part in logits.chunks(SUMS) {
+            for (most, logit) in most.iter_mut().zip(part) {
+                *most = if *logit > *most { *logit } else { *most };
+            }
+        }
+        let largest = most.into_iter().fold(largest, f32::max);
+        let mut sum = 0.0f64;
+        // a few hundred terms at a time in f32, whose sums are f64
+        for part in logits.chunks_mut(1024) {
+            let mut sums = [0f32; SUMS];
+            for part in part.chunks_mut(SUMS) {
+                for (sum, logit) in sums.iter_mut().zip(part) {
+                    let exponential = math::exp(*logit - largest);
+                    *sum += exponential;
+                    let slope = softcap.map_or(1.0, |cap| 1.0 - (*logit / cap) * (*logit / cap));
+                    *logit = if exponential > 0.0 { exponential * slope } else { exponential };
+                }
+            }
+            sum += f64::from(sums.into_iter().sum::<f32>());
+        }
+        (largest, sum)
+    }
+    let isa = cpu_isa();
+    with_isa!(isa, kernel(logits: &mut [f32], largest: f32, softcap: Option<f32>) -> (f32, f64))
+}
+
+/// Turns `x` `[tokens, heads, head_dim]` by `angles`, the cosines and the sines, `[tokens, half]` each, forwards (1) or back
+/// (−1); `dims` are heads, head_dim and half.
+pub(crate) fn rotate(
+    isa: Isa,
+    x: &[f32],
+    angles: [&[f32]; 2],
+    dims: [usize; 3],
+    direction: f32,
+    out: &mut [MaybeUninit<f32>],
+) {
+    type Angles<'a> = [&'a [f32]; 2];
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(
+        x: &[f32],
+        angles: Angles<'_>,
+        dims: [usize; 3],
+        way: f32,
+        out: &mut [MaybeUninit<f32>],
+    ) {
         let [heads, head_dim, half] = dims;
         for (index, (x, out)) in x.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
             let [cos, sin] = angles.map(|angles| &angles[index / heads * half..][..half]);
@@ -88,8 +222,9 @@ pub(crate) fn rotate(isa: Isa, x: &[f32], angles: [&[f32]; 2], dims: [usize; 3],
             let (turned, passed) = out.split_at_mut(2 * half);
             let (first, second) = turned.split_at_mut(half);
             for i in 0..half {
-                first[i].write(a[i] * cos[i] - b[i] * sin[i]);
-                second[i].write(b[i] * cos[i] + a[i] * sin[i]);
+                let sin = way * sin[i];
+                first[i].write(a[i] * cos[i] - b[i] * sin);
+                second[i].write(b[i] * cos[i] + a[i] * sin);
             }
             passed.write_copy_of_slice(rest);
         }
@@ -100,7 +235,8 @@ pub(crate) fn rotate(isa: Isa, x: &[f32], angles: [&[f32]; 2], dims: [usize; 3],
     in_pieces(out, TASK.div_ceil(token.max(1)) * token, |first, out| {
         let x = &x[first..first + out.len()];
         let angles = angles.map(|angles| &angles[first / token * half..]);
-        with_isa!(isa, kernel(x: &[f32], angles: [&[f32]; 2], dims: [usize; 3], out: &mut [MaybeUninit<f32>]));
+        let way = direction;
+        with_isa!(isa, kernel(x: &[f32], angles: Angles<'_>, dims: [usize; 3], way: f32, out: &mut [MaybeUninit<f32>]));
     });
 }
 
@@ -147,7 +283,7 @@ mod tests {
             let angles = [wave(tokens * half, 13), wave(tokens * half, 29)];
             for isa in Isa::available() {
                 let mut out = vec![f32::NAN; x.len()];
-                rotate(isa, &x, [&angles[0], &angles[1]], [heads, head_dim, half], places(&mut out));
+                rotate(isa, &x, [&angles[0], &angles[1]], [heads, head_dim, half], 1.0, places(&mut out));
                 for (i, out) in out.iter().enumerate() {
                     let (token, d) = (i / (heads * head_dim), i % head_dim);
                     let (c, s) = (angles[0][token * half + d % half], angles[1][token * half + d % half]);
@@ -158,8 +294,90 @@ mod tests {
                     };
                     assert!((out - exact).abs() < 1e-4, "{isa:?} {tokens} {heads} {head_dim} {half} at {i}");
                 }
+                // back by the same angles, which are no unit vectors here
+                let mut back = vec![f32::NAN; x.len()];
+                rotate(isa, &out, [&angles[0], &angles[1]], [heads, head_dim, half], -1.0, places(&mut back));
+                for (i, back) in back.iter().enumerate() {
+                    let (token, d) = (i / (heads * head_dim), i % head_dim);
+                    let (c, s) = (angles[0][token * half + d % half], angles[1][token * half + d % half]);
+                    let stretched = if d < 2 * half { x[i] * (c * c + s * s) } else { x[i] };
+                    assert!((back - stretched).abs() < 1e-2, "{isa:?} {tokens} {heads} {head_dim} {half} at {i}");
+                }
             }
         }
+    }
+
+    /// Against the difference quotients of the formulas in f64.
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let gelu = |z: f64| 0.5 * z * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (z + 0.044715 * z.powi(3))).tanh());
+        for (rows, width) in [(1, 1), (3, 17), (2, 64), (9, 4099)] {
+            let (x, y, weight) = (wave(rows * width, 37), wave(rows * width, 53), wave(width, 11));
+            let above = wave(rows * width, 71);
+            for isa in Isa::available() {
+                let (mut of_gate, mut of_up) = (x.clone(), y.clone());
+                geglu_gradient(isa, &above, &mut of_gate, &mut of_up);
+                for i in 0..x.len() {
+                    let (g, z, up) = (f64::from(above[i]), f64::from(x[i]), f64::from(y[i]));
+                    let slope = (gelu(z + 1e-5) - gelu(z - 1e-5)) / 2e-5;
+                    assert!((f64::from(of_gate[i]) - g * up * slope).abs() < 1e-4, "{isa:?} gate {z} {up}");
+                    assert!((f64::from(of_up[i]) - g * gelu(z)).abs() < 1e-4, "{isa:?} up {z}");
+                }
+                let mut out = vec![f32::NAN; x.len()];
+                rms_norm_gradient(isa, &above, &x, &weight, 1e-6, places(&mut out));
+                for (row, found) in out.chunks(width).enumerate() {
+                    let part = |values: &[f32]| -> Vec<f64> {
+                        values[row * width..][..width].iter().map(|value| f64::from(*value)).collect()
+                    };
+                    let (x, above) = (part(&x), part(&above));
+                    let along = |x: &[f64]| -> f64 {
+                        let root = (x.iter().map(|x| x * x).sum::<f64>() / width as f64 + 1e-6).sqrt();
+                        let terms = x.iter().zip(&above).zip(&weight);
+                        terms.map(|((x, g), weight)| g * x / root * (1.0 + f64::from(*weight))).sum()
+                    };
+                    for place in [0, width / 2, width - 1] {
+                        let moved = |by: f64| {
+                            let mut x = x.clone();
+                            x[place] += by;
+                            along(&x)
+                        };
+                        let slope = (moved(1e-4) - moved(-1e-4)) / 2e-4;
+                        let error = (f64::from(found[place]) - slope).abs();
+                        assert!(error < 1e-3 * (1.0 + slope.abs()), "{isa:?} {width}: {} {slope}", found[place]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn softmax_terms_are_exponentials_and_slopes() {
+        let logits = wave(1031, 37);
+        for (largest, softcap) in
+            [(f32::NEG_INFINITY, None), (9.0, None), (f32::NEG_INFINITY, Some(2.0)), (1.0, Some(7.0))]
+        {
+            let capped = |logit: f32| match softcap {
+                Some(cap) => f64::from(cap) * (f64::from(logit) / f64::from(cap)).tanh(),
+                None => f64::from(logit),
+            };
+            let most = logits.iter().map(|logit| capped(*logit)).fold(f64::from(largest), f64::max);
+            let mut terms = logits.clone();
+            let (found, sum) = softmax_terms(&mut terms, largest, softcap);
+            assert!((f64::from(found) - most).abs() < 1e-5, "{found} {most}");
+            let expected: f64 = logits.iter().map(|logit| (capped(*logit) - most).exp()).sum();
+            assert!((sum - expected).abs() < 1e-5 * expected, "{sum} {expected}");
+            for (term, logit) in terms.iter().zip(&logits) {
+                let slope = softcap.map_or(1.0, |cap| 1.0 - (capped(*logit) / f64::from(cap)).powi(2));
+                assert!((f64::from(*term) - (capped(*logit) - most).exp() * slope).abs() < 1e-5, "{logit}");
+            }
+        }
+        for softcap in [None, Some(1.0)] {
+            let mut terms = [0.0, f32::NEG_INFINITY];
+            assert_eq!(softmax_terms(&mut terms, 0.0, softcap), (0.0, 1.0));
+            assert_eq!(terms, [1.0, 0.0], "minus infinity is nothing");
+        }
+        let (_, sum) = softmax_terms(&mut [0.0, f32::NAN], 0.0, None);
+        assert!(sum.is_nan(), "what is no number shows");
     }
 
     #[test]
@@ -171,6 +389,12 @@ mod tests {
             assert_eq!(out, large, "{isa:?}");
             geglu(isa, &large.map(|gate| -gate), &[1.0; 4], places(&mut out));
             assert!(out.iter().all(|value| value.abs() < 1e-30), "{isa:?} {out:?}");
+            let (mut of_gate, mut of_up) = (large, [1.0; 4]);
+            geglu_gradient(isa, &[1.0; 4], &mut of_gate, &mut of_up);
+            assert_eq!((of_gate, of_up), ([1.0; 4], large), "{isa:?}");
+            let (mut of_gate, mut of_up) = (large.map(|gate| -gate), [1.0; 4]);
+            geglu_gradient(isa, &[1.0; 4], &mut of_gate, &mut of_up);
+            assert!(of_gate.iter().chain(&of_up).all(|value| value.abs() < 1e-30), "{isa:?} {of_gate:?} {of_up:?}");
             geglu(isa, &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0], &[1.0; 4], places(&mut out));
             assert!(out[..3].iter().all(|value| !value.is_finite()) && out[3].is_finite(), "{isa:?} {out:?}");
         }

@@ -110,7 +110,8 @@ fn kernel(isa: Isa, arithmetic: Arithmetic, shape: Shape) -> Kernel {
     if phase == Phase::Prefill && !exact {
         // prompts in 8 bits stay in 8 bits
         let coarse = int8 && activations == ActivationPrecision::Int8;
-        if has_pairs(isa, shape) && activations.round_prompts(format) && !coarse {
+        let pairs = shape.cols.is_multiple_of(2) && crate::cpu::gemm::bf16::pays(isa);
+        if pairs && activations.round_prompts(format) && !coarse {
             return Kernel::GemmBf16;
         }
         if int8 {
@@ -137,13 +138,6 @@ fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
     pool::for_work(shape.work(), rows.div_ceil(stretch), |task| {
         multiply(task * stretch..((task + 1) * stretch).min(rows));
     });
-}
-
-/// Whether products of bf16 with bf16 can be had and are worth it.
-#[cfg(target_arch = "x86_64")]
-fn has_pairs(isa: Isa, shape: Shape) -> bool {
-    let possible = shape.cols.is_multiple_of(2) && isa >= Isa::Avx512Bf16;
-    possible && (isa >= Isa::Amx || crate::cpu::isa::pairs_are_faster())
 }
 
 /// The rows `ids` of a packed matrix as f32, `[ids, cols]`.

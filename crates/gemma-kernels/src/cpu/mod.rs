@@ -1,7 +1,8 @@
 //! The operations on the CPU: slices in, slices out, for the ndarray and the flex backend alike.
 //!
 //! - [`linear`]: products with a matrix, [`gemv`] for few tokens and [`gemm`] for many;
-//! - [`transposed`]: the product that hands gradients on through a frozen matrix;
+//! - [`transposed`]: the product that hands gradients on through a frozen matrix; [`low_rank`]: those with the factors beside
+//!   it;
 //! - [`attention`], [`elementwise`], [`recurrence`], [`gated_decay`]: what lies between the products;
 //! - [`isa`]: the instruction sets of the CPU, and a vector type for each; [`pool`]: the threads;
 //! - [`dequantize`], [`sub_blocks`], [`quantize`], `bf16`: weights and activations in other formats.
@@ -22,6 +23,7 @@ mod gemm;
 mod gemv;
 mod isa;
 mod linear;
+mod low_rank;
 mod output;
 mod pool;
 mod quantize;
@@ -30,13 +32,15 @@ mod shape;
 mod sub_blocks;
 mod transposed;
 
-pub(crate) use attention::{Heads, Keys, Sequence, Stored, attend};
+pub(crate) use attention::{Heads, Keys, Sequence, Stored, attend, attend_gradient};
 pub use bandwidth::memory_bandwidth;
-pub(crate) use elementwise::{geglu, rms_norm, rotate};
+pub use elementwise::softmax_terms;
+pub(crate) use elementwise::{geglu, geglu_gradient, rms_norm, rms_norm_gradient, rotate};
 pub(crate) use gated_decay::{Gates, gated_decay};
 pub use gemv::distance::prefetch_distances;
 pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};
 pub(crate) use linear::{linear, rows};
+pub(crate) use low_rank::{narrow, outer, transpose, widen};
 pub(crate) use recurrence::{Recurrence, linear_recurrence};
 pub(crate) use transposed::transposed;
 

@@ -1,6 +1,7 @@
 //! Softmax attention over KV caches, and appending to them.
 
 use crate::kv::{CachePrecision, KvPages, KvPool, Page};
+use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::packed::stores_words;
 use crate::{AttendParams, Phase};
 use burn::backend::{
@@ -117,8 +118,8 @@ pub struct PagedCall {
 /// that the [`Visibility`](crate::Visibility) allows. The result is `[tokens, heads, head_dim]`. What a query gets
 /// depends on its own sequence and [`Phase`] only.
 ///
-/// On an autodiff device this is [`reference::attend`](crate::reference::attend), which is differentiable and knows no
-/// cache.
+/// On an autodiff device it is differentiable and knows no cache; on a GPU's it is
+/// [`reference::attend`](crate::reference::attend).
 ///
 /// # Panics
 /// When the shapes do not match, when a cache has let go of keys that a query sees, or on an autodiff device with a
@@ -149,6 +150,15 @@ pub fn attend(
     }
     if q.is_autodiff() {
         assert!(segments.iter().all(|segment| segment.cache.is_none()), "training forwards sequences whole");
+        if !stores_words(&q.device().without_autodiff()) {
+            let [q, k, v] = [q, k, v].map(|tensor| tensor.autodiff().into_dispatch());
+            let whole =
+                |segment: &AttendSegment<'_>| WholeSequence { len: segment.len, blocks: segment.blocks.to_vec() };
+            let sequences = segments.iter().map(whole).collect();
+            return Tensor::from_dispatch(<Dispatch as WholeAttentionOps>::whole_attention(
+                q, k, v, sequences, *params,
+            ));
+        }
         return each_segment(segments, |rows, segment| {
             let part = |x: &Tensor<3>| x.clone().narrow(0, rows.start, rows.len());
             let positions: Vec<usize> = (0..segment.len).collect();

@@ -1,5 +1,6 @@
-//! What lies between the products, in one pass over its operands: on the CPU, where each operation of Burn would read and
-//! write them all once more. GPUs and training use the reference implementations.
+//! What lies between the products, in one pass over its operands, and its gradient in another: on the CPU, where each
+//! operation of Burn would read and write them all once more. GPUs use the reference implementations, and so does the
+//! training of a norm's weight.
 
 use crate::packed::stores_words;
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
@@ -26,7 +27,7 @@ mod extension {
     use super::*;
 
     /// What a CPU backend must be able to do. The functions of this crate are the way to call it.
-    #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"), Cube: cfg(feature = "wgpu"))]
+    #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"), Cube: cfg(feature = "wgpu"), Autodiff)]
     pub trait ElementwiseOps: Backend {
         /// The operation on `x`, with one or two further operands (the second is ignored where there is none).
         fn elementwise(
@@ -35,6 +36,20 @@ mod extension {
             second: FloatTensor<Self>,
             operation: Elementwise,
         ) -> FloatTensor<Self>;
+        /// The gradient of the operation with respect to `x`, given that of its result.
+        fn elementwise_gradient(
+            from_above: FloatTensor<Self>,
+            x: FloatTensor<Self>,
+            first: FloatTensor<Self>,
+            second: FloatTensor<Self>,
+            operation: Elementwise,
+        ) -> FloatTensor<Self>;
+        /// The gradients of [`Elementwise::GeGlu`] with respect to the gate and its partner.
+        fn geglu_gradient(
+            from_above: FloatTensor<Self>,
+            gate: FloatTensor<Self>,
+            up: FloatTensor<Self>,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>);
     }
 }
 
@@ -47,16 +62,10 @@ pub use extension::ElementwiseOps;
 /// When the shapes differ.
 pub fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     assert_eq!(gate.dims(), up.dims(), "a gate for every value");
-    if gate.is_autodiff() || up.is_autodiff() || stores_words(&gate.device()) {
+    if is_on_gpu(&gate) {
         return reference_geglu(gate, up);
     }
-    let up = up.into_dispatch();
-    Tensor::from_dispatch(<Dispatch as ElementwiseOps>::elementwise(
-        gate.into_dispatch(),
-        up.clone(),
-        up,
-        Elementwise::GeGlu,
-    ))
+    in_one_pass(gate, up.clone(), up, Elementwise::GeGlu)
 }
 
 /// `x / sqrt(mean(x²) + eps) · (1 + weight)`, the mean over a row: `x` `[tokens, width]`, `weight` `[width]`.
@@ -65,17 +74,10 @@ pub fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 /// When the shapes do not match.
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f32) -> Tensor<2> {
     assert_eq!(x.dims()[1], weight.dims()[0], "a weight for every column");
-    if x.is_autodiff() || weight.is_autodiff() || stores_words(&x.device()) {
+    if is_on_gpu(&x) || weight.is_tracked() {
         return reference_rms_norm(x, weight, eps);
     }
-    let weight = weight.into_dispatch();
-    let operation = Elementwise::RmsNorm { eps };
-    Tensor::from_dispatch(<Dispatch as ElementwiseOps>::elementwise(
-        x.into_dispatch(),
-        weight.clone(),
-        weight,
-        operation,
-    ))
+    in_one_pass(x, weight.clone(), weight, Elementwise::RmsNorm { eps })
 }
 
 /// Turns the leading dimensions of each head, in halves `(a, b)`: `(a cos − b sin, b cos + a sin)`. The rest passes.
@@ -88,11 +90,30 @@ pub fn rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
     assert_eq!(cos.dims(), sin.dims(), "a sine for every cosine");
     assert_eq!(cos.dims(), [tokens, 1, half], "angles for {tokens} tokens");
     assert!(2 * half <= head_dim, "{half} angles for heads of {head_dim}");
-    if x.is_autodiff() || stores_words(&x.device()) {
+    if is_on_gpu(&x) {
         return reference_rotate(x, cos, sin);
     }
-    let (cos, sin) = (cos.into_dispatch(), sin.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as ElementwiseOps>::elementwise(x.into_dispatch(), cos, sin, Elementwise::Rotate))
+    in_one_pass(x, cos, sin, Elementwise::Rotate)
+}
+
+fn is_on_gpu<const D: usize>(x: &Tensor<D>) -> bool {
+    stores_words(&x.device().without_autodiff())
+}
+
+/// The operation on a CPU, recorded where one of the operands is.
+fn in_one_pass<const D: usize, const E: usize>(
+    x: Tensor<D>,
+    first: Tensor<E>,
+    second: Tensor<E>,
+    operation: Elementwise,
+) -> Tensor<D> {
+    let (x, first, second) = if x.is_autodiff() || first.is_autodiff() {
+        (x.autodiff(), first.autodiff(), second.autodiff())
+    } else {
+        (x, first, second)
+    };
+    let [first, second] = [first, second].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as ElementwiseOps>::elementwise(x.into_dispatch(), first, second, operation))
 }
 
 /// The reference implementation of [`geglu`].
@@ -126,6 +147,52 @@ pub fn reference_rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<
 mod tests {
     use super::*;
     use crate::ops::tests::{assert_close, devices, tensor, values};
+
+    #[test]
+    fn gradients_equal_those_of_the_references() {
+        for (backend, device) in devices() {
+            let recorded = device.clone().autodiff();
+            for (tokens, heads, head_dim) in [(1, 1, 2), (3, 4, 16), (70, 3, 33), (2, 8, 256)] {
+                let context = format!("{backend} {tokens} x {heads} x {head_dim}");
+                let width = heads * head_dim;
+                let above = || tensor([tokens, width], 9, &device).autodiff();
+                // of the result with respect to both operands
+                let run = |operation: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
+                    let x = tensor([tokens, width], 1, &recorded).mul_scalar(4.0).detach().require_grad();
+                    let other = tensor([tokens, width], 2, &recorded).require_grad();
+                    let gradients = (operation(x.clone(), other.clone()) * above()).sum().backward();
+                    [x, other].map(|operand| operand.grad(&gradients).map(values))
+                };
+                let check = |found: [Option<Vec<f32>>; 2], expected: [Option<Vec<f32>>; 2], what: &str| {
+                    for (found, expected) in found.into_iter().zip(expected) {
+                        assert_eq!(found.is_some(), expected.is_some(), "{context} {what}");
+                        if let (Some(found), Some(expected)) = (found, expected) {
+                            assert_close(&found, &expected, 5e-5, &format!("{context} {what}"));
+                        }
+                    }
+                };
+                check(run(&|x, other| geglu(x, other)), run(&|x, other| reference_geglu(x, other)), "geglu");
+                let weight = || tensor([width], 3, &device);
+                let norm = |x: Tensor<2>, other: Tensor<2>| rms_norm(x, weight(), 1e-6) * other;
+                let reference =
+                    |x: Tensor<2>, other: Tensor<2>| reference_rms_norm(x, weight().autodiff(), 1e-6) * other;
+                check(run(&norm), run(&reference), "norm");
+                for half in [1, head_dim / 4, head_dim / 2].into_iter().filter(|half| *half > 0) {
+                    let angle = |seed| tensor([tokens, 1, half], seed, &device);
+                    let turned = |x: Tensor<2>| x.reshape([tokens, heads, head_dim]);
+                    let flat = |x: Tensor<3>| x.reshape([tokens, width]);
+                    let found = run(&|x, other| flat(rotate(turned(x), angle(4), angle(5))) * other);
+                    let [cos, sin] = [4, 5].map(|seed| angle(seed).autodiff());
+                    let reference = |x, other| flat(reference_rotate(turned(x), cos.clone(), sin.clone())) * other;
+                    check(found, run(&reference), &format!("rotate {half}"));
+                }
+                // a weight that is trained gets its gradient
+                let weight = tensor([width], 3, &recorded).require_grad();
+                let loss = (rms_norm(tensor([tokens, width], 1, &recorded), weight.clone(), 1e-6) * above()).sum();
+                assert!(weight.grad(&loss.backward()).is_some(), "{context}");
+            }
+        }
+    }
 
     #[test]
     fn operations_in_one_pass_equal_their_references() {

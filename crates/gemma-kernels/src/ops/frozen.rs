@@ -56,13 +56,13 @@ pub use extension::FrozenOps;
 /// When the shapes do not match, or a row is not one of the matrix.
 pub fn packed_linear_rows(x: Tensor<2>, weight: &PackedWeight, rows: Range<usize>) -> Tensor<2> {
     assert_eq!(x.dims()[1], weight.cols(), "as many inputs as columns");
-    let parts: Vec<Tensor<2>> = stretches(weight, rows)
+    let mut parts: Vec<Tensor<2>> = stretches(weight, rows)
         .map(|(shard, rows)| {
             let (x, bytes) = (x.clone().into_dispatch(), weight.shards()[shard].clone().into_dispatch());
             Tensor::from_dispatch(<Dispatch as FrozenOps>::frozen_linear(x, bytes, rows))
         })
         .collect();
-    Tensor::cat(parts, 1)
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) }
 }
 
 /// `x = y W` over the rows `rows` of `W`: `[tokens, rows.len()]` to `[tokens, cols]`, f32, accumulated in f32. The gradient
@@ -82,6 +82,16 @@ pub fn packed_transposed(y: Tensor<2>, weight: &PackedWeight, rows: Range<usize>
         })
         .reduce(|sum, part| sum + part)
         .expect("a product with at least one row")
+}
+
+impl FrozenRows {
+    /// All rows of a matrix that is in one shard, as on a CPU.
+    pub(super) fn all_of(weight: &PackedWeight) -> Self {
+        let [(_, rows)] = stretches(weight, 0..weight.rows()).collect::<Vec<_>>()[..] else {
+            unreachable!("shards are a GPU's")
+        };
+        rows
+    }
 }
 
 /// The shards of a matrix that hold some of its rows, and which rows of each.

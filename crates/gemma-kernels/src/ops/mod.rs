@@ -1,6 +1,7 @@
 //! The operations at the level of tensors: a function each, what a backend must be able to do for it, and a reference
 //! implementation in Burn's own operations, which runs on every backend and is differentiable.
 
+pub(crate) mod adapted;
 pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod frozen;
@@ -8,3 +9,4 @@ pub(crate) mod linear;
 pub(crate) mod recurrence;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod whole_attention;

@@ -9,6 +9,7 @@
 //! - [`kv`]: where keys and values lie;
 //! - [`block`]: the queries of one key head that are computed together;
 //! - [`scratch`]: what a thread keeps from task to task;
+//! - [`gradient`]: the gradient over whole sequences;
 //! - `paired`: keys and values in bf16, where products of a prompt are taken in bf16.
 //!
 //! A result does not depend on what else is computed in the call, nor on how a prompt is cut into chunks, nor on the
@@ -17,6 +18,7 @@
 //! fixed positions as well, and the parts are merged at the end.
 
 mod block;
+mod gradient;
 mod kv;
 #[cfg(target_arch = "x86_64")]
 mod paired;
@@ -24,6 +26,7 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use gradient::attend_gradient;
 pub(crate) use kv::{Keys, Stored};
 
 use self::block::{Block, attend_block, finish};

@@ -8,8 +8,8 @@
 //! tested on CPUs without them.
 
 use crate::Format;
-use crate::cpu::bf16::decode_pairs;
-use crate::cpu::gemm::panel::Unit;
+use crate::cpu::bf16::{decode_pairs, decode_rows};
+use crate::cpu::gemm::panel::{Across, Unit};
 use crate::cpu::gemm::tile::{Ahead, Left, Right, Sums};
 use crate::cpu::isa::{Avx512, prefetch};
 use std::arch::asm;
@@ -187,6 +187,14 @@ impl<T: Tiles> Unit for Tiled<T> {
                 T::store::<3>(lower.add(SIDE), sums_row);
             }
         }
+    }
+}
+
+impl<T: Tiles> Across for Tiled<T> {
+    #[inline(always)]
+    unsafe fn decode_across(format: Format, row: &[u8], next: Option<&[u8]>, words: &mut [f32]) {
+        // SAFETY: as required of the caller.
+        unsafe { decode_rows(format, row, next, words) };
     }
 }
 

@@ -5,17 +5,20 @@
 //! [`panel`](super::panel) products of f32.
 
 use crate::Format;
-use crate::cpu::bf16::{decode_pairs, pair};
-use crate::cpu::buffer::Buffer;
+use crate::cpu::bf16::{decode_pairs, decode_rows, pair};
 use crate::cpu::gemm::amx;
-use crate::cpu::gemm::panel::{self, Scratch, Unit, Work, with_scratch};
+use crate::cpu::gemm::panel::{self, Across, DEPTH, Scratch, Unit, Work, with_scratch};
 use crate::cpu::gemm::scaled::{self, Scaled};
 use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
-use crate::cpu::isa::{Isa, Pairs};
+use crate::cpu::isa::{Isa, Pairs, pairs_are_faster};
 use crate::cpu::output::Output;
-use crate::cpu::pool;
 use crate::cpu::shape::Shape;
 use std::ops::Range;
+
+/// Whether products of bf16 with bf16 can be had and are worth it.
+pub(in crate::cpu) fn pays(isa: Isa) -> bool {
+    isa >= Isa::Amx || isa >= Isa::Avx512Bf16 && pairs_are_faster()
+}
 
 /// `out[t, r] = Σ_c x[t, c] w[r, c]`, at [`Isa::Avx512Bf16`] and above, for an even number of columns; see
 /// [`linear`](crate::cpu::linear()).
@@ -54,12 +57,22 @@ fn with_unit<U: Unit>(
     out: Output,
     stretch: impl Fn(&Work<'_>, Range<usize>, &mut Scratch) + Sync,
 ) {
-    let mut words = paired(x, shape);
-    let rows = U::right(shape.cols / 2);
-    if rows > shape.cols / 2 {
-        words = scaled::with_sums(&words, shape, shape.cols / 2 / (rows - shape.cols / 2));
-    }
-    let packed = panel::pack(isa, &words, shape.tokens, rows, U::STEP);
+    let (row, rows) = (shape.cols / 2, U::right(shape.cols / 2));
+    let packed = if rows > row {
+        let words = scaled::with_sums(x, shape, row / (rows - row));
+        panel::pack(isa, shape.tokens, rows, U::STEP, |tokens, columns, _| {
+            (words[tokens.start * rows + columns.start..].as_ptr(), rows)
+        })
+    } else {
+        panel::pack(isa, shape.tokens, row, U::STEP, |tokens, columns, words| {
+            for (token, words) in tokens.zip(words.chunks_exact_mut(DEPTH)) {
+                let values = &x[token * shape.cols..][2 * columns.start..2 * columns.end];
+                // SAFETY: the CPU has the instructions.
+                unsafe { pair(values, &mut words[..columns.len()]) };
+            }
+            (words.as_ptr(), DEPTH)
+        })
+    };
     let work = Work { packed: &packed, weight, shape, out };
     with_scratch(shape, U::PANEL, |range, scratch| stretch(&work, range, scratch));
 }
@@ -105,7 +118,7 @@ unsafe fn short_numbers(work: &Work<'_>, range: Range<usize>, scratch: &mut Scra
 }
 
 /// Pairs in vectors.
-struct Vectors;
+pub(in crate::cpu) struct Vectors;
 
 impl Unit for Vectors {
     type Lanes = Pairs;
@@ -126,19 +139,12 @@ impl Unit for Vectors {
     }
 }
 
-/// Activations `[tokens, cols]` as words, `[tokens, cols / 2]`.
-fn paired(x: &[f32], shape: Shape) -> Buffer<f32> {
-    let cols = shape.cols;
-    let mut words = Buffer::<f32>::zeroed(x.len() / 2);
-    let to = Output(words.as_mut_ptr());
-    pool::for_each(shape.tokens, |token| {
-        // SAFETY: a token's words belong to its task, and the CPU has the instructions.
-        unsafe {
-            let row = std::slice::from_raw_parts_mut(to.at(token * cols / 2), cols / 2);
-            pair(&x[token * cols..(token + 1) * cols], row);
-        }
-    });
-    words
+impl Across for Vectors {
+    #[inline(always)]
+    unsafe fn decode_across(format: Format, row: &[u8], next: Option<&[u8]>, words: &mut [f32]) {
+        // SAFETY: as required of the caller.
+        unsafe { decode_rows(format, row, next, words) };
+    }
 }
 
 #[cfg(test)]

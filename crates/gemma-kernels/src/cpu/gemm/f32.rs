@@ -2,7 +2,7 @@
 
 use crate::Format;
 use crate::cpu::dequantize::decode;
-use crate::cpu::gemm::panel::{Scratch, Unit, Work, pack, stretch, with_scratch};
+use crate::cpu::gemm::panel::{Across, Scratch, Unit, Work, pack, stretch, with_scratch};
 use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
 use crate::cpu::isa::{Isa, Lanes, with_isa};
 use crate::cpu::output::Output;
@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Words that are values.
-struct Values<L>(PhantomData<L>);
+pub(in crate::cpu) struct Values<L>(PhantomData<L>);
 
 impl<L: Lanes> Unit for Values<L> {
     type Lanes = L;
@@ -32,6 +32,14 @@ impl<L: Lanes> Unit for Values<L> {
     }
 }
 
+impl<L: Lanes> Across for Values<L> {
+    #[inline(always)]
+    unsafe fn decode_across(format: Format, row: &[u8], _next: Option<&[u8]>, words: &mut [f32]) {
+        // SAFETY: as required of the caller.
+        unsafe { decode::<L>(format, row, words) };
+    }
+}
+
 /// `out[t, r] = Σ_c x[t, c] w[r, c]`; see [`linear`](crate::cpu::linear()).
 pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
     #[inline(always)]
@@ -39,7 +47,9 @@ pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape,
         // SAFETY: the lanes' instructions are available where this is expanded.
         unsafe { stretch::<Values<L>>(work, range, scratch) };
     }
-    let packed = pack(isa, x, shape.tokens, shape.cols, 1);
+    let packed = pack(isa, shape.tokens, shape.cols, 1, |tokens, columns, _| {
+        (x[tokens.start * shape.cols + columns.start..].as_ptr(), shape.cols)
+    });
     let work = &Work { packed: &packed, weight, shape, out };
     with_scratch(shape, 12, |range, scratch| {
         with_isa!(isa, kernel(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch));

@@ -21,6 +21,10 @@ use std::ops::Range;
 
 /// Words of a panel's row: 12 rows of 256 and as many of the packed activations fill an L1 cache.
 pub(in crate::cpu) const DEPTH: usize = 256;
+/// Words from one row of a panel to the next: a cache line more, so that rows do not fall into the same sets.
+pub(in crate::cpu) const PANEL_ROW: usize = DEPTH + 16;
+/// The most tokens of a packed block.
+const MOST_WIDTH: usize = 32;
 /// The most panels of a task.
 const TASK_PANELS: usize = 8;
 /// The most tokens whose sums are collected at a time.
@@ -41,7 +45,7 @@ pub(in crate::cpu) trait Unit {
     /// A row of a panel is filled up with zeros to a multiple of so many words; a packed block as well.
     const STEP: usize;
     /// Words from one row of a panel to the next: a cache line more than it has, so that rows do not fall into the same sets.
-    const PANEL_ROW: usize = DEPTH + 16;
+    const PANEL_ROW: usize = PANEL_ROW;
 
     /// Words of a panel's row that so many words of a packed row become, with what is kept beside them.
     fn left(words: usize) -> usize {
@@ -72,6 +76,18 @@ pub(in crate::cpu) trait Unit {
     unsafe fn multiply(panel: Left, rows: usize, block: Right, depth: usize, vectors: usize, sums: Sums, ahead: Ahead);
 }
 
+/// A unit whose panels can be filled across rows, for products with the transpose.
+///
+/// # Safety
+/// As [`Unit`].
+pub(in crate::cpu) trait Across: Unit {
+    /// A stretch of a packed row and of the next one, where a word holds a value of each; zeros where there is no next row.
+    ///
+    /// # Safety
+    /// Both hold a value for each word, of which there are at most [`DEPTH`].
+    unsafe fn decode_across(format: Format, row: &[u8], next: Option<&[u8]>, words: &mut [f32]);
+}
+
 /// Calls `multiply` with all rows, in stretches of whole panels for the threads, each with what it keeps.
 pub(in crate::cpu) fn with_scratch(shape: Shape, panel: usize, multiply: impl Fn(Range<usize>, &mut Scratch) + Sync) {
     each_stretch(shape, (panel, TASK_PANELS), |range| SCRATCH.with_borrow_mut(|scratch| multiply(range, scratch)));
@@ -91,20 +107,25 @@ pub(in crate::cpu) fn each_stretch(
 }
 
 /// Activations, `[tokens, words]`, in blocks of [`block_width`] tokens, `[blocks, rows, block_width]`, where the rows
-/// are the words, filled up with zeros to a multiple of `step`.
-pub(in crate::cpu) fn pack(isa: Isa, x: &[f32], tokens: usize, words: usize, step: usize) -> Buffer<f32> {
+/// are the words, filled up with zeros to a multiple of `step`. `source` says where some words of some tokens begin and how
+/// many lie from one token to the next; it may put them into the scratch that it is given, [`DEPTH`] for a token.
+pub(in crate::cpu) fn pack(
+    isa: Isa,
+    tokens: usize,
+    words: usize,
+    step: usize,
+    source: impl Fn(Range<usize>, Range<usize>, &mut [f32]) -> (*const f32, usize) + Sync,
+) -> Buffer<f32> {
     #[inline(always)]
     unsafe fn width<L: Lanes>() -> usize {
         block_width::<L>()
     }
     #[inline(always)]
-    unsafe fn part<L: Lanes>(x: &[f32], tokens: Range<usize>, columns: Range<usize>, words: usize, block: *mut f32) {
+    unsafe fn part<L: Lanes>(from: *const f32, row: usize, tokens: usize, columns: Range<usize>, block: *mut f32) {
         // SAFETY: the tokens and columns exist, and the packed block of these tokens has a row for each column. The
         // lanes' instructions are available where this is expanded.
         unsafe {
-            let from = x.as_ptr().add(tokens.start * words + columns.start);
-            let to = block.add(columns.start * block_width::<L>());
-            tile::pack::<L>(from, words, tokens.len(), columns.len(), to);
+            tile::pack::<L>(from, row, tokens, columns.len(), block.add(columns.start * block_width::<L>()));
         }
     }
     let width = with_isa!(isa, width() -> usize);
@@ -114,11 +135,14 @@ pub(in crate::cpu) fn pack(isa: Isa, x: &[f32], tokens: usize, words: usize, ste
     let parts = words.div_ceil(DEPTH);
     pool::for_each(blocks * parts, |task| {
         let (block, column) = (task / parts, task % parts * DEPTH);
-        let tokens = block * width..((block + 1) * width).min(tokens);
+        let range = block * width..((block + 1) * width).min(tokens);
         let columns = column..(column + DEPTH).min(words);
+        let mut scratch = [0f32; MOST_WIDTH * DEPTH];
+        let tokens = range.len();
+        let (from, row) = source(range, columns.clone(), &mut scratch);
         // SAFETY: the block exists, and every task has rows of its own.
         let block = unsafe { to.at(block * width * rows) };
-        with_isa!(isa, part(x: &[f32], tokens: Range<usize>, columns: Range<usize>, words: usize, block: *mut f32));
+        with_isa!(isa, part(from: *const f32, row: usize, tokens: usize, columns: Range<usize>, block: *mut f32));
     });
     packed
 }

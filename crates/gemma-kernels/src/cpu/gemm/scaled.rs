@@ -6,6 +6,7 @@
 //! them.
 
 use crate::Format;
+use crate::cpu::bf16::pair;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::panel::{DEPTH, Unit};
 use crate::cpu::gemm::tile::{AHEAD_STEP, Ahead, Left, Right, Sums};
@@ -235,19 +236,25 @@ unsafe fn store([first, second]: [Avx512; 2], words: *mut f32) {
     }
 }
 
-/// Activations in words of two, `[tokens, words]`, with the sum of every part's values behind it.
-pub(super) fn with_sums(words: &[f32], shape: Shape, part: usize) -> Buffer<f32> {
+/// Activations `[tokens, cols]` in words of two, with the sum of every part's values behind it.
+pub(super) fn with_sums(x: &[f32], shape: Shape, part: usize) -> Buffer<f32> {
     let row = shape.cols / 2;
     let long = row + row / part;
     let mut with_sums = Buffer::<f32>::zeroed(shape.tokens * long);
     let to = Output(with_sums.as_mut_ptr());
     pool::for_each(shape.tokens, |token| {
+        let values = &x[token * shape.cols..][..shape.cols];
         // SAFETY: a token's words belong to its task.
         let to = unsafe { std::slice::from_raw_parts_mut(to.at(token * long), long) };
-        for (from, to) in words[token * row..][..row].chunks_exact(part).zip(to.chunks_exact_mut(part + 1)) {
-            to[..part].copy_from_slice(from);
-            let halves = from.iter().map(|word| word.to_bits());
-            to[part] = halves.map(|word| value(word as u16) + value((word >> 16) as u16)).sum();
+        for (values, to) in values.chunks_exact(2 * part).zip(to.chunks_exact_mut(part + 1)) {
+            let (words, sum) = to.split_at_mut(part);
+            // SAFETY: the CPU has the instructions, as with all that is multiplied here.
+            unsafe { pair(values, words) };
+            sum[0] = words
+                .iter()
+                .map(|word| word.to_bits())
+                .map(|word| value(word as u16) + value((word >> 16) as u16))
+                .sum();
         }
     });
     with_sums

@@ -175,6 +175,41 @@ unsafe fn registers<L: Lanes, const R: usize, const V: usize>(
     }
 }
 
+/// `rows` rows of `A` times `columns` columns of `depth` rows of `B`, which lie side by side, any number of them.
+///
+/// # Safety
+/// The lanes' instruction set must be available, and all values that the arguments name must be there.
+#[inline(always)]
+pub(in crate::cpu) unsafe fn multiply_columns<L: Lanes>(
+    left: Left,
+    rows: usize,
+    right: Right,
+    depth: usize,
+    columns: usize,
+    sums: Sums,
+) {
+    let whole = columns / L::N * L::N;
+    // SAFETY: as required of the caller.
+    unsafe {
+        for column in (0..whole).step_by(block_width::<L>()) {
+            let vectors = (whole - column).min(block_width::<L>()) / L::N;
+            let right = Right { at: right.at.add(column), ..right };
+            let to = Sums { at: sums.at.add(column), ..sums };
+            multiply::<L>(left, rows, right, depth, vectors, to, Ahead::NOTHING);
+        }
+        for row in 0..rows {
+            for column in whole..columns {
+                let mut sum = 0.0;
+                for k in 0..depth {
+                    sum += *left.at.add(row * left.row + k * left.step) * *right.at.add(k * right.row + column);
+                }
+                let to = sums.at.add(row * sums.row + column);
+                *to = if sums.add { *to + sum } else { sum };
+            }
+        }
+    }
+}
+
 /// Rows `[rows, depth]` (`row` values apart) into a block of `B`, of whose columns they become the first. The rest
 /// of the last vector begun is zero.
 ///
