@@ -18,8 +18,8 @@ use std::time::Instant;
 
 /// A greedy choice counts where the best two logits are farther apart than this.
 pub(crate) const MARGIN: f64 = 1e-3;
-/// The token whose embedding is NaN in a [`Poisoned`] model.
-const POISON: TokenId = 11;
+/// The token whose embedding is NaN in a [`Poisoned`] model: one that no text has, and no model says.
+const POISON: TokenId = 3;
 /// Requests of all families together.
 const REQUESTS: usize = 64;
 

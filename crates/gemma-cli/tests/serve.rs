@@ -387,13 +387,13 @@ fn models_are_loaded_on_demand_and_unloaded_by_a_limit() {
         "endless=demo:recurrentgemma",
         "--also",
         "nothing=./no/such/folder",
-        // two of the three, of 4 to 6 MiB each, fit; the KV caches are more than half of that
+        // two of the three, of 4, 16 and 6 MiB, fit; the KV caches are more than half of that
         "--prefix-cache",
         "1",
         "--parallel",
         "2",
         "--model-memory",
-        "12",
+        "23",
     ];
     let server = Server::start(&arguments);
     let states = || -> Vec<Value> {
@@ -423,7 +423,7 @@ fn models_are_loaded_on_demand_and_unloaded_by_a_limit() {
         }
     });
     assert_eq!(server.metric("gemma_answers_failed_total"), 0.0);
-    assert!(server.metric("gemma_model_bytes") <= 12.0 * 1024.0 * 1024.0);
+    assert!(server.metric("gemma_model_bytes") <= 23.0 * 1024.0 * 1024.0);
     server.stop();
     let line = refusal(&mut gemma(["serve", "--port", "0", "--model-memory", "1"]));
     assert!(line.contains("--model-memory is 1"), "{line}");
@@ -845,19 +845,26 @@ fn a_load_of_every_kind_leaves_nothing_behind() {
         });
     }
     load(0, 300);
-    #[cfg(target_os = "linux")]
-    let before = server.memory();
-    let begun = Instant::now();
-    load(300, 1000);
-    println!("700 requests in {:?}", begun.elapsed());
-    server.wait(Duration::from_secs(10), |server| server.get_json("/slots") == json!([]));
-    assert_eq!(server.metric("gemma_answers_failed_total"), 0.0);
-    assert_eq!(server.metric("gemma_requests_running") + server.metric("gemma_requests_waiting"), 0.0);
-    #[cfg(target_os = "linux")]
-    {
-        let after = server.memory();
-        println!("memory {before} KiB after 300 requests, {after} KiB after 1000");
-        assert!(after < before + before / 20 + 8192, "memory grew from {before} to {after} KiB");
+    // blocks that are kept for the next use come to an end, a leak does not: it grows in every round
+    for (round, from) in [300, 1000, 1700].into_iter().enumerate() {
+        #[cfg(target_os = "linux")]
+        let before = server.memory();
+        let begun = Instant::now();
+        load(from, from + 700);
+        println!("700 requests in {:?}", begun.elapsed());
+        server.wait(Duration::from_secs(10), |server| server.get_json("/slots") == json!([]));
+        assert_eq!(server.metric("gemma_answers_failed_total"), 0.0);
+        assert_eq!(server.metric("gemma_requests_running") + server.metric("gemma_requests_waiting"), 0.0);
+        #[cfg(target_os = "linux")]
+        {
+            let after = server.memory();
+            println!("memory {before} KiB before the requests, {after} KiB after them");
+            if after >= before + before / 20 + 8192 {
+                assert!(round < 2, "memory grew in three rounds, at last from {before} to {after} KiB");
+                continue;
+            }
+        }
+        break;
     }
     server.stop();
 }
