@@ -37,7 +37,10 @@ struct Bars {
 fn log_probabilities_and_greedy_tokens_of_the_real_model() {
     let Some((checkpoint, folder)) = real() else { return };
     let exact = Bars { mean: 1e-3, p99: 5e-3, max: 5e-3, margin: 0.02 };
-    let usual = Bars { mean: 0.012, p99: 0.06, max: f64::INFINITY, margin: 0.15 };
+    // tiles of AMX add up whole rows, so that weights are rounded there as well
+    let amx = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpu| cpu.contains("amx_bf16"));
+    let (mean, p99) = if amx { (0.0145, 0.066) } else { (0.012, 0.06) };
+    let usual = Bars { mean, p99, max: f64::INFINITY, margin: 0.15 };
     for (activations, bars) in [(ActivationPrecision::F32, exact), (ActivationPrecision::default(), usual)] {
         let device = gemma_backend::default_device().expect("a device");
         let options = LoadOptions { activations, ..LoadOptions::default() };
