@@ -93,21 +93,12 @@ fn app() -> Result<&'static App> {
     static APP: OnceLock<App> = OnceLock::new();
     let tokenizer = tokenizer()?;
     Ok(APP.get_or_init(|| {
-        let capabilities = Capabilities {
-            chat: true,
-            infill: true,
-            images: true,
-            detect: true,
-            embed: true,
-            moderate: true,
-            generate: true,
-        };
         let card = ModelCard {
             id: "fixed".to_owned(),
             family: "codegemma".to_owned(),
             context_length: Some(8192),
             vocab_size: tokenizer.vocab_len(),
-            capabilities,
+            capabilities: Capabilities::ALL,
             ..ModelCard::default()
         };
         let model = Fixed { card, tokenizer, template: ChatTemplate::builtin() };

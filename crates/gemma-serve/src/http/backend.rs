@@ -70,6 +70,12 @@ pub struct Capabilities {
     pub generate: bool,
 }
 
+impl Capabilities {
+    /// All of them.
+    pub const ALL: Self =
+        Self { chat: true, infill: true, images: true, detect: true, embed: true, moderate: true, generate: true };
+}
+
 /// How tokens are drawn; the fields are those of `gemma_generate::GenerateOptions`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sampling {

@@ -43,15 +43,6 @@ impl Fake {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/codegemma/demo/tokenizer.json");
         let json = std::fs::read(file).expect("the tokenizer of the demo model");
         let tokenizer = Tokenizer::from_json(&json, Family::CodeGemma).expect("a sound tokenizer");
-        let capabilities = Capabilities {
-            chat: true,
-            infill: true,
-            images: true,
-            detect: true,
-            embed: true,
-            moderate: true,
-            generate: true,
-        };
         let card = ModelCard {
             id: "fake/gemma".to_owned(),
             family: "gemma".to_owned(),
@@ -60,7 +51,7 @@ impl Fake {
             parameters: 1_000_000,
             quantization: "bf16".to_owned(),
             created: 1_700_000_000,
-            capabilities,
+            capabilities: Capabilities::ALL,
             ..ModelCard::default()
         };
         let slots = Arc::new(Semaphore::new(4));

@@ -164,17 +164,18 @@ unsafe fn load_queries<L: Lanes>(block: &Block<'_>, scratch: &mut Scratch) -> La
 /// The lanes' instruction set must be available, and the keys must be there.
 #[inline(always)]
 unsafe fn gather<L: Lanes>(block: &Block<'_>, keys: (usize, usize, usize), tile: &mut Tile, scratch: &mut Scratch) {
+    let Block { sequence, kv_head, heads, .. } = *block;
     #[cfg(target_arch = "x86_64")]
     if let Some(paired) = block.paired {
         let (position, count, _) = keys;
         let (readable, end) = paired.readable(position, count);
         let keys = (position, readable, end);
         // SAFETY: as required of the caller.
-        unsafe { tile.gather::<L>(&block.sequence.keys, block.kv_head, block.heads, keys, &mut scratch.wide) };
-        return paired.pair(block.kv_head, position, count, tile);
+        unsafe { tile.gather::<L>(&sequence.keys, kv_head, heads, keys, &mut scratch.wide, false) };
+        return paired.pair(kv_head, position, count, tile);
     }
     // SAFETY: as required of the caller.
-    unsafe { tile.gather::<L>(&block.sequence.keys, block.kv_head, block.heads, keys, &mut scratch.wide) };
+    unsafe { tile.gather::<L>(&sequence.keys, kv_head, heads, keys, &mut scratch.wide, true) };
 }
 
 /// The scores of a tile's keys.

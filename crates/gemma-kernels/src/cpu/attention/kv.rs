@@ -146,7 +146,8 @@ impl Tile {
     }
 
     /// The `count` keys from `position` on, of a key head; those that are not kept as f32 are widened into `wide`,
-    /// `[KEYS, head_dim]` each.
+    /// `[KEYS, head_dim]` each, and so are the values with `widen_values`; without, they are to be
+    /// [replaced](Self::replace_values).
     ///
     /// # Safety
     /// The lanes' instruction set must be available, and the keys must be there; they are up to `end`.
@@ -158,6 +159,7 @@ impl Tile {
         heads: Heads,
         (position, count, end): (usize, usize, usize),
         wide: &mut [crate::cpu::buffer::Buffer<f32>; 2],
+        widen_values: bool,
     ) {
         let dim = heads.head_dim;
         (self.count, self.filled) = (count, 0);
@@ -187,13 +189,17 @@ impl Tile {
                             Stored::F16(k, v) => {
                                 let row = |from: &'a [[u8; 2]], row: usize| from[row * step..][..dim].as_flattened();
                                 widen::<L>(Format::F16, |i| row(k, i), keys, dim, scored);
-                                widen::<L>(Format::F16, |i| row(v, i), values, dim, scored);
+                                if widen_values {
+                                    widen::<L>(Format::F16, |i| row(v, i), values, dim, scored);
+                                }
                             }
                             Stored::Q8_0(k, v) => {
                                 let (step, len) = (step / BLOCK, dim / BLOCK);
                                 let row = |from: &'a [Block], row: usize| from[row * step..][..len].as_flattened();
                                 widen::<L>(Format::Q8_0, |i| row(k, i), keys, dim, scored);
-                                widen::<L>(Format::Q8_0, |i| row(v, i), values, dim, scored);
+                                if widen_values {
+                                    widen::<L>(Format::Q8_0, |i| row(v, i), values, dim, scored);
+                                }
                             }
                             Stored::F32(..) => unreachable!("f32 stands above"),
                         }

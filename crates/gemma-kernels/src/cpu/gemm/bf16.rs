@@ -24,39 +24,28 @@ pub(in crate::cpu) fn pays(isa: Isa) -> bool {
 /// [`linear`](crate::cpu::linear()).
 pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
     assert!(isa >= Isa::Avx512Bf16 && shape.cols.is_multiple_of(2), "pairs");
-    if isa >= Isa::Amx {
-        // SAFETY: the ISA says that the CPU has the instructions.
-        with_unit::<amx::Tiled<amx::Hardware>>(isa, x, weight, shape, out, |work, range, scratch| unsafe {
-            tiles(work, range, scratch)
-        });
-        return;
-    }
-    // SAFETY: as above.
+    // SAFETY: the ISA says that the CPU has the instructions.
     unsafe {
         match scaled::parts(shape.format) {
-            Some((16, false)) => with_unit::<Scaled<16, false>>(isa, x, weight, shape, out, |work, range, scratch| {
-                numbers(work, range, scratch);
-            }),
-            Some((16, true)) => with_unit::<Scaled<16, true>>(isa, x, weight, shape, out, |work, range, scratch| {
-                numbers_and_addends(work, range, scratch);
-            }),
-            Some((8, false)) => with_unit::<Scaled<8, false>>(isa, x, weight, shape, out, |work, range, scratch| {
-                short_numbers(work, range, scratch);
-            }),
-            _ => with_unit::<Vectors>(isa, x, weight, shape, out, |work, range, scratch| vectors(work, range, scratch)),
+            _ if isa >= Isa::Amx => with_unit::<amx::Tiled<amx::Hardware>>(isa, x, weight, shape, out),
+            Some((16, false)) => with_unit::<Scaled<16, false>>(isa, x, weight, shape, out),
+            Some((16, true)) => with_unit::<Scaled<16, true>>(isa, x, weight, shape, out),
+            Some((8, false)) => with_unit::<Scaled<8, false>>(isa, x, weight, shape, out),
+            _ => with_unit::<Vectors>(isa, x, weight, shape, out),
         }
     }
 }
 
-/// `stretch` is called with whole panels of the unit.
-fn with_unit<U: Unit>(
-    isa: Isa,
-    x: &[f32],
-    weight: &[u8],
-    shape: Shape,
-    out: Output,
-    stretch: impl Fn(&Work<'_>, Range<usize>, &mut Scratch) + Sync,
-) {
+/// # Safety
+/// The CPU must have the unit's instructions.
+unsafe fn with_unit<U: Unit>(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
+    /// # Safety
+    /// As [`panel::stretch`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+    unsafe fn stretch<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+        // SAFETY: as required of the caller.
+        unsafe { panel::stretch::<U>(work, range, scratch) };
+    }
     let (row, rows) = (shape.cols / 2, U::right(shape.cols / 2));
     let packed = if rows > row {
         let words = scaled::with_sums(x, shape, row / (rows - row));
@@ -74,47 +63,8 @@ fn with_unit<U: Unit>(
         })
     };
     let work = Work { packed: &packed, weight, shape, out };
-    with_scratch(shape, U::PANEL, |range, scratch| stretch(&work, range, scratch));
-}
-
-/// # Safety
-/// As [`panel::stretch`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
-unsafe fn vectors(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    // SAFETY: as required of the caller.
-    unsafe { panel::stretch::<Vectors>(work, range, scratch) };
-}
-
-/// # Safety
-/// As [`panel::stretch`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
-unsafe fn tiles(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    // SAFETY: as required of the caller.
-    unsafe { panel::stretch::<amx::Tiled<amx::Hardware>>(work, range, scratch) };
-}
-
-/// # Safety
-/// As [`panel::stretch`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
-unsafe fn numbers(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    // SAFETY: as required of the caller.
-    unsafe { panel::stretch::<Scaled<16, false>>(work, range, scratch) };
-}
-
-/// # Safety
-/// As [`panel::stretch`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
-unsafe fn numbers_and_addends(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    // SAFETY: as required of the caller.
-    unsafe { panel::stretch::<Scaled<16, true>>(work, range, scratch) };
-}
-
-/// # Safety
-/// As [`panel::stretch`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
-unsafe fn short_numbers(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    // SAFETY: as required of the caller.
-    unsafe { panel::stretch::<Scaled<8, false>>(work, range, scratch) };
+    // SAFETY: as required of the caller; the activations are packed for the unit, and each task has rows of its own.
+    with_scratch(shape, U::PANEL, |range, scratch| unsafe { stretch::<U>(&work, range, scratch) });
 }
 
 /// Pairs in vectors.
@@ -156,19 +106,10 @@ mod tests {
     /// weights as they are where they are scaled afterwards, in vectors, in tiles where there are any, and in modelled ones.
     #[test]
     fn pairs_are_multiplied_as_bf16_values() {
-        /// # Safety
-        /// As [`panel::stretch`].
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
-        unsafe fn modelled(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-            // SAFETY: as required of the caller.
-            unsafe { panel::stretch::<amx::Tiled<amx::tests::Modelled>>(work, range, scratch) };
-        }
         type Multiply = fn(Isa, &[f32], &[u8], Shape, Output);
         let in_the_model: Multiply = |isa, x, weight, shape, out| {
             // SAFETY: the ISA says that the CPU has the instructions.
-            with_unit::<amx::Tiled<amx::tests::Modelled>>(isa, x, weight, shape, out, |work, range, scratch| unsafe {
-                modelled(work, range, scratch)
-            });
+            unsafe { with_unit::<amx::Tiled<amx::tests::Modelled>>(isa, x, weight, shape, out) };
         };
         let shapes = [(1, 1, 2), (9, 13, 66), (33, 40, 514), (70, 25, 1030), (5, 7, 96), (17, 30, 1280), (530, 70, 32)];
         for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512Bf16) {
