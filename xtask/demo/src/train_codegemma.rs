@@ -42,12 +42,15 @@ struct Course {
 }
 
 /// The rounds of the committed model. Where a hole's answer stands is learned in short files, in which there is little to
-/// confuse it with, and carried over to longer ones. The last round is short: its marks were still rising.
-const COURSES: [Course; 4] = [
+/// confuse it with, and carried over to longer ones. The last rounds take smaller steps.
+const COURSES: [Course; 7] = [
     Course { round: Round { name: "one function", steps: 2500, learning_rate: 4e-3 }, most: 1, psm_rate: 60 },
     Course { round: Round { name: "up to two", steps: 1500, learning_rate: 3e-3 }, most: 2, psm_rate: 60 },
     Course { round: Round { name: "up to four", steps: 2500, learning_rate: 3e-3 }, most: 4, psm_rate: 60 },
     Course { round: Round { name: "up to six", steps: 450, learning_rate: 2e-3 }, most: LONG.1, psm_rate: 70 },
+    Course { round: Round { name: "finer", steps: 3000, learning_rate: 1.2e-3 }, most: LONG.1, psm_rate: 75 },
+    Course { round: Round { name: "finer still", steps: 3000, learning_rate: 1e-3 }, most: LONG.1, psm_rate: 70 },
+    Course { round: Round { name: "finest", steps: 3000, learning_rate: 6e-4 }, most: LONG.1, psm_rate: 65 },
 ];
 
 /// The demo's network: Gemma 1 with as many key as query heads, as CodeGemma 7B is, in everything but size.

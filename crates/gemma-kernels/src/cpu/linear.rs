@@ -134,7 +134,7 @@ fn kernel(isa: Isa, arithmetic: Arithmetic, shape: Shape) -> Kernel {
 /// Calls `multiply` with all rows, in stretches that threads stream.
 fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
     let Shape { rows, row_bytes, .. } = shape;
-    let stretch = STREAM_BYTES.div_ceil(row_bytes).next_multiple_of(gemv_float::ROWS);
+    let stretch = STREAM_BYTES.div_ceil(row_bytes).next_multiple_of(gemv_float::together(shape));
     pool::for_work(shape.work(), rows.div_ceil(stretch), |task| {
         multiply(task * stretch..((task + 1) * stretch).min(rows));
     });

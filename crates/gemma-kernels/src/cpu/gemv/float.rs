@@ -17,6 +17,16 @@ pub(in crate::cpu) const ROWS: usize = 6;
 const FEW_ROWS: usize = 3;
 /// From this many tokens on, rows are multiplied in such tiles.
 const TILE_TOKENS: usize = 4;
+/// Columns that are multiplied in such tiles at a time: those of 16 tokens stay in the L2 cache, for the rows of a group.
+const CHUNK: usize = 2048;
+/// The most calls of [`tile`] for a group of rows.
+const GROUP_CALLS: usize = 16;
+
+/// Of how many rows a multiple is best multiplied by one task.
+pub(in crate::cpu) fn together(shape: Shape) -> usize {
+    let tiled = matches!(shape.format, Format::Bf16 | Format::F16) && shape.tokens >= TILE_TOKENS;
+    if tiled && shape.cols > CHUNK { ROWS * GROUP_CALLS / 4 } else { ROWS }
+}
 
 /// The rows `range` of `out[t, r] = Σ_c x[t, c] w[r, c]`; see [`linear`](crate::cpu::linear()). With `alone`, each token
 /// is multiplied as if there were no other.
@@ -72,7 +82,8 @@ pub(in crate::cpu) fn multiply(
     ));
 }
 
-/// As many of the rows `range` as make whole tiles; returns the first that is left.
+/// As many of the rows `range` as make whole tiles; returns the first that is left. Rows longer than [`CHUNK`] are
+/// multiplied chunk by chunk, some tiles of rows at a time, and the sums of these wait in memory meanwhile.
 ///
 /// # Safety
 /// The lanes' instruction set must be available, and the rows must belong to the calling task.
@@ -84,59 +95,93 @@ unsafe fn tiles<L: Lanes, const R: usize, const BF16: bool>(
     range: Range<usize>,
     out: Output,
 ) -> usize {
-    let mut row = range.start;
+    let Shape { tokens, cols, .. } = shape;
     // calls of `tile` for a tile's tokens
-    let calls = shape.tokens / 4 + [0, 1, 1, 2][shape.tokens % 4];
-    while row + R <= range.end {
-        let bytes = &weight[row * shape.row_bytes..(row + R) * shape.row_bytes];
-        let (mut token, mut call) = (0, 0);
-        while token < shape.tokens {
-            let x = &x[token * shape.cols..];
-            let fetch = call * R / calls..(call + 1) * R / calls;
-            // SAFETY: as required of the caller; as many tokens as the match says are there.
-            unsafe {
-                let to = out.at(token * shape.rows + row);
-                token += match shape.tokens - token {
-                    4.. => tile::<L, R, 4, BF16>(shape, x, bytes, fetch, to),
-                    2 | 3 => tile::<L, R, 2, BF16>(shape, x, bytes, fetch, to),
-                    _ => tile::<L, R, 1, BF16>(shape, x, bytes, fetch, to),
+    let calls = tokens / 4 + [0, 1, 1, 2][tokens % 4];
+    let end = range.end - range.len() % R;
+    assert!(calls <= GROUP_CALLS, "{tokens} tokens are too many to be streamed");
+    let group = R * if cols > CHUNK { (GROUP_CALLS / calls).max(1) } else { 1 };
+    // SAFETY: as required of the caller.
+    let mut waiting = unsafe { [[[L::splat(0.0); 4]; R]; GROUP_CALLS] };
+    for first in (range.start..end).step_by(group) {
+        let rows = first..end.min(first + group);
+        for begin in (0..cols).step_by(CHUNK) {
+            let columns = begin..cols.min(begin + CHUNK);
+            for row in rows.clone().step_by(R) {
+                // what is multiplied next
+                let next = match row + R {
+                    row if row < rows.end => (row, begin),
+                    _ if columns.end < cols => (rows.start, columns.end),
+                    row => (row, 0),
                 };
+                let next = weight.as_ptr().wrapping_add(next.0 * shape.row_bytes + 2 * next.1);
+                let (mut token, mut call) = (0, 0);
+                while token < tokens {
+                    let fetch = call * R / calls..(call + 1) * R / calls;
+                    let part = Part { row, token, columns: columns.clone(), next, fetch };
+                    let sums = &mut waiting[(row - first) / R * calls + call];
+                    // SAFETY: as required of the caller; as many tokens as the match says are there.
+                    unsafe {
+                        token += match tokens - token {
+                            4.. => tile::<L, R, 4, BF16>(shape, x, weight, part, sums, out),
+                            2 | 3 => tile::<L, R, 2, BF16>(shape, x, weight, part, sums, out),
+                            _ => tile::<L, R, 1, BF16>(shape, x, weight, part, sums, out),
+                        };
+                    }
+                    call += 1;
+                }
             }
-            call += 1;
         }
-        row += R;
     }
-    row
+    end
+}
+
+/// What a call of [`tile`] multiplies: rows and tokens from the first one on, and some columns of them.
+struct Part {
+    row: usize,
+    token: usize,
+    columns: Range<usize>,
+    /// Where the columns of the next tile lie, which the memory does not send by itself, and which of its rows are to be
+    /// requested.
+    next: *const u8,
+    fetch: Range<usize>,
 }
 
 /// `R` rows of two bytes a value times `M` tokens, so that what is loaded of one side serves all of the other;
-/// returns `M`. Of the next tile, which the memory does not send by itself, the rows `fetch` are requested.
+/// returns `M`. The sums begin with those of the columns before, and are written to `out` after the last column.
 ///
 /// # Safety
-/// The lanes' instruction set must be available, and there is room for the sums at `out`, those of a token a row of
-/// the output apart.
+/// The lanes' instruction set must be available, the rows and tokens must be there, and the rows be the calling task's.
 #[inline(always)]
 unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
     shape: Shape,
     x: &[f32],
-    bytes: &[u8],
-    fetch: Range<usize>,
-    out: *mut f32,
+    weight: &[u8],
+    part: Part,
+    waiting: &mut [[L; 4]; R],
+    out: Output,
 ) -> usize {
     let Shape { cols, row_bytes, .. } = shape;
-    assert!(x.len() >= M * cols && bytes.len() == R * row_bytes, "tokens and rows");
+    let Part { row, token, columns, next, fetch } = part;
+    let x = &x[token * cols..(token + M) * cols];
+    let bytes = &weight[row * row_bytes..(row + R) * row_bytes];
     // SAFETY: `i` counts values, of which the rows and the tokens hold `cols`.
     unsafe {
         let mut sums = [[L::splat(0.0); M]; R];
-        let mut i = 0;
-        while i + L::N <= cols {
+        if columns.start > 0 {
+            for (sums, waiting) in sums.iter_mut().zip(&*waiting) {
+                sums.copy_from_slice(&waiting[..M]);
+            }
+        }
+        let mut i = columns.start;
+        while i + L::N <= columns.end {
             let mut weights = [L::splat(0.0); R];
             for (r, weights) in weights.iter_mut().enumerate() {
                 *weights = load::<L, BF16>(bytes.as_ptr().add(r * row_bytes + 2 * i));
             }
             if (2 * i).is_multiple_of(64) {
                 for row in fetch.clone() {
-                    prefetch(bytes.as_ptr().wrapping_add((R + row) * row_bytes + 2 * i));
+                    prefetch(next.wrapping_add(row * row_bytes + 2 * (i - columns.start)));
                 }
             }
             for t in 0..M {
@@ -147,10 +192,18 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
             }
             i += L::N;
         }
+        if columns.end < cols {
+            for (sums, waiting) in sums.iter().zip(waiting) {
+                waiting[..M].copy_from_slice(sums);
+            }
+            return M;
+        }
+        let out = out.at(token * shape.rows + row);
         for (r, sums) in sums.into_iter().enumerate() {
             for (t, sum) in sums.into_iter().enumerate() {
                 let bytes = &bytes[r * row_bytes..(r + 1) * row_bytes];
-                *out.add(t * shape.rows + r) = sum.sum() + rest::<BF16>(&bytes[2 * i..], &x[t * cols + i..]);
+                *out.add(t * shape.rows + r) =
+                    sum.sum() + rest::<BF16>(&bytes[2 * i..], &x[t * cols + i..(t + 1) * cols]);
             }
         }
     }
