@@ -182,10 +182,15 @@ impl Found {
     /// # Errors
     /// When `config.json` cannot be read.
     pub fn is_embedding(&self) -> Result<bool, Error> {
-        let Origin::Checkpoint(checkpoint) = &self.origin else { return Ok(false) };
+        Ok(self.embedding_config()?.is_some())
+    }
+
+    /// The configuration of a model that embeds texts; `None` where it is another.
+    pub(crate) fn embedding_config(&self) -> Result<Option<DecoderConfig>, Error> {
+        let Origin::Checkpoint(checkpoint) = &self.origin else { return Ok(None) };
         let config = checkpoint.file("config.json")?.unwrap_or_default();
         // what is no configuration is refused where the model is opened, with the reason
-        Ok(DecoderConfig::from_json(&config).is_ok_and(|config| config.is_bidirectional()))
+        Ok(DecoderConfig::from_json(&config).ok().filter(DecoderConfig::is_bidirectional))
     }
 
     /// Whether it is called a ShieldGemma. Its configuration is that of the Gemma that it was made of.

@@ -92,23 +92,36 @@ impl Found {
         engine: &EngineOptions,
         context: Option<usize>,
     ) -> Result<ServingMemory, Error> {
+        let (cache, vocab) = match self.embedding_config()? {
+            // what makes vectors keeps nothing of a text
+            Some(config) => (0, config.vocab),
+            None => self.cache_and_vocabulary(options, engine, context)?,
+        };
+        let adapters = options.adapters.iter().chain(&options.request_adapters);
+        Ok(ServingMemory {
+            weights: self.weight_bytes(options.precision)?
+                + adapters.map(|adapter| 4 * adapter.parameters()).sum::<u64>(),
+            cache: cache as u64,
+            tokenizer: Tokenizer::memory_bytes(vocab) as u64,
+        })
+    }
+
+    /// The most bytes that the KV caches of a model that generates take, and the size of its vocabulary.
+    fn cache_and_vocabulary(
+        &self,
+        options: &LoadOptions,
+        engine: &EngineOptions,
+        context: Option<usize>,
+    ) -> Result<(usize, usize), Error> {
         let device = any_device()?;
-        let (cache, vocab) = with_family!(self.architecture()?, F => {
+        Ok(with_family!(self.architecture()?, F => {
             type N = <F as FamilyModel>::Network;
             let config = N::config_from_json(&self.config_json()?)?;
             let mut parameters = ParameterList::new(&device);
             let mut source = WithPrecision::new(&mut parameters, options.compute_precision());
             let network = N::load(&mut source, &N::configure(config, options)?, Dtype::F32);
             (engine.most_cache_bytes(&network, context), network.vocab())
-        });
-        let adapters = options.adapters.iter().chain(&options.request_adapters);
-        Ok(ServingMemory {
-            weights: self.weight_bytes(options.precision)?
-                + adapters.map(|adapter| 4 * adapter.parameters()).sum::<u64>(),
-            // what makes vectors keeps nothing of a text
-            cache: if self.is_embedding()? { 0 } else { cache as u64 },
-            tokenizer: Tokenizer::memory_bytes(vocab) as u64,
-        })
+        }))
     }
 }
 

@@ -629,6 +629,15 @@ fn embeddings_are_those_of_the_program() {
         let tokens: u64 = said["tokens"].as_array().expect("numbers").iter().filter_map(Value::as_u64).sum();
         assert_eq!(reply["usage"]["prompt_tokens"], tokens);
     }
+    // beside a model that makes text, loaded when it is first named
+    let both = Server::start(&["--also", &format!("vectors={model}"), "--model-memory", "9000"]);
+    let reply = both.post("/v1/embeddings", &json!({"model": "vectors", "input": texts}));
+    assert_eq!(reply["data"].as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        both.post("/v1/completions", &json!({"prompt": "Once", "max_tokens": 2}))["usage"]["completion_tokens"],
+        2
+    );
+    drop(both);
     let plain = server.post("/v1/embeddings", &json!({"input": "the tin"}));
     let none = server.post("/v1/embeddings", &json!({"input": ["the tin"], "task": "none"}));
     assert_eq!(plain["data"], none["data"], "without a task the text is read as it is");

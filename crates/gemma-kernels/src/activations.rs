@@ -16,8 +16,8 @@ pub enum ActivationPrecision {
     /// error below 4e-3, but in a prompt for blocks of small integers with AVX-512, error below 2e-3.
     #[default]
     Int16OrBf16,
-    /// As `Int16OrBf16`, but with quantized weights 8-bit integers that share a scale per 32 values, where the CPU
-    /// gains from it: error below 1e-2.
+    /// As `Int16OrBf16`, but with quantized weights 8-bit integers that share a scale per 32 values, and with bf16 weights
+    /// bf16 for few rows as well, where the CPU gains from it: error below 1e-2.
     Int8,
 }
 

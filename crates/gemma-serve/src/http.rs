@@ -12,7 +12,7 @@
 //! | `models`, `loading` | [`ServedModel`]: which model a request means; models that are loaded on demand |
 //! | `adapted`, `adapters` | adapters under names of their own; `/lora-adapters` |
 //! | `registry`, `place` | the answers that run or wait, as `/slots` shows them, and their number |
-//! | `guard`, `body`, `object`, `error` | keys and request ids; JSON of bounded size; refusals |
+//! | `guard`, `cors`, `body`, `object`, `error` | keys and request ids; whose web pages may ask; JSON of bounded size; refusals |
 //! | `sampling`, `structured` | how to sample; the form of an answer |
 //! | `completions`, `chat`, `responses` | OpenAI's text protocols |
 //! | `messages`, `tools`, `tokens` | chat messages, function calls, logprobs |
@@ -30,6 +30,7 @@ pub mod batch;
 mod body;
 mod chat;
 mod completions;
+mod cors;
 #[cfg(feature = "engine")]
 mod embedder;
 mod embeddings;
@@ -80,6 +81,7 @@ pub(crate) const GEMMA_CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in m
 
 /// All paths of a server.
 pub fn router(app: App) -> Router {
+    let cors = cors::layer(&app.settings.allow_origins);
     Router::new()
         .route("/", get(page::page))
         .route("/openapi.json", get(openapi::document))
@@ -124,5 +126,7 @@ pub fn router(app: App) -> Router {
         .fallback(info::not_found)
         .method_not_allowed_fallback(info::wrong_method)
         .layer(from_fn_with_state(app.clone(), guard::guard))
+        // a browser asks without a key whether it may ask
+        .layer(cors)
         .with_state(app)
 }

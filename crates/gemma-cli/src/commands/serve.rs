@@ -1,6 +1,6 @@
 //! `gemma serve`: models over HTTP, for editors, OpenAI's clients and evaluation harnesses.
 
-use std::{io::Write, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{io::Write, num::NonZeroUsize, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -11,7 +11,7 @@ use gemma_serve::http::{
 };
 
 use crate::{
-    args::{Model, NamedAdapter, Speculative, seconds},
+    args::{Model, NamedAdapter, Speculative, at_least_one, seconds},
     interrupt::{self, Ending},
     output, session,
 };
@@ -31,9 +31,9 @@ Examples:
 Without an API key and on another address than this machine's own, everybody who reaches the port may use the model.
 SIGTERM lets running answers finish. docs/serving.md in the repository has the endpoints, limits and deployment files.")]
 pub(crate) struct Serve {
-    /// The address to listen on; 0.0.0.0 is every address of the machine.
+    /// The address, or the name of the host, to listen on; 0.0.0.0 is every address of the machine.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    pub(crate) host: IpAddr,
+    pub(crate) host: String,
 
     /// The port; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
@@ -46,6 +46,11 @@ pub(crate) struct Serve {
     /// A file with a key on each line.
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
+
+    /// An origin whose web pages may ask, as https://example.org, beside those of this machine; * is every origin. May be
+    /// given several times.
+    #[arg(long, value_name = "ORIGIN")]
+    pub(crate) allow_origin: Vec<String>,
 
     /// The name that clients see; the model's own without it.
     #[arg(long, value_name = "NAME")]
@@ -100,7 +105,7 @@ pub(crate) struct Serve {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Engine {
     /// Most requests that are generated at the same time.
-    #[arg(short = 'j', long, value_name = "N", default_value_t = Settings::default().parallel)]
+    #[arg(short = 'j', long, value_name = "N", value_parser = parallel, default_value_t = Settings::default().parallel)]
     pub(crate) parallel: usize,
 
     /// Most tokens of prompt and answer together; the model's own limit without it.
@@ -138,6 +143,11 @@ pub(crate) struct Engine {
     pub(crate) model: Model,
 }
 
+/// For clap.
+fn parallel(text: &str) -> Result<usize, String> {
+    at_least_one(text).map(NonZeroUsize::get)
+}
+
 /// A form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -150,7 +160,7 @@ pub(crate) enum LogFormat {
 impl Engine {
     fn options(&self) -> EngineOptions {
         EngineOptions {
-            max_requests: self.parallel.max(1),
+            max_requests: self.parallel,
             max_cache_bytes: Some(self.cache_memory << 20),
             prefix_cache_bytes: self.prefix_cache.min(self.cache_memory) << 20,
             batch_invariant: self.model.compute.batch_invariant,
@@ -293,7 +303,8 @@ impl Serve {
         }
         Ok(Settings {
             api_keys: keys,
-            parallel: self.engine.parallel.max(1),
+            allow_origins: self.allow_origin.clone(),
+            parallel: self.engine.parallel,
             max_tokens: self.engine.max_tokens.max(1),
             queue: self.queue,
             queue_timeout: self.queue_timeout,
@@ -320,16 +331,17 @@ pub(crate) fn runtime(settings: &Settings) -> Result<tokio::runtime::Runtime> {
 pub(crate) fn run(args: &Serve) -> Result<Ending> {
     start_log(args.log_format);
     let settings = args.settings()?;
-    if !args.host.is_loopback() && settings.api_keys.is_empty() {
-        tracing::warn!("everybody who reaches {} may use the model; set --api-key", args.host);
-    }
     let runtime = runtime(&settings)?;
     // a port that is taken should be known before a model is loaded
-    let listener = runtime.block_on(tokio::net::TcpListener::bind((args.host, args.port)));
+    let listener = runtime.block_on(tokio::net::TcpListener::bind((args.host.as_str(), args.port)));
     let listener = listener.with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
-    let watch = interrupt::watch();
-    let models = models(args)?;
     let address = listener.local_addr()?;
+    if !address.ip().is_loopback() && settings.api_keys.is_empty() {
+        tracing::warn!("everybody who reaches {} may use the model; set --api-key", args.host);
+    }
+    // until the model is there, a signal ends the program
+    let models = models(args)?;
+    let watch = interrupt::watch();
     output::line(format_args!("listening on http://{address}"))?;
     std::io::stdout().flush()?;
     let asked_to_stop = async {

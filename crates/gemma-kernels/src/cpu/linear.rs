@@ -10,6 +10,8 @@
 //! somebody keeps for exactness and not for speed, are always multiplied in tiles, where every sum runs over the columns
 //! in order.
 
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::f32 as gemm_f32;
 use crate::cpu::gemv::distance::with_distance;
 use crate::cpu::gemv::{float as gemv_float, int8 as gemv_int8};
@@ -69,6 +71,13 @@ pub(crate) fn linear(
                 streams(shape, |range| gemv_float::multiply(isa, x, weight, shape, alone, range, output));
             });
         }
+        #[cfg(target_arch = "x86_64")]
+        Kernel::GemvBf16 => {
+            let mut words = Buffer::<f32>::zeroed(x.len() / 2);
+            // SAFETY: the ISA says that the CPU has the instructions.
+            unsafe { crate::cpu::bf16::pair(x, &mut words) };
+            streams(shape, |range| gemv_float::multiply_pairs(&words, weight, shape, range, output));
+        }
         Kernel::GemvInt => {
             let x = gemv_int8::prepare(isa, x, shape, activations);
             with_distance(shape.format, weight.len(), || {
@@ -85,6 +94,9 @@ enum Kernel {
     GemvF32,
     /// Rows streamed, activations as integers of 8 or 16 bits.
     GemvInt,
+    /// Rows streamed, activations in bf16.
+    #[cfg(target_arch = "x86_64")]
+    GemvBf16,
     /// Tiles of f32.
     GemmF32,
     /// Tiles of bf16.
@@ -116,6 +128,15 @@ fn kernel(isa: Isa, arithmetic: Arithmetic, shape: Shape) -> Kernel {
         }
         if int8 {
             return Kernel::GemmInt8;
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    if phase == Phase::Decode && activations == ActivationPrecision::Int8 && format == Format::Bf16 {
+        let pairs = shape.cols.is_multiple_of(32) && crate::cpu::gemm::bf16::pays(isa);
+        match tokens <= streamed || batch_invariant {
+            _ if !pairs => {}
+            true => return Kernel::GemvBf16,
+            false => return Kernel::GemmBf16,
         }
     }
     let few = if batch_invariant { phase == Phase::Decode && streamed > 0 } else { tokens <= streamed };
@@ -313,6 +334,41 @@ mod tests {
                         assert!(error < bound, "{context} {activations:?}: {error}");
                     }
                 }
+            }
+        }
+    }
+
+    /// Where activations are coarse, decoded rows are products of bf16 with bf16, whatever their number.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn decoded_rows_are_rounded_to_bf16_where_they_are_to_be_coarse() {
+        use half::bf16;
+        for (isa, (rows, cols)) in Isa::available()
+            .into_iter()
+            .filter(|isa| crate::cpu::gemm::bf16::pays(*isa))
+            .flat_map(|isa| [(1, 32), (7, 96), (13, 4128), (30, 10304)].map(|shape| (isa, shape)))
+        {
+            let (weight, decoded) = encoded(Format::Bf16, rows, cols);
+            let x = noise(70 * cols, 2);
+            let rounded: Vec<f32> = x.iter().map(|value| bf16::from_f32(*value).to_f32()).collect();
+            let exact = loops(&rounded, &decoded, cols);
+            let of = |tokens: usize, batch_invariant: bool| {
+                let mut out = vec![f32::NAN; tokens * rows];
+                let activations = ActivationPrecision::Int8;
+                let arithmetic = Arithmetic { activations, phase: Phase::Decode, batch_invariant };
+                linear(isa, arithmetic, &x[..tokens * cols], &weight, Format::Bf16, cols, places(&mut out));
+                out
+            };
+            let all = of(70, true);
+            for tokens in [1, 2, 3, 4, 7, 16, 17, 70] {
+                for (i, (found, exact)) in of(tokens, false).iter().zip(&exact).enumerate() {
+                    let error = (f64::from(*found) - exact).abs();
+                    assert!(
+                        error < 2e-6 * (cols as f64).sqrt() + 1e-5,
+                        "{isa:?} {tokens}x{cols}x{rows} at {i}: {error}"
+                    );
+                }
+                assert!(of(tokens, true)[..] == all[..tokens * rows], "{isa:?} {tokens}x{cols}x{rows}");
             }
         }
     }

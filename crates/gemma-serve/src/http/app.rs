@@ -17,6 +17,8 @@ use super::registry::Registry;
 pub struct Settings {
     /// Keys of which a client must send one; empty: everybody may ask.
     pub api_keys: Vec<String>,
+    /// Origins whose web pages may ask, beside those of this machine, as `https://example.org`; `*` is every origin.
+    pub allow_origins: Vec<String>,
     /// Most answers that are generated at the same time. Default 8.
     pub parallel: usize,
     /// Most answers that wait for room; more are refused with 429. Default 256.
@@ -54,6 +56,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             api_keys: Vec::new(),
+            allow_origins: Vec::new(),
             parallel: 8,
             queue: 256,
             queue_timeout: Duration::from_secs(60),

@@ -171,6 +171,9 @@ impl EngineBackend {
     #[must_use]
     pub fn with_context_limit(mut self, limit: Option<usize>) -> Self {
         let own = self.card.context_length;
+        if let Some((limit, own)) = limit.zip(own).filter(|(limit, own)| limit > own) {
+            tracing::warn!(model = %self.card.id, "the context length is the model's, {own}, and not {limit}");
+        }
         self.card.context_length = limit.map_or(own, |limit| Some(own.map_or(limit, |own| own.min(limit))));
         self.cache_limit = (self.most_cache_bytes)(self.card.context_length);
         self
@@ -184,7 +187,10 @@ fn refusal(error: &gemma_generate::Error) -> Refusal {
         Error::PromptTooLong { tokens, limit, .. } => Refusal::context(*tokens, *limit),
         Error::InvalidOption { option, .. } => Refusal::field(*option, error.to_string()),
         Error::Mask { .. } => Refusal::field("response_format", error.to_string()),
-        Error::CacheTooSmall { .. } => Refusal::too_large(error.to_string()),
+        Error::CacheTooSmall { needed, limit } => Refusal::too_large(format!(
+            "the request needs up to {needed} bytes of KV cache and the server has {limit}; send a shorter prompt, a smaller \
+             max_tokens, or start the server with more --cache-memory"
+        )),
         Error::EngineStopped | Error::ModelPanicked => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
         Error::NotFinite { .. } | Error::LogitsShape { .. } | Error::Device { .. } => {
             Refusal::failed(error.to_string())

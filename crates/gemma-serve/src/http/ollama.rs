@@ -12,6 +12,7 @@ use futures_util::{StreamExt, stream};
 use gemma_tokenizer::EncodeOptions;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::App;
 use super::backend::{Backend, Event, Finished, Hole, Job, ModelCard, Prompt, Reason};
@@ -139,10 +140,10 @@ fn structured(format: &Option<Value>) -> Result<StructuredFields, Refusal> {
 
 /// `POST /api/generate`.
 pub(crate) async fn generate(State(app): State<App>, OllamaBody(request): OllamaBody<GenerateRequest>) -> Response {
-    let stream = request.stream.unwrap_or(true);
+    let (begun, stream) = (Instant::now(), request.stream.unwrap_or(true));
     match begin_generate(&app, request).await {
         Ok((backend, None)) => Json(loaded(backend.card())).into_response(),
-        Ok((backend, Some(answer))) => respond(backend, answer, Form::Generate, None, stream).await,
+        Ok((backend, Some(answer))) => respond(backend, answer, Form::Generate, None, (begun, stream)).await,
         Err(refusal) => refusal.into_ollama(),
     }
 }
@@ -194,14 +195,14 @@ async fn begin_generate(app: &App, request: GenerateRequest) -> Result<(Arc<dyn 
 
 /// `POST /api/chat`.
 pub(crate) async fn chat(State(app): State<App>, OllamaBody(request): OllamaBody<ChatRequest>) -> Response {
-    let stream = request.stream.unwrap_or(true);
+    let (begun, stream) = (Instant::now(), request.stream.unwrap_or(true));
     match begin_chat(&app, request).await {
         Ok((backend, None, _)) => {
             let mut reply = loaded(backend.card());
             reply["message"] = json!({"role": "assistant", "content": ""});
             Json(reply).into_response()
         }
-        Ok((backend, Some(answer), tools)) => respond(backend, answer, Form::Chat, tools, stream).await,
+        Ok((backend, Some(answer), tools)) => respond(backend, answer, Form::Chat, tools, (begun, stream)).await,
         Err(refusal) => refusal.into_ollama(),
     }
 }
@@ -229,15 +230,14 @@ async fn begin_chat(
     Ok((backend, answers.pop(), tools))
 }
 
-/// The answer: one object, or a line of JSON for each piece.
+/// The answer: one object, or a line of JSON for each piece. `begun` is when the request came.
 async fn respond(
     backend: Arc<dyn Backend>,
     answer: Answer,
     form: Form,
     tools: Option<Tools>,
-    stream: bool,
+    (begun, stream): (Instant, bool),
 ) -> Response {
-    let begun = Instant::now();
     let model = backend.card().id.clone();
     if !stream {
         return match answer.complete().await {
@@ -373,9 +373,16 @@ fn details(card: &ModelCard) -> Value {
 
 fn entry(app: &App, card: &ModelCard) -> Value {
     json!({
-        "name": card.id, "model": card.id, "modified_at": timestamp(app.started), "size": card.bytes, "digest": "",
+        "name": card.id, "model": card.id, "modified_at": timestamp(app.started), "size": card.bytes, "digest": digest(card),
         "details": details(card),
     })
+}
+
+/// 64 hexadecimal digits that name a model, which clients shorten and compare: they stand for its name and what it consists
+/// of, not for its files, which would take long to read.
+fn digest(card: &ModelCard) -> String {
+    let about = format!("{} {} {} {} {}", card.id, card.family, card.parameters, card.bytes, card.quantization);
+    format!("{:x}", Sha256::digest(about))
 }
 
 /// `GET /api/tags`.

@@ -30,6 +30,36 @@ async fn without_the_key_only_health_and_the_page_are_open() {
     assert!(serde_json::from_str::<Value>(&text).is_ok_and(|reply| reply["error"].is_string()), "{text}");
 }
 
+/// What a browser asks before it sends a page's request, and whether it then hands over the reply.
+#[tokio::test]
+async fn pages_of_other_origins_may_ask_where_they_are_allowed_to() {
+    let settings = Settings {
+        api_keys: vec!["secret".into()],
+        allow_origins: vec!["https://chat.example.org".into()],
+        ..Settings::default()
+    };
+    let server = server_with(Fake::new("x"), settings);
+    for (origin, allowed) in
+        [("https://chat.example.org", true), ("http://localhost:3000", true), ("https://example.org", false)]
+    {
+        let question = Request::options("/v1/chat/completions")
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,content-type")
+            .body(Body::empty());
+        let request = Request::get("/v1/models").header("origin", origin).header("authorization", "Bearer secret");
+        for request in [question.expect("a request"), request.body(Body::empty()).expect("a request")] {
+            let method = request.method().clone();
+            let reply = server.clone().oneshot(request).await.expect("a response");
+            assert_eq!(reply.status(), 200, "{method} {origin}");
+            let named = reply.headers().get("access-control-allow-origin").is_some_and(|named| named == origin);
+            assert_eq!(named, allowed, "{method} {origin}");
+            let headers = reply.headers().get("access-control-allow-headers");
+            assert_eq!(headers.is_some(), method == "OPTIONS", "{method} {origin}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn bodies_are_bounded_in_size_and_depth() {
     let settings = Settings { body_limit: 1000, ..Settings::default() };

@@ -82,6 +82,33 @@ pub(in crate::cpu) fn multiply(
     ));
 }
 
+/// The rows `range` of a product with bf16 weights and activations that were rounded to bf16, `x` `[tokens, cols / 2]` in words
+/// of two values. What a row of it is does not depend on the others.
+///
+/// # Panics
+/// When the columns are not a multiple of 32.
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) fn multiply_pairs(x: &[f32], weight: &[u8], shape: Shape, range: Range<usize>, out: Output) {
+    use crate::cpu::isa::Pairs;
+    /// # Safety
+    /// As [`tiles`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+    unsafe fn kernel(x: &[f32], weight: &[u8], shape: Shape, range: Range<usize>, out: Output) {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let row = tiles::<Pairs, ROWS, true>(x, weight, shape, range.clone(), out);
+            tiles::<Pairs, 1, true>(x, weight, shape, row..range.end, out);
+        }
+    }
+    assert!(shape.format == Format::Bf16 && shape.cols.is_multiple_of(2 * Pairs::N), "whole vectors of bf16");
+    let (words, most) = (shape.cols / 2, 4 * GROUP_CALLS);
+    for first in (0..shape.tokens).step_by(most) {
+        let shape = Shape { tokens: most.min(shape.tokens - first), ..shape };
+        // SAFETY: the CPU multiplies bf16 where products are rounded to it; this task owns the rows.
+        unsafe { kernel(&x[first * words..], weight, shape, range.clone(), Output(out.at(first * shape.rows))) };
+    }
+}
+
 /// As many of the rows `range` as make whole tiles; returns the first that is left. Rows longer than [`CHUNK`] are
 /// multiplied chunk by chunk, some tiles of rows at a time, and the sums of these wait in memory meanwhile.
 ///
@@ -95,26 +122,26 @@ unsafe fn tiles<L: Lanes, const R: usize, const BF16: bool>(
     range: Range<usize>,
     out: Output,
 ) -> usize {
-    let Shape { tokens, cols, .. } = shape;
+    let (tokens, words) = (shape.tokens, shape.cols / L::EACH);
     // calls of `tile` for a tile's tokens
     let calls = tokens / 4 + [0, 1, 1, 2][tokens % 4];
     let end = range.end - range.len() % R;
     assert!(calls <= GROUP_CALLS, "{tokens} tokens are too many to be streamed");
-    let group = R * if cols > CHUNK { (GROUP_CALLS / calls).max(1) } else { 1 };
+    let group = R * if words > CHUNK { (GROUP_CALLS / calls).max(1) } else { 1 };
     // SAFETY: as required of the caller.
     let mut waiting = unsafe { [[[L::splat(0.0); 4]; R]; GROUP_CALLS] };
     for first in (range.start..end).step_by(group) {
         let rows = first..end.min(first + group);
-        for begin in (0..cols).step_by(CHUNK) {
-            let columns = begin..cols.min(begin + CHUNK);
+        for begin in (0..words).step_by(CHUNK) {
+            let columns = begin..words.min(begin + CHUNK);
             for row in rows.clone().step_by(R) {
                 // what is multiplied next
                 let next = match row + R {
                     row if row < rows.end => (row, begin),
-                    _ if columns.end < cols => (rows.start, columns.end),
+                    _ if columns.end < words => (rows.start, columns.end),
                     row => (row, 0),
                 };
-                let next = weight.as_ptr().wrapping_add(next.0 * shape.row_bytes + 2 * next.1);
+                let next = weight.as_ptr().wrapping_add(next.0 * shape.row_bytes + 2 * L::EACH * next.1);
                 let (mut token, mut call) = (0, 0);
                 while token < tokens {
                     let fetch = call * R / calls..(call + 1) * R / calls;
@@ -136,18 +163,18 @@ unsafe fn tiles<L: Lanes, const R: usize, const BF16: bool>(
     end
 }
 
-/// What a call of [`tile`] multiplies: rows and tokens from the first one on, and some columns of them.
+/// What a call of [`tile`] multiplies: rows and tokens from the first one on, and some words of them.
 struct Part {
     row: usize,
     token: usize,
     columns: Range<usize>,
-    /// Where the columns of the next tile lie, which the memory does not send by itself, and which of its rows are to be
+    /// Where the words of the next tile lie, which the memory does not send by itself, and which of its rows are to be
     /// requested.
     next: *const u8,
     fetch: Range<usize>,
 }
 
-/// `R` rows of two bytes a value times `M` tokens, so that what is loaded of one side serves all of the other;
+/// `R` rows of two bytes a value, in words of one or two values, times `M` tokens, so that what is loaded of one side serves all of the other;
 /// returns `M`. The sums begin with those of the columns before, and are written to `out` after the last column.
 ///
 /// # Safety
@@ -161,11 +188,12 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
     waiting: &mut [[L; 4]; R],
     out: Output,
 ) -> usize {
-    let Shape { cols, row_bytes, .. } = shape;
+    let (words, row_bytes) = (shape.cols / L::EACH, shape.row_bytes);
+    let word = 2 * L::EACH;
     let Part { row, token, columns, next, fetch } = part;
-    let x = &x[token * cols..(token + M) * cols];
+    let x = &x[token * words..(token + M) * words];
     let bytes = &weight[row * row_bytes..(row + R) * row_bytes];
-    // SAFETY: `i` counts values, of which the rows and the tokens hold `cols`.
+    // SAFETY: `i` counts words, of which the rows and the tokens hold as many.
     unsafe {
         let mut sums = [[L::splat(0.0); M]; R];
         if columns.start > 0 {
@@ -177,22 +205,22 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
         while i + L::N <= columns.end {
             let mut weights = [L::splat(0.0); R];
             for (r, weights) in weights.iter_mut().enumerate() {
-                *weights = load::<L, BF16>(bytes.as_ptr().add(r * row_bytes + 2 * i));
+                *weights = load::<L, BF16>(bytes.as_ptr().add(r * row_bytes + word * i));
             }
-            if (2 * i).is_multiple_of(64) {
+            if (word * i).is_multiple_of(64) {
                 for row in fetch.clone() {
-                    prefetch(next.wrapping_add(row * row_bytes + 2 * (i - columns.start)));
+                    prefetch(next.wrapping_add(row * row_bytes + word * (i - columns.start)));
                 }
             }
             for t in 0..M {
-                let x = L::load(x.as_ptr().add(t * cols + i));
+                let x = L::load(x.as_ptr().add(t * words + i));
                 for (sums, weights) in sums.iter_mut().zip(weights) {
                     sums[t] = weights.mul_add(x, sums[t]);
                 }
             }
             i += L::N;
         }
-        if columns.end < cols {
+        if columns.end < words {
             for (sums, waiting) in sums.iter().zip(waiting) {
                 waiting[..M].copy_from_slice(sums);
             }
@@ -201,9 +229,8 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
         let out = out.at(token * shape.rows + row);
         for (r, sums) in sums.into_iter().enumerate() {
             for (t, sum) in sums.into_iter().enumerate() {
-                let bytes = &bytes[r * row_bytes..(r + 1) * row_bytes];
-                *out.add(t * shape.rows + r) =
-                    sum.sum() + rest::<BF16>(&bytes[2 * i..], &x[t * cols + i..(t + 1) * cols]);
+                let (bytes, x) = (&bytes[r * row_bytes..(r + 1) * row_bytes], &x[t * words..(t + 1) * words]);
+                *out.add(t * shape.rows + r) = sum.sum() + rest::<BF16>(&bytes[word * i..], &x[i..]);
             }
         }
     }
@@ -293,11 +320,17 @@ unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
 }
 
 /// # Safety
-/// `L::N` values must be readable.
+/// `L::N` values, or words of two, must be readable.
 #[inline(always)]
 unsafe fn load<L: Lanes, const BF16: bool>(from: *const u8) -> L {
     // SAFETY: as required of the caller.
-    unsafe { if BF16 { L::load_bf16(from) } else { L::load_f16(from) } }
+    unsafe {
+        match L::EACH {
+            2 => L::load(from.cast()),
+            _ if BF16 => L::load_bf16(from),
+            _ => L::load_f16(from),
+        }
+    }
 }
 
 /// What the lanes leave of a row, times as many activations.
