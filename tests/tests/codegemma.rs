@@ -14,9 +14,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// At least this part of the held-out holes in files of one function must be filled exactly, in either order.
-const RIGHT: [(Order, f64); 2] = [(Order::Psm, 0.8), (Order::Spm, 0.77)];
+const RIGHT: [(Order, f64); 2] = [(Order::Psm, 0.9), (Order::Spm, 0.9)];
 /// At least this part of those in files of three to six functions.
-const RIGHT_IN_LONG_FILES: [(Order, f64); 2] = [(Order::Psm, 0.3), (Order::Spm, 0.57)];
+const RIGHT_IN_LONG_FILES: [(Order, f64); 2] = [(Order::Psm, 0.7), (Order::Spm, 0.7)];
 
 /// The backends compiled in, each with a device, and how many times a lengthy thing is tried on it: a software graphics
 /// driver takes a second for what a CPU does in a hundredth.
@@ -362,9 +362,8 @@ fn drafts_change_no_byte_of_two_hundred_texts() {
 #[test]
 fn alternatives_share_one_reading_of_the_prompt() {
     let model = demo();
-    let function = &held_out_functions(1, 5)[0];
-    let middle = function.text.len() / 2;
-    let infill = Infill::new(&function.text[..middle], "");
+    // any function may come here
+    let infill = Infill::new("def ", "");
     let options = InfillOptions {
         generate: GenerateOptions { seed: Some(1), ..GenerateOptions::greedy(24) },
         ..InfillOptions::default()

@@ -149,6 +149,8 @@ fn every_protocol_is_answered_by_the_built_in_models() {
         &json!({"prompt": BEFORE, "suffix": AFTER, "stream": false, "options": {"num_predict": 16, "temperature": 0}}),
     );
     assert_eq!(ollama["response"].as_str().map(str::trim_end), Some(MIDDLE), "{ollama}");
+    let nanoseconds = |field: &str| ollama[field].as_u64().expect("a number");
+    assert!(nanoseconds("total_duration") >= nanoseconds("prompt_eval_duration") + nanoseconds("eval_duration"));
     let warm = json!({"input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0, "samplers": [], "response_fields": [""]});
     assert_eq!(server.post("/infill", &warm), json!({}));
 

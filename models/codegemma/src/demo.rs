@@ -19,8 +19,8 @@ const FILES: [(&str, &[u8]); 6] = [
 ];
 
 /// Opens the demo model: a tiny network of CodeGemma's architecture that this repository trained on programs it made up.
-/// It fills holes in Python, JavaScript and Rust functions about sums, searches and lists, and with less success in files of
-/// several; it needs no file and no network.
+/// It fills holes in Python, JavaScript and Rust files of functions about sums, searches and lists; it needs no file and no
+/// network.
 ///
 /// # Errors
 /// Only when the device fails.

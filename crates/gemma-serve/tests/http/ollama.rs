@@ -65,9 +65,6 @@ async fn the_rest_of_the_api_is_there() {
         let digest = get(&server, path).await["models"][0]["digest"].as_str().expect("a text").to_owned();
         assert!(digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()), "{digest}");
     }
-    let answer = post(&server, "/api/generate", json!({"prompt": "a", "stream": false})).await;
-    let nanoseconds = |field: &str| answer[field].as_u64().expect("a number");
-    assert!(nanoseconds("total_duration") >= nanoseconds("prompt_eval_duration") + nanoseconds("eval_duration"));
     // Copilot in VS Code takes no server before 0.6.4
     let version = get(&server, "/api/version").await["version"].as_str().expect("a text").to_owned();
     let numbers: Vec<u32> = version.split('.').map(|part| part.parse().expect("a number")).collect();
