@@ -65,18 +65,19 @@ pub(crate) fn linear(
             let finely = activations == ActivationPrecision::Int16OrBf16;
             crate::cpu::gemm::int8::multiply(isa, x, weight, shape, finely, output);
         }
-        Kernel::GemvF32 => {
-            let alone = arithmetic.batch_invariant;
-            with_distance(shape.format, weight.len(), || {
-                streams(shape, |range| gemv_float::multiply(isa, x, weight, shape, alone, range, output));
-            });
-        }
+        Kernel::GemvF32 => gemv_f32(isa, arithmetic, x, weight, shape, output),
         #[cfg(target_arch = "x86_64")]
         Kernel::GemvBf16 => {
             let mut words = Buffer::<f32>::zeroed(x.len() / 2);
             // SAFETY: the ISA says that the CPU has the instructions.
             unsafe { crate::cpu::bf16::pair(x, &mut words) };
-            streams(shape, |range| gemv_float::multiply_pairs(&words, weight, shape, range, output));
+            if shape.tokens > STREAMED_TOKENS && !arithmetic.batch_invariant {
+                streams(shape, |range| gemv_float::multiply_pairs(&words, weight, shape, range, output));
+            } else {
+                // few rows wait for the memory, and the kernel of f32 streams best
+                let rounded: Vec<f32> = words.iter().copied().flat_map(crate::cpu::bf16::values).collect();
+                gemv_f32(isa, arithmetic, &rounded, weight, shape, output);
+            }
         }
         Kernel::GemvInt => {
             let x = gemv_int8::prepare(isa, x, shape, activations);
@@ -85,6 +86,13 @@ pub(crate) fn linear(
             });
         }
     }
+}
+
+/// Rows streamed, activations in f32.
+fn gemv_f32(isa: Isa, arithmetic: Arithmetic, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
+    with_distance(shape.format, weight.len(), || {
+        streams(shape, |range| gemv_float::multiply(isa, x, weight, shape, arithmetic.batch_invariant, range, out));
+    });
 }
 
 /// The ways to multiply.

@@ -6,7 +6,7 @@
 //! them.
 
 use crate::Format;
-use crate::cpu::bf16::pair;
+use crate::cpu::bf16::{pair, values};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::panel::{DEPTH, Unit};
 use crate::cpu::gemm::tile::{AHEAD_STEP, Ahead, Left, Right, Sums};
@@ -15,7 +15,7 @@ use crate::cpu::output::Output;
 use crate::cpu::pool;
 use crate::cpu::shape::Shape;
 use crate::cpu::sub_blocks::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
-use half::{bf16, f16};
+use half::f16;
 use std::arch::x86_64::{__m512, __m512bh, _mm512_cvtne2ps_pbh, _mm512_storeu_ps};
 
 /// Rows of a register tile: two sums, of a part and of all, for each row and vector, and the two vectors.
@@ -250,17 +250,8 @@ pub(super) fn with_sums(x: &[f32], shape: Shape, part: usize) -> Buffer<f32> {
             let (words, sum) = to.split_at_mut(part);
             // SAFETY: the CPU has the instructions, as with all that is multiplied here.
             unsafe { pair(values, words) };
-            sum[0] = words
-                .iter()
-                .map(|word| word.to_bits())
-                .map(|word| value(word as u16) + value((word >> 16) as u16))
-                .sum();
+            sum[0] = words.iter().copied().map(values).map(|[first, second]| first + second).sum();
         }
     });
     with_sums
-}
-
-/// A bf16 value.
-fn value(bits: u16) -> f32 {
-    bf16::from_bits(bits).to_f32()
 }

@@ -83,7 +83,7 @@ pub(in crate::cpu) fn multiply(
 }
 
 /// The rows `range` of a product with bf16 weights and activations that were rounded to bf16, `x` `[tokens, cols / 2]` in words
-/// of two values. What a row of it is does not depend on the others.
+/// of two values.
 ///
 /// # Panics
 /// When the columns are not a multiple of 32.
@@ -101,12 +101,8 @@ pub(in crate::cpu) fn multiply_pairs(x: &[f32], weight: &[u8], shape: Shape, ran
         }
     }
     assert!(shape.format == Format::Bf16 && shape.cols.is_multiple_of(2 * Pairs::N), "whole vectors of bf16");
-    let (words, most) = (shape.cols / 2, 4 * GROUP_CALLS);
-    for first in (0..shape.tokens).step_by(most) {
-        let shape = Shape { tokens: most.min(shape.tokens - first), ..shape };
-        // SAFETY: the CPU multiplies bf16 where products are rounded to it; this task owns the rows.
-        unsafe { kernel(&x[first * words..], weight, shape, range.clone(), Output(out.at(first * shape.rows))) };
-    }
+    // SAFETY: the CPU multiplies bf16 where products are rounded to it; this task owns the rows.
+    unsafe { kernel(x, weight, shape, range, out) };
 }
 
 /// As many of the rows `range` as make whole tiles; returns the first that is left. Rows longer than [`CHUNK`] are
