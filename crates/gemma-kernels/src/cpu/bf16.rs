@@ -76,7 +76,7 @@ pub(in crate::cpu) fn pair(values: &[f32], words: &mut [f32]) {
 }
 
 /// The two values of a word.
-pub(in crate::cpu) fn values(word: f32) -> [f32; 2] {
+pub(in crate::cpu) fn of_word(word: f32) -> [f32; 2] {
     let bits = word.to_bits();
     [bits << 16, bits & 0xffff_0000].map(f32::from_bits)
 }

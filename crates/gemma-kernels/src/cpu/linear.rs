@@ -75,7 +75,7 @@ pub(crate) fn linear(
                 streams(shape, |range| gemv_float::multiply_pairs(&words, weight, shape, range, output));
             } else {
                 // few rows wait for the memory, and the kernel of f32 streams best
-                let rounded: Vec<f32> = words.iter().copied().flat_map(crate::cpu::bf16::values).collect();
+                let rounded: Vec<f32> = words.iter().copied().flat_map(crate::cpu::bf16::of_word).collect();
                 gemv_f32(isa, arithmetic, &rounded, weight, shape, output);
             }
         }

@@ -6,7 +6,7 @@
 //! them.
 
 use crate::Format;
-use crate::cpu::bf16::{pair, values};
+use crate::cpu::bf16::{of_word, pair};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::panel::{DEPTH, Unit};
 use crate::cpu::gemm::tile::{AHEAD_STEP, Ahead, Left, Right, Sums};
@@ -250,7 +250,7 @@ pub(super) fn with_sums(x: &[f32], shape: Shape, part: usize) -> Buffer<f32> {
             let (words, sum) = to.split_at_mut(part);
             // SAFETY: the CPU has the instructions, as with all that is multiplied here.
             unsafe { pair(values, words) };
-            sum[0] = words.iter().copied().map(values).map(|[first, second]| first + second).sum();
+            sum[0] = words.iter().copied().map(of_word).map(|[first, second]| first + second).sum();
         }
     });
     with_sums
