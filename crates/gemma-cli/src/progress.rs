@@ -31,6 +31,13 @@ pub(crate) fn tasks(what: &'static str, total: usize) -> ProgressBar {
     bar
 }
 
+/// A bar that counts texts.
+pub(crate) fn texts(what: &'static str, total: usize) -> ProgressBar {
+    let bar = bar(what, "{pos}/{len} texts (left: {eta})");
+    bar.set_length(total as u64);
+    bar
+}
+
 /// A bar that counts the steps of a training, of which some are done already.
 pub(crate) fn steps(total: usize, done: usize) -> ProgressBar {
     let bar = bar("training", "step {pos}/{len}  {msg}  (left: {eta})");

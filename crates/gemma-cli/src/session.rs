@@ -170,6 +170,12 @@ impl Found {
     }
 
     fn open_with(self, on_load: OnLoad<'_>) -> Result<Opened<AutoModel>> {
+        if self.found.is_embedding()? {
+            bail!(
+                "{} is an EmbeddingGemma, which makes vectors and no text; use it with `gemma embed`",
+                self.found.name()
+            );
+        }
         let device = device(&self.compute)?;
         let model = with_bar("loading", |on_progress| {
             self.found.open_with(&self.options, &device, &mut |progress| {

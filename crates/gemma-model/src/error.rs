@@ -3,6 +3,9 @@
 use std::fmt::Display;
 use std::path::PathBuf;
 
+/// The families that are computed.
+const RUNS: &str = "Gemma 1, 2 and 3, CodeGemma, PaliGemma 1 and 2, RecurrentGemma, EmbeddingGemma and ShieldGemma";
+
 /// A text of somebody else in a message: one line of at most sixty letters.
 pub(crate) fn shortened(text: &str) -> String {
     const MOST: usize = 60;
@@ -106,6 +109,12 @@ pub enum Error {
         name: String,
         /// What it must name.
         expected: &'static str,
+    },
+    /// The checkpoint belongs to a network of the Gemma family that nothing here computes yet.
+    #[error("config.json: this is a {family} model, which is not computed yet; {RUNS} are")]
+    NotYet {
+        /// The family, such as Gemma 4.
+        family: String,
     },
     /// A model with adapters beside its weights.
     #[error("a model with LoRA adapters is not saved as a folder; merge them into its weights with `gemma merge`")]

@@ -334,16 +334,23 @@ pub fn read_tokenizer(checkpoint: &Checkpoint, family: Family) -> Result<Option<
 /// # Errors
 /// When a file cannot be read, or the template is beyond the limits of what is read.
 pub fn read_chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error> {
-    let template = match checkpoint.file("chat_template.jinja")? {
-        Some(source) => Some(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source))),
-        None => checkpoint.file("tokenizer_config.json")?.and_then(|json| ChatTemplate::from_tokenizer_config(&json)),
-    };
-    let template = template.unwrap_or_else(ChatTemplate::builtin);
+    let template = own_chat_template(checkpoint)?.unwrap_or_else(ChatTemplate::builtin);
     match template.check() {
         Err(error @ gemma_tokenizer::Error::TemplateLimit { .. }) => Err(error.into()),
         // what else is wrong with it matters to conversations alone
         _ => Ok(template),
     }
+}
+
+/// The chat template that a checkpoint comes with; instruction-tuned ones have one.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn own_chat_template(checkpoint: &Checkpoint) -> Result<Option<ChatTemplate>, Error> {
+    Ok(match checkpoint.file("chat_template.jinja")? {
+        Some(source) => Some(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source))),
+        None => checkpoint.file("tokenizer_config.json")?.and_then(|json| ChatTemplate::from_tokenizer_config(&json)),
+    })
 }
 
 /// What ends an answer: what either configuration names, and the end of a turn, which instruction-tuned checkpoints say

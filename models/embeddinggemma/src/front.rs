@@ -93,21 +93,19 @@ impl EmbeddingGemma {
         progress: OnLoad<'_>,
         change: impl Adapt,
     ) -> Result<Self, Error> {
-        let text = decoder_config(checkpoint)?;
-        let (checkpoint, modules) = with_dense_layers(checkpoint)?;
-        let max_tokens = modules.max_tokens.unwrap_or(MAX_TOKENS).min(text.context);
-        let dense: Vec<[usize; 2]> = modules.dense.iter().map(|(_, sizes)| *sizes).collect();
-        let config = EmbeddingConfig { text, dense, max_tokens };
-        let mut width = config.text.hidden_size;
-        for [outputs, inputs] in &config.dense {
-            if *inputs != width {
-                return Err(gemma_model::fields::invalid("in_features", inputs, "the size of what comes before").into());
-            }
-            width = *outputs;
-        }
+        let (checkpoint, config, modules) = described(checkpoint)?;
         let tokenizer = read_tokenizer(&checkpoint, Decoder::FAMILY)?;
         let network = EmbeddingNetwork::open(&checkpoint, &config, options, device, progress, change)?;
         Ok(Self { network, tokenizer, prompts: modules.prompts })
+    }
+
+    /// What is known of a checkpoint without reading its weights: itself with the tensors of its dense layers, and its
+    /// sizes.
+    ///
+    /// # Errors
+    /// As [`EmbeddingGemma::load`].
+    pub fn describe(checkpoint: &Checkpoint) -> Result<(Checkpoint, EmbeddingConfig), Error> {
+        described(checkpoint).map(|(checkpoint, config, _)| (checkpoint, config))
     }
 
     /// The network.
@@ -254,6 +252,23 @@ impl EmbeddingGemma {
         }
         Ok(Some(found))
     }
+}
+
+/// The checkpoint with the weights of its dense layers, its sizes, and what is said of its modules.
+fn described(checkpoint: &Checkpoint) -> Result<(Checkpoint, EmbeddingConfig, Modules), Error> {
+    let text = decoder_config(checkpoint)?;
+    let (checkpoint, modules) = with_dense_layers(checkpoint)?;
+    let max_tokens = modules.max_tokens.unwrap_or(MAX_TOKENS).min(text.context);
+    let dense: Vec<[usize; 2]> = modules.dense.iter().map(|(_, sizes)| *sizes).collect();
+    let config = EmbeddingConfig { text, dense, max_tokens };
+    let mut width = config.text.hidden_size;
+    for [outputs, inputs] in &config.dense {
+        if *inputs != width {
+            return Err(gemma_model::fields::invalid("in_features", inputs, "the size of what comes before").into());
+        }
+        width = *outputs;
+    }
+    Ok((checkpoint, config, modules))
 }
 
 /// The configuration of the layers, which must see both ways.

@@ -60,7 +60,17 @@ pub(crate) fn run(args: &Batch) -> Result<Ending> {
     };
     let to_stdout = args.out == Path::new("-");
     let summary = match to_stdout {
-        true => runtime.block_on(batch::run_to(app, requests, std::io::stdout(), 2 * parallel, on_answer))?,
+        true => {
+            let written = batch::run_to(app, requests, std::io::stdout(), 2 * parallel, on_answer);
+            match runtime.block_on(written) {
+                Err(batch::BatchError::File { action: "write", cause, .. })
+                    if cause.kind() == std::io::ErrorKind::BrokenPipe =>
+                {
+                    return Err(output::Closed.into());
+                }
+                other => other?,
+            }
+        }
         false => runtime.block_on(batch::run(app, requests, &args.out, 2 * parallel, on_answer))?,
     };
     bar.finish_and_clear();
