@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use codegemma::CodeGemma;
 use gemma_auto::{Architecture, AutoModel, Device, EmbeddingGemma, Family, LoadOptions, Progress, Speculate};
 use gemma_generate::CausalModel;
-use gemma_model::OnLoad;
+use gemma_model::{OnLoad, own_chat_template};
 use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer};
 use gemma_weights::{HubId, HubOptions};
 use paligemma::PaliGemma;
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{
     args::{self, Compute},
-    progress,
+    output, progress,
 };
 
 /// The hub's settings: the environment's, and what was typed.
@@ -132,6 +132,17 @@ impl Found {
     pub(crate) fn with_template(mut self, template: Option<ChatTemplate>) -> Self {
         self.options.chat_template = template.or(self.options.chat_template);
         self
+    }
+
+    /// Says that a checkpoint comes without a chat template, where it does: base models do, and were not trained to answer.
+    pub(crate) fn note_missing_template(&self) -> Result<()> {
+        if self.found.path().is_some() && own_chat_template(&*self.found.checkpoint()?)?.is_none() {
+            output::complain(
+                "note: this model has no chat template, so it may be a base model, which continues texts and was not trained \
+                 to answer; Gemma's own format is used (--template names another)",
+            );
+        }
+        Ok(())
     }
 
     /// The device that computes.

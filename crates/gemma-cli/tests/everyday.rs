@@ -519,7 +519,9 @@ fn other_files_are_shown_in_the_order_given() {
     let (b, a) = (folder.write("b.py", "B = 1\n"), folder.write("a.js", "A = 1\n"));
     let shown = |files: &[&str]| {
         let mut command = gemma(["infill", &main, "--at", "1", "--show-prompt"]);
-        files.iter().for_each(|file| drop(command.args(["--context", file])));
+        for file in files {
+            command.args(["--context", file]);
+        }
         printed(&mut command)
     };
     let place = |prompt: &str, text: &str| prompt.find(text).expect("shown");

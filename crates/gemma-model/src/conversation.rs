@@ -85,7 +85,7 @@ pub struct Conversation<'m, N: Network, A = TextOnly> {
     options: GenerateOptions,
     /// How turns become a prompt.
     template: ChatTemplate,
-    /// Standing instructions, which are never forgotten.
+    /// The system prompt, which is never forgotten.
     system: Option<Turn>,
     turns: Vec<Turn>,
     /// The sequence of `turns`; `None` when it has to begin anew.
@@ -147,14 +147,14 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         self
     }
 
-    /// The same conversation under standing instructions, which stay when older turns are forgotten. Where the model's
-    /// format has no system turn, they stand in front of the first question.
+    /// The same conversation under a system prompt, which stays when older turns are forgotten. Where the model's
+    /// format has no system turn, it stands in front of the first question.
     pub fn with_system(mut self, text: impl Into<String>) -> Self {
         self.set_system(Some(text.into()));
         self
     }
 
-    /// Changes the standing instructions, or takes them away; what was said stays.
+    /// Changes the system prompt, or takes it away; what was said stays.
     pub fn set_system(&mut self, text: Option<String>) {
         self.system = text.map(Turn::system);
         self.sequence = None;
@@ -456,7 +456,7 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         Some(turn)
     }
 
-    /// Forgets everything but the standing instructions.
+    /// Forgets everything but the system prompt.
     pub fn reset(&mut self) {
         self.turns.clear();
         self.attachments.drain(0..self.attachments.len());

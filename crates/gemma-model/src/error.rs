@@ -123,7 +123,9 @@ pub enum Error {
     #[error("target_modules names no projection of the model; name q_proj, v_proj, up_proj or another one")]
     NoTargets,
     /// An adapter that changes the output head, beside whose factors no loss is computed.
-    #[error("the adapter has factors for lm_head, with which nothing is trained here; merge it first (`gemma merge`)")]
+    #[error(
+        "the adapter has LoRA matrices for lm_head, with which nothing is trained here; merge it first (`gemma merge`)"
+    )]
     HeadFactors,
     /// Quantized matrices have no place in a safetensors folder.
     #[error("a model held in {format} cannot be saved as a folder; load it with --precision bf16 or f32 and save that")]

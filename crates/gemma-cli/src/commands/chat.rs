@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use gemma_auto::{AutoModel, with_model};
-use gemma_model::{Answered, Attachments, Conversation, Model, Network, own_chat_template};
+use gemma_model::{Answered, Attachments, Conversation, Model, Network};
 use gemma_tokenizer::Turn;
 use rustyline::{DefaultEditor, error::ReadlineError};
 
@@ -112,14 +112,8 @@ pub(crate) fn run(args: &Chat) -> Result<Ending> {
     let (constraint, context) = (args.form.read()?, args.context.map(NonZeroUsize::get));
     let speculate = args.speculative.open(&args.model.compute, args.model.offline)?;
     let found = session::find(&args.model)?;
-    if template.is_none()
-        && found.inner().path().is_some()
-        && own_chat_template(&*found.inner().checkpoint()?)?.is_none()
-    {
-        output::complain(
-            "note: this model has no chat template, so it may be a base model, which continues texts and was not trained to \
-             answer; Gemma's own format is used (--template names another)",
-        );
+    if template.is_none() {
+        found.note_missing_template()?;
     }
     let opened = found.speculating(speculate).with_template(template).open()?;
     let options = with_model!(&opened.model, model => with_breakers(options, model.tokenizer().ok()));

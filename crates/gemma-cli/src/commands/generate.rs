@@ -215,6 +215,9 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     if !images.is_empty() && !matches!(found.architecture()?, Architecture::PaliGemma | Architecture::Gemma3) {
         bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
     }
+    if args.chat && template.is_none() {
+        found.note_missing_template()?;
+    }
     let speculate = args.speculative.open(&args.model.compute, args.model.offline)?;
     let Opened { model, seconds: load_seconds } = found.speculating(speculate).with_template(template).open()?;
     let given = match given {
