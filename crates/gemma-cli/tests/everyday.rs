@@ -673,3 +673,28 @@ fn a_batch_ends_quietly_when_nobody_reads_it() {
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
 }
+
+#[test]
+fn a_model_without_a_chat_template_is_noted_once() {
+    let folder = Folder::with_demo();
+    let name = folder.name("");
+    let noted = |arguments: &[&str]| {
+        text(&chat(arguments, "What is 2 plus 3?\nAnd plus 1?\n").stderr).matches("no chat template").count()
+    };
+    assert_eq!((noted(&[]), noted(&["-m", &name])), (0, 0));
+    // whichever of the two files has it
+    let _ = fs::remove_file(folder.path("chat_template.jinja"));
+    let config = folder.path("tokenizer_config.json");
+    if let Ok(bytes) = fs::read(&config) {
+        let mut content: Value = serde_json::from_slice(&bytes).expect("JSON");
+        content.as_object_mut().expect("an object").remove("chat_template");
+        fs::write(&config, content.to_string()).expect("written");
+    }
+    assert_eq!((noted(&["-m", &name]), noted(&["-m", &name, "--template", "builtin"])), (1, 0));
+    let said = run(&mut gemma(["generate", "-m", &name, "--chat", "What is 2 plus 3?", "-n", "4"]));
+    assert!(text(&said.stderr).contains("no chat template"), "{}", text(&said.stderr));
+    let warned = run(&mut gemma(["moderate", "-m", &name, "a text"]));
+    assert!(
+        text(&warned.stderr).contains("only a ShieldGemma judges") || text(&warned.stderr).contains("mean nothing")
+    );
+}
