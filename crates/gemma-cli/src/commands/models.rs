@@ -172,7 +172,7 @@ pub(crate) fn run(args: &Models) -> Result<Ending> {
     }
     if !chosen.is_empty() {
         output::line(table(&chosen, available)?)?;
-        output::line(footer(&chosen, args, available))?;
+        output::line(footer(&chosen, args.all || filter.is_some(), available))?;
     }
     if !others.is_empty() {
         let mut table = output::Table::new(["also in the cache", "size"]);
@@ -264,7 +264,8 @@ fn fits(footprint: &Footprint, available: Option<u64>) -> &'static str {
     fitting.map_or("no", |precision| precision.name())
 }
 
-fn footer(releases: &[&Release], args: &Models, available: Option<u64>) -> String {
+/// `whole`: whether nothing more would be listed with --all.
+fn footer(releases: &[&Release], whole: bool, available: Option<u64>) -> String {
     let memory =
         available.map_or("an unknown amount of memory".to_owned(), |bytes| output::bytes(bytes) + " of memory");
     let mut text = format!(
@@ -277,7 +278,7 @@ fn footer(releases: &[&Release], args: &Models, available: Option<u64>) -> Strin
     text += if listed(Variant::Mix) { ", mix does many image tasks" } else { "" };
     text += if listed(Variant::FineTuned) { ", ft is tuned for one task." } else { "." };
     text += &format!(" Licence: {} ({}); of MedGemma: {}.", LICENCE.name, LICENCE.url, HEALTH_LICENCE.name);
-    if !args.all && args.filter.is_none() {
+    if !whole {
         text += "\n`gemma models --all` adds checkpoints tuned for one task; `gemma pull ID` downloads one.";
     }
     text
