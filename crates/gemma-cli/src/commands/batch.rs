@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Batch) -> Result<Ending> {
     let piped = if args.requests == Path::new("-") { Some(put_down(&mut std::io::stdin().lock())?) } else { None };
     let requests = piped.as_ref().map_or(&*args.requests, NamedTempFile::path);
     let backend = args.engine.backend()?;
-    let bar = progress::tasks("answering", 0);
+    let bar = progress::count("answering", "requests", 0);
     let app = App::new(vec![backend], settings);
     let on_answer = |summary: &batch::BatchSummary| {
         progress::set(&bar, (summary.skipped + summary.answered) as u64, summary.requests as u64);

@@ -169,7 +169,7 @@ fn tokens(model: &EmbeddingGemma, task: &str, Text { text, title }: &Text) -> Re
 }
 
 fn print(args: &Embed, model: &EmbeddingGemma, rows: &[Vec<TokenId>], options: EmbedOptions) -> Result<Ending> {
-    let (bar, watch) = (progress::texts("embedding", rows.len()), interrupt::watch());
+    let (bar, watch) = (progress::count("embedding", "texts", rows.len()), interrupt::watch());
     let found = model.embed_tokens_with(rows, options, &mut |done, _| {
         bar.set_position(done as u64);
         !watch.pressed()
@@ -329,7 +329,7 @@ fn write(
         "model": args.model.model, "dimensions": dimensions, "rows": rows.len(), "digest": format!("{digest:016x}"),
     });
     let mut partial = Partial::open(out, &about.to_string(), dimensions)?;
-    let (bar, watch) = (progress::texts("embedding", rows.len()), interrupt::watch());
+    let (bar, watch) = (progress::count("embedding", "texts", rows.len()), interrupt::watch());
     while partial.rows < rows.len() {
         let first = partial.rows;
         let part = &rows[first..(first + ROWS_PER_WRITE).min(rows.len())];

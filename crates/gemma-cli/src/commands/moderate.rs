@@ -152,7 +152,7 @@ fn judge<N: Network>(
             prompts
         }
     };
-    let bar = progress::texts("judging", prompts.len());
+    let bar = progress::count("judging", "verdicts", prompts.len());
     let mut violates = Vec::with_capacity(prompts.len());
     for prompt in &prompts {
         violates.extend(judge_tokens(model.network(), std::slice::from_ref(prompt), answers)?);
@@ -168,7 +168,7 @@ fn judge_images(args: &Moderate, images: &[Image], guidelines: &[Guideline], mod
         Some(answers) => answers,
         None => yes_and_no(model.tokenizer()?)?,
     };
-    let bar = progress::tasks("judging", images.len() * guidelines.len());
+    let bar = progress::count("judging", "verdicts", images.len() * guidelines.len());
     let (mut violates, mut asked) = (Vec::new(), Vec::new());
     for (image, file) in images.iter().zip(&args.image) {
         let encoded = model.encode_image(image);
