@@ -57,9 +57,13 @@ pub enum Error {
     },
     /// A text was asked for, and the checkpoint has no tokenizer.
     #[error(
-        "the model folder has neither tokenizer.json nor tokenizer.model; take one from the model's repository, or give token numbers"
+        "{} has neither tokenizer.json nor tokenizer.model; take one from the model's repository, or give token numbers",
+        path.as_deref().map_or("the model".into(), std::path::Path::to_string_lossy)
     )]
-    NoTokenizer,
+    NoTokenizer {
+        /// The folder or file that the model was opened from.
+        path: Option<PathBuf>,
+    },
     /// A folder lacks a file that a model needs.
     #[error("{}: {file} is missing; a model folder holds config.json, the weights and a tokenizer", folder.display())]
     MissingFile {

@@ -1,6 +1,6 @@
 //! The front door: a tokenizer, a network, and what belongs to them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gemma::{Decoder, DecoderConfig, Network};
 use gemma_backend::Device;
@@ -35,6 +35,8 @@ pub struct EmbeddingGemma {
     network: EmbeddingNetwork,
     tokenizer: Option<Tokenizer>,
     prompts: std::collections::BTreeMap<String, String>,
+    /// The folder or file that it was opened from, for messages.
+    path: Option<PathBuf>,
 }
 
 impl EmbeddingGemma {
@@ -93,10 +95,11 @@ impl EmbeddingGemma {
         progress: OnLoad<'_>,
         change: impl Adapt,
     ) -> Result<Self, Error> {
+        let path = checkpoint.path().map(Path::to_owned);
         let (checkpoint, config, modules) = described(checkpoint)?;
         let tokenizer = read_tokenizer(&checkpoint, Decoder::FAMILY)?;
         let network = EmbeddingNetwork::open(&checkpoint, &config, options, device, progress, change)?;
-        Ok(Self { network, tokenizer, prompts: modules.prompts })
+        Ok(Self { network, tokenizer, prompts: modules.prompts, path })
     }
 
     /// What is known of a checkpoint without reading its weights: itself with the tensors of its dense layers, and its
@@ -123,7 +126,7 @@ impl EmbeddingGemma {
     /// # Errors
     /// When the checkpoint came without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        Ok(self.tokenizer.as_ref().ok_or(gemma_model::Error::NoTokenizer)?)
+        Ok(self.tokenizer.as_ref().ok_or_else(|| gemma_model::Error::NoTokenizer { path: self.path.clone() })?)
     }
 
     /// The prefix that the model's folder gives for a name, such as `STS` or `Retrieval-query`.

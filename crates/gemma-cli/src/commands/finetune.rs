@@ -211,8 +211,8 @@ fn keeping(
         ("--clip", args.clip.to_string()),
         ("--pack", options.pack_tokens.to_string()),
         ("--beta and --scale", format!("{} and {}", args.beta, args.scale)),
-        ("the digest of --data", data.to_owned()),
-        ("the digest of the model", model.to_owned()),
+        ("the data", data.to_owned()),
+        ("the model", model.to_owned()),
     ];
     let run = settings.map(|(name, value)| format!("{name}: {value}")).join("\n");
     Keeping { folder: args.out.clone(), every: args.save_every.get(), adapter: config, run }
