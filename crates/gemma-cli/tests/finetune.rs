@@ -484,7 +484,7 @@ fn mistakes_are_named() {
     let folder = temporary();
     for (more, word) in [
         (&["--target", "nothing_proj"][..], "projection"),
-        (&["--learning-rate", "-1"], "learning_rate is -1"),
+        (&["--learning-rate", "-1"], "--learning-rate is -1"),
         (&["--rank", "0"], "from 1 to"),
         (&["--alpha", "nan"], "must be a number"),
         (&["--eval", "/nonexistent.jsonl"], "/nonexistent.jsonl"),

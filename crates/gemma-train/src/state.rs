@@ -21,7 +21,7 @@ const RUN: &str = "run";
 
 impl<M: BlockStack + Module> Trainer<M> {
     /// Writes parameters, optimizer and step into one file, which appears complete or not at all. `run` describes the data
-    /// and the settings, a line `name: value` each; only a training with the same description resumes from the file, but
+    /// and the settings, a line `name: value` each, where the name of a setting is a flag and that of a digest is none; only a training with the same description resumes from the file, but
     /// that [`STEPS_SETTING`] may be larger.
     ///
     /// # Errors
@@ -106,9 +106,19 @@ fn other_training(before: &str, now: &str) -> Option<String> {
             let steps = |text: &str| text.parse::<usize>().unwrap_or(0);
             name != STEPS_SETTING || steps(now) < steps(before)
         });
-    let told: Vec<String> =
-        differing.map(|((name, before), (_, now))| format!("{name} was {before} and is {now}")).collect();
-    (!told.is_empty()).then(|| format!("it belongs to a training with other settings ({})", told.join(", ")))
+    // what is no flag is a digest, and may follow from a flag
+    let (flags, digests): (Vec<_>, Vec<_>) = differing.partition(|((name, _), _)| name.starts_with("--"));
+    let told: Vec<String> = match flags.is_empty() {
+        true => digests.into_iter().map(|((name, _), _)| format!("{name} is another")).collect(),
+        false => {
+            let told = |((name, before), (_, now)): (&(String, String), &(String, String))| {
+                format!("{name} was {before} and is {now}")
+            };
+            flags.into_iter().map(told).collect()
+        }
+    };
+    (!told.is_empty())
+        .then(|| format!("it belongs to a training with other data or other settings ({})", told.join(", ")))
 }
 
 #[cfg(test)]
@@ -117,12 +127,13 @@ mod tests {
 
     #[test]
     fn what_differs_is_named_and_more_steps_are_the_same_training() {
-        let run = |steps: usize, rank: usize| format!("--steps: {steps}\n--rank: {rank}");
+        let run = |steps: usize, rank: usize| format!("--steps: {steps}\n--rank: {rank}\nthe model: {rank}");
         assert_eq!(other_training(&run(60, 8), &run(60, 8)), None);
         assert_eq!(other_training(&run(60, 8), &run(100, 8)), None);
         let said = |now: &str| other_training(&run(60, 8), now).expect("another training");
         assert!(said(&run(40, 8)).contains("(--steps was 60 and is 40)"));
         assert!(said(&run(100, 16)).contains("(--rank was 8 and is 16)"));
+        assert!(said("--steps: 60\n--rank: 8\nthe model: 9").contains("(the model is another)"));
         assert!(said("lora 8 seed 0").contains("other data or other settings"));
     }
 }
