@@ -21,8 +21,8 @@ const RUN: &str = "run";
 
 impl<M: BlockStack + Module> Trainer<M> {
     /// Writes parameters, optimizer and step into one file, which appears complete or not at all. `run` describes the data
-    /// and the settings, a line `name: value` each, where the name of a setting is a flag and that of a digest is none; only a training with the same description resumes from the file, but
-    /// that [`STEPS_SETTING`] may be larger.
+    /// and the settings, a line `name: value` each, where the name of a setting is a flag and that of a digest is none. Only a
+    /// training with the same description resumes from the file, but that [`STEPS_SETTING`] may be larger.
     ///
     /// # Errors
     /// When the file cannot be written; what was there is then as it was.
