@@ -211,7 +211,8 @@ impl Found {
         on_progress: OnProgress<'_>,
     ) -> Result<EmbeddingGemma, Error> {
         let mut progress = |done, total| on_progress(Progress::Load { done, total });
-        Ok(EmbeddingGemma::from_checkpoint_with(&*self.checkpoint()?, options, device, &mut progress)?)
+        let opened = EmbeddingGemma::from_checkpoint_with(&*self.checkpoint()?, options, device, &mut progress);
+        self.with_file(opened.map_err(Error::from))
     }
 
     /// Loads the model.
@@ -248,8 +249,12 @@ impl Found {
         };
         let mut progress = |done, total| on_progress(Progress::Load { done, total });
         let opened = AutoModel::from_checkpoint(self.architecture()?, checkpoint, &options, device, &mut progress);
-        // a fault is told by the name of a folder's file; in a GGUF file there is no such file
-        match checkpoint.path().filter(|path| path.is_file()) {
+        self.with_file(opened)
+    }
+
+    /// What was opened; a fault is told by the name of a folder's file, and in a GGUF file there is no such file.
+    fn with_file<T>(&self, opened: Result<T, Error>) -> Result<T, Error> {
+        match self.path().filter(|path| path.is_file()) {
             Some(file) => opened.map_err(|cause| Error::InGguf { file: file.to_owned(), cause: Box::new(cause) }),
             None => opened,
         }

@@ -4,6 +4,7 @@
 
 mod adapters;
 mod form;
+mod one_of;
 mod sampling;
 mod speculative;
 
@@ -25,6 +26,7 @@ use crate::text;
 
 pub(crate) use adapters::{Adapters, NamedAdapter};
 pub(crate) use form::{Constraint, Form};
+pub(crate) use one_of::{OneOf, written_format};
 pub(crate) use sampling::{Penalties, Sampling, with_breakers};
 pub(crate) use speculative::Speculative;
 
@@ -80,14 +82,14 @@ pub(crate) struct Compute {
     /// How weights are kept in memory: f32, bf16, f16, q8_0 (about 8 bits per weight) or q4_0 (about 4 bits).
     ///
     /// Fewer bits are faster and less exact. Without it, weights stay as they are in the file.
-    #[arg(short, long, value_name = "FORMAT")]
+    #[arg(short, long, value_name = "FORMAT", value_parser = OneOf::<Precision>::of(Precision::ALL.map(Precision::name)), hide_possible_values = true)]
     pub(crate) precision: Option<Precision>,
 
     /// What computes: ndarray or flex (CPU), wgpu, vulkan or metal (GPU).
     ///
     /// Without it, the environment variable GEMMA_BACKEND decides, and without that the best one that is compiled
     /// in and has hardware.
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", value_parser = OneOf::<Backend>::of(Backend::ALL.map(|backend| backend.name())), hide_possible_values = true)]
     pub(crate) backend: Option<Backend>,
 
     /// CPU threads to use; all cores without it.
@@ -109,7 +111,7 @@ pub(crate) struct Compute {
     pub(crate) fast_activations: bool,
 
     /// Precision of the KV cache: f32, f16 for half the memory, or q8_0 for a quarter.
-    #[arg(long, value_name = "PRECISION", default_value = "f32", alias = "cache-type")]
+    #[arg(long, value_name = "PRECISION", default_value = "f32", alias = "cache-type", value_parser = OneOf::<CachePrecision>::of(CachePrecision::ALL.map(CachePrecision::name)), hide_possible_values = true)]
     pub(crate) cache_precision: CachePrecision,
 
     /// Results that do not depend, to the last bit, on how many requests or rows are computed together.
@@ -155,6 +157,18 @@ pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
     text.parse().map_err(|_| "must be an integer from 1".to_owned())
 }
 
+/// More tokens than any context holds: an answer ends with the text, or with the context.
+const UNLIMITED: usize = 1 << 31;
+
+/// A number of new tokens; -1 is no limit, as llama.cpp and Ollama have it.
+pub(crate) fn new_tokens(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) => Ok(count),
+        Err(_) if text == "-1" => Ok(UNLIMITED),
+        Err(_) => Err("it must be an integer from 0, or -1 for no limit".to_owned()),
+    }
+}
+
 /// Where the text to read comes from: exactly one of the three.
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("source").required(true).args(["prompt", "prompt_file", "tokens_file"]))]
@@ -176,11 +190,12 @@ pub(crate) struct Source {
     pub(crate) specials: bool,
 }
 
-/// A prompt may begin with a minus sign ("-5 + 3 ="); a mistyped flag is none.
-fn prompt(text: &str) -> Result<String, String> {
+/// A text may begin with a minus sign ("-5 + 3 ="); a mistyped flag is none. Behind `--`, everything is text.
+pub(crate) fn prompt(text: &str) -> Result<String, String> {
     let word = text.strip_prefix("--").unwrap_or_default();
-    if word.starts_with(|c: char| c.is_ascii_lowercase()) && !word.contains(char::is_whitespace) {
-        return Err("there is no such flag; a prompt that begins so can be given with -f".to_owned());
+    let looks_like_a_flag = word.starts_with(|c: char| c.is_ascii_lowercase()) && !word.contains(char::is_whitespace);
+    if looks_like_a_flag && !std::env::args_os().any(|word| word == "--") {
+        return Err("there is no such flag; put -- in front of a text that begins so".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -189,9 +204,9 @@ fn prompt(text: &str) -> Result<String, String> {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Chat format")]
 pub(crate) struct ChatFormat {
-    /// Standing instructions; @FILE reads them from a file.
+    /// The system prompt; @FILE reads it from a file.
     ///
-    /// Where the model's format has no system turn, they stand in front of the first question.
+    /// Where the model's format has no system turn, it stands in front of the first question.
     #[arg(long, value_name = "TEXT|@FILE")]
     pub(crate) system: Option<String>,
 
@@ -201,7 +216,7 @@ pub(crate) struct ChatFormat {
 }
 
 impl ChatFormat {
-    /// The standing instructions, if there are any.
+    /// The system prompt, if there is one.
     ///
     /// # Errors
     /// When their file cannot be read.
@@ -320,8 +335,8 @@ impl StopRuleName {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Filling")]
 pub(crate) struct Filling {
-    /// Stop after this many new tokens.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = InfillOptions::default().generate.max_tokens)]
+    /// Stop after this many new tokens; -1 goes on until the text ends or the context is full.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = InfillOptions::default().generate.max_tokens, value_parser = new_tokens, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
 
     /// Sampling temperature: 0 is greedy, which suits code; 1 samples the model's distribution.

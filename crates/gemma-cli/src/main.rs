@@ -33,7 +33,7 @@ const FAILURE: u8 = 2;
 
 fn main() -> ExitCode {
     machine::note_start();
-    let arguments = match Arguments::try_parse() {
+    let arguments = match Arguments::try_parse_from(commands::as_typed(std::env::args_os().collect())) {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
     };
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Ok(Ending::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
         Err(error) if error.is::<output::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain(format_args!("error: {}", output::one_line(&error)));
+            output::complain(format_args!("error: {}", output::with_flags(&output::one_line(&error))));
             ExitCode::from(FAILURE)
         }
     }
@@ -62,7 +62,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) };
     }
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let line = commands::one_line(error);
+    let line = commands::one_line(error, &words);
     // where clap names a flag itself, it also knows similar ones
     let names_another = error.kind() == ErrorKind::UnknownArgument && !line.contains("argument '--");
     let unknown = if names_another { commands::unknown_flag(&words) } else { None };

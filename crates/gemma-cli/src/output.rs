@@ -98,6 +98,36 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     harmless(&words.join(" ")).into_owned()
 }
 
+/// Options as the libraries call them, and the flags that set them.
+const FLAGS: [(&str, &str); 19] = [
+    ("max_tokens is", "--max-tokens is"),
+    ("temperature is", "--temperature is"),
+    ("top_k is", "--top-k is"),
+    ("top_p is", "--top-p is"),
+    ("min_p is", "--min-p is"),
+    ("repetition_penalty is", "--repetition-penalty is"),
+    ("presence_penalty is", "--presence-penalty is"),
+    ("frequency_penalty is", "--frequency-penalty is"),
+    ("dry.multiplier is", "--dry-multiplier is"),
+    ("dry.base is", "--dry-base is"),
+    ("dry.allowed_length is", "--dry-allowed-length is"),
+    ("mirostat.tau is", "--mirostat-tau is"),
+    ("mirostat.eta is", "--mirostat-eta is"),
+    ("logit_bias names", "--logit-bias names"),
+    ("window is", "--context is"),
+    ("overlap is", "--overlap is"),
+    ("training option learning_rate is", "--learning-rate is"),
+    ("training option weight_decay is", "--weight-decay is"),
+    ("target_modules names", "--target names"),
+];
+
+/// A message in which options of the libraries are called as their flags are; names within a sentence or behind a file's
+/// name stay.
+pub(crate) fn with_flags(message: &str) -> String {
+    let known = FLAGS.iter().find_map(|(option, flag)| Some(format!("{flag}{}", message.strip_prefix(option)?)));
+    known.unwrap_or_else(|| message.to_owned())
+}
+
 /// A number of bytes as people read it: `5.01 GB` (1 GB is 10^9 bytes).
 pub(crate) fn bytes(count: u64) -> String {
     match count {
@@ -198,6 +228,12 @@ mod tests {
         let source = io::Error::other("disk on\nfire");
         let error = anyhow::Error::new(source).context("cannot read x: disk on\nfire").context("loading");
         assert_eq!(one_line(&error), "loading: cannot read x: disk on fire");
+    }
+
+    #[test]
+    fn options_are_called_as_their_flags_are() {
+        assert_eq!(with_flags("top_p is 2; choose a number up to 1"), "--top-p is 2; choose a number up to 1");
+        assert_eq!(with_flags("config.json: top_p is 2"), "config.json: top_p is 2");
     }
 
     #[test]

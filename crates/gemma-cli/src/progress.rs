@@ -24,9 +24,9 @@ pub(crate) fn images(total: usize) -> ProgressBar {
     bar
 }
 
-/// A bar that counts the tasks of a benchmark.
-pub(crate) fn tasks(what: &'static str, total: usize) -> ProgressBar {
-    let bar = bar(what, "{pos}/{len} tasks (left: {eta})");
+/// A bar that counts things of a kind: texts, requests, tasks.
+pub(crate) fn count(what: &'static str, things: &str, total: usize) -> ProgressBar {
+    let bar = bar(what, &format!("{{pos}}/{{len}} {things} (left: {{eta}})"));
     bar.set_length(total as u64);
     bar
 }

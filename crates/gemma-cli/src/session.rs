@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use codegemma::CodeGemma;
 use gemma_auto::{Architecture, AutoModel, Device, EmbeddingGemma, Family, LoadOptions, Progress, Speculate};
 use gemma_generate::CausalModel;
-use gemma_model::OnLoad;
+use gemma_model::{OnLoad, own_chat_template};
 use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer};
 use gemma_weights::{HubId, HubOptions};
 use paligemma::PaliGemma;
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{
     args::{self, Compute},
-    progress,
+    output, progress,
 };
 
 /// The hub's settings: the environment's, and what was typed.
@@ -134,6 +134,17 @@ impl Found {
         self
     }
 
+    /// Says that a checkpoint comes without a chat template, where it does: base models do, and were not trained to answer.
+    pub(crate) fn note_missing_template(&self) -> Result<()> {
+        if self.found.path().is_some() && own_chat_template(&*self.found.checkpoint()?)?.is_none() {
+            output::complain(
+                "note: this model has no chat template, so it may be a base model, which continues texts and was not trained \
+                 to answer; Gemma's own format is used (--template names another)",
+            );
+        }
+        Ok(())
+    }
+
     /// The device that computes.
     pub(crate) fn device(&self) -> Result<Device> {
         device(&self.compute)
@@ -170,6 +181,12 @@ impl Found {
     }
 
     fn open_with(self, on_load: OnLoad<'_>) -> Result<Opened<AutoModel>> {
+        if self.found.is_embedding()? {
+            bail!(
+                "{} is an EmbeddingGemma, which makes vectors and no text; use it with `gemma embed`",
+                self.found.name()
+            );
+        }
         let device = device(&self.compute)?;
         let model = with_bar("loading", |on_progress| {
             self.found.open_with(&self.options, &device, &mut |progress| {

@@ -24,6 +24,9 @@ const LONGEST: u64 = 256 << 20;
 /// Most bytes of a line, which is held whole.
 const LONGEST_LINE: u64 = 16 << 20;
 
+/// Most bytes of all lines of a file, which are held.
+const MOST_LINES: u64 = 2 << 30;
+
 /// What some editors put in front of a text in UTF-8: a byte order mark.
 const MARK: char = '\u{feff}';
 
@@ -75,6 +78,31 @@ pub(crate) fn line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     Ok(Some(line))
 }
 
+/// The lines of a file without their line breaks and a byte order mark; `-` is standard input. Blank lines are lines.
+///
+/// # Errors
+/// When it cannot be read, a line is no text, or all of it is more than a text may be.
+pub(crate) fn lines(file: &Path) -> Result<Vec<String>> {
+    if file == Path::new("-") {
+        return lines_of(io::stdin().lock()).context("cannot use standard input");
+    }
+    let opened = fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    lines_of(io::BufReader::new(opened)).with_context(|| format!("cannot use {}", file.display()))
+}
+
+fn lines_of(mut input: impl BufRead) -> Result<Vec<String>> {
+    let (mut lines, mut bytes) = (Vec::new(), 0);
+    while let Some(line) = line(&mut input).with_context(|| format!("line {}", lines.len() + 1))? {
+        bytes += line.len() as u64 + 1;
+        if bytes > MOST_LINES {
+            bail!("it holds more than {} MB; split it", MOST_LINES >> 20);
+        }
+        let wrong = |error: std::string::FromUtf8Error| anyhow::anyhow!(not_utf8(error.utf8_error()));
+        lines.push(String::from_utf8(line).map_err(wrong).with_context(|| format!("line {}", lines.len() + 1))?);
+    }
+    Ok(lines)
+}
+
 /// Everything that a source holds, if that is at most `limit` bytes. Devices and pipes may have no end.
 pub(crate) fn bounded(source: impl Read, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -119,6 +147,14 @@ mod tests {
         assert_eq!(given(Some("x"), None).ok().as_deref(), Some("x"));
         assert_eq!(bounded(&b"1234"[..], 4).ok().as_deref(), Some(&b"1234"[..]));
         assert!(bounded(io::repeat(0), 4).expect_err("endless").to_string().contains("more than 4 bytes"));
+    }
+
+    #[test]
+    fn every_line_is_a_line_blank_ones_too() {
+        let of = |text: &[u8]| lines_of(text);
+        assert_eq!(of(b"\xef\xbb\xbfa\n\nb\r\n").expect("text"), ["a", "", "b"]);
+        assert!(of(b"").expect("text").is_empty());
+        assert!(format!("{:#}", of(b"a\n\xff\n").expect_err("no text")).contains("line 2: it is not UTF-8"));
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl TokenRows {
             Self::One(row) => Ok(row),
             Self::Batch(mut rows) => match (rows.pop(), rows.is_empty()) {
                 (Some(row), true) => Ok(row),
-                _ => bail!("the tokens file holds several rows; this verb reads one array of token ids"),
+                _ => bail!("the tokens file holds several rows; this command reads one array of token ids"),
             },
         }
     }

@@ -152,7 +152,7 @@ fn built_in_images_are_named_anywhere() {
     assert!(said.starts_with(&format!("demo:shapes1.png: {}\n", one.trim_end())), "{said}{one}");
     let out = folder.name("out");
     printed(&mut gemma(["detect", "shape", "--draw", "--out-dir", &out, "demo:shapes1.png"]));
-    assert!(folder.path("out/demo_shapes1.png.detect.png").is_file());
+    assert!(folder.path("out/demo_shapes1.png.shape.detect.png").is_file());
 }
 
 /// `a/one.png`, `a_one.png` and `../x/one.png` are three images, and a drawing of one is none.
@@ -211,8 +211,8 @@ fn sampling_flags_change_what_is_said() {
         (["--mirostat", "1"], "must be 2"),
         (["--logit-bias", "cat=1"], "token id"),
         (["--logit-bias", "4000000000=1"], "vocabulary"),
-        (["--dry-multiplier", "-1"], "dry.multiplier"),
-        (["--presence-penalty", "NaN"], "presence_penalty"),
+        (["--dry-multiplier", "-1"], "--dry-multiplier is"),
+        (["--presence-penalty", "NaN"], "--presence-penalty is"),
     ] {
         assert!(refusal(gemma(["generate", "x"]).args(wrong)).contains(says), "{wrong:?}");
     }
@@ -276,7 +276,7 @@ fn a_conversation_is_saved_and_gone_on_with() {
     assert_ne!(fs::read(&file).expect("there"), before);
     let stats = chat(&["--load", &file, "--ctx-size", "64"], "What is 2 plus 3?\n/stats\n");
     assert!(
-        text(&stats.stderr).contains("4 turns") && text(&stats.stderr).contains("of 64 tokens"),
+        text(&stats.stderr).contains("2 exchanges, ") && text(&stats.stderr).contains("of 64 tokens"),
         "{}",
         text(&stats.stderr)
     );
@@ -394,7 +394,8 @@ fn the_demo_segments_and_a_refusal_leaves_no_file() {
     let said = printed(&mut gemma(["segment", "red circle", "demo:", "--out-dir", &out, "--draw"]));
     assert!(said.contains("demo:shapes3.png: red circle") && said.contains("mask of"), "{said}");
     assert!(
-        folder.path("masks/segment.jsonl").is_file() && folder.path("masks/demo_shapes3.png.segment.png").is_file()
+        folder.path("masks/segment.jsonl").is_file()
+            && folder.path("masks/demo_shapes3.png.red_circle.segment.png").is_file()
     );
 
     let model = folder.name("model");
@@ -409,4 +410,291 @@ fn the_demo_segments_and_a_refusal_leaves_no_file() {
     fs::create_dir(folder.path("none")).expect("made");
     refusal(&mut gemma(["segment", "shape", "demo:", "--model", &model, "--out-dir", &none]));
     assert_eq!(fs::read_dir(folder.path("none")).expect("a folder").count(), 0);
+}
+
+/// A pipe and a terminal take the same commands, and a line that fails ends nothing.
+#[test]
+fn commands_of_a_conversation_are_the_same_from_a_pipe() {
+    let folder = Folder::new();
+    let file = folder.name("talk.json");
+    let output = chat(&[], "/undoo\n/image x.png\n/save\nWhat is 2 plus 3?\n");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for words in
+        ["line 1: there is no command /undoo", "line 2: this model reads text only", "line 3: /save needs a file"]
+    {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(said.contains("3 lines of standard input failed"), "{said}");
+    assert_eq!(text(&output.stdout).lines().count(), 1, "the question was answered");
+
+    let question = "What is 2 plus 3?\n";
+    let output =
+        chat(&[], &format!("{question}/regenerate\n/system Be brief.\n/save {file}\n/clear\n/stats\n/system\n"));
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let answers: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+    assert!(answers.len() == 2 && answers[0] == answers[1], "greedy: {answers:?}");
+    assert!(said.contains("0 exchanges") && said.contains("the system prompt is: Be brief."), "{said}");
+    let saved: Value = serde_json::from_slice(&fs::read(&file).expect("saved")).expect("JSON");
+    assert_eq!(saved[0], json!({"role": "system", "content": "Be brief."}));
+    assert_eq!(saved.as_array().map(Vec::len), Some(3), "one question, however often it was answered");
+
+    let output = chat(&[], &format!("/load {file}\n/stats\n/regenerate\n/load /nonexistent\n"));
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("1 exchange,") && said.contains("/nonexistent"), "{said}");
+    assert_eq!(text(&output.stdout).lines().count(), 1);
+    let nothing = chat(&[], "/regenerate\n");
+    assert!(text(&nothing.stderr).contains("no question to answer again"));
+}
+
+/// The vectors of an EmbeddingGemma: a row per line, from a file and from standard input.
+#[test]
+fn lines_and_rows_of_vectors_agree() {
+    let Some(model) = embedding_model() else { return };
+    let folder = Folder::new();
+    let lines = folder.write("lines.txt", "one\n\ntwo\n");
+    let embed = |more: &[&str]| {
+        let mut command = gemma(["embed", "--model", &model, "--dimensions", "8", "--json"]);
+        command.args(more);
+        command
+    };
+    let found = printed_json(&mut embed(&["--input", &lines]));
+    let rows = found["embeddings"].as_array().expect("a list");
+    assert_eq!(rows.len(), 3, "the blank line has a row");
+    let given = printed_json(&mut embed(&["one", "", "two"]));
+    assert_eq!(found, given);
+    for dash in [&["-"][..], &["--input", "-"]] {
+        let piped = printed_json(embed(dash).stdin(fs::File::open(&lines).expect("there")));
+        assert_eq!(piped, given, "{dash:?}");
+    }
+    let blank = folder.write("lines.jsonl", "\"one\"\n\n");
+    assert!(refusal(&mut embed(&["--input", &blank])).contains("line 2 of"));
+    let empty = folder.write("empty.txt", "");
+    let output = run(&mut embed(&["--input", &empty]));
+    assert!(output.status.success() && text(&output.stderr).contains("nothing to embed"));
+}
+
+#[test]
+fn an_embedding_model_is_described_and_says_what_it_is_for() {
+    let Some(model) = embedding_model() else { return };
+    let report = printed_json(&mut gemma(["inspect", &model, "--json"]));
+    assert_eq!((&report["family"], &report["dtype"]), (&json!("EmbeddingGemma"), &json!("f32")));
+    assert_eq!((&report["missing"], &report["unexpected"]), (&json!([]), &json!([])));
+    let told = printed(&mut gemma(["inspect", &model]));
+    assert!(told.contains("as stored") && told.contains(" as f32"), "{told}");
+    for arguments in [
+        &["bench", "--model", &model][..],
+        &["generate", "--model", &model, "x"],
+        &["score", "-m", &model, "--text", "x"],
+    ] {
+        let said = refusal(&mut gemma(arguments.iter().copied()));
+        assert!(said.contains("makes vectors and no text"), "{said}");
+    }
+    let folder = Folder::new();
+    let said = refusal(&mut gemma(["convert", &model, &folder.name("x.gguf")]));
+    assert!(said.contains("`gemma embed` opens its folders and GGUF files"), "{said}");
+}
+
+/// A small EmbeddingGemma among the fixtures.
+fn embedding_model() -> Option<String> {
+    let Some(shared) = std::env::var_os("GEMMA_TEST_SHARED") else {
+        println!("skipped: GEMMA_TEST_SHARED is not set");
+        return None;
+    };
+    let folder = std::path::Path::new(&shared).join("reference/newer/embeddinggemma/f32");
+    folder.is_dir().then(|| folder.display().to_string())
+}
+
+#[test]
+fn completions_are_not_written_to_standard_input() {
+    let said = refusal(&mut gemma(["infill", "-", "--at", "1", "--write"]));
+    assert!(said.contains("name the file, or leave out --write"), "{said}");
+}
+
+#[test]
+fn other_files_are_shown_in_the_order_given() {
+    let folder = Folder::new();
+    let main = folder.write("main.py", "x = \n");
+    let (b, a) = (folder.write("b.py", "B = 1\n"), folder.write("a.js", "A = 1\n"));
+    let shown = |files: &[&str]| {
+        let mut command = gemma(["infill", &main, "--at", "1", "--show-prompt"]);
+        for file in files {
+            command.args(["--context", file]);
+        }
+        printed(&mut command)
+    };
+    let place = |prompt: &str, text: &str| prompt.find(text).expect("shown");
+    let (one, other) = (shown(&[&b, &a]), shown(&[&a, &b]));
+    assert!(place(&one, "B = 1") < place(&one, "A = 1"), "{one}");
+    assert!(place(&other, "A = 1") < place(&other, "B = 1"), "{other}");
+    let said = refusal(&mut gemma(["infill", &main, "--at", "1", "--context", "/nonexistent"]));
+    assert!(said.contains("no such file or folder"), "{said}");
+}
+
+/// What was answered before is drawn without the model, and another question has pictures of its own.
+#[test]
+fn kept_answers_are_drawn() {
+    let folder = Folder::new();
+    let out = folder.name("found");
+    let detect = |what: &str, more: &[&str]| {
+        let mut command = gemma(["detect", what, "demo:", "--out-dir", &out]);
+        command.args(more);
+        run(&mut command)
+    };
+    let drawings = || {
+        let names =
+            fs::read_dir(&out).expect("made").flatten().map(|entry| entry.file_name().into_string().expect("UTF-8"));
+        let mut names: Vec<String> = names.filter(|name| name.ends_with(".detect.png")).collect();
+        names.sort();
+        names
+    };
+    assert!(detect("shape", &["--draw"]).status.success());
+    let fresh = drawings();
+    assert_eq!(fresh.len(), 3, "{fresh:?}");
+    let pictures: Vec<Vec<u8>> =
+        fresh.iter().map(|name| fs::read(folder.path("found").join(name)).expect("there")).collect();
+    fresh.iter().for_each(|name| fs::remove_file(folder.path("found").join(name)).expect("removed"));
+    let again = detect("shape", &["--draw", "--crop"]);
+    assert!(
+        again.status.success() && text(&again.stderr) == "all 3 images were done before\n",
+        "{}",
+        text(&again.stderr)
+    );
+    for (name, picture) in fresh.iter().zip(&pictures) {
+        assert!(fs::read(folder.path("found").join(name)).expect("drawn") == *picture, "{name}");
+    }
+    assert!(drawings().iter().any(|name| name.ends_with(".shape.1.detect.png")), "{:?}", drawings());
+    let before = drawings().len();
+    assert!(detect("red circle", &["--draw"]).status.success());
+    assert_eq!(drawings().len(), before + 3, "nothing is replaced");
+}
+
+#[test]
+fn what_lies_in_the_cache_is_listed() {
+    let folder = Folder::new();
+    fs::create_dir_all(folder.path("hub/models--someone--gemma-3-270m-it-GGUF/blobs")).expect("made");
+    fs::write(folder.path("hub/models--someone--gemma-3-270m-it-GGUF/blobs/a"), vec![0; 2000]).expect("written");
+    let list = |more: &[&str]| {
+        let mut command = gemma(["models"]);
+        command.args(more).env("HF_HOME", folder.path(""));
+        command
+    };
+    let told = printed(&mut list(&[]));
+    assert!(told.contains("someone/gemma-3-270m-it-GGUF") && told.contains("2 kB"), "{told}");
+    assert!(printed(&mut list(&["someone"])).contains("gemma models rm ID"));
+    let others = printed_json(&mut list(&["--json"]))["others"].clone();
+    assert_eq!(others, json!([{"id": "someone/gemma-3-270m-it-GGUF", "bytes": 2000}]));
+    assert_eq!(printed(&mut list(&["ls"])).lines().count(), told.lines().count());
+    assert!(!printed(&mut list(&["gemma-2-2b"])).contains("someone"));
+}
+
+/// Families that are not computed yet are called by their names, and so are built-in models that do not exist.
+#[test]
+fn later_families_are_named() {
+    for (kind, family) in [("gemma4_text", "Gemma 4"), ("gemma3n", "Gemma 3n"), ("gemma5", "Gemma 5")] {
+        let folder = Folder::with_demo();
+        folder.configure(|config| drop(config.insert("model_type".to_owned(), json!(kind))));
+        let said = refusal(&mut gemma(["generate", "-m", &folder.name(""), "x"]));
+        assert!(
+            said.contains(&format!("this is a {family} model, which is not computed yet; Gemma 1, 2 and 3")),
+            "{said}"
+        );
+    }
+    let folder = Folder::with_demo();
+    folder.configure(|config| drop(config.insert("model_type".to_owned(), json!("llama"))));
+    assert!(refusal(&mut gemma(["generate", "-m", &folder.name(""), "x"])).contains("is not an architecture of"));
+    assert!(refusal(&mut gemma(["generate", "-m", "demo:gemma3", "x"])).contains("no built-in model demo:gemma3"));
+}
+
+#[test]
+fn advice_names_what_was_typed() {
+    let offline = |flag: Option<&str>| {
+        let mut command = gemma(["generate", "-m", "google/gemma-2-2b", "x"]);
+        command.args(flag);
+        if flag.is_some() {
+            command.env("HF_HUB_OFFLINE", "0");
+        }
+        refusal(&mut command)
+    };
+    assert!(offline(Some("--offline")).contains("leave out --offline"));
+    assert!(offline(None).contains("unset HF_HUB_OFFLINE"));
+    for (arguments, says) in [
+        (&["generate", "x", "--top-p", "2"][..], "--top-p is 2"),
+        (&["score", "--text", "abc", "--context", "1"], "--context is 1"),
+        (&["tokenize", "--foo"], "`gemma tokenize --help` shows"),
+    ] {
+        let said = refusal(&mut gemma(arguments.iter().copied()));
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+#[test]
+fn ids_become_text_again() {
+    let ids = printed_json(&mut gemma(["tokenize", "--json", "--no-bos", "Once upon a time"]))["tokens"].to_string();
+    assert_eq!(printed(&mut gemma(["tokenize", "--ids", &ids])), "Once upon a time\n");
+    assert!(refusal(&mut gemma(["tokenize", "--ids", "2 x"])).contains("no token id"));
+    assert!(refusal(&mut gemma(["tokenize", "--ids", "4000000000"])).contains("not in the vocabulary"));
+    let cut = printed(&mut gemma(["tokenize", "--", "--foo"]));
+    assert!(!cut.is_empty(), "behind -- everything is text");
+}
+
+#[test]
+fn help_is_asked_for_in_several_ways() {
+    let help = printed(&mut gemma(["infill", "--help"]));
+    assert_eq!(printed(&mut gemma(["help", "infill"])), help);
+    assert_eq!(printed(&mut gemma(["help"])), printed(&mut gemma(["--help"])));
+    let script = printed(&mut gemma(["completions", "bash"]));
+    for value in ["q8_0 q4_0", "ndarray flex wgpu vulkan metal", "q5_k q6_k"] {
+        assert!(script.contains(value), "{value}");
+    }
+    let help = printed(&mut gemma(["embed", "--help"]));
+    assert!(!help.contains("--mmproj") && !help.contains("--inclusive-window"), "{help}");
+    assert_eq!(
+        printed(&mut gemma(["generate", "x", "-n", "-1", "--temperature", "0", "--stop", "e"])).lines().count(),
+        1
+    );
+}
+
+/// A reader that goes away ends a batch as it ends everything else: quietly.
+#[cfg(unix)]
+#[test]
+fn a_batch_ends_quietly_when_nobody_reads_it() {
+    let folder = Folder::new();
+    let line = |id: usize| {
+        let body = json!({"prompt": "Once", "max_tokens": 2});
+        json!({"custom_id": id.to_string(), "method": "POST", "url": "/v1/completions", "body": body}).to_string()
+            + "\n"
+    };
+    let requests = folder.write("requests.jsonl", (0..50).map(line).collect::<String>());
+    let mut command = gemma(["batch", &requests, "--out", "-"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_model_without_a_chat_template_is_noted_once() {
+    let folder = Folder::with_demo();
+    let name = folder.name("");
+    let noted = |arguments: &[&str]| {
+        text(&chat(arguments, "What is 2 plus 3?\nAnd plus 1?\n").stderr).matches("no chat template").count()
+    };
+    assert_eq!((noted(&[]), noted(&["-m", &name])), (0, 0));
+    // whichever of the two files has it
+    let _ = fs::remove_file(folder.path("chat_template.jinja"));
+    let config = folder.path("tokenizer_config.json");
+    if let Ok(bytes) = fs::read(&config) {
+        let mut content: Value = serde_json::from_slice(&bytes).expect("JSON");
+        content.as_object_mut().expect("an object").remove("chat_template");
+        fs::write(&config, content.to_string()).expect("written");
+    }
+    assert_eq!((noted(&["-m", &name]), noted(&["-m", &name, "--template", "builtin"])), (1, 0));
+    let said = run(&mut gemma(["generate", "-m", &name, "--chat", "What is 2 plus 3?", "-n", "4"]));
+    assert!(text(&said.stderr).contains("no chat template"), "{}", text(&said.stderr));
+    let warned = run(&mut gemma(["moderate", "-m", &name, "a text"]));
+    assert!(
+        text(&warned.stderr).contains("only a ShieldGemma judges") || text(&warned.stderr).contains("mean nothing")
+    );
 }

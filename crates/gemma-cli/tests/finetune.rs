@@ -116,12 +116,28 @@ fn a_killed_training_goes_on_as_if_it_had_not_been() {
     let line = refusal(&mut finetune(folder.path(), "killed", &more));
     assert!(line.contains("--resume"), "an unfinished training is not overwritten without being asked: {line}");
     let line = refusal(&mut finetune(folder.path(), "killed", &[&more[..], &["--resume", "--seed", "1"]].concat()));
-    assert!(line.contains("other settings"), "{line}");
+    assert!(line.contains("other settings (--seed was 0 and is 1)"), "{line}");
+    let line = refusal(&mut finetune(folder.path(), "killed", &["--save-every", "3", "--steps", "30", "--resume"]));
+    assert!(line.contains("--steps was 40 and is 30"), "{line}");
     printed(&mut finetune(folder.path(), "killed", &[&more[..], &["--resume"]].concat()));
     assert!(adapter_of(folder.path(), "whole") == adapter_of(folder.path(), "killed"), "the same, to the bit");
     // a finished training has nothing left to do
     let again = printed_json(&mut finetune(folder.path(), "killed", &[&more[..], &["--resume"]].concat()));
     assert_eq!(number(&again, "steps"), 40.0);
+    // and goes on to more steps
+    let more = ["--steps", "44", "--resume"];
+    assert_eq!(number(&printed_json(&mut finetune(folder.path(), "killed", &more)), "steps"), 44.0);
+}
+
+/// With a constant learning rate, and its warm-up over, more steps are those of a longer training.
+#[test]
+fn more_steps_at_a_constant_rate_are_those_of_a_longer_training() {
+    let folder = temporary();
+    let constant = |steps: &'static str| ["--schedule", "constant", "--warmup", "2", "--steps", steps];
+    printed(&mut finetune(folder.path(), "whole", &constant("9")));
+    printed(&mut finetune(folder.path(), "longer", &constant("5")));
+    printed(&mut finetune(folder.path(), "longer", &[&constant("9")[..], &["--resume"]].concat()));
+    assert!(adapter_of(folder.path(), "whole") == adapter_of(folder.path(), "longer"), "the same, to the bit");
 }
 
 #[cfg(unix)]
@@ -468,7 +484,7 @@ fn mistakes_are_named() {
     let folder = temporary();
     for (more, word) in [
         (&["--target", "nothing_proj"][..], "projection"),
-        (&["--learning-rate", "-1"], "learning_rate is -1"),
+        (&["--learning-rate", "-1"], "--learning-rate is -1"),
         (&["--rank", "0"], "from 1 to"),
         (&["--alpha", "nan"], "must be a number"),
         (&["--eval", "/nonexistent.jsonl"], "/nonexistent.jsonl"),

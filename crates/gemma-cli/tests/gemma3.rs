@@ -67,10 +67,10 @@ fn an_image_is_shown_in_a_conversation() {
     assert!(about_one.starts_with(asked.trim_end()), "{about_one:?} {asked:?}");
     let (_, code, said) = chat(&name, "/image /nonexistent.png\na\n");
     assert!(code == Some(2) && said.contains("/nonexistent.png"), "{said}");
-    // a model of text takes the line for a question
+    // a model of text shows none
     let demo = program::folder::demo("gemma");
-    let (answer, ..) = chat(demo.to_str().expect("UTF-8"), "/image cat.png\n");
-    assert!(!answer.trim().is_empty());
+    let (answer, code, said) = chat(demo.to_str().expect("UTF-8"), "/image cat.png\n");
+    assert!(answer.is_empty() && code == Some(2) && said.contains("reads text only"), "{said}");
 }
 
 #[test]

@@ -27,8 +27,34 @@ fn a_text_goes_on_from_its_state_as_if_nothing_had_happened() {
         let whole = tokens(&["--model", model, "-n", "60", "Once upon a time"]);
         let first = tokens(&["--model", model, "-n", "40", "--save-state", name(&state), "Once upon a time"]);
         let second = tokens(&["--model", model, "-n", "20", "--load-state", name(&state), ""]);
-        assert_eq!([first, second].concat(), whole, "{model}");
+        assert_eq!([first.as_slice(), &second].concat(), whole, "{model}");
+        let without = tokens(&["--model", model, "-n", "20", "--load-state", name(&state)]);
+        assert_eq!(without, second, "{model}: no prompt is an empty one");
     }
+}
+
+/// Ctrl-C while a text without an end is read keeps what was read.
+#[cfg(unix)]
+#[test]
+fn a_text_that_is_broken_off_while_it_arrives_is_kept() {
+    use std::process::{Command, Stdio};
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let state = folder.path().join("endless.state");
+    let mut endless =
+        Command::new("yes").arg("Tom liked to play.").stdout(Stdio::piped()).spawn().expect("yes is everywhere");
+    let mut reading = gemma(["generate", "--model", MODEL, "-f", "-", "--save-state", name(&state)])
+        .stdin(endless.stdout.take().expect("a pipe"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let sent = Command::new("kill").args(["-INT", &reading.id().to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+    assert_eq!(reading.wait().expect("it ends").code(), Some(130));
+    endless.kill().expect("it was running");
+    endless.wait().expect("it ends");
+    assert!(!tokens(&["--model", MODEL, "-n", "4", "--load-state", name(&state)]).is_empty());
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub struct Conversation<'m, N: Network, A = TextOnly> {
     options: GenerateOptions,
     /// How turns become a prompt.
     template: ChatTemplate,
-    /// Standing instructions, which are never forgotten.
+    /// The system prompt, which is never forgotten.
     system: Option<Turn>,
     turns: Vec<Turn>,
     /// The sequence of `turns`; `None` when it has to begin anew.
@@ -147,12 +147,17 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         self
     }
 
-    /// The same conversation under standing instructions, which stay when older turns are forgotten. Where the model's
-    /// format has no system turn, they stand in front of the first question.
+    /// The same conversation under a system prompt, which stays when older turns are forgotten. Where the model's
+    /// format has no system turn, it stands in front of the first question.
     pub fn with_system(mut self, text: impl Into<String>) -> Self {
-        self.system = Some(Turn::system(text));
-        self.sequence = None;
+        self.set_system(Some(text.into()));
         self
+    }
+
+    /// Changes the system prompt, or takes it away; what was said stays.
+    pub fn set_system(&mut self, text: Option<String>) {
+        self.system = text.map(Turn::system);
+        self.sequence = None;
     }
 
     /// The same conversation after these turns of text: questions and answers in turn, the last of them an answer. The next
@@ -161,6 +166,15 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
     /// # Errors
     /// [`Error::Turns`] when they are not.
     pub fn with_turns(mut self, turns: Vec<Turn>) -> Result<Self, Error> {
+        self.set_turns(turns)?;
+        Ok(self)
+    }
+
+    /// Puts these turns of text in the place of what was said, as [`with_turns`](Self::with_turns) has them.
+    ///
+    /// # Errors
+    /// [`Error::Turns`] when they are not questions and answers in turn; the conversation is then as it was.
+    pub fn set_turns(&mut self, turns: Vec<Turn>) -> Result<(), Error> {
         let role = |index: usize| if index.is_multiple_of(2) { Role::User } else { Role::Model };
         if let Some(turn) = turns.iter().enumerate().position(|(index, turn)| turn.role != role(index)) {
             return Err(Error::Turns { turn });
@@ -171,7 +185,7 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         self.turns = turns;
         self.attachments.drain(0..self.attachments.len());
         self.sequence = None;
-        Ok(self)
+        Ok(())
     }
 
     /// The same conversation in at most `tokens` tokens of context; the model's context length where that is less.
@@ -243,7 +257,7 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         text: &str,
         cancel: Arc<AtomicBool>,
     ) -> Result<Reply<'_, 'm, N, A>, Error> {
-        let tokenizer = self.model.tokenizer()?;
+        self.model.tokenizer()?;
         self.turns.push(match attached.len() {
             0 => Turn::user(text),
             count => {
@@ -260,14 +274,62 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
                 return Err(error);
             }
         };
+        self.replying(generation, forgotten, cancel)
+    }
+
+    /// The answer of a generation that was begun.
+    fn replying(
+        &mut self,
+        generation: Generation<'m, N>,
+        forgotten: usize,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<Reply<'_, 'm, N, A>, Error> {
         let generation = match self.mask.0.take() {
             Some(mask) => generation.with_mask(mask),
             None => generation,
         };
         let generation = self.model.speculating(generation).with_cancel(cancel);
-        let stream = TextStream::new(generation, tokenizer.stream());
+        let stream = TextStream::new(generation, self.model.tokenizer()?.stream());
         let (answer, said, before) = (String::new(), Vec::new(), Timings::default());
         Ok(Reply { conversation: self, stream: Some(stream), answer, said, before, forgotten, over: false })
+    }
+
+    /// Answers the last question again, in place of the answer it had; `None` where nothing was asked.
+    ///
+    /// # Errors
+    /// When the model cannot answer, or `show` fails. Where the new answer never began, the old one stays.
+    pub fn say_again<E: From<Error>>(
+        &mut self,
+        cancel: Arc<AtomicBool>,
+        mut show: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<Option<Answered>, E> {
+        let before = self.sequence.take();
+        let Some(answer) = self.turns.pop() else { return Ok(None) };
+        let question = self.turns.last().cloned().unwrap_or_else(|| Turn::user(""));
+        let (generation, forgotten) = match self.begin() {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.turns.push(answer);
+                self.sequence = before;
+                return Err(error.into());
+            }
+        };
+        let asked = self.turns.len();
+        let mut reply = self.replying(generation, forgotten, cancel)?;
+        let said = reply.by_ref().try_for_each(|piece| show(&piece?));
+        let answered = match said {
+            Ok(()) => reply.finish().map_err(E::from),
+            Err(error) => {
+                drop(reply);
+                Err(error)
+            }
+        };
+        // an answer that never began took its question with it, and what was attached to that
+        if self.turns.len() < asked && question.images() == 0 {
+            self.turns.push(question);
+            self.turns.push(answer);
+        }
+        answered.map(Some)
     }
 
     /// How many attachments the first exchanges have.
@@ -394,7 +456,7 @@ impl<'m, N: Network, A: Attachments> Conversation<'m, N, A> {
         Some(turn)
     }
 
-    /// Forgets everything but the standing instructions.
+    /// Forgets everything but the system prompt.
     pub fn reset(&mut self) {
         self.turns.clear();
         self.attachments.drain(0..self.attachments.len());

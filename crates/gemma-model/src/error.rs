@@ -3,6 +3,9 @@
 use std::fmt::Display;
 use std::path::PathBuf;
 
+/// The families that are computed.
+const RUNS: &str = "Gemma 1, 2 and 3, CodeGemma, PaliGemma 1 and 2, RecurrentGemma, EmbeddingGemma and ShieldGemma";
+
 /// A text of somebody else in a message: one line of at most sixty letters.
 pub(crate) fn shortened(text: &str) -> String {
     const MOST: usize = 60;
@@ -54,9 +57,13 @@ pub enum Error {
     },
     /// A text was asked for, and the checkpoint has no tokenizer.
     #[error(
-        "the model folder has neither tokenizer.json nor tokenizer.model; take one from the model's repository, or give token numbers"
+        "{} has neither tokenizer.json nor tokenizer.model; take one from the model's repository, or give token numbers",
+        path.as_deref().map_or("the model".into(), std::path::Path::to_string_lossy)
     )]
-    NoTokenizer,
+    NoTokenizer {
+        /// The folder or file that the model was opened from.
+        path: Option<PathBuf>,
+    },
     /// A folder lacks a file that a model needs.
     #[error("{}: {file} is missing; a model folder holds config.json, the weights and a tokenizer", folder.display())]
     MissingFile {
@@ -107,6 +114,12 @@ pub enum Error {
         /// What it must name.
         expected: &'static str,
     },
+    /// The checkpoint belongs to a network of the Gemma family that nothing here computes yet.
+    #[error("config.json: this is a {family} model, which is not computed yet; {RUNS} are")]
+    NotYet {
+        /// The family, such as Gemma 4.
+        family: String,
+    },
     /// A model with adapters beside its weights.
     #[error("a model with LoRA adapters is not saved as a folder; merge them into its weights with `gemma merge`")]
     SaveAdapted,
@@ -114,7 +127,9 @@ pub enum Error {
     #[error("target_modules names no projection of the model; name q_proj, v_proj, up_proj or another one")]
     NoTargets,
     /// An adapter that changes the output head, beside whose factors no loss is computed.
-    #[error("the adapter has factors for lm_head, with which nothing is trained here; merge it first (`gemma merge`)")]
+    #[error(
+        "the adapter has LoRA matrices for lm_head, with which nothing is trained here; merge it first (`gemma merge`)"
+    )]
     HeadFactors,
     /// Quantized matrices have no place in a safetensors folder.
     #[error("a model held in {format} cannot be saved as a folder; load it with --precision bf16 or f32 and save that")]

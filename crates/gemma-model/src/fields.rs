@@ -40,10 +40,28 @@ impl Architecture {
     /// The error for a file of another network than the one `expected`.
     pub fn refuse(&self, expected: &'static str) -> Error {
         match self.name() {
+            Some(name) if not_yet(name).is_some() => Error::NotYet { family: not_yet(name).unwrap_or_default() },
             Some(name) => Error::Architecture { name: name.to_owned(), expected },
             None => invalid("model_type", "absent", expected),
         }
     }
+}
+
+/// What people call the network of a `model_type` or a class that belongs to the Gemma family and is not computed here.
+fn not_yet(name: &str) -> Option<String> {
+    let name = name.to_lowercase().replace('_', "");
+    let known = [
+        ("gemma3n", "Gemma 3n"),
+        ("t5gemma2", "T5Gemma 2"),
+        ("t5gemma", "T5Gemma"),
+        ("diffusiongemma", "DiffusionGemma"),
+    ];
+    if let Some((_, family)) = known.into_iter().find(|(start, _)| name.starts_with(start)) {
+        return Some(family.to_owned());
+    }
+    // one that is yet to come
+    let version: String = name.strip_prefix("gemma")?.chars().take_while(char::is_ascii_digit).collect();
+    version.parse::<u32>().ok().filter(|version| *version > 3).map(|version| format!("Gemma {version}"))
 }
 
 /// One token id, or a list of them.

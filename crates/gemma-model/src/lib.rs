@@ -42,7 +42,7 @@ pub use error::{Error, StateFault};
 pub use gemma_generate::TokenId;
 pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision, Saver, Segment, Weight};
 pub use load_options::{LoadOptions, OnLoad};
-pub use model::{Model, read_chat_template, read_tokenizer};
+pub use model::{Model, own_chat_template, read_chat_template, read_tokenizer};
 pub use network::{Network, config_file};
 pub use speculate::Speculate;
 pub use state::{fingerprint, fingerprint_of, is_state, load_state, save_state};

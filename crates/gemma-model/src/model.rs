@@ -8,7 +8,7 @@ use gemma_generate::{
 };
 use gemma_tokenizer::{ChatTemplate, EncodeOptions, Family, TokenId, Tokenizer, Turn};
 use gemma_weights::{Checkpoint, Dtype, HubOptions, SaveOptions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A text model, ready to write: a network and everything around it.
@@ -19,6 +19,8 @@ pub struct Model<N> {
     chat_template: ChatTemplate,
     stop_tokens: Vec<TokenId>,
     speculate: Option<Speculate>,
+    /// The folder or file that it was opened from, for messages.
+    path: Option<PathBuf>,
 }
 
 impl<N: Network> Model<N> {
@@ -84,7 +86,8 @@ impl<N: Network> Model<N> {
         let stop_tokens = stop_tokens(checkpoint, N::eos(network.config()), tokenizer.as_ref())?;
         let (tokenizer, network) = (tokenizer.map(Arc::new), Arc::new(network));
         let speculate = options.speculate.clone();
-        Ok(Self { tokenizer, network, chat_template, stop_tokens, speculate })
+        let path = checkpoint.path().map(Path::to_owned);
+        Ok(Self { tokenizer, network, chat_template, stop_tokens, speculate, path })
     }
 
     /// A model of parts that are there already, such as one that was just trained.
@@ -97,6 +100,7 @@ impl<N: Network> Model<N> {
             chat_template: ChatTemplate::builtin(),
             stop_tokens,
             speculate: None,
+            path: None,
         }
     }
 
@@ -109,6 +113,7 @@ impl<N: Network> Model<N> {
             chat_template: ChatTemplate::builtin(),
             stop_tokens,
             speculate: None,
+            path: None,
         }
     }
 
@@ -117,7 +122,7 @@ impl<N: Network> Model<N> {
     /// # Errors
     /// When the checkpoint came without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        self.tokenizer.as_deref().ok_or(Error::NoTokenizer)
+        self.tokenizer.as_deref().ok_or_else(|| self.no_tokenizer())
     }
 
     /// The network.
@@ -131,7 +136,11 @@ impl<N: Network> Model<N> {
     /// # Errors
     /// As [`Model::tokenizer`].
     pub fn shared_tokenizer(&self) -> Result<Arc<Tokenizer>, Error> {
-        self.tokenizer.clone().ok_or(Error::NoTokenizer)
+        self.tokenizer.clone().ok_or_else(|| self.no_tokenizer())
+    }
+
+    fn no_tokenizer(&self) -> Error {
+        Error::NoTokenizer { path: self.path.clone() }
     }
 
     /// The network, to be kept beside the model: an [`EngineThread`](gemma_generate::EngineThread) runs on it.
@@ -334,16 +343,23 @@ pub fn read_tokenizer(checkpoint: &Checkpoint, family: Family) -> Result<Option<
 /// # Errors
 /// When a file cannot be read, or the template is beyond the limits of what is read.
 pub fn read_chat_template(checkpoint: &Checkpoint) -> Result<ChatTemplate, Error> {
-    let template = match checkpoint.file("chat_template.jinja")? {
-        Some(source) => Some(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source))),
-        None => checkpoint.file("tokenizer_config.json")?.and_then(|json| ChatTemplate::from_tokenizer_config(&json)),
-    };
-    let template = template.unwrap_or_else(ChatTemplate::builtin);
+    let template = own_chat_template(checkpoint)?.unwrap_or_else(ChatTemplate::builtin);
     match template.check() {
         Err(error @ gemma_tokenizer::Error::TemplateLimit { .. }) => Err(error.into()),
         // what else is wrong with it matters to conversations alone
         _ => Ok(template),
     }
+}
+
+/// The chat template that a checkpoint comes with; instruction-tuned ones have one.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn own_chat_template(checkpoint: &Checkpoint) -> Result<Option<ChatTemplate>, Error> {
+    Ok(match checkpoint.file("chat_template.jinja")? {
+        Some(source) => Some(ChatTemplate::from_jinja(&String::from_utf8_lossy(&source))),
+        None => checkpoint.file("tokenizer_config.json")?.and_then(|json| ChatTemplate::from_tokenizer_config(&json)),
+    })
 }
 
 /// What ends an answer: what either configuration names, and the end of a turn, which instruction-tuned checkpoints say

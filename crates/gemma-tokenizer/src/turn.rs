@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Who speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
-    /// Standing instructions (`developer` elsewhere).
+    /// The system prompt (`developer` elsewhere).
     System,
     /// The person.
     #[default]
@@ -106,7 +106,7 @@ impl Turn {
         Self::new(Role::Model, text)
     }
 
-    /// Standing instructions. Where a template knows no such turn, they go in front of the first message of the person.
+    /// A system prompt. Where a template knows no such turn, it goes in front of the first message of the person.
     pub fn system(text: impl Into<String>) -> Self {
         Self::new(Role::System, text)
     }
@@ -221,7 +221,7 @@ impl Turn {
         if self.parts.is_empty() { self.text.clone() } else { self.parts.iter().map(text).collect() }
     }
 
-    /// The same message behind standing instructions.
+    /// The same message behind a system prompt.
     pub(crate) fn after(&self, system: &str) -> Self {
         let mut turn = self.clone();
         match turn.parts.first_mut() {

@@ -54,7 +54,7 @@ pub enum Error {
         cause: std::io::Error,
     },
     /// A line of a data file that cannot be used.
-    #[error("{}: line {line}: {reason}; correct the line, or let such lines be skipped", path.display())]
+    #[error("{}: line {line}: {reason}; correct the line, or leave such lines out (--skip-bad-lines)", path.display())]
     Line {
         /// The file.
         path: PathBuf,
@@ -85,7 +85,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why not.
-        reason: &'static str,
+        reason: String,
     },
     /// What the files said.
     #[error(transparent)]

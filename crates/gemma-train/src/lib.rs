@@ -61,6 +61,7 @@ pub use metric::{Evaluation, Metric};
 pub use mpi_rank::MpiRank;
 pub use options::{Schedule, TrainingOptions};
 pub use parallel::{Alone, Communicator, ThreadRank};
+pub use state::STEPS_SETTING;
 pub use text::{Answer, answers, log_probs};
 pub use train::{Step, TrainOptions, text_loss, train, train_with};
 pub use trainer::{StepReport, Trainer};

@@ -13,13 +13,16 @@ use crate::{AdamW, Error, Trainer};
 
 /// What stands before the names of values in the file, by what they are.
 const PARTS: [&str; 3] = ["parameter.", "first_moment.", "second_moment."];
+/// The setting that may be larger when a training goes on than it was when it was kept.
+pub const STEPS_SETTING: &str = "--steps";
 /// The metadata that say where a training stands, and what it is of.
 const STEP: &str = "step";
 const RUN: &str = "run";
 
 impl<M: BlockStack + Module> Trainer<M> {
     /// Writes parameters, optimizer and step into one file, which appears complete or not at all. `run` describes the data
-    /// and the settings; only a training with the same description resumes from the file.
+    /// and the settings, a line `name: value` each, where the name of a setting is a flag and that of a digest is none. Only a
+    /// training with the same description resumes from the file, but that [`STEPS_SETTING`] may be larger.
     ///
     /// # Errors
     /// When the file cannot be written; what was there is then as it was.
@@ -47,12 +50,12 @@ impl<M: BlockStack + Module> Trainer<M> {
     /// # Errors
     /// When it is not such a file, or one of another training.
     pub fn load_state(&mut self, path: &Path, run: &str) -> Result<(), Error> {
-        let failed = |reason| Error::State { path: path.to_owned(), reason };
+        let failed = |reason: &str| Error::State { path: path.to_owned(), reason: reason.to_owned() };
         let (tensors, metadata) = read_safetensors_with_metadata(path)?;
         let text = |key: &str| metadata.get(key).map(String::as_str);
         let step: usize = text(STEP).and_then(|step| step.parse().ok()).ok_or_else(|| failed("it says no step"))?;
-        if text(RUN) != Some(run) {
-            return Err(failed("it belongs to a training with other data or other settings"));
+        if let Some(reason) = other_training(text(RUN).unwrap_or_default(), run) {
+            return Err(failed(&reason));
         }
         let mut values = NamedValues::new();
         let mut moments: BTreeMap<String, Moments> = BTreeMap::new();
@@ -82,5 +85,55 @@ impl<M: BlockStack + Module> Trainer<M> {
         let optimizer = AdamW::resumed(self.options().adamw, step as u64, moments);
         self.restore(step, values, optimizer);
         Ok(())
+    }
+}
+
+/// Why a training as `now` describes it cannot go on from one as `before` does; `None` where it can: all is the same, or
+/// only the number of steps is larger.
+fn other_training(before: &str, now: &str) -> Option<String> {
+    let settings = |text: &str| -> Vec<(String, String)> {
+        text.lines()
+            .map(|line| line.split_once(": ").unwrap_or((line, "")))
+            .map(|(a, b)| (a.into(), b.into()))
+            .collect()
+    };
+    let (before, now) = (settings(before), settings(now));
+    if before.iter().map(|(name, _)| name).ne(now.iter().map(|(name, _)| name)) {
+        return Some("it belongs to a training with other data or other settings".to_owned());
+    }
+    let differing =
+        before.iter().zip(&now).filter(|(before, now)| before != now).filter(|((name, before), (_, now))| {
+            let steps = |text: &str| text.parse::<usize>().unwrap_or(0);
+            name != STEPS_SETTING || steps(now) < steps(before)
+        });
+    // what is no flag is a digest, and may follow from a flag
+    let (flags, digests): (Vec<_>, Vec<_>) = differing.partition(|((name, _), _)| name.starts_with("--"));
+    let told: Vec<String> = match flags.is_empty() {
+        true => digests.into_iter().map(|((name, _), _)| format!("{name} is another")).collect(),
+        false => {
+            let told = |((name, before), (_, now)): (&(String, String), &(String, String))| {
+                format!("{name} was {before} and is {now}")
+            };
+            flags.into_iter().map(told).collect()
+        }
+    };
+    (!told.is_empty())
+        .then(|| format!("it belongs to a training with other data or other settings ({})", told.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_is_named_and_more_steps_are_the_same_training() {
+        let run = |steps: usize, rank: usize| format!("--steps: {steps}\n--rank: {rank}\nthe model: {rank}");
+        assert_eq!(other_training(&run(60, 8), &run(60, 8)), None);
+        assert_eq!(other_training(&run(60, 8), &run(100, 8)), None);
+        let said = |now: &str| other_training(&run(60, 8), now).expect("another training");
+        assert!(said(&run(40, 8)).contains("(--steps was 60 and is 40)"));
+        assert!(said(&run(100, 16)).contains("(--rank was 8 and is 16)"));
+        assert!(said("--steps: 60\n--rank: 8\nthe model: 9").contains("(the model is another)"));
+        assert!(said("lora 8 seed 0").contains("other data or other settings"));
     }
 }

@@ -352,9 +352,14 @@ pub enum Error {
 
     /// The model is not (wholly) in the cache, and downloading is switched off.
     #[error(
-        "{id}: not downloaded yet (missing {}) and the hub is offline; unset HF_HUB_OFFLINE, \
-         or copy the model into the cache {}",
-        Listed(missing), cache.display()
+        "{id}: not downloaded yet (missing {}) and {}, or copy the model into the cache {}",
+        Listed(missing),
+        if crate::HubOptions::from_env().offline {
+            "the hub is offline; unset HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE)"
+        } else {
+            "downloads were ruled out; leave out --offline"
+        },
+        cache.display()
     )]
     Offline {
         /// The hub id.

@@ -127,6 +127,11 @@ pub fn pull(id: &str, options: &HubOptions, progress: OnDownload<'_>) -> Result<
     fetch(&HubId::parse(id)?, options, progress)
 }
 
+/// The repositories of models of which something lies in the cache, by name. Makes no request.
+pub fn cached_repositories(options: &HubOptions) -> Vec<HubId> {
+    cache::repositories(options)
+}
+
 /// The folder (or GGUF file) of a model in the cache, if its configuration and weights are there. Makes no request.
 pub fn cached(id: &HubId, options: &HubOptions) -> Option<PathBuf> {
     cache::find(id, options).filter(cache::Cached::has_weights).map(|cached| cached.place)

@@ -53,8 +53,8 @@ pub use gemma_kernels::Format;
 pub use generation_config::GenerationConfig;
 pub use gguf::{GgufVocabulary, OnConvert, is_gguf, save_gguf};
 pub use hub::{
-    Download, HubId, HubOptions, OnDownload, cached, cached_bytes, pull, remove_cached, resolve, resolve_adapter,
-    resolve_with,
+    Download, HubId, HubOptions, OnDownload, cached, cached_bytes, cached_repositories, pull, remove_cached, resolve,
+    resolve_adapter, resolve_with,
 };
 pub use loader::{Loader, OnProgress};
 pub use new_file::NewFile;

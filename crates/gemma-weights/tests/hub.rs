@@ -680,7 +680,7 @@ fn offline_makes_no_request_and_says_what_is_missing() {
     let (_guard, mut options) = options(&hub.address);
     options.offline = true;
     let text = failure(&options).to_string();
-    for words in ["org/name", "config.json", "model.safetensors", "HF_HUB_OFFLINE", options.cache.to_str().unwrap()] {
+    for words in ["org/name", "config.json", "model.safetensors", "--offline", options.cache.to_str().unwrap()] {
         assert!(text.contains(words), "{text}");
     }
     assert!(matches!(pull("org/name", &options, &mut |_| {}), Err(Error::Offline { .. })));

@@ -48,7 +48,7 @@ pub use language::Language;
 pub use lesson::{Lesson, code_lesson, hole_lesson};
 pub use line_ending::LineEnding;
 pub use prompt::Prompt;
-pub use session::{InfillStream, Infilled, Session};
+pub use session::{InfillStream, Infilled, Session, prompt_room};
 pub use truncation::Truncation;
 
 pub use gemma::{

@@ -181,12 +181,21 @@ struct Prepared<'m, 'o> {
     lookup: Option<PromptLookup>,
 }
 
+/// Tokens of a context that a prompt may take before a completion of `max_tokens` tokens: a quarter is left to one that may
+/// be as long as the context.
+pub fn prompt_room(context: usize, max_tokens: usize) -> usize {
+    match context.saturating_sub(max_tokens) {
+        0 if max_tokens > context => context - context / 4,
+        room => room,
+    }
+}
+
 impl<'m, 'o> Prepared<'m, 'o> {
     fn new(model: &'m CodeGemma, infill: &Infill, options: &'o InfillOptions) -> Result<Self, Error> {
         let tokenizer = model.tokenizer()?;
         let infill = &infill.plain();
         let context = gemma_generate::CausalModel::context_length(model.gemma().network());
-        let room = context.map(|context| context.saturating_sub(options.generate.max_tokens));
+        let room = context.map(|context| prompt_room(context, options.generate.max_tokens));
         let budget = options.budget.unwrap_or(usize::MAX).min(room.unwrap_or(usize::MAX)).min(1 << 20);
         let prompt = infill.prompt(tokenizer, options.order, budget)?;
         // what is in the prompt is looked through anyway

@@ -1,6 +1,6 @@
 //! The front door: a tokenizer, a network, and what belongs to them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gemma::{Decoder, DecoderConfig, Network};
 use gemma_backend::Device;
@@ -35,6 +35,8 @@ pub struct EmbeddingGemma {
     network: EmbeddingNetwork,
     tokenizer: Option<Tokenizer>,
     prompts: std::collections::BTreeMap<String, String>,
+    /// The folder or file that it was opened from, for messages.
+    path: Option<PathBuf>,
 }
 
 impl EmbeddingGemma {
@@ -93,21 +95,20 @@ impl EmbeddingGemma {
         progress: OnLoad<'_>,
         change: impl Adapt,
     ) -> Result<Self, Error> {
-        let text = decoder_config(checkpoint)?;
-        let (checkpoint, modules) = with_dense_layers(checkpoint)?;
-        let max_tokens = modules.max_tokens.unwrap_or(MAX_TOKENS).min(text.context);
-        let dense: Vec<[usize; 2]> = modules.dense.iter().map(|(_, sizes)| *sizes).collect();
-        let config = EmbeddingConfig { text, dense, max_tokens };
-        let mut width = config.text.hidden_size;
-        for [outputs, inputs] in &config.dense {
-            if *inputs != width {
-                return Err(gemma_model::fields::invalid("in_features", inputs, "the size of what comes before").into());
-            }
-            width = *outputs;
-        }
+        let path = checkpoint.path().map(Path::to_owned);
+        let (checkpoint, config, modules) = described(checkpoint)?;
         let tokenizer = read_tokenizer(&checkpoint, Decoder::FAMILY)?;
         let network = EmbeddingNetwork::open(&checkpoint, &config, options, device, progress, change)?;
-        Ok(Self { network, tokenizer, prompts: modules.prompts })
+        Ok(Self { network, tokenizer, prompts: modules.prompts, path })
+    }
+
+    /// What is known of a checkpoint without reading its weights: itself with the tensors of its dense layers, and its
+    /// sizes.
+    ///
+    /// # Errors
+    /// As [`EmbeddingGemma::load`].
+    pub fn describe(checkpoint: &Checkpoint) -> Result<(Checkpoint, EmbeddingConfig), Error> {
+        described(checkpoint).map(|(checkpoint, config, _)| (checkpoint, config))
     }
 
     /// The network.
@@ -125,7 +126,7 @@ impl EmbeddingGemma {
     /// # Errors
     /// When the checkpoint came without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        Ok(self.tokenizer.as_ref().ok_or(gemma_model::Error::NoTokenizer)?)
+        Ok(self.tokenizer.as_ref().ok_or_else(|| gemma_model::Error::NoTokenizer { path: self.path.clone() })?)
     }
 
     /// The prefix that the model's folder gives for a name, such as `STS` or `Retrieval-query`.
@@ -254,6 +255,23 @@ impl EmbeddingGemma {
         }
         Ok(Some(found))
     }
+}
+
+/// The checkpoint with the weights of its dense layers, its sizes, and what is said of its modules.
+fn described(checkpoint: &Checkpoint) -> Result<(Checkpoint, EmbeddingConfig, Modules), Error> {
+    let text = decoder_config(checkpoint)?;
+    let (checkpoint, modules) = with_dense_layers(checkpoint)?;
+    let max_tokens = modules.max_tokens.unwrap_or(MAX_TOKENS).min(text.context);
+    let dense: Vec<[usize; 2]> = modules.dense.iter().map(|(_, sizes)| *sizes).collect();
+    let config = EmbeddingConfig { text, dense, max_tokens };
+    let mut width = config.text.hidden_size;
+    for [outputs, inputs] in &config.dense {
+        if *inputs != width {
+            return Err(gemma_model::fields::invalid("in_features", inputs, "the size of what comes before").into());
+        }
+        width = *outputs;
+    }
+    Ok((checkpoint, config, modules))
 }
 
 /// The configuration of the layers, which must see both ways.

@@ -94,6 +94,25 @@ impl RunLengths {
         Self { counts, size: [height, width] }
     }
 
+    /// The mask over the whole image; `None` where the lengths are not those of an image of that size.
+    pub fn mask(&self) -> Option<Mask> {
+        let [height, width] = self.size;
+        let pixels = height.checked_mul(width)?;
+        let sum = self.counts.iter().try_fold(0_usize, |sum, count| sum.checked_add(*count))?;
+        if sum != pixels {
+            return None;
+        }
+        let mut inside = vec![false; pixels];
+        let mut place = 0;
+        for (index, count) in self.counts.iter().enumerate() {
+            for at in place..place + count {
+                inside[(at % height) * width + at / height] = index % 2 == 1;
+            }
+            place += count;
+        }
+        Some(Mask { x: 0, y: 0, width, height, inside })
+    }
+
     /// Number of pixels inside.
     pub fn area(&self) -> usize {
         self.counts.iter().skip(1).step_by(2).sum()

@@ -45,12 +45,19 @@ impl<T: Drawn + ?Sized> Drawn for &T {
     }
 }
 
+/// White, which stands beside every colour: one of the two is seen on any ground.
+const WHITE: [u8; 3] = [255; 3];
+
 /// Draws objects onto a copy of an image, such as the items of what was [found](crate::Found): for each a box with its
-/// label and, where there is one, its mask as a veil of colour. Objects with the same label have the same colour. What lies
-/// outside the image is left out.
+/// label and, where there is one, its mask as a veil of colour with an outline. Boxes and outlines have a line of colour and
+/// one of white, so that they are seen on any ground. Objects with the same label have the same colour. What lies outside
+/// the image is left out.
 pub fn draw<T: Drawn>(image: &Image, objects: impl IntoIterator<Item = T>) -> Image {
     let mut canvas = Canvas { image: image.clone() };
-    let line = (image.width().min(image.height()) / 200).max(1);
+    let side = image.width().min(image.height());
+    let line = (side / 200).max(1);
+    // letters that can be read in small images, too
+    let letter = if side < 160 { 1 } else { line.max(2) };
     let objects: Vec<T> = objects.into_iter().collect();
     let objects: Vec<_> = objects.iter().map(Drawn::drawn).collect();
     let mut labels: Vec<&str> = Vec::new();
@@ -62,7 +69,7 @@ pub fn draw<T: Drawn>(image: &Image, objects: impl IntoIterator<Item = T>) -> Im
     let colour = |label: &str| COLOURS[labels.iter().position(|known| *known == label).unwrap_or(0) % COLOURS.len()];
     for (label, _, mask) in &objects {
         if let Some(mask) = mask {
-            canvas.veil(mask, colour(label));
+            canvas.veil(mask, line, colour(label));
         }
     }
     for (label, bounds, _) in &objects {
@@ -70,7 +77,7 @@ pub fn draw<T: Drawn>(image: &Image, objects: impl IntoIterator<Item = T>) -> Im
     }
     // labels last, so that no box crosses one out
     for (label, bounds, _) in &objects {
-        canvas.label(label, bounds, line, colour(label));
+        canvas.label(label, bounds, letter, colour(label));
     }
     canvas.image
 }
@@ -96,8 +103,8 @@ impl Canvas {
         }
     }
 
-    /// Half the colour, half what was there.
-    fn veil(&mut self, mask: &Mask, colour: [u8; 3]) {
+    /// Half the colour, half what was there; at the edge of the mask a white line, and the colour around it.
+    fn veil(&mut self, mask: &Mask, line: usize, colour: [u8; 3]) {
         for y in 0..mask.height {
             for x in 0..mask.width {
                 if mask.inside[y * mask.width + x]
@@ -107,11 +114,41 @@ impl Canvas {
                 }
             }
         }
+        let reach = line.cast_signed();
+        let near = |x: usize, y: usize, wanted: bool| {
+            let steps = || (-reach..=reach).flat_map(|down| (-reach..=reach).map(move |right| (right, down)));
+            steps().any(|(right, down)| {
+                let place = x.checked_add_signed(right).zip(y.checked_add_signed(down));
+                place.map_or(!wanted, |(x, y)| mask.contains(x, y) == wanted)
+            })
+        };
+        let (left, top) = (mask.x.saturating_sub(line), mask.y.saturating_sub(line));
+        for y in top..(mask.y + mask.height + line).min(self.image.height()) {
+            for x in left..(mask.x + mask.width + line).min(self.image.width()) {
+                let edge = match mask.contains(x, y) {
+                    true => near(x, y, false).then_some(WHITE),
+                    false => near(x, y, true).then_some(colour),
+                };
+                if let (Some(edge), Some(pixel)) = (edge, self.pixel(x, y)) {
+                    pixel.copy_from_slice(&edge);
+                }
+            }
+        }
     }
 
-    /// The outline of a box, `line` pixels thick, inside the box.
+    /// The outline of a box: a line of colour inside the box, and a white one inside that.
     fn frame(&mut self, bounds: &BoundingBox, line: usize, colour: [u8; 3]) {
-        let [x_min, y_min, x_max, y_max] = bounds.whole_pixels();
+        let outer = bounds.whole_pixels();
+        let [x_min, y_min, x_max, y_max] = outer;
+        let inner = [x_min + line, y_min + line, x_max.saturating_sub(line), y_max.saturating_sub(line)];
+        if inner[0] < inner[2] && inner[1] < inner[3] {
+            self.outline(inner, line, WHITE);
+        }
+        self.outline(outer, line, colour);
+    }
+
+    /// The edges of a rectangle, `line` pixels thick, inside it.
+    fn outline(&mut self, [x_min, y_min, x_max, y_max]: [usize; 4], line: usize, colour: [u8; 3]) {
         let (right, lower) = (x_max.saturating_sub(line).max(x_min), y_max.saturating_sub(line).max(y_min));
         self.fill([x_min, y_min, x_max, y_min + line], colour);
         self.fill([x_min, lower, x_max, y_max], colour);
@@ -160,7 +197,10 @@ mod tests {
         for (x, y) in [(5, 12), (34, 12), (5, 24), (34, 24), (20, 12), (5, 20)] {
             assert_eq!(at(&drawn, x, y), COLOURS[0], "{x} {y}");
         }
-        for (x, y) in [(4, 12), (35, 12), (20, 11), (20, 25), (20, 18), (6, 13)] {
+        for (x, y) in [(6, 13), (33, 13), (6, 23), (20, 13)] {
+            assert_eq!(at(&drawn, x, y), WHITE, "{x} {y}");
+        }
+        for (x, y) in [(4, 12), (35, 12), (20, 11), (20, 25), (20, 18), (7, 14)] {
             assert_eq!(at(&drawn, x, y), [200; 3], "{x} {y}");
         }
     }
@@ -168,12 +208,28 @@ mod tests {
     #[test]
     fn labels_of_one_text_share_a_colour_and_a_mask_is_a_veil() {
         let bounds = BoundingBox { x_min: 0.0, y_min: 10.0, x_max: 10.0, y_max: 20.0 };
-        let mask = Mask { x: 4, y: 14, width: 2, height: 1, inside: vec![true, false] };
+        let mask = Mask { x: 20, y: 14, width: 5, height: 5, inside: vec![true; 25] };
         let drawn = draw(&plain(), [("b", &bounds, None), ("a", &bounds, Some(&mask)), ("b", &bounds, None)]);
-        assert_eq!(at(&drawn, 4, 14), [120, 160, 210]);
-        assert_eq!(at(&drawn, 5, 14), [200; 3]);
+        assert_eq!(at(&drawn, 22, 16), [120, 160, 210]);
+        assert_eq!((at(&drawn, 20, 14), at(&drawn, 24, 16)), (&WHITE[..], &WHITE[..]), "the edge inside");
+        assert_eq!((at(&drawn, 19, 14), at(&drawn, 25, 16)), (&COLOURS[1][..], &COLOURS[1][..]), "the edge outside");
+        assert_eq!(at(&drawn, 27, 14), [200; 3]);
         assert_eq!(at(&drawn, 0, 19), COLOURS[0]);
         assert_eq!(at(&drawn, 0, 1), COLOURS[0], "the ground of the label above the box");
+    }
+
+    /// A red circle found on red ground, a white one on white.
+    #[test]
+    fn a_mask_is_seen_whatever_the_colours_are() {
+        let bounds = BoundingBox { x_min: 5.0, y_min: 5.0, x_max: 25.0, y_max: 25.0 };
+        let mask = Mask { x: 10, y: 10, width: 9, height: 9, inside: vec![true; 81] };
+        for ground in [COLOURS[0], WHITE, [0; 3]] {
+            let image = Image::from_rgb(ground.repeat(40 * 30), 40, 30).unwrap();
+            let drawn = draw(&image, [("", &bounds, Some(&mask))]);
+            let changed = |places: &[(usize, usize)]| places.iter().any(|(x, y)| at(&drawn, *x, *y) != ground);
+            assert!(changed(&[(9, 12), (10, 12)]), "the mask on {ground:?}");
+            assert!(changed(&[(5, 12), (6, 12)]), "the box on {ground:?}");
+        }
     }
 
     #[test]

@@ -46,11 +46,16 @@ pub fn demo_called(name: &str) -> Result<Option<Family>, Error> {
     if Path::new(name).is_dir() {
         return Ok(None);
     }
-    let found = demo_families().iter().copied().find(|known| known.is_called(family));
+    let found = demo_families().iter().copied().find(|known| is_demo_of(*known, family));
     found.map(Some).ok_or_else(|| Error::NoDemo {
         name: name.to_owned(),
         known: demo_families().iter().map(|family| format!("demo:{}", family.name())).collect(),
     })
+}
+
+/// Whether a word names the built-in model of a family: that of Gemma is a Gemma 2.
+fn is_demo_of(known: Family, word: &str) -> bool {
+    known.is_called(word) && !word.to_lowercase().starts_with("gemma3")
 }
 
 #[cfg(test)]
@@ -68,6 +73,8 @@ mod tests {
         for other in ["./demo", "demos", "google/gemma-2b", "demo/x"] {
             assert_eq!(demo_called(other).unwrap(), None, "{other}");
         }
+        assert_eq!(demo_called("demo:Gemma2").unwrap(), Some(Family::Gemma));
+        assert!(demo_called("demo:gemma3").unwrap_err().to_string().contains("no built-in model demo:gemma3"));
         let error = demo_called("demo:llama").unwrap_err().to_string();
         assert!(error.contains("demo:llama") && error.contains("demo:recurrentgemma"), "{error}");
     }

@@ -10,8 +10,8 @@ use gemma_tokenizer::{TokenId, Tokenizer};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct Sampling {
-    /// Stop after this many new tokens.
-    #[arg(short = 'n', long, aliases = ["n-predict", "max-new-tokens"], value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
+    /// Stop after this many new tokens; -1 goes on until the text ends or the context is full.
+    #[arg(short = 'n', long, aliases = ["n-predict", "max-new-tokens"], value_name = "N", default_value_t = GenerateOptions::default().max_tokens, value_parser = super::new_tokens, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
 
     /// Sampling temperature: 0 is greedy, 1 samples the model's distribution, above 1 flattens it.

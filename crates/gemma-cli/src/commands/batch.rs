@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Batch) -> Result<Ending> {
     let piped = if args.requests == Path::new("-") { Some(put_down(&mut std::io::stdin().lock())?) } else { None };
     let requests = piped.as_ref().map_or(&*args.requests, NamedTempFile::path);
     let backend = args.engine.backend()?;
-    let bar = progress::tasks("answering", 0);
+    let bar = progress::count("answering", "requests", 0);
     let app = App::new(vec![backend], settings);
     let on_answer = |summary: &batch::BatchSummary| {
         progress::set(&bar, (summary.skipped + summary.answered) as u64, summary.requests as u64);
@@ -60,7 +60,17 @@ pub(crate) fn run(args: &Batch) -> Result<Ending> {
     };
     let to_stdout = args.out == Path::new("-");
     let summary = match to_stdout {
-        true => runtime.block_on(batch::run_to(app, requests, std::io::stdout(), 2 * parallel, on_answer))?,
+        true => {
+            let written = batch::run_to(app, requests, std::io::stdout(), 2 * parallel, on_answer);
+            match runtime.block_on(written) {
+                Err(batch::BatchError::File { action: "write", cause, .. })
+                    if cause.kind() == std::io::ErrorKind::BrokenPipe =>
+                {
+                    return Err(output::Closed.into());
+                }
+                other => other?,
+            }
+        }
         false => runtime.block_on(batch::run(app, requests, &args.out, 2 * parallel, on_answer))?,
     };
     bar.finish_and_clear();

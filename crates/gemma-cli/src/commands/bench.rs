@@ -10,11 +10,12 @@ use gemma_backend::Backend;
 use gemma_generate::{Cache, CausalModel, GenerateOptions, Segment};
 use gemma_model::Network;
 use gemma_tokenizer::TokenId;
+use gemma_weights::catalogue::SHAPES;
 use paligemma::{Pixels, Prompt, VisionLanguageModel};
 use serde::Serialize;
 
 use crate::{
-    args::{Compute, at_least_one},
+    args::{Compute, OneOf, at_least_one},
     bandwidth,
     interrupt::Ending,
     machine, output,
@@ -32,9 +33,9 @@ Examples:
   gemma bench --shape gemma-2b --precision bf16 --sequences 8
   gemma bench --bandwidth
 
---shape measures random weights of a released shape (gemma-2b, gemma-7b, gemma-2-2b, gemma-2-9b, gemma-2-27b,
-recurrentgemma-2b, recurrentgemma-9b), so nothing need be downloaded; its load time is that of making them. Numbers are medians with the smallest
-and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
+--shape measures random weights of a released shape, such as gemma-2b, gemma-3-1b or recurrentgemma-2b (a name that is none
+is answered with all of them), so nothing need be downloaded; its load time is that of making them. Numbers are medians
+with the smallest and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
 _min and _max, peak_rss_bytes, weight_bytes; first_token_seconds since the program began, after a prompt of 8, for files;
 memory_bytes_per_second and memory_part (the share of it that decode used), for large weights on a CPU.")]
 pub(crate) struct Bench {
@@ -43,7 +44,7 @@ pub(crate) struct Bench {
     pub(crate) model: Option<String>,
 
     /// Random weights of a released shape.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = OneOf::<String>::of(shapes()), hide_possible_values = true)]
     pub(crate) shape: Option<String>,
 
     /// Tokens of prefill; 512 without it, or what the context holds.
@@ -80,6 +81,11 @@ pub(crate) struct Bench {
     /// Use only files that are on this machine already; the same as HF_HUB_OFFLINE=1.
     #[arg(long)]
     pub(crate) offline: bool,
+}
+
+/// The released shapes of models that make text.
+fn shapes() -> impl Iterator<Item = &'static str> {
+    SHAPES.iter().filter(|shape| !shape.makes_vectors()).map(|shape| shape.name)
 }
 
 /// A number of sequences whose logits fit into memory at once.

@@ -28,8 +28,8 @@ use saved::Saved;
 
 /// Hold a conversation.
 ///
-/// The KV cache is kept between turns: each turn prefills only what is new. Ctrl-C stops an answer, Ctrl-D leaves. When
-/// standard input is not a terminal, each of its lines is a turn or a command.
+/// The KV cache is kept: each question prefills only what is new. Ctrl-C stops an answer, Ctrl-D leaves. When standard input
+/// is not a terminal, each of its lines is a question or a command.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -40,18 +40,13 @@ Examples:
   printf 'What is 2 plus 3?\\nAnd plus 1?\\n/save sums.json\\n' | gemma chat --temperature 0
   printf '/image cat.jpg\\nWhat is this?\\n' | gemma chat --model google/gemma-3-4b-it
 
-In the conversation, /help lists the commands: /image FILE, /reset, /undo, /save FILE, /stats, /exit. They are read from a
-pipe as well. /image is for models that see images, such as google/gemma-3-4b-it.
+In the conversation, /help lists the commands: /image FILE, /regenerate, /undo, /clear, /system TEXT, /save FILE, /load FILE,
+/stats, /exit. They are the same from a pipe. /image is for models that see images, such as google/gemma-3-4b-it.
 
-/save writes JSON messages, [{\"role\": \"user\", \"content\": \"...\"}, {\"role\": \"assistant\", ...}], which --load reads.
-It asks before it replaces a file; from a pipe, /save! FILE replaces it.")]
+/save writes JSON messages, [{\"role\": \"user\", \"content\": \"...\"}, {\"role\": \"assistant\", ...}], which --load and
+/load read. It asks before it replaces a file; from a pipe, /save! FILE replaces it. A line of a pipe that fails is
+reported, the conversation goes on, and the exit code is 2.")]
 pub(crate) struct Chat {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-
-    #[command(flatten)]
-    pub(crate) format: ChatFormat,
-
     /// Go on with the messages that /save wrote: a JSON array of role (system, user, assistant) and content.
     #[arg(long, value_name = "FILE")]
     pub(crate) load: Option<PathBuf>,
@@ -60,6 +55,12 @@ pub(crate) struct Chat {
     /// oldest exchanges first.
     #[arg(long, visible_alias = "ctx-size", value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     pub(crate) context: Option<NonZeroUsize>,
+
+    #[command(flatten)]
+    pub(crate) format: ChatFormat,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 
     #[command(flatten)]
     pub(crate) sampling: Sampling,
@@ -72,17 +73,35 @@ pub(crate) struct Chat {
 }
 
 /// Words that are commands also with more behind them.
-const COMMANDS: [&str; 10] = ["help", "image", "reset", "undo", "save", "save!", "stats", "exit", "quit", "load"];
+const COMMANDS: [&str; 14] = [
+    "help",
+    "image",
+    "regenerate",
+    "undo",
+    "clear",
+    "reset",
+    "system",
+    "save",
+    "save!",
+    "load",
+    "stats",
+    "exit",
+    "quit",
+    "bye",
+];
 
 const HELP: &str = "\
-/image FILE show an image; the next question is about it
-/reset      forget the conversation
-/undo       forget the last question and its answer
-/save FILE  write the conversation to a JSON file, for --load; /save! FILE replaces one that is there
-/stats      tokens and bytes in the KV cache, and the rates of the last answer
-/exit       leave; Ctrl-D does too
-Ctrl-C stops an answer. A line that ends with \\ goes on in the next. Another line that begins with / is a question,
-and so is one that begins with //.";
+/image FILE   show an image; the next question is about it
+/regenerate   answer the last question again; in the same words at --temperature 0 or with --seed
+/undo         forget the last question and its answer
+/clear        forget the conversation, and keep the system prompt; /reset is the same
+/system TEXT  change the system prompt; without TEXT, show it
+/save FILE    write the conversation to a JSON file; /save! FILE replaces one that is there
+/load FILE    go on with a conversation that /save wrote, in place of this one
+/stats        tokens and bytes in the KV cache, and the rates of the last answer
+/exit         leave; Ctrl-D does too
+Ctrl-C stops an answer. On a terminal, a line that ends with \\ goes on in the next. A word alone behind / that is no command
+is refused; any other line that begins with / is a question, and so is one that begins with //.";
 
 pub(crate) fn run(args: &Chat) -> Result<Ending> {
     let options = args.sampling.options();
@@ -92,7 +111,11 @@ pub(crate) fn run(args: &Chat) -> Result<Ending> {
     let loaded = args.load.as_deref().map(Saved::load).transpose()?.unwrap_or_default();
     let (constraint, context) = (args.form.read()?, args.context.map(NonZeroUsize::get));
     let speculate = args.speculative.open(&args.model.compute, args.model.offline)?;
-    let opened = session::find(&args.model)?.speculating(speculate).with_template(template).open()?;
+    let found = session::find(&args.model)?;
+    if template.is_none() {
+        found.note_missing_template()?;
+    }
+    let opened = found.speculating(speculate).with_template(template).open()?;
     let options = with_model!(&opened.model, model => with_breakers(options, model.tokenizer().ok()));
     // what is typed now holds rather than what was saved
     let system = system.or(loaded.system);
@@ -124,7 +147,7 @@ struct Talk<'t, 'm, N: Network, A: Attachments> {
     conversation: Conversation<'m, N, A>,
     model: &'m Model<N>,
     constraint: Option<Constraint>,
-    /// The standing instructions, which are saved too.
+    /// The system prompt, which is saved too.
     system: Option<String>,
     show: Show<'t, A::Item>,
     /// Images that the next question is about.
@@ -156,44 +179,40 @@ fn talk<'m, N: Network, A: Attachments>(
     if io::stdin().is_terminal() { at_keyboard(&mut talk) } else { from_lines(&mut talk) }
 }
 
-/// Every line is a question, but for commands; a command that fails ends everything, and so does Ctrl-C.
+/// Every line is a question or a command, as at the keyboard. What fails is reported, and the conversation goes on.
 fn from_lines<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Result<Ending> {
     let mut input = io::stdin().lock();
+    let (mut lines, mut failed) = (0, 0);
     while let Some(line) = text::line(&mut input).context("cannot use standard input")? {
-        let line = match String::from_utf8(line) {
-            Ok(line) => line,
-            // one line that cannot be read does not end the conversation
-            Err(error) => {
-                output::remark(format_args!("error: {}", text::not_utf8(error.utf8_error())));
-                continue;
-            }
+        lines += 1;
+        let done = match std::str::from_utf8(&line) {
+            Ok(line) => talk.take_line(line.trim(), false),
+            Err(error) => Err(anyhow::anyhow!(text::not_utf8(error))),
         };
-        if line.trim().is_empty() {
-            continue;
-        }
-        match Line::of(line.trim()) {
-            Line::Command("exit" | "quit", _) => return Ok(Ending::Done),
-            Line::Command(name @ ("help" | "stats"), rest) => {
-                output::complain(talk.run_command(name, rest)?);
-                continue;
+        match done {
+            Ok(Next::Line) => {}
+            Ok(Next::Leave) => break,
+            Ok(Next::Interrupted) => return Ok(Ending::Interrupted),
+            Err(error) if error.is::<output::Closed>() => return Err(error),
+            Err(error) => {
+                failed += 1;
+                output::complain(format_args!("error: line {lines}: {}", output::one_line(&error)));
             }
-            // what is no command here is a question: nobody mistyped it
-            Line::Command(name, rest) if COMMANDS.contains(&name) && (name != "image" || talk.show.is_some()) => {
-                output::remark(talk.run_command(name, rest)?);
-                continue;
-            }
-            _ => {}
-        }
-        let watch = interrupt::watch();
-        talk.restrict()?;
-        talk.last =
-            Some(talk.conversation.say_with(std::mem::take(&mut talk.shown), &line, watch.flag(), output::piece)?);
-        output::line("")?;
-        if watch.pressed() {
-            return Ok(Ending::Interrupted);
         }
     }
-    Ok(Ending::Done)
+    match failed {
+        0 => Ok(Ending::Done),
+        1 => bail!("1 line of standard input failed"),
+        _ => bail!("{failed} lines of standard input failed"),
+    }
+}
+
+/// What comes after a line.
+enum Next {
+    Line,
+    Leave,
+    /// Ctrl-C cut an answer short.
+    Interrupted,
 }
 
 /// What comes so soon behind a byte that cannot be read was typed or pasted with it.
@@ -207,7 +226,10 @@ fn at_keyboard<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Res
     loop {
         let line = match question(&mut editor) {
             Ok(line) => line,
-            Err(ReadlineError::Interrupted) => continue,
+            Err(ReadlineError::Interrupted) => {
+                output::remark("[Ctrl-D or /exit leaves]");
+                continue;
+            }
             Err(ReadlineError::Eof) => return Ok(Ending::Done),
             Err(error) if is_not_utf8(&error) => {
                 output::remark("error: the line is not UTF-8 text, so it is left out");
@@ -220,21 +242,23 @@ fn at_keyboard<N: Network, A: Attachments>(talk: &mut Talk<'_, '_, N, A>) -> Res
         if unreadable.take().is_some_and(|at| at.elapsed() < TYPED_TOGETHER) {
             continue;
         }
-        match Line::of(line.trim()) {
-            Line::Command("exit" | "quit", _) => return Ok(Ending::Done),
-            Line::Command("save", file) if Path::new(file).is_file() && !replaces(&mut editor, file)? => {}
-            Line::Command(name, rest) => {
-                let name = if name == "save" { "save!" } else { name };
-                let done = talk.run_command(name, rest);
-                output::line(done.unwrap_or_else(|error| format!("error: {}", output::one_line(&error))))?;
+        let line = line.trim();
+        if let Line::Command("save", file) = Line::of(line)
+            && Path::new(file).is_file()
+        {
+            let replaced = replaces(&mut editor, file)?.then(|| talk.run_command("save!", file)).transpose();
+            match replaced {
+                Ok(done) => done.map_or(Ok(()), output::line)?,
+                Err(error) => output::complain(format_args!("error: {}", output::one_line(&error))),
             }
-            Line::Nothing => {}
-            // What went wrong with one question is no reason to lose the conversation.
-            Line::Question(line) => match talk.answer(line) {
-                Ok(answered) => talk.last = Some(answered),
-                Err(error) if error.is::<output::Closed>() => return Err(error),
-                Err(error) => output::remark(format_args!("error: {}", output::one_line(&error))),
-            },
+            continue;
+        }
+        match talk.take_line(line, true) {
+            Ok(Next::Line | Next::Interrupted) => {}
+            Ok(Next::Leave) => return Ok(Ending::Done),
+            Err(error) if error.is::<output::Closed>() => return Err(error),
+            // what went wrong with one question is no reason to lose the conversation
+            Err(error) => output::complain(format_args!("error: {}", output::one_line(&error))),
         }
     }
 }
@@ -295,26 +319,57 @@ fn question(editor: &mut DefaultEditor) -> rustyline::Result<String> {
 }
 
 impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
-    /// Restricts the next answer to the grammar, if there is one.
-    fn restrict(&mut self) -> Result<()> {
+    /// Does what a line says: a command, or a question, which is answered. `at_keyboard` tells whether a person reads what is
+    /// said of it.
+    fn take_line(&mut self, line: &str, at_keyboard: bool) -> Result<Next> {
+        match Line::of(line) {
+            Line::Nothing => Ok(Next::Line),
+            Line::Command("exit" | "quit" | "bye", _) => Ok(Next::Leave),
+            Line::Command("regenerate", _) => self.answer(None, at_keyboard),
+            Line::Command(name, rest) => {
+                let done = self.run_command(name, rest)?;
+                match name {
+                    _ if at_keyboard => output::line(done)?,
+                    "help" | "stats" | "system" => output::complain(done),
+                    _ => output::remark(done),
+                }
+                Ok(Next::Line)
+            }
+            Line::Question(question) => self.answer(Some(question), at_keyboard),
+        }
+    }
+
+    /// Answers a question, or without one the last question again.
+    fn answer(&mut self, question: Option<&str>, at_keyboard: bool) -> Result<Next> {
+        let watch = interrupt::watch();
         if let Some(constraint) = &self.constraint {
             self.conversation.restrict_next(constraint.mask(self.model)?);
         }
-        Ok(())
-    }
-
-    fn answer(&mut self, text: &str) -> Result<Answered> {
-        let watch = interrupt::watch();
-        self.restrict()?;
-        let shown = std::mem::take(&mut self.shown);
-        let answered = self.conversation.say_with(shown, text, watch.flag(), output::piece);
+        let answered = match question {
+            Some(question) => {
+                let shown = std::mem::take(&mut self.shown);
+                self.conversation.say_with(shown, question, watch.flag(), output::piece)
+            }
+            None => match self.conversation.say_again(watch.flag(), output::piece) {
+                Ok(None) => bail!("there is no question to answer again"),
+                Ok(Some(answered)) => Ok(answered),
+                Err(error) => Err(error),
+            },
+        };
         output::line("")?;
         let answered = answered?;
-        if answered.forgotten > 0 {
-            output::remark(format_args!("[the context was full: forgot the {} oldest exchanges]", answered.forgotten));
+        if at_keyboard {
+            match answered.forgotten {
+                0 => {}
+                1 => output::remark("[the context was full: the oldest exchange was forgotten]"),
+                count => {
+                    output::remark(format_args!("[the context was full: the {count} oldest exchanges were forgotten]"))
+                }
+            }
+            output::remark(generate::told(answered.timings, answered.reason));
         }
-        output::remark(generate::told(answered.timings, answered.reason));
-        Ok(answered)
+        self.last = Some(answered);
+        Ok(if watch.pressed() { Next::Interrupted } else { Next::Line })
     }
 
     /// Shows the image in a file, and says so.
@@ -335,14 +390,23 @@ impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
         Ok(match (name, rest) {
             ("help", _) => HELP.to_owned(),
             ("image", file) => self.show(file.trim())?,
-            ("reset", _) => {
+            ("clear" | "reset", _) => {
                 self.conversation.reset();
                 self.shown.clear();
                 "the conversation begins anew".to_owned()
             }
+            ("system", "") => match &self.system {
+                Some(system) => format!("the system prompt is: {system}"),
+                None => "there is no system prompt; /system TEXT gives one".to_owned(),
+            },
+            ("system", text) => {
+                self.conversation.set_system(Some(text.to_owned()));
+                self.system = Some(text.to_owned());
+                "the system prompt is another".to_owned()
+            }
             ("undo", _) if self.conversation.undo() => "the last question and its answer are forgotten".to_owned(),
             ("undo", _) => "there is nothing to forget".to_owned(),
-            ("save" | "save!", "") => bail!("/{name} needs a file: /{name} conversation.json"),
+            ("save" | "save!" | "load", "") => bail!("/{name} needs a file: /{name} conversation.json"),
             ("save", file) if Path::new(file).exists() => {
                 bail!("{file} is there already; /save! {file} replaces it")
             }
@@ -350,7 +414,17 @@ impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
                 saved::save(self.system.as_deref(), self.conversation.turns(), Path::new(file))?;
                 format!("saved to {file}")
             }
-            ("load", _) => bail!("a conversation is read at the start: gemma chat --load FILE"),
+            ("load", file) => {
+                let loaded = Saved::load(Path::new(file))?;
+                let exchanges = exchanges(loaded.turns.len());
+                self.conversation.set_turns(loaded.turns)?;
+                if let Some(system) = loaded.system {
+                    self.conversation.set_system(Some(system.clone()));
+                    self.system = Some(system);
+                }
+                self.shown.clear();
+                format!("loaded {exchanges} from {file}")
+            }
             ("stats", _) => self.stats(),
             (other, _) => bail!("there is no command /{other}; /help lists them"),
         })
@@ -360,10 +434,16 @@ impl<N: Network, A: Attachments> Talk<'_, '_, N, A> {
         let (tokens, bytes) = self.conversation.remembered();
         let limit = self.conversation.context().map(|limit| format!(" of {limit}")).unwrap_or_default();
         let speed = self.last.map(|last| generate::told(last.timings, last.reason)).unwrap_or_default();
-        let turns = self.conversation.turns().len();
-        format!("{turns} turns, {tokens}{limit} tokens in {}\n{speed}", output::bytes(bytes as u64))
-            .trim_end()
-            .to_owned()
+        let exchanges = exchanges(self.conversation.turns().len());
+        format!("{exchanges}, {tokens}{limit} tokens in {}\n{speed}", output::bytes(bytes as u64)).trim_end().to_owned()
+    }
+}
+
+/// Questions with their answers, counted in words.
+fn exchanges(turns: usize) -> String {
+    match turns / 2 {
+        1 => "1 exchange".to_owned(),
+        count => format!("{count} exchanges"),
     }
 }
 
@@ -379,6 +459,8 @@ mod tests {
             ("/help", Line::Command("help", "")),
             ("/save  a b.json ", Line::Command("save", "a b.json")),
             ("/hlep", Line::Command("hlep", "")),
+            ("/regenerate", Line::Command("regenerate", "")),
+            ("/system Be brief.", Line::Command("system", "Be brief.")),
             ("/etc/hosts is what kind of file?", Line::Question("/etc/hosts is what kind of file?")),
             ("/save! a.json", Line::Command("save!", "a.json")),
             ("/image a b.jpg", Line::Command("image", "a b.jpg")),

@@ -10,7 +10,7 @@ use clap_mangen::Man;
 use super::Arguments;
 use crate::{interrupt::Ending, output};
 
-/// Print a script that completes verbs and flags in a shell.
+/// Print a script that completes commands, flags and their values in a shell.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -22,14 +22,14 @@ pub(crate) struct Completions {
     pub(crate) shell: Shell,
 }
 
-/// Print the manual page, or write one per verb into a folder.
+/// Print the manual page, or write one per command into a folder.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   gemma man | man -l -
   gemma man ~/.local/share/man/man1")]
 pub(crate) struct ManPages {
-    /// Write gemma.1 and gemma-VERB.1 into this folder, which is made if it is not there.
+    /// Write gemma.1 and gemma-COMMAND.1 into this folder, which is made if it is not there.
     #[arg(value_name = "DIR")]
     pub(crate) folder: Option<PathBuf>,
 }

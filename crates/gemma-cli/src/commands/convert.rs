@@ -12,7 +12,7 @@ use gemma_weights::{Dtype, Format};
 use serde::Serialize;
 
 use crate::{
-    args::Compute,
+    args::{Compute, written_format},
     interrupt::{self, Ending},
     output, progress, session,
 };
@@ -28,8 +28,9 @@ Examples:
 
 The name of the target says what is written: FILE.gguf, or else a folder. Tensors go from file to file one at a time, so
 the model need not fit into memory. A folder holds f32, bf16 or f16 (default: bf16); a GGUF file any of f32, bf16, f16,
-q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k (default: as stored), with f16 where rows are no whole blocks. GGUF has
-Gemma, Gemma 2 and CodeGemma; RecurrentGemma and PaliGemma can be written as folders.")]
+q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and q6_k (default: as stored), with f16 where rows are no whole blocks. Gemma 1, 2
+and 3 (text) and CodeGemma can be written as GGUF files; Gemma 3 with images, RecurrentGemma and PaliGemma as folders;
+EmbeddingGemma not at all: `gemma embed` opens its folders and GGUF files as they are.")]
 pub(crate) struct Convert {
     /// The model: a folder, a GGUF file, a hub id, demo:FAMILY, or shape:NAME for random weights.
     pub(crate) model: String,
@@ -38,7 +39,7 @@ pub(crate) struct Convert {
     pub(crate) target: PathBuf,
 
     /// How values are stored; the formats are listed below.
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", value_parser = written_format(), hide_possible_values = true)]
     pub(crate) format: Option<Format>,
 
     /// Whose control tokens the tokenizer has, where its file leaves their names out.
@@ -84,6 +85,12 @@ pub(crate) fn is_gguf(target: &Path) -> bool {
 pub(crate) fn write(found: &Found, target: &Path, format: Option<Format>, force: bool, json: bool) -> Result<Ending> {
     if target.as_os_str() == "-" || target.file_name().is_some_and(|name| name == ".gguf") {
         bail!("{} is no name of a file or folder; give FILE.gguf or a folder", target.display());
+    }
+    if found.is_embedding()? {
+        bail!(
+            "an EmbeddingGemma is not converted; `gemma embed` opens its folders and GGUF files as they are, and holds them \
+             in other formats with --precision"
+        );
     }
     let is_gguf = is_gguf(target);
     if is_gguf && !found.architecture()?.in_gguf() {

@@ -20,25 +20,27 @@ use crate::{
     args,
     interrupt::{self, Ending},
     new_file::{self, NewFile, written_alone},
-    output, progress, session,
+    output, progress, session, text,
     tokens_file::TokenRows,
 };
 
 /// Turn texts into vectors, for search, clustering and comparison.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(mut_arg("mmproj", |arg| arg.hide(true)), mut_arg("inclusive_window", |arg| arg.hide(true)), after_help = "\
 Examples:
   gemma embed --model google/embeddinggemma-300m --json \"Which planet is red?\"
   gemma embed --model ./embeddinggemma --task document --input notes.jsonl --out notes.npy
   gemma embed --model ./embeddinggemma --input a.txt --input b.txt --dimensions 256 --out vectors.jsonl
   gemma embed --model ./embeddinggemma --tokens-file ids.json --out vectors.safetensors
+  head -100 notes.txt | gemma embed --model ./embeddinggemma --out notes.npy -
 
 Vectors have length 1: a dot product is a cosine. A .jsonl file holds a text, or an object with a field `text` (and perhaps
-`title`) a line; any other file a text a line. --out writes .safetensors (tensor `embedding`, [rows, dimensions]), .npy
+`title`) a line; any other file, and standard input, a text a line. Row i is line i: a blank line is embedded as the empty
+text, and is a mistake in a .jsonl file. --out writes .safetensors (tensor `embedding`, [rows, dimensions]), .npy
 (the same as an array) or .jsonl (a list of numbers a line). A file that was interrupted goes on where it stopped when
 the same command is given again.")]
 pub(crate) struct Embed {
-    /// The texts.
+    /// The texts; `-` alone reads standard input, a text a line.
     #[arg(value_name = "TEXT", conflicts_with_all = ["tokens_file", "input"])]
     pub(crate) texts: Vec<String>,
 
@@ -46,7 +48,7 @@ pub(crate) struct Embed {
     #[arg(long, value_name = "FILE", conflicts_with = "input")]
     pub(crate) tokens_file: Option<PathBuf>,
 
-    /// Embed the texts of this file; may be given several times.
+    /// Embed the texts of this file, a text a line; `-` is standard input. May be given several times.
     #[arg(long, value_name = "FILE")]
     pub(crate) input: Vec<PathBuf>,
 
@@ -58,7 +60,7 @@ pub(crate) struct Embed {
     pub(crate) task: String,
 
     /// Cut vectors to this many values and normalise them again; 512, 256 and 128 were trained for.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = args::at_least_one)]
     pub(crate) dimensions: Option<NonZeroUsize>,
 
     /// Write the vectors to this .safetensors, .npy or .jsonl file.
@@ -83,8 +85,6 @@ struct Report<'a> {
 
 /// Rows that are embedded before they are written.
 const ROWS_PER_WRITE: usize = 256;
-/// The longest line of an input file, in bytes.
-const LONGEST_LINE: u64 = 16 << 20;
 
 pub(crate) fn run(args: &Embed) -> Result<Ending> {
     let rows = match &args.tokens_file {
@@ -95,6 +95,7 @@ pub(crate) fn run(args: &Embed) -> Result<Ending> {
         bail!("there is nothing to embed; give texts, --input FILE or --tokens-file FILE");
     }
     let format = args.out.as_deref().map(Format::of).transpose()?;
+    let inputs = if args.texts == ["-"] { vec![PathBuf::from("-")] } else { args.input.clone() };
     let found = session::find(&args.model)?;
     if args.model.model.is_none() {
         bail!(
@@ -105,7 +106,10 @@ pub(crate) fn run(args: &Embed) -> Result<Ending> {
     let options = EmbedOptions { dimensions: args.dimensions.map(NonZeroUsize::get) };
     // what is out of range is said before anything is read
     model.embed_tokens::<Vec<TokenId>>(&[], options)?;
-    let texts = if args.input.is_empty() { given(&args.texts) } else { read_inputs(&args.input)? };
+    let texts = if inputs.is_empty() { given(&args.texts) } else { read_inputs(&inputs)? };
+    if texts.is_empty() && !inputs.is_empty() {
+        output::complain("note: the input holds no line, so there is nothing to embed");
+    }
     let rows = match rows {
         Some(rows) => rows,
         None => texts.iter().map(|text| tokens(&model, &args.task, text)).collect::<Result<_>>()?,
@@ -126,28 +130,14 @@ fn given(texts: &[String]) -> Vec<Text> {
     texts.iter().map(|text| Text { text: text.clone(), title: None }).collect()
 }
 
+/// A text for each line of the files, blank ones too.
 fn read_inputs(files: &[PathBuf]) -> Result<Vec<Text>> {
     let mut texts = Vec::new();
     for path in files {
-        let name = path.display();
-        let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
         let jsonl = path.extension().is_some_and(|end| end == "jsonl");
-        let mut reader = BufReader::new(file);
-        for number in 1.. {
-            let mut line = String::new();
-            let read = reader.by_ref().take(LONGEST_LINE).read_line(&mut line);
-            if read.with_context(|| format!("cannot read line {number} of {name}"))? == 0 {
-                break;
-            }
-            if line.len() as u64 == LONGEST_LINE {
-                bail!("line {number} of {name} is longer than {LONGEST_LINE} bytes; split the text");
-            }
-            let line = line.trim_end_matches(['\n', '\r']);
-            if line.is_empty() {
-                continue;
-            }
-            let place = || format!("line {number} of {name}");
-            texts.push(if jsonl { parse(line).with_context(place)? } else { Text { text: line.into(), title: None } });
+        for (index, line) in text::lines(path)?.into_iter().enumerate() {
+            let place = || format!("line {} of {}", index + 1, path.display());
+            texts.push(if jsonl { parse(&line).with_context(place)? } else { Text { text: line, title: None } });
         }
     }
     Ok(texts)
@@ -158,6 +148,9 @@ fn parse(line: &str) -> Result<Text> {
     struct Object {
         text: String,
         title: Option<String>,
+    }
+    if line.trim().is_empty() {
+        bail!("it is blank; take the line out, so that row and line agree");
     }
     Ok(match serde_json::from_str::<Value>(line).context("it is not JSON")? {
         Value::String(text) => Text { text, title: None },
@@ -176,7 +169,7 @@ fn tokens(model: &EmbeddingGemma, task: &str, Text { text, title }: &Text) -> Re
 }
 
 fn print(args: &Embed, model: &EmbeddingGemma, rows: &[Vec<TokenId>], options: EmbedOptions) -> Result<Ending> {
-    let (bar, watch) = (progress::tasks("embedding", rows.len()), interrupt::watch());
+    let (bar, watch) = (progress::count("embedding", "texts", rows.len()), interrupt::watch());
     let found = model.embed_tokens_with(rows, options, &mut |done, _| {
         bar.set_position(done as u64);
         !watch.pressed()
@@ -336,7 +329,7 @@ fn write(
         "model": args.model.model, "dimensions": dimensions, "rows": rows.len(), "digest": format!("{digest:016x}"),
     });
     let mut partial = Partial::open(out, &about.to_string(), dimensions)?;
-    let (bar, watch) = (progress::tasks("embedding", rows.len()), interrupt::watch());
+    let (bar, watch) = (progress::count("embedding", "texts", rows.len()), interrupt::watch());
     while partial.rows < rows.len() {
         let first = partial.rows;
         let part = &rows[first..(first + ROWS_PER_WRITE).min(rows.len())];

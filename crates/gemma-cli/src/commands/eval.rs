@@ -148,7 +148,7 @@ pub(crate) fn run(args: &Eval) -> Result<Ending> {
     let model = session::find_code(&args.model)?.open_code(&mut |_, _| {})?;
     let watch = interrupt::watch();
     let options = InfillOptions { cancel: Some(watch.flag()), ..options };
-    let bar = progress::tasks("filling", tasks.len());
+    let bar = progress::count("filling", "tasks", tasks.len());
     bar.set_position(done.len() as u64);
     for task in due {
         let begin = Instant::now();

@@ -19,8 +19,8 @@ use gemma_model::{Blocks, Model, fingerprint, read_chat_template, read_tokenizer
 use gemma_tokenizer::{ChatTemplate, Tokenizer};
 use gemma_train::run::{Batches, Data, Keeping};
 use gemma_train::{
-    AdamWOptions, Example, Preference, Schedule, TARGETS, Trainer, TrainingOptions, log_probs, open_whole,
-    open_with_new_factors,
+    AdamWOptions, Example, Preference, STEPS_SETTING, Schedule, TARGETS, Trainer, TrainingOptions, log_probs,
+    open_whole, open_with_new_factors,
 };
 use gemma_weights::{AdapterConfig, Dtype, Targets};
 use paligemma::{Image, PaliGemmaConfig, VisionLanguageModel, prompt};
@@ -192,17 +192,29 @@ fn keeping(
     model: &str,
     options: &TrainingOptions,
 ) -> Keeping {
-    let run = format!(
-        "{:?} {} {:?} seed {} batch {batch} rslora {} targets {:?} beta {} scale {} data {data} model {model} {options:?}",
-        args.method,
-        config.as_ref().map_or(0, |config| config.rank),
-        config.as_ref().map(|config| config.alpha),
-        args.seed,
-        args.rslora,
-        args.target,
-        args.beta,
-        args.scale,
-    );
+    // what is not given follows from the number of steps, which may grow
+    let warmup = args.warmup.map_or("a twentieth of the steps".to_owned(), |steps| steps.to_string());
+    let targets = if args.target.is_empty() { "all".to_owned() } else { args.target.join(",") };
+    let settings: [(&str, String); 17] = [
+        (STEPS_SETTING, options.steps.to_string()),
+        ("--method", format!("{:?}", args.method).to_lowercase()),
+        ("--rank", config.as_ref().map_or(0, |config| config.rank).to_string()),
+        ("--alpha", config.as_ref().map_or(0.0, |config| config.alpha).to_string()),
+        ("--rslora", args.rslora.to_string()),
+        ("--target", targets),
+        ("--seed", args.seed.to_string()),
+        ("--batch", batch.to_string()),
+        ("--learning-rate", options.learning_rate.to_string()),
+        ("--warmup", warmup),
+        ("--schedule", format!("{:?}", options.schedule).to_lowercase()),
+        ("--weight-decay", options.adamw.weight_decay.to_string()),
+        ("--clip", args.clip.to_string()),
+        ("--pack", options.pack_tokens.to_string()),
+        ("--beta and --scale", format!("{} and {}", args.beta, args.scale)),
+        ("the data", data.to_owned()),
+        ("the model", model.to_owned()),
+    ];
+    let run = settings.map(|(name, value)| format!("{name}: {value}")).join("\n");
     Keeping { folder: args.out.clone(), every: args.save_every.get(), adapter: config, run }
 }
 

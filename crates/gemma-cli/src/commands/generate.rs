@@ -38,7 +38,11 @@ use crate::{
 ///
 /// The text is continued as it stands, by instruction-tuned models too; --chat applies the chat template instead.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(
+    // a state that is gone on with needs no prompt
+    mut_group("source", |group| group.required(false)),
+    mut_arg("prompt", |arg| arg.required_unless_present_any(["prompt_file", "tokens_file", "load_state"])),
+    after_help = "\
 Examples:
   gemma generate \"Once upon a time\"
   gemma generate --max-tokens 40 --temperature 0 \"The capital of France is\"
@@ -51,13 +55,15 @@ Examples:
   gemma generate --model google/gemma-3-12b-it --draft-model google/gemma-3-270m-it --chat \"Why is the sky blue?\"
   gemma generate --model DIR -f book.txt --max-tokens 1 --save-state book.state
   gemma generate --model DIR --load-state book.state \"In short,\"
+  gemma generate --model DIR --load-state book.state               goes on without a word in between
 
 --json prints one object when done: tokens (the new ids), text, finish_reason (stop, stop_text, length,
 context_full or cancelled), prompt_tokens, seed (which gives the same text again) and timings, in seconds and
 tokens per second; with --logprobs also logprobs, whose content has a token, logprob, bytes and top_logprobs per new
 token, as OpenAI's API has them. With speculative decoding the timings have draft_tokens and accepted_tokens.
 On a terminal, the end of the prompt is printed in front of its continuation (--echo, --no-echo).
-Ctrl-C ends the text early with exit code 130.")]
+Ctrl-C ends the text early with exit code 130; --save-state then keeps what was read and written until then."
+)]
 pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) source: Source,
@@ -71,9 +77,6 @@ pub(crate) struct Generate {
     /// Apply the model's chat template to the text as one user turn, and print the answer.
     #[arg(long, conflicts_with = "tokens_file")]
     pub(crate) chat: bool,
-
-    #[command(flatten)]
-    pub(crate) format: ChatFormat,
 
     /// Print one JSON object at the end instead of the text as it appears.
     #[arg(long)]
@@ -99,6 +102,9 @@ pub(crate) struct Generate {
     /// Write the KV cache or recurrent state at the end of the text, for --load-state with the same model.
     #[arg(long, value_name = "FILE")]
     pub(crate) save_state: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) format: ChatFormat,
 
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -208,6 +214,9 @@ pub(crate) fn run(args: &Generate) -> Result<Ending> {
     let found = if images.is_empty() { session::find(&args.model)? } else { session::find_images(&args.model)? };
     if !images.is_empty() && !matches!(found.architecture()?, Architecture::PaliGemma | Architecture::Gemma3) {
         bail!("--image needs a model that sees images, such as google/paligemma-3b-mix-224; this one reads text only");
+    }
+    if args.chat && template.is_none() {
+        found.note_missing_template()?;
     }
     let speculate = args.speculative.open(&args.model.compute, args.model.offline)?;
     let Opened { model, seconds: load_seconds } = found.speculating(speculate).with_template(template).open()?;
@@ -320,6 +329,10 @@ fn write<N: Network>(task: Task<'_>, given: Given, model: &Model<N>) -> Result<E
         given => (given, sequence, arriving::Prefilled::default()),
     };
     if watch.pressed() {
+        // as where Ctrl-C comes later: what was read so far is kept
+        if let Some(path) = &args.save_state {
+            save_state(model.network(), &sequence, path)?;
+        }
         return Ok(Ending::Interrupted);
     }
     let prompt = tokens(given, args, model, &sequence)?;
@@ -462,6 +475,10 @@ fn without_text<M: CausalModel>(mut generation: Generation<'_, M>, bar: &Progres
 fn given(source: &Source, after: bool) -> Result<Given> {
     if let Some(path) = &source.tokens_file {
         return Ok(Given::Tokens(TokenRows::read(path)?.into_one()?));
+    }
+    if source.prompt.is_none() && source.prompt_file.is_none() {
+        // only behind a state, which clap sees to
+        return Ok(Given::Text(String::new()));
     }
     let text = text::given(source.prompt.as_deref(), source.prompt_file.as_deref())?;
     if text.is_empty() && !after {

@@ -15,9 +15,8 @@ use clap::Args;
 use gemma_auto::{Architecture, AutoModel};
 use gemma_generate::{FinishReason, GenerateOptions, TextStream};
 use gemma3::Gemma3;
-use paligemma::{
-    BoundingBox, Detection, Image, ImageFeatures, MaskDecoder, PaliGemma, Segmentation, coco, draw, loc, prompt,
-};
+use indicatif::ProgressBar;
+use paligemma::{BoundingBox, Detection, Image, ImageFeatures, Mask, MaskDecoder, PaliGemma, coco, draw, loc, prompt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -36,7 +35,7 @@ pub(crate) struct Images {
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
 
-    /// Write VERB.jsonl into this folder as the answers come; images that it holds already are skipped.
+    /// Write COMMAND.jsonl into this folder as the answers come; images that it holds already are skipped.
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out_dir: Option<PathBuf>,
 
@@ -61,13 +60,18 @@ pub(crate) struct Images {
 pub(crate) struct Objects {
     /// Print one JSON object in the format of the COCO data set when all images are done.
     ///
-    /// With --out-dir it is written to VERB.coco.json there instead.
+    /// With --out-dir it is written to COMMAND.coco.json there instead.
     #[arg(long, conflicts_with_all = ["json", "jsonl"])]
     pub(crate) coco: bool,
 
-    /// Draw what was found onto a copy of each image, NAME.VERB.png in --out-dir.
+    /// Draw what was found onto a copy of each image, NAME.WHAT.COMMAND.png in --out-dir; answers that lie there are drawn,
+    /// too.
     #[arg(long, requires = "out_dir")]
     pub(crate) draw: bool,
+
+    /// Write each thing that was found as an image of its own, NAME.WHAT.NUMBER.COMMAND.png in --out-dir.
+    #[arg(long, requires = "out_dir")]
+    pub(crate) crop: bool,
 }
 
 /// Describe images in a sentence each.
@@ -82,12 +86,12 @@ Examples:
 Without --model, a tiny built-in model looks at the images, which knows coloured shapes only.
 An image that cannot be read is reported and left out; the others are done, and the exit code is 2.")]
 pub(crate) struct Caption {
-    #[command(flatten)]
-    pub(crate) images: Images,
-
     /// The language of the answer, as a code such as en, de or fr.
     #[arg(short, long, value_name = "CODE", default_value = "en")]
     pub(crate) lang: String,
+
+    #[command(flatten)]
+    pub(crate) images: Images,
 }
 
 /// Ask questions about images.
@@ -102,9 +106,6 @@ Examples:
 Without -q, --ocr and --prompt, the first argument is the question and the others are images. Several questions about an
 image cost looking at it once.")]
 pub(crate) struct Ask {
-    #[command(flatten)]
-    pub(crate) images: Images,
-
     /// A question; may be given several times. Without it, the first argument is the question.
     #[arg(short, long = "question", value_name = "TEXT")]
     pub(crate) question: Vec<String>,
@@ -120,6 +121,9 @@ pub(crate) struct Ask {
     /// The language of the answer, as a code such as en, de or fr.
     #[arg(short, long, value_name = "CODE", default_value = "en")]
     pub(crate) lang: String,
+
+    #[command(flatten)]
+    pub(crate) images: Images,
 }
 
 /// Find things in images: a box and a probability for each.
@@ -133,15 +137,15 @@ Examples:
 
 Boxes are in pixels of the image: left, upper, right and lower edge (in JSON [x, y, width, height], as COCO has it).")]
 pub(crate) struct Detect {
-    #[command(flatten)]
-    pub(crate) images: Images,
-
     /// What to look for; may be given several times. Without it, the first argument says it.
     #[arg(short = 'w', long = "what", value_name = "TEXT")]
     pub(crate) things: Vec<String>,
 
     #[command(flatten)]
     pub(crate) objects: Objects,
+
+    #[command(flatten)]
+    pub(crate) images: Images,
 }
 
 /// Find things in images, and which pixels belong to them.
@@ -157,9 +161,6 @@ The demo model has its mask decoder built in. That of the published checkpoints 
 with big_vision: https://storage.googleapis.com/big_vision/paligemma/vae-oid.npz. It is found in the model's folder or
 named by --mask-decoder (a safetensors file with the same tensors will do). In JSON a mask is COCO's run lengths.")]
 pub(crate) struct Segment {
-    #[command(flatten)]
-    pub(crate) images: Images,
-
     /// What to look for; may be given several times. Without it, the first argument says it.
     #[arg(short = 'w', long = "what", value_name = "TEXT")]
     pub(crate) things: Vec<String>,
@@ -170,6 +171,9 @@ pub(crate) struct Segment {
 
     #[command(flatten)]
     pub(crate) objects: Objects,
+
+    #[command(flatten)]
+    pub(crate) images: Images,
 }
 
 /// What was said of an image.
@@ -197,6 +201,8 @@ struct Task<'a> {
     verb: &'static str,
     /// As PaliGemma was trained on them.
     prompts: Vec<String>,
+    /// What is looked for, as it stands in names of files.
+    slug: String,
     /// The same in words, for a model that talks; empty where only PaliGemma can answer.
     questions: Vec<String>,
     /// Whether answers are looked through for boxes, and for masks.
@@ -213,6 +219,7 @@ impl<'a> Task<'a> {
         Self {
             verb: "",
             prompts: Vec::new(),
+            slug: String::new(),
             questions: Vec::new(),
             finds: Finds::Words,
             names: images.images.clone(),
@@ -262,15 +269,16 @@ fn things(things: &[String], images: &Images) -> Result<(Vec<String>, Vec<String
 
 pub(crate) fn detect(args: &Detect) -> Result<Ending> {
     let (things, names) = things(&args.things, &args.images)?;
-    let (prompts, objects) = (vec![prompt::detect(&things)], Some(&args.objects));
-    run(&Task { verb: "detect", prompts, finds: Finds::Boxes, names, objects, ..Task::new(&args.images) }, None)
+    let (prompts, objects, slug) = (vec![prompt::detect(&things)], Some(&args.objects), slug(&things));
+    let task = Task { verb: "detect", prompts, slug, finds: Finds::Boxes, names, objects, ..Task::new(&args.images) };
+    run(&task, None)
 }
 
 pub(crate) fn segment(args: &Segment) -> Result<Ending> {
     let (things, names) = things(&args.things, &args.images)?;
     let prompts = things.iter().map(|thing| prompt::segment(thing)).collect();
-    let objects = Some(&args.objects);
-    let task = Task { verb: "segment", prompts, finds: Finds::Masks, names, objects, ..Task::new(&args.images) };
+    let (objects, slug) = (Some(&args.objects), slug(&things));
+    let task = Task { verb: "segment", prompts, slug, finds: Finds::Masks, names, objects, ..Task::new(&args.images) };
     run(&task, args.mask_decoder.as_deref())
 }
 
@@ -280,15 +288,23 @@ fn run(task: &Task<'_>, mask_decoder: Option<&Path>) -> Result<Ending> {
     options.check()?;
     let mut store = task.images.out_dir.as_deref().map(|folder| Store::open(folder, task)).transpose()?;
     let left = files.iter().filter(|file| store.as_ref().is_none_or(|store| store.get(file).is_none())).count();
-    if left < files.len() {
-        output::remark(format!("[{} of {} images were done before]", files.len() - left, files.len()));
+    match (left, files.len()) {
+        (left, all) if left == all => {}
+        (0, 1) => output::complain("the image was done before"),
+        (0, all) => output::complain(format_args!("all {all} images were done before")),
+        (left, all) => output::remark(format_args!("[{} of {all} images were done before]", all - left)),
     }
     // a run that has nothing left to do need not load a model
     let mut model = if left > 0 { Some(open(task, mask_decoder)?) } else { None };
-    let (watch, bar) = (interrupt::watch(), progress::images(left));
+    let bar = if left > 0 { progress::images(left) } else { ProgressBar::hidden() };
+    let watch = interrupt::watch();
     let (mut records, mut faults) = (Vec::new(), Vec::new());
     for file in &files {
         if let Some(record) = store.as_ref().and_then(|store| store.get(file)) {
+            if let Err(error) = draw_kept(record, file, task) {
+                eprintln!("error: {}", output::one_line(&error));
+                faults.push(file.display().to_string());
+            }
             records.push(record.clone());
             continue;
         }
@@ -381,33 +397,101 @@ fn encode_image(
     };
     let view = model.encode_image(&image);
     let mut record = Record { file: file.display().to_string(), width, height, answers: Vec::new() };
-    let mut drawn: Vec<(String, BoundingBox, Option<paligemma::Mask>)> = Vec::new();
     for prompt in &task.prompts {
         let Some(mut answer) = answer(model, &view, prompt, options, watch)? else { return Ok(None) };
         if task.finds != Finds::Words {
             let objects = std::mem::take(&mut answer.1);
             let found = if task.finds == Finds::Boxes {
-                let found = Detection::of(&objects, width, height);
-                drawn.extend(found.iter().map(|found| (found.label.clone(), found.bounds, None)));
-                found.iter().map(coco::Object::from).collect()
+                Detection::of(&objects, width, height).iter().map(coco::Object::from).collect()
             } else {
                 let found = model.segmentations(&objects, width, height)?;
-                let json = |found: &Segmentation| coco::Object::with_mask(found, width, height);
-                let json = found.iter().map(json).collect();
-                drawn.extend(found.into_iter().map(|found| (found.label, found.bounds, Some(found.mask))));
-                json
+                found.iter().map(|found| coco::Object::with_mask(found, width, height)).collect()
             };
             answer.0.objects = Some(found);
         }
         record.answers.push(answer.0);
     }
-    if let (Some(folder), true) = (&task.images.out_dir, task.objects.is_some_and(|objects| objects.draw)) {
-        let objects = drawn.iter().map(|(label, bounds, mask)| (label.as_str(), bounds, mask.as_ref()));
-        let mut to = NewFile::open(&drawn_name(folder, file, task.verb))?;
-        draw(&image, objects).write_png(to.as_file_mut()).context("cannot write a drawn image")?;
-        to.finish()?;
-    }
+    draw_found(&record, file, &image, task)?;
     Ok(Some(record))
+}
+
+/// Draws and cuts out what a record of a run before found, where that was asked for and is not there yet.
+fn draw_kept(record: &Record, file: &Path, task: &Task<'_>) -> Result<()> {
+    let (Some(folder), Some(objects)) = (&task.images.out_dir, task.objects) else { return Ok(()) };
+    let is_there = |number| drawn_name(folder, file, &task.slug, number, task.verb).exists();
+    let drawn = !objects.draw || is_there(None);
+    let cut = !objects.crop || (1..=found_in(record).count()).all(|number| is_there(Some(number)));
+    if drawn && cut {
+        return Ok(());
+    }
+    let image = image_files::open(file)?;
+    if (image.width(), image.height()) != (record.width, record.height) {
+        bail!("{} is another image than the one that was looked at; use another --out-dir", file.display());
+    }
+    draw_found(record, file, &image, task)
+}
+
+/// What a record says was found.
+fn found_in(record: &Record) -> impl Iterator<Item = &coco::Object> {
+    record.answers.iter().flat_map(|answer| answer.objects.iter().flatten())
+}
+
+/// Writes the drawn copy of an image, and what is cut out of it, as far as that was asked for.
+fn draw_found(record: &Record, file: &Path, image: &Image, task: &Task<'_>) -> Result<()> {
+    let (Some(folder), Some(objects)) = (&task.images.out_dir, task.objects) else { return Ok(()) };
+    let write = |image: &Image, number| -> Result<()> {
+        let mut to = NewFile::open(&drawn_name(folder, file, &task.slug, number, task.verb))?;
+        image.write_png(to.as_file_mut()).context("cannot write a drawn image")?;
+        Ok(to.finish()?)
+    };
+    let found: Vec<(&str, BoundingBox, Option<Mask>)> = found_in(record)
+        .map(|object| {
+            let mask = object.segmentation.as_ref().and_then(coco::RunLengths::mask);
+            (object.label.as_str(), bounds(object.bbox), mask)
+        })
+        .collect();
+    if objects.draw {
+        let shown = found.iter().map(|(label, bounds, mask)| (*label, bounds, mask.as_ref()));
+        write(&draw(image, shown), None)?;
+    }
+    if objects.crop {
+        for (index, (_, bounds, _)) in found.iter().enumerate() {
+            let [x_min, y_min, x_max, y_max] = bounds.whole_pixels();
+            let (right, lower) = (x_max.min(image.width()), y_max.min(image.height()));
+            if let Some(part) = image.crop([x_min, y_min, right, lower]) {
+                write(&part, Some(index + 1))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The box of `[x, y, width, height]`, in thousandths of a pixel: a sum of two differences is not as exact as its terms.
+fn bounds(bbox: [f32; 4]) -> BoundingBox {
+    let thousandth = |edge: f32| (edge * 1e3).round() / 1e3;
+    let BoundingBox { x_min, y_min, x_max, y_max } = coco::bounds(bbox);
+    BoundingBox { x_min, y_min, x_max: thousandth(x_max), y_max: thousandth(y_max) }
+}
+
+/// What is looked for, as a part of a file's name: `red_circle`, `cat+dog`. Things that would meet keep apart by a digest.
+fn slug(things: &[String]) -> String {
+    const MOST: usize = 40;
+    let is_plain = |c: char| c == ' ' || c == '-' || (c.is_alphanumeric() && !c.is_uppercase());
+    let exact = things.iter().all(|thing| thing.chars().all(is_plain));
+    let letter = |c: char| match c {
+        ' ' => '_',
+        c if c.is_alphanumeric() => c,
+        _ => '-',
+    };
+    let words: Vec<String> = things.iter().map(|thing| thing.chars().map(letter).collect()).collect();
+    let whole = words.join("+");
+    let slug: String = whole.chars().take(MOST).collect();
+    if exact && slug == whole { slug } else { format!("{slug}.{:08x}", digest(things.join("\n").as_bytes())) }
+}
+
+/// A digest that tells texts apart (FNV-1a).
+fn digest(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5_u32, |digest, byte| (digest ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Asks a model that talks everything about one image; `None` when Ctrl-C came in between.
@@ -431,9 +515,10 @@ fn in_words(
     Ok(Some(Record { file: file.display().to_string(), width: image.width(), height: image.height(), answers }))
 }
 
-/// Where the drawn copy of an image goes: `one.jpg.detect.png`. Images of one name keep apart by their endings; those of
-/// other folders by the folders' names and a digest of the path, since `../one.jpg`, `a/b.jpg` and `a_b.jpg` would meet.
-fn drawn_name(folder: &Path, file: &Path, verb: &str) -> PathBuf {
+/// Where the drawn copy of an image goes: `one.jpg.cat.detect.png`, or what is cut out of it: `one.jpg.cat.1.detect.png`.
+/// Images of one name keep apart by their endings; those of other folders by the folders' names and a digest of the path,
+/// since `../one.jpg`, `a/b.jpg` and `a_b.jpg` would meet.
+fn drawn_name(folder: &Path, file: &Path, slug: &str, number: Option<usize>, verb: &str) -> PathBuf {
     let plain = |part: std::path::Component<'_>| match part {
         std::path::Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
         _ => None,
@@ -441,15 +526,12 @@ fn drawn_name(folder: &Path, file: &Path, verb: &str) -> PathBuf {
     let parts: Vec<String> = file.components().filter_map(plain).collect();
     // no colon: that of demo:shapes1.png is no part of a file's name everywhere
     let name = parts.join("_").replace(':', "_");
+    let number = number.map(|number| format!(".{number}")).unwrap_or_default();
+    let end = format!("{slug}{number}.{verb}.png");
     if file.components().count() == 1 && parts.len() == 1 {
-        return folder.join(format!("{name}.{verb}.png"));
+        return folder.join(format!("{name}.{end}"));
     }
-    let digest = file
-        .as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .fold(0x811c_9dc5_u32, |digest, byte| (digest ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    folder.join(format!("{name}.{digest:08x}.{verb}.png"))
+    folder.join(format!("{name}.{:08x}.{end}", digest(file.as_os_str().as_encoded_bytes())))
 }
 
 /// One prompt about an image; `None` when Ctrl-C came in between.
@@ -602,5 +684,22 @@ impl Store {
         line.push(b'\n');
         let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
         written.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_drawings_keep_questions_apart() {
+        let of = |things: &[&str]| slug(&things.iter().map(|thing| (*thing).to_owned()).collect::<Vec<_>>());
+        assert_eq!((of(&["red circle"]).as_str(), of(&["cat", "dog"]).as_str()), ("red_circle", "cat+dog"));
+        let all = ["red circle", "red_circle", "Red circle", "red/circle", "cat+dog", "../x", &"x".repeat(50)];
+        let mut names: Vec<String> = all.iter().map(|thing| of(&[thing])).chain([of(&["cat", "dog"])]).collect();
+        assert!(names.iter().all(|name| !name.contains(['/', '\\']) && name.len() < 60), "{names:?}");
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all.len() + 1, "{names:?}");
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Args};
-use codegemma::{CodeGemma, File, Infill as Hole, InfillOptions, Infilled, Language, LineEnding};
+use codegemma::{CodeGemma, File, Infill as Hole, InfillOptions, Infilled, Language, LineEnding, prompt_room};
 use gemma_generate::{FinishReason, TokenId};
 use gemma_model::Network;
 use gemma_tokenizer::DecodeOptions;
@@ -33,6 +33,7 @@ Examples:
   gemma infill main.py --at 12:5
   gemma infill main.py --at 12:5 --stop-rule line --write
   gemma infill src/app.js --at 40:1 --context src --model google/codegemma-2b --precision q8_0
+  gemma infill src/app.js --at 40:1 --context src/types.js --context src/util
   gemma infill --prefix-file before.txt --suffix-file after.txt > middle.txt
   gemma infill --prefix-file - < unfinished.py
   gemma infill main.py --at 12:5 --show-prompt --json
@@ -59,9 +60,12 @@ pub(crate) struct Infill {
     #[arg(long, value_name = "FILE")]
     pub(crate) suffix_file: Option<PathBuf>,
 
-    /// Show the model other files of this folder too: those of the same language, as far as they fit.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) context: Option<PathBuf>,
+    /// Show the model another file, or the files of a folder in the same language, as far as they fit; may be given several
+    /// times.
+    ///
+    /// They stand in the prompt in the order given; where not all fit, the first are left out.
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) context: Vec<PathBuf>,
 
     /// The path that the prompt names; FILE's own without it. It also tells the language.
     #[arg(long, value_name = "PATH")]
@@ -146,6 +150,9 @@ pub(crate) fn run(args: &Infill) -> Result<Ending> {
     let constraint = args.form.read()?;
     if constraint.is_some() && args.alternatives.is_some() {
         bail!("--grammar and --json-schema are for one completion; leave out --alternatives");
+    }
+    if args.write && args.file.as_deref() == Some(Path::new("-")) {
+        bail!("--write puts the text into a file, and `-` is standard input; name the file, or leave out --write");
     }
     let infill = hole(args)?;
     if args.show_prompt {
@@ -245,7 +252,7 @@ fn show_prompt(args: &Infill, infill: &Hole, options: &InfillOptions) -> Result<
         Some(config) => gemma::Decoder::config_from_json(&config)?.context,
         None => CONTEXT,
     };
-    let room = context.saturating_sub(options.generate.max_tokens);
+    let room = prompt_room(context, options.generate.max_tokens);
     let prompt = infill.prompt(&tokenizer, options.order, options.budget.unwrap_or(room).min(room))?;
     let text = tokenizer.decode_with(&prompt.tokens, DecodeOptions { specials: true });
     if args.json {
@@ -274,8 +281,9 @@ fn hole(args: &Infill) -> Result<Hole> {
     };
     let path = args.named();
     let mut infill = Hole { prefix, suffix, path, context: Vec::new(), language: args.language() };
-    if let Some(folder) = &args.context {
-        infill.context = context(folder, args.file.as_deref(), &infill)?;
+    for place in &args.context {
+        let files = if place.is_dir() { context(place, args.file.as_deref(), &infill)? } else { vec![other(place)?] };
+        infill.context.extend(files);
     }
     Ok(infill)
 }
@@ -305,12 +313,22 @@ fn offset(text: &str, (line, column): (usize, Option<usize>)) -> Result<usize> {
     Ok(start + rest.char_indices().nth(column - 1).map_or(rest.len(), |(at, _)| at))
 }
 
+/// A file that is shown besides the one to complete.
+fn other(path: &Path) -> Result<File> {
+    if !path.exists() {
+        bail!("--context names {}, and there is no such file or folder", path.display());
+    }
+    Ok(File { path: shown(path), text: text::read(path)? })
+}
+
+/// The path as the prompt names it.
+fn shown(path: &Path) -> String {
+    path.strip_prefix(".").unwrap_or(path).display().to_string()
+}
+
 /// The other files of a folder that may help, the most telling one last: same ending, not too large, those that the
 /// program mentions nearest, then those of the same folder.
 fn context(folder: &Path, file: Option<&Path>, infill: &Hole) -> Result<Vec<File>> {
-    if !folder.is_dir() {
-        bail!("--context names {}, which is not a folder", folder.display());
-    }
     let ending = infill.path.as_deref().map(Path::new).and_then(Path::extension);
     let own = file.and_then(|file| fs::canonicalize(file).ok());
     let mut paths = Vec::new();
@@ -349,8 +367,7 @@ fn context(folder: &Path, file: Option<&Path>, infill: &Hole) -> Result<Vec<File
     let nearest = paths.split_off(paths.len().saturating_sub(MOST_FILES));
     let read = |path: PathBuf| {
         let text = String::from_utf8(fs::read(&path).ok()?).ok()?;
-        let shown = path.strip_prefix(".").unwrap_or(&path);
-        Some(File { path: shown.display().to_string(), text })
+        Some(File { path: shown(&path), text })
     };
     Ok(nearest.into_iter().filter_map(read).collect())
 }
@@ -406,6 +423,7 @@ mod tests {
         let found = context(folder.path(), Some(&path("main.py")), &infill).expect("a folder");
         let names: Vec<&str> = found.iter().map(|file| file.text.trim_start_matches("# ").trim()).collect();
         assert_eq!(names, ["zebra.py", "a.py", "sub/tools.py"]);
-        assert!(context(&path("none"), None, &infill).is_err());
+        assert!(other(&path("none")).is_err());
+        assert_eq!(other(&path("b.js")).expect("a file").text, "# b.js\n");
     }
 }

@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use embeddinggemma::{EmbeddingGemma, EmbeddingNetwork};
 use gemma::{Decoder, DecoderConfig, Network, Norms};
 use gemma_auto::{Architecture, Family, Footprint, LoadOptions};
 use gemma_model::config_keys;
 use gemma_weights::{
-    Checkpoint, Dtype, HubId, Precision, TensorSpec,
+    Checkpoint, HubId, Precision, TensorSpec,
     catalogue::{self, Release, SHAPES, Shape},
 };
 use gemma3::Gemma3Network;
@@ -33,7 +34,7 @@ pub(crate) struct Inspect {
     #[arg(value_name = "FOLDER|FILE|ID", conflicts_with = "model")]
     pub(crate) path: Option<String>,
 
-    /// The same, as the other verbs take it.
+    /// The same, as the other commands take it.
     #[arg(short, long, value_name = "FOLDER|FILE|ID")]
     pub(crate) model: Option<String>,
 
@@ -65,7 +66,10 @@ struct Report {
     context: Option<usize>,
     /// The image encoder, if there is one.
     image: Option<ImageRow>,
-    dtype: String,
+    /// How most of the values are stored, as --precision and --format call it.
+    dtype: &'static str,
+    /// Values that are stored in each format.
+    formats: BTreeMap<&'static str, u64>,
     parameters: u64,
     stored_bytes: u64,
     /// Bytes of weights in memory per `--precision`.
@@ -131,7 +135,7 @@ pub(crate) fn run(args: &Inspect) -> Result<Ending> {
         None => gemma_auto::Found::demo(Family::Gemma)?,
     };
     let checkpoint = found.checkpoint()?;
-    let report = report(name.unwrap_or("the built-in demo"), &checkpoint);
+    let report = report(name.unwrap_or("the built-in demo"), &checkpoint, found.is_embedding()?);
     // a fault is told by the name of a folder's file; in a GGUF file there is no such file
     let report = match checkpoint.path().filter(|path| path.is_file()) {
         Some(file) => report.with_context(|| format!("{}, read as the files of a folder", file.display()))?,
@@ -186,7 +190,8 @@ fn not_downloaded(release: &Release, json: bool) -> Result<Ending> {
     Ok(Ending::Done)
 }
 
-fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
+/// `embeds`: whether the model makes vectors and no text.
+fn report(model: &str, checkpoint: &Checkpoint, embeds: bool) -> Result<Report> {
     checkpoint.require_tensors()?;
     let Some(config_file) = checkpoint.file("config.json")? else {
         bail!("{model} holds no config.json; take it from the model's repository");
@@ -195,6 +200,19 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
     let mut checkpoint = checkpoint.clone();
     let mut image = None;
     let (facts, expected, ignored): (_, _, fn(&str) -> bool) = match Architecture::of_config(&config_file)? {
+        Architecture::Gemma if embeds => {
+            let config;
+            (checkpoint, config) = EmbeddingGemma::describe(&checkpoint)?;
+            let same = |shape: &&Shape| {
+                let other = DecoderConfig::from_json(shape.config.as_bytes());
+                let eos = || config.text.eos.clone();
+                other.is_ok_and(|other| DecoderConfig { is_tied: true, eos: eos(), ..other } == config.text)
+            };
+            let shape = SHAPES.iter().filter(|shape| shape.makes_vectors()).find(same).map(|shape| shape.name);
+            let facts = Facts::of_gemma(&config.text, None, shape).context("config.json describes no layer")?;
+            let facts = Facts { family: "EmbeddingGemma", context: Some(config.max_tokens), ..facts };
+            (facts, EmbeddingNetwork::tensors(&config, &device), Decoder::is_ignored)
+        }
         Architecture::Gemma => {
             let config = Decoder::config_of(&checkpoint)?;
             checkpoint = Decoder::prepared(&checkpoint);
@@ -267,7 +285,8 @@ fn report(model: &str, checkpoint: &Checkpoint) -> Result<Report> {
         windowed_layers,
         context,
         image,
-        dtype: stored_as(&checkpoint),
+        dtype: checkpoint.format().name(),
+        formats: formats(&checkpoint),
         parameters: expected.iter().map(TensorSpec::values).sum(),
         stored_bytes: checkpoint.bytes_len(),
         memory_bytes: Precision::ALL
@@ -344,10 +363,26 @@ impl Facts {
     }
 }
 
-/// How most of the values are stored: a type, or the format of a quantized file.
-fn stored_as(checkpoint: &Checkpoint) -> String {
-    let format = checkpoint.format();
-    Dtype::of_format(format).map_or_else(|| format.to_string(), |dtype| dtype.to_string())
+/// How many values are stored in each format.
+fn formats(checkpoint: &Checkpoint) -> BTreeMap<&'static str, u64> {
+    let mut formats = BTreeMap::new();
+    for (_, tensor) in checkpoint.tensors() {
+        *formats.entry(tensor.format.name()).or_default() +=
+            tensor.shape.iter().map(|size| *size as u64).product::<u64>();
+    }
+    formats
+}
+
+/// Formats with their shares of the values: `q5_0 62.1 %, q8_0 37.8 %, f32 0.1 %`; one alone by its name.
+fn shares(formats: &BTreeMap<&'static str, u64>) -> String {
+    if let [only] = formats.keys().collect::<Vec<_>>()[..] {
+        return (*only).to_owned();
+    }
+    let all = formats.values().sum::<u64>().max(1) as f64;
+    let mut shares: Vec<_> = formats.iter().collect();
+    shares.sort_by_key(|(_, values)| std::cmp::Reverse(**values));
+    let share = |(name, values): (&&str, &u64)| format!("{name} {:.1} %", 100.0 * *values as f64 / all);
+    shares.into_iter().map(share).collect::<Vec<_>>().join(", ")
 }
 
 /// The name of the released network with this configuration, once `adapt` has taken over what tells checkpoints of one
@@ -408,7 +443,7 @@ fn told(report: &Report) -> String {
         row("folder", report.folder.clone().unwrap_or_else(|| "part of the program".to_owned()));
     }
     row("family", report.family.to_owned() + &report.shape.map(|name| format!(", {name}")).unwrap_or_default());
-    row("parameters", format!("{} as {}", output::grouped(report.parameters), report.dtype));
+    row("parameters", format!("{} as {}", output::grouped(report.parameters), shares(&report.formats)));
     row("vocabulary", output::grouped(report.vocab as u64));
     row(
         "layers",
@@ -436,7 +471,9 @@ fn told(report: &Report) -> String {
     for fault in faults(report) {
         row("fault", fault);
     }
-    format!("{}{table}\n\n{}", report.model, memory_table(&report.memory_bytes))
+    let stored = std::iter::once(("as stored", report.stored_bytes));
+    let memory: Vec<_> = stored.chain(report.memory_bytes.iter().copied()).collect();
+    format!("{}{table}\n\n{}", report.model, memory_table(&memory))
 }
 
 fn memory_table(memory: &[(&'static str, u64)]) -> String {
@@ -466,6 +503,15 @@ mod tests {
             other.hidden_size = 8;
             assert_eq!(found(&other), None);
         }
+    }
+
+    #[test]
+    fn formats_have_shares() {
+        assert_eq!(shares(&BTreeMap::from([("bf16", 7)])), "bf16");
+        assert_eq!(
+            shares(&BTreeMap::from([("f32", 1), ("q4_k", 900), ("q6_k", 99)])),
+            "q4_k 90.0 %, q6_k 9.9 %, f32 0.1 %"
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
 
 /// The loss of token ids, and its gradient: what a training sees, for comparing it with another program's.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(mut_arg("mmproj", |arg| arg.hide(true)), after_help = "\
 The tokens file holds a JSON array of token ids, or an array of such arrays; or an object with `tokens` and `labels`, where
 a label below 0 is not learned. The loss is the mean cross-entropy, in nats, of every token but the first of each row.
 
@@ -31,8 +31,8 @@ Examples:
   gemma loss --model DIR --tokens-file ids.json --gradients gradients.safetensors --json
   gemma loss --model DIR --adapter poems-lora --tokens-file ids.json --gradients gradients.safetensors --json
 
---gradients writes the gradient of every parameter under its name in the checkpoint; with --adapter, of the adapter's
-factors under PEFT's names.")]
+--gradients writes the gradient of every parameter under its name in the checkpoint; with --adapter, of its LoRA
+matrices under PEFT's names.")]
 pub(crate) struct Loss {
     /// JSON array of token ids, or array of arrays.
     #[arg(long, value_name = "FILE")]

@@ -8,7 +8,7 @@ use gemma_auto::{Family, LoadOptions};
 use gemma_weights::{Dtype, Format};
 
 use crate::{
-    args::{Adapters, Compute},
+    args::{Adapters, Compute, written_format},
     commands::convert,
     interrupt::Ending,
     session,
@@ -30,14 +30,11 @@ pub(crate) struct Merge {
     pub(crate) target: PathBuf,
 
     /// The model: a folder, a GGUF file, a hub id or demo:FAMILY; the built-in demo without it.
-    #[arg(short, long, value_name = "FOLDER|FILE|ID")]
+    #[arg(short, long, value_name = "FOLDER|FILE|ID", help_heading = "Model")]
     pub(crate) model: Option<String>,
 
-    #[command(flatten)]
-    pub(crate) adapters: Adapters,
-
     /// How values are stored.
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", value_parser = written_format(), hide_possible_values = true)]
     pub(crate) format: Option<Format>,
 
     /// Write the adapter alone, not merged, as a GGUF file that llama.cpp loads beside the model (--lora).
@@ -55,6 +52,9 @@ pub(crate) struct Merge {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) adapters: Adapters,
 }
 
 pub(crate) fn run(args: &Merge) -> Result<Ending> {

@@ -25,6 +25,8 @@ mod score;
 mod serve;
 mod tokenize;
 
+use std::ffi::OsString;
+
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -38,7 +40,8 @@ use crate::{args::Compute, interrupt::Ending, session};
     arg_required_else_help = true,
     disable_help_subcommand = true,
     after_help = "\
-Without --model, every verb uses a tiny model that is built into the program: no download, no files.
+Without --model, a tiny model is used that is built into the program: no download, no files. Only embed and moderate need
+a --model.
 
 Start here:
   gemma generate \"Once upon a time\"             continue a text
@@ -49,7 +52,7 @@ Start here:
   gemma pull google/gemma-2-2b-it               download it (after accepting its licence on the hub)
   gemma chat --model google/gemma-2-2b-it       chat with it
 
-`gemma VERB --help` explains a verb and gives examples."
+`gemma COMMAND --help` (or `gemma help COMMAND`) explains a command and gives examples."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -72,6 +75,7 @@ pub(crate) enum Verb {
     Embed(embed::Embed),
     Moderate(moderate::Moderate),
     Inspect(inspect::Inspect),
+    #[command(aliases = ["list", "ls"])]
     Models(models::Models),
     #[command(alias = "download")]
     Pull(pull::Pull),
@@ -168,6 +172,15 @@ pub(crate) fn run(verb: Verb) -> Result<Ending> {
     }
 }
 
+/// The words of a command line as clap takes them: `help VERB` is `VERB --help`.
+pub(crate) fn as_typed(mut words: Vec<OsString>) -> Vec<OsString> {
+    if words.get(1).is_some_and(|word| word == "help") {
+        words.remove(1);
+        words.push("--help".into());
+    }
+    words
+}
+
 /// The first word of a command line, without the program's name, that looks like a flag of its verb and is none. A text
 /// may begin with a hyphen, so clap takes such a word for the text and complains of the next one.
 pub(crate) fn unknown_flag(words: &[String]) -> Option<String> {
@@ -187,13 +200,15 @@ pub(crate) fn unknown_flag(words: &[String]) -> Option<String> {
 }
 
 /// A mistake in the arguments in one line: what clap says first, then its tips.
-pub(crate) fn one_line(error: &clap::Error) -> String {
+/// `typed`: the command line without the program's name.
+pub(crate) fn one_line(error: &clap::Error, typed: &[String]) -> String {
     let text = error.render().to_string();
     // what the standard library says of numbers
     let text = [
         ("invalid digit found in string", "it must be an integer from 0"),
         ("invalid float literal", "it must be a number"),
         ("number too large to fit in target type", "the number is too large"),
+        ("number would be zero for non-zero type", "it must be an integer from 1"),
     ]
     .iter()
     .fold(text, |text, (from, to)| text.replace(from, to));
@@ -206,10 +221,12 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     // what is easily mistaken by those who know other programs
     if line.contains("'--precision <FORMAT>'") {
         line += " (-p is the precision; a prompt needs no flag)";
-    } else if line.contains("not provided") && line.contains("--prompt-file") {
+    } else if line.contains("not provided") && (line.contains("--prompt-file") || line.contains("<PROMPT>")) {
         line += " (`-` reads standard input)";
     }
-    format!("{line}; `gemma --help` and `gemma VERB --help` show what can be given")
+    let is_command = |word: &&String| Arguments::command().find_subcommand(word).is_some();
+    let command = typed.first().filter(is_command).map(|word| format!(" {word}")).unwrap_or_default();
+    format!("{line}; `gemma{command} --help` shows what can be given")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use gemma_auto::Footprint;
 use gemma_weights::{
-    Precision,
+    HubId, Precision,
     catalogue::{HEALTH_LICENCE, LICENCE, RELEASES, Release, Variant},
 };
 use serde::Serialize;
@@ -34,7 +34,7 @@ pub(crate) struct Models {
     #[command(subcommand)]
     pub(crate) task: Option<Task>,
 
-    /// Only checkpoints whose id contains this text.
+    /// Only checkpoints whose id contains this text; `ls` and `list` stand for all of them.
     pub(crate) filter: Option<String>,
 
     /// Also list checkpoints that are tuned for one task.
@@ -119,6 +119,29 @@ struct Listing {
     available_memory_bytes: Option<u64>,
     conversation_tokens: usize,
     models: Vec<Row>,
+    /// What lies in the hub's cache and is no release of the list, such as repositories of GGUF files.
+    others: Vec<Other>,
+}
+
+/// A repository in the hub's cache.
+#[derive(Serialize)]
+struct Other {
+    id: String,
+    bytes: u64,
+}
+
+/// The repositories in the hub's cache whose id contains `wanted`, but for those of the table.
+fn others(wanted: Option<&str>) -> Vec<Other> {
+    let hub = session::hub(true);
+    let wanted = wanted.unwrap_or_default().to_lowercase();
+    let is_other = |id: &HubId| {
+        let id = id.repository();
+        id.to_lowercase().contains(&wanted) && RELEASES.iter().all(|release| release.id != id)
+    };
+    let repositories = gemma_weights::cached_repositories(&hub).into_iter().filter(is_other);
+    repositories
+        .map(|id| Other { bytes: gemma_weights::cached_bytes(&id, &hub).unwrap_or(0), id: id.repository() })
+        .collect()
 }
 
 pub(crate) fn run(args: &Models) -> Result<Ending> {
@@ -129,14 +152,35 @@ pub(crate) fn run(args: &Models) -> Result<Ending> {
         output::line(gemma_auto::models_table()?.trim_end())?;
         return Ok(Ending::Done);
     }
-    let chosen = chosen(args.filter.as_deref(), args.all)?;
+    // other programs list so
+    let filter = args.filter.as_deref().filter(|word| !["ls", "list"].contains(word));
+    let others = others(filter);
+    let chosen = match chosen(filter, args.all) {
+        Err(_) if !others.is_empty() => Vec::new(),
+        chosen => chosen?,
+    };
     let available = machine::available_memory();
     if args.json {
         let models = chosen.iter().map(|release| row(release, available)).collect::<Result<_>>()?;
-        output::json(&Listing { available_memory_bytes: available, conversation_tokens: CONVERSATION, models })?;
-    } else {
+        output::json(&Listing {
+            available_memory_bytes: available,
+            conversation_tokens: CONVERSATION,
+            models,
+            others,
+        })?;
+        return Ok(Ending::Done);
+    }
+    if !chosen.is_empty() {
         output::line(table(&chosen, available)?)?;
-        output::line(footer(&chosen, args, available))?;
+        output::line(footer(&chosen, args.all || filter.is_some(), available))?;
+    }
+    if !others.is_empty() {
+        let mut table = output::Table::new(["also in the cache", "size"]);
+        for Other { id, bytes } in &others {
+            table.row([id.clone(), output::bytes(*bytes)]);
+        }
+        let space = if chosen.is_empty() { "" } else { "\n" };
+        output::line(format_args!("{space}{table}\n\n`gemma models rm ID` removes one."))?;
     }
     Ok(Ending::Done)
 }
@@ -220,7 +264,8 @@ fn fits(footprint: &Footprint, available: Option<u64>) -> &'static str {
     fitting.map_or("no", |precision| precision.name())
 }
 
-fn footer(releases: &[&Release], args: &Models, available: Option<u64>) -> String {
+/// `whole`: whether nothing more would be listed with --all.
+fn footer(releases: &[&Release], whole: bool, available: Option<u64>) -> String {
     let memory =
         available.map_or("an unknown amount of memory".to_owned(), |bytes| output::bytes(bytes) + " of memory");
     let mut text = format!(
@@ -233,7 +278,7 @@ fn footer(releases: &[&Release], args: &Models, available: Option<u64>) -> Strin
     text += if listed(Variant::Mix) { ", mix does many image tasks" } else { "" };
     text += if listed(Variant::FineTuned) { ", ft is tuned for one task." } else { "." };
     text += &format!(" Licence: {} ({}); of MedGemma: {}.", LICENCE.name, LICENCE.url, HEALTH_LICENCE.name);
-    if !args.all && args.filter.is_none() {
+    if !whole {
         text += "\n`gemma models --all` adds checkpoints tuned for one task; `gemma pull ID` downloads one.";
     }
     text

@@ -15,11 +15,12 @@ use crate::{args, image_files, interrupt::Ending, output, progress, session, tex
 
 /// Ask a ShieldGemma how likely texts or images violate a guideline.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(mut_arg("inclusive_window", |arg| arg.hide(true)), after_help = "\
 Examples:
   gemma moderate --model google/shieldgemma-2b --guideline harassment \"You are all fools.\"
   gemma moderate --model ./shieldgemma --response \"How do I pick a lock?\" \"First, ...\"
   gemma moderate --model ./shieldgemma --guideline rules.json --json \"some text\"
+  gemma moderate --model ./shieldgemma --input questions.txt --json        a text a line; - is standard input
   gemma moderate --model ./shieldgemma --tokens-file ids.json --json
   gemma moderate --model google/shieldgemma-2-4b-it --guideline violence --image photo.jpg
 
@@ -28,16 +29,21 @@ any of `prompt`, `response` and `image`, a list of such objects, or one rule as 
 speak of what is judged are asked about. --json prints {\"violates\": [p, ...]}, one probability for each text and
 guideline (texts first), or for each row of a tokens file.")]
 pub(crate) struct Moderate {
-    /// What a person asks a model; with --response, pairs of a question and its answer.
+    /// What a person asks a model; with --response, pairs of a question and its answer. `-` alone reads standard input, a
+    /// text a line.
     #[arg(value_name = "TEXT", conflicts_with = "tokens_file")]
     pub(crate) texts: Vec<String>,
+
+    /// Judge the texts of this file, a text a line; `-` is standard input. May be given several times.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "tokens_file"])]
+    pub(crate) input: Vec<PathBuf>,
 
     /// Judge prompts that are token ids already: a JSON array of numbers, or an array of such arrays.
     #[arg(long, value_name = "FILE")]
     pub(crate) tokens_file: Option<PathBuf>,
 
     /// An image to judge; may be given several times. For ShieldGemma 2.
-    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["texts", "tokens_file", "response"])]
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["texts", "tokens_file", "input", "response"])]
     pub(crate) image: Vec<PathBuf>,
 
     /// A guideline by its name, or a file; may be given several times.
@@ -58,19 +64,36 @@ pub(crate) struct Moderate {
 
 pub(crate) fn run(args: &Moderate) -> Result<Ending> {
     let rows = args.tokens_file.as_deref().map(TokenRows::read).transpose()?;
-    if rows.is_none() && args.texts.is_empty() && args.image.is_empty() {
-        bail!("there is nothing to judge; give texts, --image FILE or --tokens-file FILE");
+    let inputs = if args.texts == ["-"] { vec![PathBuf::from("-")] } else { args.input.clone() };
+    if rows.is_none() && args.texts.is_empty() && inputs.is_empty() && args.image.is_empty() {
+        bail!("there is nothing to judge; give texts, --input FILE, --image FILE or --tokens-file FILE");
     }
-    if args.response && !args.texts.len().is_multiple_of(2) {
-        bail!("--response judges pairs; give a question and its answer, {} texts are no pairs", args.texts.len());
+    let mut texts = if inputs.is_empty() { args.texts.clone() } else { Vec::new() };
+    for input in &inputs {
+        texts.extend(text::lines(input)?);
+    }
+    if texts.is_empty() && !inputs.is_empty() {
+        output::complain("note: the input holds no line, so there is nothing to judge");
+    }
+    if args.response && !texts.len().is_multiple_of(2) {
+        bail!("--response judges pairs; give a question and its answer, {} texts are no pairs", texts.len());
     }
     let guidelines = guidelines(args)?;
     // an image that cannot be read should be known before a model is loaded
     let images = args.image.iter().map(|file| image_files::open(file)).collect::<Result<Vec<_>>>()?;
-    match &session::find(&args.model)?.open()?.model {
+    let found = session::find(&args.model)?;
+    let is_shieldgemma = found.inner().is_called_shieldgemma();
+    let model = found.open()?.model;
+    let knows_its_answers = matches!(&model, AutoModel::Gemma3(model) if model.network().config().yes_and_no.is_some());
+    if args.model.model.is_some() && !is_shieldgemma && !knows_its_answers {
+        output::complain(
+            "warning: this model is not called a ShieldGemma; the verdicts of one that was not trained to judge mean nothing",
+        );
+    }
+    match &model {
         AutoModel::Gemma3(model) if !images.is_empty() => judge_images(args, &images, &guidelines, model),
         _ if !images.is_empty() => bail!("--image needs a ShieldGemma 2; this model is another"),
-        model => with_model!(model, model => judge(args, rows, &guidelines, model)),
+        model => with_model!(model, model => judge(args, &texts, rows, &guidelines, model)),
     }
 }
 
@@ -98,6 +121,7 @@ fn guidelines(args: &Moderate) -> Result<Vec<Guideline>> {
 
 fn judge<N: Network>(
     args: &Moderate,
+    texts: &[String],
     rows: Option<TokenRows>,
     guidelines: &[Guideline],
     model: &Model<N>,
@@ -112,12 +136,11 @@ fn judge<N: Network>(
         None => {
             let mut prompts = Vec::new();
             let subjects: Vec<Subject<'_>> = match args.response {
-                true => args
-                    .texts
+                true => texts
                     .chunks_exact(2)
                     .map(|pair| Subject::Response { prompt: &pair[0], response: &pair[1] })
                     .collect(),
-                false => args.texts.iter().map(|text| Subject::Prompt(text)).collect(),
+                false => texts.iter().map(|text| Subject::Prompt(text)).collect(),
             };
             for subject in subjects {
                 for guideline in guidelines {
@@ -129,7 +152,7 @@ fn judge<N: Network>(
             prompts
         }
     };
-    let bar = progress::tasks("judging", prompts.len());
+    let bar = progress::count("judging", "verdicts", prompts.len());
     let mut violates = Vec::with_capacity(prompts.len());
     for prompt in &prompts {
         violates.extend(judge_tokens(model.network(), std::slice::from_ref(prompt), answers)?);
@@ -145,7 +168,7 @@ fn judge_images(args: &Moderate, images: &[Image], guidelines: &[Guideline], mod
         Some(answers) => answers,
         None => yes_and_no(model.tokenizer()?)?,
     };
-    let bar = progress::tasks("judging", images.len() * guidelines.len());
+    let bar = progress::count("judging", "verdicts", images.len() * guidelines.len());
     let (mut violates, mut asked) = (Vec::new(), Vec::new());
     for (image, file) in images.iter().zip(&args.image) {
         let encoded = model.encode_image(image);

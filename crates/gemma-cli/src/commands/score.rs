@@ -25,6 +25,7 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("source").required(true).args(["file", "prompt_file", "text", "tokens_file"]),
+    mut_arg("mmproj", |arg| arg.hide(true)),
     after_help = "\
 Examples:
   gemma score story.txt

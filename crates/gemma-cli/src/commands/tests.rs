@@ -10,7 +10,8 @@ fn parsed(line: &str) -> Verb {
 }
 
 fn refusal(line: &str) -> String {
-    one_line(&Arguments::try_parse_from(line.split(' ')).expect_err(line))
+    let words: Vec<String> = line.split(' ').skip(1).map(str::to_owned).collect();
+    one_line(&Arguments::try_parse_from(line.split(' ')).expect_err(line), &words)
 }
 
 #[test]
@@ -82,6 +83,10 @@ fn mistakes_are_one_line_with_a_tip() {
     assert!(refusal("gemma generate x --backend abacus").contains("abacus"));
     assert!(refusal("gemma generate x --threads 0").contains("--threads"));
     assert!(refusal("gemma bench --model a --shape b").contains("cannot be used with"));
+    assert!(refusal("gemma bench --repeat 0").ends_with("`gemma bench --help` shows what can be given"));
+    assert!(refusal("gemma embed --dimensions 0").contains("must be an integer from 1"));
+    assert!(refusal("gemma convert a b --format Q4_K_M").contains("q5_k and q6_k; the nearest is q4_k"));
+    assert!(refusal("gemma tokenize --foo").contains("no such flag"));
 }
 
 #[test]
@@ -222,4 +227,38 @@ fn names_of_other_programs_are_understood() {
     assert!(refusal("gemma generate -p Hello").contains("a prompt needs no flag"));
     assert!(refusal("gemma generate").contains("`-` reads standard input"));
     assert!(refusal("gemma generate x --max-tokens -5").contains("it must be an integer from 0"));
+    assert!(options("gemma generate x -n -1").max_tokens > 1 << 30);
+    let words = |line: &str| as_typed(line.split(' ').map(Into::into).collect());
+    assert_eq!(words("gemma help chat"), words("gemma chat --help"));
+    assert_eq!(words("gemma chat help"), ["gemma", "chat", "help"]);
+    for line in ["gemma list", "gemma ls", "gemma models ls"] {
+        assert!(matches!(parsed(line), Verb::Models(_)), "{line}");
+    }
+}
+
+#[test]
+fn a_state_is_gone_on_with_without_a_prompt() {
+    let Verb::Generate(args) = parsed("gemma generate --load-state s") else { panic!("another verb") };
+    assert!(args.source.prompt.is_none() && args.load_state.is_some());
+    assert!(refusal("gemma generate --save-state s").contains("<PROMPT>"));
+}
+
+#[test]
+fn flags_stand_under_their_own_headings() {
+    for (verb, flag, heading) in [
+        ("generate", "json", None),
+        ("generate", "load_state", None),
+        ("generate", "system", Some("Chat format")),
+        ("chat", "load", None),
+        ("merge", "force", None),
+        ("merge", "model", Some("Model")),
+        ("ask", "lang", None),
+        ("detect", "draw", None),
+        ("segment", "mask_decoder", None),
+    ] {
+        let command = Arguments::command();
+        let verb = command.find_subcommand(verb).expect(verb);
+        let flag = verb.get_arguments().find(|arg| arg.get_id() == flag).expect(flag);
+        assert_eq!(flag.get_help_heading(), heading, "{} {}", verb.get_name(), flag.get_id());
+    }
 }

@@ -73,7 +73,7 @@ pub enum AdapterFault {
     },
     /// A module that the configuration does not name.
     #[error(
-        "module {} has factors, but target_modules does not name it; the two files do not belong together",
+        "module {} has LoRA matrices, but target_modules does not name it; the two files do not belong together",
         Shown(module)
     )]
     NotATarget {
@@ -102,7 +102,7 @@ pub enum AdapterFault {
         second: String,
     },
     /// No module at all.
-    #[error("it has no factors")]
+    #[error("it has no LoRA matrices")]
     Empty,
     /// A module that the network does not have.
     #[error("the model has no matrix {}; the adapter was made for another model", Shown(module))]
@@ -125,7 +125,7 @@ pub enum AdapterFault {
     },
     /// Modules that no projection of the network took.
     #[error(
-        "the model's {} cannot take factors; train the adapter on projections (q_proj, up_proj, ...) only",
+        "the model's {} cannot take LoRA matrices; train the adapter on projections (q_proj, up_proj, ...) only",
         Shown(module)
     )]
     NotAProjection {

@@ -221,7 +221,7 @@ mod tests {
         refused(&invoked, &whole, "adapter.alora.invocation_tokens");
         refused(&of_llama_cpp(None), &whole[..1], "lora_B");
         refused(&of_llama_cpp(None), &[("blk.0.unknown.weight.lora_a", a.clone())], "blk.0.unknown");
-        refused(&of_llama_cpp(None), &[], "no factors");
+        refused(&of_llama_cpp(None), &[], "no LoRA matrices");
         refused(&of_llama_cpp(None), &[whole[0].clone(), ("blk.0.attn_q.weight.lora_b", tensor([3, 5], 1.0))], "rank");
     }
 }

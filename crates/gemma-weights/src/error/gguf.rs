@@ -154,6 +154,9 @@ impl GgufFault {
             }
             Self::NotAModel { .. } => "give the file of the model itself",
             Self::Part { .. } => "give all parts the names they had, in one folder",
+            Self::Architecture { architecture } if architecture.starts_with("gemma") => {
+                "this one is not computed yet; take a model of one of these, or another program"
+            }
             Self::Architecture { .. } => "take a model of one of these, or another program",
             Self::Format { .. } => "take a file of another quantization, such as Q4_K_M or Q8_0",
             Self::Version { .. } => "convert the model again with a program of today",

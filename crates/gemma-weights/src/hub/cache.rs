@@ -129,6 +129,16 @@ pub(super) fn bytes(id: &HubId, options: &HubOptions) -> Option<u64> {
     Some(bytes)
 }
 
+/// The repositories of models of which something lies in the cache, by name.
+pub(super) fn repositories(options: &HubOptions) -> Vec<HubId> {
+    let entries = fs::read_dir(&options.cache).into_iter().flatten().flatten();
+    let id = |name: String| HubId::parse(&name.strip_prefix("models--")?.replacen("--", "/", 1)).ok();
+    let mut found: Vec<HubId> =
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter_map(id).collect();
+    found.sort_by_key(HubId::repository);
+    found
+}
+
 /// Removes everything of a repository, and nothing else: a link is removed, what it leads to stays.
 pub(super) fn remove(id: &HubId, options: &HubOptions) -> Result<(), Error> {
     for folder in Repository::folders(id, options) {

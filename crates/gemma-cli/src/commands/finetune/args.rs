@@ -26,7 +26,7 @@ fn between(least: f64, most: f64) -> impl Fn(&str) -> Result<f64, String> + Clon
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Method {
-    /// Low-rank factors beside the weights, which stay as they are stored (QLoRA where those are quantized).
+    /// LoRA matrices beside the weights, which stay as they are stored (QLoRA where those are quantized).
     Lora,
     /// Every parameter, in f32: for small models.
     Full,
@@ -45,7 +45,7 @@ pub(crate) enum ScheduleName {
 
 /// Fine-tune a model on your data: LoRA, QLoRA or every parameter.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(mut_arg("mmproj", |arg| arg.hide(true)), after_help = "\
 Data is JSONL, one of these in each line:
   {\"text\": \"...\"}                                          all of it is learned
   {\"prompt\": \"...\", \"completion\": \"...\"}                 the completion is learned
@@ -63,7 +63,7 @@ Examples:
   gemma finetune --model google/embeddinggemma-300m --data pairs.jsonl --out search-lora --epochs 3 --eval held-out.jsonl
   gemma finetune --model demo:paligemma --data instances.json --image-folder images --out boxes-lora
   gemma finetune --data poems.jsonl --out poems-lora --steps 500 --dry-run
-  gemma finetune --data poems.jsonl --out poems-lora --steps 500 --resume
+  gemma finetune --data poems.jsonl --out poems-lora --steps 500 --resume       after Ctrl-C, or for more steps
   gemma generate --adapter poems-lora \"Roses\"
 
 OUT gets adapter_config.json and adapter_model.safetensors, which PEFT reads (--method full: a model folder), metrics.jsonl,
@@ -81,11 +81,11 @@ pub(crate) struct Finetune {
     #[arg(long, value_name = "METHOD", default_value = "lora")]
     pub(crate) method: Method,
 
-    /// Rank of the factors.
+    /// Rank of the LoRA matrices A and B.
     #[arg(long, value_name = "N", default_value = "8", value_parser = up_to(4096))]
     pub(crate) rank: NonZeroUsize,
 
-    /// Alpha: the factors' product is scaled by alpha / rank; twice the rank without it.
+    /// Alpha: the product of the LoRA matrices is scaled by alpha / rank; twice the rank without it.
     #[arg(long, value_name = "A", value_parser = between(-1e6, 1e6), allow_negative_numbers = true)]
     pub(crate) alpha: Option<f64>,
 
@@ -93,7 +93,7 @@ pub(crate) struct Finetune {
     #[arg(long)]
     pub(crate) rslora: bool,
 
-    /// A projection that gets factors, such as q_proj; may be given several times. All of them without it.
+    /// A projection that gets LoRA matrices, such as q_proj; may be given several times. All of them without it.
     #[arg(long, value_name = "NAME")]
     pub(crate) target: Vec<String>,
 
@@ -137,7 +137,7 @@ pub(crate) struct Finetune {
     #[arg(long, value_name = "N", default_value = "1024", value_parser = up_to(1 << 20))]
     pub(crate) pack: NonZeroUsize,
 
-    /// What the order of the data and the first values of the factors follow from.
+    /// What the order of the data and the first values of the LoRA matrices follow from.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
 
@@ -145,11 +145,11 @@ pub(crate) struct Finetune {
     #[arg(long, value_name = "FILE")]
     pub(crate) eval: Vec<PathBuf>,
 
-    /// Steps between two measurements; at the beginning and the end without it.
+    /// Steps between two evaluations; at the beginning and the end without it.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) eval_every: Option<NonZeroUsize>,
 
-    /// Steps between two savings.
+    /// Steps between two checkpoints, from which --resume goes on.
     #[arg(long, value_name = "N", default_value = "50", value_parser = at_least_one)]
     pub(crate) save_every: NonZeroUsize,
 
@@ -181,7 +181,9 @@ pub(crate) struct Finetune {
     #[arg(long)]
     pub(crate) skip_bad_lines: bool,
 
-    /// Go on from what OUT holds of the same training.
+    /// Go on from what OUT holds of the same training; --steps may be larger than before.
+    ///
+    /// The learning rate then follows the schedule of the larger number from the step on at which the training stands.
     #[arg(long)]
     pub(crate) resume: bool,
 

@@ -104,6 +104,10 @@ impl<M: BlockStack + Module> Job<'_, M> {
             Vec::new()
         };
         let resumed = self.trainer.steps();
+        if first && resumed > 0 && resumed < steps {
+            let rate = self.trainer.options().learning_rate_at(resumed);
+            output::remark(format_args!("going on at step {resumed} of {steps}, with a learning rate of {rate:.2e}"));
+        }
         if resumed == 0 {
             evaluate(&self.trainer, &self.evaluated, &mut metrics)?;
         }
