@@ -113,7 +113,7 @@ fn a_judge_of_images_answers_yes_or_no() {
     let soft = tokens.iter().filter(|token| **token == config.image_token).count();
     assert_eq!(soft, config.image_tokens);
     let logits = model.next_logits(&tokens, &[image]).expect("a sound prompt");
-    let found = shieldgemma::violation(logits.clone(), [10, 20]);
+    let found = shieldgemma::violation(logits.clone(), [10, 20]).expect("finite logits");
     let values = crate::parity::values(logits);
     let [yes, no] = [10, 20].map(|token| f64::from(values[token]).exp());
     assert!((found - yes / (yes + no)).abs() < 1e-6, "{found}");

@@ -36,6 +36,7 @@ impl LogitsFile {
 
     /// Writes the logits of some tokens of a row, the first of which is `token`.
     pub(crate) fn put(&mut self, row: usize, token: usize, logits: &[f32]) -> Result<()> {
+        logits.chunks(self.vocab).try_for_each(gemma_generate::check_logits)?;
         let bytes: Vec<u8> = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
         let position = self.starts[row] + (token * self.vocab * F32) as u64;
         self.write(position, &bytes)

@@ -2,7 +2,8 @@
 //!
 //! [`args`] says what can be typed, a file per verb under [`commands`] does it with the library, [`session`] opens
 //! models, and [`output`] prints. This file maps every ending to an exit code: 0 done (a closed pipe included),
-//! 2 a mistake in what was asked (one line on standard error), 130 interrupted.
+//! 1 an editor that left the language server without a word, 2 a mistake in what was asked (one line on standard error), 130
+//! interrupted.
 
 mod args;
 mod bandwidth;
@@ -48,7 +49,9 @@ fn main() -> ExitCode {
         Err(error) if error.is::<output::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(format_args!("error: {}", output::with_flags(&output::one_line(&error))));
-            ExitCode::from(FAILURE)
+            // what the language server protocol wants after a client that leaves without saying goodbye
+            let left = matches!(error.downcast_ref(), Some(gemma_serve::lsp::Error::Abandoned));
+            ExitCode::from(if left { 1 } else { FAILURE })
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 pub(crate) use gemma_weights::NewFile;
 
@@ -34,6 +34,17 @@ pub(crate) fn written_alone(file: &File, path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The same for a folder, which is made where it is not there. `None` where a system has no locks of folders.
+///
+/// # Errors
+/// When another run writes there, or the folder cannot be made.
+pub(crate) fn folder_alone(path: &Path) -> Result<Option<File>> {
+    fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
+    let Ok(folder) = File::open(path) else { return Ok(None) };
+    written_alone(&folder, path)?;
+    Ok(Some(folder))
 }
 
 #[cfg(test)]

@@ -152,6 +152,17 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// The most characters of a cell of a table.
+const CELL: usize = 1000;
+
+/// At most [`CELL`] characters of a text.
+fn cut(text: String) -> String {
+    match text.char_indices().nth(CELL) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
 /// Rows of words in columns, the first row being the heading; columns of numbers lean right.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -163,9 +174,9 @@ impl Table {
         Self { rows: vec![heading.map(str::to_owned).to_vec()] }
     }
 
-    /// Adds a row; missing cells stay empty.
+    /// Adds a row; missing cells stay empty, and what no screen holds is cut.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+        self.rows.push(cells.into_iter().map(cut).collect());
     }
 }
 
@@ -205,6 +216,14 @@ mod tests {
     fn bytes_are_read_in_decimal_units() {
         let shown: Vec<String> = [0, 999, 12_345, 5_012_344_832, 54_454_256_640].map(bytes).into();
         assert_eq!(shown, ["0 B", "999 B", "12 kB", "5.01 GB", "54.5 GB"]);
+    }
+
+    #[test]
+    fn a_cell_that_no_screen_holds_is_cut() {
+        let mut table = Table::new(["name", "bytes"]);
+        table.row(["é".repeat(70_000), "1".to_owned()]);
+        let shown = table.to_string();
+        assert!(shown.contains("é...") && shown.chars().count() < 3_000, "{}", shown.len());
     }
 
     #[test]

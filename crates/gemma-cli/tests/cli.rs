@@ -376,6 +376,31 @@ fn configurations_that_cannot_be_used_are_refused() {
     refused(&set("num_attention_heads", json!("four")), "config.json");
 }
 
+/// A model whose last norm is NaN computes nothing that could be told or written down.
+#[test]
+fn what_is_not_a_number_is_refused_by_everything_that_gives_numbers() {
+    let folder = Folder::with_demo();
+    folder.retensor(|tensors| {
+        let (dtype, shape, _) = tensors["model.norm.weight"].clone();
+        let bytes = [0xc0, 0x7f].repeat(shape.iter().product());
+        assert_eq!(dtype, Dtype::BF16);
+        tensors.insert("model.norm.weight".to_owned(), (dtype, shape, bytes));
+    });
+    let (ids, out) = (folder.write("ids.json", "[2, 300, 301, 302]"), folder.name("out.safetensors"));
+    let before = folder.files();
+    for arguments in [
+        &["generate", "Once"][..],
+        &["score", "--text", "Once upon"],
+        &["loss", "--tokens-file", &ids],
+        &["logits", "--tokens-file", &ids, "--out", &out],
+        &["logits", "--tokens-file", &ids, "--json"],
+    ] {
+        let line = refusal(gemma(arguments.iter().copied()).args(["--model", &folder.name("")]));
+        assert!(line.contains("NaN") && line.contains("check the checkpoint"), "{arguments:?}: {line}");
+    }
+    assert_eq!(folder.files(), before, "nothing may be left behind");
+}
+
 #[test]
 fn tensors_that_do_not_fit_are_refused_by_name() {
     let refused = |change: &dyn Fn(&mut Tensors), word: &str| {

@@ -111,6 +111,8 @@ fn a_killed_training_goes_on_as_if_it_had_not_been() {
     printed(&mut finetune(folder.path(), "whole", &more));
     let mut killed = finetune(folder.path(), "killed", &more).spawn().expect("the program starts");
     wait_for(&folder.path().join("killed/training_state.safetensors"));
+    let adapter = folder.path().join("killed/adapter_model.safetensors");
+    assert!(adapter.is_file(), "the state is written last: where there is one, there is all that belongs to it");
     killed.kill().expect("it was running");
     killed.wait().expect("it ends");
     let line = refusal(&mut finetune(folder.path(), "killed", &more));
@@ -148,6 +150,8 @@ fn an_interrupted_training_is_saved() {
     let child = finetune(folder.path(), "lora", &more).stdout(std::process::Stdio::piped()).spawn();
     let child = child.expect("the program starts");
     wait_for(&folder.path().join("lora/training_state.safetensors"));
+    let line = refusal(&mut finetune(folder.path(), "lora", &["--steps", "4", "--resume"]));
+    assert!(line.contains("is being written by another run"), "{line}");
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(sent.expect("kill runs").success());
     let output = child.wait_with_output().expect("it ends");

@@ -47,6 +47,15 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> Result<f64, Error> {
     if sum.is_nan() { Err(fault(logits)) } else { Ok(f64::from(best) + sum.ln()) }
 }
 
+/// Looks whether probabilities follow from the logits after a token.
+///
+/// # Errors
+///
+/// [`Error::NotFinite`] when a logit is NaN or +inf.
+pub fn check_logits(logits: &[f32]) -> Result<(), Error> {
+    if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) { Err(fault(logits)) } else { Ok(()) }
+}
+
 /// Names the first logit that no probability follows from.
 #[cold]
 fn fault(logits: &[f32]) -> Error {
@@ -88,6 +97,7 @@ mod tests {
             logits[place] = f32::NAN;
             let error = log_sum_exp(&logits).unwrap_err();
             assert!(matches!(error, Error::NotFinite { token, .. } if token == place), "{error}");
+            assert!(matches!(check_logits(&logits), Err(Error::NotFinite { token, .. }) if token == place));
             logits[place] = f32::INFINITY;
             assert_eq!(log_sum_exp(&logits), Err(Error::NotFinite { token: place, logit: f32::INFINITY }));
         }

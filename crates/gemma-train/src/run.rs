@@ -193,14 +193,14 @@ impl Keeping {
         self.state().is_file()
     }
 
-    /// Keeps the training as it stands: the state first, then what others read.
+    /// Keeps the training as it stands: what others read first, then the state. A training that is cut short in between
+    /// resumes from the state before, and comes to the same again.
     ///
     /// # Errors
     /// When a file cannot be written; each is then as it was.
     pub fn save<M: BlockStack + Module>(&self, trainer: &Trainer<M>, metrics: &[Metric]) -> Result<(), Error> {
         std::fs::create_dir_all(&self.folder)
             .map_err(|cause| gemma_weights::Error::Write { path: self.folder.clone(), cause })?;
-        trainer.save_state(&self.state(), &self.run)?;
         if let Some(config) = &self.adapter {
             gemma_weights::save_adapter(&self.folder, config, factors(trainer), true)?;
         }
@@ -208,7 +208,8 @@ impl Keeping {
             metrics.iter().filter_map(|metric| serde_json::to_string(metric).ok()).map(|line| line + "\n").collect();
         replace(&self.folder.join(METRICS_FILE), lines.as_bytes())?;
         events::keep(&self.folder.join(EVENTS_FILE), &events::content(metrics))?;
-        replace(&self.folder.join(CURVE_FILE), curve::svg(metrics).as_bytes())
+        replace(&self.folder.join(CURVE_FILE), curve::svg(metrics).as_bytes())?;
+        trainer.save_state(&self.state(), &self.run)
     }
 
     /// Goes on from what was kept; the metrics so far.

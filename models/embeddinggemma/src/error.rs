@@ -51,6 +51,12 @@ pub enum Error {
         /// What the parser said.
         cause: serde_json::Error,
     },
+    /// A text's embedding holds NaN or an infinity.
+    #[error("the embedding of text {row} is not finite; check the checkpoint, or load it with precision f32")]
+    NotFinite {
+        /// Which text, from 0.
+        row: usize,
+    },
     /// There is no task and no prompt of this name.
     #[error("there is no task {name}; use one of {names}")]
     NoTask {

@@ -246,9 +246,13 @@ impl EmbeddingGemma {
                 tokens.extend_from_slice(row);
                 segments.push(Segment::causal(0, row.len()));
             }
-            first += segments.len();
             let values = self.network.forward(&tokens, &segments).into_data().try_into_vec::<f32>();
-            found.append(Embeddings::cut(&values.expect("activations are f32"), most, dimensions));
+            let values = values.expect("activations are f32");
+            if let Some(place) = values.iter().position(|value| !value.is_finite()) {
+                return Err(Error::NotFinite { row: first + place / most });
+            }
+            first += segments.len();
+            found.append(Embeddings::cut(&values, most, dimensions));
             if !on_progress(first, rows.len()) {
                 return Ok(None);
             }

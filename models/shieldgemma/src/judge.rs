@@ -21,7 +21,7 @@ pub fn judge<N: Network>(model: &Model<N>, subject: Subject<'_>, guideline: &Gui
 /// How likely the answer to each row of tokens begins with Yes and not with No; rows are read exactly as given.
 ///
 /// # Errors
-/// When a row is empty or too long, or a token unknown.
+/// When a row is empty or too long, or a token unknown; and as [`violation`].
 pub fn judge_tokens<M: CausalModel>(
     network: &M,
     rows: &[Vec<TokenId>],
@@ -31,21 +31,26 @@ pub fn judge_tokens<M: CausalModel>(
         check(network, tokens)?;
         let mut cache = network.no_cache();
         let logits = network.last_logits(tokens, &[Segment::causal(0, tokens.len())], &mut [&mut cache]);
-        Ok(violation(logits, yes_and_no))
+        violation(logits, yes_and_no)
     };
     rows.iter().map(row).collect()
 }
 
 /// The probability of Yes against No from the final logits `[1, vocab]` after a question.
 ///
+/// # Errors
+/// When one of the two logits is NaN or infinite, so that no probability follows from them.
+///
 /// # Panics
 /// When a token is not below the vocabulary size.
-pub fn violation(logits: Tensor<2>, [yes, no]: [TokenId; 2]) -> f64 {
-    let one = |token: TokenId| -> f64 {
+pub fn violation(logits: Tensor<2>, [yes, no]: [TokenId; 2]) -> Result<f64, Error> {
+    let one = |token: TokenId| {
         let value: Vec<f32> = logits.clone().narrow(1, token as usize, 1).into_data().try_into_vec().expect("f32");
-        value[0].into()
+        let (logit, token) = (value[0], token as usize);
+        let wrong = || gemma_generate::Error::NotFinite { token, logit };
+        logit.is_finite().then_some(f64::from(logit)).ok_or_else(|| Error::Model(wrong().into()))
     };
-    1.0 / (1.0 + (one(no) - one(yes)).exp())
+    Ok(1.0 / (1.0 + (one(no)? - one(yes)?).exp()))
 }
 
 /// The tokens `Yes` and `No` of a vocabulary, without a space in front.

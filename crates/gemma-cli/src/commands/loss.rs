@@ -67,6 +67,9 @@ pub(crate) fn run(args: &Loss) -> Result<Ending> {
         Architecture::RecurrentGemma => compute::<recurrentgemma::Griffin>(args, &found, &examples),
         Architecture::PaliGemma => compute::<paligemma::VisionLanguageModel>(args, &found, &examples),
     }?;
+    if !loss.is_finite() {
+        bail!("the loss is {loss}; check the checkpoint, or load it with --precision f32");
+    }
     if let (Some(path), Some(gradients)) = (&args.gradients, gradients) {
         let mut tensors = gradients.iter().map(|(name, gradient)| -> SavedTensor {
             let mut bytes = vec![0; gradient.values.len() * 4];

@@ -174,7 +174,7 @@ fn judge_images(args: &Moderate, images: &[Image], guidelines: &[Guideline], mod
         let encoded = model.encode_image(image);
         for guideline in guidelines {
             let prompt = model.rendered_tokens(&image_prompt(guideline, IMAGE_MARK)?, &[&encoded])?;
-            violates.push(violation(model.next_logits(&prompt, &[&encoded])?, answers));
+            violates.push(violation(model.next_logits(&prompt, &[&encoded])?, answers)?);
             asked.push((guideline.name.clone(), file.display().to_string()));
             bar.inc(1);
         }

@@ -414,7 +414,10 @@ fn read(
             if capped {
                 // beyond 15, tanh is 1 in f32, and some drivers' tanh overflows
                 let ratio = clamp(score / scene.softcap, -15.0f32, 15.0f32);
-                score = scene.softcap * ratio.tanh();
+                // and near zero they have no relative accuracy, which a high cap needs
+                let square = ratio * ratio;
+                let series = ratio - ratio * square * (1.0f32 / 3.0f32 - square * (2.0f32 / 15.0f32));
+                score = scene.softcap * select(ratio * ratio < 0.001f32, series, ratio.tanh());
             }
             board.scores[unit] = score;
         }

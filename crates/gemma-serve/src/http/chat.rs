@@ -82,7 +82,7 @@ pub(crate) async fn converse(
     for index in 0..fields.answers()? {
         let forced = conversation.tools.and_then(|tools| tools.form.clone());
         let mask = match forced {
-            Some(form) => Some(structured::mask(app, backend, form).await?),
+            Some(form) => Some(structured::mask(app, backend, ("tool_choice", form)).await?),
             None => structured.mask(app, backend).await?,
         };
         let mut sampling = sampling.clone();

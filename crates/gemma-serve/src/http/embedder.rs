@@ -90,7 +90,10 @@ impl Backend for EmbeddingBackend {
             wanted = ongoing.check();
             wanted.is_ok()
         });
-        let found = found.map_err(|error| Refusal::field("input", error.to_string()))?;
+        let found = found.map_err(|error| match error {
+            embeddinggemma::Error::NotFinite { .. } => Refusal::failed(error.to_string()),
+            _ => Refusal::field("input", error.to_string()),
+        })?;
         wanted?;
         let found = found.ok_or_else(|| Refusal::failed("the embeddings ended early"))?;
         Ok((found.rows().map(<[f32]>::to_vec).collect(), tokens))

@@ -26,7 +26,23 @@ pub(crate) struct StructuredFields {
     guided_regex: Option<String>,
     guided_choice: Option<Vec<String>>,
     guided_grammar: Option<String>,
+    /// The newer field of vLLM.
+    structured_outputs: Option<StructuredOutputs>,
 }
+
+/// vLLM's `structured_outputs`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct StructuredOutputs {
+    json: Option<Value>,
+    json_object: Option<bool>,
+    regex: Option<String>,
+    choice: Option<Vec<String>>,
+    grammar: Option<String>,
+}
+
+/// A form, and the field that asked for it.
+type Asked = (&'static str, Form);
 
 #[derive(Clone, Debug, Deserialize)]
 struct ResponseFormat {
@@ -42,19 +58,19 @@ struct NamedSchema {
 }
 
 impl StructuredFields {
-    /// The form that was asked for, if any.
-    pub(crate) fn form(&self) -> Result<Option<Form>, Refusal> {
-        let mut forms = Vec::new();
+    /// The form that was asked for, if any, and the field that asked for it.
+    pub(crate) fn form(&self) -> Result<Option<Asked>, Refusal> {
+        let mut forms: Vec<Asked> = Vec::new();
         if let Some(format) = &self.response_format {
             let named = format.json_schema.as_ref().and_then(|named| named.schema.as_ref());
             match format.r#type.as_str() {
                 "text" => {}
                 "json_object" => match &format.schema {
-                    Some(schema) => forms.push(Form::Schema(schema.clone())),
-                    None => forms.push(Form::JsonObject),
+                    Some(schema) => forms.push(("response_format", Form::Schema(schema.clone()))),
+                    None => forms.push(("response_format", Form::JsonObject)),
                 },
                 "json_schema" => match named.or(format.schema.as_ref()) {
-                    Some(schema) => forms.push(Form::Schema(schema.clone())),
+                    Some(schema) => forms.push(("response_format", Form::Schema(schema.clone()))),
                     None => {
                         return Err(Refusal::field(
                             "response_format.json_schema.schema",
@@ -68,26 +84,42 @@ impl StructuredFields {
                 }
             }
         }
-        forms.extend(
-            self.json_schema
-                .iter()
-                .chain(&self.guided_json)
-                .filter(|schema| !schema.is_null())
-                .cloned()
-                .map(Form::Schema),
-        );
-        let grammars = self.grammar.iter().chain(&self.guided_grammar);
-        forms.extend(grammars.filter(|grammar| !grammar.trim().is_empty()).cloned().map(Form::Lark));
-        forms.extend(self.guided_regex.clone().map(Form::Regex));
-        forms.extend(self.guided_choice.clone().map(Form::Choice));
+        let newer = self.structured_outputs.clone().unwrap_or_default();
+        let schemas = [
+            ("json_schema", &self.json_schema),
+            ("guided_json", &self.guided_json),
+            ("structured_outputs.json", &newer.json),
+        ];
+        for (field, schema) in schemas {
+            forms.extend(schema.clone().filter(|schema| !schema.is_null()).map(|schema| (field, Form::Schema(schema))));
+        }
+        if newer.json_object == Some(true) {
+            forms.push(("structured_outputs.json_object", Form::JsonObject));
+        }
+        let grammars = [
+            ("grammar", &self.grammar),
+            ("guided_grammar", &self.guided_grammar),
+            ("structured_outputs.grammar", &newer.grammar),
+        ];
+        for (field, grammar) in grammars {
+            let grammar = grammar.clone().filter(|grammar| !grammar.trim().is_empty());
+            forms.extend(grammar.map(|grammar| (field, Form::Lark(grammar))));
+        }
+        for (field, regex) in [("guided_regex", &self.guided_regex), ("structured_outputs.regex", &newer.regex)] {
+            forms.extend(regex.clone().map(|regex| (field, Form::Regex(regex))));
+        }
+        for (field, choice) in [("guided_choice", &self.guided_choice), ("structured_outputs.choice", &newer.choice)] {
+            if choice.as_ref().is_some_and(Vec::is_empty) {
+                return Err(Refusal::field(field, "there is nothing to choose from"));
+            }
+            forms.extend(choice.clone().map(|choice| (field, Form::Choice(choice))));
+        }
         if forms.len() > 1 {
-            return Err(Refusal::field("response_format", "more than one form of the answer is asked for; send one"));
+            let fields: Vec<&str> = forms.iter().map(|(field, _)| *field).collect();
+            let message = format!("more than one form of the answer is asked for ({}); send one", fields.join(", "));
+            return Err(Refusal::field(fields[0], message));
         }
-        let form = forms.pop();
-        if form.as_ref().is_some_and(|form| matches!(form, Form::Choice(choices) if choices.is_empty())) {
-            return Err(Refusal::field("guided_choice", "there is nothing to choose from"));
-        }
-        Ok(form)
+        Ok(forms.pop())
     }
 
     /// The mask of the form that was asked for, if any.
@@ -97,7 +129,7 @@ impl StructuredFields {
         backend: &Arc<dyn Backend>,
     ) -> Result<Option<Box<dyn TokenMask>>, Refusal> {
         match self.form()? {
-            Some(form) => mask(app, backend, form).await.map(Some),
+            Some(asked) => mask(app, backend, asked).await.map(Some),
             None => Ok(None),
         }
     }
@@ -114,11 +146,15 @@ impl TokenMask for GrammarMask {
 }
 
 /// Compiles a form to a mask, on a thread of its own and for a bounded time.
-pub(crate) async fn mask(app: &App, backend: &Arc<dyn Backend>, form: Form) -> Result<Box<dyn TokenMask>, Refusal> {
+pub(crate) async fn mask(
+    app: &App,
+    backend: &Arc<dyn Backend>,
+    (field, form): Asked,
+) -> Result<Box<dyn TokenMask>, Refusal> {
     let source = form.source();
     if source.len() > LONGEST_GRAMMAR {
         return Err(Refusal::field(
-            "response_format",
+            field,
             format!("the grammar has {} bytes; at most {LONGEST_GRAMMAR}", source.len()),
         ));
     }
@@ -128,13 +164,13 @@ pub(crate) async fn mask(app: &App, backend: &Arc<dyn Backend>, form: Form) -> R
         let mask = grammars.compile(&source, backend.tokenizer(), backend.card().vocab_size);
         match mask {
             Ok(mask) => Ok(Box::new(mask) as Box<dyn TokenMask>),
-            Err(error @ GrammarError::Grammar(_)) => Err(Refusal::field("response_format", error.to_string())),
+            Err(error @ GrammarError::Grammar(_)) => Err(Refusal::field(field, error.to_string())),
             Err(error) => Err(Refusal::failed(error.to_string())),
         }
     });
     match tokio::time::timeout(COMPILE_TIME, compiled).await {
         Ok(mask) => mask,
-        Err(_) => Err(Refusal::field("response_format", "the grammar took too long to compile; send a simpler one")),
+        Err(_) => Err(Refusal::field(field, "the grammar took too long to compile; send a simpler one")),
     }
 }
 
@@ -145,6 +181,10 @@ mod tests {
     use super::*;
 
     fn form(json: &str) -> Result<Option<Form>, Refusal> {
+        Ok(asked(json)?.map(|(_, form)| form))
+    }
+
+    fn asked(json: &str) -> Result<Option<Asked>, Refusal> {
         serde_json::from_str::<StructuredFields>(json).expect("fields").form()
     }
 
@@ -159,6 +199,7 @@ mod tests {
             r#"{"response_format":{"type":"json_object","schema":{"type":"integer"}}}"#,
             r#"{"json_schema":{"type":"integer"}}"#,
             r#"{"guided_json":{"type":"integer"}}"#,
+            r#"{"structured_outputs":{"json":{"type":"integer"}}}"#,
         ] {
             assert_eq!(form(json), Ok(Some(schema.clone())), "{json}");
         }
@@ -169,10 +210,18 @@ mod tests {
         for (json, param) in [
             (r#"{"response_format":{"type":"xml"}}"#, "response_format.type"),
             (r#"{"response_format":{"type":"json_schema"}}"#, "response_format.json_schema.schema"),
-            (r#"{"grammar":"start: \"a\"","guided_regex":"a"}"#, "response_format"),
+            (r#"{"grammar":"start: \"a\"","guided_regex":"a"}"#, "grammar"),
             (r#"{"guided_choice":[]}"#, "guided_choice"),
+            (r#"{"structured_outputs":{"choice":[]}}"#, "structured_outputs.choice"),
         ] {
             assert_eq!(form(json).expect_err(json).param.as_deref(), Some(param));
+        }
+        // what compiles it names the field as well
+        for (json, field) in [
+            (r#"{"guided_regex":"("}"#, "guided_regex"),
+            (r#"{"structured_outputs":{"grammar":"start: b"}}"#, "structured_outputs.grammar"),
+        ] {
+            assert_eq!(asked(json).expect("a form").expect("one").0, field);
         }
     }
 }

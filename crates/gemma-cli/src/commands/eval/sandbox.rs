@@ -15,6 +15,9 @@ use anyhow::{Context, Result, bail};
 /// How often a running test is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// The variables of the environment that a test sees.
+const PASSED_ON: [&str; 6] = ["PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT"];
+
 /// What a test may use.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -63,12 +66,18 @@ pub(super) fn check(python: &Path, limits: Limits) -> Result<()> {
 pub(super) fn run(python: &Path, program: &str, limits: Limits) -> Result<Verdict> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let script = folder.path().join("test.py");
+    // a program that leaves early has not passed, whatever its exit code says
+    let end_mark = folder.path().join("end");
+    let program = format!("{program}\nopen({:?}, 'w').close()\n", end_mark.display().to_string());
     std::fs::File::create(&script)
         .and_then(|mut file| file.write_all(program.as_bytes()))
         .context("cannot write a temporary file")?;
     let errors = std::fs::File::create(folder.path().join("errors")).context("cannot write a temporary file")?;
     let mut command = limited(python, &script, limits);
     command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+    // keys and tokens of whoever runs this are none of its business
+    command.env_clear().envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command.env("HOME", folder.path()).env("TMPDIR", folder.path());
     // by which a process is known that left the group
     command.env(MARK, folder.path());
     let mut child = command.spawn().with_context(|| format!("cannot start {}", python.display()))?;
@@ -86,7 +95,8 @@ pub(super) fn run(python: &Path, program: &str, limits: Limits) -> Result<Verdic
         std::thread::sleep(LOOK);
     };
     if status.success() {
-        return Ok(Verdict::Passed);
+        let early = || Verdict::Failed("it ended before its last line".to_owned());
+        return Ok(if end_mark.exists() { Verdict::Passed } else { early() });
     }
     let said = std::fs::read(folder.path().join("errors")).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
@@ -165,6 +175,13 @@ mod tests {
     fn tests_pass_and_fail_with_their_last_words() {
         let Some(passed) = verdict("assert 1 + 1 == 2", ROOMY) else { return };
         assert_eq!(passed, Verdict::Passed);
+        for early in ["exit()", "import sys; sys.exit(0)", "import os; os._exit(0)"] {
+            let left = verdict(&format!("{early}\nassert 1 == 2"), ROOMY);
+            assert_eq!(left, Some(Verdict::Failed("it ended before its last line".into())), "{early}");
+        }
+        // the environment of a test under cargo has many variables of that kind
+        let seen = verdict("import os\nassert not [name for name in os.environ if name.startswith('CARGO')]", ROOMY);
+        assert_eq!(seen, Some(Verdict::Passed));
         let failed = verdict("print('x' * 100000)\nassert 1 == 2, 'no'", ROOMY);
         assert_eq!(failed, Some(Verdict::Failed("AssertionError: no".into())));
     }

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::{Finetune, processes};
 use crate::{
     interrupt::{self, Ending, Watch},
-    machine, output, progress,
+    machine, new_file, output, progress,
 };
 
 /// The JSON object.
@@ -96,6 +96,8 @@ impl<M: BlockStack + Module> Job<'_, M> {
         if first && args.steps.is_none() && !args.json {
             output::remark(format_args!("{} examples, {steps} steps", self.batches.examples));
         }
+        // one training writes into the folder at a time
+        let _alone = if first { new_file::folder_alone(&args.out)? } else { None };
         let mut metrics = if args.resume && self.keeping.has_state() {
             self.keeping.resume(&mut self.trainer)?
         } else if self.keeping.has_state() && !args.resume {

@@ -201,6 +201,8 @@ fn rules() -> Vec<(Visibility, Vec<Range<usize>>, Option<f32>)> {
         (causal(None), vec![0..7], None),
         (causal(Some(6)), vec![0..4], Some(1.0)),
         (causal(Some(3)), vec![2..8, 8..9, 20..40], None),
+        // so high a cap changes nothing
+        (causal(None), vec![], Some(1e8)),
         (both(None), vec![], None),
         (both(Some(4)), vec![], Some(3.0)),
     ]

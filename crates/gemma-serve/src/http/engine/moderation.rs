@@ -9,12 +9,21 @@ use shieldgemma::{Guideline, Subject, image_prompt, judge_tokens, text_prompt, v
 
 use super::super::backend::{Moderated, Ongoing};
 use super::super::error::Refusal;
+use super::refusal;
 
 /// Policies with the probability that they are violated.
 type Scores = Result<Vec<(String, f32)>, Refusal>;
 
 /// Classifies content.
 pub(super) type Judge = Arc<dyn Fn(&Moderated, &Ongoing) -> Scores + Send + Sync>;
+
+/// What the model computes wrongly is not the request's fault.
+fn refused(error: shieldgemma::Error) -> Refusal {
+    match &error {
+        shieldgemma::Error::Model(gemma_model::Error::Generate(cause)) => refusal(cause),
+        _ => Refusal::of(error),
+    }
+}
 
 /// ShieldGemma 1: a text is judged as what a person asks a model.
 pub(super) fn text_judge<N: Network + Send + Sync + 'static>(model: &Model<N>) -> Result<Judge, shieldgemma::Error> {
@@ -33,7 +42,7 @@ pub(super) fn text_judge<N: Network + Send + Sync + 'static>(model: &Model<N>) -
             if prompt.len() > limit {
                 return Err(Refusal::context(prompt.len(), limit));
             }
-            let violates = judge_tokens(&*network, &[prompt], answers).map_err(Refusal::of)?;
+            let violates = judge_tokens(&*network, &[prompt], answers).map_err(refused)?;
             scores.extend(violates.into_iter().map(|violates| (guideline.name.clone(), violates as f32)));
         }
         Ok(scores)
@@ -56,7 +65,8 @@ pub(super) fn image_judge(model: Arc<Gemma3>, answers: [TokenId; 2]) -> Judge {
             let prompt = image_prompt(guideline, IMAGE_MARK).map_err(Refusal::of)?;
             let prompt = model.rendered_tokens(&prompt, &[&encoded]).map_err(Refusal::of)?;
             let logits = model.next_logits(&prompt, &[&encoded]).map_err(Refusal::of)?;
-            scores.push((guideline.name.clone(), violation(logits, answers) as f32));
+            let violates = violation(logits, answers).map_err(refused)?;
+            scores.push((guideline.name.clone(), violates as f32));
         }
         Ok(scores)
     })
