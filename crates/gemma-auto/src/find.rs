@@ -252,7 +252,7 @@ impl Found {
         self.with_file(opened)
     }
 
-    /// What was opened; a fault is told by the name of a folder's file, and in a GGUF file there is no such file.
+    /// What was opened. A fault names a file of a folder, such as config.json; where a GGUF file was opened, it names that.
     fn with_file<T>(&self, opened: Result<T, Error>) -> Result<T, Error> {
         match self.path().filter(|path| path.is_file()) {
             Some(file) => opened.map_err(|cause| Error::InGguf { file: file.to_owned(), cause: Box::new(cause) }),

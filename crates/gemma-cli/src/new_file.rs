@@ -14,12 +14,24 @@ pub(crate) use gemma_weights::NewFile;
 /// # Errors
 /// When something else is there, or the place cannot be written.
 pub(crate) fn replacing(path: &Path, kind: &str, is_kind: impl Fn(&Path) -> bool) -> Result<NewFile> {
+    refuse_dash(path)?;
     let new = NewFile::open(path)?;
     let holds_something = fs::metadata(new.path()).is_ok_and(|found| found.len() > 0);
     if holds_something && !is_kind(new.path()) {
         bail!("{} is there already and is no {kind}; name another file, or remove it", path.display());
     }
     Ok(new)
+}
+
+/// Refuses `-`, by which somebody means standard output, where a file or a folder is written.
+///
+/// # Errors
+/// When the path is `-`.
+pub(crate) fn refuse_dash(path: &Path) -> Result<()> {
+    if path == Path::new("-") {
+        bail!("- is no name of a file or folder to write; give another, or ./- where it is meant");
+    }
+    Ok(())
 }
 
 /// Makes sure that no other run of this program writes a file that grows; as long as `file` is open, none will. File

@@ -510,6 +510,20 @@ fn embedding_model() -> Option<String> {
 fn completions_are_not_written_to_standard_input() {
     let said = refusal(&mut gemma(["infill", "-", "--at", "1", "--write"]));
     assert!(said.contains("name the file, or leave out --write"), "{said}");
+    let folder = Folder::new();
+    let ids = folder.write("ids.json", "[2, 5]");
+    let data = folder.write("data.jsonl", "{\"text\": \"The cat sat.\"}");
+    for arguments in [
+        &["generate", "x", "-n", "1", "--save-state", "-"][..],
+        &["logits", "--tokens-file", &ids, "--out", "-"],
+        &["loss", "--tokens-file", &ids, "--gradients", "-"],
+        &["detect", "shape", "demo:", "--out-dir", "-"],
+        &["finetune", "--data", &data, "--out", "-"],
+    ] {
+        let said = refusal(gemma(arguments.iter().copied()).current_dir(folder.path("")));
+        assert!(said.contains("- is no name of a file or folder to write"), "{said}");
+    }
+    assert_eq!(folder.files(), ["data.jsonl", "ids.json"]);
 }
 
 #[test]

@@ -31,6 +31,7 @@ use self::data::{ImageLine, Learned, Read};
 use self::training::Job;
 use crate::{
     interrupt::Ending,
+    new_file::refuse_dash,
     output, progress,
     session::{self, Found},
 };
@@ -39,6 +40,7 @@ pub(crate) fn run(args: &Finetune) -> Result<Ending> {
     if !args.model.adapters.adapter.is_empty() {
         bail!("a training adds an adapter of its own; merge the others first (`gemma merge`)");
     }
+    refuse_dash(&args.out)?;
     let found = session::find(&args.model)?;
     if found.inner().is_embedding()? {
         return embedding::finetune(args, &found);

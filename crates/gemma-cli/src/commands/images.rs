@@ -23,7 +23,7 @@ use crate::{
     args::Model,
     image_files,
     interrupt::{self, Ending, Watch},
-    new_file::{NewFile, written_alone},
+    new_file::{NewFile, refuse_dash, written_alone},
     output, progress, session,
 };
 
@@ -640,6 +640,7 @@ impl Store {
     /// Opens the file, made if it is not there, and reads what it holds. A line without an end, which a run that was
     /// killed has left, is cut off.
     fn open(folder: &Path, task: &Task<'_>) -> Result<Self> {
+        refuse_dash(folder)?;
         let made = (!folder.exists()).then(|| folder.to_owned());
         fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let path = folder.join(format!("{}.jsonl", task.verb));

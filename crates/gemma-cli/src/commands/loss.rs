@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::{
     args::Model,
     interrupt::Ending,
+    new_file::refuse_dash,
     output,
     session::{self, Found},
     tokens_file::TokenRows,
@@ -59,6 +60,7 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Loss) -> Result<Ending> {
+    args.gradients.as_deref().map_or(Ok(()), refuse_dash)?;
     let examples = examples(args)?;
     let found = session::find(&args.model)?;
     let (loss, gradients) = match found.architecture()? {

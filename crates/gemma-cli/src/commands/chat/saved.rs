@@ -6,7 +6,10 @@ use anyhow::{Context, Result, bail};
 use gemma_tokenizer::{Role, Turn};
 use serde::{Deserialize, Serialize};
 
-use crate::{new_file::NewFile, text};
+use crate::{
+    new_file::{NewFile, refuse_dash},
+    text,
+};
 
 /// What a file of messages says.
 #[derive(Debug, Default)]
@@ -44,6 +47,7 @@ pub(super) fn save(system: Option<&str>, turns: &[Turn], path: &Path) -> Result<
         images: turn.images(),
     };
     let messages: Vec<Message> = system.into_iter().chain(turns.iter().map(message)).collect();
+    refuse_dash(path)?;
     let mut file = NewFile::open(path)?;
     let text = serde_json::to_string_pretty(&messages)?;
     writeln!(file.as_file_mut(), "{text}").with_context(|| format!("cannot write {}", path.display()))?;
