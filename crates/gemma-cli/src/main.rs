@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Err(error) => {
             output::complain(format_args!("error: {}", output::with_flags(&output::one_line(&error))));
             // what the language server protocol wants after a client that leaves without saying goodbye
-            let left = matches!(error.downcast_ref(), Some(gemma_serve::lsp::Error::Abandoned));
+            let left = matches!(error.downcast_ref(), Some(gemma_serve::Error::Abandoned));
             ExitCode::from(if left { 1 } else { FAILURE })
         }
     }
