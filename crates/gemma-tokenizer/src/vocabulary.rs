@@ -52,6 +52,8 @@ pub(crate) struct Vocabulary {
     ids: HashTable<TokenId>,
     hasher: DefaultHashBuilder,
     literals_by_name: bool,
+    /// Bytes of the longest piece.
+    longest: usize,
 }
 
 impl Vocabulary {
@@ -109,6 +111,7 @@ impl Vocabulary {
     fn name(&mut self, id: TokenId, text: &str) {
         let start = self.texts.len();
         self.texts.push_str(text);
+        self.longest = self.longest.max(text.len());
         self.places[id as usize] = Some(start..self.texts.len());
         let Self { texts, places, hasher, ids, .. } = self;
         let hash_of = |id: &TokenId| hasher.hash_one(places[*id as usize].clone().map_or("", |place| &texts[place]));
@@ -129,6 +132,11 @@ impl Vocabulary {
     /// Were literal pieces recognised by name, because the file does not list them?
     pub(crate) fn literals_by_name(&self) -> bool {
         self.literals_by_name
+    }
+
+    /// Bytes of the longest piece, now or ever.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
     }
 
     /// The text of a piece.

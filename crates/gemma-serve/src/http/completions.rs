@@ -20,7 +20,7 @@ use super::error::Refusal;
 use super::running::{Answer, Completed, complete_all, merged, submit};
 use super::sampling::{MOST_TOP_LOGPROBS, SamplingFields, seed_of};
 use super::structured::StructuredFields;
-use super::texts::{Prompts, TextOrTokens};
+use super::texts::{self, Prompts, TextOrTokens};
 use super::tokens::LegacyLogprobs;
 
 /// OpenAI's default.
@@ -128,7 +128,6 @@ async fn begin(
     fields: &SamplingFields,
     structured: &StructuredFields,
 ) -> Result<(Shape, Vec<Answer>), Refusal> {
-    let tokenizer = backend.tokenizer();
     let wanted = fields.answers()?;
     let n = match request.best_of {
         Some(best_of) if best_of < wanted => {
@@ -178,7 +177,7 @@ async fn begin(
             }
             (None, prompt) => {
                 let bos = request.add_special_tokens.unwrap_or(true);
-                let (tokens, show) = encode(tokenizer, prompt, bos);
+                let (tokens, show) = encode(backend.as_ref(), prompt, bos)?;
                 (tokens, Vec::new(), show)
             }
         };
@@ -221,10 +220,13 @@ pub(crate) fn budget(backend: &dyn Backend, max_tokens: usize) -> usize {
 }
 
 /// The tokens that the model reads: Gemma must see `<bos>` first, so it is put in front where it is missing.
-fn encode(tokenizer: &Tokenizer, prompt: TextOrTokens, bos: bool) -> (Vec<TokenId>, Shown) {
+fn encode(backend: &dyn Backend, prompt: TextOrTokens, bos: bool) -> Result<(Vec<TokenId>, Shown), Refusal> {
+    let tokenizer = backend.tokenizer();
     let (mut tokens, text) = match prompt {
         // editors and harnesses write control tokens into the text of a prompt
-        TextOrTokens::Text(text) => (tokenizer.encode_with(&text, EncodeOptions { bos: false, specials: true }), text),
+        TextOrTokens::Text(text) => {
+            (texts::encode(backend, &text, EncodeOptions { bos: false, specials: true })?, text)
+        }
         TextOrTokens::Tokens(tokens) => {
             let text = tokenizer.decode(&tokens);
             (tokens, text)
@@ -235,7 +237,7 @@ fn encode(tokenizer: &Tokenizer, prompt: TextOrTokens, bos: bool) -> (Vec<TokenI
     if hidden_bos {
         tokens.insert(0, tokenizer.bos());
     }
-    (tokens, Shown { tokens: shown, hidden_bos, text })
+    Ok((tokens, Shown { tokens: shown, hidden_bos, text }))
 }
 
 impl Shape {

@@ -21,6 +21,7 @@ use super::error::Refusal;
 use super::running::{Completed, complete_all, merged, submit};
 use super::sampling::{SamplingFields, seed_of};
 use super::structured::StructuredFields;
+use super::texts;
 
 /// Most tokens of a middle whose request names no limit.
 const DEFAULT_MIDDLE: usize = 128;
@@ -99,9 +100,8 @@ pub(crate) async fn completion(
 ) -> Result<Response, Refusal> {
     let backend = app.backend(request.model.as_deref()).await?;
     let n_predict = n_predict(request.n_predict, app.settings.max_tokens);
-    let tokenizer = backend.tokenizer();
     let tokens = match &request.prompt {
-        LlamaPrompt::Text(text) => tokenizer.encode_with(text, EncodeOptions { bos: true, specials: true }),
+        LlamaPrompt::Text(text) => texts::encode(backend.as_ref(), text, EncodeOptions { bos: true, specials: true })?,
         LlamaPrompt::Tokens(tokens) => tokens.clone(),
         LlamaPrompt::Nothing => return Err(Refusal::field("prompt", "missing; send a string or token ids")),
     };

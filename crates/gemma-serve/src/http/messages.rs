@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::app::Settings;
 use super::backend::{Backend, Message, Prompt};
 use super::error::Refusal;
+use super::texts::check_len;
 use super::tools;
 
 /// One message.
@@ -167,6 +168,7 @@ pub(crate) fn prompt(
             None => turns.insert(0, Message { turn: Turn::system(tools), images: Vec::new() }),
         }
     }
+    check_len(backend, turns.iter().map(|message| message.turn.text.len()).sum())?;
     let rendered = backend.chat_prompt(&turns, add_generation_prompt);
     if rendered.is_err() && turns.iter().any(|message| message.turn.role == Role::System) {
         // Gemma 1 and 2 know no system turn: its text opens the next user's turn, as Gemma 3's template does itself

@@ -26,7 +26,7 @@ use super::object::object;
 use super::running::{Answer, Completed, submit};
 use super::sampling::SamplingFields;
 use super::structured::StructuredFields;
-use super::texts::{Prompts, Texts};
+use super::texts::{Prompts, Texts, encode};
 use super::tools::{Tool, Tools};
 
 /// `options`: how to sample.
@@ -172,7 +172,7 @@ async fn begin_generate(app: &App, request: GenerateRequest) -> Result<(Arc<dyn 
         let (tokens, stop_tokens) = backend.infill_prompt(&hole, budget(backend.as_ref(), limit.unwrap_or(128)))?;
         (tokens.into(), stop_tokens)
     } else if request.raw.unwrap_or(false) {
-        let tokens = backend.tokenizer().encode_with(&request.prompt, EncodeOptions { bos: true, specials: true });
+        let tokens = encode(backend.as_ref(), &request.prompt, EncodeOptions { bos: true, specials: true })?;
         (tokens.into(), Vec::new())
     } else {
         let user = ChatMessage::user(request.prompt).with_images(request.images);

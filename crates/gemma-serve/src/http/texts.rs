@@ -2,9 +2,33 @@
 
 use std::fmt;
 
-use gemma_tokenizer::TokenId;
+use gemma_tokenizer::{EncodeOptions, TokenId};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
+
+use super::backend::Backend;
+use super::error::Refusal;
+
+/// The tokens of a prompt.
+///
+/// # Errors
+/// As [`check_len`].
+pub(crate) fn encode(backend: &dyn Backend, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>, Refusal> {
+    check_len(backend, text.len())?;
+    Ok(backend.tokenizer().encode_with(text, options))
+}
+
+/// Refuses a text of so many bytes that no context holds it, before time and memory are spent on its tokens.
+///
+/// # Errors
+/// 400, as where the tokens were counted.
+pub(crate) fn check_len(backend: &dyn Backend, bytes: usize) -> Result<(), Refusal> {
+    let fewest = backend.tokenizer().fewest_tokens(bytes);
+    match backend.card().context_length {
+        Some(limit) if fewest > limit => Err(Refusal::context(fewest, limit)),
+        _ => Ok(()),
+    }
+}
 
 /// A string or a list of strings.
 #[derive(Clone, Debug, Default, PartialEq)]

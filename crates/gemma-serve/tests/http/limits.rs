@@ -79,6 +79,27 @@ async fn bodies_are_bounded_in_size_and_depth() {
     }
 }
 
+/// Tokens are not counted where there are more than any context holds: that would take gigabytes.
+#[tokio::test]
+async fn a_word_of_twenty_megabytes_is_refused_before_its_tokens_are_made() {
+    let server = server(Fake::new("x"));
+    let word = "a".repeat(20 << 20);
+    let begun = std::time::Instant::now();
+    for (path, body) in [
+        ("/v1/completions", json!({"prompt": word})),
+        ("/completion", json!({"prompt": word})),
+        ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": word}]})),
+        ("/v1/responses", json!({"input": word})),
+    ] {
+        let (status, reply) = refused(&server, path, body).await;
+        assert_eq!((status, &reply["error"]["code"]), (400, &json!("context_length_exceeded")), "{path}: {reply}");
+    }
+    for body in [json!({"prompt": word}), json!({"prompt": word, "raw": true})] {
+        assert_eq!(refused(&server, "/api/generate", body).await.0, 400);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn a_body_that_never_ends_times_out() {
     let settings = Settings { body_timeout: Duration::from_millis(50), ..Settings::default() };
