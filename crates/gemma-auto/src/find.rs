@@ -252,12 +252,20 @@ impl Found {
         self.with_file(opened)
     }
 
-    /// What was opened; a fault is told by the name of a folder's file, and in a GGUF file there is no such file.
+    /// What was opened; a fault of a GGUF file is told in its words.
     fn with_file<T>(&self, opened: Result<T, Error>) -> Result<T, Error> {
-        match self.path().filter(|path| path.is_file()) {
-            Some(file) => opened.map_err(|cause| Error::InGguf { file: file.to_owned(), cause: Box::new(cause) }),
-            None => opened,
+        match &self.origin {
+            Origin::Checkpoint(checkpoint) => opened.map_err(|cause| in_gguf(checkpoint, cause)),
+            Origin::Shape(..) => opened,
         }
+    }
+}
+
+/// A fault, told in the words of a GGUF file if the checkpoint is one: there is no `config.json` in it.
+pub(crate) fn in_gguf(checkpoint: &Checkpoint, cause: Error) -> Error {
+    match checkpoint.of_gguf(&cause.to_string()) {
+        Some(fault) => Error::InGguf { fault, cause: Box::new(cause) },
+        None => cause,
     }
 }
 
