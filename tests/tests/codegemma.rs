@@ -402,9 +402,11 @@ fn empty_and_huge_programs_are_answered() {
     model.infill(&Infill::new("", ""), &options).unwrap();
     let filled = model.infill(&Infill::new(program(0, 5_000), program(0, 5_000)), &options).unwrap();
     assert!(filled.truncation.prefix_lines > 4_000);
-    // no room for an answer beside any prompt
-    let greedy = InfillOptions { generate: GenerateOptions::greedy(1_000_000), ..options };
-    assert!(matches!(model.infill(&Infill::new("a", "b"), &greedy), Err(Error::Budget { .. })));
+    // a middle that may be as long as it likes leaves room for a prompt, and one that fills the context does not
+    let greedy = |most: usize| InfillOptions { generate: GenerateOptions::greedy(most), ..options.clone() };
+    model.infill(&Infill::new("def f(", "):\n    return 1\n"), &greedy(1_000_000)).unwrap();
+    let context = model.gemma().network().context_length().unwrap();
+    assert!(matches!(model.infill(&Infill::new("a", "b"), &greedy(context - 1)), Err(Error::Budget { .. })));
 }
 
 #[test]

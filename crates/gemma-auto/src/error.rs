@@ -33,11 +33,11 @@ pub enum Error {
     /// The backend.
     #[error(transparent)]
     Backend(#[from] gemma_backend::BackendError),
-    /// A fault in the metadata of a GGUF file, which is read as the `config.json` and `tokenizer.json` of a folder.
-    #[error("{}, read as the files of a folder: {cause}", file.display())]
+    /// A fault in the metadata of a GGUF file.
+    #[error("{fault}")]
     InGguf {
-        /// The file.
-        file: PathBuf,
+        /// The fault, with the name of the file, its keys and its names of tensors.
+        fault: String,
         /// The fault.
         cause: Box<Error>,
     },

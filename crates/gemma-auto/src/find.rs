@@ -252,12 +252,20 @@ impl Found {
         self.with_file(opened)
     }
 
-    /// What was opened. A fault names a file of a folder, such as config.json; where a GGUF file was opened, it names that.
+    /// What was opened; the error for a GGUF file uses the file's own words.
     fn with_file<T>(&self, opened: Result<T, Error>) -> Result<T, Error> {
-        match self.path().filter(|path| path.is_file()) {
-            Some(file) => opened.map_err(|cause| Error::InGguf { file: file.to_owned(), cause: Box::new(cause) }),
-            None => opened,
+        match &self.origin {
+            Origin::Checkpoint(checkpoint) => opened.map_err(|cause| in_gguf(checkpoint, cause)),
+            Origin::Shape(..) => opened,
         }
+    }
+}
+
+/// The error, in the words of a GGUF file if the checkpoint is one: there is no `config.json` in it.
+pub(crate) fn in_gguf(checkpoint: &Checkpoint, cause: Error) -> Error {
+    match checkpoint.of_gguf(&cause.to_string()) {
+        Some(fault) => Error::InGguf { fault, cause: Box::new(cause) },
+        None => cause,
     }
 }
 

@@ -6,7 +6,7 @@ use gemma_model::{LoadOptions, read_tokenizer};
 use gemma_tokenizer::{Family, Tokenizer};
 use gemma_weights::{Checkpoint, read_small_file};
 
-use crate::find::{family_of, folder};
+use crate::find::{family_of, folder, in_gguf};
 use crate::{Error, OnProgress, demo_called, demo_checkpoint};
 
 /// The tokenizer of a model: a name that [`find`](crate::find) takes, or a tokenizer file itself. Only the tokenizer's
@@ -38,7 +38,8 @@ pub fn tokenizer_and_config(
     if gemma_weights::is_gguf(named) {
         let checkpoint = Checkpoint::open(named)?;
         let config = checkpoint.file("config.json")?;
-        let tokenizer = read_tokenizer(&checkpoint, family(name, options, config.as_deref()))?.ok_or_else(missing)?;
+        let read = read_tokenizer(&checkpoint, family(name, options, config.as_deref()));
+        let tokenizer = read.map_err(|cause| in_gguf(&checkpoint, cause.into()))?.ok_or_else(missing)?;
         return Ok((tokenizer, config));
     }
     let (folder, files) = match named.file_name().and_then(|name| name.to_str()) {

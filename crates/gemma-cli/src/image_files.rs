@@ -2,12 +2,15 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use paligemma::Image;
+
+use crate::{interrupt, output};
 
 /// All images that are built in; with a name behind it, one of them.
 const DEMO: &str = "demo:";
@@ -22,7 +25,8 @@ const NAME_ONE: &str = "name a PNG, JPEG or WebP file, a folder of them, a patte
 /// When there is none of that name, or it cannot be read.
 pub(crate) fn open(file: &Path) -> Result<Image> {
     let Some(name) = file.to_str().and_then(|file| file.strip_prefix(DEMO)).filter(|_| !file.exists()) else {
-        return Ok(Image::open(file)?);
+        let is_pipe = fs::metadata(file).is_ok_and(|found| !found.is_file());
+        return Ok(if is_pipe { interrupt::while_waiting(|| Image::open(file)) } else { Image::open(file) }?);
     };
     let mut images = paligemma::demo_images()?;
     match images.iter().position(|(known, _)| *known == name) {
@@ -39,8 +43,11 @@ pub(crate) fn open(file: &Path) -> Result<Image> {
 ///
 /// # Errors
 /// When the first argument is a file, or was meant as one, or no argument is left for images.
-pub(crate) fn take_text(names: &mut Vec<String>, what: &str, flag: &str) -> Result<String> {
+pub(crate) fn take_text(names: &mut Vec<OsString>, what: &str, flag: &str) -> Result<String> {
     let Some(first) = names.first() else { bail!("no image is named; {NAME_ONE}") };
+    let Some(first) = first.to_str() else {
+        bail!("{} is not UTF-8, as {what} has to be; give it first, or with {flag}", shown(Path::new(first)));
+    };
     let path = Path::new(first);
     if first.trim().is_empty() {
         bail!("{what} is empty; give some text");
@@ -54,7 +61,19 @@ pub(crate) fn take_text(names: &mut Vec<String>, what: &str, flag: &str) -> Resu
     if names.len() == 1 {
         bail!("{first:?} is taken for {what}, and no image is named; {NAME_ONE}");
     }
-    Ok(names.remove(0))
+    let text = first.to_owned();
+    names.remove(0);
+    Ok(text)
+}
+
+/// A file's name as text, which no other file has: bytes that are not UTF-8 are spelt `\xFF`.
+pub(crate) fn shown(file: &Path) -> String {
+    let mut text = String::new();
+    for chunk in file.as_os_str().as_encoded_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02X}")));
+    }
+    text
 }
 
 /// A question may end with a question mark, so that a pattern with nothing but those must look like a path.
@@ -70,14 +89,19 @@ const ENDINGS: [&str; 11] = ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp"
 ///
 /// # Errors
 /// A folder or pattern without an image.
-pub(crate) fn find(names: &[String]) -> Result<Vec<PathBuf>> {
+pub(crate) fn find(names: &[OsString]) -> Result<Vec<PathBuf>> {
     let (mut found, mut known) = (Vec::new(), BTreeSet::new());
     for name in names {
         let path = Path::new(name);
+        let name = &*name.to_string_lossy();
         let files = if name == DEMO && !path.exists() {
             paligemma::demo_images()?.iter().map(|(name, _)| PathBuf::from(format!("{DEMO}{name}"))).collect()
         } else if path.is_dir() {
-            let images = listed(path)?.into_iter().filter(|file| is_image(file)).collect();
+            let listed = listed(path)?;
+            if let Some(left_out) = left_out(&listed) {
+                output::complain(format_args!("{name}: {left_out}"));
+            }
+            let images = listed.into_iter().filter(|file| is_image(file)).collect();
             some(images, name, "the folder holds no image (PNG, JPEG, WebP, GIF, BMP or TIFF)")?
         } else if !path.exists() && name.contains(['*', '?']) {
             some(matching(path)?, name, "no file matches the pattern")?
@@ -101,13 +125,41 @@ const DRAWN: [&str; 2] = [".detect.png", ".segment.png"];
 /// each file on other systems' disks and that holds no image. Nor are drawings of a run before.
 fn is_image(file: &Path) -> bool {
     let name = file.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-    let hidden = name.is_empty() || name.starts_with('.') || DRAWN.iter().any(|end| name.ends_with(end));
-    !hidden && file.is_file() && ends_like_an_image(file)
+    let drawn = DRAWN.iter().any(|end| name.ends_with(end));
+    !is_hidden(file) && !drawn && file.is_file() && ends_like_an_image(file)
+}
+
+fn is_hidden(file: &Path) -> bool {
+    file.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 fn ends_like_an_image(file: &Path) -> bool {
-    let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
-    ENDINGS.contains(&ending.as_str())
+    ENDINGS.contains(&ending(file).as_str())
+}
+
+fn ending(file: &Path) -> String {
+    file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase()
+}
+
+/// Endings of images that no decoder of this program reads.
+const FOREIGN: [&str; 6] = ["heic", "heif", "hif", "avif", "jxl", "jp2"];
+
+/// What is said of files of a folder that somebody may take for images of it and that are left out.
+fn left_out(files: &[PathBuf]) -> Option<String> {
+    let shown = || files.iter().filter(|file| !is_hidden(file));
+    let foreign: Vec<&PathBuf> = shown().filter(|file| FOREIGN.contains(&ending(file).as_str())).collect();
+    let dangling: Vec<&PathBuf> = shown().filter(|file| ends_like_an_image(file) && !file.exists()).collect();
+    let told = |files: &[&PathBuf], what: &str, advice: &str| {
+        let first = files.first()?.file_name()?.to_string_lossy();
+        let others = if files.len() > 1 { format!(" and {} others", files.len() - 1) } else { String::new() };
+        Some(format!("{first}{others} left out: {what}; {advice}"))
+    };
+    let parts = [
+        told(&foreign, "HEIC, AVIF, JPEG XL and JPEG 2000 are not read", "convert them to JPEG or PNG first"),
+        told(&dangling, "a link to a file that is not there", "mend or remove it"),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// What a folder holds, by name.
@@ -187,7 +239,7 @@ mod tests {
 
     #[test]
     fn the_images_that_are_built_in_have_names_of_their_own() {
-        let all = find(&[DEMO.to_owned()]).expect("images");
+        let all = find(&[DEMO.into()]).expect("images");
         assert_eq!(all.len(), 3);
         for file in all {
             assert_eq!(open(&file).expect("an image").width(), 224);
@@ -202,11 +254,11 @@ mod tests {
         let file = folder.path().join("a.png").display().to_string();
         fs::write(&file, "").expect("written");
         let take = |names: &[&str]| {
-            let mut names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut names: Vec<OsString> = names.iter().map(OsString::from).collect();
             take_text(&mut names, "what to look for", "--what").map(|text| (text, names))
         };
         for text in ["red circle", "cat", "is it red?", "why?"] {
-            assert_eq!(take(&[text, &file]).expect(text), (text.to_owned(), vec![file.clone()]));
+            assert_eq!(take(&[text, &file]).expect(text), (text.to_owned(), vec![OsString::from(&file)]));
         }
         for (names, said) in [
             (&[][..], "no image is named"),
@@ -231,13 +283,31 @@ mod tests {
             fs::write(at(name), "").expect("written");
         }
         let name = |name: &str| at(name).display().to_string();
-        let find =
-            |names: &[String]| find(names).map(|files| files.iter().map(|file| file.display().to_string()).collect());
+        let find = |names: &[String]| {
+            let names: Vec<OsString> = names.iter().map(OsString::from).collect();
+            find(&names).map(|files| files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>())
+        };
         let in_folder: Vec<String> = find(&[name("")]).expect("images");
         assert_eq!(in_folder.len(), 5, "{in_folder:?}");
         let found: Vec<String> = find(&[name("c.webp"), name("*.png"), name("b.png")]).expect("images");
         assert_eq!(found, [name("c.webp"), name("b.png")]);
         assert_eq!(find(&[name("s*/?.png")]).expect("images"), [name("sub/d.png")]);
+        assert_eq!(left_out(&listed(folder.path()).expect("a folder")), None);
+        for name in ["a.HEIC", "b.avif", ".c.heic"] {
+            fs::write(at(name), "").expect("written");
+        }
+        let said = left_out(&listed(folder.path()).expect("a folder")).expect("said");
+        assert!(said.starts_with("a.HEIC and 1 others left out"), "{said}");
+        #[cfg(unix)]
+        {
+            use std::os::unix::ffi::OsStringExt;
+            std::os::unix::fs::symlink("nowhere", at("d.png")).expect("linked");
+            let said = left_out(&listed(folder.path()).expect("a folder")).expect("said");
+            assert!(said.contains("d.png left out: a link"), "{said}");
+            let file = PathBuf::from(OsString::from_vec(b"\xFF.png".to_vec()));
+            assert_eq!(super::find(&[file.clone().into()]).expect("found when its turn comes"), [file.clone()]);
+            assert_eq!(shown(&file), r"\xFF.png");
+        }
         fs::create_dir(at("empty")).expect("made");
         for (wrong, said) in [("*.gif", "no file matches"), ("empty", "holds no image")] {
             let error = find(&[name(wrong)]).expect_err(wrong).to_string();

@@ -52,6 +52,15 @@ pub(crate) fn watch() -> Watch {
     Watch(flag)
 }
 
+/// Does something that may wait without end for another program, such as reading a pipe: the first Ctrl-C ends the program
+/// meanwhile, whoever watches.
+pub(crate) fn while_waiting<T>(work: impl FnOnce() -> T) -> T {
+    let watching = watcher().take();
+    let done = work();
+    *watcher() = watching;
+    done
+}
+
 impl Watch {
     /// Whether Ctrl-C was pressed since this began.
     pub(crate) fn pressed(&self) -> bool {
@@ -80,6 +89,10 @@ mod tests {
         let first = watch();
         assert!(tell() && first.pressed() && first.flag().load(Ordering::Relaxed));
         assert!(!tell(), "the second press ends the program");
+        let second = watch();
+        assert!(!while_waiting(tell) && !second.pressed(), "a press while waiting ends the program");
+        assert!(tell() && second.pressed());
+        drop(second);
         drop(first);
         assert!(!tell(), "nobody watches any more");
         assert!(!watch().pressed(), "an old press is forgotten");

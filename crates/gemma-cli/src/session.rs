@@ -9,7 +9,7 @@ use gemma_auto::{Architecture, AutoModel, Device, EmbeddingGemma, Family, LoadOp
 use gemma_generate::CausalModel;
 use gemma_model::{OnLoad, own_chat_template};
 use gemma_tokenizer::{ChatTemplate, TokenId, Tokenizer};
-use gemma_weights::{HubId, HubOptions};
+use gemma_weights::HubOptions;
 use paligemma::PaliGemma;
 use serde::Serialize;
 
@@ -257,6 +257,7 @@ impl Cached {
 
 /// Looks for a released checkpoint in the cache.
 pub(crate) fn cached(id: &str) -> Cached {
-    let folder = HubId::parse(id).ok().and_then(|id| gemma_weights::cached(&id, &hub(true)));
+    let options = hub(true);
+    let folder = options.id(id).ok().and_then(|id| gemma_weights::cached(&id, &options));
     Cached { complete: folder.is_some(), folder }
 }

@@ -20,10 +20,12 @@ const PIECES: [&str; 18] = [
 /// The end of a text, in [`tokenizer`].
 pub(crate) const EOS: TokenId = 1;
 
-/// A vocabulary of [`VOCAB`] pieces.
+/// A vocabulary of [`VOCAB`] pieces, and the other bytes.
 pub(crate) fn tokenizer() -> Tokenizer {
-    let names = ["<pad>", "<eos>", "<bos>", "<unk>"].iter().chain(&PIECES);
-    let vocab: Vec<String> = names.enumerate().map(|(id, piece)| format!("{piece:?}:{id}")).collect();
+    let names = ["<pad>", "<eos>", "<bos>", "<unk>"].iter().chain(&PIECES).map(|piece| (*piece).to_owned());
+    // a tokenizer has a piece for every byte; the model says none of those behind its own
+    let bytes = (0..=u8::MAX).map(|byte| format!("<0x{byte:02X}>")).filter(|piece| !PIECES.contains(&piece.as_str()));
+    let vocab: Vec<String> = names.chain(bytes).enumerate().map(|(id, piece)| format!("{piece:?}:{id}")).collect();
     let json = format!(
         r#"{{"model":{{"type":"BPE","byte_fallback":true,"vocab":{{{}}},"merges":[]}},
             "normalizer":{{"type":"Replace","pattern":{{"String":" "}},"content":"▁"}}}}"#,
@@ -32,7 +34,7 @@ pub(crate) fn tokenizer() -> Tokenizer {
     Tokenizer::from_json(json.as_bytes(), Family::Gemma).unwrap()
 }
 
-/// The size of the vocabulary of [`tokenizer`].
+/// The pieces of [`tokenizer`] that the model says.
 pub(crate) const VOCAB: usize = 4 + PIECES.len();
 
 /// The numbers of pieces in [`tokenizer`].

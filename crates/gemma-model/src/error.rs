@@ -72,6 +72,14 @@ pub enum Error {
         /// The file, or the choice of files.
         file: &'static str,
     },
+    /// The tokenizer's file in a folder cannot be used.
+    #[error("cannot use {}: {cause}", file.display())]
+    TokenizerFile {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        cause: gemma_tokenizer::Error,
+    },
     /// `config.json` is not JSON, or a field is missing or of another type.
     #[error("config.json cannot be read: {}; take the file from the model's repository", one_line(cause))]
     ConfigJson {

@@ -2,6 +2,11 @@
 //!
 //! A value that is present is used, or refused with an error that names field and value.
 
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -96,13 +101,42 @@ pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Option::deserialize(deserializer).map(Some)
 }
 
+/// A value that stands in the file as an object: serde reads a struct also from an array of its fields' values.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(ObjectVisitor(PhantomData)).map(Self)
+    }
+}
+
+/// Reads a field that is an object or `null`; to be used with `#[serde(default, deserialize_with = "fields::object")]`.
+///
+/// # Errors
+/// When the value is of another type, an array of the object's values among them.
+pub fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
+}
+
 /// Reads the fields of a `config.json` into their mirror.
 ///
 /// # Errors
 /// [`Error::ConfigJson`], or [`Error::ConfigType`] for a field of another type.
 pub fn parse<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Result<T, Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let Object(parsed) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let field = error.path().to_string();
         let cause = error.into_inner();
         // a mistake of the whole text lies in no field
@@ -115,12 +149,13 @@ pub fn parse<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Result<T, Error> {
     Ok(parsed)
 }
 
-/// Reads a value within a `config.json`, which stands there under `field`.
+/// Reads an object within a `config.json`, which stands there under `field`.
 ///
 /// # Errors
 /// [`Error::ConfigType`]
 pub fn parse_value<T: for<'de> Deserialize<'de>>(field: &str, value: Value) -> Result<T, Error> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
+    let read: Result<Object<T>, _> = serde_path_to_error::deserialize(value);
+    read.map(|object| object.0).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { field.to_owned() } else { format!("{field}.{path}") };
         Error::ConfigType { field, cause: error.into_inner() }
@@ -229,6 +264,30 @@ mod tests {
         }
         let error = parse::<Ends>(b"{\"eos_token_id\": [1").unwrap_err().to_string();
         assert!(error.starts_with("config.json cannot be read: EOF"), "{error}");
+    }
+
+    #[test]
+    fn an_array_of_the_values_is_no_object() {
+        #[derive(Debug, Deserialize)]
+        struct Inner {
+            #[allow(dead_code)]
+            factor: Option<f32>,
+        }
+        #[derive(Debug, Deserialize)]
+        struct Outer {
+            #[serde(default, deserialize_with = "object")]
+            rope_scaling: Option<Inner>,
+        }
+        let read = |text: &str| parse::<Outer>(text.as_bytes());
+        for text in ["{}", r#"{"rope_scaling": null}"#] {
+            assert!(read(text).unwrap().rope_scaling.is_none(), "{text}");
+        }
+        assert!(read(r#"{"rope_scaling": {"factor": 2}}"#).unwrap().rope_scaling.is_some());
+        let error = read(r#"{"rope_scaling": [2.0]}"#).unwrap_err().to_string();
+        assert!(error.starts_with("config.json: rope_scaling: ") && error.contains("an object"), "{error}");
+        assert!(read("[null]").is_err() && read("[]").is_err());
+        assert!(parse_value::<Inner>("vision_config", serde_json::json!([2.0])).is_err());
+        assert!(parse_value::<Inner>("vision_config", serde_json::json!({ "factor": 2.0 })).is_ok());
     }
 
     #[test]

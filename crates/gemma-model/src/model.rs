@@ -331,11 +331,19 @@ pub(crate) const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in message
 /// # Errors
 /// When its file is not a sound one.
 pub fn read_tokenizer(checkpoint: &Checkpoint, family: Family) -> Result<Option<Tokenizer>, Error> {
+    // a GGUF file has none of these names in it
+    let named = |name: &str| {
+        let folder = checkpoint.path().filter(|path| path.is_dir()).map(|folder| folder.join(name));
+        move |cause| match folder {
+            Some(file) => Error::TokenizerFile { file, cause },
+            None => Error::Tokenizer(cause),
+        }
+    };
     if let Some(json) = checkpoint.file("tokenizer.json")? {
-        return Ok(Some(Tokenizer::from_json(&json, family)?));
+        return Ok(Some(Tokenizer::from_json(&json, family).map_err(named("tokenizer.json"))?));
     }
     let Some(model) = checkpoint.file("tokenizer.model")? else { return Ok(None) };
-    Ok(Some(Tokenizer::from_sentencepiece(&model, family)?))
+    Ok(Some(Tokenizer::from_sentencepiece(&model, family).map_err(named("tokenizer.model"))?))
 }
 
 /// The chat template of a checkpoint, or Gemma's. One with a mistake is reported when a conversation begins.

@@ -48,14 +48,6 @@ impl Engine {
         }
     }
 
-    /// How characters without a piece are written.
-    pub(crate) fn fallback(&self) -> merges::Fallback {
-        match self {
-            Engine::Merges(merges) => merges.fallback(),
-            Engine::Scores(_) => merges::Fallback { bytes: true, fuse_unk: true },
-        }
-    }
-
     /// The merges as pairs of pieces, best first, as `tokenizer.json` lists them.
     ///
     /// # Errors

@@ -11,14 +11,14 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::control::{self, Family};
 use crate::engine::Engine;
-use crate::engine::merges::{Fallback, Merges};
+use crate::engine::merges::Merges;
 use crate::names::{BOS, UNK};
 use crate::sentencepiece::is_lfs_pointer;
 use crate::vocabulary::{Kind, Listing, Vocabulary};
@@ -37,6 +37,9 @@ struct File<'a> {
     #[serde(default)]
     decoder: Value,
     model: Model,
+    /// The other fields; with them, serde reads an object and no array of the fields' values.
+    #[serde(flatten)]
+    _others: IgnoredAny,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -64,13 +67,13 @@ struct Model {
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
     #[serde(default)]
-    fuse_unk: bool,
-    #[serde(default)]
     byte_fallback: bool,
     #[serde(default)]
     ignore_merges: bool,
     vocab: Pieces,
     merges: Vec<Merge>,
+    #[serde(flatten)]
+    _others: IgnoredAny,
 }
 
 /// Reads a file into a vocabulary and an engine.
@@ -100,9 +103,8 @@ pub(crate) fn read(bytes: &[u8], family: Family) -> Result<(Vocabulary, Engine)>
     let older_edition = vocabulary.id(&"\n".repeat(31)).is_some_and(|id| listing(id) == Listing::Ordinary);
     vocabulary.classify(listing, older_edition);
 
-    let fallback = Fallback { bytes: file.model.byte_fallback, fuse_unk: file.model.fuse_unk };
     let merges = file.model.merges.into_iter().map(|Merge(left, right)| (left, right)).collect();
-    let engine = Engine::Merges(Merges::new(&vocabulary, merges, fallback)?);
+    let engine = Engine::Merges(Merges::new(&vocabulary, merges)?);
     Ok((vocabulary, engine))
 }
 
@@ -125,6 +127,9 @@ fn check(file: &File<'_>) -> Result<()> {
         if let Some(affix) = affix.as_ref().filter(|affix| !affix.is_empty()) {
             return refuse(field, shown(&json!(affix)));
         }
+    }
+    if !model.byte_fallback {
+        return refuse("model.byte_fallback", "not true".into());
     }
     if model.ignore_merges {
         return refuse("model.ignore_merges", "true".into());
@@ -304,8 +309,8 @@ pub(crate) fn write(vocabulary: &Vocabulary, engine: &Engine, bos: TokenId) -> R
         unk_token: vocabulary.id(UNK).map(|_| UNK),
         continuing_subword_prefix: (),
         end_of_word_suffix: (),
-        fuse_unk: engine.fallback().fuse_unk,
-        byte_fallback: engine.fallback().bytes,
+        fuse_unk: true,
+        byte_fallback: true,
         ignore_merges: false,
         vocab: PiecesOut(vocabulary),
         merges: engine.merge_list(vocabulary)?,

@@ -10,7 +10,7 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use gemma_weights::NewFile;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
 use crate::Error;
 use crate::jpeg;
@@ -22,9 +22,9 @@ const FILE_LIMIT: u64 = 256 << 20;
 pub const PIXEL_LIMIT: u64 = 100_000_000;
 /// The longest side that is decoded, in pixels: resizing holds rows of the target's width for each row of the image.
 pub const SIDE_LIMIT: u32 = 65_535;
-/// The most bytes that a decoder may hold: an image of [`PIXEL_LIMIT`] with four 16-bit channels, and something for
-/// the decoder itself.
-const MEMORY_LIMIT: u64 = 1 << 30;
+/// The most bytes that a decoder and the RGB bytes of its image may hold together: an image of [`PIXEL_LIMIT`] with four
+/// channels of 8 bits, and something for the decoder itself. With 16 bits an image may have fewer pixels.
+const MEMORY_LIMIT: u64 = 900_000_000;
 
 /// An image: RGB bytes, row after row, upright.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +96,10 @@ impl Image {
             _ => {
                 return Err(failed(match foreign(bytes) {
                     Some(format) => format!("{format} is not supported; convert it first"),
+                    None if is_lfs_pointer(bytes) => {
+                        "it is a pointer of Git LFS in place of the image; `git lfs pull` fetches the image".into()
+                    }
+                    None if is_web_page(bytes) => "it is a web page; save the image itself".into(),
                     None if bytes.is_empty() => "the file is empty".into(),
                     None => "its first bytes are those of another format".into(),
                 }));
@@ -251,14 +255,35 @@ fn decoded(bytes: &[u8], format: ImageFormat, name: &str) -> Result<Image, Failu
     if width.max(height) > SIDE_LIMIT {
         return Err(Failure::Size(Error::ImageSide { name, width, height, limit: SIDE_LIMIT }));
     }
+    let memory = decoder.total_bytes().saturating_add(3 * pixels);
+    if memory > MEMORY_LIMIT {
+        let (width, height, limit) = (width.into(), height.into(), MEMORY_LIMIT / (memory / pixels));
+        return Err(Failure::Size(Error::ImageSize { name, width, height, limit }));
+    }
     // a camera's note that cannot be read does not make the image unreadable
     let orientation = decoder.orientation().ok();
-    let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    let rgb = rgb_bytes(DynamicImage::from_decoder(decoder).map_err(failed)?);
+    // after the conversion, since a turned image is a copy, and one of few bytes then
+    let rgb = RgbImage::from_raw(width, height, rgb).expect("three bytes for each pixel");
+    let mut image = DynamicImage::ImageRgb8(rgb);
     if let Some(orientation) = orientation {
         image.apply_orientation(orientation);
     }
     let (width, height) = (image.width() as usize, image.height() as usize);
-    Ok(Image { width, height, rgb: rgb_bytes(image) })
+    Ok(Image { width, height, rgb: image.into_rgb8().into_raw() })
+}
+
+/// Whether a file is what Git LFS leaves in place of one that was not fetched.
+fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"version https://git-lfs.github.com/")
+}
+
+/// Whether a file is the page around an image, which a browser saves when asked for the wrong address.
+fn is_web_page(bytes: &[u8]) -> bool {
+    let start = bytes.trim_ascii_start();
+    [&b"<!doctype html"[..], b"<html"]
+        .iter()
+        .any(|begin| start.get(..begin.len()).is_some_and(|start| start.eq_ignore_ascii_case(begin)))
 }
 
 /// The name of a format that is known and not decoded.
@@ -378,6 +403,8 @@ mod tests {
             (&b"\0\0\0\x1cftypavif\0\0\0\0"[..], "AVIF"),
             (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
             (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
+            (b"\n<!DOCTYPE html><html></html>", "web page"),
         ] {
             let error = Image::decode(foreign, "x").expect_err("another format").to_string();
             assert!(error.contains(name), "{error}");
@@ -451,6 +478,24 @@ mod tests {
         file[29..33].copy_from_slice(&crc.sum().to_be_bytes());
         let error = Image::decode(&file, "tall.png").expect_err("thin").to_string();
         assert!(error.contains("1 x 10000000"), "{error}");
+    }
+
+    /// A small file whose pixels would take more than a gigabyte while they are made RGB.
+    #[test]
+    fn channels_of_16_bits_count_twice() {
+        let header = |side: u32, kind: ExtendedColorType| {
+            let mut file = png(&samples(&[5; 4])[..kind.bits_per_pixel() as usize / 8], 1, 1, kind);
+            file[16..20].copy_from_slice(&side.to_be_bytes());
+            file[20..24].copy_from_slice(&side.to_be_bytes());
+            let mut crc = flate2::Crc::new();
+            crc.update(&file[12..29]);
+            file[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+            Image::decode(&file, "x.png").expect_err("cut off").to_string()
+        };
+        let error = header(9500, Rgba16);
+        assert!(error.contains("at most 81818181 pixels"), "{error}");
+        assert!(header(3000, Rgba16).contains("not an image"), "fewer pixels are decoded, until the data ends");
+        assert!(header(9500, Rgba8).contains("not an image"));
     }
 
     /// A header that claims more pixels than any memory holds is refused before anything is allocated.

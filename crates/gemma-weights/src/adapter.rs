@@ -9,6 +9,7 @@ mod fault;
 mod gguf;
 mod merge;
 mod save;
+mod scope;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use gemma_nn::LoraFactors;
 use crate::files::{map, read_capped};
 use crate::gguf::is_gguf;
 use crate::{Error, StoredTensor, TensorSpec, parse_safetensors};
+
+use scope::Scope;
 
 pub use config::{AdapterConfig, Targets};
 pub use fault::AdapterFault;
@@ -42,6 +45,8 @@ pub struct Adapter {
     config: AdapterConfig,
     modules: BTreeMap<String, Module>,
     strength: f32,
+    /// What a GGUF file calls the architecture of the model.
+    architecture: Option<String>,
 }
 
 /// The factors of one projection.
@@ -79,7 +84,13 @@ impl Adapter {
         let bytes = map(&factors_path)?.ok_or_else(|| missing(FACTORS_FILE))?;
         let tensors = parse_safetensors(&factors_path, &bytes)?;
         let modules = modules(&config, tensors).map_err(failed)?;
-        Ok(Self { path: folder.to_owned(), config, modules, strength: 1.0 })
+        let scope = Scope::from_json(&json).map_err(failed)?;
+        let ruled_out =
+            |module: &Module| Some((module.name.clone(), scope.ruled_out_by(&module.name, &config.targets)?));
+        if let Some((module, field)) = modules.values().find_map(ruled_out) {
+            return Err(failed(AdapterFault::RuledOut { module, field }));
+        }
+        Ok(Self { path: folder.to_owned(), config, modules, strength: 1.0, architecture: None })
     }
 
     /// The same adapter, with so much of its effect: 1 is all of it, 0 none.
@@ -115,6 +126,9 @@ impl Adapter {
     /// [`Error::Adapter`] with the first module that does not fit.
     pub fn check(&self, tensors: &[TensorSpec]) -> Result<(), Error> {
         let failed = |fault| Err(Error::Adapter { path: self.path.clone(), fault });
+        if let Some(made_for) = self.architecture.as_deref().filter(|made_for| !has_parts_of(tensors, made_for)) {
+            return failed(AdapterFault::Architecture { architecture: made_for.to_owned() });
+        }
         let matrices: BTreeMap<String, &[usize]> = tensors
             .iter()
             .filter_map(|tensor| Some((canonical(tensor.name.strip_suffix(".weight")?), tensor.shape.as_slice())))
@@ -215,6 +229,18 @@ impl<'a> AdapterFactors<'a> {
     }
 }
 
+/// Whether a network with these tensors can be one of a GGUF file's architecture: Gemma 2 brought norms behind the
+/// sublayers, Gemma 3 those of queries and keys.
+fn has_parts_of(tensors: &[TensorSpec], architecture: &str) -> bool {
+    let has = |end: &str| tensors.iter().any(|tensor| tensor.name.ends_with(end));
+    let found = [has(".pre_feedforward_layernorm.weight"), has(".self_attn.q_norm.weight")];
+    match architecture {
+        "gemma" => found == [false, false],
+        "gemma2" => found == [true, false],
+        _ => found == [true, true],
+    }
+}
+
 /// Pairs the tensors of a file and finds each pair's scale.
 fn modules(
     config: &AdapterConfig,
@@ -258,10 +284,11 @@ fn pair(
         if !config.targets.contains(&name) {
             return Err(AdapterFault::NotATarget { module: name });
         }
-        let rank = config.rank_of(&name);
-        let (rows, columns) = (a.shape[0], b.shape[1]);
-        if rows != rank || columns != rank {
-            let found = if rows == rank { columns } else { rows };
+        let (rank, found, other) = (config.rank_of(&name), a.shape[0], b.shape[1]);
+        if found != other {
+            return Err(AdapterFault::Ranks { module: name, a: found, b: other });
+        }
+        if found != rank {
             return Err(AdapterFault::Rank { module: name, expected: rank, found });
         }
         let scale = config.scale_of(&name);
@@ -311,5 +338,21 @@ mod tests {
         }
         assert_eq!(canonical("model.layers.0.mlp.up_proj"), "model.layers.0.mlp.up_proj");
         assert_eq!(canonical("layers.0.mlp.up_proj"), "model.layers.0.mlp.up_proj");
+    }
+
+    #[test]
+    fn architectures_are_told_apart_by_their_norms() {
+        let norms = |parts: &[&str]| -> Vec<TensorSpec> {
+            parts.iter().map(|part| TensorSpec::new(format!("model.layers.0.{part}.weight"), vec![4])).collect()
+        };
+        let first = norms(&["input_layernorm"]);
+        let second = norms(&["input_layernorm", "pre_feedforward_layernorm"]);
+        let third = norms(&["self_attn.q_norm", "pre_feedforward_layernorm"]);
+        for (tensors, own) in [(first, &["gemma"][..]), (second, &["gemma2"]), (third, &["gemma3", "gemma-embedding"])]
+        {
+            for architecture in crate::gguf::ARCHITECTURES {
+                assert_eq!(has_parts_of(&tensors, architecture), own.contains(&architecture), "{architecture} {own:?}");
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use gemma_kernels::Format;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::files::{self, Files, is_plain_name};
 use crate::gguf;
@@ -62,8 +63,8 @@ impl Checkpoint {
         let beside = beside.and_then(|file| files::read_capped(&file, CONFIG_LIMIT).ok().flatten());
         let beside = beside.and_then(|text| serde_json::from_slice(&text).ok());
         let translated = gguf::translate(gguf::parse(&parts)?, beside.as_ref()).map_err(damaged)?;
-        let gguf::Translated { files, tensors, unknown } = translated;
-        Ok(Self { files: Files::Gguf { path: path.to_owned(), files }, tensors, unknown_keys: unknown })
+        let gguf::Translated { files, tensors, unknown, architecture } = translated;
+        Ok(Self { files: Files::Gguf { path: path.to_owned(), files, architecture }, tensors, unknown_keys: unknown })
     }
 
     /// The same model with the image encoder of an `mmproj` file: of the GGUF file of a Gemma 3 that was made with images.
@@ -72,7 +73,7 @@ impl Checkpoint {
     /// [`Error::Gguf`] when the file is no sound encoder of Gemma 3, [`Error::NoEncoderWanted`] when this checkpoint is not
     /// a GGUF file of Gemma 3.
     pub fn with_image_encoder(&self, mmproj: &Path) -> Result<Self, Error> {
-        let Files::Gguf { path, files } = &self.files else { return Err(Error::NoEncoderWanted) };
+        let Files::Gguf { path, files, architecture } = &self.files else { return Err(Error::NoEncoderWanted) };
         let config = files.iter().find(|(name, _)| *name == "config.json");
         let text: Option<serde_json::Value> = config.and_then(|(_, config)| serde_json::from_slice(config).ok());
         let Some(text) = text.filter(|text| text["model_type"] == "gemma3_text") else {
@@ -102,7 +103,8 @@ impl Checkpoint {
         }
         let mut tensors = self.tensors.clone();
         tensors.extend(encoder.tensors);
-        Ok(Self { files: Files::Gguf { path: path.clone(), files }, tensors, unknown_keys: self.unknown_keys.clone() })
+        let files = Files::Gguf { path: path.clone(), files, architecture: architecture.clone() };
+        Ok(Self { files, tensors, unknown_keys: self.unknown_keys.clone() })
     }
 
     /// A checkpoint of random bf16 values that has the size of a real one, to measure programs with: `config` is its
@@ -224,6 +226,14 @@ impl Checkpoint {
         }
     }
 
+    /// A message about this checkpoint if it is a GGUF file, which is read as the files of a folder: with the name of the file,
+    /// its keys and its names of tensors. `None` for another checkpoint, and a message that names the file itself.
+    pub fn of_gguf(&self, message: &str) -> Option<String> {
+        let Files::Gguf { path, architecture, .. } = &self.files else { return None };
+        let file = path.display().to_string();
+        (!message.contains(&file)).then(|| format!("{file}: {}", gguf::in_words_of_file(message, architecture)))
+    }
+
     /// The format of the largest tensor: in practice that of every matrix.
     pub fn format(&self) -> Format {
         let largest = self.tensors.values().max_by_key(|tensor| tensor.elements());
@@ -258,13 +268,16 @@ fn folder_of(files: &Files) -> PathBuf {
 #[derive(Deserialize)]
 pub(crate) struct Index {
     pub weight_map: Entries<String>,
+    /// The other fields; with them, serde reads an object and no array of the fields' values.
+    #[serde(flatten)]
+    _others: IgnoredAny,
 }
 
 /// Reads the index and every shard it names; they must agree in both directions.
 fn read_shards(files: &Files) -> Result<BTreeMap<String, StoredTensor>, Error> {
     let index = files.path(INDEX_FILE);
     let content = files.read(INDEX_FILE)?.unwrap_or_default();
-    let Index { weight_map: Entries(entries) } =
+    let Index { weight_map: Entries(entries), .. } =
         serde_json::from_slice(&content).map_err(|cause| Error::Json { file: index.clone(), cause })?;
 
     // tensor -> the shard that should hold it

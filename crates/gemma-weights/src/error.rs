@@ -438,6 +438,18 @@ pub enum Error {
         found: Vec<String>,
     },
 
+    /// The repository lacks a file without which its model cannot be opened.
+    #[error(
+        "{id}: the repository has no {}, which its model needs; choose another one, or tell its owner",
+        Shown(lacking)
+    )]
+    HubIncomplete {
+        /// The hub id, without revision.
+        id: String,
+        /// The file that is not there.
+        lacking: String,
+    },
+
     /// The repository holds GGUF files, and which of them is meant is not clear.
     #[error(
         "{id}: {}; give {id}:QUANTIZATION or {id}:FILE.gguf, and one of {}",
@@ -546,7 +558,12 @@ pub enum Error {
 
     /// The cache takes no file.
     #[error(
-        "{}: the cache cannot be written ({cause}); free some space, or name another cache in HF_HOME", path.display()
+        "{}: the cache cannot be written ({cause}); {}, or name another cache in HF_HUB_CACHE",
+        path.display(),
+        match cause.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "free some space",
+            _ => "see who may write there",
+        }
     )]
     Cache {
         /// The file or folder.

@@ -24,6 +24,7 @@ pub(crate) enum Files {
     Gguf {
         path: PathBuf,
         files: Vec<(&'static str, Vec<u8>)>,
+        architecture: String,
     },
 }
 

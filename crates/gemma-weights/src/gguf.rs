@@ -23,7 +23,7 @@ use crate::{Error, GgufFault as Fault, StoredTensor, files};
 
 pub(crate) use architectures::ARCHITECTURES;
 pub(crate) use clip::translate_encoder;
-pub(crate) use gemma::{Translated, file_name, translate};
+pub(crate) use gemma::{Translated, file_name, in_words_of_file, translate};
 pub use write::{GgufVocabulary, OnConvert, save_gguf};
 
 /// The first four bytes of every file.
@@ -32,6 +32,8 @@ const MAGIC: &[u8; 4] = b"GGUF";
 const AXES_LIMIT: usize = 4;
 /// Alignment of the data where the file says nothing, in bytes.
 const ALIGNMENT: u64 = 32;
+/// What the name of a file ends in.
+const ENDING: &str = ".gguf";
 /// More parts than any split model has.
 const PARTS_LIMIT: u64 = 1000;
 
@@ -171,18 +173,24 @@ pub(crate) fn map_parts(path: &Path) -> Result<Vec<(PathBuf, Bytes)>, Error> {
         let bytes = files::map(&path)?.ok_or_else(|| Error::GgufPart { file: path.clone() })?;
         Ok((path, bytes))
     };
-    let Some((stem, count)) = split_name(path) else { return Ok(vec![map(path.to_owned())?]) };
-    (1..=count).map(|part| map(path.with_file_name(format!("{stem}-{part:05}-of-{count:05}.gguf")))).collect()
+    let Some((stem, count, ending)) = split_name(path) else { return Ok(vec![map(path.to_owned())?]) };
+    (1..=count).map(|part| map(path.with_file_name(format!("{stem}-{part:05}-of-{count:05}{ending}")))).collect()
 }
 
-/// The stem and the number of parts of `STEM-00001-of-00003.gguf`.
-fn split_name(path: &Path) -> Option<(&str, u64)> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+/// A name without its `.gguf`, in either case, and that ending.
+pub(crate) fn without_ending(name: &str) -> Option<(&str, &str)> {
+    let (stem, ending) = name.split_at_checked(name.len().checked_sub(ENDING.len())?)?;
+    ending.eq_ignore_ascii_case(ENDING).then_some((stem, ending))
+}
+
+/// The stem, the number of parts and the ending of `STEM-00001-of-00003.gguf`.
+fn split_name(path: &Path) -> Option<(&str, u64, &str)> {
+    let (name, ending) = without_ending(path.file_name()?.to_str()?)?;
     let (rest, count) = name.rsplit_once("-of-")?;
     let (stem, part) = rest.rsplit_once('-')?;
     let number = |digits: &str| (digits.len() == 5).then(|| digits.parse::<u64>().ok()).flatten();
     let count = number(count).filter(|count| (2..=PARTS_LIMIT).contains(count))?;
-    number(part).filter(|part| (1..=count).contains(part)).map(|_| (stem, count))
+    number(part).filter(|part| (1..=count).contains(part)).map(|_| (stem, count, ending))
 }
 
 /// Checks the parts of a model; tensors borrow from their bytes.
@@ -207,6 +215,8 @@ pub(crate) struct AdapterFile {
     pub(crate) factors: BTreeMap<String, StoredTensor>,
     /// 0: none.
     pub(crate) alpha: f64,
+    /// What the file calls the architecture of the model it changes.
+    pub(crate) architecture: String,
 }
 
 /// Reads the file of a LoRA adapter.
@@ -228,9 +238,12 @@ pub(crate) fn parse_any(parts: &[(PathBuf, Bytes)]) -> Result<Gguf<'_>, Error> {
 /// `refuse` says of the keys of a file why it is not the wanted kind, if it is not.
 fn parse_parts(parts: &[(PathBuf, Bytes)], refuse: impl Fn(&Pairs<'_>) -> Option<Fault>) -> Result<Gguf<'_>, Error> {
     let mut whole: Option<Gguf<'_>> = None;
-    for (path, bytes) in parts {
+    let mut announced = None;
+    for (index, (path, bytes)) in parts.iter().enumerate() {
         let damaged = |fault| Error::Gguf { file: path.clone(), fault };
         let part = parse_part(bytes, &refuse).map_err(damaged)?;
+        check_place(&part.pairs, index as u64, parts.len() as u64).map_err(damaged)?;
+        announced = announced.or(whole_number(&part.pairs, TENSORS_COUNT).map(|count| (count, path)));
         let Some(whole) = &mut whole else {
             whole = Some(part);
             continue;
@@ -243,16 +256,35 @@ fn parse_parts(parts: &[(PathBuf, Bytes)], refuse: impl Fn(&Pairs<'_>) -> Option
         }
     }
     let whole = whole.expect("a model has at least one part");
-    let number = |key: &str| match whole.pairs.get(key) {
-        Some(Value::Unsigned(number)) => *number,
-        _ => 0,
-    };
-    match (number("split.count"), &parts[0].0) {
-        (count @ 2.., path) if parts.len() == 1 => {
-            let fault = Fault::Part { part: number("split.no").saturating_add(1), parts: count };
+    match announced {
+        Some((count, path)) if count != whole.tensors.len() as u64 => {
+            let fault = Fault::SplitTensors { announced: count, found: whole.tensors.len() };
             Err(Error::Gguf { file: path.clone(), fault })
         }
         _ => Ok(whole),
+    }
+}
+
+/// The key under which the parts of a split model say how many tensors they hold together.
+const TENSORS_COUNT: &str = "split.tensors.count";
+
+/// Whether a part of a split model says itself that it is the one with this index, of so many.
+fn check_place(pairs: &Pairs<'_>, index: u64, parts: u64) -> Result<(), Fault> {
+    let (number, count) = (whole_number(pairs, "split.no"), whole_number(pairs, "split.count"));
+    // a file that is not split may say so: it is one of none, or of one
+    let (number, count) = (number.unwrap_or(index), count.unwrap_or(parts).max(1));
+    if number != index || count != parts {
+        return Err(Fault::Part { part: number.saturating_add(1), parts: count });
+    }
+    Ok(())
+}
+
+/// The integer under a key; `None` without one.
+fn whole_number(pairs: &Pairs<'_>, key: &str) -> Option<u64> {
+    match pairs.get(key)? {
+        Value::Unsigned(number) => Some(*number),
+        Value::Signed(number) => u64::try_from(*number).ok(),
+        _ => None,
     }
 }
 
@@ -576,9 +608,39 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_split_model_are_known_by_their_names() {
-        assert_eq!(split_name(Path::new("a/gemma-00002-of-00003.gguf")), Some(("gemma", 3)));
+        assert_eq!(split_name(Path::new("a/gemma-00002-of-00003.gguf")), Some(("gemma", 3, ".gguf")));
+        assert_eq!(split_name(Path::new("a/gemma-00002-of-00003.GGUF")), Some(("gemma", 3, ".GGUF")));
         for name in ["gemma.gguf", "gemma-00004-of-00003.gguf", "gemma-1-of-3.gguf", "gemma-00001-of-00001.gguf"] {
             assert_eq!(split_name(Path::new(name)), None, "{name}");
         }
+    }
+
+    #[test]
+    fn parts_that_contradict_their_places_are_refused() {
+        let pairs = |number: u64, count: u64| {
+            Pairs::from([("split.no", Value::Unsigned(number)), ("split.count", Value::Unsigned(count))])
+        };
+        assert!(check_place(&pairs(1, 2), 1, 2).is_ok() && check_place(&Pairs::new(), 1, 2).is_ok());
+        assert!(check_place(&pairs(0, 1), 0, 1).is_ok() && check_place(&pairs(0, 0), 0, 1).is_ok());
+        for (number, count, index, parts) in [(1, 2, 0, 2), (0, 3, 0, 2), (1, 2, 0, 1), (7, 2, 1, 2)] {
+            let error = check_place(&pairs(number, count), index, parts).unwrap_err().to_string();
+            assert!(error.contains(&format!("part {} of a model in {count} parts", number + 1)), "{error}");
+        }
+    }
+
+    #[test]
+    fn parts_that_together_hold_fewer_tensors_than_announced_are_refused() {
+        let with = |count: i32| {
+            let mut bytes = b"GGUF".to_vec();
+            bytes.extend(3u32.to_le_bytes());
+            bytes.extend(0u64.to_le_bytes());
+            bytes.extend(1u64.to_le_bytes());
+            text(&mut bytes, "split.tensors.count");
+            bytes.extend(5u32.to_le_bytes());
+            bytes.extend(count.to_le_bytes());
+            parse_any(&parts(bytes)).map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(with(0), Ok(()));
+        assert!(with(3).unwrap_err().contains("3 tensors"), "{:?}", with(3));
     }
 }

@@ -1,5 +1,5 @@
-//! Models by name: `org/name`, `org/name@revision` or, of a GGUF repository, `org/name:Q4_K_M`, found in the standard Hugging Face cache and, with the feature
-//! `hub`, downloaded into it.
+//! Models by name: `org/name`, `org/name@revision` or, of a GGUF repository, `org/name:Q4_K_M`, found in the standard
+//! Hugging Face cache and, with the feature `hub`, downloaded into it.
 //!
 //! The cache has the layout of the Python library `huggingface_hub`, so that models are shared with it: blobs named by
 //! their hash, snapshots of links to them, and refs that say which commit a branch had.
@@ -60,7 +60,7 @@ pub fn resolve(model: &str, options: &HubOptions) -> Result<PathBuf, Error> {
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_with(model: &str, options: &HubOptions, progress: OnDownload<'_>) -> Result<PathBuf, Error> {
-    let id = match named(model)? {
+    let id = match named(model, options)? {
         Named::Path(path) => return Ok(path),
         Named::Hub(id) => id,
     };
@@ -86,7 +86,7 @@ pub fn resolve_with(model: &str, options: &HubOptions, progress: OnDownload<'_>)
 /// # Errors
 /// As [`resolve`], and [`Error::NoHubAdapter`] for a repository that holds none.
 pub fn resolve_adapter(adapter: &str, options: &HubOptions, progress: OnDownload<'_>) -> Result<PathBuf, Error> {
-    let id = match named(adapter)? {
+    let id = match named(adapter, options)? {
         Named::Path(path) => return Ok(path),
         Named::Hub(id) => id,
     };
@@ -124,7 +124,7 @@ pub fn resolve_adapter(adapter: &str, options: &HubOptions, progress: OnDownload
 /// [`Error::HubStatus`], [`Error::HubAnswer`], [`Error::HubConnection`], [`Error::HubCertificate`],
 /// [`Error::Certificates`], [`Error::HubHash`], or [`Error::Cache`] when the cache cannot be written.
 pub fn pull(id: &str, options: &HubOptions, progress: OnDownload<'_>) -> Result<PathBuf, Error> {
-    fetch(&HubId::parse(id)?, options, progress)
+    fetch(&options.id(id)?, options, progress)
 }
 
 /// The repositories of models of which something lies in the cache, by name. Makes no request.
@@ -154,18 +154,28 @@ pub fn remove_cached(id: &HubId, options: &HubOptions) -> Result<Option<u64>, Er
     Ok(bytes)
 }
 
+impl HubOptions {
+    /// Reads a model's name as [`HubId::parse`] does; the addresses of pages of [`endpoint`](Self::endpoint) are names too.
+    ///
+    /// # Errors
+    /// [`Error::HubId`]
+    pub fn id(&self, text: &str) -> Result<HubId, Error> {
+        HubId::parse_at(text, &self.endpoint)
+    }
+}
+
 /// What a text names: something on disk, or a model of the hub.
 enum Named {
     Path(PathBuf),
     Hub(HubId),
 }
 
-fn named(model: &str) -> Result<Named, Error> {
+fn named(model: &str, options: &HubOptions) -> Result<Named, Error> {
     if Path::new(model).exists() {
         return Ok(Named::Path(PathBuf::from(model)));
     }
     let is_path = reads_as_path(model);
-    match HubId::parse(model) {
+    match options.id(model) {
         Ok(id) => Ok(Named::Hub(id)),
         Err(_) if is_path => Err(Error::NoSuchPath { path: PathBuf::from(model) }),
         Err(error) => Err(error),

@@ -393,6 +393,39 @@ fn one_file_of_a_gguf_repository_is_fetched() {
 }
 
 #[test]
+fn what_a_repository_lacks_is_named_before_anything_is_fetched() {
+    for (names, id, lacking) in [
+        (&["n-Q8_0-00001-of-00002.gguf"][..], "org/name", "n-Q8_0-00002-of-00002.gguf"),
+        (&["n-Q8_0-00002-of-00002.gguf"], "org/name:Q8_0", "n-Q8_0-00001-of-00002.gguf"),
+        (&["model.safetensors", "tokenizer.json"], "org/name", "config.json"),
+        (&["model.safetensors.index.json", "a.safetensors"], "org/name", "config.json"),
+    ] {
+        let served = repository(names);
+        let hub = Server::start(move |request| served.answer(request));
+        let (_guard, options) = options(&hub.address);
+        let error = pull(id, &options, &mut |_| {}).unwrap_err();
+        assert!(
+            matches!(&error, Error::HubIncomplete { lacking: found, .. } if found == lacking),
+            "{names:?}: {error}"
+        );
+        assert_eq!(fetched(&hub), [""; 0], "{names:?}");
+    }
+}
+
+#[test]
+fn the_address_of_a_page_of_this_hub_is_a_name() {
+    let served = repository(&["n-Q4_K_M.gguf", "mmproj-n-f16.gguf"]);
+    let hub = Server::start(move |request| served.answer(request));
+    let (_guard, options) = options(&hub.address);
+    let page = format!("{}/org/name?show_file_info=mmproj-n-f16.gguf", hub.address);
+    let place = resolve(&page, &options).unwrap();
+    assert!(place.ends_with("mmproj-n-f16.gguf"), "{}", place.display());
+    assert_eq!(fetched(&hub), ["mmproj-n-f16.gguf"]);
+    let error = resolve("https://elsewhere.example/org/name", &options).unwrap_err();
+    assert!(matches!(error, Error::HubId { .. }), "{error}");
+}
+
+#[test]
 fn weights_that_are_there_twice_are_fetched_once() {
     let served =
         repository(&["config.json", "consolidated.safetensors", "model.fp16.safetensors", "model.safetensors"]);

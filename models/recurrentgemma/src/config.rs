@@ -104,7 +104,9 @@ struct ConfigFile {
     embeddings_scale_by_sqrt_dim: Option<bool>,
     rope_theta: Option<f32>,
     partial_rotary_factor: Option<f32>,
+    #[serde(default, deserialize_with = "fields::object")]
     rope_scaling: Option<RopeParameters>,
+    #[serde(default, deserialize_with = "fields::object")]
     rope_parameters: Option<RopeParameters>,
     eos_token_id: Option<Ids>,
     quantization_config: Option<Value>,

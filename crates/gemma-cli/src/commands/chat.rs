@@ -283,7 +283,8 @@ enum Line<'l> {
 
 impl<'l> Line<'l> {
     /// A word behind a slash is a command, also one that does not exist. A path is none, nor is a word with more behind it
-    /// that is no command: both begin a question. Two slashes are one that begins a question.
+    /// that is no command: both begin a question. Two slashes are one that begins a question. Several lines were pasted and
+    /// are a question, too, but for a system message, which may have them.
     fn of(line: &'l str) -> Self {
         let Some(command) = line.strip_prefix('/') else {
             return if line.is_empty() { Self::Nothing } else { Self::Question(line) };
@@ -292,7 +293,10 @@ impl<'l> Line<'l> {
             return Self::Question(command);
         }
         let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
-        let is_command = COMMANDS.contains(&name) || (rest.trim().is_empty() && !name.contains(['/', '.', '\n']));
+        if command.contains('\n') && name != "system" {
+            return Self::Question(line);
+        }
+        let is_command = COMMANDS.contains(&name) || (rest.trim().is_empty() && !name.contains(['/', '.']));
         if is_command && !name.is_empty() { Self::Command(name, rest.trim()) } else { Self::Question(line) }
     }
 }
@@ -461,6 +465,8 @@ mod tests {
             ("/hlep", Line::Command("hlep", "")),
             ("/regenerate", Line::Command("regenerate", "")),
             ("/system Be brief.", Line::Command("system", "Be brief.")),
+            ("/system Be brief.\nAnd kind.", Line::Command("system", "Be brief.\nAnd kind.")),
+            ("/save x\nis a line of a script", Line::Question("/save x\nis a line of a script")),
             ("/etc/hosts is what kind of file?", Line::Question("/etc/hosts is what kind of file?")),
             ("/save! a.json", Line::Command("save!", "a.json")),
             ("/image a b.jpg", Line::Command("image", "a b.jpg")),

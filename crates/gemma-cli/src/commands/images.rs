@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -33,7 +34,7 @@ pub(crate) struct Images {
     /// PNG, JPEG, WebP, GIF, BMP or TIFF files; folders, for all images in them; patterns such as 'shots/*.png'; or demo: for
     /// the images that are built in.
     #[arg(required = true, value_name = "IMAGE")]
-    pub(crate) images: Vec<String>,
+    pub(crate) images: Vec<OsString>,
 
     /// Write COMMAND.jsonl into this folder as the answers come; images that it holds already are skipped.
     #[arg(short, long, value_name = "DIR")]
@@ -208,7 +209,7 @@ struct Task<'a> {
     /// Whether answers are looked through for boxes, and for masks.
     finds: Finds,
     /// The arguments that name images.
-    names: Vec<String>,
+    names: Vec<OsString>,
     images: &'a Images,
     objects: Option<&'a Objects>,
 }
@@ -259,7 +260,7 @@ pub(crate) fn ask(args: &Ask) -> Result<Ending> {
 }
 
 /// What to look for, and the arguments that name images.
-fn things(things: &[String], images: &Images) -> Result<(Vec<String>, Vec<String>)> {
+fn things(things: &[String], images: &Images) -> Result<(Vec<String>, Vec<OsString>)> {
     let (mut things, mut names) = (things.to_vec(), images.images.clone());
     if things.is_empty() {
         things.push(image_files::take_text(&mut names, "what to look for", "--what")?);
@@ -396,7 +397,7 @@ fn encode_image(
         Viewer::Gemma3(model) => return in_words(model, task, file, &image, options, watch),
     };
     let view = model.encode_image(&image);
-    let mut record = Record { file: file.display().to_string(), width, height, answers: Vec::new() };
+    let mut record = Record { file: image_files::shown(file), width, height, answers: Vec::new() };
     for prompt in &task.prompts {
         let Some(mut answer) = answer(model, &view, prompt, options, watch)? else { return Ok(None) };
         if task.finds != Finds::Words {
@@ -512,7 +513,7 @@ fn in_words(
         }
         answers.push(Answer { prompt: question.clone(), text: made.text.trim().to_owned(), objects: None });
     }
-    Ok(Some(Record { file: file.display().to_string(), width: image.width(), height: image.height(), answers }))
+    Ok(Some(Record { file: image_files::shown(file), width: image.width(), height: image.height(), answers }))
 }
 
 /// Where the drawn copy of an image goes: `one.jpg.cat.detect.png`, or what is cut out of it: `one.jpg.cat.1.detect.png`.
@@ -520,7 +521,7 @@ fn in_words(
 /// since `../one.jpg`, `a/b.jpg` and `a_b.jpg` would meet.
 fn drawn_name(folder: &Path, file: &Path, slug: &str, number: Option<usize>, verb: &str) -> PathBuf {
     let plain = |part: std::path::Component<'_>| match part {
-        std::path::Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
+        std::path::Component::Normal(name) => Some(image_files::shown(Path::new(name))),
         _ => None,
     };
     let parts: Vec<String> = file.components().filter_map(plain).collect();
@@ -676,7 +677,7 @@ impl Store {
     }
 
     fn get(&self, file: &Path) -> Option<&Record> {
-        self.known.get(&file.display().to_string())
+        self.known.get(&image_files::shown(file))
     }
 
     /// Appends a record and waits until it is on the disk.

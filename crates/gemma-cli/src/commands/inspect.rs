@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use embeddinggemma::{EmbeddingGemma, EmbeddingNetwork};
 use gemma::{Decoder, DecoderConfig, Network, Norms};
@@ -136,11 +136,10 @@ pub(crate) fn run(args: &Inspect) -> Result<Ending> {
     };
     let checkpoint = found.checkpoint()?;
     let report = report(name.unwrap_or("the built-in demo"), &checkpoint, found.is_embedding()?);
-    // a fault is told by the name of a folder's file; in a GGUF file there is no such file
-    let report = match checkpoint.path().filter(|path| path.is_file()) {
-        Some(file) => report.with_context(|| format!("{}, read as the files of a folder", file.display()))?,
-        None => report?,
-    };
+    let report = report.map_err(|cause| match checkpoint.of_gguf(&output::one_line(&cause)) {
+        Some(fault) => anyhow!(fault),
+        None => cause,
+    })?;
     if args.json {
         output::json(&report)?
     } else {
@@ -155,7 +154,7 @@ pub(crate) fn run(args: &Inspect) -> Result<Ending> {
 
 /// The hub id that a name is, if it names neither a folder nor something in the cache.
 fn missing_id(name: &str) -> Option<HubId> {
-    let id = HubId::parse(name).ok().filter(|_| !Path::new(name).exists())?;
+    let id = session::hub(true).id(name).ok().filter(|_| !Path::new(name).exists())?;
     session::cached(name).folder.is_none().then_some(id)
 }
 

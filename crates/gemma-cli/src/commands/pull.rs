@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use gemma_weights::{HubId, catalogue, pull};
+use gemma_weights::{catalogue, pull};
 use serde::Serialize;
 
 use crate::{interrupt::Ending, output, progress, session};
@@ -17,7 +17,8 @@ Examples:
   HF_TOKEN=hf_... gemma pull google/gemma-2-9b-it
 
 Gemma is gated: accept the licence on the model's page once and give a token, by HF_TOKEN or `hf auth login`.
-An interrupted download goes on where it stopped. HF_HOME and HF_HUB_CACHE say where the cache is.")]
+Of a repository of several GGUF files without a QUANTIZATION the first that it has of Q4_K_M, Q4_0, Q8_0 and BF16 is
+taken. An interrupted download goes on where it stopped. HF_HOME and HF_HUB_CACHE say where the cache is.")]
 pub(crate) struct Pull {
     /// Hub id, ORGANISATION/NAME or ORGANISATION/NAME@REVISION; of a repository of GGUF files
     /// ORGANISATION/NAME:QUANTIZATION or ORGANISATION/NAME:FILE.gguf; or the address of its page.
@@ -50,7 +51,7 @@ pub(crate) fn run(args: &Pull) -> Result<Ending> {
 
 /// Says how to go on, for checkpoints that are known.
 fn remark_on(id: &str) {
-    let repository = HubId::parse(id).map(|id| id.repository()).unwrap_or_default();
+    let repository = session::hub(true).id(id).map(|id| id.repository()).unwrap_or_default();
     let release = catalogue::release(&repository);
     match release.map(|release| release.variant) {
         Some(catalogue::Variant::Instruct) => output::remark(format!("now: gemma chat --model {id}")),

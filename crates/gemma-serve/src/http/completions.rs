@@ -17,6 +17,7 @@ use super::app::{new_id, unix_seconds};
 use super::backend::{Backend, Event, Finished, Hole, Job, TokenScore};
 use super::body::SampledBody;
 use super::error::Refusal;
+use super::object::Others;
 use super::running::{Answer, Completed, complete_all, merged, submit};
 use super::sampling::{MOST_TOP_LOGPROBS, SamplingFields, seed_of};
 use super::structured::StructuredFields;
@@ -55,6 +56,8 @@ enum Logprobs {
 #[serde(default)]
 pub(crate) struct StreamOptions {
     pub(crate) include_usage: bool,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 /// Tokens that a request took.

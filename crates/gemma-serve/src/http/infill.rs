@@ -18,6 +18,7 @@ use super::backend::{Backend, Event, Finished, Hole, Job, Reason};
 use super::body::SampledBody;
 use super::completions::{StreamOptions, Usage, budget, data, sse};
 use super::error::Refusal;
+use super::object::Others;
 use super::running::{Completed, complete_all, merged, submit};
 use super::sampling::{SamplingFields, seed_of};
 use super::structured::StructuredFields;
@@ -58,6 +59,8 @@ enum LlamaPrompt {
 struct Extra {
     text: String,
     filename: String,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 /// `POST /v1/fim/completions`.

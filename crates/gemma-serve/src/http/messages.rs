@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::app::Settings;
 use super::backend::{Backend, Message, Prompt};
 use super::error::Refusal;
+use super::object::Others;
 use super::texts::check_len;
 use super::tools;
 
@@ -28,12 +29,16 @@ pub(crate) struct ChatMessage {
     /// Ollama: images in base64.
     #[serde(default)]
     images: Option<Vec<String>>,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 /// A call that the model made earlier.
 #[derive(Clone, Debug, Deserialize)]
 struct ToolCall {
     function: CalledFunction,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -42,6 +47,8 @@ struct CalledFunction {
     /// A JSON text (OpenAI), or an object (Ollama).
     #[serde(default)]
     arguments: Value,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 /// A message's text and images.
@@ -57,6 +64,8 @@ struct Part {
     r#type: Option<String>,
     text: Option<String>,
     image_url: Option<ImageUrl>,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 #[derive(Deserialize)]
@@ -122,7 +131,7 @@ impl ChatMessage {
     /// A message of plain text.
     pub(crate) fn plain(role: &str, text: impl Into<String>) -> Self {
         let content = Content { text: text.into(), urls: Vec::new() };
-        Self { role: role.to_owned(), content, tool_calls: None, name: None, images: None }
+        Self { role: role.to_owned(), content, tool_calls: None, name: None, images: None, _others: Others::default() }
     }
 
     /// The same with images in base64.

@@ -5,7 +5,11 @@ use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+/// The fields of an object that are not looked at. Flattened into a struct, it makes serde read that from an object only,
+/// and not also from an array of its fields.
+pub(crate) type Others = IgnoredAny;
 
 /// Reads a field that is an object: serde reads a struct also from an array of its fields.
 pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<T, D::Error>

@@ -18,6 +18,7 @@ use super::chat::{Conversation, converse};
 use super::completions::sse;
 use super::error::Refusal;
 use super::messages::ChatMessage;
+use super::object::Others;
 use super::running::Answer;
 use super::structured::StructuredFields;
 
@@ -47,6 +48,8 @@ enum Input {
 #[serde(default)]
 struct TextOptions {
     format: Option<Value>,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 impl TextOptions {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::App;
 use super::backend::{Backend, TokenMask};
 use super::error::Refusal;
+use super::object::Others;
 use crate::grammar::{AnswerForm as Form, GrammarError, GrammarMask, LONGEST_GRAMMAR};
 
 /// Longest time that a grammar may take to compile.
@@ -39,6 +40,8 @@ struct StructuredOutputs {
     regex: Option<String>,
     choice: Option<Vec<String>>,
     grammar: Option<String>,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 /// A form, and the field that asked for it.
@@ -50,11 +53,15 @@ struct ResponseFormat {
     json_schema: Option<NamedSchema>,
     /// llama.cpp accepts the schema here.
     schema: Option<Value>,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 struct NamedSchema {
     schema: Option<Value>,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 impl StructuredFields {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::app::new_id;
 use super::error::Refusal;
+use super::object::Others;
 use crate::grammar::AnswerForm as Form;
 
 /// Most tools of a request.
@@ -20,6 +21,8 @@ pub(crate) struct Tool {
     #[serde(default, rename = "type")]
     _kind: Option<String>,
     function: Function,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -29,6 +32,8 @@ struct Function {
     description: Option<String>,
     #[serde(default)]
     parameters: Option<Value>,
+    #[serde(flatten, skip_serializing)]
+    _others: Others,
 }
 
 /// `tool_choice`: a word, or the name of a function.
@@ -42,6 +47,8 @@ pub(crate) enum ToolChoice {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct NamedFunction {
     name: String,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 /// A call that the model made.

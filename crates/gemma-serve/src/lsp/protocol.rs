@@ -4,6 +4,7 @@
 //! (`file:///disk/me/routes/[id]/größe.py`). A URI is a key, and a path for the prompt; everything that is not read here
 //! may be whatever it likes.
 
+use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 /// A place in a document: line, and column in the units that were agreed on; both from 0.
@@ -142,22 +143,7 @@ pub(super) fn path(uri: &str) -> String {
         Some((scheme, rest)) if is_scheme(scheme) => rest.strip_prefix("//").unwrap_or(rest),
         _ => uri,
     };
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let code = after.get(..2).filter(|_| first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
-        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).replace('\\', "/")
+    percent_decode_str(path).decode_utf8_lossy().replace('\\', "/")
 }
 
 /// The path of a document for the prompt: within the folder that holds it, or else its last folder and its name. Where on

@@ -301,6 +301,28 @@ async fn what_is_wrong_is_named() {
             400,
             "response_format.type",
         ),
+        // serde would read an object also from an array of its fields' values
+        ("/v1/chat/completions", json!({"messages": [["user", "a"]]}), 400, "messages[0]"),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "assistant", "tool_calls": [{"function": ["f", "{}"]}]}]}),
+            400,
+            "messages[0].tool_calls[0].function",
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "tools": [["function", ["f"]]]}),
+            400,
+            "tools[0]",
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "response_format": ["text"]}),
+            400,
+            "response_format",
+        ),
+        ("/v1/completions", json!({"prompt": "a", "stream_options": [true]}), 400, "stream_options"),
+        ("/infill", json!({"input_extra": [["text", "name"]]}), 400, "input_extra[0]"),
         ("/v1/responses", json!({"previous_response_id": "r"}), 400, "previous_response_id"),
         ("/detokenize", json!({"tokens": [99_999_999]}), 400, "tokens"),
     ] {

@@ -179,7 +179,7 @@ async fn a_grammar_that_is_wrong_or_explodes_is_refused_in_time() {
     }
     assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
     let (status, reply) = refused(&server, "/v1/completions", json!({"prompt": "q", "grammar": "start: (("})).await;
-    assert_eq!((status, &reply["error"]["param"]), (400, &json!("response_format")));
+    assert_eq!((status, &reply["error"]["param"]), (400, &json!("grammar")));
     // the compiler quotes the whole of what it refuses
     let long = json!({"prompt": "q", "guided_regex": format!("({}", "a".repeat(100_000))});
     let (status, reply) = refused(&server, "/v1/completions", long).await;

@@ -10,7 +10,7 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 use super::words;
-use crate::names::{UNK, is_control_name};
+use crate::names::is_control_name;
 use crate::vocabulary::{Kind, Vocabulary};
 use crate::{Error, Result, TokenId};
 
@@ -20,17 +20,7 @@ const FILE: &str = "tokenizer.json";
 #[derive(Debug)]
 pub(crate) struct Merges {
     bpe: Box<BPE>,
-    fallback: Fallback,
     words_are_separate: bool,
-}
-
-/// How characters without a piece are written.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fallback {
-    /// As the pieces of their UTF-8 bytes.
-    pub(crate) bytes: bool,
-    /// Otherwise as `<unk>`, one for a whole run of them.
-    pub(crate) fuse_unk: bool,
 }
 
 impl Merges {
@@ -39,13 +29,9 @@ impl Merges {
     /// # Errors
     /// [`Error::Merge`] or [`Error::Json`] for a merge that does not make a piece of two pieces;
     /// [`Error::MissingPiece`] when some character could not be written at all.
-    pub(crate) fn new(vocabulary: &Vocabulary, mut merges: Vec<(String, String)>, fallback: Fallback) -> Result<Self> {
-        // `<unk>` is a control token like the others unless it is the only way to write some character.
-        let missing_byte = missing_byte(vocabulary, fallback);
-        let unk = missing_byte.is_some().then_some(UNK);
-        if let Some(byte) = missing_byte
-            && vocabulary.id(UNK).is_none()
-        {
+    pub(crate) fn new(vocabulary: &Vocabulary, mut merges: Vec<(String, String)>) -> Result<Self> {
+        // with `<unk>` in its place, texts would be lost without a word
+        if let Some(byte) = missing_byte(vocabulary) {
             return Err(Error::MissingPiece { piece: format!("<0x{byte:02X}>") });
         }
 
@@ -56,7 +42,7 @@ impl Merges {
             .collect();
         let pieces: Vocab = vocabulary
             .iter()
-            .filter(|(_, piece, _)| !control.contains(piece) || unk == Some(*piece))
+            .filter(|(_, piece, _)| !control.contains(piece))
             .map(|(id, piece, _)| (piece.to_owned(), id))
             .collect();
         // By name as well as by kind: the vocabulary may have renamed a control token that a merge still spells out.
@@ -74,13 +60,9 @@ impl Merges {
             return Err(Error::Merge { left: left.clone(), right: right.clone() });
         }
 
-        let mut builder =
-            BPE::builder().vocab_and_merges(pieces, merges).byte_fallback(fallback.bytes).fuse_unk(fallback.fuse_unk);
-        if let Some(unk) = unk {
-            builder = builder.unk_token(unk.to_owned());
-        }
+        let builder = BPE::builder().vocab_and_merges(pieces, merges).byte_fallback(true);
         let bpe = builder.build().map_err(|error| Error::Json { file: FILE, reason: error.to_string() })?;
-        Ok(Self { bpe: Box::new(bpe), fallback, words_are_separate: vocabulary.words_are_separate() })
+        Ok(Self { bpe: Box::new(bpe), words_are_separate: vocabulary.words_are_separate() })
     }
 
     /// Appends the tokens of a text whose spaces are `▁`.
@@ -93,13 +75,9 @@ impl Merges {
     }
 
     fn encode_word(&self, word: &str, ids: &mut Vec<TokenId>) {
-        let tokens = self.bpe.tokenize(word).expect("tokenizing fails only when <unk> is missing, which was checked");
+        let tokens =
+            self.bpe.tokenize(word).expect("tokenizing fails only for a byte without a piece, which was checked");
         ids.extend(tokens.iter().map(|token| token.id));
-    }
-
-    /// How characters without a piece are written.
-    pub(crate) fn fallback(&self) -> Fallback {
-        self.fallback
     }
 
     /// The merges, best first. The library shows them only in the JSON that it writes.
@@ -120,13 +98,12 @@ impl Merges {
 
 /// A byte that could not be written when a character contains it. Gemma's files spell the tab as itself and have no
 /// `<0x09>`; any ASCII character may do so.
-fn missing_byte(vocabulary: &Vocabulary, fallback: Fallback) -> Option<u8> {
+fn missing_byte(vocabulary: &Vocabulary) -> Option<u8> {
     let pieces = vocabulary.byte_pieces();
     let is_text = |byte: u8| {
         let mut buffer = [0; 4];
         let id = vocabulary.id(char::from(byte).encode_utf8(&mut buffer));
         byte.is_ascii() && id.is_some_and(|id| matches!(vocabulary.kind(id), Kind::Text | Kind::Literal))
     };
-    let is_byte = |byte: u8| fallback.bytes && pieces[byte as usize].is_some();
-    (0..=u8::MAX).find(|byte| !is_byte(*byte) && !is_text(*byte))
+    (0..=u8::MAX).find(|byte| pieces[usize::from(*byte)].is_none() && !is_text(*byte))
 }

@@ -126,7 +126,8 @@ pub(super) fn apply<'b, I: Interpreter<'b>>(
         })(),
         "batch" | "slice" => grouped(name, value, arguments, budget),
         "groupby" => (|| {
-            let [attribute, default] = arguments.bind(name, ["attribute", "default"])?;
+            let [attribute, default, case] = arguments.bind(name, ["attribute", "default", "case_sensitive"])?;
+            let case = flag_or(case, false);
             let attribute = required(attribute, name)?;
             let mut keyed = Vec::new();
             for item in value.iterate(budget)? {
@@ -137,11 +138,15 @@ pub(super) fn apply<'b, I: Interpreter<'b>>(
                 keyed.push((key.clone(), Value::tuple(vec![key, item], budget)?));
             }
             let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
-            for pair in sorted(keyed, false, false, budget)? {
+            for pair in sorted(keyed, case, false, budget)? {
                 let Value::Tuple(pair) = pair else { continue };
                 let [key, item] = [pair.items[0].clone(), pair.items[1].clone()];
+                let same = match groups.last() {
+                    Some((last, _)) => equal(&folded(last, case, budget)?, &folded(&key, case, budget)?, budget)?,
+                    None => false,
+                };
                 match groups.last_mut() {
-                    Some((last, items)) if equal(last, &key, budget)? => items.push(item),
+                    Some((_, items)) if same => items.push(item),
                     _ => groups.push((key, vec![item])),
                 }
             }
@@ -206,7 +211,11 @@ pub(super) fn apply<'b, I: Interpreter<'b>>(
         "attr" => (|| {
             let [attribute] = arguments.bind(name, ["name"])?;
             let attribute = text_or(attribute, "", name)?;
-            renderer.attribute(value, attribute.as_str())
+            // what `.` finds among the items of a dictionary is none of its attributes
+            match value {
+                Value::Dict(_) => Ok(Value::undefined(attribute.as_str())),
+                other => renderer.attribute(other, attribute.as_str()),
+            }
         })(),
         _ => return None,
     })
@@ -253,7 +262,8 @@ fn sorted(
     }
     let first = |left: &(Value, Value), right: &(Value, Value)| {
         let (left, right) = if reverse { (right, left) } else { (left, right) };
-        Ok(operators::order(&left.0, &right.0, budget)? != Some(Ordering::Greater))
+        // what is equal needs no order: an attribute that no item has sorts nothing
+        Ok(equal(&left.0, &right.0, budget)? || operators::order(&left.0, &right.0, budget)? != Some(Ordering::Greater))
     };
     Ok(merge_sorted(folded_keys, &first)?.into_iter().map(|(_, value)| value).collect())
 }
@@ -326,7 +336,7 @@ fn grouped(name: &str, value: &Value, arguments: Values, budget: &Budget) -> Res
             let (taken, after) = rest.split_at(each + usize::from(group < longer));
             rest = after;
             let mut taken = taken.to_vec();
-            if let Some(fill) = fill.as_ref().filter(|_| longer > 0 && group >= longer) {
+            if let Some(fill) = fill.as_ref().filter(|_| group >= longer) {
                 taken.push(fill.clone());
             }
             groups.push(taken);

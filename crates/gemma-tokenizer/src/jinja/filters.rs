@@ -22,7 +22,7 @@ pub(super) fn apply(name: &str, value: &Value, arguments: Values, budget: &Budge
         "upper" => text().and_then(|text| text.map(budget, str::to_uppercase)).map(Value::Str),
         "lower" => text().and_then(|text| text.map(budget, str::to_lowercase)).map(Value::Str),
         "capitalize" => text().and_then(|text| methods::capitalized(&text, budget)).map(Value::Str),
-        "title" => text().and_then(|text| methods::titled(&text, budget)).map(Value::Str),
+        "title" => text().and_then(|text| titled(&text, budget)).map(Value::Str),
         "string" => text().map(Value::Str),
         "safe" => Ok(value.clone()),
         "pprint" => (|| {
@@ -67,14 +67,14 @@ pub(super) fn apply(name: &str, value: &Value, arguments: Values, budget: &Budge
         "int" => (|| {
             let [default, base] = arguments.bind(name, ["default", "base"])?;
             let default = default.unwrap_or(Value::Int(0));
-            let base = u32::try_from(int_or(base, 10, name)?).ok().filter(|base| (2..=36).contains(base));
+            let base = u32::try_from(int_or(base, 10, name)?).ok().filter(|base| *base == 0 || (2..=36).contains(base));
             let Some(base) = base else { return Fault::failed("int with a base that is none") };
-            Ok(integer(value, base).map_or(default, Value::Int))
+            Ok(integer(value, base)?.map_or(default, Value::Int))
         })(),
         "float" => (|| {
             let [default] = arguments.bind(name, ["default"])?;
             let parsed = match value {
-                Value::Str(text) => text.as_str().trim().parse().ok(),
+                Value::Str(text) => plain_number(text.as_str()).and_then(|text| text.parse().ok()),
                 other => other.as_number(),
             };
             Ok(parsed.map_or(default.unwrap_or(Value::Float(0.0)), Value::Float))
@@ -146,14 +146,21 @@ fn indented(text: Result<Text, Fault>, arguments: Values, budget: &Budget) -> Re
     };
     let (first, blank) = (flag_or(first, false), flag_or(blank, false));
     let mut builder = Builder::default();
-    for (index, line) in text.as_str().split('\n').enumerate() {
+    let lines = methods::lines(text.as_str());
+    // a line break at the end has an empty line behind it
+    let ends_open = lines.last().is_none_or(|(line, whole)| line.len() < whole.len());
+    let lines = lines.into_iter().map(|(line, _)| Some(line)).chain(ends_open.then_some(None));
+    for (index, line) in lines.enumerate() {
         if index > 0 {
             builder.push_template("\n", budget)?;
         }
-        if (index > 0 || first) && (blank || !line.is_empty()) {
+        let is_empty = line.is_none_or(str::is_empty);
+        if (index > 0 && (blank || !is_empty)) || (index == 0 && first) {
             builder.push_text(&indentation, budget)?;
         }
-        builder.push_text(&text.part(line, budget)?, budget)?;
+        if let Some(line) = line {
+            builder.push_text(&text.part(line, budget)?, budget)?;
+        }
     }
     Ok(Value::Str(builder.finish()))
 }
@@ -178,14 +185,71 @@ fn truncated(text: Result<Text, Fault>, arguments: Values, budget: &Budget) -> R
     Ok(Value::Str(builder.finish()))
 }
 
-fn integer(value: &Value, base: u32) -> Option<i64> {
-    match value {
-        Value::Str(text) => {
-            let text = text.as_str().trim();
-            i64::from_str_radix(text, base).ok().or_else(|| text.parse::<f64>().ok().map(|number| number as i64))
+/// A text whose words begin with capitals; unlike the method of this name only what stands behind a space, a hyphen or an
+/// opening bracket begins a word.
+fn titled(text: &Text, budget: &Budget) -> Result<Text, Fault> {
+    let mut begins = true;
+    text.map(budget, |segment| {
+        let mut out = String::with_capacity(segment.len());
+        for c in segment.chars() {
+            match begins {
+                true => out.extend(c.to_uppercase()),
+                false => out.extend(c.to_lowercase()),
+            }
+            begins = methods::is_space(c) || ['-', '(', '{', '[', '<'].contains(&c);
         }
-        Value::Float(number) => number.is_finite().then_some(*number as i64),
-        other => other.as_int(),
+        out
+    })
+}
+
+/// The text of a number without the white space around it and the underscores between its digits, as Python allows them.
+fn plain_number(text: &str) -> Option<String> {
+    let text = text.trim_matches(methods::is_space);
+    let inside = |at: usize| {
+        let is_digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        is_digit(text.as_bytes().get(at.wrapping_sub(1))) && is_digit(text.as_bytes().get(at + 1))
+    };
+    text.match_indices('_').all(|(at, _)| inside(at)).then(|| text.replace('_', ""))
+}
+
+/// Python's `int(text, base)`: a base of 0 is that of the prefix.
+fn whole_number(text: &str, base: u32) -> Option<i64> {
+    let text = plain_number(text)?;
+    let (sign, digits) = match text.strip_prefix(['+', '-']) {
+        Some(digits) => (&text[..1], digits),
+        None => ("", text.as_str()),
+    };
+    let lower = digits.to_ascii_lowercase();
+    let of_prefix = [("0x", 16), ("0o", 8), ("0b", 2)].into_iter().find(|(prefix, _)| lower.starts_with(prefix));
+    let (digits, base) = match (of_prefix, base) {
+        (Some((prefix, own)), base) if base == 0 || base == own => (&lower[prefix.len()..], own),
+        // a zero in front of a number is that of an old octal one
+        (None, 0) if lower.len() > 1 && lower.starts_with('0') && lower.bytes().any(|digit| digit != b'0') => {
+            return None;
+        }
+        (_, 0) => (&lower[..], 10),
+        (_, base) => (&lower[..], base),
+    };
+    if !digits.bytes().next().is_some_and(|digit| digit.is_ascii_alphanumeric()) {
+        return None;
+    }
+    i64::from_str_radix(&format!("{sign}{digits}"), base).ok()
+}
+
+fn integer(value: &Value, base: u32) -> Result<Option<i64>, Fault> {
+    // Python has whole numbers of any size
+    let cut = |number: f64| match number.is_finite() {
+        true if number.abs() < 2_f64.powi(63) => Ok(Some(number as i64)),
+        true => Fault::failed("a number beyond 64 bits"),
+        false => Ok(None),
+    };
+    match value {
+        Value::Str(text) => match whole_number(text.as_str(), base) {
+            Some(number) => Ok(Some(number)),
+            None => plain_number(text.as_str()).and_then(|text| text.parse().ok()).map_or(Ok(None), cut),
+        },
+        Value::Float(number) => cut(*number),
+        other => Ok(other.as_int()),
     }
 }
 
@@ -199,10 +263,18 @@ fn rounded(value: &Value, arguments: Values) -> Result<Value, Fault> {
     let whole = match method.as_str() {
         "ceil" => scaled.ceil(),
         "floor" => scaled.floor(),
+        // whole numbers stay what they are
+        "common" if precision >= 0 && value.as_int().is_some() => return Ok(Value::Int(value.as_int().unwrap_or(0))),
+        // the decimal digits of the number itself, and not those of a product
+        "common" if precision >= 0 && number.is_finite() => {
+            let digits = format!("{number:.*}", precision.unsigned_abs() as usize);
+            return Ok(Value::Float(digits.parse().unwrap_or(number)));
+        }
         "common" => scaled.round_ties_even(),
         _ => return Fault::failed("round knows common, ceil and floor"),
     };
-    Ok(Value::Float(if whole.is_finite() { whole / scale } else { number }))
+    // Python's ceil and floor are whole numbers, which have no zero with a sign
+    Ok(Value::Float(if whole.is_finite() { whole / scale + 0.0 } else { number }))
 }
 
 /// As transformers defines it: `json.dumps` without HTML's escapes, letters as they are.

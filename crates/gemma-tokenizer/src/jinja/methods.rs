@@ -1,6 +1,6 @@
 //! Methods of texts, dictionaries and lists.
 
-use super::arguments::{Values, int_or, required, size_or, text_or};
+use super::arguments::{Values, flag_or, int_or, required, size_or, text_or};
 use super::budget::{Budget, Fault};
 use super::format;
 use super::text::{Builder, Text};
@@ -67,6 +67,7 @@ fn of_items(items: &Items, name: &str, arguments: Values, budget: &Budget) -> Op
             }
             Fault::failed("the value is not in the list")
         }),
+        "copy" => Value::list(items.items.clone(), budget),
         "append" | "extend" | "insert" | "pop" | "remove" | "reverse" | "sort" | "clear" => {
             Fault::failed(format!("{name} changes a list, which templates may not do"))
         }
@@ -80,11 +81,23 @@ fn of_text(text: &Text, name: &str, arguments: Values, budget: &Budget) -> Optio
         return Some(Err(fault));
     }
     let test = |holds: fn(char) -> bool| Ok(Value::Bool(!own.is_empty() && own.chars().all(holds)));
+    // the text between two places, as `[start:end]` cuts it, and how many characters stand before it
+    let between = |start: Option<Value>, end: Option<Value>| -> Result<(&str, usize), Fault> {
+        if start.is_none() && end.is_none() {
+            return Ok((own, 0));
+        }
+        let length = own.chars().count() as i64;
+        let place = |place: i64| if place < 0 { (place.saturating_add(length)).max(0) } else { place.min(length) };
+        let (start, end) = (place(int_or(start, 0, name)?), place(int_or(end, length, name)?));
+        let at = |place: i64| own.char_indices().nth(place as usize).map_or(own.len(), |(at, _)| at);
+        Ok((if start <= end { &own[at(start)..at(end)] } else { "" }, start as usize))
+    };
     let find = |arguments: Values, last: bool| -> Result<Option<usize>, Fault> {
-        let [part] = arguments.bind(name, ["sub"])?;
+        let [part, start, end] = arguments.bind(name, ["sub", "start", "end"])?;
         let part = text_or(part, "", name)?;
+        let (own, before) = between(start, end)?;
         let at = if last { own.rfind(part.as_str()) } else { own.find(part.as_str()) };
-        Ok(at.map(|at| own[..at].chars().count()))
+        Ok(at.map(|at| before + own[..at].chars().count()))
     };
     let place = |arguments: Values, last: bool| match find(arguments, last)? {
         Some(at) => Ok(Value::Int(at as i64)),
@@ -110,18 +123,16 @@ fn of_text(text: &Text, name: &str, arguments: Values, budget: &Budget) -> Optio
         })(),
         "split" | "rsplit" => split(text, name == "rsplit", arguments, budget),
         "splitlines" => (|| {
-            let mut lines: Vec<Value> = Vec::new();
-            let mut rest = own;
-            while !rest.is_empty() {
-                let end = rest.find(['\n', '\r']).unwrap_or(rest.len());
-                lines.push(part(&rest[..end])?);
-                rest = rest[end..].strip_prefix("\r\n").unwrap_or_else(|| rest.get(end + 1..).unwrap_or(""));
-            }
-            Value::list(lines, budget)
+            let [keep_ends] = arguments.bind(name, ["keepends"])?;
+            let keep_ends = flag_or(keep_ends, false);
+            let cut: Result<Vec<Value>, Fault> =
+                lines(own).into_iter().map(|(line, whole)| part(if keep_ends { whole } else { line })).collect();
+            Value::list(cut?, budget)
         })(),
         "startswith" | "endswith" => (|| {
-            let [wanted] = arguments.bind(name, ["prefix"])?;
+            let [wanted, start, end] = arguments.bind(name, ["prefix", "start", "end"])?;
             let wanted = required(wanted, name)?;
+            let (own, _) = between(start, end)?;
             let candidates = match &wanted {
                 Value::Tuple(items) => items.items.clone(),
                 one => vec![one.clone()],
@@ -146,8 +157,9 @@ fn of_text(text: &Text, name: &str, arguments: Values, budget: &Budget) -> Optio
         "index" => place(arguments, false),
         "rindex" => place(arguments, true),
         "count" => (|| {
-            let [part] = arguments.bind(name, ["sub"])?;
+            let [part, start, end] = arguments.bind(name, ["sub", "start", "end"])?;
             let part = text_or(part, "", name)?;
+            let (own, _) = between(start, end)?;
             let count = match part.as_str() {
                 "" => own.chars().count() + 1,
                 part => own.matches(part).count(),
@@ -193,21 +205,50 @@ fn of_text(text: &Text, name: &str, arguments: Values, budget: &Budget) -> Optio
             };
             Value::tuple(parts, budget)
         })(),
-        "ljust" | "rjust" | "center" | "zfill" => (|| {
+        "zfill" => (|| {
+            let [width] = arguments.bind(name, ["width"])?;
+            let width = size_or(width, 0, name)?;
+            // zeros stand behind a sign
+            let (sign, digits) = own.split_at(usize::from(own.starts_with(['+', '-'])));
+            let mut builder = Builder::default();
+            builder.push_text(&text.part(sign, budget)?, budget)?;
+            let digits = text.part(digits, budget)?;
+            let zeros = padded(&digits, width.saturating_sub(sign.len()), "rjust", &Text::template("0"), budget)?;
+            builder.push_text(&zeros, budget)?;
+            Ok(Value::Str(builder.finish()))
+        })(),
+        "ljust" | "rjust" | "center" => (|| {
             let [width, fill] = arguments.bind(name, ["width", "fillchar"])?;
             let width = size_or(width, 0, name)?;
-            let fill = text_or(fill, if name == "zfill" { "0" } else { " " }, name)?;
+            let fill = text_or(fill, " ", name)?;
             padded(text, width, name, &fill, budget).map(Value::Str)
         })(),
         "isdigit" | "isdecimal" | "isnumeric" => test(char::is_numeric),
         "isalpha" => test(char::is_alphabetic),
         "isalnum" => test(char::is_alphanumeric),
         "isspace" => test(is_space),
+        "isascii" => Ok(Value::Bool(own.is_ascii())),
         "isupper" => Ok(Value::Bool(own.chars().any(char::is_uppercase) && !own.chars().any(char::is_lowercase))),
         "islower" => Ok(Value::Bool(own.chars().any(char::is_lowercase) && !own.chars().any(char::is_uppercase))),
         "format" => format::braces(text, &arguments, budget).map(Value::Str),
         _ => return None,
     })
+}
+
+/// The lines of a text, each without and with the line break behind it, where Python's `str.splitlines` sees one.
+pub(super) fn lines(text: &str) -> Vec<(&str, &str)> {
+    let breaks = ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
+    let (mut found, mut rest) = (Vec::new(), text);
+    while !rest.is_empty() {
+        let end = rest.find(breaks).unwrap_or(rest.len());
+        let broken = match &rest[end..] {
+            behind if behind.starts_with("\r\n") => 2,
+            behind => behind.chars().next().map_or(0, char::len_utf8),
+        };
+        found.push((&rest[..end], &rest[..end + broken]));
+        rest = &rest[end + broken..];
+    }
+    found
 }
 
 /// The text without white space, or without the given characters, at its ends.
@@ -227,13 +268,19 @@ pub(super) fn stripped<'t>(
     Ok(if end { text.trim_end_matches(goes) } else { text })
 }
 
+/// A capital that small letters follow: that of ß is Ss.
+fn title_case(c: char) -> impl Iterator<Item = char> {
+    let rest: String = c.to_uppercase().skip(1).collect();
+    c.to_uppercase().take(1).chain(rest.to_lowercase().chars().collect::<Vec<_>>())
+}
+
 pub(super) fn capitalized(text: &Text, budget: &Budget) -> Result<Text, Fault> {
     let mut first = true;
     text.map(budget, |segment| {
         let mut chars = segment.chars();
         match chars.next() {
             Some(c) if std::mem::take(&mut first) => {
-                c.to_uppercase().collect::<String>() + &chars.as_str().to_lowercase()
+                title_case(c).chain(chars.as_str().to_lowercase().chars()).collect()
             }
             _ => segment.to_lowercase(),
         }
@@ -246,7 +293,7 @@ pub(super) fn titled(text: &Text, budget: &Budget) -> Result<Text, Fault> {
         let mut out = String::with_capacity(segment.len());
         for c in segment.chars() {
             match (c.is_alphabetic(), inside) {
-                (true, false) => out.extend(c.to_uppercase()),
+                (true, false) => out.extend(title_case(c)),
                 (true, true) => out.extend(c.to_lowercase()),
                 (false, _) => out.push(c),
             }
@@ -263,7 +310,8 @@ fn split(text: &Text, from_end: bool, arguments: Values, budget: &Budget) -> Res
     let mut parts: Vec<&str> = Vec::new();
     match separator {
         None | Some(Value::None) => {
-            let mut rest = own.trim_matches(is_space);
+            // what is left behind the last cut keeps the space at its other end
+            let mut rest = if from_end { own.trim_end_matches(is_space) } else { own.trim_start_matches(is_space) };
             while !rest.is_empty() && parts.len() < most {
                 let found = if from_end { rest.rfind(is_space) } else { rest.find(is_space) };
                 let Some(at) = found else { break };
@@ -322,8 +370,9 @@ pub(super) fn padded(text: &Text, width: usize, how: &str, fill: &Text, budget: 
     let missing = width.saturating_sub(text.as_str().chars().count());
     let left = match how {
         "ljust" => 0,
-        "rjust" | "zfill" => missing,
-        _ => missing / 2,
+        "rjust" => missing,
+        // of an odd number Python puts one more on the left if the width is odd, too
+        _ => missing / 2 + (missing & width & 1),
     };
     let mut builder = Builder::default();
     for _ in 0..left {

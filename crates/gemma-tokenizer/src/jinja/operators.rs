@@ -139,11 +139,27 @@ fn floats(operator: Operator, left: f64, right: f64) -> Result<Value, Fault> {
         Operator::Subtract => left - right,
         Operator::Multiply => left * right,
         Operator::Divide => left / right,
-        Operator::FloorDivide => (left / right).floor(),
-        Operator::Modulo => left - right * (left / right).floor(),
+        Operator::FloorDivide => {
+            let quotient = (left - remainder(left, right)) / right;
+            // the quotient is a whole number but for rounding
+            if quotient == 0.0 { 0.0_f64.copysign(left / right) } else { quotient.round() }
+        }
+        Operator::Modulo => remainder(left, right),
         Operator::Power => left.powf(right),
         Operator::Concat => return Fault::failed("no numbers"),
     }))
+}
+
+/// Python's `%` of two floats, which is exact and has the sign of `right`.
+fn remainder(left: f64, right: f64) -> f64 {
+    let rest = left % right;
+    if rest == 0.0 {
+        0.0_f64.copysign(right)
+    } else if (rest < 0.0) != (right < 0.0) {
+        rest + right
+    } else {
+        rest
+    }
 }
 
 /// Signs in front of a value, the innermost last.

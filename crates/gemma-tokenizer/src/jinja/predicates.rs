@@ -2,6 +2,7 @@
 
 use super::budget::{Budget, Fault};
 use super::operators;
+use super::print;
 use super::syntax::Comparison;
 use super::value::{Value, equal};
 
@@ -29,7 +30,12 @@ pub(super) fn holds(name: &str, value: &Value, arguments: &[Value], budget: &Bud
         Some(value) => Ok(value),
         None => Fault::failed(format!("the test {} of a {}", super::cut(name), value.kind())),
     };
-    let text = |test: fn(&str) -> bool| value.as_text().is_some_and(|text| test(text.as_str()));
+    let is_multiple = |divisor: f64| match value.as_number() {
+        Some(value) => Ok(value % divisor == 0.0),
+        None => integer().map(|_| false),
+    };
+    // as the value is printed
+    let text = |test: fn(&str) -> bool| print::text(value, budget).map(|text| test(text.as_str()));
     Ok(match name {
         "defined" => !matches!(value, Value::Undefined(_)),
         "undefined" => matches!(value, Value::Undefined(_)),
@@ -49,14 +55,25 @@ pub(super) fn holds(name: &str, value: &Value, arguments: &[Value], budget: &Bud
             matches!(value, Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Dict(_) | Value::Undefined(_))
         }
         "callable" => matches!(value, Value::Macro(_) | Value::Function(_) | Value::Caller(_)),
-        "even" => integer()? % 2 == 0,
-        "odd" => integer()? % 2 != 0,
-        "divisibleby" => match argument()?.as_int() {
-            Some(divisor) if divisor != 0 => integer()?.checked_rem(divisor) == Some(0),
-            _ => return Fault::failed("divisibleby wants a number that is not zero"),
+        "even" => match value {
+            Value::Float(value) => value % 2.0 == 0.0,
+            _ => integer()? % 2 == 0,
         },
-        "lower" => text(|text| text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase)),
-        "upper" => text(|text| text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase)),
+        "odd" => match value {
+            // Python's remainder has the sign of the divisor
+            Value::Float(value) => value.rem_euclid(2.0) == 1.0,
+            _ => integer()? % 2 != 0,
+        },
+        "divisibleby" => match (argument()?.as_int(), value.as_int()) {
+            (Some(0), _) => return Fault::failed("divisibleby wants a number that is not zero"),
+            (Some(divisor), Some(value)) => value.checked_rem(divisor).unwrap_or(0) == 0,
+            _ => match argument()?.as_number() {
+                Some(divisor) if divisor != 0.0 => is_multiple(divisor)?,
+                _ => return Fault::failed("divisibleby wants a number that is not zero"),
+            },
+        },
+        "lower" => text(|text| text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase))?,
+        "upper" => text(|text| text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase))?,
         "sameas" => {
             let other = argument()?;
             value.kind() == other.kind() && equal(value, other, budget)?

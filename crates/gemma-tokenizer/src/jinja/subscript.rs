@@ -60,7 +60,7 @@ pub(super) fn slice(value: &Value, [start, stop, step]: [Option<i64>; 3], budget
         }
         Value::Str(_) | Value::List(_) | Value::Tuple(_) => value.iterate(budget)?,
         Value::Undefined(what) => return Fault::failed(format!("{what} is undefined")),
-        other => return Fault::failed(format!("'{}' object cannot be sliced", other.kind())),
+        other => return Ok(Value::undefined(&format!("a slice of a {}", other.kind()))),
     };
     let length = items.len() as i64;
     let mut taken = Vec::new();

@@ -169,28 +169,42 @@ fn a_vocabulary_needs_a_beginning_and_an_end() {
 }
 
 #[test]
-fn without_byte_pieces_unknown_characters_are_unk() {
+fn without_byte_pieces_a_text_would_be_lost() {
     let few: Vec<_> = [("<eos>", CONTROL), ("<bos>", CONTROL), ("<unk>", CONTROL), ("a", NORMAL), ("▁", NORMAL)]
         .map(|(text, kind)| (text.to_owned(), kind))
         .to_vec();
-    let tokenizer = Tokenizer::from_json(json(&few).to_string().as_bytes(), Family::Gemma).unwrap();
-    assert_eq!(tokenizer.encode("a bcd<unk>"), [1, 3, 4, 2]);
-    // The same when the file has byte pieces but says not to use them, also once saved.
-    let mut file = json(&pieces());
-    file["model"]["byte_fallback"] = json!(false);
-    let tokenizer = Tokenizer::from_json(file.to_string().as_bytes(), Family::Gemma).unwrap();
-    let again = Tokenizer::from_json(&tokenizer.to_json().unwrap(), Family::Gemma).unwrap();
-    for tokenizer in [tokenizer, again] {
-        assert_eq!(
-            tokenizer.encode_with("a漢😀", PLAIN),
-            [tokenizer.token("a").unwrap(), tokenizer.token("<unk>").unwrap()]
-        );
+    let without_one: Vec<_> = pieces().into_iter().filter(|(text, _)| text != "<0x41>").collect();
+    for (pieces, missing) in [(few, "<0x00>"), (without_one, "<0x41>")] {
+        for result in [
+            Tokenizer::from_json(json(&pieces).to_string().as_bytes(), Family::Gemma),
+            Tokenizer::from_sentencepiece(&sentencepiece(&pieces), Family::Gemma),
+        ] {
+            let error = result.unwrap_err();
+            assert!(matches!(&error, Error::MissingPiece { piece } if piece == missing), "{error}");
+        }
     }
-    // Without `<unk>` some characters would be lost without a word.
-    let none: Vec<_> = few.iter().filter(|(text, _)| text != "<unk>").cloned().collect();
-    let error = Tokenizer::from_json(json(&none).to_string().as_bytes(), Family::Gemma).unwrap_err();
-    assert!(matches!(error, Error::MissingPiece { piece } if piece == "<0x00>"));
-    // SentencePiece files always fall back to bytes here.
-    let error = Tokenizer::from_sentencepiece(&sentencepiece(&few), Family::Gemma).unwrap_err();
-    assert!(matches!(error, Error::MissingPiece { piece } if piece == "<0x00>"));
+    // the same when the file has byte pieces but says not to use them, or says nothing
+    for off in [json!(false), json!(null)] {
+        let mut file = json(&pieces());
+        match off.is_null() {
+            true => drop(file["model"].as_object_mut().unwrap().remove("byte_fallback")),
+            false => file["model"]["byte_fallback"] = off,
+        }
+        let error = Tokenizer::from_json(file.to_string().as_bytes(), Family::Gemma).unwrap_err().to_string();
+        assert!(error.contains("model.byte_fallback"), "{error}");
+    }
+}
+
+#[test]
+fn an_array_is_no_object_of_a_file() {
+    let file = json(&pieces());
+    let model = &file["model"];
+    let listed = json!(["BPE", null, null, null, true, false, model["vocab"], model["merges"]]);
+    let mut other = file.clone();
+    other["model"] = listed.clone();
+    let whole = json!([file["added_tokens"], file["normalizer"], null, file["decoder"], model]);
+    for wrong in [other, whole] {
+        let error = Tokenizer::from_json(wrong.to_string().as_bytes(), Family::Gemma).unwrap_err();
+        assert!(matches!(error, Error::Json { .. }), "{error}");
+    }
 }

@@ -209,3 +209,23 @@ fn a_long_conversation_has_budget_enough() {
         (0..501).map(|i| if i % 2 == 0 { Turn::user("word ".repeat(1000)) } else { Turn::model("yes") }).collect();
     assert!(ChatTemplate::from_jinja(template).render(&turns, true).is_ok());
 }
+
+/// `expressions.py` beside this file says where the expected texts come from.
+#[test]
+fn expressions_are_what_jinja_makes_of_them() {
+    let cases: Vec<(String, Option<String>)> = serde_json::from_str(include_str!("expressions.json")).unwrap();
+    assert!(cases.len() > 2000, "{}", cases.len());
+    let wrong: Vec<String> = cases
+        .iter()
+        .filter_map(|(expression, expected)| {
+            let rendered = render(&format!("{{{{ {expression} }}}}"));
+            match (expected, &rendered) {
+                (Some(expected), Ok(text)) if expected == text => None,
+                // what is an error there may have a value here
+                (None, _) => None,
+                _ => Some(format!("{expression}: {expected:?}, not {rendered:?}")),
+            }
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}

@@ -69,7 +69,7 @@ impl Targets {
 }
 
 /// A regular expression that has to match the whole of a path.
-fn whole(field: &'static str, expression: &str, shown: &str) -> Result<Regex, Fault> {
+pub(super) fn whole(field: &'static str, expression: &str, shown: &str) -> Result<Regex, Fault> {
     // a pattern comes from a file: its automaton may not take much memory
     regex::RegexBuilder::new(&format!("^{expression}$"))
         .size_limit(1 << 20)

@@ -1,6 +1,7 @@
 //! What can be wrong with an adapter.
 
 use crate::error::Shown;
+use crate::gguf::file_name;
 
 /// The ways in which an adapter cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,39 @@ pub enum AdapterFault {
         /// The module.
         module: String,
     },
+    /// A module that another field of the configuration takes out.
+    #[error(
+        "module {} has LoRA matrices, but {field} rules it out; the two files do not belong together",
+        Shown(module)
+    )]
+    RuledOut {
+        /// The module.
+        module: String,
+        /// The field.
+        field: &'static str,
+    },
+    /// Factors that cannot be multiplied.
+    #[error(
+        "the factors of {} have the ranks {a} and {b}, which must be one; the file is damaged, save the adapter again",
+        Shown(module)
+    )]
+    Ranks {
+        /// The module.
+        module: String,
+        /// Rows of `lora_A`.
+        a: usize,
+        /// Columns of `lora_B`.
+        b: usize,
+    },
+    /// An adapter for a model of another architecture.
+    #[error(
+        "its general.architecture is {}, and the model is of another one; take the adapter of this model",
+        Shown(architecture)
+    )]
+    Architecture {
+        /// What the file says.
+        architecture: String,
+    },
     /// A rank that is not the configuration's.
     #[error(
         "module {} has rank {found}, but adapter_config.json says {expected}; the two files do not belong together",
@@ -142,4 +176,16 @@ pub enum AdapterFault {
         /// The first of them.
         module: String,
     },
+}
+
+impl AdapterFault {
+    /// The same with names of modules as a GGUF file of this architecture has them.
+    pub(super) fn in_gguf(mut self, architecture: &str) -> Self {
+        if let Self::HalfModule { module, .. } | Self::Ranks { module, .. } | Self::Shape { module, .. } = &mut self
+            && let Some(name) = file_name(&format!("{module}.weight"), architecture)
+        {
+            *module = name;
+        }
+        self
+    }
 }

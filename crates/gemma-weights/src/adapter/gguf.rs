@@ -52,8 +52,8 @@ pub(super) fn open(path: &Path) -> Result<Adapter, Error> {
         base_model: None,
         of_encoder: false,
     };
-    let modules = pair(&config, halves).map_err(failed)?;
-    Ok(Adapter { path: path.to_owned(), config, modules, strength: 1.0 })
+    let modules = pair(&config, halves).map_err(|fault| failed(fault.in_gguf(&file.architecture)))?;
+    Ok(Adapter { path: path.to_owned(), config, modules, strength: 1.0, architecture: Some(file.architecture) })
 }
 
 /// Writes an adapter for the model of `config`, a `config.json`, as one GGUF file. Such a file has one alpha; where a
@@ -219,7 +219,7 @@ mod tests {
         let mut invoked = of_llama_cpp(None);
         invoked.text("adapter.alora.invocation_tokens", "1");
         refused(&invoked, &whole, "adapter.alora.invocation_tokens");
-        refused(&of_llama_cpp(None), &whole[..1], "lora_B");
+        refused(&of_llama_cpp(None), &whole[..1], "blk.0.attn_q.weight has no lora_B");
         refused(&of_llama_cpp(None), &[("blk.0.unknown.weight.lora_a", a.clone())], "blk.0.unknown");
         refused(&of_llama_cpp(None), &[], "no LoRA matrices");
         refused(&of_llama_cpp(None), &[whole[0].clone(), ("blk.0.attn_q.weight.lora_b", tensor([3, 5], 1.0))], "rank");

@@ -41,6 +41,14 @@ pub enum GgufFault {
         /// How many parts there are.
         parts: u64,
     },
+    /// The parts of a split model hold other tensors than they announce.
+    #[error("split.tensors.count announces {announced} tensors, and there are {found} in all")]
+    SplitTensors {
+        /// How many the file says there are.
+        announced: u64,
+        /// How many there are.
+        found: usize,
+    },
     /// The file ends before what it announces.
     #[error("it ends too early (what begins at byte {at} does not fit)")]
     Truncated {
@@ -154,12 +162,19 @@ impl GgufFault {
             }
             Self::NotAModel { .. } => "give the file of the model itself",
             Self::Part { .. } => "give all parts the names they had, in one folder",
+            Self::SplitTensors { .. } => "fetch all its parts again, of one model",
             Self::Architecture { architecture } if architecture.starts_with("gemma") => {
                 "this one is not computed yet; take a model of one of these, or another program"
             }
             Self::Architecture { .. } => "take a model of one of these, or another program",
             Self::Format { .. } => "take a file of another quantization, such as Q4_K_M or Q8_0",
             Self::Version { .. } => "convert the model again with a program of today",
+            // what the model itself asks for, another conversion would ask for, too
+            Self::Field { key, .. }
+                if [".rope.", ".attention.", "softcapping"].iter().any(|part| key.contains(part)) =>
+            {
+                "take another model, or a file whose key is right"
+            }
             Self::Field { .. } | Self::Missing { .. } | Self::UnknownTensor { .. } => {
                 "take a file that a program of today converted"
             }

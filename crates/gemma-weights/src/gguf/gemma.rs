@@ -23,6 +23,8 @@ pub(crate) struct Translated {
     pub(crate) tensors: BTreeMap<String, StoredTensor>,
     /// The keys that nothing reads and that should do no harm.
     pub(crate) unknown: Vec<String>,
+    /// What the file calls its architecture.
+    pub(crate) architecture: String,
 }
 
 /// What a file is that lies beside models and is none, by what its keys say.
@@ -70,8 +72,11 @@ pub(super) fn translate_adapter(file: Gguf<'_>) -> Result<AdapterFile, Fault> {
         let Some((weight, factor)) = split else { return Err(Fault::UnknownTensor { tensor: name }) };
         factors.insert(format!("{weight}.{factor}"), tensor);
     }
-    Ok(AdapterFile { factors, alpha })
+    Ok(AdapterFile { factors, alpha, architecture: architecture.to_owned() })
 }
+
+/// More layers than any model has.
+const MOST_LAYERS: u64 = 1 << 10;
 
 /// Layers of Gemma 2 27B, the one released model whose scores are scaled by the width of a query head's share of the
 /// model (144) and not by the head (128). The files do not store the scale.
@@ -153,7 +158,7 @@ pub(crate) fn translate(file: Gguf<'_>, beside: Option<&Json>) -> Result<Transla
         let Value::Text(template) = template else { return Err(wrong(key, template, "a text")) };
         files.push(("tokenizer_config.json", text(&json!({ "chat_template": template }))));
     }
-    Ok(Translated { files, tensors, unknown })
+    Ok(Translated { files, tensors, unknown, architecture: architecture.to_owned() })
 }
 
 /// The numbers of the pieces around and for an image, where the vocabulary has them.
@@ -228,14 +233,18 @@ fn config(keys: &Keys<'_, '_>, architecture: &str, rows: Option<usize>) -> Resul
         config["final_logit_softcapping"] = json!(cap("final_logit_softcapping")?.filter(|cap| *cap != 0.0));
         config["rope_local_base_freq"] = json!(keys.optional_float(&key("rope.freq_base_swa"))?.unwrap_or(10_000.0));
         config["use_bidirectional_attention"] = json!(architecture == "gemma-embedding");
-        layer_kinds(keys, &key("attention.sliding_window_pattern"), layers, &mut config)?;
     }
     if architecture == "gemma2" {
         let cap = |name: &str, default: f64| Ok(keys.optional_float(&key(name))?.unwrap_or(default));
         config["attn_logit_softcapping"] = json!(cap("attn_logit_softcapping", 50.0)?);
         config["final_logit_softcapping"] = json!(cap("final_logit_softcapping", 30.0)?);
+        let windowed = keys.optional_float(&key("rope.freq_base_swa"))?;
+        if let Some(base) = windowed.filter(|base| Some(*base) != config["rope_theta"].as_f64()) {
+            return Err(wrong(&key("rope.freq_base_swa"), base, "left out, or as rope.freq_base: all layers share it"));
+        }
     }
     if architecture != "gemma" {
+        layer_kinds(keys, &key("attention.sliding_window_pattern"), layers, &mut config)?;
         config["sliding_window"] = json!(match keys.optional(&key("attention.sliding_window")) {
             Some(_) => keys.number(&key("attention.sliding_window"))?,
             None => 4096,
@@ -279,19 +288,24 @@ fn rope_factor(keys: &Keys<'_, '_>, architecture: &str) -> Result<Option<f64>, F
     }
 }
 
-/// Which layers are windowed: every sixth is full, unless the file says otherwise.
+/// Which layers are windowed, where the file says so: a truth value for each, or a period `n` of which the last layer is
+/// full, and none where it is 0, as llama.cpp reads it. Else every second one (Gemma 2), or all but every sixth (Gemma 3).
 fn layer_kinds(keys: &Keys<'_, '_>, key: &str, layers: u64, config: &mut Json) -> Result<(), Fault> {
-    match keys.optional(key) {
-        None => {}
+    let windowed: Vec<bool> = match keys.optional(key) {
+        None => return Ok(()),
         Some(Value::List(list)) => {
             let windowed = list.flags().filter(|flags| flags.len() as u64 == layers);
             let found = || format!("a list of {}", list.len());
-            let windowed = windowed.ok_or_else(|| wrong(key, found(), "a truth value for each layer"))?;
-            let kind = |windowed: bool| if windowed { "sliding_attention" } else { "full_attention" };
-            config["layer_types"] = json!(windowed.into_iter().map(kind).collect::<Vec<_>>());
+            windowed.ok_or_else(|| wrong(key, found(), "a truth value for each layer"))?
         }
-        Some(_) => config["sliding_window_pattern"] = json!(keys.number(key)?),
-    }
+        Some(_) if layers > MOST_LAYERS => return Err(wrong(key, keys.number(key)?, "a period of fewer layers")),
+        Some(_) => {
+            let period = keys.number(key)?;
+            (0..layers).map(|layer| period == 0 || layer % period < period - 1).collect()
+        }
+    };
+    let kind = |windowed: bool| if windowed { "sliding_attention" } else { "full_attention" };
+    config["layer_types"] = json!(windowed.into_iter().map(kind).collect::<Vec<_>>());
     Ok(())
 }
 
@@ -375,6 +389,50 @@ fn first_rows(tensor: StoredTensor, rows: usize) -> StoredTensor {
     }
 }
 
+/// The fields of a `config.json`, and the keys that they are made of, without the name of the architecture in front.
+const FIELDS: [(&str, &str); 18] = [
+    ("max_position_embeddings", "context_length"),
+    ("hidden_size", "embedding_length"),
+    ("num_hidden_layers", "block_count"),
+    ("intermediate_size", "feed_forward_length"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("rope_local_base_freq", "rope.freq_base_swa"),
+    ("rope_scaling", "rope.scaling.factor"),
+    ("rope_scaling.factor", "rope.scaling.factor"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("sliding_window", "attention.sliding_window"),
+    ("layer_types", "attention.sliding_window_pattern"),
+    ("query_pre_attn_scalar", "attention.scale"),
+    ("vocab_size", "vocab_size"),
+];
+
+/// A message about a folder's files in the words of the GGUF file that they were made of: its keys, and the names that its
+/// tensors have there.
+pub(crate) fn in_words_of_file(message: &str, architecture: &str) -> String {
+    let message = message.strip_prefix("config.json: ").unwrap_or(message);
+    let message = message.replace("config.json and the .safetensors files", "the keys and the tensors");
+    let (mut told, mut rest) = (String::new(), message.as_str());
+    let is_word = |c: char| c.is_ascii_alphanumeric() || ['_', '.'].contains(&c);
+    while !rest.is_empty() {
+        let (between, from) = rest.split_at(rest.find(is_word).unwrap_or(rest.len()));
+        let (word, next) = from.split_at(from.find(|c| !is_word(c)).unwrap_or(from.len()));
+        told.push_str(between);
+        match FIELDS.iter().find(|(field, _)| *field == word) {
+            Some((_, key)) => told.push_str(&format!("{architecture}.{key}")),
+            None if word == "eos_token_id" => told.push_str("tokenizer.ggml.eos_token_id"),
+            None if ["tokenizer.model", "tokenizer.json"].contains(&word) => told.push_str("tokenizer.ggml.tokens"),
+            None => told.push_str(file_name(word, architecture).as_deref().unwrap_or(word)),
+        }
+        rest = next;
+    }
+    told
+}
+
 /// The vocabulary as a SentencePiece model: pieces with scores and types, merged by score.
 fn tokenizer(keys: &Keys<'_, '_>) -> Result<Vec<u8>, Fault> {
     let model = keys.text("tokenizer.ggml.model")?;
@@ -393,6 +451,16 @@ fn tokenizer(keys: &Keys<'_, '_>) -> Result<Vec<u8>, Fault> {
         numbers.ok_or_else(|| wrong(key, found(), "a list with a number for each token"))
     };
     let (scores, types) = (numbers("tokenizer.ggml.scores")?, numbers("tokenizer.ggml.token_type")?);
+    if let Some(number) = pieces.iter().position(|piece| piece.is_empty()) {
+        return Err(wrong(key, format!("a list whose number {number} is empty"), "a list of texts that are not empty"));
+    }
+    if let Some(kind) = types.iter().find(|kind| !(1..=6).any(|known| **kind == f64::from(known))) {
+        return Err(wrong(
+            "tokenizer.ggml.token_type",
+            format!("a list with {kind} in it"),
+            "a list of types from 1 to 6",
+        ));
+    }
     // a piece is its text and at most this many bytes
     const BESIDE_TEXT: usize = 24;
     let texts: usize = pieces.iter().map(|piece| piece.len()).sum();
@@ -479,5 +547,71 @@ mod tests {
         assert_eq!((scalar(46), scalar(26)), (Some(144), Some(128)));
         let pairs = pairs(46);
         assert_eq!(config(&Keys(&pairs), "gemma2", Some(9)).unwrap()["rms_norm_eps"].to_string(), "1e-6");
+    }
+
+    /// What every architecture needs, with other values of some keys.
+    fn with<'a>(architecture: &str, changes: &[(&'a str, Value<'a>)]) -> Result<Json, Fault> {
+        let base = [
+            ("embedding_length", Value::Unsigned(64)),
+            ("attention.head_count", Value::Unsigned(4)),
+            ("attention.key_length", Value::Unsigned(16)),
+            ("block_count", Value::Unsigned(4)),
+            ("feed_forward_length", Value::Unsigned(96)),
+            ("context_length", Value::Unsigned(128)),
+            ("attention.layer_norm_rms_epsilon", Value::Float(1e-6)),
+        ];
+        let named: BTreeMap<String, Value<'a>> = base
+            .into_iter()
+            .chain(changes.iter().cloned())
+            .map(|(name, value)| (format!("{architecture}.{name}"), value))
+            .collect();
+        let pairs: Pairs<'_> = named.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+        config(&Keys(&pairs), architecture, Some(512))
+    }
+
+    #[test]
+    fn the_windows_of_a_file_are_those_it_names() {
+        let flags: &'static [u8] = &[0, 1, 0, 1];
+        let listed = Value::List(super::super::List { kind: super::super::kind::BOOL, len: 4, bytes: flags });
+        let kinds = |architecture: &str, value: Value<'static>| {
+            let config = with(architecture, &[("attention.sliding_window_pattern", value)]).unwrap();
+            let kinds = config["layer_types"].as_array().unwrap().clone();
+            kinds.iter().map(|kind| if kind == "full_attention" { 'f' } else { 'w' }).collect::<String>()
+        };
+        for architecture in ["gemma2", "gemma3"] {
+            for (value, expected) in [
+                (listed.clone(), "fwfw"),
+                (Value::Unsigned(3), "wwfw"),
+                (Value::Unsigned(1), "ffff"),
+                (Value::Unsigned(0), "wwww"),
+            ] {
+                assert_eq!(kinds(architecture, value), expected);
+            }
+        }
+        assert!(with("gemma2", &[]).unwrap().get("layer_types").is_none());
+    }
+
+    #[test]
+    fn one_base_for_the_windowed_layers_of_gemma_2_is_refused() {
+        assert!(with("gemma2", &[("rope.freq_base_swa", Value::Float(10_000.0))]).is_ok());
+        let error = with("gemma2", &[("rope.freq_base_swa", Value::Float(5_000.0))]).unwrap_err().to_string();
+        assert!(error.contains("gemma2.rope.freq_base_swa is 5000"), "{error}");
+        assert!(with("gemma3", &[("rope.freq_base_swa", Value::Float(5_000.0))]).is_ok());
+    }
+
+    #[test]
+    fn a_message_is_told_in_the_words_of_the_file() {
+        for (message, told) in [
+            (
+                "config.json: num_key_value_heads is 3; it must be a divisor of num_attention_heads",
+                "gemma2.attention.head_count_kv is 3; it must be a divisor of gemma2.attention.head_count",
+            ),
+            ("config.json: sliding_window is 0", "gemma2.attention.sliding_window is 0"),
+            ("missing (model.layers.3.mlp.up_proj.weight, x.y)", "missing (blk.3.ffn_up.weight, x.y)"),
+            ("tokenizer.model cannot be read", "tokenizer.ggml.tokens cannot be read"),
+            ("the prompt is empty…", "the prompt is empty…"),
+        ] {
+            assert_eq!(in_words_of_file(message, "gemma2"), told);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{List, Pairs, Value};
+use super::{ARCHITECTURES, List, Pairs, Value};
 use crate::GgufFault as Fault;
 
 /// A larger dimension, or number of layers, than any model has.
@@ -79,30 +79,35 @@ impl<'a> Keys<'_, 'a> {
     }
 }
 
-/// Keys of an architecture that are read, without its name in front.
-const READ: [&str; 21] = [
-    "context_length",
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "attention.sliding_window",
-    "attention.scale",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.freq_base_swa",
-    "attention.sliding_window_pattern",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scale_linear",
+/// Every architecture.
+const ALL: &[&str] = &ARCHITECTURES;
+/// Those that have windows, caps and a scale of the scores of their own.
+const SINCE_2: &[&str] = &["gemma2", "gemma3", "gemma-embedding"];
+
+/// Keys that are read, without the name of the architecture in front, and of which architectures.
+const READ: [(&str, &[&str]); 21] = [
+    ("context_length", ALL),
+    ("embedding_length", ALL),
+    ("block_count", ALL),
+    ("feed_forward_length", ALL),
+    ("attention.head_count", ALL),
+    ("attention.head_count_kv", ALL),
+    ("attention.key_length", ALL),
+    ("attention.value_length", ALL),
+    ("attention.layer_norm_rms_epsilon", ALL),
+    ("attention.sliding_window", SINCE_2),
+    ("attention.sliding_window_pattern", SINCE_2),
+    ("attention.scale", SINCE_2),
+    ("attn_logit_softcapping", SINCE_2),
+    ("final_logit_softcapping", SINCE_2),
+    ("rope.dimension_count", ALL),
+    ("rope.freq_base", ALL),
+    ("rope.freq_base_swa", SINCE_2),
+    ("rope.scaling.type", ALL),
+    ("rope.scaling.factor", ALL),
+    ("rope.scale_linear", ALL),
     // the number of rows is that of the embedding table
-    "vocab_size",
+    ("vocab_size", ALL),
 ];
 
 /// Keys of an architecture that say what the models are in any case, each with the value that says so; any other value
@@ -161,18 +166,19 @@ pub(super) fn unknown(pairs: &Pairs<'_>, architecture: &str) -> Result<Vec<Strin
         };
         // an embedding model reads both ways, which its architecture says already
         let is_known = (architecture, own) == ("gemma-embedding", "attention.causal");
-        if is_known || READ.contains(&own) || NEEDLESS.contains(&own) {
+        let readers = READ.iter().find(|(name, _)| *name == own).map(|(_, readers)| *readers);
+        if is_known || readers.is_some_and(|readers| readers.contains(&architecture)) || NEEDLESS.contains(&own) {
+            continue;
+        }
+        if readers.is_some() {
+            // what only later architectures compute with; 0 stands for none
+            if number(value) != Some(0.0) {
+                return Err(wrong(key, value, "left out, or 0: this architecture has nothing of the kind"));
+            }
             continue;
         }
         if let Some((_, fixed, expected)) = FIXED.iter().find(|(name, ..)| *name == own) {
-            let found = match value {
-                Value::Unsigned(number) => Some(*number as f64),
-                Value::Signed(number) => Some(*number as f64),
-                Value::Float(number) => Some(*number),
-                Value::Bool(value) => Some(f64::from(u8::from(*value))),
-                _ => None,
-            };
-            if found != Some(*fixed) {
+            if number(value) != Some(*fixed) {
                 return Err(wrong(key, value, expected));
             }
         } else if ["attention.", "rope.", "ssm.", "expert"].iter().any(|begin| own.starts_with(begin)) {
@@ -182,6 +188,17 @@ pub(super) fn unknown(pairs: &Pairs<'_>, architecture: &str) -> Result<Vec<Strin
         }
     }
     Ok(unknown)
+}
+
+/// A value as a number, where it is one.
+fn number(value: &Value<'_>) -> Option<f64> {
+    match value {
+        Value::Unsigned(number) => Some(*number as f64),
+        Value::Signed(number) => Some(*number as f64),
+        Value::Float(number) => Some(*number),
+        Value::Bool(value) => Some(f64::from(u8::from(*value))),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -210,6 +227,29 @@ mod tests {
         ] {
             let error = found(key, value).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains("must be"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_only_later_architectures_compute_with_is_refused_in_the_first() {
+        for (name, value) in [
+            ("attention.sliding_window", Value::Unsigned(4)),
+            ("attention.sliding_window_pattern", Value::Unsigned(2)),
+            ("attention.scale", Value::Float(0.9)),
+            ("attn_logit_softcapping", Value::Float(50.0)),
+            ("final_logit_softcapping", Value::Float(30.0)),
+            ("rope.freq_base_swa", Value::Float(5.0)),
+        ] {
+            let found = |architecture: &str, value: Value<'static>| {
+                let key = format!("{architecture}.{name}");
+                unknown(&Pairs::from([(key.as_str(), value)]), architecture)
+            };
+            let error = found("gemma", value.clone()).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+            assert_eq!(found("gemma", Value::Float(0.0)).unwrap(), [] as [String; 0], "{name}");
+            for architecture in SINCE_2 {
+                assert_eq!(found(architecture, value.clone()).unwrap(), [] as [String; 0], "{name}");
+            }
         }
     }
 }

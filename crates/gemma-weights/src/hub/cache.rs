@@ -11,11 +11,12 @@ use super::{HubId, HubOptions};
 use crate::Error;
 use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
 use crate::files::is_plain_name;
+use crate::gguf::without_ending;
 
 /// The tokenizer in its two formats; either will do.
 const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
 /// The file without which a folder is no model.
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 /// The longest content of a reference, in bytes: a commit and the end of the line.
 const REFERENCE_LIMIT: u64 = 1 << 10;
 /// The longest `modules.json` that is read, in bytes.
@@ -222,10 +223,10 @@ fn modules(folder: &Path) -> Vec<String> {
 }
 
 /// Every part of a split GGUF file by the name of one; the file itself where it is not split.
-fn all_parts(name: &str) -> Vec<String> {
-    match select::part(name) {
-        Some((stem, _, count)) if (2..=1000).contains(&count) => {
-            (1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf")).collect()
+pub(super) fn all_parts(name: &str) -> Vec<String> {
+    match (select::part(name), without_ending(name)) {
+        (Some((stem, _, count)), Some((_, ending))) if (2..=1000).contains(&count) => {
+            (1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}{ending}")).collect()
         }
         _ => vec![name.to_owned()],
     }

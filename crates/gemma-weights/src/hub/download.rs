@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::cache::Repository;
+use super::cache::{CONFIG, Repository, all_parts};
 use super::fetch::{Hash, fetch, is_sound, write_error};
 use super::http::{Announced, Client};
 use super::select::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, Weights};
@@ -23,17 +23,26 @@ const ADAPTER_CONFIG_LIMIT: u64 = 1 << 20;
 pub(super) fn pull(id: &HubId, options: &HubOptions, progress: OnDownload<'_>) -> Result<PathBuf, Error> {
     let revision = Revision::of(id, options)?;
     let names = &revision.names;
+    let needs = |name: &str| match names.iter().any(|found| found == name) {
+        true => Ok(()),
+        false => Err(Error::HubIncomplete { id: id.repository(), lacking: name.to_owned() }),
+    };
     // the weights come last, so that a model that has them is whole
     let (wanted, file) = match select::weights(names, id.choice()) {
-        Weights::Single => ([select::beside(names), vec![SINGLE_FILE.to_owned()]].concat(), None),
+        Weights::Single => {
+            needs(CONFIG)?;
+            ([select::beside(names), vec![SINGLE_FILE.to_owned()]].concat(), None)
+        }
         Weights::Sharded => {
+            needs(CONFIG)?;
             let index = vec![INDEX_FILE.to_owned()];
             revision.fill(&index, &mut |_| {})?;
             ([select::beside(names), index, revision.shards()?].concat(), None)
         }
         // a configuration beside the file says what the file does not
         Weights::Gguf(parts) => {
-            let config = names.iter().filter(|name| *name == "config.json").cloned();
+            all_parts(&parts[0]).iter().try_for_each(|part| needs(part))?;
+            let config = names.iter().filter(|name| *name == CONFIG).cloned();
             (config.chain(parts.iter().cloned()).collect(), parts.into_iter().next())
         }
         Weights::Undecided(files) => {

@@ -3,6 +3,8 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
+use percent_encoding::percent_decode_str;
+
 use crate::Error;
 use crate::files::is_plain_name;
 
@@ -43,11 +45,16 @@ impl HubId {
     /// # Errors
     /// [`Error::HubId`], with the rule that the text breaks.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        Self::parts(text).map_err(|why| Error::HubId { id: text.to_owned(), why })
+        Self::parse_at(text, "")
     }
 
-    fn parts(text: &str) -> Result<Self, &'static str> {
-        if let Some(page) = page(text)? {
+    /// [`parse`](Self::parse), where the addresses of the hub at `endpoint` are known as well.
+    pub(super) fn parse_at(text: &str, endpoint: &str) -> Result<Self, Error> {
+        Self::parts(text, endpoint).map_err(|why| Error::HubId { id: text.to_owned(), why })
+    }
+
+    fn parts(text: &str, endpoint: &str) -> Result<Self, &'static str> {
+        if let Some(page) = page(text, endpoint)? {
             return Self::of_page(page);
         }
         // revision and choice may stand in either order
@@ -66,30 +73,36 @@ impl HubId {
         }
         let (org, name) = repository.split_once('/').ok_or("there is no slash in it")?;
         let (name, file) = match name.split_once('/') {
-            Some((name, file)) if file.ends_with(".gguf") => (name, Some(file)),
+            Some((name, file)) if is_gguf_name(file) => (name, Some(file)),
             Some(_) => return Err("there is more than one slash in it"),
             None => (name, None),
         };
         Self::checked(org, name, revision, choice.or(file))
     }
 
-    /// `org/name`, `org/name/tree/REVISION`, `org/name/blob/REVISION/FILE`, and the like.
+    /// `org/name`, `org/name/tree/REVISION`, `org/name/blob/REVISION/FILE`, `org/name?show_file_info=FILE`, and the like.
     fn of_page(page: &str) -> Result<Self, &'static str> {
-        let mut parts = page.split('/').filter(|part| !part.is_empty());
-        let (Some(org), Some(name)) = (parts.next(), parts.next()) else {
+        let page = page.split('#').next().unwrap_or_default();
+        let (path, query) = page.split_once('?').unwrap_or((page, ""));
+        let parts: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(decoded).collect();
+        let [org, name, rest @ ..] = parts.as_slice() else {
             return Err("it is the address of no model");
         };
-        if ["datasets", "spaces", "collections", "papers", "docs"].contains(&org) {
+        if ["datasets", "spaces", "collections", "papers", "docs"].contains(&org.as_str()) {
             return Err("it is the address of no model");
         }
         // hf.co/org/name:Q4_K_M, as other programs write it
-        let (name, choice) = name.split_once(':').map_or((name, None), |(name, choice)| (name, Some(choice)));
-        let kind = parts.next();
-        let revision = parts.next().filter(|_| matches!(kind, Some("tree" | "blob" | "resolve" | "raw" | "commit")));
-        let file = parts.collect::<Vec<_>>().join("/");
-        let file = Some(file.as_str()).filter(|file| file.ends_with(".gguf"));
+        let (name, choice) = name.split_once(':').map_or((name.as_str(), None), |(name, choice)| (name, Some(choice)));
+        let (revision, file) = match rest {
+            [kind, revision, file @ ..] if ["tree", "blob", "resolve", "raw", "commit"].contains(&kind.as_str()) => {
+                (Some(revision.as_str()), file.join("/"))
+            }
+            _ => (None, String::new()),
+        };
+        let shown = query.split('&').find_map(|field| field.strip_prefix("show_file_info=")).map(decoded);
+        let file = [Some(file), shown].into_iter().flatten().find(|file| is_gguf_name(file));
         let revision = revision.filter(|revision| *revision != MAIN);
-        Self::checked(org, name, revision, choice.or(file))
+        Self::checked(org, name, revision, choice.or(file.as_deref()))
     }
 
     fn checked(org: &str, name: &str, revision: Option<&str>, choice: Option<&str>) -> Result<Self, &'static str> {
@@ -135,30 +148,44 @@ impl HubId {
     }
 }
 
-/// The path of a page of the hub; `None` for a text that is no address.
+/// The path of a page of the hub, with its query; `None` for a text that is no address.
 ///
 /// # Errors
-/// For the address of another place.
-fn page(text: &str) -> Result<Option<&str>, &'static str> {
-    let address = text.split(['?', '#']).next().unwrap_or_default();
-    if let Some(path) = address.strip_prefix("hf://") {
+/// For the address of another place than the known hosts and `endpoint`.
+fn page<'t>(text: &'t str, endpoint: &str) -> Result<Option<&'t str>, &'static str> {
+    if let Some(path) = text.strip_prefix("hf://") {
         return Ok(Some(path.strip_prefix("models/").unwrap_or(path)));
     }
-    let (has_scheme, address) = match address.split_once("://") {
+    let (has_scheme, address) = match text.split_once("://") {
         Some(("https" | "http", rest)) => (true, rest),
         Some(_) => return Err("it is an address of another kind"),
-        None => (false, address),
+        None => (false, text),
     };
-    let (host, path) = address.split_once('/').unwrap_or((address, ""));
-    if HOSTS.iter().any(|known| host.eq_ignore_ascii_case(known)) {
-        return Ok(Some(path));
+    let without_scheme = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    for known in HOSTS.into_iter().chain([without_scheme].into_iter().filter(|hub| !hub.is_empty())) {
+        if let Some((host, path)) = address.split_at_checked(known.len())
+            && host.eq_ignore_ascii_case(known)
+            && (path.is_empty() || path.starts_with(['/', '?', '#']))
+        {
+            return Ok(Some(path));
+        }
     }
     if has_scheme { Err("it is the address of another hub, which HF_ENDPOINT names") } else { Ok(None) }
 }
 
+/// A part of an address without its percent signs.
+fn decoded(part: &str) -> String {
+    percent_decode_str(part).decode_utf8_lossy().into_owned()
+}
+
+/// Whether a file's name ends in `.gguf`, in either case.
+pub(super) fn is_gguf_name(name: &str) -> bool {
+    crate::gguf::without_ending(name).is_some()
+}
+
 /// Whether a text is meant as the address of a page, and not as a path.
 pub(super) fn is_address(text: &str) -> bool {
-    text.contains("://") || page(text).is_ok_and(|page| page.is_some())
+    text.contains("://") || page(text, "").is_ok_and(|page| page.is_some())
 }
 
 /// The hub's rules for a name, which also keep it a plain folder name everywhere.
@@ -239,6 +266,10 @@ mod tests {
             ("https://huggingface.co/o/n/discussions/1", "o/n"),
             ("hf.co/o/n:Q4_K_M", "o/n:Q4_K_M"),
             ("hf://o/n", "o/n"),
+            ("https://huggingface.co/o/n?show_file_info=n-Q8_0.gguf", "o/n:n-Q8_0.gguf"),
+            ("https://huggingface.co/o/n?x=1&show_file_info=a%2Fn-Q8_0.GGUF#top", "o/n:a/n-Q8_0.GGUF"),
+            ("https://huggingface.co/o/n?show_file_info=model.safetensors", "o/n"),
+            ("https://huggingface.co/o/n/tree/refs%2Fpr%2F1", "o/n@refs/pr/1"),
         ] {
             assert_eq!(HubId::parse(address).unwrap().to_string(), id, "{address}");
             assert!(is_address(address), "{address}");
@@ -247,6 +278,15 @@ mod tests {
             ["https://huggingface.co/", "https://huggingface.co/datasets/o/n", "https://other.co/o/n", "ftp://x/o/n"]
         {
             assert!(HubId::parse(wrong).is_err(), "{wrong}");
+        }
+        for endpoint in ["https://mirror.example/hub", "mirror.example/hub"] {
+            let id = HubId::parse_at("https://Mirror.example/hub/o/n/tree/v2", endpoint).unwrap();
+            assert_eq!(id.to_string(), "o/n@v2");
+            assert!(HubId::parse_at("https://mirror.example/hubs/o/n", endpoint).is_err());
+            assert!(HubId::parse_at("https://huggingface.co/o/n", endpoint).is_ok());
+        }
+        for outside in ["https://huggingface.co/o/n/tree/..%2F..%2Fx", "https://huggingface.co/o%2Fp/n"] {
+            assert!(HubId::parse(outside).is_err(), "{outside}");
         }
         assert!(!is_address("models/gemma") && !is_address("a/b/c"));
     }

@@ -4,6 +4,9 @@ use std::path::Path;
 
 use crate::checkpoint::{INDEX_FILE, Index, SINGLE_FILE};
 use crate::files::{Files, is_plain_name};
+use crate::gguf::without_ending;
+
+use super::id::is_gguf_name;
 
 /// The files beside the weights that the models read, or that a saved copy passes on.
 #[cfg(feature = "hub")]
@@ -57,6 +60,13 @@ pub(super) fn weights(names: &[String], choice: Option<&str>) -> Weights {
     if choice.is_none() && has(INDEX_FILE) {
         return Weights::Sharded;
     }
+    // an image encoder or an adapter, called by its name
+    if let Some(name) =
+        choice.and_then(|choice| names.iter().find(|name| is_gguf_name(name) && is_called(name, choice)))
+        && !may_be_model(name)
+    {
+        return Weights::Gguf(vec![name.clone()]);
+    }
     let models = gguf_models(names);
     if !models.is_empty() {
         return match chosen(&models, choice) {
@@ -100,7 +110,7 @@ fn is_module(name: &str) -> bool {
 
 /// The GGUF files that can be models, the parts of a split one together, by name.
 fn gguf_models(names: &[String]) -> Vec<Vec<String>> {
-    let mut models: Vec<&String> = names.iter().filter(|name| name.ends_with(".gguf") && may_be_model(name)).collect();
+    let mut models: Vec<&String> = names.iter().filter(|name| is_gguf_name(name) && may_be_model(name)).collect();
     models.sort_unstable();
     let mut grouped: Vec<Vec<String>> = Vec::new();
     for name in models {
@@ -124,7 +134,7 @@ fn may_be_model(name: &str) -> bool {
 
 /// Stem, number and count of `STEM-00001-of-00003.gguf`.
 pub(super) fn part(name: &str) -> Option<(&str, u32, u32)> {
-    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (rest, count) = without_ending(name)?.0.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
     Some((stem, number.parse().ok()?, count.parse().ok()?))
 }
@@ -137,9 +147,13 @@ fn chosen<'m>(models: &'m [Vec<String>], choice: Option<&str>) -> Option<&'m Vec
             _ => by_preference(),
         };
     };
-    let named = |name: &str| name == choice || name.rsplit('/').next() == Some(choice);
-    let by_name = || models.iter().find(|parts| parts.iter().any(|name| named(name)));
+    let by_name = || models.iter().find(|parts| parts.iter().any(|name| is_called(name, choice)));
     by_name().or_else(|| by_quantization(models, choice))
+}
+
+/// Whether a file of a repository has this name, with or without its folder.
+fn is_called(name: &str, choice: &str) -> bool {
+    name == choice || name.rsplit('/').next() == Some(choice)
 }
 
 /// The file with a quantization in its name: the shortest of several, which has the fewest other words.
@@ -198,6 +212,8 @@ mod tests {
         assert_eq!(choice(Some("IQ4_XS")), "gemma-2-2b-it-IQ4_XS.gguf");
         assert_eq!(choice(Some("gemma-2-2b-it-f16.gguf")), "gemma-2-2b-it-f16.gguf");
         assert_eq!(choice(None), "gemma-2-2b-it-Q4_K_M.gguf");
+        assert_eq!(choice(Some("mmproj-gemma-f16.gguf")), "mmproj-gemma-f16.gguf");
+        assert_eq!(weights(&names(&["A-Q8_0.GGUF"]), Some("q8_0")), Weights::Gguf(names(&["A-Q8_0.GGUF"])));
         for absent in ["Q4_K", "Q4_XS", "Q4", "Q2_K", "other.gguf", ""] {
             assert!(choice(Some(absent)).starts_with("Undecided"), "{absent}");
         }

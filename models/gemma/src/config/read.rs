@@ -29,7 +29,9 @@ struct ConfigFile {
     tie_word_embeddings: Option<bool>,
     rope_theta: Option<f32>,
     partial_rotary_factor: Option<f32>,
+    #[serde(default, deserialize_with = "fields::object")]
     rope_scaling: Option<Rope>,
+    #[serde(default, deserialize_with = "fields::object")]
     rope_parameters: Option<RopeParameters>,
     eos_token_id: Option<Ids>,
     // Gemma 2
@@ -64,7 +66,9 @@ struct Rope {
 /// `rope_parameters`: one for all layers, or one for each kind of layer.
 #[derive(Debug, Deserialize)]
 struct RopeParameters {
+    #[serde(default, deserialize_with = "fields::object")]
     full_attention: Option<Rope>,
+    #[serde(default, deserialize_with = "fields::object")]
     sliding_attention: Option<Rope>,
     #[serde(flatten)]
     all: Rope,

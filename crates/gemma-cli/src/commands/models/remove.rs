@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use gemma_weights::{HubId, cached_bytes, remove_cached};
+use gemma_weights::{cached_bytes, remove_cached};
 
 use crate::{interrupt::Ending, output, session};
 
@@ -27,14 +27,14 @@ pub(crate) struct Remove {
 }
 
 pub(crate) fn run(args: &Remove) -> Result<Ending> {
-    let id = HubId::parse(&args.id)?;
+    let options = session::hub(true);
+    let id = options.id(&args.id)?;
     let repository = id.repository();
     if id.to_string() != repository {
         bail!("{id} names a part of a repository, and the whole of it would go; give {repository}");
     }
-    let options = session::hub(true);
     let Some(bytes) = cached_bytes(&id, &options) else {
-        bail!("nothing of {repository} is in the cache {}; HF_HOME names another one", options.cache.display());
+        bail!("nothing of {repository} is in the cache {}; HF_HUB_CACHE names another one", options.cache.display());
     };
     if !args.yes && !confirmed(&repository, bytes)? {
         output::complain(format_args!("{repository} stays"));
