@@ -95,7 +95,10 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
         }
     }
     let words: Vec<&str> = text.split_whitespace().collect();
-    harmless(&words.join(" ")).into_owned()
+    // marks that turn the direction of writing make one name of a file look like another
+    let turning = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let spelled = |c: char| if turning(c) { c.escape_default().to_string() } else { c.to_string() };
+    harmless(&words.join(" ")).chars().map(spelled).collect()
 }
 
 /// Options as the libraries call them, and the flags that set them.
@@ -247,6 +250,8 @@ mod tests {
         let source = io::Error::other("disk on\nfire");
         let error = anyhow::Error::new(source).context("cannot read x: disk on\nfire").context("loading");
         assert_eq!(one_line(&error), "loading: cannot read x: disk on fire");
+        let error = anyhow::anyhow!("\u{202e}gpj.exe\u{1b}[2J: no image");
+        assert_eq!(one_line(&error), "\\u{202e}gpj.exe\u{fffd}[2J: no image");
     }
 
     #[test]

@@ -167,11 +167,7 @@ fn in_sequence<'a>(value: &'a Value, field: &str) -> Vec<&'a Value> {
 
 /// A value for an error message, at most about one line long.
 fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(100) {
-        Some((cut, _)) => format!("{}...", &text[..cut]),
-        None => text,
-    }
+    crate::jinja::cut(&value.to_string())
 }
 
 fn normalizer() -> Value {

@@ -125,11 +125,16 @@ fn on_a_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Fault> + Send) -> 
     })
 }
 
-/// A text of somebody else for a message, at most about a line long.
+/// A text of somebody else for a message, at most about a line long and without control characters.
 pub(crate) fn cut(text: &str) -> String {
     const MOST: usize = 60;
-    match text.char_indices().nth(MOST) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text.to_owned(),
+    let mut characters = text.chars();
+    let mut shown = String::new();
+    for character in characters.by_ref().take(MOST) {
+        match character.is_control() {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
     }
+    if characters.next().is_some() { shown + "..." } else { shown }
 }
