@@ -276,17 +276,23 @@ mod tests {
                     let x = noise(tokens * cols, 2);
                     for isa in Isa::available() {
                         let k_quants = format.block_len() == 256;
+                        #[cfg(target_arch = "x86_64")]
                         let bytes = crate::cpu::gemm::int8::has(isa, format);
+                        #[cfg(not(target_arch = "x86_64"))]
+                        let bytes = false;
                         let pairs = activations == ActivationPrecision::Int16OrBf16 && isa >= Isa::Avx512Bf16;
                         let whole_numbers = match (format.block_len(), tokens) {
                             (32, ..=STREAMED_TOKENS) => true,
                             (32, _) => bytes && !pairs,
-                            _ => isa >= Isa::Avx2 && tokens <= STREAMED_TOKENS,
+                            _ => isa >= Isa::Neon && tokens <= STREAMED_TOKENS,
                         };
                         if !whole_numbers {
                             continue;
                         }
-                        let multiplies = if k_quants { isa >= Isa::Avx512Vnni } else { isa.multiplies_bytes() };
+                        let multiplies = match k_quants {
+                            true => isa == Isa::NeonDot || isa >= Isa::Avx512Vnni,
+                            false => isa.multiplies_bytes(),
+                        };
                         let coarse = activations == ActivationPrecision::Int8 && multiplies;
                         let limit = if coarse { quantize::COARSE } else { quantize::FINE };
                         let seen = |block: &[f32; 32]| {

@@ -2,8 +2,9 @@
 
     GEMMA_TEST_GGUF=model.gguf GEMMA_TEST_LLAMA_SERVER=.../llama-server python throughput.py [gemma]
 
-LEVELS=16 ROUNDS=1 as environment variables measure a part of it (LEVELS=0 the common beginning alone), and REQUESTS=8 fewer
-requests (16; a quarter of them one at a time).
+FAST=1 measures the server with --fast-activations as well, which rounds activations to bf16 beside bf16 weights, as llama.cpp does.
+LEVELS=16 ROUNDS=1 measure a part of it (LEVELS=0 the common beginning alone), and REQUESTS=8 fewer requests (16; a quarter of
+them one at a time).
 
 Each request has a prompt of its own of about 200 tokens and wants 64 tokens, greedy, streamed. Afterwards, prompts with a common
 beginning of about 2000 tokens: the time to the first token of the second one, against that of a prompt without it. Prints a
@@ -122,6 +123,8 @@ def main():
     gemma = program()
     threads = str(os.cpu_count())
     servers = [("gemma", [gemma, "serve", "--model", model, "--port", "PORT", "-t", threads, "-j", "16", "-c", "4096"])]
+    if os.environ.get("FAST"):
+        servers.append(("gemma, --fast-activations", [*servers[0][1], "--fast-activations"]))
     if llama:
         servers.append(("llama.cpp", [
             llama, "-m", model, "--port", "PORT", "-t", threads, "-np", "16", "-c", str(16 * 4096), "-cb", "--no-webui",

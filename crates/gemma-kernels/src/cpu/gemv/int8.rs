@@ -13,7 +13,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::k_quants;
 use super::row::Call;
 use crate::cpu::isa::Isa;
@@ -42,6 +42,10 @@ pub(in crate::cpu) enum Prepared {
 pub(in crate::cpu) fn has(isa: Isa, format: Format) -> bool {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 && k_quants::has(format) {
+        return true;
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa >= Isa::Neon && k_quants::has(format) {
         return true;
     }
     let _ = isa;
@@ -95,7 +99,11 @@ pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: Ac
             }
         }
         #[cfg(target_arch = "aarch64")]
-        Isa::NeonDot => Prepared::Split(Split::new(x, cols, fine, (false, 0, 32), Bytes::new)),
+        Isa::NeonDot => {
+            // K formats need the sums of the activations
+            let offset = if k_quants::has(shape.format) { -1 } else { 0 };
+            Prepared::Split(Split::new(x, cols, fine, (false, offset, 32), Bytes::new))
+        }
         _ => Prepared::Words(Words::new(x)),
     }
 }
@@ -135,18 +143,24 @@ fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Prepared::Words(x) if isa >= Isa::Avx2 => unsafe {
-            if k_quants::has(call.shape.format) {
-                k_quants::row_of_words::<M>(x, call)
-            } else {
-                avx2::row::<M>(x, call)
+            if k_quants::has(call.shape.format) { k_quants::words::<M>(x, call) } else { avx2::row::<M>(x, call) }
+        },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Prepared::Split(x) => unsafe {
+            match k_quants::has(call.shape.format) {
+                true => k_quants::bytes::<M>(x, call),
+                false => neon::bytes::<M>(x, call),
             }
         },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
-        Prepared::Split(x) => unsafe { neon::bytes::<M>(x, call) },
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: as above.
-        Prepared::Words(x) if isa >= Isa::Neon => unsafe { neon::words::<M>(x, call) },
+        Prepared::Words(x) if isa >= Isa::Neon => unsafe {
+            match k_quants::has(call.shape.format) {
+                true => k_quants::words::<M>(x, call),
+                false => neon::words::<M>(x, call),
+            }
+        },
         Prepared::Words(x) => portable::<M>(x, call),
     }
     M
@@ -166,7 +180,7 @@ unsafe fn long<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
             Format::Q4_0 => vnni::nibbles::<vnni::Q40, M, FINE, 18, 72>(x, call),
             Format::Q5_0 => vnni::nibbles::<vnni::Q50, M, FINE, 22, 88>(x, call),
             Format::Iq4Nl => vnni::nibbles::<vnni::Iq4Nl, M, FINE, 18, 72>(x, call),
-            _ => k_quants::row::<M>(x, call),
+            _ => k_quants::bytes::<M>(x, call),
         }
     }
 }

@@ -8,6 +8,6 @@
 pub(in crate::cpu) mod distance;
 pub(in crate::cpu) mod float;
 pub(in crate::cpu) mod int8;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(in crate::cpu) mod k_quants;
 pub(in crate::cpu) mod row;

@@ -193,3 +193,23 @@ pub(in crate::cpu) fn prefetch(from: *const u8) {
     // SAFETY: a prefetch is a hint; the address need not be valid.
     unsafe { asm!("prfm pldl1keep, [{from}]", from = in(reg) from, options(nostack, readonly, preserves_flags)) };
 }
+
+/// `sum[lane] + Σ_i a[4 lane + i] b[4 lane + i]`.
+///
+/// # Safety
+/// The CPU must have dot products, and the function in which this is expanded their target feature.
+#[inline(always)]
+pub(in crate::cpu) unsafe fn dot(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    let mut sum = sum;
+    // SAFETY: as required of the caller; registers only.
+    unsafe {
+        asm!(
+            "sdot {sum:v}.4s, {a:v}.16b, {b:v}.16b",
+            sum = inout(vreg) sum,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}

@@ -3,12 +3,11 @@
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::{Call, f16_scales, group};
-use crate::cpu::isa::{Lanes, Neon, prefetch};
+use crate::cpu::isa::{Lanes, Neon, dot, prefetch};
 use crate::cpu::quantize::{GROUP, Split, Words};
 use crate::format::low_bits::IQ4_LEVELS;
 use half::f16;
 use std::arch::aarch64::*;
-use std::arch::asm;
 
 /// The 32 numbers of a block of Q8_0.
 ///
@@ -198,24 +197,4 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
             call.write(t, vaddvq_f32(vaddq_f32(a, b)));
         }
     }
-}
-
-/// `sum[lane] + Σ_i a[4 lane + i] b[4 lane + i]`.
-///
-/// # Safety
-/// The CPU must have dot products, and the function in which this is expanded their target feature.
-#[inline(always)]
-unsafe fn dot(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    let mut sum = sum;
-    // SAFETY: as required of the caller; registers only.
-    unsafe {
-        asm!(
-            "sdot {sum:v}.4s, {a:v}.16b, {b:v}.16b",
-            sum = inout(vreg) sum,
-            a = in(vreg) a,
-            b = in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sum
 }

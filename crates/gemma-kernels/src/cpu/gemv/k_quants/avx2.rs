@@ -3,12 +3,13 @@
 //! What the addends of Q4_K and Q5_K contribute is a product with the sums of 32 activations; the numbers of Q6_K are centred
 //! instead.
 
-use super::{BLOCK, six_bits};
+use super::BLOCK;
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::{Avx2, Lanes, prefetch};
 use crate::cpu::quantize::Words;
+use crate::cpu::sub_blocks::six_bits;
 use half::f16;
 use std::arch::x86_64::*;
 

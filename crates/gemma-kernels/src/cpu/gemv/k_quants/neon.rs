@@ -1,0 +1,255 @@
+//! The same with NEON: 16-bit numbers, eight at a time, or with dot products bytes, four in each lane.
+//!
+//! What the addends of Q4_K and Q5_K contribute is a product with the sums of 32 activations; the numbers of Q6_K are centred
+//! instead.
+
+use super::BLOCK;
+use crate::Format;
+use crate::cpu::gemv::distance::distance;
+use crate::cpu::gemv::row::Call;
+use crate::cpu::isa::{dot, prefetch};
+use crate::cpu::quantize::{Split, Words};
+use crate::cpu::sub_blocks::six_bits;
+use half::f16;
+use std::arch::aarch64::*;
+
+/// Parts of a block whose activations share a scale.
+const PARTS: usize = BLOCK / 32;
+
+/// One row times `M` tokens as 16-bit numbers.
+///
+/// # Safety
+/// The CPU must have NEON; the call's row has the blocks of its shape, and `x` has `M` tokens from the call's on.
+#[target_feature(enable = "neon")]
+pub(in crate::cpu) unsafe fn words<const M: usize>(x: &Words, call: &Call<'_>) {
+    let exact = |at: usize, [first, second]: [int8x16_t; 2]| {
+        // SAFETY: part `at` has 32 activations.
+        unsafe {
+            let values = x.values.as_ptr().add(at * 32);
+            let half = |weights: int8x16_t, values: *const i16| {
+                let (low, high) = (vld1q_s16(values), vld1q_s16(values.add(8)));
+                let weights = [vmovl_s8(vget_low_s8(weights)), vmovl_high_s8(weights)];
+                let mut sums = vmull_s16(vget_low_s16(weights[0]), vget_low_s16(low));
+                sums = vmlal_high_s16(sums, weights[0], low);
+                sums = vmlal_s16(sums, vget_low_s16(weights[1]), vget_low_s16(high));
+                vmlal_high_s16(sums, weights[1], high)
+            };
+            [half(first, values), half(second, values.add(16))]
+        }
+    };
+    // SAFETY: as required of the caller.
+    unsafe { of_format::<M>(call, &x.scales, &x.sums, exact) }
+}
+
+/// One row times `M` tokens as bytes.
+///
+/// # Safety
+/// The CPU must have dot products; the call's row has the blocks of its shape, and `x`, made with offset -1, blocks in order
+/// and a start for each 32 values, has `M` tokens from the call's on.
+#[target_feature(enable = "neon,dotprod")]
+pub(in crate::cpu) unsafe fn bytes<const M: usize>(x: &Split, call: &Call<'_>) {
+    let low = |at: usize, [first, second]: [int8x16_t; 2]| {
+        // SAFETY: part `at` has 32 activations.
+        unsafe {
+            let values = x.low.as_ptr().add(at * 32);
+            let zero = vdupq_n_s32(0);
+            [dot(zero, first, vld1q_s8(values)), dot(zero, second, vld1q_s8(values.add(16)))]
+        }
+    };
+    let both = |at: usize, [first, second]: [int8x16_t; 2]| {
+        // SAFETY: as above.
+        unsafe {
+            let values = x.high.as_ptr().add(at * 32);
+            let zero = vdupq_n_s32(0);
+            let upper = [dot(zero, first, vld1q_s8(values)), dot(zero, second, vld1q_s8(values.add(16)))];
+            let lower = low(at, [first, second]);
+            [vaddq_s32(lower[0], vshlq_n_s32::<8>(upper[0])), vaddq_s32(lower[1], vshlq_n_s32::<8>(upper[1]))]
+        }
+    };
+    // SAFETY: as required of the caller.
+    unsafe {
+        match x.high.is_empty() {
+            true => of_format::<M>(call, &x.scales, &x.starts, low),
+            false => of_format::<M>(call, &x.scales, &x.starts, both),
+        }
+    }
+}
+
+/// # Safety
+/// As [`words`], with the instructions at hand where this is expanded. `exact` multiplies the 32 numbers of a part with the
+/// activations of the part that it names, and sums up each half of them by itself.
+#[inline(always)]
+unsafe fn of_format<const M: usize>(
+    call: &Call<'_>,
+    x_scales: &[f32],
+    x_sums: &[i32],
+    exact: impl Fn(usize, [int8x16_t; 2]) -> [int32x4_t; 2],
+) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match call.shape.format {
+            Format::Q4K => products::<Q4K, M>(call, x_scales, x_sums, exact),
+            Format::Q5K => products::<Q5K, M>(call, x_scales, x_sums, exact),
+            Format::Q6K => products::<Q6K, M>(call, x_scales, x_sums, exact),
+            other => unreachable!("{other} has no such blocks"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`of_format`].
+#[inline(always)]
+unsafe fn products<B: Block, const M: usize>(
+    call: &Call<'_>,
+    x_scales: &[f32],
+    x_sums: &[i32],
+    exact: impl Fn(usize, [int8x16_t; 2]) -> [int32x4_t; 2],
+) {
+    let ahead = distance();
+    let size = B::FORMAT.block_bytes();
+    let blocks = call.bytes.len() / size;
+    // SAFETY: block `b` has `size` bytes of the row; each token has for it 256 values, 8 scales and 8 sums.
+    unsafe {
+        // two sums, so that an addition need not wait for the one before
+        let mut sums = [[vdupq_n_f32(0.0); 2]; M];
+        let mut added = [0f32; M];
+        for b in 0..blocks {
+            let block = call.bytes.as_ptr().add(b * size);
+            if call.token == 0 {
+                for line in 0..size.div_ceil(64) {
+                    prefetch(block.wrapping_add(ahead + 64 * line));
+                }
+            }
+            let (factors, addends) = B::scales(block);
+            for part in 0..PARTS {
+                let numbers = B::numbers(block, part);
+                for t in 0..M {
+                    let at = ((call.token + t) * blocks + b) * PARTS + part;
+                    let scale = *x_scales.as_ptr().add(at);
+                    added[t] = (addends[part] * scale).mul_add(*x_sums.as_ptr().add(at) as f32, added[t]);
+                    let [first, second] = exact(at, numbers);
+                    if B::PART == 32 {
+                        let sum = vcvtq_f32_s32(vaddq_s32(first, second));
+                        sums[t][part % 2] = vfmaq_n_f32(sums[t][part % 2], sum, factors[part] * scale);
+                    } else {
+                        let [low, high] = [factors[2 * part] * scale, factors[2 * part + 1] * scale];
+                        sums[t][0] = vfmaq_n_f32(sums[t][0], vcvtq_f32_s32(first), low);
+                        sums[t][1] = vfmaq_n_f32(sums[t][1], vcvtq_f32_s32(second), high);
+                    }
+                }
+            }
+        }
+        for (t, [a, b]) in sums.into_iter().enumerate() {
+            call.write(t, vaddvq_f32(vaddq_f32(a, b)) + added[t]);
+        }
+    }
+}
+
+/// How the blocks of a format are taken apart: a value is `factor number + addend` with its part's.
+///
+/// # Safety
+/// Every method requires that a block is readable at the pointer, and is expanded where NEON is enabled.
+trait Block {
+    const FORMAT: Format;
+    /// Values that share a factor: 16 or 32.
+    const PART: usize;
+
+    /// The factors of the parts, and the addends of each 32 values. As Q4_K and Q5_K have them: scales and least values of six
+    /// bits.
+    #[inline(always)]
+    unsafe fn scales(block: *const u8) -> ([f32; 16], [f32; PARTS]) {
+        // SAFETY: as required of the caller.
+        let (six, scale, least_scale) = unsafe { (six_bits(block), half(block, 0), half(block, 2)) };
+        let [scales, least] = six.map(u64::to_le_bytes);
+        let factors = std::array::from_fn(|i| scales.get(i).map_or(0.0, |s| f32::from(*s) * scale));
+        (factors, least.map(|least| -f32::from(least) * least_scale))
+    }
+
+    /// The numbers of the 32 values from `32 part` on.
+    unsafe fn numbers(block: *const u8, part: usize) -> [int8x16_t; 2];
+}
+
+/// The half at byte `at`.
+///
+/// # Safety
+/// Two bytes must be readable there.
+#[inline(always)]
+unsafe fn half(block: *const u8, at: usize) -> f32 {
+    // SAFETY: as required of the caller.
+    f16::from_le_bytes(unsafe { block.add(at).cast::<[u8; 2]>().read() }).to_f32()
+}
+
+/// The bits of `mask` of each of sixteen bytes, moved right by `by`, or left where that is negative.
+///
+/// # Safety
+/// As [`Block`], with sixteen bytes readable.
+#[inline(always)]
+unsafe fn moved(from: *const u8, by: i8, mask: u8) -> uint8x16_t {
+    // SAFETY: as required of the caller.
+    unsafe { vandq_u8(vshlq_u8(vld1q_u8(from), vdupq_n_s8(-by)), vdupq_n_u8(mask)) }
+}
+
+struct Q4K;
+
+impl Block for Q4K {
+    const FORMAT: Format = Format::Q4K;
+    const PART: usize = 32;
+
+    #[inline(always)]
+    unsafe fn numbers(block: *const u8, part: usize) -> [int8x16_t; 2] {
+        // SAFETY: as required of the caller; two parts share their bytes.
+        unsafe {
+            let (from, by) = (block.add(16 + part / 2 * 32), (part % 2 * 4) as i8);
+            [moved(from, by, 15), moved(from.add(16), by, 15)].map(|numbers| vreinterpretq_s8_u8(numbers))
+        }
+    }
+}
+
+struct Q5K;
+
+impl Block for Q5K {
+    const FORMAT: Format = Format::Q5K;
+    const PART: usize = 32;
+
+    #[inline(always)]
+    unsafe fn numbers(block: *const u8, part: usize) -> [int8x16_t; 2] {
+        // SAFETY: as required of the caller; bit `p` of the bytes at 16 is the fifth of part `p`'s numbers.
+        unsafe {
+            let (from, by) = (block.add(48 + part / 2 * 32), (part % 2 * 4) as i8);
+            let number = |low: *const u8, fifth: *const u8| {
+                vreinterpretq_s8_u8(vorrq_u8(moved(low, by, 15), moved(fifth, part as i8 - 4, 16)))
+            };
+            [number(from, block.add(16)), number(from.add(16), block.add(32))]
+        }
+    }
+}
+
+struct Q6K;
+
+impl Block for Q6K {
+    const FORMAT: Format = Format::Q6K;
+    const PART: usize = 16;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8) -> ([f32; 16], [f32; PARTS]) {
+        // SAFETY: as required of the caller.
+        let (scales, scale) = unsafe { (block.add(192).cast::<[i8; 16]>().read(), half(block, 208)) };
+        (scales.map(|s| f32::from(s) * scale), [0.0; PARTS])
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(block: *const u8, part: usize) -> [int8x16_t; 2] {
+        // SAFETY: as required of the caller. In each half of the block the low nibbles of 64 bytes are the first 64
+        // numbers', the high ones the others'; 32 bytes hold the upper two bits of each 32 numbers in turn.
+        unsafe {
+            let (side, quarter) = (part / 4, part % 4);
+            let (low, high) = (block.add(side * 64 + quarter % 2 * 32), block.add(128 + side * 32));
+            let number = |low: *const u8, high: *const u8| {
+                let upper = moved(high, 2 * quarter as i8 - 4, 0x30);
+                let number = vorrq_u8(moved(low, (quarter / 2 * 4) as i8, 15), upper);
+                vsubq_s8(vreinterpretq_s8_u8(number), vdupq_n_s8(32))
+            };
+            [number(low, high), number(low.add(16), high.add(16))]
+        }
+    }
+}
