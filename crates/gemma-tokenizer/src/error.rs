@@ -16,7 +16,7 @@ pub enum Error {
     },
 
     /// The file is not JSON of the expected shape.
-    #[error("{file} cannot be read: {reason}; get the file again from where the model came from")]
+    #[error("{file} cannot be read: {}; get the file again from where the model came from", short(reason))]
     Json {
         /// `tokenizer.json` or `tokenizer_config.json`.
         file: &'static str,
@@ -160,4 +160,16 @@ impl std::fmt::Debug for Error {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, formatter)
     }
+}
+
+/// What a parser says, on one line: it quotes what it read, and then says what it expected and where.
+fn short(reason: &str) -> String {
+    const START: usize = 100;
+    const END: usize = 100;
+    let letters: Vec<char> = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if letters.len() <= START + END {
+        return letters.into_iter().collect();
+    }
+    let [start, end] = [&letters[..START], &letters[letters.len() - END..]].map(|part| part.iter().collect::<String>());
+    format!("{start}...{end}")
 }

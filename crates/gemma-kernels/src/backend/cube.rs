@@ -96,8 +96,7 @@ impl AttentionOps for CubeBackend {
         tables: IntTensor<Self>,
         call: PagedCall,
     ) -> FloatTensor<Self> {
-        let PagedCall { first, kv_heads, params, .. } = call;
-        cube::attend(q, first, cube::Source::Rows([k, v]), kv_heads, [queries, tables], params)
+        cube::attend(q, cube::Source::Rows([k, v]), [queries, tables], call)
     }
 
     fn attend_pages(
@@ -108,9 +107,8 @@ impl AttentionOps for CubeBackend {
         tables: IntTensor<Self>,
         call: PagedCall,
     ) -> FloatTensor<Self> {
-        let PagedCall { first, kv_heads, precision, params } = call;
-        let source = cube::Source::Pages { buffers: [k, v], precision };
-        cube::attend(q, first, source, kv_heads, [queries, tables], params)
+        let source = cube::Source::Pages { buffers: [k, v], precision: call.precision };
+        cube::attend(q, source, [queries, tables], call)
     }
 
     fn write_pages(

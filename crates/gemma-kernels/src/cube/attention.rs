@@ -1,6 +1,7 @@
 //! Softmax attention of queries over the pages of their KV caches, or over the rows of the call.
 //!
-//! One cube answers one head of one query; one launch answers all queries of all sequences. The keys that a query may
+//! One cube answers one head of one query, or of a piece of what it sees; one launch answers all queries of all sequences, and a
+//! second one adds up the pieces where there are any (Dao et al., "Flash-Decoding", 2023). The keys that a query may
 //! see are an interval of positions, which the host works out. So the kernel walks an interval, without a mask and
 //! without reading a key that it may not see. It walks once, keeping the largest score so far, the sum of weights
 //! relative to it and the weighted sum of values, and rescales the sums when the largest score grows (Milakov &
@@ -9,8 +10,8 @@
 
 use super::dequantize::half_to_f32;
 use super::{cube_count, floats, is_empty, output};
-use crate::AttendParams;
 use crate::kv::{BLOCK, CachePrecision, PAGE_LEN};
+use crate::ops::attention::{PagedCall, QUERY_WORDS};
 use burn::tensor::DType;
 use burn_cubecl::{kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -29,9 +30,6 @@ const KEYS: usize = COLUMNS * UNIT_KEYS;
 const WIDTH: usize = 64;
 /// Words of a block of q8_0: the scale and the integers.
 const BLOCK_WORDS: usize = 1 + BLOCK / 4;
-/// Words of `queries` for each query.
-pub(crate) const QUERY_WORDS: usize = 4;
-
 /// Where keys and values lie: `[rows, kv_heads * head_dim]` values each.
 pub(crate) enum Source {
     /// In the rows of the call, f32.
@@ -41,24 +39,19 @@ pub(crate) enum Source {
     Pages { buffers: [CubeTensor; 2], precision: CachePrecision },
 }
 
-/// Attention of some queries of `q` `[tokens, heads, head_dim]`, those from `first` on, one for each [`QUERY_WORDS`]
-/// words of `queries`: the first position that it sees and the one after the last, then `offset` and `base`. In pages,
-/// position `p` lies in page `tables[offset + p / PAGE_LEN - base]`; in rows, in row `offset + p - base`.
+/// Attention of the queries of `call` of `q` `[tokens, heads, head_dim]`, a piece for each [`QUERY_WORDS`]
+/// words of `queries`: the first position that it sees and the one after the last, then `offset` and `base`, and its query. In
+/// pages, position `p` lies in page `tables[offset + p / PAGE_LEN - base]`; in rows, in row `offset + p - base`. Behind the pieces,
+/// `queries` says where those of each query begin.
 ///
 /// # Panics
 /// When the shapes contradict each other.
-pub(crate) fn attend(
-    q: CubeTensor,
-    first: usize,
-    source: Source,
-    kv_heads: usize,
-    [queries, tables]: [CubeTensor; 2],
-    params: AttendParams,
-) -> CubeTensor {
+pub(crate) fn attend(q: CubeTensor, source: Source, [queries, tables]: [CubeTensor; 2], call: PagedCall) -> CubeTensor {
+    let PagedCall { first, queries: count, pieces, kv_heads, params, .. } = call;
     let [tokens, heads, head_dim] = q.meta.shape().dims::<3>();
     let [words] = queries.meta.shape().dims::<1>();
-    let count = words / QUERY_WORDS;
-    assert!(first + count <= tokens, "queries");
+    assert!(first + count <= tokens && count <= pieces, "queries");
+    assert_eq!(words, pieces * QUERY_WORDS + count + 1, "pieces");
     assert!([&queries, &tables].iter().all(|ints| ints.dtype == DType::U32), "positions and tables");
     let (buffers, paged, precision) = match source {
         Source::Rows(rows) => (rows.map(floats), false, CachePrecision::F32),
@@ -77,29 +70,89 @@ pub(crate) fn attend(
     let width = head_dim.next_power_of_two().min(WIDTH);
     let client = q.client.clone();
     let [keys, values] = buffers;
-    let scene = SceneLaunch::new(first, count, heads, kv_heads, head_dim, params.scale, params.softcap.unwrap_or(0.0));
+    let scene = SceneLaunch::new(first, pieces, heads, kv_heads, head_dim, params.scale, params.softcap.unwrap_or(0.0));
+    let is_cut = pieces > count;
+    // what the pieces found, and of each head its largest score and the sum of its weights
+    let found = if is_cut { output(&q, [pieces, heads, head_dim]) } else { out.clone() };
+    let states = output(&q, [if is_cut { pieces * heads } else { 1 }, 2]);
+    let queries = into_contiguous(queries);
     // SAFETY: the host says of each query which positions are there and where; dimensions are guarded, and the surplus
     // cubes repeat the last query.
     unsafe {
         attend_kernel::launch_unchecked(
             &client,
-            cube_count(count * heads),
+            cube_count(pieces * heads),
             CubeDim::new_1d(UNITS as u32),
             floats(q).into_buffer_arg(),
             keys.into_buffer_arg(),
             values.into_buffer_arg(),
-            into_contiguous(queries).into_buffer_arg(),
+            queries.clone().into_buffer_arg(),
             into_contiguous(tables).into_buffer_arg(),
-            out.clone().into_buffer_arg(),
+            found.clone().into_buffer_arg(),
+            states.clone().into_buffer_arg(),
             scene,
             width,
             head_dim.div_ceil(width),
             params.softcap.is_some(),
             paged,
             precision,
+            is_cut,
         );
+        if is_cut {
+            let work = count * heads * head_dim;
+            // SAFETY: units past the last value do nothing, and the host says which pieces there are.
+            join_kernel::launch_unchecked(
+                &client,
+                cube_count(work.div_ceil(UNITS)),
+                CubeDim::new_1d(UNITS as u32),
+                found.into_buffer_arg(),
+                states.into_buffer_arg(),
+                queries.into_buffer_arg(),
+                out.clone().into_buffer_arg(),
+                work,
+                heads,
+                head_dim,
+                pieces * QUERY_WORDS,
+            );
+        }
     }
     out
+}
+
+/// Adds up the pieces of each query: each unit one dimension of one head.
+#[cube(launch_unchecked)]
+fn join_kernel(
+    found: &[f32],
+    states: &[f32],
+    queries: &[u32],
+    out: &mut [f32],
+    work: usize,
+    heads: usize,
+    head_dim: usize,
+    begins: usize,
+) {
+    if ABSOLUTE_POS >= work {
+        terminate!();
+    }
+    let dim = ABSOLUTE_POS % head_dim;
+    let head = ABSOLUTE_POS / head_dim % heads;
+    let query = ABSOLUTE_POS / head_dim / heads;
+    let first = queries[begins + query] as usize;
+    let end = queries[begins + query + 1] as usize;
+    let mut largest = states[(first * heads + head) * 2];
+    for piece in first + 1..end {
+        largest = max(largest, states[(piece * heads + head) * 2]);
+    }
+    let mut sum = 0.0f32;
+    let mut total = 0.0f32;
+    for piece in first..end {
+        let at = piece * heads + head;
+        // the largest one's is 1, so that a query of one piece gets what it would get by itself
+        let weight = select(states[at * 2] == largest, 1.0f32, (states[at * 2] - largest).exp());
+        total += weight * states[at * 2 + 1];
+        sum += weight * found[at * head_dim + dim];
+    }
+    out[ABSOLUTE_POS] = sum / total;
 }
 
 /// Units of a cube of [`write_kernel`]; each makes one word, or one block.
@@ -233,7 +286,7 @@ fn value_at(words: &[u32], index: usize, #[comptime] precision: CachePrecision) 
 struct Scene {
     /// The first query's row.
     first: usize,
-    queries: usize,
+    pieces: usize,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -275,7 +328,7 @@ struct Walk {
     sums: Array<f32>,
 }
 
-/// A cube answers one head of one query.
+/// A cube answers one head of one query, or of a piece of it, of which it writes the sums as they are and its state.
 ///
 /// For the weighted sum of values the units stand `width` side by side, each with every `width`-th dimension
 /// (`chunks` of them), and share the keys among the lines that this makes.
@@ -287,16 +340,19 @@ fn attend_kernel(
     queries: &[u32],
     tables: &[u32],
     out: &mut [f32],
+    states: &mut [f32],
     scene: Scene,
     #[comptime] width: usize,
     #[comptime] chunks: usize,
     #[comptime] capped: bool,
     #[comptime] paged: bool,
     #[comptime] precision: CachePrecision,
+    #[comptime] is_cut: bool,
 ) {
     let unit = UNIT_POS as usize;
-    let index = min(CUBE_POS, scene.queries * scene.heads - 1);
+    let index = min(CUBE_POS, scene.pieces * scene.heads - 1);
     let query = index / scene.heads * QUERY_WORDS;
+    let row = scene.first + queries[query + 4] as usize;
     let stretch = Stretch {
         from: queries[query] as usize,
         to: queries[query + 1] as usize,
@@ -320,7 +376,7 @@ fn attend_kernel(
     }
     let mut dim = unit;
     while dim < scene.head_dim {
-        board.query[dim] = q[(scene.first * scene.heads + index) * scene.head_dim + dim];
+        board.query[dim] = q[(row * scene.heads + index % scene.heads) * scene.head_dim + dim];
         dim += UNITS;
     }
     sync_cube();
@@ -336,19 +392,27 @@ fn attend_kernel(
     for line in 0..lines {
         total += board.partial[unit % width + comptime!(line * width)];
     }
+    if comptime!(is_cut) && unit == 0 && CUBE_POS < scene.pieces * scene.heads {
+        states[index * 2] = walk.state[0];
+        states[index * 2 + 1] = total;
+    }
     #[unroll]
     for c in 0..chunks {
         sync_cube();
         board.partial[unit] = walk.sums[c];
         sync_cube();
         let dim = unit + comptime!(c * width);
-        if unit < width && dim < scene.head_dim && CUBE_POS < scene.queries * scene.heads {
+        if unit < width && dim < scene.head_dim && CUBE_POS < scene.pieces * scene.heads {
             let mut sum = 0.0f32;
             #[unroll]
             for line in 0..lines {
                 sum += board.partial[unit + comptime!(line * width)];
             }
-            out[index * scene.head_dim + dim] = sum / total;
+            if comptime!(is_cut) {
+                out[index * scene.head_dim + dim] = sum;
+            } else {
+                out[index * scene.head_dim + dim] = sum / total;
+            }
         }
     }
 }

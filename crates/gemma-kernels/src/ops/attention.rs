@@ -1,6 +1,6 @@
 //! Softmax attention over KV caches, and appending to them.
 
-use crate::kv::{CachePrecision, KvPages, KvPool, Page};
+use crate::kv::{CachePrecision, KvPages, KvPool, PAGE_LEN, Page};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::packed::stores_words;
 use crate::{AttendParams, Phase};
@@ -100,6 +100,10 @@ pub use extension::AttentionOps;
 pub struct PagedCall {
     /// The first row of the call that it reads.
     pub first: usize,
+    /// The queries that it answers.
+    pub queries: usize,
+    /// The pieces that their keys are cut into; as many as there are queries where none is cut.
+    pub pieces: usize,
     /// Key heads.
     pub kv_heads: usize,
     /// How pages keep values.
@@ -200,7 +204,8 @@ pub fn append(k: Tensor<3>, v: Tensor<3>, caches: &mut [CacheRows<'_>]) {
             slots.extend(next.cache.reserve(next.rows.len()));
         }
         let [keys, values] = pool.buffers().map(Tensor::into_dispatch);
-        let call = PagedCall { first, kv_heads, precision: cache.precision(), params: AttendParams::default() };
+        let precision = cache.precision();
+        let call = PagedCall { first, queries: 0, pieces: 0, kv_heads, precision, params: AttendParams::default() };
         let (k, v) = (k.clone().into_dispatch(), v.clone().into_dispatch());
         let slots = words(slots, &device).into_dispatch();
         <Dispatch as AttentionOps>::write_pages(k, v, keys, values, slots, call);
@@ -226,6 +231,8 @@ fn attend_on_gpu(
     let mut outputs = Vec::new();
     for run in segments.chunk_by(|a, b| same(&pool_of(a), &pool_of(b))) {
         let (mut queries, mut tables) = (Vec::new(), Vec::new());
+        // where the pieces of each query begin
+        let mut begins = vec![0u32];
         let mut row = first;
         for segment in run {
             let (offset, base) = match segment.cache {
@@ -234,7 +241,11 @@ fn attend_on_gpu(
                 Some(cache) => (tables.len(), cache.base()),
             };
             for seen in segment.visible(params) {
-                queries.extend([seen.start, seen.end, offset, base].map(|place| place as u32));
+                let query = begins.len() - 1;
+                for piece in pieces(seen, segment.phase) {
+                    queries.extend([piece.start, piece.end, offset, base, query].map(|place| place as u32));
+                }
+                begins.push((queries.len() / QUERY_WORDS) as u32);
             }
             tables.extend(segment.cache.iter().flat_map(|cache| cache.list()).map(|page| match page {
                 Page::Pool(page) => page.index() as u32,
@@ -244,9 +255,11 @@ fn attend_on_gpu(
         }
         // a buffer is never empty
         tables.push(0);
-        let [queries, tables] = [queries, tables].map(|values| words(values, &device).into_dispatch());
         let precision = run[0].cache.map(KvPages::precision).unwrap_or_default();
-        let call = PagedCall { first, kv_heads, precision, params: *params };
+        let (count, pieces) = (begins.len() - 1, queries.len() / QUERY_WORDS);
+        let call = PagedCall { first, queries: count, pieces, kv_heads, precision, params: *params };
+        queries.extend(begins);
+        let [queries, tables] = [queries, tables].map(|values| words(values, &device).into_dispatch());
         let q = q.clone().into_dispatch();
         outputs.push(Tensor::from_dispatch(match pool_of(&run[0]) {
             None => {
@@ -261,6 +274,29 @@ fn attend_on_gpu(
         first = row;
     }
     if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 0) }
+}
+
+/// Words of a piece in the `queries` of a launch: the first position that it sees and the one after the last, then where
+/// its sequence lies (see `cube/attention.rs`), and its query, counted from the first one of the launch.
+pub(crate) const QUERY_WORDS: usize = 5;
+/// Keys of a piece. One head of one query is little work for a GPU, so that a token that is decoded after many others would
+/// leave most of it idle.
+const PIECE: usize = 512;
+/// The most pieces of a query: more would be longer in being added up than in being computed.
+const MOST_PIECES: usize = 64;
+
+/// The pieces of what a query sees, which depend on nothing but that and the phase of its request.
+fn pieces(seen: Range<usize>, phase: Phase) -> impl Iterator<Item = Range<usize>> {
+    let count = match phase {
+        Phase::Decode => seen.len().div_ceil(PIECE).clamp(1, MOST_PIECES),
+        // the other queries of a prompt are work enough
+        Phase::Prefill => 1,
+    };
+    let each = seen.len().div_ceil(count).next_multiple_of(PAGE_LEN);
+    (0..count).filter_map(move |piece| {
+        let (from, to) = (seen.start + piece * each, seen.start + (piece + 1) * each);
+        (piece == 0 || from < seen.end).then(|| from..to.min(seen.end))
+    })
 }
 
 fn words(values: Vec<u32>, device: &Device) -> Tensor<1, Int> {
@@ -318,4 +354,21 @@ pub fn reference_attend(
         .mask_fill(hidden.unsqueeze::<3>().expand([heads, tokens, keys]), f32::NEG_INFINITY);
     let weights = softmax(scores, 2).reshape([kv_heads, group * tokens, keys]);
     weights.matmul(v).reshape([heads, tokens, head_dim]).swap_dims(0, 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_follow_each_other_and_are_all_that_is_seen() {
+        for (from, len) in [(0, 1), (0, 512), (7, 513), (100, 1025), (0, 8192), (3, 100_000)] {
+            let cut: Vec<Range<usize>> = pieces(from..from + len, Phase::Decode).collect();
+            assert_eq!((cut[0].start, cut[cut.len() - 1].end), (from, from + len), "{len}");
+            assert!(cut.windows(2).all(|two| two[0].end == two[1].start), "{cut:?}");
+            assert!(cut.iter().all(|piece| !piece.is_empty()) && cut.len() <= MOST_PIECES, "{cut:?}");
+            assert_eq!(cut.len() > 1, len > PIECE, "{len}");
+            assert_eq!(pieces(from..from + len, Phase::Prefill).collect::<Vec<_>>(), [from..from + len]);
+        }
+    }
 }

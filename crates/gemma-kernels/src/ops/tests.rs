@@ -80,12 +80,13 @@ fn a_view_that_is_not_contiguous_is_read_in_its_own_order() {
     }
 }
 
-/// Everything that a cache may go through before a segment: chunks, windows that let pages go, f16.
+/// Everything that a cache may go through before a segment: chunks, windows that let pages go, f16, and decoding after so many
+/// tokens that a GPU cuts what a query sees into pieces.
 #[test]
 fn attention_equals_its_reference_implementation() {
     for (backend, device) in devices() {
         for (heads, kv_heads, head_dim) in [(4, 1, 16), (4, 2, 8), (3, 3, 5), (8, 1, 64), (2, 1, 1)] {
-            for (start, tokens) in [(0, 1), (0, 9), (5, 1), (5, 4), (20, 3), (150, 2), (6, 70)] {
+            for (start, tokens) in [(0, 1), (0, 9), (5, 1), (5, 4), (20, 3), (150, 2), (6, 70), (1500, 1), (1023, 3)] {
                 for (visibility, blocks, softcap) in [
                     (Visibility::CAUSAL, vec![], None),
                     (Visibility::Causal { window: Some(6) }, vec![], Some(2.0)),
@@ -130,8 +131,9 @@ fn attention_equals_its_reference_implementation() {
                             continue;
                         }
                         let mut cache = KvPages::new(precision, None);
-                        for from in (0..start + tokens).step_by(17) {
-                            let len = 17.min(start + tokens - from);
+                        let chunk = if start > 1000 { 400 } else { 17 };
+                        for from in (0..start + tokens).step_by(chunk) {
+                            let len = chunk.min(start + tokens - from);
                             let rows = [&all_k, &all_v].map(|all| rows(all, from, len));
                             let [k, v] = rows;
                             append(k, v, &mut [CacheRows { cache: &mut cache, rows: 0..len }]);
@@ -169,7 +171,7 @@ fn segments_of_a_call_do_not_see_each_other() {
     for (backend, device) in devices() {
         let (heads, kv_heads, head_dim) = (4, 2, 8);
         let params = AttendParams { scale: 0.4, ..AttendParams::default() };
-        let lens = [(40, 1), (0, 9), (70, 3), (33, 1)];
+        let lens = [(40, 1), (0, 9), (70, 3), (33, 1), (1300, 2)];
         let tokens = lens.iter().map(|(_, len)| len).sum();
         let pool = KvPool::new();
         let q = tensor([tokens, heads, head_dim], 1, &device);

@@ -69,6 +69,12 @@ impl<T: DeserializeOwned> FromRequest<App> for SampledBody<T> {
 async fn read_body(request: Request, app: &App) -> Result<Vec<u8>, Refusal> {
     let limit = app.settings.body_limit;
     let too_long = || Refusal::too_large(format!("the body is longer than {limit} bytes; send less at once"));
+    let coding = request.headers().get(header::CONTENT_ENCODING).filter(|coding| *coding != "identity");
+    if let Some(coding) = coding {
+        let coding: String = String::from_utf8_lossy(coding.as_bytes()).chars().take(20).collect();
+        let message = format!("the body is encoded as {coding:?}; send it without a content-encoding");
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    }
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {

@@ -72,6 +72,13 @@ async fn bodies_are_bounded_in_size_and_depth() {
         .body(Body::from("{"))
         .expect("a request");
     assert_eq!(server.clone().oneshot(request).await.expect("a response").status(), 413);
+    for (coding, status) in [("gzip", 415), ("identity", 200)] {
+        let request = Request::post("/v1/completions")
+            .header("content-encoding", coding)
+            .body(Body::from("{\"prompt\": \"a\"}"))
+            .expect("a request");
+        assert_eq!(server.clone().oneshot(request).await.expect("a response").status(), status, "{coding}");
+    }
     let deep = format!("{{\"prompt\":{}{}}}", "[".repeat(200), "]".repeat(200));
     assert_eq!(send(&server, "POST", "/v1/completions", &deep).await.0, 400);
     for body in ["", "{", "[]", "null", "\u{0}", "{\"prompt\":\"a\"", "{\"prompt\":\"\\ud800\"}"] {

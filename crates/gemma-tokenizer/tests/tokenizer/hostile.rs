@@ -244,3 +244,12 @@ fn an_empty_name_is_no_token() {
     let unnamed: Vec<Piece> = vec![(String::new(), CONTROL)];
     assert!(from_model(&sentencepiece(&unnamed)).is_err());
 }
+
+/// A parser quotes the whole of a value of another type.
+#[test]
+fn what_a_message_quotes_of_a_file_is_cut() {
+    let file = format!("\"{}\\u0085\"", "x".repeat(100_000));
+    let error = Tokenizer::from_json(file.as_bytes(), Family::Gemma).unwrap_err().to_string();
+    assert!(error.len() < 400 && !error.contains(char::is_control), "{error}");
+    assert!(error.contains("invalid type") && error.contains("line 1"), "{error}");
+}
