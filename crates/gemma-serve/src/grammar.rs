@@ -17,8 +17,12 @@ use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 
 use crate::tokens::token_bytes;
 
-/// Most bytes of a schema, regular expression or grammar.
+/// Most bytes of a schema or of a list of choices.
 pub const LONGEST_GRAMMAR: usize = 256 << 10;
+/// Most bytes of a grammar in Lark's notation. The time that the compiler takes grows with their square: a second for this.
+pub const LONGEST_LARK: usize = 32 << 10;
+/// Most bytes of a regular expression, also of each in a schema: 0.2 s and 50 MB. 120 KB of them took 1.6 GB.
+pub const LONGEST_REGEX: usize = 16 << 10;
 
 /// What an answer has to look like.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,8 +41,29 @@ pub enum AnswerForm {
 }
 
 impl AnswerForm {
+    /// Whether it is short enough to be compiled.
+    ///
+    /// # Errors
+    /// What is too long.
+    fn check(&self) -> Result<(), GrammarError> {
+        let at_most = |what: &str, bytes: usize, most: usize| match bytes > most {
+            true => Err(GrammarError::Grammar(format!("{what} has {bytes} bytes; at most {most} are read"))),
+            false => Ok(()),
+        };
+        match self {
+            Self::JsonObject => Ok(()),
+            Self::Regex(regex) => at_most("the regular expression", regex.len(), LONGEST_REGEX),
+            Self::Lark(grammar) => at_most("it", grammar.len(), LONGEST_LARK),
+            Self::Choice(choices) => at_most("the list", choices.iter().map(String::len).sum(), LONGEST_GRAMMAR),
+            Self::Schema(schema) => {
+                at_most("a regular expression in it", longest_pattern(schema), LONGEST_REGEX)?;
+                at_most("it", schema.to_string().len(), LONGEST_GRAMMAR)
+            }
+        }
+    }
+
     /// As `llguidance` takes it: Lark text, or a list of grammars in JSON.
-    pub fn source(&self) -> String {
+    fn source(&self) -> String {
         match self {
             Self::JsonObject => json!({"grammars": [{"json_schema": one_line(json!({"type": "object"}))}]}).to_string(),
             Self::Schema(schema) => {
@@ -53,6 +78,20 @@ impl AnswerForm {
             }
             Self::Lark(grammar) => grammar.clone(),
         }
+    }
+}
+
+/// The length of the longest regular expression in a schema, in bytes: of a `pattern`, or of a name in `patternProperties`.
+fn longest_pattern(schema: &Value) -> usize {
+    match schema {
+        Value::Array(values) => values.iter().map(longest_pattern).max().unwrap_or(0),
+        Value::Object(fields) => {
+            let own = fields.get("pattern").and_then(Value::as_str).map_or(0, str::len);
+            let names = fields.get("patternProperties").and_then(Value::as_object);
+            let names = names.into_iter().flat_map(|names| names.keys()).map(String::len);
+            names.chain(fields.values().map(longest_pattern)).fold(own, usize::max)
+        }
+        _ => 0,
     }
 }
 
@@ -136,19 +175,17 @@ impl fmt::Debug for Grammars {
 }
 
 impl Grammars {
-    /// Compiles a grammar: Lark text whose rule is `start`, or llguidance's JSON.
+    /// Compiles the grammar of a form.
     ///
     /// # Errors
     /// What is wrong with it, or that it is larger than the limits.
-    pub fn compile(&self, source: &str, tokenizer: &Tokenizer, vocab: usize) -> Result<GrammarMask, GrammarError> {
+    pub fn compile(&self, form: &AnswerForm, tokenizer: &Tokenizer, vocab: usize) -> Result<GrammarMask, GrammarError> {
         let wrong = |error: String| GrammarError::Grammar(first_line(&error));
-        if source.len() > LONGEST_GRAMMAR {
-            return Err(wrong(format!("it has {} bytes; at most {LONGEST_GRAMMAR} are read", source.len())));
-        }
+        form.check()?;
         let factory = self.0.get_or_init(|| factory(tokenizer, vocab).map_err(|error| error.to_string()));
         let factory = factory.as_ref().map_err(|error| GrammarError::Vocabulary(error.clone()))?;
         let compile = || {
-            let grammar = TopLevelGrammar::from_lark_or_grammar_list(source)?;
+            let grammar = TopLevelGrammar::from_lark_or_grammar_list(&form.source())?;
             factory.create_parser(grammar)
         };
         // the compiler meets every grammar that anybody sends; a panic in it is that grammar's fault alone
@@ -257,6 +294,22 @@ fn first_line(reason: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_takes_the_compiler_long_is_refused_by_its_length() {
+        let long = |bytes: usize| "a".repeat(bytes);
+        for (form, most) in [
+            (AnswerForm::Regex as fn(String) -> AnswerForm, LONGEST_REGEX),
+            (AnswerForm::Lark, LONGEST_LARK),
+            (|choice| AnswerForm::Choice(vec![choice]), LONGEST_GRAMMAR),
+            (|pattern| AnswerForm::Schema(json!({"items": [{"pattern": pattern}]})), LONGEST_REGEX),
+            (|name| AnswerForm::Schema(json!({"$defs": {"x": {"patternProperties": {name: {}}}}})), LONGEST_REGEX),
+        ] {
+            assert_eq!(form(long(most)).check(), Ok(()));
+            let error = form(long(most + 1)).check().unwrap_err().to_string();
+            assert!(error.contains(&format!("at most {most}")), "{error}");
+        }
+    }
 
     #[test]
     fn objects_that_list_their_properties_have_no_others_unless_they_say_so() {

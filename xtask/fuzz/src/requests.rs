@@ -67,7 +67,7 @@ pub(crate) fn grammar(bytes: &[u8]) -> Result<()> {
     };
     let tokenizer = tokenizer()?;
     let vocab = tokenizer.vocab_len();
-    let mut mask = GRAMMARS.get_or_init(Grammars::default).compile(&form.source(), tokenizer, vocab)?;
+    let mut mask = GRAMMARS.get_or_init(Grammars::default).compile(&form, tokenizer, vocab)?;
     let mut allowed = vec![false; vocab];
     for step in 0..12_usize {
         mask.allow(&mut allowed).map_err(anyhow::Error::msg)?;

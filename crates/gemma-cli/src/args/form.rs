@@ -45,13 +45,13 @@ impl Form {
             }
             (None, None) => return Ok(None),
         };
-        Ok(Some(Constraint { source: form.source(), grammars: Grammars::default() }))
+        Ok(Some(Constraint { form, grammars: Grammars::default() }))
     }
 }
 
 /// A grammar that answers have to follow, compiled anew for each of them.
 pub(crate) struct Constraint {
-    source: String,
+    form: AnswerForm,
     grammars: Grammars,
 }
 
@@ -61,7 +61,7 @@ impl Constraint {
     /// # Errors
     /// When the grammar cannot be used, or the model has no tokenizer.
     pub(crate) fn mask<N: Network>(&self, model: &Model<N>) -> Result<Box<dyn TokenMask>> {
-        let mask = self.grammars.compile(&self.source, model.tokenizer()?, model.network().vocab())?;
+        let mask = self.grammars.compile(&self.form, model.tokenizer()?, model.network().vocab())?;
         Ok(Box::new(Mask(mask)))
     }
 }

@@ -11,7 +11,7 @@ use super::App;
 use super::backend::{Backend, TokenMask};
 use super::error::Refusal;
 use super::object::Others;
-use crate::grammar::{AnswerForm as Form, GrammarError, GrammarMask, LONGEST_GRAMMAR};
+use crate::grammar::{AnswerForm as Form, GrammarError, GrammarMask};
 
 /// Longest time that a grammar may take to compile.
 const COMPILE_TIME: Duration = Duration::from_secs(10);
@@ -158,17 +158,10 @@ pub(crate) async fn mask(
     backend: &Arc<dyn Backend>,
     (field, form): Asked,
 ) -> Result<Box<dyn TokenMask>, Refusal> {
-    let source = form.source();
-    if source.len() > LONGEST_GRAMMAR {
-        return Err(Refusal::field(
-            field,
-            format!("the grammar has {} bytes; at most {LONGEST_GRAMMAR}", source.len()),
-        ));
-    }
     let (app_there, backend) = (app.clone(), Arc::clone(backend));
     let compiled = app.blocking(move || {
         let grammars = app_there.grammars(backend.as_ref());
-        let mask = grammars.compile(&source, backend.tokenizer(), backend.card().vocab_size);
+        let mask = grammars.compile(&form, backend.tokenizer(), backend.card().vocab_size);
         match mask {
             Ok(mask) => Ok(Box::new(mask) as Box<dyn TokenMask>),
             Err(error @ GrammarError::Grammar(_)) => Err(Refusal::field(field, error.to_string())),
