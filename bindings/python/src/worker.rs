@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
@@ -42,6 +42,8 @@ impl Cancel {
 pub(crate) struct Pieces<T> {
     receiver: Receiver<Result<T, Failure>>,
     cancel: Cancel,
+    /// When the waiting thread last looked for signals.
+    looked: Instant,
 }
 
 impl<T: Send + 'static> Pieces<T> {
@@ -61,18 +63,24 @@ impl<T: Send + 'static> Pieces<T> {
                 let _ = sender.send(Err(failure));
             }
         });
-        Self { receiver, cancel }
+        Self { receiver, cancel, looked: Instant::now() }
     }
 
     /// Waits for the next value; `None` at the end.
     pub(crate) fn next(&mut self, py: Python<'_>) -> PyResult<Option<T>> {
         loop {
             let receiver = &mut self.receiver;
-            match py.detach(move || receiver.recv_timeout(SIGNALS)) {
+            let received = py.detach(move || receiver.recv_timeout(SIGNALS));
+            // also while values come fast: `list(stream)` runs no code of Python in between
+            if self.looked.elapsed() >= SIGNALS {
+                py.check_signals().inspect_err(|_| self.cancel.set())?;
+                self.looked = Instant::now();
+            }
+            match received {
                 Ok(Ok(value)) => return Ok(Some(value)),
                 Ok(Err(failure)) => return Err(failure.into()),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| self.cancel.set())?,
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }

@@ -85,9 +85,14 @@ pub(crate) fn visible(piece: &str) -> String {
 ///
 /// A cause is left out where the message above it tells it already.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    // a parser may quote the whole of what it read
+    const MOST: usize = 1000;
     let mut text = String::new();
     for cause in error.chain() {
-        let cause = cause.to_string();
+        let mut cause = cause.to_string();
+        if let Some((at, _)) = cause.char_indices().nth(MOST) {
+            cause.replace_range(at.., "...");
+        }
         if text.is_empty() {
             text = cause;
         } else if !text.contains(&cause) {
@@ -250,6 +255,8 @@ mod tests {
         let source = io::Error::other("disk on\nfire");
         let error = anyhow::Error::new(source).context("cannot read x: disk on\nfire").context("loading");
         assert_eq!(one_line(&error), "loading: cannot read x: disk on fire");
+        let long = one_line(&anyhow::anyhow!("x".repeat(100_000)).context("reading"));
+        assert_eq!(long.len(), "reading: ".len() + 1003, "{long}");
         let error = anyhow::anyhow!("\u{202e}gpj.exe\u{1b}[2J: no image");
         assert_eq!(one_line(&error), "\\u{202e}gpj.exe\u{fffd}[2J: no image");
     }

@@ -54,7 +54,9 @@ impl Guideline {
     /// # Errors
     /// [`Error::GuidelineFile`] for JSON of another form, or an empty file.
     pub fn from_text(name: &str, text: &str) -> Result<Vec<Self>, Error> {
-        let failed = |reason: String| Error::GuidelineFile { name: name.to_owned(), reason };
+        // a parser quotes what it reads
+        let failed =
+            |reason: String| Error::GuidelineFile { name: name.to_owned(), reason: reason.chars().take(300).collect() };
         let text = text.trim();
         if text.starts_with('[') {
             let all: Vec<Self> = serde_json::from_str(text).map_err(|cause| failed(cause.to_string()))?;
