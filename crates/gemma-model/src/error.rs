@@ -15,7 +15,7 @@ pub(crate) fn shortened(text: &str) -> String {
 }
 
 /// What a parser says, in one line of bounded length: it quotes what it reads.
-fn one_line(cause: &impl Display) -> String {
+pub fn one_line(cause: &impl Display) -> String {
     const MOST: usize = 300;
     cause.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect()
 }

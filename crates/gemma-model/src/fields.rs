@@ -14,7 +14,7 @@ use crate::Error;
 use crate::error::shortened;
 
 /// More layers than any released model has.
-pub const MOST_LAYERS: usize = 1 << 10;
+pub const MOST_LAYERS: usize = gemma_weights::MOST_LAYERS;
 /// A larger dimension than any released model has.
 pub const LARGEST_DIMENSION: usize = 1 << 20;
 /// A larger vocabulary than any released model has.

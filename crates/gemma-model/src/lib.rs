@@ -38,7 +38,7 @@ mod weight_summary;
 pub use blocks::{BlockStack, Blocks, Encoder};
 pub use conversation::{Answered, Attachments, Conversation, Reply, TextOnly};
 pub use convert::{convert_to_folder, convert_to_gguf, random_checkpoint};
-pub use error::{Error, StateFault};
+pub use error::{Error, StateFault, one_line};
 pub use gemma_generate::TokenId;
 pub use gemma_nn::{ActivationPrecision, CachePrecision, ComputePrecision, Saver, Segment, Weight};
 pub use load_options::{LoadOptions, OnLoad};

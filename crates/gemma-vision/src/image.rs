@@ -94,14 +94,11 @@ impl Image {
                 }
             },
             _ => {
-                return Err(failed(match foreign(bytes) {
-                    Some(format) => format!("{format} is not supported; convert it first"),
-                    None if is_lfs_pointer(bytes) => {
-                        "it is a pointer of Git LFS in place of the image; `git lfs pull` fetches the image".into()
-                    }
-                    None if is_web_page(bytes) => "it is a web page; save the image itself".into(),
-                    None if bytes.is_empty() => "the file is empty".into(),
-                    None => "its first bytes are those of another format".into(),
+                return Err(failed(match (foreign(bytes), gemma_weights::stand_in(bytes)) {
+                    (Some(format), _) => format!("{format} is not supported; convert it first"),
+                    (None, Some([what, advice])) => format!("it is {what}; {advice}"),
+                    (None, None) if bytes.is_empty() => "the file is empty".into(),
+                    (None, None) => "its first bytes are those of another format".into(),
                 }));
             }
         }
@@ -271,19 +268,6 @@ fn decoded(bytes: &[u8], format: ImageFormat, name: &str) -> Result<Image, Failu
     }
     let (width, height) = (image.width() as usize, image.height() as usize);
     Ok(Image { width, height, rgb: image.into_rgb8().into_raw() })
-}
-
-/// Whether a file is what Git LFS leaves in place of one that was not fetched.
-fn is_lfs_pointer(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"version https://git-lfs.github.com/")
-}
-
-/// Whether a file is the page around an image, which a browser saves when asked for the wrong address.
-fn is_web_page(bytes: &[u8]) -> bool {
-    let start = bytes.trim_ascii_start();
-    [&b"<!doctype html"[..], b"<html"]
-        .iter()
-        .any(|begin| start.get(..begin.len()).is_some_and(|start| start.eq_ignore_ascii_case(begin)))
 }
 
 /// The name of a format that is known and not decoded.

@@ -23,6 +23,7 @@ use crate::{Error, GgufFault as Fault, StoredTensor, files};
 
 pub(crate) use architectures::ARCHITECTURES;
 pub(crate) use clip::translate_encoder;
+pub use gemma::MOST_LAYERS;
 pub(crate) use gemma::{Translated, file_name, in_words_of_file, translate};
 pub use write::{GgufVocabulary, OnConvert, save_gguf};
 

@@ -51,7 +51,7 @@ pub use error::{Error, GgufFault, SafetensorsFault};
 pub use files::read_small_file;
 pub use gemma_kernels::Format;
 pub use generation_config::GenerationConfig;
-pub use gguf::{GgufVocabulary, OnConvert, is_gguf, save_gguf};
+pub use gguf::{GgufVocabulary, MOST_LAYERS, OnConvert, is_gguf, save_gguf};
 pub use hub::{
     Download, HubId, HubOptions, OnDownload, cached, cached_bytes, cached_repositories, pull, remove_cached, resolve,
     resolve_adapter, resolve_with,
@@ -60,5 +60,6 @@ pub use loader::{Loader, OnProgress};
 pub use new_file::NewFile;
 pub use safetensors::{Described, parse_safetensors, read_safetensors, read_safetensors_with_metadata};
 pub use save::{SaveOptions, SavedTensor, save_folder, save_folder_with, save_safetensors, try_save_folder};
+pub use stand_in::stand_in;
 pub use stored_tensor::StoredTensor;
 pub use tensor_spec::TensorSpec;

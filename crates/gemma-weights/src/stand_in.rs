@@ -5,8 +5,9 @@
 /// Bytes that tell the kind of a file.
 pub(crate) const KIND_BYTES: usize = 64;
 
-/// What a file is that came in place of another, by how it begins, and what to do about it.
-pub(crate) fn stand_in(begin: &[u8]) -> Option<[&'static str; 2]> {
+/// What a file is that came in place of another, by how it begins, and what to do about it: the pointer of Git LFS, a web page,
+/// an archive. `None` for anything else.
+pub fn stand_in(begin: &[u8]) -> Option<[&'static str; 2]> {
     const GIT_LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
     let begin = &begin[..begin.len().min(KIND_BYTES)];
     let page = |mark: &str| {

@@ -44,7 +44,7 @@ pub enum Error {
         expected: String,
     },
     /// A file of the sentence-transformers folder is not JSON of its shape.
-    #[error("{}: {}; take the file from the model's repository", file.display(), start_of(cause))]
+    #[error("{}: {}; take the file from the model's repository", file.display(), gemma_model::one_line(cause))]
     Json {
         /// The file.
         file: PathBuf,
@@ -109,9 +109,3 @@ macro_rules! through_the_front_door {
     )+};
 }
 through_the_front_door!(gemma_weights::Error, gemma_tokenizer::Error, gemma_backend::BackendError);
-
-/// The start of what a parser says, which quotes what it reads.
-fn start_of(cause: &serde_json::Error) -> String {
-    const MOST: usize = 300;
-    cause.to_string().chars().take(MOST).collect()
-}

@@ -54,9 +54,8 @@ impl Guideline {
     /// # Errors
     /// [`Error::GuidelineFile`] for JSON of another form, or an empty file.
     pub fn from_text(name: &str, text: &str) -> Result<Vec<Self>, Error> {
-        // a parser quotes what it reads
         let failed =
-            |reason: String| Error::GuidelineFile { name: name.to_owned(), reason: reason.chars().take(300).collect() };
+            |reason: String| Error::GuidelineFile { name: name.to_owned(), reason: gemma_model::one_line(&reason) };
         let text = text.trim();
         if text.starts_with('[') {
             let all: Vec<Self> = serde_json::from_str(text).map_err(|cause| failed(cause.to_string()))?;

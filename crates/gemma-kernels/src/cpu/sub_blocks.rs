@@ -66,7 +66,7 @@ pub(in crate::cpu) trait Blocks {
 /// # Safety
 /// Two bytes must be readable there.
 #[inline(always)]
-unsafe fn half(block: *const u8, at: usize) -> f32 {
+pub(in crate::cpu) unsafe fn half(block: *const u8, at: usize) -> f32 {
     // SAFETY: as required of the caller.
     f16::from_le_bytes(unsafe { block.add(at).cast::<[u8; 2]>().read() }).to_f32()
 }

@@ -22,7 +22,7 @@ use super::completions::budget;
 use super::embeddings::embed;
 use super::error::Refusal;
 use super::messages::{self, ChatMessage};
-use super::object::object;
+use super::object::Others;
 use super::running::{Answer, Completed, submit};
 use super::sampling::SamplingFields;
 use super::structured::StructuredFields;
@@ -31,7 +31,7 @@ use super::tools::{Tool, Tools};
 
 /// `options`: how to sample.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 struct Options {
     num_predict: Option<i64>,
     temperature: Option<f32>,
@@ -46,6 +46,8 @@ struct Options {
     mirostat: Option<i64>,
     mirostat_tau: Option<f32>,
     mirostat_eta: Option<f32>,
+    #[serde(flatten)]
+    _others: Others,
 }
 
 impl Options {
@@ -86,7 +88,6 @@ pub(crate) struct GenerateRequest {
     format: Option<Value>,
     raw: Option<bool>,
     stream: Option<bool>,
-    #[serde(deserialize_with = "object")]
     options: Options,
 }
 
@@ -98,7 +99,6 @@ pub(crate) struct ChatRequest {
     tools: Option<Vec<Tool>>,
     format: Option<Value>,
     stream: Option<bool>,
-    #[serde(deserialize_with = "object")]
     options: Options,
 }
 

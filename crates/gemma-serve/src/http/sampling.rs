@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::backend::{Backend, Dry, Mirostat, Sampling};
 use super::error::Refusal;
-use super::object::object;
+use super::object::Others;
 use super::texts::Texts;
 
 /// Most answers to one prompt.
@@ -75,31 +75,17 @@ pub(crate) enum TokenOrText {
 
 /// One of `lora`, as llama.cpp's clients send it: the number of an adapter, and how much of it.
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(from = "AdapterObject")]
+#[serde(expecting = "an object")]
 pub(crate) struct AdapterField {
     id: usize,
     scale: f32,
-}
-
-/// [`AdapterField`] as JSON: an object and no array of its fields.
-#[derive(Deserialize)]
-struct AdapterObject(#[serde(deserialize_with = "object")] AdapterFields);
-
-#[derive(Deserialize)]
-struct AdapterFields {
-    id: usize,
-    scale: f32,
-}
-
-impl From<AdapterObject> for AdapterField {
-    fn from(AdapterObject(AdapterFields { id, scale }): AdapterObject) -> Self {
-        Self { id, scale }
-    }
+    #[serde(flatten)]
+    _others: Others,
 }
 
 /// The adapters that a list called `name` chooses among `known` ones, and how much of each.
 pub(crate) fn adapter_choices(name: &str, fields: &[AdapterField], known: usize) -> Result<Vec<(usize, f32)>, Refusal> {
-    for (place, AdapterField { id, scale }) in fields.iter().enumerate() {
+    for (place, AdapterField { id, scale, .. }) in fields.iter().enumerate() {
         let wrong = |message: String| Refusal::field(format!("{name}[{place}].id"), message);
         if *id >= known {
             return Err(wrong(format!("{id} is no adapter; the model has {known}, numbered from 0 on")));

@@ -213,7 +213,7 @@ fn plain_number(text: &str) -> Option<String> {
 }
 
 /// Python's `int(text, base)`: a base of 0 is that of the prefix.
-fn whole_number(text: &str, base: u32) -> Option<i64> {
+fn python_int(text: &str, base: u32) -> Option<i64> {
     let text = plain_number(text)?;
     let (sign, digits) = match text.strip_prefix(['+', '-']) {
         Some(digits) => (&text[..1], digits),
@@ -237,14 +237,14 @@ fn whole_number(text: &str, base: u32) -> Option<i64> {
 }
 
 fn integer(value: &Value, base: u32) -> Result<Option<i64>, Fault> {
-    // Python has whole numbers of any size
+    // Python has integers of any size
     let cut = |number: f64| match number.is_finite() {
         true if number.abs() < 2_f64.powi(63) => Ok(Some(number as i64)),
         true => Fault::failed("a number beyond 64 bits"),
         false => Ok(None),
     };
     match value {
-        Value::Str(text) => match whole_number(text.as_str(), base) {
+        Value::Str(text) => match python_int(text.as_str(), base) {
             Some(number) => Ok(Some(number)),
             None => plain_number(text.as_str()).and_then(|text| text.parse().ok()).map_or(Ok(None), cut),
         },
@@ -263,7 +263,7 @@ fn rounded(value: &Value, arguments: Values) -> Result<Value, Fault> {
     let whole = match method.as_str() {
         "ceil" => scaled.ceil(),
         "floor" => scaled.floor(),
-        // whole numbers stay what they are
+        // integers stay what they are
         "common" if precision >= 0 && value.as_int().is_some() => return Ok(Value::Int(value.as_int().unwrap_or(0))),
         // the decimal digits of the number itself, and not those of a product
         "common" if precision >= 0 && number.is_finite() => {
@@ -273,7 +273,7 @@ fn rounded(value: &Value, arguments: Values) -> Result<Value, Fault> {
         "common" => scaled.round_ties_even(),
         _ => return Fault::failed("round knows common, ceil and floor"),
     };
-    // Python's ceil and floor are whole numbers, which have no zero with a sign
+    // Python's ceil and floor are integers, which have no zero with a sign
     Ok(Value::Float(if whole.is_finite() { whole / scale + 0.0 } else { number }))
 }
 

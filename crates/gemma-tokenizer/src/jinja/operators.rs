@@ -118,7 +118,8 @@ fn integers(operator: Operator, left: i64, right: i64) -> Result<Value, Fault> {
             if right < 0 && left.checked_rem_euclid(right).unwrap_or(0) != 0 { quotient - 1 } else { quotient }
         }),
         Operator::Modulo => {
-            left.checked_rem(right).map(|rest| if rest != 0 && (rest < 0) != (right < 0) { rest + right } else { rest })
+            let rest = left.wrapping_rem(right);
+            Some(if rest != 0 && (rest < 0) != (right < 0) { rest + right } else { rest })
         }
         Operator::Power if right < 0 => return floats(operator, left as f64, right as f64),
         Operator::Power => u32::try_from(right).ok().and_then(|exponent| left.checked_pow(exponent)),
@@ -141,7 +142,7 @@ fn floats(operator: Operator, left: f64, right: f64) -> Result<Value, Fault> {
         Operator::Divide => left / right,
         Operator::FloorDivide => {
             let quotient = (left - remainder(left, right)) / right;
-            // the quotient is a whole number but for rounding
+            // the quotient is an integer but for rounding
             if quotient == 0.0 { 0.0_f64.copysign(left / right) } else { quotient.round() }
         }
         Operator::Modulo => remainder(left, right),

@@ -3,7 +3,7 @@
 use super::budget::{Budget, Fault};
 use super::operators;
 use super::print;
-use super::syntax::Comparison;
+use super::syntax::{Comparison, Operator};
 use super::value::{Value, equal};
 
 /// Does the test hold?
@@ -26,13 +26,9 @@ pub(super) fn holds(name: &str, value: &Value, arguments: &[Value], budget: &Bud
     if let Some(comparison) = comparison {
         return operators::compare(comparison, value, argument()?, budget);
     }
-    let integer = || match value.as_int() {
-        Some(value) => Ok(value),
+    let leaves = |rest: i64, divisor: &Value| match value.as_number() {
+        Some(_) => equal(&operators::binary(Operator::Modulo, value, divisor, budget)?, &Value::Int(rest), budget),
         None => Fault::failed(format!("the test {} of a {}", super::cut(name), value.kind())),
-    };
-    let is_multiple = |divisor: f64| match value.as_number() {
-        Some(value) => Ok(value % divisor == 0.0),
-        None => integer().map(|_| false),
     };
     // as the value is printed
     let text = |test: fn(&str) -> bool| print::text(value, budget).map(|text| test(text.as_str()));
@@ -55,22 +51,11 @@ pub(super) fn holds(name: &str, value: &Value, arguments: &[Value], budget: &Bud
             matches!(value, Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Dict(_) | Value::Undefined(_))
         }
         "callable" => matches!(value, Value::Macro(_) | Value::Function(_) | Value::Caller(_)),
-        "even" => match value {
-            Value::Float(value) => value % 2.0 == 0.0,
-            _ => integer()? % 2 == 0,
-        },
-        "odd" => match value {
-            // Python's remainder has the sign of the divisor
-            Value::Float(value) => value.rem_euclid(2.0) == 1.0,
-            _ => integer()? % 2 != 0,
-        },
-        "divisibleby" => match (argument()?.as_int(), value.as_int()) {
-            (Some(0), _) => return Fault::failed("divisibleby wants a number that is not zero"),
-            (Some(divisor), Some(value)) => value.checked_rem(divisor).unwrap_or(0) == 0,
-            _ => match argument()?.as_number() {
-                Some(divisor) if divisor != 0.0 => is_multiple(divisor)?,
-                _ => return Fault::failed("divisibleby wants a number that is not zero"),
-            },
+        "even" => leaves(0, &Value::Int(2))?,
+        "odd" => leaves(1, &Value::Int(2))?,
+        "divisibleby" => match argument()?.as_number() {
+            Some(divisor) if divisor != 0.0 => leaves(0, argument()?)?,
+            _ => return Fault::failed("divisibleby wants a number that is not zero"),
         },
         "lower" => text(|text| text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase))?,
         "upper" => text(|text| text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase))?,

@@ -3,7 +3,7 @@
     pip install jinja2==3.1.6
     python expressions.py > expressions.json
 
-Left out is what the crate refuses by name (`random`, `filesizeformat`, `xmlattr`, `encode`, ...), whole numbers beyond 64 bits, and
+Left out is what the crate refuses by name (`random`, `filesizeformat`, `xmlattr`, `encode`, ...), integers beyond 64 bits, and
 how a range or a namespace is printed, which no prompt needs.
 """
 

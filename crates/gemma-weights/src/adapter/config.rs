@@ -45,7 +45,25 @@ impl Targets {
     /// # Errors
     /// When it is not one.
     pub fn pattern(pattern: &str) -> Result<Self, Fault> {
-        Ok(Self::Pattern(pattern.to_owned(), whole("target_modules", &format!("(?:{pattern})"), pattern)?))
+        Self::described("target_modules", pattern)
+    }
+
+    fn described(field: &'static str, pattern: &str) -> Result<Self, Fault> {
+        Ok(Self::Pattern(pattern.to_owned(), whole(field, &format!("(?:{pattern})"), pattern)?))
+    }
+
+    /// Reads a field of `adapter_config.json`: a list of names, or a regular expression; `None` for `null`.
+    pub(super) fn from_json(field: &'static str, value: &Json) -> Result<Option<Self>, Fault> {
+        let wrong = |expected| Fault::Field { field, value: value.to_string(), expected };
+        Ok(Some(match value {
+            Json::Null => return Ok(None),
+            Json::String(pattern) => Self::described(field, pattern)?,
+            Json::Array(names) => {
+                let names = names.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
+                Self::Names(names.ok_or_else(|| wrong("a list of names"))?)
+            }
+            _ => return Err(wrong("a list of names, or a regular expression")),
+        }))
     }
 
     /// Whether the module at `path` is one.
@@ -165,14 +183,8 @@ impl AdapterConfig {
             _ => return Err(wrong("use_rslora", "true or false")),
         };
         let targets = match fields.get("target_modules").unwrap_or(&Json::Null) {
-            Json::Null => Targets::All,
             Json::String(word) if word == "all-linear" => Targets::All,
-            Json::String(pattern) => Targets::pattern(pattern)?,
-            Json::Array(names) => {
-                let names = names.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
-                Targets::Names(names.ok_or_else(|| wrong("target_modules", "a list of names"))?)
-            }
-            _ => return Err(wrong("target_modules", "a list of names, or a regular expression")),
+            other => Targets::from_json("target_modules", other)?.unwrap_or(Targets::All),
         };
         let config = Self {
             rank,

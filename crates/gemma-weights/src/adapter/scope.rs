@@ -19,21 +19,7 @@ impl Scope {
     /// Reads the fields of an `adapter_config.json`.
     pub(super) fn from_json(json: &Json) -> Result<Self, Fault> {
         let wrong = |field: &'static str, expected| Fault::Field { field, value: json[field].to_string(), expected };
-        let texts = |field: &'static str, expected| match &json[field] {
-            Json::Array(names) => names
-                .iter()
-                .map(|name| name.as_str().map(str::to_owned))
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| wrong(field, expected)),
-            _ => Err(wrong(field, expected)),
-        };
-        let excluded = match &json["exclude_modules"] {
-            Json::Null => None,
-            Json::String(pattern) => {
-                Some(Targets::Pattern(pattern.clone(), whole("exclude_modules", &format!("(?:{pattern})"), pattern)?))
-            }
-            _ => Some(Targets::Names(texts("exclude_modules", "a list of names, or a regular expression")?)),
-        };
+        let excluded = Targets::from_json("exclude_modules", &json["exclude_modules"])?;
         let numbers = "a number of a layer, or a list of such numbers";
         let layers = match &json["layers_to_transform"] {
             Json::Null => None,
@@ -47,7 +33,8 @@ impl Scope {
         let patterns = match &json["layers_pattern"] {
             Json::Null => Vec::new(),
             Json::String(pattern) => vec![pattern.clone()],
-            _ => texts("layers_pattern", "a name, or a list of names")?,
+            names => serde_json::from_value(names.clone())
+                .map_err(|_| wrong("layers_pattern", "a name, or a list of names"))?,
         };
         let expressions = match patterns.is_empty() {
             true => vec![r".*\.[^.]*\.(\d+)\..*".to_owned()],

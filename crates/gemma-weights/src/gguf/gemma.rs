@@ -76,7 +76,7 @@ pub(super) fn translate_adapter(file: Gguf<'_>) -> Result<AdapterFile, Fault> {
 }
 
 /// More layers than any model has.
-const MOST_LAYERS: u64 = 1 << 10;
+pub const MOST_LAYERS: usize = 1 << 10;
 
 /// Layers of Gemma 2 27B, the one released model whose scores are scaled by the width of a query head's share of the
 /// model (144) and not by the head (128). The files do not store the scale.
@@ -298,7 +298,9 @@ fn layer_kinds(keys: &Keys<'_, '_>, key: &str, layers: u64, config: &mut Json) -
             let found = || format!("a list of {}", list.len());
             windowed.ok_or_else(|| wrong(key, found(), "a truth value for each layer"))?
         }
-        Some(_) if layers > MOST_LAYERS => return Err(wrong(key, keys.number(key)?, "a period of fewer layers")),
+        Some(_) if layers > MOST_LAYERS as u64 => {
+            return Err(wrong(key, keys.number(key)?, "a period of fewer layers"));
+        }
         Some(_) => {
             let period = keys.number(key)?;
             (0..layers).map(|layer| period == 0 || layer % period < period - 1).collect()

@@ -9,8 +9,7 @@ use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::{Avx2, Lanes, prefetch};
 use crate::cpu::quantize::Words;
-use crate::cpu::sub_blocks::six_bits;
-use half::f16;
+use crate::cpu::sub_blocks::{half, six_bits};
 use std::arch::x86_64::*;
 
 /// One row times `M` tokens.
@@ -106,16 +105,6 @@ trait Block {
 
     /// The numbers of the 32 values from `32 part` on.
     unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2];
-}
-
-/// The half at byte `at`.
-///
-/// # Safety
-/// Two bytes must be readable there.
-#[inline(always)]
-unsafe fn half(block: *const u8, at: usize) -> f32 {
-    // SAFETY: as required of the caller.
-    f16::from_le_bytes(unsafe { block.add(at).cast::<[u8; 2]>().read() }).to_f32()
 }
 
 /// Sixteen bytes as 16-bit numbers.

@@ -9,8 +9,7 @@ use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::{dot, prefetch};
 use crate::cpu::quantize::{Split, Words};
-use crate::cpu::sub_blocks::six_bits;
-use half::f16;
+use crate::cpu::sub_blocks::{half, six_bits};
 use std::arch::aarch64::*;
 
 /// Parts of a block whose activations share a scale.
@@ -167,16 +166,6 @@ trait Block {
 
     /// The numbers of the 32 values from `32 part` on.
     unsafe fn numbers(block: *const u8, part: usize) -> [int8x16_t; 2];
-}
-
-/// The half at byte `at`.
-///
-/// # Safety
-/// Two bytes must be readable there.
-#[inline(always)]
-unsafe fn half(block: *const u8, at: usize) -> f32 {
-    // SAFETY: as required of the caller.
-    f16::from_le_bytes(unsafe { block.add(at).cast::<[u8; 2]>().read() }).to_f32()
 }
 
 /// The bits of `mask` of each of sixteen bytes, moved right by `by`, or left where that is negative.

@@ -112,8 +112,13 @@ trait Block {
     /// Values that share a scale: 16 or 32.
     const PART: usize;
 
-    /// The factors and the addends of the parts, in order; zero in lanes beyond them.
-    unsafe fn scales(block: *const u8) -> [__m512; 2];
+    /// The factors and the addends of the parts, in order; zero in lanes beyond them. As Q4_K and Q5_K have them: scales and
+    /// least values of six bits.
+    #[inline(always)]
+    unsafe fn scales(block: *const u8) -> [__m512; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { six_bit_scales(block) }
+    }
 
     /// All numbers of the block, in order.
     unsafe fn numbers(block: *const u8) -> [__m512i; 4];
@@ -187,12 +192,6 @@ impl Block for Q4K {
     const PART: usize = 32;
 
     #[inline(always)]
-    unsafe fn scales(block: *const u8) -> [__m512; 2] {
-        // SAFETY: as required of the caller.
-        unsafe { six_bit_scales(block) }
-    }
-
-    #[inline(always)]
     unsafe fn numbers(block: *const u8) -> [__m512i; 4] {
         // SAFETY: as required of the caller; two parts share their bytes.
         unsafe {
@@ -207,12 +206,6 @@ struct Q5K;
 impl Block for Q5K {
     const FORMAT: Format = Format::Q5K;
     const PART: usize = 32;
-
-    #[inline(always)]
-    unsafe fn scales(block: *const u8) -> [__m512; 2] {
-        // SAFETY: as required of the caller.
-        unsafe { six_bit_scales(block) }
-    }
 
     #[inline(always)]
     unsafe fn numbers(block: *const u8) -> [__m512i; 4] {
