@@ -160,8 +160,9 @@ fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<
     }
     let after = if options.depth > 0 { format!("After {} tokens, ", options.depth) } else { String::new() };
     let depth = if options.depth > 0 { format!(" --depth {}", options.depth) } else { String::new() };
+    let built = peers.compiler().map(|compiler| format!(" llama.cpp built with {compiler}.")).unwrap_or_default();
     let section = format!(
-        "Machine: {}; memory bandwidth {:.1} GB/s (`cargo xtask bandwidth`). {after}prefill of {} tokens, then decode \
+        "Machine: {}; memory bandwidth {:.1} GB/s (`cargo xtask bandwidth`).{built} {after}prefill of {} tokens, then decode \
          of {}, {} times in turn (`cargo xtask bench --peers{}{depth}{}`).\n\n{}\n![Ratios]({chart})\n",
         machine::describe(),
         bandwidth / 1e9,

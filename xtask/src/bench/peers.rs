@@ -10,9 +10,21 @@ use std::time::{Duration, Instant};
 const FIRST_PROMPT: usize = 8;
 /// Measures transformers; written into the cache before it is run.
 const SCRIPT: &str = include_str!("hf.py");
-/// What builds llama.cpp from the source package that is on PyPI.
+/// What builds llama.cpp from the source package that is on PyPI, and writes down what compiled it.
+///
+/// GCC before 13 may drop the stores that fill the configuration of AMX's tiles, and the program then dies at `ldtilecfg`. So on
+/// a CPU with tiles clang is taken where it is there, unless `CXX` names a compiler, and otherwise llama.cpp is built without
+/// tiles.
 const BUILD: &str = "set -e
 cd \"$1\"
+flags=
+if grep -qw amx_tile /proc/cpuinfo 2>/dev/null && [ -z \"$CXX\" ]; then
+    if command -v clang++ >/dev/null; then
+        export CC=clang CXX=clang++
+    elif [ \"$(c++ -dumpversion | cut -d. -f1)\" -lt 13 ]; then
+        flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'
+    fi
+fi
 [ -x venv/bin/pip ] || python3 -m venv venv
 venv/bin/pip install -q cmake ninja
 [ -d llama_cpp_python ] || {
@@ -22,8 +34,9 @@ venv/bin/pip install -q cmake ninja
 }
 venv/bin/cmake -S llama_cpp_python/vendor/llama.cpp -B llama -G Ninja -DCMAKE_MAKE_PROGRAM=\"$1/venv/bin/ninja\" \
     -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF \
-    -DLLAMA_BUILD_EXAMPLES=OFF -DBUILD_SHARED_LIBS=OFF
+    -DLLAMA_BUILD_EXAMPLES=OFF -DBUILD_SHARED_LIBS=OFF -DCMAKE_C_FLAGS=\"$flags\" -DCMAKE_CXX_FLAGS=\"$flags\"
 venv/bin/ninja -C llama llama-bench
+echo \"$(${CXX:-c++} --version | head -n 1)${flags:+, without AMX}\" > llama/compiler
 ";
 /// What installs transformers.
 const INSTALL: &str = "set -e
@@ -99,6 +112,12 @@ impl Peers {
 
     pub(super) fn has_llama(&self) -> bool {
         self.llama.is_some()
+    }
+
+    /// What compiled llama.cpp, where it was built here.
+    pub(super) fn compiler(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.llama.as_ref()?.parent()?.parent()?.join("compiler")).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
     pub(super) fn has_transformers(&self) -> bool {

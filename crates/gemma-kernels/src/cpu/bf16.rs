@@ -22,7 +22,23 @@ pub(in crate::cpu) unsafe fn decode_pairs(format: Format, bytes: &[u8], words: &
         // SAFETY: as required of the caller; these are words as they lie.
         return unsafe { decode::<Avx512>(Format::F32, bytes, words) };
     }
-    let mut values = [0f32; 2 * MOST_WORDS];
+    // SAFETY: as required of the caller.
+    unsafe {
+        match words.len() {
+            ..=32 => through_values::<64>(format, bytes, words),
+            _ => through_values::<{ 2 * MOST_WORDS }>(format, bytes, words),
+        }
+    }
+}
+
+/// Up to half as many words as `MOST`, from values in f32.
+///
+/// # Safety
+/// As [`decode`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn through_values<const MOST: usize>(format: Format, bytes: &[u8], words: &mut [f32]) {
+    let mut values = [0f32; MOST];
     let values = &mut values[..2 * words.len()];
     // SAFETY: as required of the caller.
     unsafe { decode::<Avx512>(format, bytes, values) };
@@ -72,6 +88,23 @@ pub(in crate::cpu) fn pair(values: &[f32], words: &mut [f32]) {
     for (pair, word) in rest.as_chunks::<2>().0.iter().zip(narrow) {
         let [low, high] = pair.map(|value| u32::from(bf16::from_f32(value).to_bits()));
         *word = f32::from_bits(low | high << 16);
+    }
+}
+
+/// Words of what the nearest bf16 of each value leaves of it, rounded to bf16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(in crate::cpu) fn pair_rest(values: &[f32], words: &mut [f32]) {
+    for (values, words) in values.chunks(64).zip(words.chunks_mut(32)) {
+        let mut rest = [0f32; 64];
+        pair(values, words);
+        for ((rest, values), word) in rest.as_chunks_mut::<2>().0.iter_mut().zip(values.as_chunks::<2>().0).zip(&*words)
+        {
+            let first = of_word(*word);
+            // what is not finite is so in the first term
+            *rest =
+                [0, 1].map(|i| if values[i].is_finite() && first[i].is_finite() { values[i] - first[i] } else { 0.0 });
+        }
+        pair(&rest[..values.len()], words);
     }
 }
 

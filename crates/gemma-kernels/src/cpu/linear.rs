@@ -12,6 +12,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::buffer::Buffer;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::gemm::bf16::Terms;
 use crate::cpu::gemm::f32 as gemm_f32;
 use crate::cpu::gemv::distance::with_distance;
 use crate::cpu::gemv::{float as gemv_float, int8 as gemv_int8};
@@ -59,7 +61,7 @@ pub(crate) fn linear(
     match kernel(isa, arithmetic, shape) {
         Kernel::GemmF32 => gemm_f32::multiply(isa, x, weight, shape, output),
         #[cfg(target_arch = "x86_64")]
-        Kernel::GemmBf16 => crate::cpu::gemm::bf16::multiply(isa, x, weight, shape, output),
+        Kernel::GemmBf16(terms) => crate::cpu::gemm::bf16::multiply(isa, terms, x, weight, shape, output),
         #[cfg(target_arch = "x86_64")]
         Kernel::GemmInt8 => {
             let finely = activations == ActivationPrecision::Int16OrBf16;
@@ -109,7 +111,7 @@ enum Kernel {
     GemmF32,
     /// Tiles of bf16.
     #[cfg(target_arch = "x86_64")]
-    GemmBf16,
+    GemmBf16(Terms),
     /// Tiles of integers, 8 or 16 bits.
     #[cfg(target_arch = "x86_64")]
     GemmInt8,
@@ -132,7 +134,7 @@ fn kernel(isa: Isa, arithmetic: Arithmetic, shape: Shape) -> Kernel {
         let coarse = int8 && activations == ActivationPrecision::Int8;
         let pairs = shape.cols.is_multiple_of(2) && crate::cpu::gemm::bf16::pays(isa);
         if pairs && activations.round_prompts(format) && !coarse {
-            return Kernel::GemmBf16;
+            return Kernel::GemmBf16(Terms::One);
         }
         if int8 {
             return Kernel::GemmInt8;
@@ -144,8 +146,16 @@ fn kernel(isa: Isa, arithmetic: Arithmetic, shape: Shape) -> Kernel {
         match tokens <= streamed || batch_invariant {
             _ if !pairs => {}
             true => return Kernel::GemvBf16,
-            false => return Kernel::GemmBf16,
+            false => return Kernel::GemmBf16(Terms::One),
         }
+    }
+    #[cfg(target_arch = "x86_64")]
+    if phase == Phase::Prefill
+        && exact
+        && shape.cols.is_multiple_of(2)
+        && crate::cpu::gemm::bf16::pays_twice(isa, format)
+    {
+        return Kernel::GemmBf16(Terms::Two);
     }
     let few = if batch_invariant { phase == Phase::Decode && streamed > 0 } else { tokens <= streamed };
     if few {

@@ -284,6 +284,7 @@ unsafe fn columns<U: Across>(work: &Work<'_>, range: Range<usize>, scratch: &mut
                     step: len.div_ceil(depth.div_ceil(AHEAD_STEP)),
                     first: call * next_rows / calls,
                     end: (call + 1) * next_rows / calls,
+                    ..Ahead::NOTHING
                 };
                 call += 1;
                 let here = U::PANEL.min(tokens - token);

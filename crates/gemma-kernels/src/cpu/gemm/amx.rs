@@ -9,9 +9,10 @@
 
 use crate::Format;
 use crate::cpu::bf16::{decode_pairs, decode_rows};
+use crate::cpu::gemm::filling::Filling;
 use crate::cpu::gemm::panel::{Across, Unit};
 use crate::cpu::gemm::tile::{Ahead, Left, Right, Sums};
-use crate::cpu::isa::{Avx512, prefetch};
+use crate::cpu::isa::{Avx512, prefetch, prefetch_into_l2};
 use std::arch::asm;
 use std::marker::PhantomData;
 
@@ -107,6 +108,7 @@ impl<T: Tiles> Unit for Tiled<T> {
     const EACH: usize = 2;
     const PANEL: usize = 2 * SIDE;
     const STEP: usize = SIDE;
+    const INTERLEAVES: bool = true;
 
     #[inline(always)]
     unsafe fn begin() {
@@ -136,6 +138,38 @@ impl<T: Tiles> Unit for Tiled<T> {
         vectors: usize,
         sums: Sums,
         ahead: Ahead,
+    ) {
+        // SAFETY: as required of the caller.
+        unsafe { Self::products(panel, block, depth, vectors, sums, ahead, None) };
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_and_fill(
+        panel: Left,
+        block: Right,
+        depth: usize,
+        vectors: usize,
+        sums: Sums,
+        ahead: Ahead,
+        filling: &mut Filling<'_, Self>,
+    ) {
+        // SAFETY: as required of the caller.
+        unsafe { Self::products(panel, block, depth, vectors, sums, ahead, Some(filling)) };
+    }
+}
+
+impl<T: Tiles> Tiled<T> {
+    /// # Safety
+    /// As [`Unit::multiply_and_fill`].
+    #[inline(always)]
+    unsafe fn products(
+        panel: Left,
+        block: Right,
+        depth: usize,
+        vectors: usize,
+        sums: Sums,
+        ahead: Ahead,
+        mut filling: Option<&mut Filling<'_, Self>>,
     ) {
         let (panel_row, block_row, sums_row) = (4 * panel.row, 4 * block.row, 4 * sums.row);
         // SAFETY: as required of the caller; there are whole steps of words and rows of the block, 32 rows of the panel
@@ -176,6 +210,12 @@ impl<T: Tiles> Unit for Tiled<T> {
                     T::load::<5>(a.add(SIDE * panel.row), panel_row);
                     T::dot::<0, 4, 6>();
                     T::dot::<2, 5, 6>();
+                }
+                for line in 0..ahead.lines {
+                    prefetch_into_l2(ahead.block.wrapping_add((step * ahead.lines + line) * 64));
+                }
+                if let Some(filling) = &mut filling {
+                    filling.step();
                 }
                 a = a.add(SIDE);
                 b = b.wrapping_add(SIDE * block.row);
@@ -277,7 +317,7 @@ pub(in crate::cpu) mod tests {
         let mut sums = vec![0.5f32; 32 * 32];
         let left = Left { at: panel.as_ptr(), row: 48, step: 1 };
         let right = Right { at: block.as_ptr(), row: 32 };
-        let ahead = Ahead { at: panel.as_ptr().cast(), row: 64, step: 64, first: 0, end: 3 };
+        let ahead = Ahead { at: panel.as_ptr().cast(), row: 64, step: 64, first: 0, end: 3, ..Ahead::NOTHING };
         // SAFETY: the operands have as many rows and words as the units need, and the caller has the instructions.
         unsafe {
             Tiled::<T>::begin();
@@ -344,6 +384,79 @@ pub(in crate::cpu) mod tests {
                     assert!(near, "{seed} {depth} at {i}: {found} {expected}");
                 }
             }
+        }
+    }
+
+    /// What a thread has told its tiles to do.
+    #[derive(Clone, Copy, Debug, Default, PartialEq)]
+    struct Counts {
+        dots: usize,
+        loads: usize,
+        stores: usize,
+        zeros: usize,
+    }
+
+    thread_local! {
+        static COUNTS: std::cell::Cell<Counts> = const { std::cell::Cell::new(Counts { dots: 0, loads: 0, stores: 0, zeros: 0 }) };
+    }
+
+    fn count(change: impl FnOnce(&mut Counts)) {
+        let mut counts = COUNTS.get();
+        change(&mut counts);
+        COUNTS.set(counts);
+    }
+
+    /// Tiles that count.
+    struct Counted;
+
+    impl Tiles for Counted {
+        unsafe fn configure() {
+            COUNTS.set(Counts::default());
+        }
+        unsafe fn release() {}
+        unsafe fn zero<const C: u8>() {
+            count(|counts| counts.zeros += 1);
+        }
+        unsafe fn load<const I: u8>(_at: *const f32, _row: usize) {
+            count(|counts| counts.loads += 1);
+        }
+        unsafe fn load_once<const I: u8>(_at: *const f32, _row: usize) {
+            count(|counts| counts.loads += 1);
+        }
+        unsafe fn store<const C: u8>(_at: *mut f32, _row: usize) {
+            count(|counts| counts.stores += 1);
+        }
+        unsafe fn dot<const C: u8, const A: u8, const B: u8>() {
+            count(|counts| counts.dots += 1);
+        }
+    }
+
+    /// The tile instructions of 256 rows of a product with 512 tokens, as docs/performance.md has them: one load for each
+    /// multiplication, and sums that are loaded and stored once for 512 columns.
+    #[test]
+    fn tile_instructions_of_a_product_are_counted() {
+        use crate::cpu::buffer::Buffer;
+        use crate::cpu::gemm::panel::{self, Scratch, TOKENS, Work};
+        use crate::cpu::output::Output;
+        use crate::cpu::shape::Shape;
+
+        if cpu_isa() < Isa::Avx512Bf16 {
+            return println!("skipped: this CPU cannot pack pairs");
+        }
+        for (format, cols) in [(Format::Bf16, 2048), (Format::Q8_0, 2048), (Format::Q4K, 2048), (Format::Bf16, 1152)] {
+            let (tokens, rows) = (TOKENS, 256);
+            let row_bytes = format.row_bytes(cols).unwrap();
+            let weight = vec![0u8; rows * row_bytes];
+            let packed = [Buffer::<f32>::zeroed(tokens * cols / 2)];
+            let mut out = vec![0f32; tokens * rows];
+            let shape = Shape { format, tokens, rows, cols, row_bytes };
+            let work = Work { packed: &packed, weight: &weight, shape, out: Output(out.as_mut_ptr()) };
+            // SAFETY: the CPU has what packs and decodes, and the tiles need nothing.
+            unsafe { panel::stretch::<Tiled<Counted>>(&work, 0..rows, &mut Scratch::new()) };
+            let (tiles, blocks) = (tokens / SIDE * rows / SIDE, cols.div_ceil(512));
+            let dots = tiles * cols / 32;
+            let expected = Counts { dots, loads: dots + tiles * (blocks - 1), stores: tiles * blocks, zeros: tiles };
+            assert_eq!(COUNTS.get(), expected, "{format} {cols}");
         }
     }
 }

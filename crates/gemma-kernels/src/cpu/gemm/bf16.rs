@@ -1,11 +1,12 @@
 //! Products of many tokens in bf16: activations are rounded to it, and so are weights that are not bf16 already, unless they
-//! are [`scaled`] afterwards.
+//! are [`scaled`] afterwards. With weights that are, activations can be the sum of two [terms](Terms) in bf16, which is nearly
+//! exact and costs twice the multiplications.
 //!
 //! Two values side by side are a word of 32 bits; what multiplies words pair by pair is otherwise just like
 //! [`panel`](super::panel) products of f32.
 
 use crate::Format;
-use crate::cpu::bf16::{decode_pairs, decode_rows, pair};
+use crate::cpu::bf16::{decode_pairs, decode_rows, pair, pair_rest};
 use crate::cpu::gemm::amx;
 use crate::cpu::gemm::panel::{self, Across, DEPTH, Scratch, Unit, Work, with_scratch};
 use crate::cpu::gemm::scaled::{self, Scaled};
@@ -20,25 +21,42 @@ pub(in crate::cpu) fn pays(isa: Isa) -> bool {
     isa >= Isa::Amx || isa >= Isa::Avx512Bf16 && pairs_are_faster()
 }
 
+/// What stands for an activation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::cpu) enum Terms {
+    /// The nearest bf16.
+    One,
+    /// The nearest bf16, and the bf16 nearest to what it leaves: a relative error of at most 2^-17, 2.5e-6 of a product (rms).
+    Two,
+}
+
+/// Whether products with these weights in two terms can be had and are faster than in f32: twice the multiplications are on
+/// tiles, of which a CPU does ten times as many as with vectors of f32, and not with vectors of pairs, of which it does twice as
+/// many.
+pub(in crate::cpu) fn pays_twice(isa: Isa, format: Format) -> bool {
+    isa >= Isa::Amx && format == Format::Bf16
+}
+
 /// `out[t, r] = Σ_c x[t, c] w[r, c]`, at [`Isa::Avx512Bf16`] and above, for an even number of columns; see
-/// [`linear`](crate::cpu::linear()).
-pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
+/// [`linear`](crate::cpu::linear()). Two terms are for weights in bf16.
+pub(in crate::cpu) fn multiply(isa: Isa, terms: Terms, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
     assert!(isa >= Isa::Avx512Bf16 && shape.cols.is_multiple_of(2), "pairs");
+    assert!(terms == Terms::One || shape.format == Format::Bf16, "weights that are exact");
     // SAFETY: the ISA says that the CPU has the instructions.
     unsafe {
         match scaled::parts(shape.format) {
-            _ if isa >= Isa::Amx => with_unit::<amx::Tiled<amx::Hardware>>(isa, x, weight, shape, out),
-            Some((16, false)) => with_unit::<Scaled<16, false>>(isa, x, weight, shape, out),
-            Some((16, true)) => with_unit::<Scaled<16, true>>(isa, x, weight, shape, out),
-            Some((8, false)) => with_unit::<Scaled<8, false>>(isa, x, weight, shape, out),
-            _ => with_unit::<Vectors>(isa, x, weight, shape, out),
+            _ if isa >= Isa::Amx => with_unit::<amx::Tiled<amx::Hardware>>(isa, terms, x, weight, shape, out),
+            Some((16, false)) => with_unit::<Scaled<16, false>>(isa, terms, x, weight, shape, out),
+            Some((16, true)) => with_unit::<Scaled<16, true>>(isa, terms, x, weight, shape, out),
+            Some((8, false)) => with_unit::<Scaled<8, false>>(isa, terms, x, weight, shape, out),
+            _ => with_unit::<Vectors>(isa, terms, x, weight, shape, out),
         }
     }
 }
 
 /// # Safety
 /// The CPU must have the unit's instructions.
-unsafe fn with_unit<U: Unit>(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
+unsafe fn with_unit<U: Unit>(isa: Isa, terms: Terms, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
     /// # Safety
     /// As [`panel::stretch`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
@@ -47,20 +65,27 @@ unsafe fn with_unit<U: Unit>(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, o
         unsafe { panel::stretch::<U>(work, range, scratch) };
     }
     let (row, rows) = (shape.cols / 2, U::right(shape.cols / 2));
-    let packed = if rows > row {
-        let words = scaled::with_sums(x, shape, row / (rows - row));
-        panel::pack(isa, shape.tokens, rows, U::STEP, |tokens, columns, _| {
-            (words[tokens.start * rows + columns.start..].as_ptr(), rows)
-        })
-    } else {
+    // the words of the first term, or of the second
+    let pack = |second: bool| {
         panel::pack(isa, shape.tokens, row, U::STEP, |tokens, columns, words| {
             for (token, words) in tokens.zip(words.chunks_exact_mut(DEPTH)) {
                 let values = &x[token * shape.cols..][2 * columns.start..2 * columns.end];
+                let words = &mut words[..columns.len()];
                 // SAFETY: the CPU has the instructions.
-                unsafe { pair(values, &mut words[..columns.len()]) };
+                unsafe { if second { pair_rest(values, words) } else { pair(values, words) } };
             }
             (words.as_ptr(), DEPTH)
         })
+    };
+    let packed = match terms {
+        Terms::Two => vec![pack(false), pack(true)],
+        Terms::One if rows > row => {
+            let words = scaled::with_sums(x, shape, row / (rows - row));
+            vec![panel::pack(isa, shape.tokens, rows, U::STEP, |tokens, columns, _| {
+                (words[tokens.start * rows + columns.start..].as_ptr(), rows)
+            })]
+        }
+        Terms::One => vec![pack(false)],
     };
     let work = Work { packed: &packed, weight, shape, out };
     // SAFETY: as required of the caller; the activations are packed for the unit, and each task has rows of its own.
@@ -102,14 +127,15 @@ mod tests {
     use super::*;
     use half::bf16;
 
+    type Multiply = fn(Isa, Terms, &[f32], &[u8], Shape, Output);
+
     /// Whether the CPU multiplies pairs faster or not: the products are those of both sides' nearest bf16, or of the
     /// weights as they are where they are scaled afterwards, in vectors, in tiles where there are any, and in modelled ones.
     #[test]
     fn pairs_are_multiplied_as_bf16_values() {
-        type Multiply = fn(Isa, &[f32], &[u8], Shape, Output);
-        let in_the_model: Multiply = |isa, x, weight, shape, out| {
+        let in_the_model: Multiply = |isa, terms, x, weight, shape, out| {
             // SAFETY: the ISA says that the CPU has the instructions.
-            unsafe { with_unit::<amx::Tiled<amx::tests::Modelled>>(isa, x, weight, shape, out) };
+            unsafe { with_unit::<amx::Tiled<amx::tests::Modelled>>(isa, terms, x, weight, shape, out) };
         };
         let shapes = [(1, 1, 2), (9, 13, 66), (33, 40, 514), (70, 25, 1030), (5, 7, 96), (17, 30, 1280), (530, 70, 32)];
         for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512Bf16) {
@@ -129,7 +155,7 @@ mod tests {
                 let shape = Shape { format, tokens, rows, cols, row_bytes };
                 for (way, multiply) in ways {
                     let mut out = vec![f32::NAN; tokens * rows];
-                    multiply(isa, &x, &weight, shape, Output(out.as_mut_ptr()));
+                    multiply(isa, Terms::One, &x, &weight, shape, Output(out.as_mut_ptr()));
                     for (i, found) in out.iter().enumerate() {
                         let value = |value: f32| bf16::from_f32(value).to_f64();
                         let scaled = way != "modelled" && isa < Isa::Amx && scaled::parts(format).is_some();
@@ -143,6 +169,58 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// The error of a product with one term, and of one with two, which is docs/numerics.md's; in vectors and in modelled tiles.
+    #[test]
+    fn two_terms_are_nearly_exact() {
+        let (tokens, rows, cols) = (37, 40, 1030);
+        let row_bytes = Format::Bf16.row_bytes(cols).unwrap();
+        let (x, mut values) = (crate::cpu::noise(tokens * cols, 1), crate::cpu::noise(rows * cols, 2));
+        let mut weight = vec![0; rows * row_bytes];
+        for (values, bytes) in values.chunks_mut(cols).zip(weight.chunks_mut(row_bytes)) {
+            Format::Bf16.encode_row(values, bytes);
+            Format::Bf16.decode_row(bytes, values);
+        }
+        let shape = Shape { format: Format::Bf16, tokens, rows, cols, row_bytes };
+        for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512Bf16) {
+            // SAFETY: the ISA says that the CPU has the instructions.
+            let ways: [Multiply; 3] =
+                [multiply, |i, t, x, w, s, o| unsafe { with_unit::<Vectors>(i, t, x, w, s, o) }, {
+                    |i, t, x, w, s, o| unsafe { with_unit::<amx::Tiled<amx::tests::Modelled>>(i, t, x, w, s, o) }
+                }];
+            for (way, multiply) in ways.into_iter().enumerate() {
+                let error = |terms| {
+                    let mut out = vec![f32::NAN; tokens * rows];
+                    multiply(isa, terms, &x, &weight, shape, Output(out.as_mut_ptr()));
+                    let exact = |i: usize| -> f64 {
+                        let (x, w) = (&x[i / rows * cols..][..cols], &values[i % rows * cols..][..cols]);
+                        x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+                    };
+                    let squares = |value: f64| value * value;
+                    let wrong: f64 = out.iter().enumerate().map(|(i, y)| squares(f64::from(*y) - exact(i))).sum();
+                    (wrong / (0..out.len()).map(|i| squares(exact(i))).sum::<f64>()).sqrt()
+                };
+                let (one, two) = (error(Terms::One), error(Terms::Two));
+                assert!((1e-3..4e-3).contains(&one), "{isa:?} {way}: {one}");
+                assert!(two < 4e-6, "{isa:?} {way}: {two}");
+            }
+        }
+    }
+
+    /// What is not finite in an activation is so in the product, and only there.
+    #[test]
+    fn two_terms_keep_what_is_not_finite() {
+        for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512Bf16) {
+            let shape = Shape { format: Format::Bf16, tokens: 3, rows: 1, cols: 64, row_bytes: 128 };
+            let weight: Vec<u8> = (0..64).flat_map(|_| bf16::from_f32(1.0).to_le_bytes()).collect();
+            let mut x = vec![1.0f32; 3 * 64];
+            (x[5], x[64 + 7]) = (f32::INFINITY, f32::NAN);
+            let mut out = vec![0.0f32; 3];
+            // SAFETY: the ISA says that the CPU has the instructions.
+            unsafe { with_unit::<Vectors>(isa, Terms::Two, &x, &weight, shape, Output(out.as_mut_ptr())) };
+            assert!(out[0] == f32::INFINITY && out[1].is_nan() && out[2] == 64.0, "{isa:?}: {out:?}");
         }
     }
 }

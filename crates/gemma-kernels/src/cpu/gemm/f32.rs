@@ -47,9 +47,9 @@ pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape,
         // SAFETY: the lanes' instructions are available where this is expanded.
         unsafe { stretch::<Values<L>>(work, range, scratch) };
     }
-    let packed = pack(isa, shape.tokens, shape.cols, 1, |tokens, columns, _| {
+    let packed = [pack(isa, shape.tokens, shape.cols, 1, |tokens, columns, _| {
         (x[tokens.start * shape.cols + columns.start..].as_ptr(), shape.cols)
-    });
+    })];
     let work = &Work { packed: &packed, weight, shape, out };
     with_scratch(shape, 12, |range, scratch| {
         with_isa!(isa, kernel(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch));

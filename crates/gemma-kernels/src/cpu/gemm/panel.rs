@@ -3,13 +3,15 @@
 //! The activations are packed once, for all threads. A task is a stretch of weight rows; it decodes a few rows of
 //! some hundred columns at a time, into a panel that stays in the L1 cache, and multiplies them with all
 //! tokens, whose columns of that block stay in the L2 cache. The sums of a task are collected transposed,
-//! `[rows, tokens]`, and written out at the end.
+//! `[rows, tokens]`, and written out at the end. A unit that leaves the vector registers idle has the next panel
+//! [filled](Filling) meanwhile.
 //!
 //! What is multiplied are words of 32 bits: values here, two bf16 values each in [`bf16`](super::bf16). A [`Unit`] is
 //! the innermost loop for one kind of words with one kind of instructions.
 
 use crate::Format;
 use crate::cpu::buffer::Buffer;
+use crate::cpu::gemm::filling::Filling;
 use crate::cpu::gemm::tile::{self, AHEAD_STEP, Ahead, Left, Right, Sums, block_width};
 use crate::cpu::isa::Lanes;
 use crate::cpu::isa::{Isa, with_isa};
@@ -28,7 +30,11 @@ const MOST_WIDTH: usize = 32;
 /// The most panels of a task.
 const TASK_PANELS: usize = 8;
 /// The most tokens whose sums are collected at a time.
-const TOKENS: usize = 512;
+pub(in crate::cpu) const TOKENS: usize = 512;
+/// Words beyond the tokens of a row of sums: a cache line, so that rows do not fall into the same sets.
+const SUMS_PAD: usize = 16;
+/// The most cache lines of the next packed block that a step of [`AHEAD_STEP`] words requests.
+const MOST_LINES: usize = 8;
 
 /// What multiplies a panel with a block of tokens.
 ///
@@ -46,6 +52,9 @@ pub(in crate::cpu) trait Unit {
     const STEP: usize;
     /// Words from one row of a panel to the next: a cache line more than it has, so that rows do not fall into the same sets.
     const PANEL_ROW: usize = PANEL_ROW;
+    /// Whether panels of quantized rows are filled while the one before is multiplied, and the next packed blocks are
+    /// requested: what pays where products leave vector registers and the L2 cache time.
+    const INTERLEAVES: bool = false;
 
     /// Words of a panel's row that so many words of a packed row become, with what is kept beside them.
     fn left(words: usize) -> usize {
@@ -74,6 +83,27 @@ pub(in crate::cpu) trait Unit {
     /// # Safety
     /// All that the arguments name must be there.
     unsafe fn multiply(panel: Left, rows: usize, block: Right, depth: usize, vectors: usize, sums: Sums, ahead: Ahead);
+
+    /// The same, and meanwhile fills as much of another panel as is due; only where it [interleaves](Self::INTERLEAVES).
+    ///
+    /// # Safety
+    /// As [`multiply`](Self::multiply) and [`Filling::step`].
+    #[inline(always)]
+    unsafe fn multiply_and_fill(
+        panel: Left,
+        block: Right,
+        depth: usize,
+        vectors: usize,
+        sums: Sums,
+        ahead: Ahead,
+        filling: &mut Filling<'_, Self>,
+    ) where
+        Self: Sized,
+    {
+        let _ = filling;
+        // SAFETY: as required of the caller.
+        unsafe { Self::multiply(panel, Self::PANEL, block, depth, vectors, sums, ahead) };
+    }
 }
 
 /// A unit whose panels can be filled across rows, for products with the transpose.
@@ -149,7 +179,8 @@ pub(in crate::cpu) fn pack(
 
 /// One product: [packed](pack) activations, weights, sizes and where the result goes.
 pub(in crate::cpu) struct Work<'a> {
-    pub(in crate::cpu) packed: &'a [f32],
+    /// The activations, or the terms whose sum they are.
+    pub(in crate::cpu) packed: &'a [Buffer<f32>],
     pub(in crate::cpu) weight: &'a [u8],
     pub(in crate::cpu) shape: Shape,
     pub(in crate::cpu) out: Output,
@@ -157,12 +188,20 @@ pub(in crate::cpu) struct Work<'a> {
 
 /// What a thread keeps from task to task.
 pub(in crate::cpu) struct Scratch {
-    panel: Buffer<f32>,
+    /// The panel that is multiplied, and the one that is filled meanwhile.
+    panels: [Buffer<f32>; 2],
     sums: Buffer<f32>,
 }
 
+impl Scratch {
+    /// Nothing yet.
+    pub(in crate::cpu) const fn new() -> Self {
+        Self { panels: [const { Buffer::empty() }; 2], sums: Buffer::empty() }
+    }
+}
+
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { panel: Buffer::empty(), sums: Buffer::empty() }) };
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
 /// The rows `range` of a product.
@@ -171,15 +210,20 @@ thread_local! {
 /// The unit's instructions must be available, the activations packed as it needs them, and the rows the calling task's.
 #[inline(always)]
 pub(in crate::cpu) unsafe fn stretch<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    scratch.panel.resize(U::PANEL * U::PANEL_ROW);
-    scratch.sums.resize(range.len().next_multiple_of(U::PANEL) * TOKENS.min(padded::<U>(work.shape.tokens)));
-    let (panel, sums) = (scratch.panel.as_mut_ptr(), scratch.sums.as_mut_ptr());
+    let interleaves = U::INTERLEAVES && work.shape.format.block_len() > 1;
+    scratch.panels[0].resize(U::PANEL * U::PANEL_ROW);
+    scratch.panels[1].resize(if interleaves { U::PANEL * U::PANEL_ROW } else { 0 });
+    scratch
+        .sums
+        .resize(range.len().next_multiple_of(U::PANEL) * (TOKENS.min(padded::<U>(work.shape.tokens)) + SUMS_PAD));
+    let panels = [scratch.panels[0].as_mut_ptr(), scratch.panels[usize::from(interleaves)].as_mut_ptr()];
+    let sums = scratch.sums.as_mut_ptr();
     // SAFETY: as required of the caller; the buffers were just made as large as is needed.
     unsafe {
         U::begin();
         for first in (0..work.shape.tokens).step_by(TOKENS) {
             let tokens = first..(first + TOKENS).min(work.shape.tokens);
-            some_tokens::<U>(work, range.clone(), tokens, panel, sums);
+            some_tokens::<U>(work, range.clone(), tokens, panels, sums);
         }
         U::end();
     }
@@ -191,31 +235,63 @@ fn padded<U: Unit>(tokens: usize) -> usize {
     tokens.next_multiple_of(block_width::<U::Lanes>())
 }
 
+/// A panel of a task: rows and a stretch of their words.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its first row.
+    first: usize,
+    rows: usize,
+    /// The first word of a row.
+    begin: usize,
+    depth: usize,
+}
+
+impl Place {
+    /// Panel `index` of the rows `range`: stretch by stretch of the words, and within each row by row.
+    #[inline(always)]
+    fn new<U: Unit>(range: &Range<usize>, words: usize, index: usize) -> Self {
+        let panels = range.len().div_ceil(U::PANEL);
+        let (first, begin) = (range.start + index % panels * U::PANEL, index / panels * DEPTH);
+        Self { first, rows: U::PANEL.min(range.end - first), begin, depth: DEPTH.min(words - begin) }
+    }
+}
+
 /// The rows `range` times `tokens`.
 ///
 /// # Safety
-/// As [`stretch`]; `panel` has `PANEL` rows, and `sums` whole panels of rows of whole blocks of tokens.
+/// As [`stretch`]; panels have `PANEL` rows, and `sums` whole panels of rows of whole blocks of tokens and [`SUMS_PAD`]. The two
+/// panels are different ones where a unit interleaves.
 #[inline(always)]
 unsafe fn some_tokens<U: Unit>(
     work: &Work<'_>,
     range: Range<usize>,
     tokens: Range<usize>,
-    panel: *mut f32,
+    panels: [*mut f32; 2],
     sums: *mut f32,
 ) {
-    let Work { packed, weight, shape, out } = *work;
+    let Work { packed: terms, weight, shape, out } = *work;
     let (width, lanes) = (block_width::<U::Lanes>(), <U::Lanes as Lanes>::N);
     let words = shape.cols / U::EACH;
     let block_rows = U::right(words.next_multiple_of(U::STEP));
     let padded = padded::<U>(tokens.len());
-    for begin in (0..words).step_by(DEPTH) {
-        let depth = DEPTH.min(words - begin);
-        let bytes = shape.bytes(U::EACH * begin)..shape.bytes(U::EACH * (begin + depth));
-        for first in range.clone().step_by(U::PANEL) {
-            let rows = U::PANEL.min(range.end - first);
-            // the next panel is the next rows, or the first ones further on
-            let last = first + U::PANEL >= range.end;
-            let (next_row, next_byte) = if last { (range.start, bytes.end) } else { (first + U::PANEL, bytes.start) };
+    let sums_row = padded + SUMS_PAD;
+    let in_stretch = range.len().div_ceil(U::PANEL);
+    let count = in_stretch * words.div_ceil(DEPTH);
+    let interleaves = U::INTERLEAVES && shape.format.block_len() > 1;
+    let filling = |index: usize, panel: *mut f32, steps: usize| {
+        let Place { first, rows, begin, depth } = Place::new::<U>(&range, words, index);
+        let row = &weight[first * shape.row_bytes..(first + rows) * shape.row_bytes];
+        Filling::<U>::new(shape, row, begin..begin + depth, panel, steps)
+    };
+    if interleaves {
+        // SAFETY: the panel has its rows, and the unit's instructions are available.
+        unsafe { filling(0, panels[0], 1).finish() };
+    }
+    for index in 0..count {
+        let Place { first, rows, begin, depth } = Place::new::<U>(&range, words, index);
+        let panel = panels[index % 2];
+        if !interleaves {
+            let bytes = shape.bytes(U::EACH * begin)..shape.bytes(U::EACH * (begin + depth));
             for row in 0..rows {
                 let bytes =
                     &weight[(first + row) * shape.row_bytes..(first + row + 1) * shape.row_bytes][bytes.clone()];
@@ -228,32 +304,69 @@ unsafe fn some_tokens<U: Unit>(
                     row[len..].fill(0.0);
                 }
             }
-            for token in (0..tokens.len()).step_by(width) {
-                let vectors = width.min(tokens.len() - token).div_ceil(lanes);
-                // it is requested row by row with the blocks of tokens, since the memory does not send it by itself
-                let part = |token: usize| token.min(padded) * U::PANEL / padded;
-                let ahead = Ahead {
-                    at: weight.as_ptr().wrapping_add(next_row * shape.row_bytes + next_byte),
-                    row: shape.row_bytes,
-                    step: bytes.len().div_ceil(depth.div_ceil(AHEAD_STEP)),
-                    first: part(token),
-                    end: part(token + width),
-                };
+        }
+        let steps = depth.div_ceil(AHEAD_STEP);
+        // the next panel is filled from memory that was requested, and the one after it, or the next one, is requested
+        let is_next = interleaves && index + 1 < count;
+        let mut fill = is_next.then(|| filling(index + 1, panels[(index + 1) % 2], padded / width * steps));
+        let requested = index + 1 + usize::from(interleaves);
+        let (ahead_row, ahead_word) = if requested < count {
+            let place = Place::new::<U>(&range, words, requested);
+            (place.first, place.begin)
+        } else {
+            (range.end, 0)
+        };
+        let ahead_bytes = shape.bytes(U::EACH * depth);
+        // of the next blocks each panel requests a part
+        let next = if begin + DEPTH < words { begin + DEPTH } else { 0 };
+        let lines = if U::INTERLEAVES && words > DEPTH {
+            (U::right(DEPTH.min(words - next)) * width * size_of::<f32>())
+                .div_ceil(64)
+                .div_ceil(in_stretch * steps)
+                .min(MOST_LINES)
+        } else {
+            0
+        };
+        for token in (0..tokens.len()).step_by(width) {
+            let vectors = width.min(tokens.len() - token).div_ceil(lanes);
+            // it is requested row by row with the blocks of tokens, since the memory does not send it by itself
+            let part = |token: usize| token.min(padded) * U::PANEL / padded;
+            for (term, packed) in terms.iter().enumerate() {
                 let block = &packed[(tokens.start + token) * block_rows + U::right(begin) * width..];
+                let next = packed[(tokens.start + token) * block_rows + U::right(next) * width..].as_ptr();
+                let ahead = Ahead {
+                    at: weight.as_ptr().wrapping_add(ahead_row * shape.row_bytes + shape.bytes(U::EACH * ahead_word)),
+                    row: shape.row_bytes,
+                    step: ahead_bytes.div_ceil(steps),
+                    first: part(token),
+                    end: if term == 0 { part(token + width) } else { 0 },
+                    block: next.cast::<u8>().wrapping_add((first - range.start) / U::PANEL * lines * steps * 64),
+                    lines,
+                };
                 // SAFETY: as above. The panel has its rows of `depth` words and zeros, the block as many rows, and the
                 // sums a row for each row of the panel.
                 unsafe {
                     let left = Left { at: panel, row: U::PANEL_ROW, step: 1 };
-                    let at = sums.add((first - range.start) * padded + token);
-                    let to = Sums { at, row: padded, add: begin > 0 };
-                    U::multiply(left, rows, Right::block::<U::Lanes>(block), depth, vectors, to, ahead);
+                    let at = sums.add((first - range.start) * sums_row + token);
+                    let to = Sums { at, row: sums_row, add: begin > 0 || term > 0 };
+                    let block = Right::block::<U::Lanes>(block);
+                    match &mut fill {
+                        Some(fill) if term == 0 => {
+                            U::multiply_and_fill(left, block, depth, vectors, to, ahead, fill);
+                        }
+                        _ => U::multiply(left, rows, block, depth, vectors, to, ahead),
+                    }
                 }
             }
+        }
+        if let Some(fill) = &mut fill {
+            // SAFETY: as above.
+            unsafe { fill.finish() };
         }
     }
     // SAFETY: as above; this task owns its columns of the output.
     unsafe {
         let to = out.at(tokens.start * shape.rows + range.start);
-        tile::unpack::<U::Lanes>(sums, padded, range.len(), tokens.len(), to, shape.rows);
+        tile::unpack::<U::Lanes>(sums, sums_row, range.len(), tokens.len(), to, shape.rows);
     }
 }

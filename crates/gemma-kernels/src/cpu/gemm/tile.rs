@@ -42,7 +42,7 @@ pub(in crate::cpu) struct Sums {
 }
 
 /// What is to be requested from memory meanwhile: rows `first` to `end` of bytes, `row` apart, in steps of at most a
-/// cache line. It need not be there.
+/// cache line; and of a packed block so many cache lines a step, into the L2 cache. It need not be there.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Ahead {
     pub(in crate::cpu) at: *const u8,
@@ -50,11 +50,15 @@ pub(in crate::cpu) struct Ahead {
     pub(in crate::cpu) step: usize,
     pub(in crate::cpu) first: usize,
     pub(in crate::cpu) end: usize,
+    /// Only tiles ask for it.
+    pub(in crate::cpu) block: *const u8,
+    pub(in crate::cpu) lines: usize,
 }
 
 impl Ahead {
     /// Nothing.
-    pub(in crate::cpu) const NOTHING: Self = Self { at: std::ptr::null(), row: 0, step: 0, first: 0, end: 0 };
+    pub(in crate::cpu) const NOTHING: Self =
+        Self { at: std::ptr::null(), row: 0, step: 0, first: 0, end: 0, block: std::ptr::null(), lines: 0 };
 }
 
 /// How many steps of `B` a step of [`Ahead`] takes.

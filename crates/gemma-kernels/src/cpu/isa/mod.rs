@@ -22,6 +22,8 @@ pub(in crate::cpu) use lanes::{Lanes, Plain};
 pub(in crate::cpu) use neon::{Neon, dot};
 pub(in crate::cpu) use prefetch::prefetch;
 #[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) use prefetch::prefetch_into_l2;
+#[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) use speed::pairs_are_faster;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) use x86::{Avx2, Avx512, Pairs};

@@ -14,3 +14,12 @@ pub(in crate::cpu) fn prefetch(from: *const u8) {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = from;
 }
+
+/// Asks for the cache line at `from` to be brought into the L2 cache; never faults.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(in crate::cpu) fn prefetch_into_l2(from: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: a prefetch is a hint; the address need not be valid.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
+}
