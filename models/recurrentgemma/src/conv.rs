@@ -41,7 +41,7 @@ impl CausalConv {
     /// # Panics
     /// When segments, tails and `x` do not match.
     pub fn forward(&self, x: Tensor<2>, segments: &[Segment], tails: &mut [Option<Tensor<2>>]) -> Tensor<2> {
-        let [tokens, channels] = x.dims();
+        let [tokens, _] = x.dims();
         assert_eq!(segments.len(), tails.len(), "one tail per segment");
         assert_eq!(total_tokens(segments), tokens, "the segments are all tokens");
         let past = self.taps - 1;
