@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 /// Units of a cube.
 const UNITS: usize = 256;
 /// `2 √(2/π)`, twice the factor in the tanh form of GELU, whose `½ (1 + tanh(u))` is `1 / (1 + exp(-2 u))`.
-const TWICE_ROOT: f32 = 1.595_769_1;
+const TWICE_ROOT: f32 = 1.595_769;
 /// Its factor of the cube.
 const CUBIC: f32 = 0.044_715;
 /// The largest power of e taken: some drivers know no infinity, and `1 / (1 + exp(80))` is 0 beside 1 in f32.

@@ -242,7 +242,8 @@ fn largest_key(key: u32, token: u32, board: &mut Board) -> u32 {
 /// The token of the largest key that [`largest_key`] found just before.
 #[cube]
 fn its_token(largest: u32, board: &Board) -> u32 {
-    let mut token = u32::max_value();
+    // above every token's id
+    let mut token = 0xffff_ffffu32;
     for i in 0..LINES {
         if board.line_keys[i] == largest {
             token = min(token, board.line_tokens[i]);
