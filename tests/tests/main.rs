@@ -10,6 +10,7 @@ mod gemma3;
 mod gguf;
 mod gradients;
 mod images;
+mod launches;
 mod newer;
 mod paligemma;
 mod paligemma_demo;

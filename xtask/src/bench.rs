@@ -3,17 +3,19 @@
 //!
 //! The measuring is `gemma bench`'s, in a process of its own per row, so that one row's peak memory says nothing
 //! about another. This chore adds the yardstick, the description of the machine and the commands; with `--peers` also
-//! what llama.cpp and Hugging Face transformers do on the same files, in turn with ours, and a chart.
+//! what llama.cpp and Hugging Face transformers do on the same files, in turn with ours, and a chart. With `--backend` it is
+//! a GPU that is measured.
 
 mod chart;
 mod compare;
+mod gpu;
 mod peers;
 
 use crate::cargo::Step;
 use crate::machine;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const DOCUMENT: &str = "docs/performance.md";
 const BEGIN: &str = "<!-- bench: begin -->";
@@ -47,6 +49,12 @@ struct Options {
     fast: bool,
     /// Whether the table goes into the document, and not only to the terminal.
     write: bool,
+    /// Whether small models do.
+    quick: bool,
+    /// The GPU's backend.
+    backend: Option<String>,
+    /// How long a GPU is measured at most.
+    minutes: u64,
 }
 
 impl Options {
@@ -86,6 +94,9 @@ struct Row {
 
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     let options = parse(arguments)?;
+    if let Some(backend) = &options.backend {
+        return gpu::run(root, &options, backend);
+    }
     // Built once and first, so that no compiler runs while something is measured.
     Step::new("build", &["build", "--release", "--package", "gemma-cli"]).run(root)?;
     let bandwidth = memory_speed(root)?;
@@ -152,9 +163,7 @@ fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<
         replaced(&read(root)?, "", markers)?;
     }
     let peers = peers::Peers::find()?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder));
-    let gemma = target.join("release").join(format!("gemma{}", std::env::consts::EXE_SUFFIX));
-    let comparisons = compare::compare(options, &gemma, &peers)?;
+    let comparisons = compare::compare(options, &program(root), &peers)?;
     if comparisons.is_empty() {
         bail!("nothing could be compared; the reasons are above");
     }
@@ -184,6 +193,21 @@ fn compare_with_peers(root: &Path, options: &Options, bandwidth: f64) -> Result<
     Ok(())
 }
 
+/// The folder that cargo builds into.
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder))
+}
+
+/// The program, where cargo puts it.
+fn program(root: &Path) -> PathBuf {
+    target(root).join("release").join(format!("gemma{}", std::env::consts::EXE_SUFFIX))
+}
+
+/// A number of what `gemma bench --json` printed.
+fn number(measured: &Value, name: &str) -> Result<f64> {
+    measured[name].as_f64().with_context(|| format!("gemma bench lacks the number {name}"))
+}
+
 fn parse(arguments: &[String]) -> Result<Options> {
     let list = |text: &str| -> Result<Vec<String>> {
         let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
@@ -201,6 +225,9 @@ fn parse(arguments: &[String]) -> Result<Options> {
         peers: false,
         fast: false,
         write: true,
+        quick: false,
+        backend: None,
+        minutes: 8,
     };
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
@@ -215,11 +242,24 @@ fn parse(arguments: &[String]) -> Result<Options> {
             "--peers" => options.peers = true,
             "--fast-activations" => options.fast = true,
             "--repeat" => options.repeat = value()?.parse().context("--repeat takes an integer")?,
-            "--quick" => (options.repeat, options.prompt, options.decode, options.write) = (1, 64, 8, false),
+            "--quick" => {
+                (options.repeat, options.prompt, options.decode) = (1, 64, 8);
+                (options.write, options.quick) = (false, true);
+            }
+            "--backend" => options.backend = Some(value()?.clone()),
+            "--minutes" => options.minutes = value()?.parse().context("--minutes takes an integer")?,
             unknown => bail!(
                 "unknown option {unknown:?}; the options are --shape, --precisions, --prompt, --decode, --depth, --repeat, \
-                 --peers, --discard, --fast-activations and --quick"
+                 --peers, --discard, --fast-activations, --quick, --backend and --minutes"
             ),
+        }
+    }
+    if let Some(backend) = options.backend.as_deref() {
+        if !gpu::BACKENDS.contains(&backend) {
+            bail!("--backend measures a GPU: give wgpu, vulkan or metal, not {backend:?}");
+        }
+        if options.peers || options.fast || options.depth > 0 {
+            bail!("--backend goes with none of --peers, --fast-activations and --depth");
         }
     }
     if options.repeat == 0 {
@@ -260,11 +300,7 @@ fn section(options: &Options, machine: &str, bandwidth: f64, rows: &[Row]) -> Re
         bandwidth / 1e9
     );
     for Row { shape, precision, measured } in rows {
-        let number = |name: &str| {
-            measured[name]
-                .as_f64()
-                .with_context(|| format!("gemma bench of {shape} in {precision} lacks the number {name}"))
-        };
+        let number = |name: &str| number(measured, name).with_context(|| format!("{shape} in {precision}"));
         let spread = |name: &str| match (number(&format!("{name}_min")), number(&format!("{name}_max"))) {
             (Ok(min), Ok(max)) => format!(" [{}–{}]", rounded(min), rounded(max)),
             _ => String::new(),
@@ -346,6 +382,9 @@ mod tests {
             &["--fast"],
             &["--decode", "0"],
             &["--depth", "9", "--shape", "paligemma-3b-224"],
+            &["--backend", "ndarray"],
+            &["--backend", "vulkan", "--peers"],
+            &["--minutes", "some"],
         ];
         for wrong in wrongs {
             assert!(options(wrong).is_err(), "{wrong:?}");
@@ -365,14 +404,14 @@ mod tests {
     fn a_missing_number_is_named() {
         let row = Row { measured: serde_json::json!({}), ..row() };
         let error = section(&options(&[]).expect("defaults"), "", 1.0, &[row]).expect_err("nothing was measured");
-        assert!(error.to_string().contains("weight_bytes"), "{error}");
+        assert!(format!("{error:#}").contains("weight_bytes"), "{error:#}");
     }
 
     #[test]
     fn the_document_has_a_place_for_every_table() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let document = read(&root).expect("it is part of the repository");
-        for markers in [[BEGIN, END], PEERS.0, FAST.0, DEEP.0] {
+        for markers in [[BEGIN, END], PEERS.0, FAST.0, DEEP.0, gpu::MARKERS] {
             assert!(replaced(&document, "", markers).is_ok(), "{markers:?}");
         }
     }

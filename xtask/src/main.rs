@@ -35,6 +35,8 @@ Chores:
                             --fast-activations: ours rounds activations, --quick: fewer tokens, nothing written
                             --peers: against llama.cpp and transformers, built and kept in GEMMA_BENCH_CACHE;
                             --discard: models made for this are removed when they have been measured
+                            --backend wgpu|vulkan|metal: a GPU, checked against the CPU and measured within --minutes N (8); rows
+                            go into target/bench-NAME.md as they come, and with --quick small models are measured
   fuzz [OPTIONS]            mutated inputs on every parser, in bounded and repeatable runs that go on where they stopped
                             --runs N for each target, --seed S, --target NAME, --seconds N, --state FILE
   bandwidth                 print how fast this machine reads memory, in bytes per second

@@ -289,6 +289,8 @@ fn bench_measures_the_demo_and_a_shape_is_checked() {
     assert!(report["weight_bytes"].as_u64() > Some(0));
     assert!(report["first_token_seconds"].as_f64() > report["load_seconds_min"].as_f64());
     assert!(report["memory_part"].is_null(), "the demo may lie in a cache");
+    let [all, table] = ["parameters", "embedding_parameters"].map(|name| report[name].as_u64());
+    assert!(table > Some(0) && table < all, "{report}");
     let told = printed(&mut gemma(["bench", "--prompt", "4", "--decode", "2", "--repeat", "1"]));
     assert!(told.contains("first token") && told.contains("peak memory"), "{told}");
     let bandwidth = printed(&mut gemma(["bench", "--bandwidth", "--threads", "1"]));

@@ -89,6 +89,10 @@ impl Fake {
         Self { script, ..Self::new(vocab) }
     }
 
+    pub(crate) fn on(self, device: Device) -> Self {
+        Self { device, ..self }
+    }
+
     pub(crate) fn with_context(self, context: usize) -> Self {
         Self { context: Some(context), ..self }
     }

@@ -26,6 +26,7 @@
 //! | `sequence` | [`Sequence`]: tokens, and the cache of those that the model has run over |
 //! | `speculative` | [`Speculation`]: tokens drafted by a [`PromptLookup`] or a [`DraftModel`], verified several at once |
 //! | `sampler`, `softmax`, `random` | [`Sampler`]: logits in, one token out |
+//! | `rows`, `saturation` | the logits of a pass: whole rows on the host, or the largest of each from a GPU |
 //! | `text`, `stop_text` | [`TextStream`]: whole characters, ended before a stop text |
 //! | `score` | [`score`](fn@score): logprobs and perplexity of a given text |
 //! | `options`, `finish`, `error` | [`GenerateOptions`], why a generation is over, what is wrong with a request |
@@ -45,6 +46,7 @@ mod generation;
 mod model;
 mod options;
 mod random;
+mod rows;
 mod sampler;
 mod saturation;
 mod score;

@@ -14,7 +14,8 @@ use gemma_kernels::math::exp;
 use gemma_tokenizer::TokenId;
 
 use crate::random::{Xoshiro256PlusPlus, fresh_seed};
-use crate::softmax::{highest, log_sum_exp};
+use crate::rows::Row;
+use crate::softmax::highest;
 use crate::{Error, GenerateOptions};
 
 pub use dry::Dry;
@@ -170,29 +171,61 @@ impl Sampler {
     ///
     /// As [`sample`](Self::sample), and [`Error::NothingAllowed`] when bias, penalties and mask exclude all tokens.
     pub fn sample_allowed(&mut self, logits: &[f32], allowed: Option<&[bool]>) -> Result<SampledToken, Error> {
-        let normalizer = log_sum_exp(logits)?;
+        self.sample_row(Row::Whole(logits), allowed)
+    }
+
+    /// How many of the largest logits are all that [`sample_row`](Self::sample_row) reads without a mask; `None` where it reads
+    /// the whole row.
+    pub(crate) fn reads(&self) -> Option<usize> {
+        let adjusts = self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+            || self.dry.is_some()
+            || !self.logit_bias.is_empty();
+        match self.temperature {
+            _ if adjusts => None,
+            0.0 => Some(1),
+            _ => self.top_k.filter(|_| self.mirostat.is_none()),
+        }
+    }
+
+    /// [`sample_allowed`](Self::sample_allowed); the largest of a row are enough where they are as many as are
+    /// [read](Self::reads).
+    ///
+    /// # Errors
+    ///
+    /// As [`sample_allowed`](Self::sample_allowed).
+    pub(crate) fn sample_row(&mut self, row: Row<'_>, allowed: Option<&[bool]>) -> Result<SampledToken, Error> {
+        let normalizer = row.log_sum_exp()?;
         let adjusted = allowed.is_some()
             || self.repetition_penalty != 1.0
             || self.dry.is_some()
             || !self.logit_bias.is_empty()
             || !self.counts.is_empty();
-        let token = if adjusted {
-            let penalised = self.adjust(logits, allowed);
-            let possible = highest(&penalised) > f32::NEG_INFINITY;
-            let token = if possible { self.choose(&penalised) } else { 0 };
-            self.penalised = penalised;
-            if !possible {
-                return Err(Error::NothingAllowed);
+        let token = match row {
+            Row::Whole(logits) if adjusted => {
+                let penalised = self.adjust(logits, allowed);
+                let best = highest(&penalised);
+                let possible = best > f32::NEG_INFINITY;
+                let token = if possible { self.choose(numbered(&penalised), best) } else { 0 };
+                self.penalised = penalised;
+                if !possible {
+                    return Err(Error::NothingAllowed);
+                }
+                token
             }
-            token
-        } else {
-            self.choose(logits)
+            Row::Whole(logits) => self.choose(numbered(logits), highest(logits)),
+            Row::Largest(largest) => {
+                assert!(!adjusted, "the largest logits are enough where none is changed");
+                let candidates = largest.tokens.iter().copied().zip(largest.logits.iter().copied());
+                self.choose(candidates, largest.logits[0])
+            }
         };
         self.observe_prompt(&[token]);
         if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
             *self.counts.entry(token).or_default() += 1;
         }
-        Ok(SampledToken { token, logprob: f64::from(logits[token as usize]) - normalizer })
+        Ok(SampledToken { token, logprob: f64::from(row.logit(token)) - normalizer })
     }
 
     /// Steps 0 and 1. Takes the buffer out of `self`, so that the next steps can borrow both.
@@ -231,12 +264,12 @@ impl Sampler {
         penalised
     }
 
-    /// Steps 2 to 6. At least one logit is finite and none is NaN or +inf.
-    fn choose(&mut self, logits: &[f32]) -> TokenId {
-        let best = highest(logits);
+    /// Steps 2 to 6. At least one logit is finite and none is NaN or +inf; `best` is the highest, and of equals the lower token
+    /// comes first.
+    fn choose(&mut self, mut logits: impl Iterator<Item = (TokenId, f32)>, best: f32) -> TokenId {
         if self.temperature == 0.0 {
-            let first = logits.iter().position(|&logit| logit == best);
-            return first.expect("the highest logit is one of them") as TokenId;
+            let first = logits.find(|(_, logit)| *logit == best);
+            return first.expect("the highest logit is one of them").0;
         }
         self.gather(logits, best);
         for candidate in &mut self.candidates {
@@ -273,17 +306,17 @@ impl Sampler {
     /// Step 3: fills `candidates` with the `top_k` likeliest of those that have a weight at all, in any order.
     ///
     /// One pass: whenever twice as many as needed have come together, only the better half stays, and from
-    /// then on a logit has to be above the worst of that half. Tokens come in rising order, so one that equals
-    /// the worst would rank below it.
-    fn gather(&mut self, logits: &[f32], best: f32) {
+    /// then on a logit has to be above the worst of that half. Equal logits come in the order of their tokens, so one that
+    /// equals the worst would rank below it.
+    fn gather(&mut self, logits: impl Iterator<Item = (TokenId, f32)>, best: f32) {
         let top_k = self.top_k.filter(|_| self.mirostat.is_none()).unwrap_or(usize::MAX);
         let full = top_k.saturating_mul(2).max(256);
         // With a tiny temperature the subtraction changes nothing, and the best itself must still pass.
         let mut bar = (best - REACH * self.temperature).min(best.next_down());
         self.candidates.clear();
-        for (token, &logit) in logits.iter().enumerate() {
+        for (token, logit) in logits {
             if logit > bar {
-                self.candidates.push(Candidate::new(token as TokenId, logit));
+                self.candidates.push(Candidate::new(token, logit));
                 if self.candidates.len() == full {
                     bar = keep_best(&mut self.candidates, top_k);
                 }
@@ -293,6 +326,11 @@ impl Sampler {
             keep_best(&mut self.candidates, top_k);
         }
     }
+}
+
+/// Logits with their tokens.
+fn numbered(logits: &[f32]) -> impl Iterator<Item = (TokenId, f32)> {
+    logits.iter().enumerate().map(|(token, &logit)| (token as TokenId, logit))
 }
 
 /// Keeps the `count` best-ranked of more candidates and returns the logit of the worst of these.
@@ -344,7 +382,23 @@ fn reach(candidates: &mut [Candidate], mass: u64) -> usize {
 ///
 /// As [`Sampler::sample`].
 pub fn top_logprobs(logits: &[f32], count: usize) -> Result<Vec<(TokenId, f64)>, Error> {
-    let normalizer = log_sum_exp(logits)?;
+    top_of_row(Row::Whole(logits), count)
+}
+
+/// [`top_logprobs`] of a row, of which at least so many are there.
+///
+/// # Errors
+///
+/// As [`Sampler::sample`].
+pub(crate) fn top_of_row(row: Row<'_>, count: usize) -> Result<Vec<(TokenId, f64)>, Error> {
+    let normalizer = row.log_sum_exp()?;
+    let logits = match row {
+        Row::Whole(logits) => logits,
+        Row::Largest(largest) => {
+            let best = largest.tokens.iter().zip(&largest.logits).take(count);
+            return Ok(best.map(|(token, logit)| (*token, f64::from(*logit) - normalizer)).collect());
+        }
+    };
     let count = count.min(logits.len());
     let mut best: Vec<Candidate> = Vec::with_capacity(count + 1);
     for (token, &logit) in logits.iter().enumerate() {

@@ -4,38 +4,31 @@
 //! head was trained apart from the embedding table can get there, and a greedy choice among equals would be one by token
 //! number. The logits before the cap tell which is the likeliest.
 
-use burn::tensor::Tensor;
-
-use crate::sequence::to_host;
-use crate::{CausalModel, Error};
+use crate::Error;
 
 /// The part of the cap above which f32 tells too few values apart.
 const SATURATED: f32 = 1.0 - 1.0 / (1 << 20) as f32;
 /// How many logits are put in order, the highest first; the others stay equal.
 const MOST: usize = 4096;
 
-/// The logits `[rows, vocab]` of hidden states on the host, in which saturated logits keep their order.
-///
-/// # Errors
-/// When the device fails, or the model gives another shape.
-pub(crate) fn ordered_logits<M: CausalModel>(
-    model: &M,
-    hidden_states: Tensor<2>,
-    rows: usize,
-) -> Result<Vec<f32>, Error> {
-    let vocab = model.vocab();
-    let Some(cap) = model.final_softcap() else { return to_host(model.logits(hidden_states), rows, vocab) };
-    let mut logits = to_host(model.logits(hidden_states.clone()), rows, vocab)?;
-    for (index, row) in logits.chunks_exact_mut(vocab).enumerate() {
-        let uncapped = || to_host(model.uncapped_logits(hidden_states.clone().narrow(0, index, 1)), 1, vocab);
-        order_saturated(row, cap, uncapped)?;
-    }
-    Ok(logits)
+/// Whether [`order_saturated`] changes nothing in a row of `vocab` logits, of which these are the largest in their order.
+pub(crate) fn is_ordered(largest: &[f32], cap: f32, vocab: usize) -> bool {
+    let bar = cap * SATURATED;
+    let are_all = largest.len() == vocab || largest.last().is_some_and(|last| *last < bar);
+    let saturated = largest.iter().take_while(|logit| **logit >= bar).count();
+    are_all && largest[..saturated].windows(2).all(|pair| pair[0] != pair[1])
 }
 
 /// Lowers equal saturated logits of a row by a few units in the last place, so that they stand in the order of the logits
 /// before the cap. `uncapped` is asked only where some are equal.
-fn order_saturated(row: &mut [f32], cap: f32, uncapped: impl FnOnce() -> Result<Vec<f32>, Error>) -> Result<(), Error> {
+///
+/// # Errors
+/// Those of `uncapped`.
+pub(crate) fn order_saturated(
+    row: &mut [f32],
+    cap: f32,
+    uncapped: impl FnOnce() -> Result<Vec<f32>, Error>,
+) -> Result<(), Error> {
     let bar = cap * SATURATED;
     let mut saturated: Vec<usize> = (0..row.len()).filter(|token| row[*token] >= bar).collect();
     let mut values: Vec<f32> = saturated.iter().map(|token| row[*token]).collect();
@@ -73,6 +66,22 @@ mod tests {
         tokens.sort_by(|a, b| after[*b].total_cmp(&after[*a]));
         assert_eq!(tokens, [2, 5, 3, 0, 6, 1, 4]);
         assert!(before.iter().zip(&after).all(|(before, after)| (before - after).abs() < 1e-5));
+    }
+
+    #[test]
+    fn the_largest_tell_whether_saturated_logits_change_their_order() {
+        for (logits, expected) in [
+            (&[3.0, 3.0, 1.0][..], true),
+            (&[4.0, 3.0, 3.0], true),
+            (&[4.0, 4.0, 1.0], false),
+            // whether the next is saturated as well, and equal, is not known
+            (&[4.0], false),
+            (&[4.0, 4.0 * SATURATED], false),
+            (&[4.0f32.next_up(), 4.0, 1.0], true),
+        ] {
+            assert_eq!(is_ordered(logits, 4.0, 100), expected, "{logits:?}");
+        }
+        assert!(is_ordered(&[4.0], 4.0, 1));
     }
 
     #[test]

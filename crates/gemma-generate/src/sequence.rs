@@ -1,6 +1,7 @@
 //! One sequence on its way through a model: its tokens, and the cache of those that the model has run over.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorReadError};
+use gemma_kernels::{Way, is_apart, note};
 use gemma_nn::{Phase, Segment};
 use gemma_tokenizer::TokenId;
 
@@ -134,15 +135,27 @@ impl<C: Cache> Sequence<C> {
 ///
 /// [`Error::LogitsShape`] when there are more or fewer, [`Error::Device`] when the device failed.
 pub(crate) fn to_host(logits: Tensor<2>, rows: usize, vocab: usize) -> Result<Vec<f32>, Error> {
-    let (found, expected) = (logits.dims(), [rows, vocab]);
-    if found != expected {
-        return Err(Error::LogitsShape { found, expected });
+    check_shape(&logits, [rows, vocab])?;
+    if is_apart(&logits.device()) {
+        note(Way::Down, 4 * rows * vocab);
     }
-    logits.try_into_vec_as::<f32>().map_err(|error| {
-        let report = error.to_string();
-        let reason = report.split_whitespace().collect::<Vec<_>>().join(" ");
-        Error::Device { reason }
-    })
+    logits.try_into_vec_as::<f32>().map_err(device_error)
+}
+
+/// Refuses logits of another shape.
+///
+/// # Errors
+/// [`Error::LogitsShape`].
+pub(crate) fn check_shape(logits: &Tensor<2>, expected: [usize; 2]) -> Result<(), Error> {
+    let found = logits.dims();
+    if found == expected { Ok(()) } else { Err(Error::LogitsShape { found, expected }) }
+}
+
+/// What a device reported, on one line.
+pub(crate) fn device_error(error: TensorReadError) -> Error {
+    let report = error.to_string();
+    let reason = report.split_whitespace().collect::<Vec<_>>().join(" ");
+    Error::Device { reason }
 }
 
 /// Refuses tokens that a model cannot read from the start: none, ids beyond its vocabulary other than `beside` (that of an

@@ -17,6 +17,8 @@ use std::time::Instant;
 
 use gemma_tokenizer::TokenId;
 
+use crate::rows::Rows;
+
 pub use draft_model::{DraftModel, ModelDrafter};
 
 /// Most tokens that are compared with what was there before.
@@ -197,8 +199,8 @@ impl<'a> Speculation<'a> {
 /// A draft that the model has verified, and how far it was used.
 pub(crate) struct Drafted {
     pub(crate) tokens: Vec<TokenId>,
-    /// Logits `[1 + tokens, vocab]`: after the token before the draft, and after each token of it.
-    pub(crate) logits: Vec<f32>,
+    /// The logits after the token before the draft, and after each token of it.
+    pub(crate) rows: Rows,
     /// How many of these rows were used: one more than draft tokens were accepted.
     pub(crate) used: usize,
     /// Seconds of the forward pass.

@@ -10,9 +10,12 @@
 //!   some rows; [`adapted_linear`]: a product with low-rank factors beside the matrix;
 //! - [`attend`]: softmax attention of the queries of all sequences of a call over the pages of their KV caches
 //!   ([`KvPages`]), to which [`append`] adds keys and values;
-//! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, and [`gated_decay`], which makes its
-//!   coefficients;
-//! - [`geglu`], [`rms_norm`] and [`rotate`], which on a CPU pass over their operands once.
+//! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, [`gated_decay`], which makes its
+//!   coefficients, and [`causal_conv`] before it;
+//! - [`geglu`], [`rms_norm`] and [`rotate`], which pass over their operands once;
+//! - [`largest`]: the largest logits of a row, without the others.
+//!
+//! [`watch`] counts what a computation asks of a GPU: launches and transfers.
 //!
 //! The functions are in `ops/`, each with a [`reference`](mod@reference) implementation made of Burn's own operations, which the tests
 //! compare with and which training differentiates. `backend/` has a file for each backend. The kernels exist once for the
@@ -38,6 +41,7 @@ pub mod math;
 mod ops;
 mod packed;
 mod phase;
+mod traffic;
 mod visibility;
 
 pub use activations::ActivationPrecision;
@@ -49,13 +53,16 @@ pub use large::LargeBlocks;
 pub use map::{map_file, report_lost_maps};
 pub use ops::adapted::{AdaptedOps, LowRank, adapted_linear};
 pub use ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall, append, attend};
+pub use ops::conv::{ConvOps, causal_conv};
 pub use ops::elementwise::{Elementwise, ElementwiseOps, geglu, rms_norm, rotate};
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
+pub use ops::largest::{Largest, LargestOps, MOST_LARGEST, is_apart, largest};
 pub use ops::linear::{Arithmetic, LinearOps, packed_linear, packed_linear_in, packed_rows};
 pub use ops::recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
 pub use ops::whole_attention::{WholeAttentionOps, WholeSequence};
 pub use packed::PackedWeight;
 pub use phase::Phase;
+pub use traffic::{Traffic, Way, indices, note, watch};
 pub use visibility::{AttendParams, Visibility};
 
 /// The reference implementation of each kernel, made of Burn's own tensor operations: it says in the shortest way what
@@ -63,9 +70,11 @@ pub use visibility::{AttendParams, Visibility};
 pub mod reference {
     pub use crate::ops::adapted::reference_adapted_linear as adapted_linear;
     pub use crate::ops::attention::reference_attend as attend;
+    pub use crate::ops::conv::reference_causal_conv as causal_conv;
     pub use crate::ops::elementwise::{
         reference_geglu as geglu, reference_rms_norm as rms_norm, reference_rotate as rotate,
     };
+    pub use crate::ops::largest::reference_largest as largest;
     pub use crate::ops::recurrence::{
         reference_gated_decay as gated_decay, reference_linear_recurrence as linear_recurrence,
     };

@@ -3,8 +3,8 @@
 use crate::Weight;
 use crate::rows::AdaptedRows;
 use burn::module::{Module, Param};
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
-use gemma_kernels::{LowRank, Phase};
+use burn::tensor::{IndexingUpdateOp, Tensor};
+use gemma_kernels::{LowRank, Phase, indices};
 
 /// The two factors of a low-rank difference: `s B (A x)`, added to what the matrix beside it makes of `x` (LoRA: Hu et
 /// al. 2021, arXiv:2106.09685, section 4.1). The product `B A` is never made.
@@ -94,8 +94,7 @@ impl LoraFactors {
             }
             ranges => {
                 let rows: Vec<i32> = ranges.iter().flat_map(|range| range.clone().map(|row| row as i32)).collect();
-                let count = rows.len();
-                let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &x.device());
+                let rows = indices(rows, &x.device());
                 let difference = self.forward_in(x.clone().select(0, rows.clone()), phases, *strength);
                 y.select_assign(0, rows, difference, IndexingUpdateOp::Add)
             }
@@ -107,6 +106,7 @@ impl LoraFactors {
 mod tests {
     use super::*;
     use crate::test_device;
+    use burn::tensor::TensorData;
 
     /// All three ways in which rows lie: all of them, one interval, several. The numbers are small integers, so that every
     /// order of adding gives the same.

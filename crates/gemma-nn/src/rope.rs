@@ -1,7 +1,7 @@
 //! Rotary position embedding, half-split.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_kernels::rotate;
+use gemma_kernels::{Way, note, rotate};
 
 /// Which part of a head rotates, and how fast.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,7 +38,10 @@ impl RopeTable {
         let frequencies: Vec<f32> =
             (0..half).map(|i| 1.0 / spec.theta.powf((2 * i) as f32 / spec.rotary_dim as f32) / spec.factor).collect();
         let angles = || positions.iter().flat_map(|p| frequencies.iter().map(move |f| *p as f32 * f));
-        let table = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [positions.len(), 1, half]), device);
+        let table = |values: Vec<f32>| {
+            note(Way::Up, 4 * values.len());
+            Tensor::from_data(TensorData::new(values, [positions.len(), 1, half]), device)
+        };
         Self { cos: table(angles().map(f32::cos).collect()), sin: table(angles().map(f32::sin).collect()) }
     }
 

@@ -1,8 +1,8 @@
 //! Where one sequence's tokens lie on the flat token axis.
 
 use crate::AdapterChoice;
-use burn::tensor::{Int, Tensor, TensorData};
-use gemma_kernels::Phase;
+use burn::tensor::Tensor;
+use gemma_kernels::{Phase, indices};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -98,7 +98,7 @@ pub fn last_rows(x: Tensor<2>, segments: &[Segment]) -> Tensor<2> {
             end as i32 - 1
         })
         .collect();
-    let index = Tensor::<1, Int>::from_data(TensorData::new(last, [segments.len()]), &x.device());
+    let index = indices(last, &x.device());
     x.select(0, index)
 }
 

@@ -1,8 +1,8 @@
 //! A weight matrix, frozen or trainable.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
-use gemma_kernels::{ActivationPrecision, Format, PackedWeight, Phase, packed_linear_in, packed_rows};
+use burn::tensor::Tensor;
+use gemma_kernels::{ActivationPrecision, Format, PackedWeight, Phase, indices, packed_linear_in, packed_rows};
 
 /// A weight matrix `[out, in]`: frozen as it lies in a file, or dense and trainable. No layer asks which.
 #[derive(Module, Debug)]
@@ -83,9 +83,9 @@ impl Weight {
             Weight::Packed(weight) => packed_rows(weight, ids),
             Weight::Dense(weight) => {
                 let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-                let len = ids.len();
                 let weight = weight.val();
-                weight.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(ids, [len]), &weight.device()))
+                let ids = indices(ids, &weight.device());
+                weight.select(0, ids)
             }
         }
     }

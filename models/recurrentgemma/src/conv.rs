@@ -1,7 +1,8 @@
 //! A causal depthwise convolution over time, whose past crosses the borders between chunks.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
+use gemma_kernels::causal_conv;
 use gemma_nn::{Saver, Segment, Source, total_tokens};
 
 /// `y[t] = b + Σ_k w[K-1-k] ⊙ x[t-k]`, `k = 0..K-1`, each channel on its own (De et al. 2024, arXiv:2402.19427,
@@ -40,35 +41,19 @@ impl CausalConv {
     /// # Panics
     /// When segments, tails and `x` do not match.
     pub fn forward(&self, x: Tensor<2>, segments: &[Segment], tails: &mut [Option<Tensor<2>>]) -> Tensor<2> {
-        let [tokens, channels] = x.dims();
+        let [tokens, _] = x.dims();
         assert_eq!(segments.len(), tails.len(), "one tail per segment");
         assert_eq!(total_tokens(segments), tokens, "the segments are all tokens");
         let past = self.taps - 1;
         // each segment behind its tail, all on one axis: a tap is then a shift of that axis
         let line = if past == 0 { x } else { self.behind_tails(x, segments, tails, past) };
-        let [len, _] = line.dims();
-        let weight = self.weight.val().reshape([channels, self.taps]);
-        let mut y: Tensor<2> = self.bias.val().unsqueeze::<2>();
-        for tap in 0..self.taps {
-            let factor = weight.clone().slice([0..channels, tap..tap + 1]).reshape([1, channels]);
-            y = y + line.clone().slice([tap..len - past + tap, 0..channels]) * factor;
-        }
-        if segments.len() == 1 || past == 0 {
-            return y;
-        }
         // between two segments stand the rows that look from one into the other
-        let rows: Vec<i32> = segments
-            .iter()
-            .scan(0, |first, segment| {
-                let rows = *first..*first + segment.len;
-                *first = rows.end + past;
-                Some(rows)
-            })
-            .flatten()
-            .map(|row| row as i32)
-            .collect();
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [tokens]), &y.device());
-        y.select(0, rows)
+        let firsts = segments.iter().scan(0, |first, segment| {
+            let rows = *first..*first + segment.len as u32;
+            *first = rows.end + past as u32;
+            Some(rows)
+        });
+        causal_conv(line, self.weight.val(), self.bias.val(), firsts.flatten().collect())
     }
 
     /// Every segment of `x` behind the `past` inputs before it, one after the other; the tails become those of the

@@ -65,12 +65,14 @@ impl RgLru {
         // softplus(Λ) = -log σ(-Λ), which neither overflows nor vanishes
         let decay = log_sigmoid(self.recurrent_param.val().neg()).mul_scalar(STRENGTH);
         let (a, b) = gated_decay(x, gates, decay, &begins);
-        let initial: Vec<Tensor<2>> = states
+        let mut initial: Vec<Tensor<2>> = states
             .iter_mut()
             .map(|state| state.take().unwrap_or_else(|| Tensor::zeros([1, channels], &device)))
             .collect();
         let lens: Vec<usize> = segments.iter().map(|segment| segment.len).collect();
-        let h = linear_recurrence(a, b, Tensor::cat(initial, 0), &lens);
+        // joining one copies it
+        let initial = if initial.len() == 1 { initial.remove(0) } else { Tensor::cat(initial, 0) };
+        let h = linear_recurrence(a, b, initial, &lens);
         let mut end = 0;
         for (len, state) in lens.iter().zip(states) {
             end += len;

@@ -11,6 +11,8 @@ use gemma_tokenizer::TokenId;
 use super::event::{RequestId, TokenLogprobs};
 use super::options::EngineOptions;
 use super::request::{Prompt, Request, StopRule, TokenMask};
+use crate::rows::Row;
+use crate::sampler::top_of_row;
 use crate::sequence::check_ids;
 use crate::speculative::Drafted;
 use crate::{
@@ -219,9 +221,16 @@ impl<'m, C: Cache> Active<'m, C> {
         };
     }
 
-    /// Takes the logits (`[vocab]`) after a sequence with nothing pending: samples a token and appends it. Returns its
+    /// How many of the largest logits after a sequence are all that its next token and its logprobs follow from; `None` where
+    /// all are read.
+    pub(crate) fn reads(&self) -> Option<usize> {
+        let reads = self.sampler.reads().filter(|_| self.mask.is_none());
+        reads.map(|count| count.max(self.top_logprobs))
+    }
+
+    /// Takes the logits after a sequence with nothing pending: samples a token and appends it. Returns its
     /// logprobs and the text that can be shown; `None` for a stop token. `start`: when the step began.
-    pub(crate) fn accept(&mut self, logits: &[f32], start: Instant) -> Result<Option<(TokenLogprobs, String)>, Error> {
+    pub(crate) fn accept(&mut self, logits: Row<'_>, start: Instant) -> Result<Option<(TokenLogprobs, String)>, Error> {
         let allowed = match &mut self.mask {
             Some((mask, allowed)) => {
                 allowed.fill(false);
@@ -230,10 +239,10 @@ impl<'m, C: Cache> Active<'m, C> {
             }
             None => None,
         };
-        let sampled = self.sampler.sample_allowed(logits, allowed)?;
+        let sampled = self.sampler.sample_row(logits, allowed)?;
         let top = match self.top_logprobs {
             0 => Vec::new(),
-            count => crate::sampler::top_logprobs(logits, count)?,
+            count => top_of_row(logits, count)?,
         };
         if let Some((mask, _)) = &mut self.mask {
             mask.accept(sampled.token).map_err(|reason| Error::Mask { reason })?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use gemma_nn::Segment;
 use gemma_tokenizer::TokenId;
 
@@ -12,8 +12,8 @@ use super::active::Active;
 use super::event::{Event, TokenLogprobs};
 use super::scheduler::{Engine, keep_prefix};
 use crate::model::logits_in_chunks;
+use crate::rows::{Row, Rows, rows, select_rows};
 use crate::sampler::top_logprobs;
-use crate::saturation::ordered_logits;
 use crate::score::logprob_of;
 use crate::sequence::to_host;
 use crate::speculative::Drafted;
@@ -50,49 +50,46 @@ impl<'m, M: CausalModel> Engine<'m, M> {
         self.give_prompt_logprobs(&parts, &hidden_states, events);
         // the logits of all rows that are sampled from, in one call of the head
         let sampled: Vec<&Part> = parts.iter().filter(|part| self.samples_after(part)).collect();
-        let rows: Vec<i32> = sampled
-            .iter()
-            .flat_map(|part| part.first + part.count - 1..part.first + part.len())
-            .map(|row| row as i32)
-            .collect();
-        let logits = if rows.is_empty() {
-            Ok(Vec::new())
+        let of_part = |part: &&Part| part.first + part.count - 1..part.first + part.len();
+        let places: Vec<usize> = sampled.iter().flat_map(of_part).collect();
+        let reads = |part: &&Part| std::iter::repeat_n(self.requests[part.index].reads(), 1 + part.draft.len());
+        let reads: Vec<Option<usize>> = sampled.iter().flat_map(reads).collect();
+        let logits = if places.is_empty() {
+            Ok(Rows::default())
         } else {
-            let count = rows.len();
-            let total = hidden_states.dims()[0];
-            let wanted = if count == total { hidden_states } else { select_rows(hidden_states, rows) };
-            ordered_logits(self.model, wanted, count)
+            rows(self.model, select_rows(&hidden_states, &places), &reads)
         };
+        drop(hidden_states);
         let seconds = begin.elapsed().as_secs_f64();
         let alone = parts.len() == 1;
-        let vocab = self.model.vocab();
         let mut failed: Vec<(usize, Error)> = Vec::new();
         match logits {
             Err(error) => failed.extend(parts.iter().map(|part| (part.index, error.clone()))),
             Ok(logits) => {
-                let mut rest = logits.as_slice();
+                let mut first = 0;
                 for part in &parts {
                     let samples = self.samples_after(part);
                     self.note_prefill(part, events);
                     if !samples {
                         continue;
                     }
-                    let (own, others) = rest.split_at((1 + part.draft.len()) * vocab);
-                    rest = others;
+                    let own = first..first + 1 + part.draft.len();
+                    first = own.end;
+                    let next = logits.row(own.start);
                     let active = &mut self.requests[part.index];
                     if !part.draft.is_empty() {
                         active.timings.draft_tokens += part.draft.len();
-                        let (tokens, logits) = (part.draft.clone(), own.to_vec());
-                        active.drafted = Some(Drafted { tokens, logits, used: 1, seconds });
+                        let (tokens, rows) = (part.draft.clone(), logits.part(own));
+                        active.drafted = Some(Drafted { tokens, rows, used: 1, seconds });
                     } else if let Some(speculation) = active.speculation.as_mut().filter(|_| !active.sampled.is_empty())
                     {
                         speculation.measured(seconds);
                     }
-                    if let Err(error) = sample(active, &own[..vocab], start, events) {
+                    if let Err(error) = sample(active, next, start, events) {
                         failed.push((part.index, error));
                     } else if !alone && active.drafted.is_some() {
                         // others wait for the next step: take all that was accepted at once
-                        if let Err(error) = drain(active, vocab, self.model.context_length(), start, events) {
+                        if let Err(error) = drain(active, self.model.context_length(), start, events) {
                             failed.push((part.index, error));
                         }
                     }
@@ -276,11 +273,10 @@ impl<'m, M: CausalModel> Engine<'m, M> {
 
     /// Samples from verified draft rows of earlier passes, which cost no forward pass.
     fn use_drafts(&mut self, start: Instant, events: &mut Vec<Event>) {
-        let vocab = self.model.vocab();
         let mut failed = Vec::new();
         for (index, active) in self.requests.iter_mut().enumerate() {
             if active.drafted.is_some()
-                && let Err(error) = next_drafted(active, vocab, start, events)
+                && let Err(error) = next_drafted(active, start, events)
             {
                 failed.push((index, error));
             }
@@ -312,7 +308,7 @@ impl<'m, M: CausalModel> Engine<'m, M> {
 /// Samples one token of a request.
 fn sample<C: Cache>(
     active: &mut Active<'_, C>,
-    logits: &[f32],
+    logits: Row<'_>,
     start: Instant,
     events: &mut Vec<Event>,
 ) -> Result<(), Error> {
@@ -323,23 +319,17 @@ fn sample<C: Cache>(
 }
 
 /// Samples the next token from a verified draft.
-fn next_drafted<C: Cache>(
-    active: &mut Active<'_, C>,
-    vocab: usize,
-    start: Instant,
-    events: &mut Vec<Event>,
-) -> Result<(), Error> {
+fn next_drafted<C: Cache>(active: &mut Active<'_, C>, start: Instant, events: &mut Vec<Event>) -> Result<(), Error> {
     let Some(drafted) = &mut active.drafted else { return Ok(()) };
-    let row = drafted.logits[drafted.used * vocab..][..vocab].to_vec();
+    let row = drafted.rows.part(drafted.used..drafted.used + 1);
     drafted.used += 1;
     active.sequence.mark_cached(1);
-    sample(active, &row, start, events)
+    sample(active, row.row(0), start, events)
 }
 
 /// Samples all tokens that a verified draft gives.
 fn drain<C: Cache>(
     active: &mut Active<'_, C>,
-    vocab: usize,
     context: Option<usize>,
     start: Instant,
     events: &mut Vec<Event>,
@@ -350,7 +340,7 @@ fn drain<C: Cache>(
             active.roll_back();
             return Ok(());
         }
-        next_drafted(active, vocab, start, events)?;
+        next_drafted(active, start, events)?;
     }
     Ok(())
 }
@@ -367,11 +357,4 @@ fn whole_blocks(blocks: &[Range<usize>], position: usize, room: usize, first: bo
     } else {
         0
     }
-}
-
-/// Rows of a matrix.
-fn select_rows(x: Tensor<2>, rows: Vec<i32>) -> Tensor<2> {
-    let count = rows.len();
-    let index = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &x.device());
-    x.select(0, index)
 }

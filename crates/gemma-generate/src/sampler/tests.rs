@@ -430,3 +430,59 @@ fn mirostat_draws_within_mu_bits_and_comes_to_the_target_in_the_mean() {
         logits.iter().position(|x| *x == highest(&logits)).unwrap()
     );
 }
+
+/// On every backend, with ties, and with the generator where it was.
+#[test]
+fn the_largest_logits_give_the_tokens_that_all_give() {
+    let tied: Vec<f32> = made_up(3001, 5).into_iter().map(|logit| logit.round()).collect();
+    for backend in gemma_backend::Backend::compiled() {
+        let device = backend.device().unwrap();
+        for (row, logits) in [made_up(3001, 4), tied.clone(), vec![-0.0; 90]].into_iter().enumerate() {
+            let options = [
+                GenerateOptions { temperature: 0.0, ..open() },
+                GenerateOptions { top_k: Some(1), ..open() },
+                GenerateOptions { top_k: Some(40), ..open() },
+                GenerateOptions { top_k: Some(64), top_p: Some(0.7), temperature: 2.0, ..open() },
+                GenerateOptions { top_k: Some(9), min_p: Some(0.3), temperature: 1e-30, ..open() },
+            ];
+            for options in options {
+                let [mut all, mut few] = [sampler(options.clone()), sampler(options.clone())];
+                let count = few.reads().unwrap();
+                let data = burn::tensor::TensorData::new(logits.clone(), [1, logits.len()]);
+                let tensor = burn::tensor::Tensor::<2>::from_data(data, &device);
+                // more than are read change nothing
+                for count in [count, count + 7] {
+                    let largest = gemma_kernels::largest(tensor.clone(), count).unwrap().remove(0);
+                    for _ in 0..50 {
+                        let expected = all.sample(&logits).unwrap();
+                        let found = few.sample_row(Row::Largest(&largest), None).unwrap();
+                        assert_eq!(found.token, expected.token, "{backend}, row {row}, {options:?}");
+                        assert!((found.logprob - expected.logprob).abs() < 1e-5, "{found:?} {expected:?}");
+                    }
+                    let found = top_of_row(Row::Largest(&largest), count).unwrap();
+                    let expected = top_logprobs(&logits, count).unwrap();
+                    let tokens = |top: &[(TokenId, f64)]| top.iter().map(|(token, _)| *token).collect::<Vec<_>>();
+                    assert_eq!(tokens(&found), tokens(&expected), "{backend}, row {row}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_changes_logits_reads_them_all() {
+    let top_k = GenerateOptions { top_k: Some(40), ..open() };
+    assert_eq!(sampler(top_k.clone()).reads(), Some(40));
+    assert_eq!(sampler(GenerateOptions { temperature: 0.0, ..top_k.clone() }).reads(), Some(1));
+    for options in [
+        open(),
+        GenerateOptions { repetition_penalty: 1.1, ..top_k.clone() },
+        GenerateOptions { presence_penalty: 0.1, ..top_k.clone() },
+        GenerateOptions { frequency_penalty: 0.1, temperature: 0.0, ..top_k.clone() },
+        GenerateOptions { logit_bias: vec![(1, 0.0)], ..top_k.clone() },
+        GenerateOptions { dry: Some(Dry::default()), ..top_k.clone() },
+        GenerateOptions { mirostat: Some(Mirostat::default()), ..top_k.clone() },
+    ] {
+        assert_eq!(sampler(options.clone()).reads(), None, "{options:?}");
+    }
+}

@@ -8,8 +8,8 @@ use gemma_tokenizer::TokenId;
 
 use super::Drafter;
 use crate::engine::common_prefix;
-use crate::sampler::top_logprobs;
-use crate::saturation::ordered_logits;
+use crate::rows::rows;
+use crate::sampler::top_of_row;
 use crate::{Cache, CausalModel, Error, Sequence};
 
 /// Tokens that are prefilled at once.
@@ -123,8 +123,8 @@ fn say<M: CausalModel>(model: &M, sequence: &mut Sequence<M::Cache>, most: usize
         let segment = Segment::causal(sequence.position(), pending.len()).in_phase(Phase::Decode);
         let hidden_states = model.hidden_states(&pending, &[segment], &mut [sequence.cache_mut()]);
         sequence.mark_cached(pending.len());
-        let logits = ordered_logits(model, hidden_states, pending.len())?;
-        let best = top_logprobs(&logits, 1)?;
+        let logits = rows(model, hidden_states, &vec![Some(1); pending.len()])?;
+        let best = top_of_row(logits.row(pending.len() - 1), 1)?;
         let Some(&(token, _)) = best.first().filter(|(_, logprob)| *logprob >= LEAST.ln()) else { break };
         draft.push(token);
         sequence.push(&[token]);

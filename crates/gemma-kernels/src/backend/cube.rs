@@ -2,10 +2,13 @@
 
 use crate::cube;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
+use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
+use crate::ops::largest::LargestOps;
 use crate::ops::linear::{Arithmetic, LinearOps};
-use crate::ops::recurrence::RecurrenceOps;
+use crate::ops::recurrence::{GateOps, RecurrenceOps};
+use crate::traffic::{Way, note};
 use crate::{AttendParams, Format, Phase};
 use burn::backend::ops::{FloatTensorOps, IntTensorOps};
 use burn::backend::{
@@ -131,18 +134,55 @@ impl RecurrenceOps for CubeBackend {
         bounds: Vec<usize>,
         backwards: bool,
     ) -> FloatTensor<Self> {
+        note(Way::Up, 4 * bounds.len());
         cube::linear_recurrence(a, b, initial, &bounds, backwards)
+    }
+}
+
+impl LargestOps for CubeBackend {
+    fn largest(logits: FloatTensor<Self>, count: usize) -> IntTensor<Self> {
+        cube::largest(logits, count)
+    }
+}
+
+impl ConvOps for CubeBackend {
+    fn causal_conv(
+        line: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        firsts: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        cube::causal_conv(line, weight, bias, firsts)
+    }
+}
+
+impl GateOps for CubeBackend {
+    fn gated_decay(
+        x: FloatTensor<Self>,
+        input_weight: FloatTensor<Self>,
+        input_bias: FloatTensor<Self>,
+        recurrent_weight: FloatTensor<Self>,
+        recurrent_bias: FloatTensor<Self>,
+        decay: FloatTensor<Self>,
+        begins: Vec<bool>,
+        blocks: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if begins.contains(&true) {
+            note(Way::Up, 4 * begins.len());
+        }
+        let gates = [input_weight, input_bias, recurrent_weight, recurrent_bias];
+        cube::gated_decay(x, gates, decay, &begins, blocks)
     }
 }
 
 impl ElementwiseOps for CubeBackend {
     fn elementwise(
-        _x: FloatTensor<Self>,
-        _first: FloatTensor<Self>,
-        _second: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
         operation: Elementwise,
     ) -> FloatTensor<Self> {
-        unreachable!("GPUs compute {operation:?} with Burn's operations")
+        cube::elementwise(x, first, second, operation)
     }
 
     fn elementwise_gradient(

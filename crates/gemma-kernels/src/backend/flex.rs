@@ -4,8 +4,10 @@ use super::slices;
 use crate::cpu::{self, Gates};
 use crate::ops::adapted::AdaptedOps;
 use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
+use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
+use crate::ops::largest::LargestOps;
 use crate::ops::linear::{Arithmetic, LinearOps};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
@@ -218,6 +220,23 @@ impl GateOps for Flex {
             blocks,
         };
         slices::gated_decay(gates).map(FlexTensor::from_data).into()
+    }
+}
+
+impl ConvOps for Flex {
+    fn causal_conv(
+        _line: FloatTensor<Self>,
+        _weight: FloatTensor<Self>,
+        _bias: FloatTensor<Self>,
+        _firsts: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        unreachable!("a CPU convolves with Burn's operations")
+    }
+}
+
+impl LargestOps for Flex {
+    fn largest(_logits: FloatTensor<Self>, _count: usize) -> IntTensor<Self> {
+        unreachable!("a CPU's logits are read where they lie")
     }
 }
 

@@ -7,7 +7,10 @@
 //! - [`linear`]: `y = x Wᵀ`, one kernel for a few tokens and one for many;
 //! - [`rows`]: an embedding look-up;
 //! - [`attention`]: softmax attention over pages of keys or over rows, where they lie, and writing them;
-//! - [`recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, a unit per channel.
+//! - [`recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, a unit per channel;
+//! - [`gated_decay`]: its coefficients; [`conv`]: the convolution before it;
+//! - [`elementwise`]: what lies between the products;
+//! - [`sampling`]: the largest logits of a row.
 //!
 //! # Index arithmetic
 //!
@@ -16,15 +19,23 @@
 //! shards accordingly.
 
 mod attention;
+mod conv;
 mod dequantize;
+mod elementwise;
+mod gated_decay;
 mod linear;
 mod recurrence;
 mod rows;
+mod sampling;
 
 pub(crate) use attention::{Source, attend, write_pages};
+pub(crate) use conv::causal_conv;
+pub(crate) use elementwise::elementwise;
+pub(crate) use gated_decay::gated_decay;
 pub(crate) use linear::packed_linear;
 pub(crate) use recurrence::linear_recurrence;
 pub(crate) use rows::packed_rows;
+pub(crate) use sampling::largest;
 
 use crate::Format;
 use burn::tensor::{DType, Shape};

@@ -3,13 +3,14 @@
 use crate::kv::{CachePrecision, KvPages, KvPool, PAGE_LEN, Page};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::packed::stores_words;
+use crate::traffic::words;
 use crate::{AttendParams, Phase};
 use burn::backend::{
     Backend, Dispatch, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Tensor, TensorData};
 use std::ops::Range;
 
 /// The queries of one sequence in a call of [`attend`].
@@ -297,11 +298,6 @@ fn pieces(seen: Range<usize>, phase: Phase) -> impl Iterator<Item = Range<usize>
         let (from, to) = (seen.start + piece * each, seen.start + (piece + 1) * each);
         (piece == 0 || from < seen.end).then(|| from..to.min(seen.end))
     })
-}
-
-fn words(values: Vec<u32>, device: &Device) -> Tensor<1, Int> {
-    let len = values.len();
-    Tensor::from_data(TensorData::new(values, [len]), (device, DType::U32))
 }
 
 /// The results of all segments, given their rows, joined.

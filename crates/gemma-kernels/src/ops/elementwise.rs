@@ -1,6 +1,6 @@
-//! What lies between the products, in one pass over its operands, and its gradient in another: on the CPU, where each
-//! operation of Burn would read and write them all once more. GPUs use the reference implementations, and so does the
-//! training of a norm's weight.
+//! What lies between the products, in one pass over its operands (a GPU: one launch), where each operation of Burn would
+//! read and write them all once more. The gradient takes another pass on the CPU; GPUs differentiate the reference
+//! implementations, and so does the training of a norm's weight.
 
 use crate::packed::stores_words;
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
@@ -26,7 +26,7 @@ pub enum Elementwise {
 mod extension {
     use super::*;
 
-    /// What a CPU backend must be able to do. The functions of this crate are the way to call it.
+    /// What a backend must be able to do, gradients on a CPU only. The functions of this crate are the way to call it.
     #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"), Cube: cfg(feature = "wgpu"), Autodiff)]
     pub trait ElementwiseOps: Backend {
         /// The operation on `x`, with one or two further operands (the second is ignored where there is none).
@@ -62,7 +62,7 @@ pub use extension::ElementwiseOps;
 /// When the shapes differ.
 pub fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     assert_eq!(gate.dims(), up.dims(), "a gate for every value");
-    if is_on_gpu(&gate) {
+    if is_recorded_on_gpu(&[&gate, &up]) {
         return reference_geglu(gate, up);
     }
     in_one_pass(gate, up.clone(), up, Elementwise::GeGlu)
@@ -74,7 +74,7 @@ pub fn geglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 /// When the shapes do not match.
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f32) -> Tensor<2> {
     assert_eq!(x.dims()[1], weight.dims()[0], "a weight for every column");
-    if is_on_gpu(&x) || weight.is_tracked() {
+    if is_recorded_on_gpu(&[&x]) || weight.is_tracked() {
         return reference_rms_norm(x, weight, eps);
     }
     in_one_pass(x, weight.clone(), weight, Elementwise::RmsNorm { eps })
@@ -90,17 +90,18 @@ pub fn rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
     assert_eq!(cos.dims(), sin.dims(), "a sine for every cosine");
     assert_eq!(cos.dims(), [tokens, 1, half], "angles for {tokens} tokens");
     assert!(2 * half <= head_dim, "{half} angles for heads of {head_dim}");
-    if is_on_gpu(&x) {
+    if is_recorded_on_gpu(&[&x]) {
         return reference_rotate(x, cos, sin);
     }
     in_one_pass(x, cos, sin, Elementwise::Rotate)
 }
 
-fn is_on_gpu<const D: usize>(x: &Tensor<D>) -> bool {
-    stores_words(&x.device().without_autodiff())
+/// Whether a gradient may be asked of a GPU.
+fn is_recorded_on_gpu<const D: usize>(operands: &[&Tensor<D>]) -> bool {
+    operands.iter().any(|x| x.is_autodiff() && stores_words(&x.device().without_autodiff()))
 }
 
-/// The operation on a CPU, recorded where one of the operands is.
+/// The operation, recorded where one of the operands is.
 fn in_one_pass<const D: usize, const E: usize>(
     x: Tensor<D>,
     first: Tensor<E>,
@@ -196,8 +197,7 @@ mod tests {
 
     #[test]
     fn operations_in_one_pass_equal_their_references() {
-        // elsewhere they are the reference implementations
-        for (backend, device) in devices().into_iter().filter(|(_, device)| !stores_words(device)) {
+        for (backend, device) in devices() {
             for (tokens, heads, head_dim) in [(1, 1, 2), (3, 4, 16), (70, 3, 33), (2, 8, 256), (40, 1, 2304)] {
                 let context = format!("{backend} {tokens} x {heads} x {head_dim}");
                 let width = heads * head_dim;

@@ -1,6 +1,7 @@
 //! Products with a packed matrix, and look-ups of its rows.
 
 use crate::packed::stores_words;
+use crate::traffic::{Way, note};
 use crate::{ActivationPrecision, Format, PackedWeight, Phase};
 use burn::backend::{
     Backend, Dispatch, backend_extension,
@@ -131,6 +132,7 @@ pub fn packed_rows(weight: &PackedWeight, rows: &[u32]) -> Tensor<2> {
     let device = weight.device();
     let gather = |shard: &Tensor<2, Int>, ids: Vec<i32>| {
         let len = ids.len();
+        note(Way::Up, 4 * len);
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [len]), (&device, DType::I32));
         Tensor::<2>::from_dispatch(<Dispatch as LinearOps>::packed_rows(
             shard.clone().into_dispatch(),

@@ -3,8 +3,10 @@
 
 pub(crate) mod adapted;
 pub(crate) mod attention;
+pub(crate) mod conv;
 pub(crate) mod elementwise;
 pub(crate) mod frozen;
+pub(crate) mod largest;
 pub(crate) mod linear;
 pub(crate) mod recurrence;
 #[cfg(test)]

@@ -1,0 +1,164 @@
+//! What lies between the products, a launch each: the gated activation, the norm of rows and the rotation of heads.
+
+use super::{cube_count, floats, is_empty, output};
+use crate::ops::elementwise::Elementwise;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+/// Units of a cube.
+const UNITS: usize = 256;
+/// `2 √(2/π)`, twice the factor in the tanh form of GELU, whose `½ (1 + tanh(u))` is `1 / (1 + exp(-2 u))`.
+const TWICE_ROOT: f32 = 1.595_769;
+/// Its factor of the cube.
+const CUBIC: f32 = 0.044_715;
+/// The largest power of e taken: some drivers know no infinity, and `1 / (1 + exp(80))` is 0 beside 1 in f32.
+const LARGEST_POWER: f32 = 80.0;
+
+/// The operation on `x`, with one or two further operands.
+///
+/// # Panics
+/// When the shapes contradict each other.
+pub(crate) fn elementwise(x: CubeTensor, first: CubeTensor, second: CubeTensor, operation: Elementwise) -> CubeTensor {
+    let shape = x.meta.shape().clone();
+    let out = output(&x, shape.clone());
+    if is_empty(&out) {
+        return out;
+    }
+    let client = x.client.clone();
+    let work = shape.num_elements();
+    let (x, first) = (floats(x), floats(first));
+    let (cubes, dim) = (cube_count(work.div_ceil(UNITS)), CubeDim::new_1d(UNITS as u32));
+    match operation {
+        Elementwise::GeGlu => {
+            assert_eq!(first.meta.shape(), &shape, "a gate for every value");
+            // SAFETY: units past the last value do nothing, and all buffers have as many.
+            unsafe {
+                geglu_kernel::launch_unchecked(
+                    &client,
+                    cubes,
+                    dim,
+                    x.into_buffer_arg(),
+                    first.into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    work,
+                );
+            }
+        }
+        Elementwise::RmsNorm { eps } => {
+            let [rows, width] = shape.dims::<2>();
+            assert_eq!(first.meta.shape().dims::<1>(), [width], "a weight for every column");
+            // SAFETY: the surplus cubes repeat the last row and write nothing; columns are guarded.
+            unsafe {
+                norm_kernel::launch_unchecked(
+                    &client,
+                    cube_count(rows),
+                    dim,
+                    x.into_buffer_arg(),
+                    first.into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    rows,
+                    width,
+                    eps,
+                );
+            }
+        }
+        Elementwise::Rotate => {
+            let [tokens, heads, head_dim] = shape.dims::<3>();
+            let [_, _, half] = first.meta.shape().dims::<3>();
+            let angles = [tokens, 1, half];
+            assert!([&first, &second].iter().all(|x| x.meta.shape().dims::<3>() == angles), "angles");
+            assert!(2 * half <= head_dim, "{half} angles for heads of {head_dim}");
+            // SAFETY: units past the last value do nothing, a partner lies within the same head, and each token has angles.
+            unsafe {
+                rotate_kernel::launch_unchecked(
+                    &client,
+                    cubes,
+                    dim,
+                    x.into_buffer_arg(),
+                    first.into_buffer_arg(),
+                    floats(second).into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    work,
+                    heads,
+                    head_dim,
+                    half,
+                );
+            }
+        }
+    }
+    out
+}
+
+/// Each unit makes one value.
+#[cube(launch_unchecked)]
+fn geglu_kernel(gate: &[f32], up: &[f32], out: &mut [f32], work: usize) {
+    if ABSOLUTE_POS >= work {
+        terminate!();
+    }
+    let z = gate[ABSOLUTE_POS];
+    let inner = TWICE_ROOT * (z + CUBIC * z * z * z);
+    let gelu = z / (1.0f32 + min(-inner, LARGEST_POWER).exp());
+    out[ABSOLUTE_POS] = gelu * up[ABSOLUTE_POS];
+}
+
+/// A cube makes one row.
+#[cube(launch_unchecked)]
+fn norm_kernel(x: &[f32], weight: &[f32], out: &mut [f32], rows: usize, width: usize, eps: f32) {
+    let unit = UNIT_POS as usize;
+    let row = min(CUBE_POS, rows - 1) * width;
+    let mut sums = Shared::<[f32]>::new_slice(UNITS);
+    let mut sum = 0.0f32;
+    let mut col = unit;
+    while col < width {
+        let value = x[row + col];
+        sum += value * value;
+        col += UNITS;
+    }
+    sums[unit] = sum;
+    sync_cube();
+    // the units that are left add those of the other half, halving
+    #[unroll]
+    for step in 0..8usize {
+        let half = comptime!(UNITS >> (step + 1));
+        if unit < half {
+            sums[unit] += sums[unit + half];
+        }
+        sync_cube();
+    }
+    let inverse = 1.0f32 / (sums[0usize] / f32::cast_from(width as u32) + eps).sqrt();
+    if CUBE_POS < rows {
+        let mut col = unit;
+        while col < width {
+            out[row + col] = x[row + col] * inverse * (weight[col] + 1.0f32);
+            col += UNITS;
+        }
+    }
+}
+
+/// Each unit makes one value.
+#[cube(launch_unchecked)]
+fn rotate_kernel(
+    x: &[f32],
+    cos: &[f32],
+    sin: &[f32],
+    out: &mut [f32],
+    work: usize,
+    heads: usize,
+    head_dim: usize,
+    half: usize,
+) {
+    if ABSOLUTE_POS >= work {
+        terminate!();
+    }
+    let dim = ABSOLUTE_POS % head_dim;
+    let angles = ABSOLUTE_POS / head_dim / heads * half;
+    let value = x[ABSOLUTE_POS];
+    if dim < half {
+        out[ABSOLUTE_POS] = value * cos[angles + dim] - x[ABSOLUTE_POS + half] * sin[angles + dim];
+    } else if dim < 2 * half {
+        let angle = angles + dim - half;
+        out[ABSOLUTE_POS] = value * cos[angle] + x[ABSOLUTE_POS - half] * sin[angle];
+    } else {
+        out[ABSOLUTE_POS] = value;
+    }
+}
