@@ -2,13 +2,19 @@
 //!
 //! Values are decoded eight at a time, a *group*: eight neighbours, but for Q4_0, where the low and high nibbles of four
 //! bytes are a quarter of a block. Blocks whose bytes are no multiple of four start at a word when their number is
-//! even and in the middle of a word when it is odd.
+//! even and in the middle of a word when it is odd. What [`wide`] decodes is loaded 128 bits at a time.
+
+mod wide;
+
+pub(super) use wide::{decode_wide, is_wide, widen};
 
 use crate::Format;
 use cubecl::prelude::*;
 
 /// Values of a group.
 pub(super) const GROUP: usize = 8;
+/// Quads of neighbouring values in a group.
+pub(super) const QUAD_GROUP: usize = GROUP / 4;
 
 /// Groups of a row of `cols` values; the last one may be partial in the plain formats.
 pub(super) fn groups(cols: usize) -> usize {
@@ -47,6 +53,28 @@ fn word_at(words: &[u32], row: usize, half: usize) -> u32 {
         word = (word >> 16u32) | (words[at + 1] << 16u32);
     }
     word
+}
+
+/// The `count` words that start at half number `half` of the row, with a load for each and one more. Of neighbouring
+/// units some have an odd `half` and some an even one, so there is no branch.
+#[cube]
+fn words_at(words: &[u32], row: usize, half: usize, #[comptime] count: usize) -> Array<u32> {
+    let mut found = Array::<u32>::new(count);
+    let at = row + half / 2;
+    let odd = half % 2 == 1;
+    let mut low = words[at];
+    #[unroll]
+    for i in 0..count {
+        let mut next = at + comptime!(i + 1);
+        if comptime!(i + 1 == count) {
+            // where words are aligned, the last load repeats one, so as not to pass the row's end
+            next = at + i + half % 2;
+        }
+        let high = words[next];
+        found[i] = select(odd, (low >> 16u32) | (high << 16u32), low);
+        low = high;
+    }
+    found
 }
 
 /// The column in which value `index` of group `group` stands.
@@ -107,29 +135,11 @@ pub(super) fn decode(
             }
         }
     } else if whole || group * GROUP < cols {
-        if comptime!(format == Format::Q8_0) {
-            let (start, part) = (group / 4 * 17, group % 4);
-            let scale = half_to_f32(half_word(words, row, start));
+        if comptime!(format == Format::Q8_0 || format == Format::Q4_0) {
+            let scale = quants(words, row, group, values, to, format);
             #[unroll]
-            for i in 0..2usize {
-                // two's complement bytes, moved up by 128 to count from zero
-                let word = word_at(words, row, start + 1 + part * 4 + comptime!(2 * i)) ^ 0x8080_8080u32;
-                #[unroll]
-                for j in 0..4usize {
-                    let byte = (word >> comptime!(8 * j as u32)) & 255u32;
-                    values[comptime!(to + 4 * i + j)] = (f32::cast_from(byte) - 128.0f32) * scale;
-                }
-            }
-        } else if comptime!(format == Format::Q4_0) {
-            let (start, part) = (group / 4 * 9, group % 4);
-            let scale = half_to_f32(half_word(words, row, start));
-            let word = word_at(words, row, start + 1 + part * 2);
-            #[unroll]
-            for j in 0..4usize {
-                let low = (word >> comptime!(8 * j as u32)) & 15u32;
-                let high = (word >> comptime!(8 * j as u32 + 4)) & 15u32;
-                values[comptime!(to + j)] = (f32::cast_from(low) - 8.0f32) * scale;
-                values[comptime!(to + 4 + j)] = (f32::cast_from(high) - 8.0f32) * scale;
+            for i in 0..GROUP {
+                values[comptime!(to + i)] *= scale;
             }
         } else if comptime!(format == Format::Q6K) {
             decode_six_bits(words, row, group, values, to);
@@ -174,6 +184,47 @@ pub(super) fn decode(
             values[comptime!(to + i)] = 0.0f32;
         }
     }
+}
+
+/// The integers of group `group` of Q8_0 or Q4_0, in the order of [`column`], and the scale to multiply them with.
+///
+/// An integer of less than 23 bits in the fraction of 2^23 is that number plus 2^23: one operation where a conversion
+/// would be another, at half the rate or less.
+#[cube]
+pub(super) fn quants(
+    words: &[u32],
+    row: usize,
+    group: usize,
+    values: &mut Array<f32>,
+    #[comptime] to: usize,
+    #[comptime] format: Format,
+) -> f32 {
+    let (block, part) = (group / 4, group % 4);
+    let start = block * comptime!(if format == Format::Q8_0 { 17usize } else { 9 });
+    if comptime!(format == Format::Q8_0) {
+        let pair = words_at(words, row, start + 1 + part * 4, 2usize);
+        #[unroll]
+        for i in 0..2usize {
+            // two's complement bytes, moved up by 128 to count from zero
+            let word = pair[i] ^ 0x8080_8080u32;
+            #[unroll]
+            for j in 0..4usize {
+                let byte = (word >> comptime!(8 * j as u32)) & 255u32;
+                values[comptime!(to + 4 * i + j)] = f32::reinterpret(byte | 0x4b00_0000u32) - 8_388_736.0f32;
+            }
+        }
+    } else {
+        let found = words_at(words, row, start + 1 + part * 2, 1usize);
+        let word = found[0];
+        #[unroll]
+        for j in 0..4usize {
+            let low = (word >> comptime!(8 * j as u32)) & 15u32;
+            let high = (word >> comptime!(8 * j as u32 + 4)) & 15u32;
+            values[comptime!(to + j)] = f32::reinterpret(low | 0x4b00_0000u32) - 8_388_616.0f32;
+            values[comptime!(to + 4 + j)] = f32::reinterpret(high | 0x4b00_0000u32) - 8_388_616.0f32;
+        }
+    }
+    half_to_f32(half_word(words, row, start))
 }
 
 /// A group of Q4_1, Q5_0 or Q5_1: blocks of 32 values, the high nibbles after the low ones, with a `fifth` bit or a
@@ -231,23 +282,45 @@ fn decode_parts(
     let nibbles = comptime!(if fifth { 12usize } else { 4 });
     let start = row + group / 32 * comptime!(nibbles + 32);
     let (part, within) = (group % 32 / 4, group % 4);
+    let mut found = Array::<u32>::new(PARTS_WORDS);
+    #[unroll]
+    for i in 0..4usize {
+        found[i] = words[start + i];
+    }
+    #[unroll]
+    for i in 0..2usize {
+        found[comptime!(4 + i)] = words[start + nibbles + part / 2 * 8 + within * 2 + i];
+        if comptime!(fifth) {
+            found[comptime!(6 + i)] = words[start + 4 + within * 2 + i];
+        }
+    }
+    put_parts(&found, part, values, to, fifth);
+}
+
+/// Words from which a group of Q4_K or Q5_K is decoded: four with the scales of its block, two with its nibbles, two
+/// with its fifth bits.
+const PARTS_WORDS: usize = 8;
+
+/// Decodes a group of Q4_K or Q5_K in part `part` of its block from the words that it needs.
+#[cube]
+fn put_parts(words: &Array<u32>, part: usize, values: &mut Array<f32>, #[comptime] to: usize, #[comptime] fifth: bool) {
     // three words hold the four bytes a, b and c of the scales
     let shift = (part % 4) as u32 * 8u32;
-    let a = words[start + 1] >> shift;
-    let b = words[start + 2] >> shift;
-    let c = words[start + 3] >> shift;
+    let a = words[1] >> shift;
+    let b = words[2] >> shift;
+    let c = words[3] >> shift;
     let late = part >= 4;
     let scale = select(late, (c & 15u32) | ((a >> 6u32 & 3u32) << 4u32), a & 63u32);
     let least = select(late, (c >> 4u32 & 15u32) | ((b >> 6u32 & 3u32) << 4u32), b & 63u32);
-    let scale = half_to_f32(words[start] & 0xffffu32) * f32::cast_from(scale);
-    let least = half_to_f32(words[start] >> 16u32) * f32::cast_from(least);
+    let scale = half_to_f32(words[0] & 0xffffu32) * f32::cast_from(scale);
+    let least = half_to_f32(words[0] >> 16u32) * f32::cast_from(least);
     let shift = (part % 2) as u32 * 4u32;
     #[unroll]
     for i in 0..2usize {
-        let word = words[start + nibbles + part / 2 * 8 + within * 2 + i] >> shift;
+        let word = words[comptime!(4 + i)] >> shift;
         let mut high = 0u32;
         if comptime!(fifth) {
-            high = words[start + 4 + within * 2 + i] >> part as u32;
+            high = words[comptime!(6 + i)] >> part as u32;
         }
         #[unroll]
         for j in 0..4usize {

@@ -1,8 +1,9 @@
 //! The operations for CubeCL runtimes: wgpu above all.
 //!
-//! The kernels keep to what WGSL has everywhere: 32-bit words, no 8- or 16-bit types, no bf16, no subgroup
-//! operations, 256 units to a cube, less than 32 KiB of shared memory. Packed bytes arrive as `u32` words, each
-//! row padded to a whole word, and are taken apart with shifts ([`dequantize`]); every sum is in f32.
+//! The kernels keep to what WGSL has everywhere: 32-bit words, no 8- or 16-bit types, no bf16, 256 units to a cube,
+//! less than 32 KiB of shared memory; subgroup operations only where the adapter says that it has them. Packed bytes
+//! arrive as `u32` words, each row padded to a whole word, and are taken apart with shifts ([`dequantize`]); every sum
+//! is in f32.
 //!
 //! - [`linear`]: `y = x Wᵀ`, one kernel for a few tokens and one for many;
 //! - [`rows`]: an embedding look-up;

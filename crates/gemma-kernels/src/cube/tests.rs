@@ -15,7 +15,7 @@ const ARITHMETIC: Arithmetic =
     Arithmetic { activations: ActivationPrecision::F32, phase: Phase::Decode, batch_invariant: false };
 
 /// The device, or `None` with a word about it where there is none.
-fn device() -> Option<CubeDevice> {
+pub(super) fn device() -> Option<CubeDevice> {
     match gemma_backend::Backend::Wgpu.device() {
         Ok(device) => match device.as_dispatch() {
             DispatchDevice::Cube(device) => Some(device.clone()),
@@ -29,7 +29,7 @@ fn device() -> Option<CubeDevice> {
 }
 
 /// Numbers that look random and are the same in each run (Marsaglia's xorshift).
-struct Noise(u64);
+pub(super) struct Noise(pub(super) u64);
 
 impl Noise {
     fn bits(&mut self) -> u64 {
@@ -44,7 +44,7 @@ impl Noise {
     }
 
     /// Values in -1..1.
-    fn values(&mut self, len: usize) -> Vec<f32> {
+    pub(super) fn values(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 
@@ -56,7 +56,7 @@ impl Noise {
 
     /// A packed matrix: its words, rows padded with ones, and its values. Blocks hold any bytes after their scale,
     /// halves and scales any number with an exponent below `exponent`.
-    fn matrix(&mut self, format: Format, rows: usize, cols: usize, exponent: usize) -> (Vec<u32>, Vec<f32>) {
+    pub(super) fn matrix(&mut self, format: Format, rows: usize, cols: usize, exponent: usize) -> (Vec<u32>, Vec<f32>) {
         let (mut words, mut values) = (Vec::new(), vec![0.0; rows * cols]);
         for values in values.chunks_mut(cols) {
             let mut bytes = vec![0; format.row_bytes(cols).unwrap()];
@@ -84,16 +84,31 @@ impl Noise {
     }
 }
 
-fn upload(values: &[f32], shape: &[usize], device: &CubeDevice) -> CubeTensor {
+pub(super) fn upload(values: &[f32], shape: &[usize], device: &CubeDevice) -> CubeTensor {
     CubeBackend::float_from_data(TensorData::new(values.to_vec(), shape.to_vec()), device)
 }
 
-fn upload_ints<E: burn::tensor::Element>(values: Vec<E>, shape: &[usize], device: &CubeDevice) -> CubeTensor {
+pub(super) fn upload_ints<E: burn::tensor::Element>(
+    values: Vec<E>,
+    shape: &[usize],
+    device: &CubeDevice,
+) -> CubeTensor {
     CubeBackend::int_from_data(TensorData::new(values, shape.to_vec()), device)
 }
 
-fn download(tensor: CubeTensor) -> Vec<f32> {
+pub(super) fn download(tensor: CubeTensor) -> Vec<f32> {
     read_sync(CubeBackend::float_into_data(tensor)).unwrap().try_to_vec().unwrap()
+}
+
+/// Asserts that `y` is the product of `x` with the transpose of `values`, as a loop in f64 computes it.
+pub(super) fn assert_products(y: &[f32], x: &[f32], values: &[f32], [tokens, rows, cols]: [usize; 3], context: &str) {
+    assert_eq!(y.len(), tokens * rows, "{context}");
+    for (i, y) in y.iter().enumerate() {
+        let (x, w) = (&x[i / rows * cols..][..cols], &values[i % rows * cols..][..cols]);
+        let terms = || x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+        let (sum, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+        assert!((f64::from(*y) - sum).abs() <= 3e-6 * size, "{context}, element {i}: {y} for {sum}");
+    }
 }
 
 #[test]
@@ -168,16 +183,8 @@ fn products_match_the_loops() {
                 let x = noise.values(tokens * cols);
                 let words = upload_ints(words.clone(), &[rows, words.len() / rows], &device);
                 let y = download(packed_linear(upload(&x, &[tokens, cols], &device), words, format, cols, ARITHMETIC));
-                assert_eq!(y.len(), tokens * rows);
-                for (i, y) in y.into_iter().enumerate() {
-                    let (x, w) = (&x[i / rows * cols..][..cols], &values[i % rows * cols..][..cols]);
-                    let terms = || x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
-                    let (sum, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
-                    assert!(
-                        (f64::from(y) - sum).abs() <= 3e-6 * size,
-                        "{format}, {tokens} tokens, {rows} x {cols}, element {i}: {y} for {sum}"
-                    );
-                }
+                let context = format!("{format}, {tokens} tokens, {rows} x {cols}");
+                assert_products(&y, &x, &values, [tokens, rows, cols], &context);
             }
         }
     }

@@ -219,12 +219,12 @@ mod tests {
     #[test]
     fn reading_in_pieces_changes_no_bit() {
         for (backend, device) in devices() {
-            let (tokens, channels) = (40, 70);
+            let (tokens, channels) = (100, 70);
             let a = factors([tokens, channels], 4, &device);
             let b = tensor([tokens, channels], 5, &device);
             let whole =
                 values(linear_recurrence(a.clone(), b.clone(), Tensor::zeros([1, channels], &device), &[tokens]));
-            for chunk in [1, 3, 7] {
+            for chunk in [1, 3, 7, 40] {
                 let mut state = Tensor::zeros([1, channels], &device);
                 let mut pieces = Vec::new();
                 for first in (0..tokens).step_by(chunk) {
@@ -305,23 +305,25 @@ mod tests {
     fn its_gradient_equals_that_of_its_reference() {
         for (backend, device) in devices() {
             let device = device.autodiff();
-            let (lens, channels) = ([3, 1, 9], 6);
-            let operands = || {
-                let a = factors([13, channels], 6, &device).require_grad();
-                let b = tensor([13, channels], 7, &device).require_grad();
-                let initial = tensor([3, channels], 8, &device).require_grad();
-                (a, b, initial)
-            };
-            let weight = tensor([13, channels], 9, &device);
-            let gradients = |recurrence: fn(Tensor<2>, Tensor<2>, Tensor<2>, &[usize]) -> Tensor<2>| {
-                let (a, b, initial) = operands();
-                let h = recurrence(a.clone(), b.clone(), initial.clone(), &lens);
-                let gradients = (h * weight.clone()).sum().backward();
-                [a, b, initial].map(|x| values(x.grad(&gradients).expect("a gradient")))
-            };
-            let (found, expected) = (gradients(linear_recurrence), gradients(reference_linear_recurrence));
-            for (name, (found, expected)) in ["a", "b", "initial"].iter().zip(found.iter().zip(&expected)) {
-                assert_close(found, expected, 1e-5, &format!("{backend}, gradient of {name}"));
+            for lens in [&[3, 1, 9][..], &[2, 1, 4], &[70, 3]] {
+                let (tokens, channels) = (lens.iter().sum(), 6);
+                let operands = || {
+                    let a = factors([tokens, channels], 6, &device).require_grad();
+                    let b = tensor([tokens, channels], 7, &device).require_grad();
+                    let initial = tensor([lens.len(), channels], 8, &device).require_grad();
+                    (a, b, initial)
+                };
+                let weight = tensor([tokens, channels], 9, &device);
+                let gradients = |recurrence: fn(Tensor<2>, Tensor<2>, Tensor<2>, &[usize]) -> Tensor<2>| {
+                    let (a, b, initial) = operands();
+                    let h = recurrence(a.clone(), b.clone(), initial.clone(), lens);
+                    let gradients = (h * weight.clone()).sum().backward();
+                    [a, b, initial].map(|x| values(x.grad(&gradients).expect("a gradient")))
+                };
+                let (found, expected) = (gradients(linear_recurrence), gradients(reference_linear_recurrence));
+                for (name, (found, expected)) in ["a", "b", "initial"].iter().zip(found.iter().zip(&expected)) {
+                    assert_close(found, expected, 1e-5, &format!("{backend}, {lens:?}, gradient of {name}"));
+                }
             }
         }
     }
