@@ -188,13 +188,13 @@ pub(crate) fn rows(
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::cpu) mod tests {
     use super::*;
     use crate::cpu::{noise, places, quantize};
     use crate::format::low_bits::tests::blocks;
 
     /// A random matrix in a format: its bytes, and the values that they stand for.
-    fn encoded(format: Format, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+    pub(in crate::cpu) fn encoded(format: Format, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
         let row_bytes = format.row_bytes(cols).unwrap();
         let weight = if Format::READ_ONLY.contains(&format) {
             blocks(format, rows, cols)
@@ -227,7 +227,7 @@ mod tests {
         out
     }
 
-    fn all_formats() -> impl Iterator<Item = Format> {
+    pub(in crate::cpu) fn all_formats() -> impl Iterator<Item = Format> {
         Format::ALL.into_iter().chain(Format::READ_ONLY)
     }
 

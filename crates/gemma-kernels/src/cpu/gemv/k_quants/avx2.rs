@@ -134,24 +134,38 @@ unsafe fn six_bit_scales(block: *const u8, factors: &mut [f32; 16]) -> [__m256; 
     }
 }
 
-/// Sixteen bytes as 16-bit numbers.
+/// 32 bytes.
 ///
 /// # Safety
-/// As [`Block`], with sixteen bytes readable.
+/// As [`Block`], with the bytes readable.
 #[inline(always)]
 unsafe fn bytes(from: *const u8) -> __m256i {
     // SAFETY: as required of the caller.
-    unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(from.cast())) }
+    unsafe { _mm256_loadu_si256(from.cast()) }
 }
 
-/// The bits of `mask` of each of sixteen bytes, moved right by `by`.
+/// The bits of `mask` of each of 32 bytes, moved right by `by`: before they are widened, since the compiler would narrow the shift
+/// again, for which there is no instruction.
 ///
 /// # Safety
-/// As [`bytes`].
+/// As [`Block`].
 #[inline(always)]
-unsafe fn moved(bytes: __m256i, by: usize, mask: i16) -> __m256i {
+unsafe fn moved(bytes: __m256i, by: usize, mask: i8) -> __m256i {
     // SAFETY: as required of the caller.
-    unsafe { _mm256_and_si256(_mm256_srl_epi16(bytes, _mm_cvtsi64_si128(by as i64)), _mm256_set1_epi16(mask)) }
+    unsafe { _mm256_and_si256(_mm256_srl_epi16(bytes, _mm_cvtsi64_si128(by as i64)), _mm256_set1_epi8(mask)) }
+}
+
+/// 32 signed bytes as 16-bit numbers.
+///
+/// # Safety
+/// As [`Block`].
+#[inline(always)]
+unsafe fn widened(bytes: __m256i) -> [__m256i; 2] {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let (first, second) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+        [_mm256_cvtepi8_epi16(first), _mm256_cvtepi8_epi16(second)]
+    }
 }
 
 struct Q4K;
@@ -169,10 +183,7 @@ impl Block for Q4K {
     #[inline(always)]
     unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
         // SAFETY: as required of the caller; two parts share their bytes.
-        unsafe {
-            let (from, by) = (block.add(16 + part / 2 * 32), part % 2 * 4);
-            [moved(bytes(from), by, 15), moved(bytes(from.add(16)), by, 15)]
-        }
+        unsafe { widened(moved(bytes(block.add(16 + part / 2 * 32)), part % 2 * 4, 15)) }
     }
 }
 
@@ -192,12 +203,9 @@ impl Block for Q5K {
     unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
         // SAFETY: as required of the caller; bit `p` of the bytes at 16 is the fifth of part `p`'s numbers.
         unsafe {
-            let (from, by) = (block.add(48 + part / 2 * 32), part % 2 * 4);
-            let number = |low: *const u8, fifth: *const u8| {
-                let fifth = _mm256_slli_epi16::<4>(bytes(fifth));
-                _mm256_or_si256(moved(bytes(low), by, 15), moved(fifth, part, 16))
-            };
-            [number(from, block.add(16)), number(from.add(16), block.add(32))]
+            let low = moved(bytes(block.add(48 + part / 2 * 32)), part % 2 * 4, 15);
+            let fifth = moved(bytes(block.add(16)), part, 1);
+            widened(_mm256_or_si256(low, _mm256_slli_epi16::<4>(fifth)))
         }
     }
 }
@@ -226,13 +234,10 @@ impl Block for Q6K {
         // numbers', the high ones the others'; 32 bytes hold the upper two bits of each 32 numbers in turn.
         unsafe {
             let (side, quarter) = (part / 4, part % 4);
-            let (low, high) = (block.add(side * 64 + quarter % 2 * 32), block.add(128 + side * 32));
-            let number = |low: *const u8, high: *const u8| {
-                let upper = moved(_mm256_slli_epi16::<4>(bytes(high)), 2 * quarter, 0x30);
-                let number = _mm256_or_si256(moved(bytes(low), quarter / 2 * 4, 15), upper);
-                _mm256_sub_epi16(number, _mm256_set1_epi16(32))
-            };
-            [number(low, high), number(low.add(16), high.add(16))]
+            let low = moved(bytes(block.add(side * 64 + quarter % 2 * 32)), quarter / 2 * 4, 15);
+            let high = moved(bytes(block.add(128 + side * 32)), 2 * quarter, 3);
+            let number = _mm256_or_si256(low, _mm256_slli_epi16::<4>(high));
+            widened(_mm256_sub_epi8(number, _mm256_set1_epi8(32)))
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::Format;
 use crate::cpu::sub_blocks::{nibbles, word};
 use crate::format::grids;
+use std::arch::asm;
 
 /// How the blocks of a format are taken apart. A value is `UNIT d (2 scale + 1)` times its magnitude, with `d` the half at the block's
 /// beginning and a scale of four bits for each part.
@@ -60,6 +61,18 @@ fn sevens(packed: u32) -> u32 {
     (two & 0x007f_007f) | (two & 0x3f80_3f80) << 1
 }
 
+/// A group of a code book. The load is volatile and the compiler does not see where its index comes from: it would compute several
+/// indices in a vector, take them out again, or gather, all of which takes longer.
+#[inline(always)]
+fn look_up<T: Copy, const N: usize>(book: &[T; N], group: usize) -> T {
+    const { assert!(N.is_power_of_two()) };
+    let mut group = group;
+    // SAFETY: the template is a comment.
+    unsafe { asm!("/* {0} */", inout(reg) group, options(pure, nomem, nostack, preserves_flags)) };
+    // SAFETY: a reference is readable.
+    unsafe { (&raw const book[group & (N - 1)]).read_volatile() }
+}
+
 /// Two groups of four values.
 #[inline(always)]
 fn pair(first: u32, second: u32) -> u64 {
@@ -81,7 +94,7 @@ impl Grid for Iq2Xxs {
     #[inline(always)]
     unsafe fn magnitudes(block: *const u8, part: usize) -> [u64; 4] {
         // SAFETY: as required of the caller.
-        unsafe { word(block, 2 + part * 8) }.to_le_bytes().map(|group| grids::IQ2_XXS[usize::from(group)])
+        unsafe { word(block, 2 + part * 8) }.to_le_bytes().map(|group| look_up(&grids::IQ2_XXS, usize::from(group)))
     }
 
     #[inline(always)]
@@ -107,7 +120,7 @@ impl Grid for Iq2Xs {
     unsafe fn magnitudes(block: *const u8, part: usize) -> [u64; 4] {
         // SAFETY: as required of the caller; nine bits of each 16 name a group.
         let packed = unsafe { words(block, 2 + part * 8) };
-        [0, 16, 32, 48].map(|shift| grids::IQ2_XS[(packed >> shift & 511) as usize])
+        [0, 16, 32, 48].map(|shift| look_up(&grids::IQ2_XS, (packed >> shift & 511) as usize))
     }
 
     #[inline(always)]
@@ -135,7 +148,7 @@ impl Grid for Iq2S {
     unsafe fn magnitudes(block: *const u8, part: usize) -> [u64; 4] {
         // SAFETY: as required of the caller; two bits more of each group's number lie in a byte of the part.
         let (low, high) = unsafe { (word(block, 2 + part * 4), u32::from(*block.add(66 + part))) };
-        let group = |i: u32| grids::IQ2_S[(low >> (8 * i) & 255 | (high >> (2 * i) & 3) << 8) as usize];
+        let group = |i: u32| look_up(&grids::IQ2_S, (low >> (8 * i) & 255 | (high >> (2 * i) & 3) << 8) as usize);
         [group(0), group(1), group(2), group(3)]
     }
 
@@ -162,7 +175,7 @@ impl Grid for Iq3Xxs {
     unsafe fn magnitudes(block: *const u8, part: usize) -> [u64; 4] {
         // SAFETY: as required of the caller.
         let packed = unsafe { words(block, 2 + part * 8) };
-        let group = |i: u32| grids::IQ3_XXS[(packed >> (8 * i) & 255) as usize];
+        let group = |i: u32| look_up(&grids::IQ3_XXS, (packed >> (8 * i) & 255) as usize);
         [0, 2, 4, 6].map(|i| pair(group(i), group(i + 1)))
     }
 
@@ -189,7 +202,7 @@ impl Grid for Iq3S {
     unsafe fn magnitudes(block: *const u8, part: usize) -> [u64; 4] {
         // SAFETY: as required of the caller; a bit more of each group's number lies in a byte of the part.
         let (low, high) = unsafe { (words(block, 2 + part * 8), u64::from(*block.add(66 + part))) };
-        let group = |i: u32| grids::IQ3_S[(low >> (8 * i) & 255 | (high >> i & 1) << 8) as usize];
+        let group = |i: u32| look_up(&grids::IQ3_S, (low >> (8 * i) & 255 | (high >> i & 1) << 8) as usize);
         [0, 2, 4, 6].map(|i| pair(group(i), group(i + 1)))
     }
 

@@ -1,6 +1,6 @@
 //! The blocks of two and three bits a value and those of levels, with AVX2.
 
-use super::{Block, bytes, moved};
+use super::{Block, bytes, moved, widened};
 use crate::Format;
 use crate::cpu::gemv::int8::levels;
 use crate::cpu::gemv::k_quants::grids::Grid;
@@ -56,10 +56,7 @@ impl Block for Q2K {
     #[inline(always)]
     unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
         // SAFETY: as required of the caller; four parts of 32 share their bytes.
-        unsafe {
-            let from = block.add(16 + part / 4 * 32);
-            [moved(bytes(from), part % 4 * 2, 3), moved(bytes(from.add(16)), part % 4 * 2, 3)]
-        }
+        unsafe { widened(moved(bytes(block.add(16 + part / 4 * 32)), part % 4 * 2, 3)) }
     }
 }
 
@@ -84,23 +81,11 @@ impl Block for Q3K {
     unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
         // SAFETY: as required of the caller; bit `p` of the first 32 bytes is the third of part `p`'s numbers.
         unsafe {
-            let from = block.add(32 + part / 4 * 32);
-            [three_bits(from, block, part), three_bits(from.add(16), block.add(16), part)]
+            let low = moved(bytes(block.add(32 + part / 4 * 32)), part % 4 * 2, 3);
+            let third = moved(bytes(block), part, 1);
+            let number = _mm256_or_si256(low, _mm256_slli_epi16::<2>(third));
+            widened(_mm256_sub_epi8(number, _mm256_set1_epi8(4)))
         }
-    }
-}
-
-/// Sixteen numbers of part `part` of Q3_K, from their lower two bits and their third one. A closure would not be inlined.
-///
-/// # Safety
-/// As [`bytes`], at both places.
-#[inline(always)]
-unsafe fn three_bits(low: *const u8, third: *const u8, part: usize) -> __m256i {
-    // SAFETY: as required of the caller.
-    unsafe {
-        let third = moved(_mm256_slli_epi16::<2>(bytes(third)), part, 4);
-        let number = _mm256_or_si256(moved(bytes(low), part % 4 * 2, 3), third);
-        _mm256_sub_epi16(number, _mm256_set1_epi16(4))
     }
 }
 
@@ -158,9 +143,7 @@ impl<G: Grid> Block for Signed<G> {
             let own = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
             let set = _mm256_and_si256(_mm256_shuffle_epi8(signs, eights), own);
             let negative = _mm256_cmpeq_epi8(set, own);
-            let numbers = _mm256_sub_epi8(_mm256_xor_si256(magnitudes, negative), negative);
-            let (first, second) = (_mm256_castsi256_si128(numbers), _mm256_extracti128_si256::<1>(numbers));
-            [_mm256_cvtepi8_epi16(first), _mm256_cvtepi8_epi16(second)]
+            widened(_mm256_sub_epi8(_mm256_xor_si256(magnitudes, negative), negative))
         }
     }
 }
