@@ -98,9 +98,9 @@ pub(crate) struct Compute {
 
     /// Compute with f32 activations throughout, on the CPU too.
     ///
-    /// Without it, decode with quantized weights (q8_0, q4_0, q5_0, iq4_nl and, on x86, q4_k, q5_k and q6_k) uses 16-bit
-    /// integer activations (relative error about 2e-5), and prefill multiplies in bf16 where the CPU is faster with it
-    /// (relative error about 2.5e-3).
+    /// Without it, decode with quantized weights (all but those of iq1, tq1, tq2 and nvfp4) uses 16-bit integer activations
+    /// (relative error about 2e-5), and prefill multiplies in bf16 where the CPU is faster with it (relative error about
+    /// 2.5e-3).
     #[arg(long)]
     pub(crate) exact_activations: bool,
 

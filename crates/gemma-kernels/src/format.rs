@@ -5,6 +5,7 @@
 
 mod blocks;
 mod code_books;
+pub(crate) mod grids;
 pub(crate) mod low_bits;
 
 use half::{bf16, f16};

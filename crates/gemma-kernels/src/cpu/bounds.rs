@@ -1,6 +1,7 @@
 //! Whether kernels stay inside their slices: each slice ends where a page begins that may not be touched, and then
 //! begins where such a page ends, so that a load or store beside it ends the test run.
 
+use super::linear::tests::{all_formats, encoded};
 use super::*;
 use crate::kv::PAGE_LEN;
 use crate::ops::linear::Arithmetic;
@@ -83,14 +84,12 @@ fn fences_are_where_they_should_be() {
 
 #[test]
 fn products_stay_inside() {
-    for format in Format::ALL {
+    for format in all_formats() {
         for (rows, cols) in [(1, 32), (13, 96), (40, 256), (7, 512), (5, 67), (3, 1), (33, 34), (14, 2080)] {
-            let Some(row_bytes) = format.row_bytes(cols) else { continue };
-            let mut weight = vec![0; rows * row_bytes];
-            let values = noise(rows * cols, 1);
-            for (values, bytes) in values.chunks(cols).zip(weight.chunks_mut(row_bytes)) {
-                format.encode_row(values, bytes);
+            if format.row_bytes(cols).is_none() {
+                continue;
             }
+            let (weight, _) = encoded(format, rows, cols);
             let weights = SIDES.map(|side| Fenced::new(&weight, side));
             for tokens in [1, 2, 3, 4, 7, 9, 16, 17, 33] {
                 let x = noise(tokens * cols, 2);

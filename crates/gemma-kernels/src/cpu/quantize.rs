@@ -144,21 +144,22 @@ pub(in crate::cpu) struct Words {
     pub(in crate::cpu) values: Buffer<i16>,
     /// A scale per block, `[tokens, blocks]`.
     pub(in crate::cpu) scales: Buffer<f32>,
-    /// The sum of a block's values, `[tokens, blocks]`.
+    /// The sum of each part's values, `[tokens, cols / part]`.
     pub(in crate::cpu) sums: Buffer<i32>,
 }
 
 impl Words {
-    /// Of `x` `[tokens, cols]` with `cols` an integer of blocks.
+    /// Of `x` `[tokens, cols]` with `cols` an integer of blocks. `part`, a whole or a half block, is how many values are summed up.
     #[inline(always)]
-    pub(in crate::cpu) fn new(x: &[f32]) -> Self {
-        let blocks = x.len() / BLOCK;
-        let mut words =
-            Self { values: Buffer::zeroed(x.len()), scales: Buffer::zeroed(blocks), sums: Buffer::zeroed(blocks) };
+    pub(in crate::cpu) fn new(x: &[f32], part: usize) -> Self {
+        let (blocks, parts) = (x.len() / BLOCK, BLOCK / part);
+        let sums = Buffer::zeroed(blocks * parts);
+        let mut words = Self { values: Buffer::zeroed(x.len()), scales: Buffer::zeroed(blocks), sums };
         for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
             let (scale, values) = quantize(x, FINE);
             words.scales[b] = scale;
-            words.sums[b] = values.iter().sum();
+            let sums = words.sums[b * parts..].iter_mut();
+            sums.zip(values.chunks_exact(part)).for_each(|(sum, values)| *sum = values.iter().sum());
             let to = &mut words.values[b * BLOCK..(b + 1) * BLOCK];
             to.iter_mut().zip(values).for_each(|(to, value)| *to = value as i16);
         }
@@ -304,7 +305,7 @@ mod tests {
         let x: Vec<f32> = (0..5).flat_map(|i| block(1.0 + i as f32)).collect();
         for halves in [false, true] {
             let split = Split::new(&x, x.len(), true, (halves, 8, BLOCK), Bytes::new);
-            let words = Words::new(&x);
+            let words = Words::new(&x, if halves { BLOCK / 2 } else { BLOCK });
             for (i, word) in words.values.iter().enumerate() {
                 let (b, j) = (i / BLOCK % 4, i % BLOCK);
                 let place = if halves { j / 16 * 64 + b * 16 + j % 16 } else { b * BLOCK + j };

@@ -76,7 +76,7 @@ pub(in crate::cpu) unsafe fn half(block: *const u8, at: usize) -> f32 {
 /// # Safety
 /// Four bytes must be readable there.
 #[inline(always)]
-unsafe fn word(block: *const u8, at: usize) -> u32 {
+pub(in crate::cpu) unsafe fn word(block: *const u8, at: usize) -> u32 {
     // SAFETY: as required of the caller.
     u32::from_le_bytes(unsafe { block.add(at).cast::<[u8; 4]>().read() })
 }
@@ -173,6 +173,46 @@ pub(in crate::cpu) unsafe fn six_bits(block: *const u8) -> [u64; 2] {
     let (four, upper, six) = (0x0f0f_0f0f, 0x3030_3030, 0x3f3f_3f3f);
     let eight = |first: u32, last: u32| u64::from(first) | u64::from(last) << 32;
     [eight(a & six, (c & four) | (a >> 2 & upper)), eight(b & six, (c >> 4 & four) | (b >> 2 & upper))]
+}
+
+/// Eight nibbles as bytes.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(in crate::cpu) fn nibbles(packed: u32) -> u64 {
+    let two = (u64::from(packed) | u64::from(packed) << 16) & 0x0000_ffff_0000_ffff;
+    let four = (two | two << 8) & 0x00ff_00ff_00ff_00ff;
+    (four | four << 4) & 0x0f0f_0f0f_0f0f_0f0f
+}
+
+/// The scales of the sixteen parts of a block of Q3_K, moved up by 32, a byte each: the nibbles of eight bytes, and above them two
+/// bits each of four bytes, in turn.
+///
+/// # Safety
+/// A block must be readable.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(in crate::cpu) unsafe fn q3_scales(block: *const u8) -> [u64; 2] {
+    // SAFETY: as required of the caller.
+    let [a, b, upper] = unsafe { [word(block, 96), word(block, 100), word(block, 104)] };
+    let low = u64::from(a) | u64::from(b) << 32;
+    // the bits of parts four to seven lie two bits above those of the first four
+    let upper = u64::from(upper) | u64::from(upper) << 30;
+    let (four, two) = (0x0f0f_0f0f_0f0f_0f0f, 0x0303_0303_0303_0303);
+    [(low & four) | (upper & two) << 4, (low >> 4 & four) | (upper >> 4 & two) << 4]
+}
+
+/// The scales of the eight parts of a block of IQ4_XS, moved up by 32, a byte each: nibbles, and two bits more.
+///
+/// # Safety
+/// A block must be readable.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(in crate::cpu) unsafe fn iq4_scales(block: *const u8) -> u64 {
+    // SAFETY: as required of the caller.
+    let (low, upper) = unsafe { (word(block, 4), u64::from(word(block, 0) >> 16)) };
+    let two = (upper | upper << 24) & 0x0000_00ff_0000_00ff;
+    let four = (two | two << 12) & 0x000f_000f_000f_000f;
+    nibbles(low) | ((four | four << 6) & 0x0303_0303_0303_0303) << 4
 }
 
 /// # Safety

@@ -6,7 +6,7 @@
 use half::f16;
 
 use super::blocks::{LARGE, SMALL};
-use super::code_books as books;
+use super::{code_books as books, grids};
 
 /// Bytes of a block of Q2_K: 16 scales and least values in four bits each, two bits a value, two f16 scales.
 pub(super) const Q2_K: usize = LARGE / 16 + LARGE / 4 + 4;
@@ -24,11 +24,7 @@ const IQ1_DELTA: f32 = 0.125;
 /// The levels that four bits of IQ4_NL and IQ4_XS name.
 pub(crate) const IQ4_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// The levels that four bits of MXFP4 and NVFP4 name: twice the numbers of E2M1.
-const FP4_LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-/// The levels in the code books of IQ2_XXS, IQ2_XS and IQ2_S.
-const IQ2_LEVELS: [u8; 4] = [0x08, 0x19, 0x2b, 0];
-/// The levels in the code book of IQ3_XXS.
-const IQ3_XXS_LEVELS: [u8; 8] = [0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3e];
+pub(crate) const FP4_LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 #[inline(always)]
 fn half_at(block: &[u8], at: usize) -> f32 {
@@ -127,7 +123,8 @@ pub(super) fn decode_iq4_xs(block: &[u8; 136], values: &mut [f32; LARGE]) {
 }
 
 /// Half of the power of two that an E8M0 exponent means; the levels are twice theirs.
-fn half_of_e8m0(exponent: u8) -> f32 {
+#[inline(always)]
+pub(crate) fn half_of_e8m0(exponent: u8) -> f32 {
     f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (u32::from(exponent) - 1) << 23 })
 }
 
@@ -157,20 +154,11 @@ fn even_signs(seven: u32) -> u8 {
     (seven | (seven.count_ones() & 1) << 7) as u8
 }
 
-/// Eight values of a code book with two bits a value, negative where `signs` has a bit.
+/// The magnitudes of a group of a code book, negative where `signs` has a bit.
 #[inline(always)]
-fn put_iq2(code: u16, signs: u8, scale: f32, values: &mut [f32]) {
-    for (i, value) in values.iter_mut().enumerate() {
-        let level = scale * f32::from(IQ2_LEVELS[usize::from(code >> (2 * i) & 3)]);
-        *value = if signs >> i & 1 == 0 { level } else { -level };
-    }
-}
-
-/// Four values of a code book with three bits a value, the same.
-#[inline(always)]
-fn put_iq3(code: u16, level: impl Fn(usize) -> u8, signs: u8, scale: f32, values: &mut [f32]) {
-    for (i, value) in values.iter_mut().enumerate() {
-        let level = scale * f32::from(level(usize::from(code >> (3 * i) & 7)));
+fn put_signed<const N: usize>(magnitudes: [u8; N], signs: u8, scale: f32, values: &mut [f32; N]) {
+    for (i, (value, magnitude)) in values.iter_mut().zip(magnitudes).enumerate() {
+        let level = scale * f32::from(magnitude);
         *value = if signs >> i & 1 == 0 { level } else { -level };
     }
 }
@@ -182,8 +170,8 @@ pub(super) fn decode_iq2_xxs(block: &[u8; 66], values: &mut [f32; LARGE]) {
         let packed = u32_at(block, at + 4);
         let scale = d * (0.5 + (packed >> 28) as f32) * 0.25;
         for (i, values) in values.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let code = books::IQ2_XXS[usize::from(block[at + i])];
-            put_iq2(code, even_signs(packed >> (7 * i) & 127), scale, values);
+            let magnitudes = grids::IQ2_XXS[usize::from(block[at + i])].to_le_bytes();
+            put_signed(magnitudes, even_signs(packed >> (7 * i) & 127), scale, values);
         }
     }
 }
@@ -193,8 +181,8 @@ pub(super) fn decode_iq2_xs(block: &[u8; 74], values: &mut [f32; LARGE]) {
     for (i, values) in values.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let packed = u16_at(block, 2 + 2 * i);
         let scale = d * (0.5 + f32::from(block[66 + i / 4] >> (i / 2 % 2 * 4) & 15)) * 0.25;
-        let code = books::IQ2_XS[usize::from(packed & 511)];
-        put_iq2(code, even_signs(u32::from(packed >> 9)), scale, values);
+        let magnitudes = grids::IQ2_XS[usize::from(packed & 511)].to_le_bytes();
+        put_signed(magnitudes, even_signs(u32::from(packed >> 9)), scale, values);
     }
 }
 
@@ -203,8 +191,8 @@ pub(super) fn decode_iq2_s(block: &[u8; 82], values: &mut [f32; LARGE]) {
     for (i, values) in values.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let high = usize::from(block[66 + i / 4] >> (i % 4 * 2) & 3);
         let scale = d * (0.5 + f32::from(block[74 + i / 4] >> (i / 2 % 2 * 4) & 15)) * 0.25;
-        let code = books::IQ2_S[usize::from(block[2 + i]) | high << 8];
-        put_iq2(code, block[34 + i], scale, values);
+        let magnitudes = grids::IQ2_S[usize::from(block[2 + i]) | high << 8].to_le_bytes();
+        put_signed(magnitudes, block[34 + i], scale, values);
     }
 }
 
@@ -215,8 +203,8 @@ pub(super) fn decode_iq3_xxs(block: &[u8; 98], values: &mut [f32; LARGE]) {
         let scale = d * (0.5 + (packed >> 28) as f32) * 0.5;
         for (i, values) in values.as_chunks_mut::<4>().0.iter_mut().enumerate() {
             let signs = even_signs(packed >> (i / 2 * 7) & 127) >> (i % 2 * 4);
-            let code = books::IQ3_XXS[usize::from(block[2 + part * 8 + i])];
-            put_iq3(code, |level| IQ3_XXS_LEVELS[level], signs, scale, values);
+            let magnitudes = grids::IQ3_XXS[usize::from(block[2 + part * 8 + i])].to_le_bytes();
+            put_signed(magnitudes, signs, scale, values);
         }
     }
 }
@@ -227,9 +215,8 @@ pub(super) fn decode_iq3_s(block: &[u8; 110], values: &mut [f32; LARGE]) {
         let high = usize::from(block[66 + i / 8] >> (i % 8) & 1);
         let scale = d * f32::from(1 + 2 * (block[106 + i / 16] >> (i / 8 % 2 * 4) & 15));
         let signs = block[74 + i / 2] >> (i % 2 * 4);
-        let code = books::IQ3_S[usize::from(block[2 + i]) | high << 8];
-        // the odd numbers from 1 to 15
-        put_iq3(code, |level| 2 * level as u8 + 1, signs, scale, values);
+        let magnitudes = grids::IQ3_S[usize::from(block[2 + i]) | high << 8].to_le_bytes();
+        put_signed(magnitudes, signs, scale, values);
     }
 }
 
@@ -269,13 +256,13 @@ pub(super) fn decode_iq1_m(block: &[u8; 56], values: &mut [f32; LARGE]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::ops::tests::{assert_close, devices, tensor, values};
     use crate::{ActivationPrecision, Format, PackedWeight, packed_linear, packed_rows};
     use burn::tensor::{Tensor, TensorData};
 
     /// Rows of blocks of any bytes, with scales that are small numbers.
-    fn blocks(format: Format, rows: usize, cols: usize) -> Vec<u8> {
+    pub(crate) fn blocks(format: Format, rows: usize, cols: usize) -> Vec<u8> {
         let mut state = 1u32;
         let mut byte = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -1,22 +1,31 @@
-//! Products of many tokens with quantized weights, in integers, with the VNNI of AVX-512 or of AVX.
+//! Products of many tokens with quantized weights, in integers, with the VNNI of AVX-512 or of AVX; with AVX2 alone for activations of
+//! 8 bits.
 //!
 //! The plan is that of [`panel`](super::panel), with tokens along the vectors; but a panel holds bytes, moved up
 //! to be unsigned, and a lane of the packed activations four bytes of one token. Within a block of 32 columns the sums
 //! are exact; they are turned into f32 once per block, times the scales of both sides. 16-bit activations are two such
 //! products: the sum over the high bytes is shifted before the low bytes are added to it.
+//!
+//! The register tiles are in `long`, `short` and `nibbles`, which take the weights' bytes apart where there is no VNNI.
 
-use crate::Format;
+mod long;
+mod nibbles;
+mod short;
+
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::panel::each_stretch;
 use crate::cpu::gemm::tile;
 use crate::cpu::isa::Isa;
-use crate::cpu::isa::{Avx2, Avx512, Lanes, prefetch};
+use crate::cpu::isa::{Lanes, prefetch};
 use crate::cpu::output::Output;
 use crate::cpu::pool;
 use crate::cpu::quantize::{Bytes, COARSE, FINE};
 use crate::cpu::shape::Shape;
+use crate::{ActivationPrecision, Format};
 use half::f16;
-use std::arch::x86_64::*;
+use long::Long;
+use nibbles::Nibbles;
+use short::Short;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -30,6 +39,8 @@ const ROWS: usize = 6;
 const DEPTH: usize = 16;
 /// Bytes from one row of a panel to the next: a cache line more, so that rows do not fall into the same sets.
 const PANEL_ROW: usize = DEPTH * BLOCK + 64;
+/// Bytes of a panel.
+const PANEL: usize = ROWS * PANEL_ROW;
 /// The most rows of a task.
 const TASK_ROWS: usize = 96;
 /// The most tokens whose sums are collected at a time.
@@ -45,14 +56,16 @@ trait Unit {
     const ROWS: usize;
     /// Tokens of a packed block.
     const WIDTH: usize = VECTORS * Self::Lanes::N;
+    /// Whether the upper four bits of bytes lie in a panel of their own, behind the one with the lower ones.
+    const NIBBLES: bool = false;
     /// Words of four activations, or of four high bytes, of a block of columns.
     const PLANE: usize = BLOCK / 4 * Self::WIDTH;
 
     /// What [`Bytes::new`] makes of a block.
     unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes;
 
-    /// A tile with the first `V` vectors of tokens.
-    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile);
+    /// A tile with the first `V` vectors of tokens. `WIDE`: the weights have more than four bits.
+    unsafe fn multiply<const V: usize, const FINE: bool, const WIDE: bool>(tile: &Tile);
 }
 
 /// Words of the record that holds a block of columns of a block of tokens: where the sums start, the scales, the low
@@ -61,9 +74,13 @@ fn record<U: Unit>(fine: bool) -> usize {
     2 * U::WIDTH + U::PLANE * (1 + usize::from(fine))
 }
 
-/// Whether there are kernels here for this format.
-pub(in crate::cpu) fn has(isa: Isa, format: Format) -> bool {
-    matches!(format, Format::Q8_0 | Format::Q4_0) && (isa >= Isa::Avx512Vnni || isa == Isa::AvxVnni)
+/// Whether there are kernels here for this format and these activations.
+pub(in crate::cpu) fn has(isa: Isa, format: Format, activations: ActivationPrecision) -> bool {
+    let unit = match isa {
+        Isa::Avx2 => activations == ActivationPrecision::Int8,
+        isa => isa == Isa::AvxVnni || isa >= Isa::Avx512Vnni,
+    };
+    unit && activations != ActivationPrecision::F32 && matches!(format, Format::Q8_0 | Format::Q4_0)
 }
 
 /// What the weights' bytes are moved up by.
@@ -74,19 +91,43 @@ fn offset(format: Format) -> i32 {
 /// `out[t, r] = Σ_c x[t, c] w[r, c]` with `w` in `q8_0` or `q4_0`, where the ISA [has](has()) it; see
 /// [`linear`](crate::cpu::linear()).
 pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, fine: bool, out: Output) {
-    assert!(has(isa, shape.format), "bytes");
-    if isa == Isa::AvxVnni {
-        // SAFETY: the ISA says that the CPU has the instructions.
-        let pack = |tokens, blocks, to| unsafe { pack_short(x, shape, tokens, blocks, fine, to) };
-        // SAFETY: as above.
-        let rows = |work: &Work<'_>, range, scratch: &mut Scratch| unsafe { rows_short(work, range, scratch) };
-        with_unit::<Short>(weight, shape, fine, out, pack, rows);
-    } else {
-        // SAFETY: as above.
-        let pack = |tokens, blocks, to| unsafe { pack_long(x, shape, tokens, blocks, fine, to) };
-        // SAFETY: as above.
-        let rows = |work: &Work<'_>, range, scratch: &mut Scratch| unsafe { rows_long(work, range, scratch) };
-        with_unit::<Long>(weight, shape, fine, out, pack, rows);
+    let activations = if fine { ActivationPrecision::Int16OrBf16 } else { ActivationPrecision::Int8 };
+    assert!(has(isa, shape.format, activations), "bytes");
+    /// `$unit` with the instructions of its own.
+    macro_rules! with_unit {
+        ($unit:ident, $features:literal) => {{
+            /// # Safety
+            /// As [`pack`].
+            #[target_feature(enable = $features)]
+            unsafe fn some(
+                x: &[f32],
+                shape: Shape,
+                tokens: Range<usize>,
+                blocks: Range<usize>,
+                fine: bool,
+                to: Output,
+            ) {
+                // SAFETY: as required of the caller.
+                unsafe { pack::<$unit>(x, shape, tokens, blocks, fine, to) };
+            }
+            /// # Safety
+            /// As [`rows`].
+            #[target_feature(enable = $features)]
+            unsafe fn of_task(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
+                // SAFETY: as required of the caller.
+                unsafe { rows::<$unit>(work, range, scratch) };
+            }
+            // SAFETY: the ISA says that the CPU has the instructions.
+            let pack = |tokens, blocks, to| unsafe { some(x, shape, tokens, blocks, fine, to) };
+            // SAFETY: as above.
+            let rows = |work: &Work<'_>, range, scratch: &mut Scratch| unsafe { of_task(work, range, scratch) };
+            with_unit::<$unit>(weight, shape, fine, out, pack, rows);
+        }};
+    }
+    match isa {
+        Isa::Avx2 => with_unit!(Nibbles, "avx2,fma,f16c"),
+        Isa::AvxVnni => with_unit!(Short, "avxvnni,avx2,fma,f16c"),
+        _ => with_unit!(Long, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"),
     }
 }
 
@@ -112,38 +153,6 @@ fn with_unit<U: Unit>(
     each_stretch(shape, (U::ROWS, TASK_ROWS / U::ROWS), |range| {
         SCRATCH.with_borrow_mut(|scratch| rows(&work, range, scratch));
     });
-}
-
-/// # Safety
-/// As [`pack`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn pack_long(x: &[f32], shape: Shape, tokens: Range<usize>, blocks: Range<usize>, fine: bool, to: Output) {
-    // SAFETY: as required of the caller.
-    unsafe { pack::<Long>(x, shape, tokens, blocks, fine, to) };
-}
-
-/// # Safety
-/// As [`pack`].
-#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-unsafe fn pack_short(x: &[f32], shape: Shape, tokens: Range<usize>, blocks: Range<usize>, fine: bool, to: Output) {
-    // SAFETY: as required of the caller.
-    unsafe { pack::<Short>(x, shape, tokens, blocks, fine, to) };
-}
-
-/// # Safety
-/// As [`rows`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn rows_long(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    // SAFETY: as required of the caller.
-    unsafe { rows::<Long>(work, range, scratch) };
-}
-
-/// # Safety
-/// As [`rows`].
-#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-unsafe fn rows_short(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    // SAFETY: as required of the caller.
-    unsafe { rows::<Short>(work, range, scratch) };
 }
 
 /// One product: packed activations, weights, sizes and where the result goes.
@@ -190,8 +199,8 @@ unsafe fn pack<U: Unit>(x: &[f32], shape: Shape, tokens: Range<usize>, blocks: R
 
 /// What a thread keeps from task to task.
 struct Scratch {
-    /// Unsigned bytes, `[ROWS, PANEL_ROW]`.
-    panel: [u8; ROWS * PANEL_ROW],
+    /// Unsigned bytes, `[ROWS, PANEL_ROW]`, or in two such panels their lower and upper four bits.
+    panel: [u8; 2 * PANEL],
     /// Their scales, `[ROWS, DEPTH]`.
     scales: [f32; ROWS * DEPTH],
     /// The sums of a task, `[rows, tokens]`, both rounded up to whole tiles.
@@ -201,7 +210,7 @@ struct Scratch {
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch {
-            panel: [0; ROWS * PANEL_ROW],
+            panel: [0; 2 * PANEL],
             scales: [0.0; ROWS * DEPTH],
             sums: Buffer::empty(),
         })
@@ -218,10 +227,12 @@ unsafe fn rows<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scra
         let tokens = first..(first + TOKENS).min(work.shape.tokens);
         // SAFETY: as required of the caller.
         unsafe {
-            if work.fine {
-                some_tokens::<U, true>(work, range.clone(), tokens, scratch);
-            } else {
-                some_tokens::<U, false>(work, range.clone(), tokens, scratch);
+            let wide = work.shape.format == Format::Q8_0;
+            match (work.fine, wide) {
+                (true, true) => some_tokens::<U, true, true>(work, range.clone(), tokens, scratch),
+                (true, false) => some_tokens::<U, true, false>(work, range.clone(), tokens, scratch),
+                (false, true) => some_tokens::<U, false, true>(work, range.clone(), tokens, scratch),
+                (false, false) => some_tokens::<U, false, false>(work, range.clone(), tokens, scratch),
             }
         }
     }
@@ -232,7 +243,7 @@ unsafe fn rows<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scra
 /// # Safety
 /// As [`Unit`], and the rows must belong to the calling task.
 #[inline(always)]
-unsafe fn some_tokens<U: Unit, const FINE: bool>(
+unsafe fn some_tokens<U: Unit, const FINE: bool, const WIDE: bool>(
     work: &Work<'_>,
     range: Range<usize>,
     tokens: Range<usize>,
@@ -253,8 +264,14 @@ unsafe fn some_tokens<U: Unit, const FINE: bool>(
                     prefetch(weight.as_ptr().wrapping_add((row + U::ROWS) * shape.row_bytes + bytes.start + line));
                 }
                 let row = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes][bytes.clone()];
-                let panel = &mut scratch.panel[i * PANEL_ROW..][..depth * BLOCK];
+                let (panel, upper) = scratch.panel.split_at_mut(PANEL);
+                let panel = &mut panel[i * PANEL_ROW..][..depth * BLOCK];
                 unpack(shape.format, row, panel, &mut scratch.scales[i * DEPTH..][..depth]);
+                if U::NIBBLES && WIDE {
+                    for (byte, upper) in panel.iter_mut().zip(&mut upper[i * PANEL_ROW..]) {
+                        (*byte, *upper) = (*byte & 15, *byte >> 4);
+                    }
+                }
             }
             for token in (0..tokens.len()).step_by(U::WIDTH) {
                 let records = &packed[((tokens.start + token) / U::WIDTH * blocks + begin) * record::<U>(FINE)..];
@@ -272,9 +289,9 @@ unsafe fn some_tokens<U: Unit, const FINE: bool>(
                 // the sums.
                 unsafe {
                     if tokens.len() - token > U::Lanes::N {
-                        U::multiply::<2, FINE>(&tile);
+                        U::multiply::<2, FINE, WIDE>(&tile);
                     } else {
-                        U::multiply::<1, FINE>(&tile);
+                        U::multiply::<1, FINE, WIDE>(&tile);
                     }
                 }
             }
@@ -323,188 +340,4 @@ struct Tile {
     row: usize,
     /// Whether to add to what lies there.
     add: bool,
-}
-
-/// AVX-512: sixteen tokens in a vector.
-struct Long;
-
-impl Unit for Long {
-    type Lanes = Avx512;
-    const ROWS: usize = 6;
-
-    #[inline(always)]
-    unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes {
-        // SAFETY: as required of the caller.
-        unsafe { Bytes::with_avx512(x, limit) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile) {
-        // SAFETY: as required of the caller.
-        unsafe { tile.long::<V, FINE>() };
-    }
-}
-
-/// AVX with VNNI of its own: eight tokens in a vector.
-struct Short;
-
-impl Unit for Short {
-    type Lanes = Avx2;
-    const ROWS: usize = 4;
-
-    #[inline(always)]
-    unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes {
-        // SAFETY: as required of the caller.
-        unsafe { Bytes::with_avx2(x, limit) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile) {
-        // SAFETY: as required of the caller.
-        unsafe { tile.short::<V, FINE>() };
-    }
-}
-
-impl Tile {
-    /// # Safety
-    /// All that the fields name must be there, and the CPU must have the instructions.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn long<const V: usize, const FINE: bool>(&self) {
-        const ROWS: usize = Long::ROWS;
-        // SAFETY: as required of the caller.
-        unsafe {
-            let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
-            for b in 0..self.blocks {
-                let record = self.records.add(b * record::<Long>(FINE));
-                // loops, since closures that are handed on do not have the instructions
-                let (mut starts, mut scales) = ([_mm512_setzero_si512(); V], [_mm512_setzero_ps(); V]);
-                for v in 0..V {
-                    starts[v] = _mm512_load_si512(record.add(16 * v).cast());
-                    scales[v] = _mm512_load_ps(record.add(Long::WIDTH + 16 * v));
-                }
-                let panel = self.panel.add(b * BLOCK);
-                let low = record.add(2 * Long::WIDTH);
-                let mut exact = [starts; ROWS];
-                if FINE {
-                    exact = [[_mm512_setzero_si512(); V]; ROWS];
-                    long_products::<V>(&mut exact, panel, low.add(Long::PLANE));
-                    for exact in &mut exact {
-                        for (exact, start) in exact.iter_mut().zip(starts) {
-                            *exact = _mm512_add_epi32(_mm512_slli_epi32::<8>(*exact), start);
-                        }
-                    }
-                }
-                long_products::<V>(&mut exact, panel, low);
-                for (r, (sums, exact)) in sums.iter_mut().zip(exact).enumerate() {
-                    let scale = _mm512_set1_ps(*self.scales.add(r * DEPTH + b));
-                    for (v, sum) in sums.iter_mut().enumerate() {
-                        *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact[v]), _mm512_mul_ps(scale, scales[v]), *sum);
-                    }
-                }
-            }
-            for (r, sums) in sums.into_iter().enumerate() {
-                for (v, sum) in sums.into_iter().enumerate() {
-                    let to = self.sums.add(r * self.row + 16 * v);
-                    let sum = if self.add { _mm512_add_ps(sum, _mm512_loadu_ps(to)) } else { sum };
-                    _mm512_storeu_ps(to, sum);
-                }
-            }
-        }
-    }
-
-    /// The same in vectors of half the length. There are half as many of them, too, so the sums stay in memory.
-    ///
-    /// # Safety
-    /// As [`long`](Self::long).
-    #[inline]
-    #[target_feature(enable = "avxvnni,avx2,fma")]
-    unsafe fn short<const V: usize, const FINE: bool>(&self) {
-        const ROWS: usize = Short::ROWS;
-        // SAFETY: as required of the caller.
-        unsafe {
-            for b in 0..self.blocks {
-                let record = self.records.add(b * record::<Short>(FINE));
-                let mut starts = [_mm256_setzero_si256(); V];
-                for (v, start) in starts.iter_mut().enumerate() {
-                    *start = _mm256_load_si256(record.add(8 * v).cast());
-                }
-                let panel = self.panel.add(b * BLOCK);
-                let low = record.add(2 * Short::WIDTH);
-                let mut exact = [starts; ROWS];
-                if FINE {
-                    exact = [[_mm256_setzero_si256(); V]; ROWS];
-                    short_products::<V>(&mut exact, panel, low.add(Short::PLANE));
-                    for exact in &mut exact {
-                        for (exact, start) in exact.iter_mut().zip(starts) {
-                            *exact = _mm256_add_epi32(_mm256_slli_epi32::<8>(*exact), start);
-                        }
-                    }
-                }
-                short_products::<V>(&mut exact, panel, low);
-                let replace = b == 0 && !self.add;
-                for (r, exact) in exact.into_iter().enumerate() {
-                    let scale = _mm256_set1_ps(*self.scales.add(r * DEPTH + b));
-                    for (v, exact) in exact.into_iter().enumerate() {
-                        let to = self.sums.add(r * self.row + 8 * v);
-                        let before = if replace { _mm256_setzero_ps() } else { _mm256_loadu_ps(to) };
-                        let scale = _mm256_mul_ps(scale, _mm256_load_ps(record.add(Short::WIDTH + 8 * v)));
-                        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, before));
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Adds the products of a block of columns: rows of bytes times a plane of activations.
-///
-/// # Safety
-/// As [`Tile::long`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn long_products<const V: usize>(exact: &mut [[__m512i; V]; Long::ROWS], panel: *const u8, plane: *const f32) {
-    for four in 0..BLOCK / 4 {
-        // SAFETY: as required of the caller.
-        unsafe {
-            let plane = plane.add(four * Long::WIDTH);
-            let mut x = [_mm512_setzero_si512(); V];
-            for (v, x) in x.iter_mut().enumerate() {
-                *x = _mm512_load_si512(plane.add(16 * v).cast());
-            }
-            for (r, exact) in exact.iter_mut().enumerate() {
-                let weights = panel.add(r * PANEL_ROW + 4 * four).cast::<i32>().read_unaligned();
-                let weights = _mm512_set1_epi32(weights);
-                for (exact, x) in exact.iter_mut().zip(x) {
-                    *exact = _mm512_dpbusd_epi32(*exact, weights, x);
-                }
-            }
-        }
-    }
-}
-
-/// The same in vectors of half the length.
-///
-/// # Safety
-/// As [`Tile::short`].
-#[inline]
-#[target_feature(enable = "avxvnni,avx2")]
-unsafe fn short_products<const V: usize>(exact: &mut [[__m256i; V]; Short::ROWS], panel: *const u8, plane: *const f32) {
-    for four in 0..BLOCK / 4 {
-        // SAFETY: as required of the caller.
-        unsafe {
-            let plane = plane.add(four * Short::WIDTH);
-            let mut x = [_mm256_setzero_si256(); V];
-            for (v, x) in x.iter_mut().enumerate() {
-                *x = _mm256_load_si256(plane.add(8 * v).cast());
-            }
-            for (r, exact) in exact.iter_mut().enumerate() {
-                let weights = panel.add(r * PANEL_ROW + 4 * four).cast::<i32>().read_unaligned();
-                let weights = _mm256_set1_epi32(weights);
-                for (exact, x) in exact.iter_mut().zip(x) {
-                    *exact = _mm256_dpbusd_avx_epi32(*exact, weights, x);
-                }
-            }
-        }
-    }
 }

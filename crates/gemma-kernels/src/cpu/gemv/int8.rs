@@ -2,7 +2,10 @@
 //!
 //! Within a block of 32 values the sums of each lane are exact; they are turned into f32, times the scales of both
 //! sides, and added. Where bytes are multiplied four at a time (VNNI, NEON's dot products), 16-bit activations are two
-//! products of bytes; elsewhere 16-bit numbers are multiplied as they are. AVX2 multiplies 8-bit activations as bytes, too.
+//! products of bytes; elsewhere 16-bit numbers are multiplied as they are. AVX2 multiplies bytes in pairs whose sums have 16 bits, which
+//! is exact for numbers below 32 and for 8-bit activations.
+//!
+//! What is added to the numbers of a block, its offset or an addend of its own, is multiplied by the sum of the block's activations.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -24,18 +27,38 @@ use crate::cpu::quantize::Bytes;
 use crate::cpu::quantize::Split;
 use crate::cpu::quantize::Words;
 use crate::cpu::shape::Shape;
-use crate::format::low_bits::IQ4_LEVELS;
+use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS, half_of_e8m0};
 use crate::{ActivationPrecision, Format};
 use half::f16;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m128, _mm_setr_ps};
 use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use vnni::Nibbles;
+
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) use avx2::levels;
+#[cfg(target_arch = "aarch64")]
+pub(in crate::cpu) use neon::levels;
 
 /// The activations of a product, in the form that the instruction set's kernel reads.
 pub(in crate::cpu) enum Prepared {
     Words(Words),
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Split(Split),
+}
+
+/// The scales of four blocks of `SIZE` bytes that begin with an exponent of 8 bits.
+///
+/// # Safety
+/// Four blocks must be readable.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn e8m0_scales<const SIZE: usize>(group: *const u8) -> __m128 {
+    // SAFETY: as required of the caller.
+    let scale = |b: usize| half_of_e8m0(unsafe { *group.add(b * SIZE) });
+    // SAFETY: SSE is part of the target.
+    unsafe { _mm_setr_ps(scale(0), scale(1), scale(2), scale(3)) }
 }
 
 /// Whether there are integer kernels for this format.
@@ -49,7 +72,8 @@ pub(in crate::cpu) fn has(isa: Isa, format: Format) -> bool {
         return true;
     }
     let _ = isa;
-    matches!(format, Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl)
+    use Format::*;
+    matches!(format, Q8_0 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Iq4Nl | Mxfp4)
 }
 
 /// How activations lie for unsigned bytes of weights in blocks of 32: whether in halves, and what the weights' bytes are moved
@@ -59,7 +83,10 @@ fn unsigned_layout(format: Format) -> Option<(bool, i32)> {
     match format {
         Format::Q8_0 => Some((false, 128)),
         Format::Q4_0 => Some((true, vnni::Q40::OFFSET)),
+        Format::Q4_1 => Some((true, vnni::Q41::OFFSET)),
         Format::Q5_0 => Some((true, vnni::Q50::OFFSET)),
+        Format::Q5_1 => Some((true, vnni::Q51::OFFSET)),
+        Format::Mxfp4 => Some((true, vnni::Mxfp4::OFFSET)),
         Format::Iq4Nl => Some((true, vnni::Iq4Nl::OFFSET)),
         _ => None,
     }
@@ -85,26 +112,26 @@ pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: Ac
         }
         #[cfg(target_arch = "x86_64")]
         isa if isa >= Isa::Avx2 => {
-            let layout = match unsigned_layout(shape.format) {
-                Some(layout) if isa == Isa::AvxVnni => Some(layout),
-                Some(_) if !fine => Some(avx2::layout(shape.format)),
-                _ => None,
+            let layout = match isa {
+                Isa::AvxVnni => unsigned_layout(shape.format),
+                _ => avx2::layout(shape.format, fine),
             };
             // SAFETY: as above.
             unsafe {
                 match layout {
                     Some((halves, offset)) => Prepared::Split(avxvnni::split(x, cols, fine, halves, offset)),
-                    None => Prepared::Words(avx2::words(x)),
+                    None => Prepared::Words(avx2::words(x, k_quants::part(shape.format))),
                 }
             }
         }
         #[cfg(target_arch = "aarch64")]
         Isa::NeonDot => {
-            // K formats need the sums of the activations
-            let offset = if k_quants::has(shape.format) { -1 } else { 0 };
-            Prepared::Split(Split::new(x, cols, fine, (false, offset, 32), Bytes::new))
+            // addends are multiplied by the sums of the activations
+            Prepared::Split(Split::new(x, cols, fine, (false, -1, k_quants::part(shape.format)), Bytes::new))
         }
-        _ => Prepared::Words(Words::new(x)),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => Prepared::Words(Words::new(x, k_quants::part(shape.format))),
+        _ => Prepared::Words(Words::new(x, 32)),
     }
 }
 
@@ -133,9 +160,10 @@ fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
         // `M` tokens from the call's on.
         Prepared::Split(x) => unsafe {
             match (isa, x.high.is_empty()) {
-                (Isa::AvxVnni, false) => short::<M, true>(x, call),
-                (Isa::AvxVnni, true) => short::<M, false>(x, call),
-                (Isa::Avx2 | Isa::Avx512, _) => avx2::bytes::<M>(x, call),
+                (Isa::AvxVnni, false) => avxvnni::bytes::<M, true>(x, call),
+                (Isa::AvxVnni, true) => avxvnni::bytes::<M, false>(x, call),
+                (Isa::Avx2 | Isa::Avx512, false) => avx2::bytes::<M, true>(x, call),
+                (Isa::Avx2 | Isa::Avx512, true) => avx2::bytes::<M, false>(x, call),
                 (_, false) => long::<M, true>(x, call),
                 (_, true) => long::<M, false>(x, call),
             }
@@ -143,7 +171,7 @@ fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Prepared::Words(x) if isa >= Isa::Avx2 => unsafe {
-            if k_quants::has(call.shape.format) { k_quants::words::<M>(x, call) } else { avx2::row::<M>(x, call) }
+            if k_quants::has(call.shape.format) { k_quants::words::<M>(x, call) } else { avx2::of_words::<M>(x, call) }
         },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
@@ -178,27 +206,12 @@ unsafe fn long<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
         match call.shape.format {
             Format::Q8_0 => vnni::q8::<M, FINE>(x, call),
             Format::Q4_0 => vnni::nibbles::<vnni::Q40, M, FINE, 18, 72>(x, call),
+            Format::Q4_1 => vnni::nibbles::<vnni::Q41, M, FINE, 20, 80>(x, call),
             Format::Q5_0 => vnni::nibbles::<vnni::Q50, M, FINE, 22, 88>(x, call),
+            Format::Q5_1 => vnni::nibbles::<vnni::Q51, M, FINE, 24, 96>(x, call),
+            Format::Mxfp4 => vnni::nibbles::<vnni::Mxfp4, M, FINE, 17, 68>(x, call),
             Format::Iq4Nl => vnni::nibbles::<vnni::Iq4Nl, M, FINE, 18, 72>(x, call),
             _ => k_quants::bytes::<M>(x, call),
-        }
-    }
-}
-
-/// With the VNNI of AVX.
-///
-/// # Safety
-/// As [`long`].
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn short<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    // SAFETY: as required of the caller.
-    unsafe {
-        match call.shape.format {
-            Format::Q8_0 => avxvnni::q8::<M, FINE>(x, call),
-            Format::Q4_0 => avxvnni::q4::<M, FINE>(x, call),
-            Format::Q5_0 => avxvnni::q5::<M, FINE>(x, call),
-            _ => avxvnni::iq4::<M, FINE>(x, call),
         }
     }
 }
@@ -212,28 +225,39 @@ fn portable<const M: usize>(x: &Words, call: &Call<'_>) {
     for b in 0..blocks {
         let block = &call.bytes[b * block_bytes..(b + 1) * block_bytes];
         let mut weights = [0i16; 32];
-        let quants = &block[2..];
         let nibbles = |quants: &[u8], weights: &mut [i16; 32], number: &dyn Fn(usize, u8) -> i16| {
             for (i, q) in quants.iter().enumerate() {
                 (weights[i], weights[i + 16]) = (number(i, q & 15), number(i + 16, q >> 4));
             }
         };
+        let scale = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+        let with_fifth = |block: &[u8], weights: &mut [i16; 32], offset: i16| {
+            let (bits, quants) = block.split_at(4);
+            let fifth = |i: usize| bits[i / 8] >> (i % 8) & 1;
+            nibbles(quants, weights, &|i, nibble| i16::from(nibble | fifth(i) << 4) - offset);
+        };
+        let levels = |quants: &[u8], weights: &mut [i16; 32], levels: &[i8; 16]| {
+            nibbles(quants, weights, &|_, nibble| i16::from(levels[usize::from(nibble)]));
+        };
+        let (factor, addend) = match format {
+            Format::Mxfp4 => (half_of_e8m0(block[0]), 0.0),
+            Format::Q4_1 | Format::Q5_1 => (scale(0), scale(2)),
+            _ => (scale(0), 0.0),
+        };
         match format {
-            Format::Q8_0 => weights.iter_mut().zip(quants).for_each(|(to, q)| *to = i16::from(q.cast_signed())),
-            Format::Q4_0 => nibbles(quants, &mut weights, &|_, nibble| i16::from(nibble) - 8),
-            Format::Q5_0 => {
-                let (bits, quants) = quants.split_at(4);
-                let fifth = |i: usize| bits[i / 8] >> (i % 8) & 1;
-                nibbles(quants, &mut weights, &|i, nibble| i16::from(nibble | fifth(i) << 4) - 16);
-            }
-            _ => nibbles(quants, &mut weights, &|_, nibble| i16::from(IQ4_LEVELS[usize::from(nibble)])),
+            Format::Q8_0 => weights.iter_mut().zip(&block[2..]).for_each(|(to, q)| *to = i16::from(q.cast_signed())),
+            Format::Q4_0 => nibbles(&block[2..], &mut weights, &|_, nibble| i16::from(nibble) - 8),
+            Format::Q4_1 => nibbles(&block[4..], &mut weights, &|_, nibble| i16::from(nibble)),
+            Format::Q5_0 => with_fifth(&block[2..], &mut weights, 16),
+            Format::Q5_1 => with_fifth(&block[4..], &mut weights, 0),
+            Format::Mxfp4 => levels(&block[1..], &mut weights, &FP4_LEVELS),
+            _ => levels(&block[2..], &mut weights, &IQ4_LEVELS),
         }
-        let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
         for (t, sum) in sums.iter_mut().enumerate() {
             let at = (call.token + t) * blocks + b;
             let x_block = &x.values[at * 32..(at + 1) * 32];
             let exact: i32 = x_block.iter().zip(&weights).map(|(x, w)| i32::from(*x) * i32::from(*w)).sum();
-            *sum += exact as f32 * (scale * x.scales[at]);
+            *sum += exact as f32 * (factor * x.scales[at]) + addend * x.scales[at] * x.sums[at] as f32;
         }
     }
     for (t, sum) in sums.into_iter().enumerate() {

@@ -1,10 +1,14 @@
-//! Products of few tokens with weights in blocks of 256 (Q4_K, Q5_K, Q6_K), in integers.
+//! Products of few tokens with weights in blocks of 256 (Q2_K to Q6_K, IQ4_XS, IQ3 and IQ2), in integers.
 //!
 //! The parts of such a block, 16 or 32 values each, have a scale and an addend of their own, while 32 activations share
 //! a scale: a part's sum over integers is exact, and is turned into f32 once.
+//!
+//! For each instruction set there is one loop, and a trait `Block` that says how the blocks of a format are taken apart; the formats
+//! below four bits are in `low_bits`. What the instruction sets share of the formats with code books is in [`grids`].
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod grids;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
@@ -17,12 +21,21 @@ pub(in crate::cpu) use avx2::row as words;
 #[cfg(target_arch = "aarch64")]
 pub(in crate::cpu) use neon::{bytes, words};
 #[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) use vnni::{part, row as bytes, split};
+pub(in crate::cpu) use vnni::{row as bytes, split};
 
 /// Values of a block.
 const BLOCK: usize = 256;
 
 /// Whether there are kernels here for this format.
 pub(in crate::cpu) fn has(format: Format) -> bool {
-    matches!(format, Format::Q4K | Format::Q5K | Format::Q6K)
+    use Format::*;
+    matches!(format, Q2K | Q3K | Q4K | Q5K | Q6K | Iq4Xs | Iq3Xxs | Iq3S | Iq2Xxs | Iq2Xs | Iq2S)
+}
+
+/// Values of a block that share a scale.
+pub(in crate::cpu) const fn part(format: Format) -> usize {
+    match format {
+        Format::Q2K | Format::Q3K | Format::Q6K | Format::Iq2Xs | Format::Iq2S => 16,
+        _ => 32,
+    }
 }

@@ -1,24 +1,25 @@
 //! With AVX2: 16-bit numbers, sixteen at a time, or bytes, 32 at a time.
 
-use super::avxvnni::{self, Dot};
+use super::avxvnni::{Dot, Group, Iq4Nl, Q80, below_32, load, row};
+use super::unsigned_layout;
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::{Avx2, Lanes, prefetch};
-use crate::cpu::quantize::{Split, Words};
+use crate::cpu::quantize::{GROUP, Split, Words};
 use crate::format::low_bits::IQ4_LEVELS;
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::cpu) fn words(x: &[f32]) -> Words {
-    Words::new(x)
+pub(in crate::cpu) fn words(x: &[f32], part: usize) -> Words {
+    Words::new(x, part)
 }
 
 /// # Safety
 /// The call's row has the blocks of its shape, and `x` has `M` tokens from the call's on.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Words, call: &Call<'_>) {
-    // SAFETY: as required of the caller; a block's nibbles are its last sixteen bytes.
+pub(in crate::cpu) unsafe fn of_words<const M: usize>(x: &Words, call: &Call<'_>) {
+    // SAFETY: as required of the caller.
     unsafe {
         // without `map`, which does not have the instructions
         match call.shape.format {
@@ -26,109 +27,113 @@ pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Words, call: &Call<'_>) {
                 let half = |quants: *const u8| _mm256_cvtepi8_epi16(_mm_loadu_si128(quants.cast()));
                 [half(block.add(2)), half(block.add(18))]
             }),
-            Format::Q4_0 => rows::<M, 18>(x, call, |block| {
-                let [low, high] = nibbles(block.add(2));
-                let eight = _mm256_set1_epi16(8);
-                [_mm256_sub_epi16(low, eight), _mm256_sub_epi16(high, eight)]
-            }),
-            Format::Q5_0 => rows::<M, 22>(x, call, |block| {
-                let [low, high] = nibbles(block.add(6));
-                let own =
-                    _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
-                let sixteen = _mm256_set1_epi16(16);
-                // sixteen less where the fifth bit is not set
-                let number = |low: __m256i, bits: *const u8| {
-                    let bits = _mm256_set1_epi16(bits.cast::<i16>().read_unaligned());
-                    let set = _mm256_cmpeq_epi16(_mm256_and_si256(bits, own), own);
-                    _mm256_sub_epi16(low, _mm256_andnot_si256(set, sixteen))
-                };
-                [number(low, block.add(2)), number(high, block.add(4))]
-            }),
-            _ => rows::<M, 18>(x, call, |block| {
-                let bytes = _mm_loadu_si128(block.add(2).cast());
-                let (nibble, levels) = (_mm_set1_epi8(15), _mm_loadu_si128(IQ4_LEVELS.as_ptr().cast()));
-                let level = |nibbles| _mm256_cvtepi8_epi16(_mm_shuffle_epi8(levels, _mm_and_si128(nibbles, nibble)));
-                [level(bytes), level(_mm_srli_epi16::<4>(bytes))]
-            }),
+            _ => rows::<M, 18>(x, call, |block| levels(block.add(2), &IQ4_LEVELS)),
         }
     }
 }
 
-/// The nibbles of sixteen bytes: the low ones, then the high ones.
+/// What the nibbles of sixteen bytes name: the low ones, then the high ones.
 ///
 /// # Safety
-/// As [`row`], with the instructions at hand where this is expanded.
+/// As [`of_words`], with the instructions at hand where this is expanded.
 #[inline(always)]
-unsafe fn nibbles(quants: *const u8) -> [__m256i; 2] {
-    // SAFETY: as required of the caller.
+pub(in crate::cpu) unsafe fn levels(from: *const u8, levels: &[i8; 16]) -> [__m256i; 2] {
+    // SAFETY: as required of the caller; there are sixteen levels.
     unsafe {
-        let bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(quants.cast()));
-        [_mm256_and_si256(bytes, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(bytes)]
+        let bytes = _mm_loadu_si128(from.cast());
+        let (nibble, levels) = (_mm_set1_epi8(15), _mm_loadu_si128(levels.as_ptr().cast()));
+        let level = |nibbles| _mm256_cvtepi8_epi16(_mm_shuffle_epi8(levels, _mm_and_si128(nibbles, nibble)));
+        [level(bytes), level(_mm_srli_epi16::<4>(bytes))]
     }
 }
 
-/// In two steps, pairs first, whose sums of 16 bits hold 128 · 127 twice and no more: for activations of 8 bits.
+/// Numbers below 32, whose pairs are added before they are widened.
 struct Pairs;
+
+impl Pairs {
+    /// The sums of pairs, at most 2 · 2 · 31 · 128 with those of both vectors.
+    ///
+    /// # Safety
+    /// As [`Dot`].
+    #[inline(always)]
+    unsafe fn sums<G: Group>(weights: [__m256i; 2], activations: *const i8) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let first = _mm256_maddubs_epi16(weights[0], load(activations));
+            match G::HALVES {
+                true => _mm256_add_epi16(first, _mm256_maddubs_epi16(weights[1], load(activations.add(GROUP / 2)))),
+                false => first,
+            }
+        }
+    }
+}
 
 impl Dot for Pairs {
     #[inline(always)]
-    unsafe fn dot(start: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
+    unsafe fn dot<G: Group>(weights: [__m256i; 2], activations: *const i8) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_madd_epi16(Self::sums::<G>(weights, activations), _mm256_set1_epi16(1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn fine<G: Group>(weights: [__m256i; 2], low: *const i8, high: *const i8) -> __m256i {
         // SAFETY: as required of the caller.
         unsafe {
-            let pairs = _mm256_maddubs_epi16(weights, activations);
-            _mm256_add_epi32(start, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            let high = _mm256_madd_epi16(Self::sums::<G>(weights, high), _mm256_set1_epi16(256));
+            _mm256_add_epi32(Self::dot::<G>(weights, low), high)
         }
     }
 }
 
-/// The same with signed weights.
+/// Signed weights and activations of 8 bits: the pairs are at most 2 · 127 · 128, and nothing can be added to them.
 struct SignedPairs;
 
 impl Dot for SignedPairs {
     #[inline(always)]
-    unsafe fn dot(start: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
+    unsafe fn dot<G: Group>(weights: [__m256i; 2], activations: *const i8) -> __m256i {
         // SAFETY: as required of the caller.
-        unsafe { Pairs::dot(start, _mm256_abs_epi8(weights), _mm256_sign_epi8(activations, weights)) }
+        unsafe {
+            let dot = |weights: __m256i, activations: *const i8| {
+                let activations = _mm256_sign_epi8(load(activations), weights);
+                _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(weights), activations), _mm256_set1_epi16(1))
+            };
+            let first = dot(weights[0], activations);
+            match G::HALVES {
+                true => _mm256_add_epi32(first, dot(weights[1], activations.add(GROUP / 2))),
+                false => first,
+            }
+        }
     }
 }
 
-/// What [`bytes`] needs activations of this format's products to be made with: whether in halves, and the offset.
-pub(in crate::cpu) fn layout(format: Format) -> (bool, i32) {
+/// How [`bytes`] needs activations: whether in halves, and the offset; `None`: it does not multiply this.
+pub(in crate::cpu) fn layout(format: Format, fine: bool) -> Option<(bool, i32)> {
     match format {
-        Format::Q8_0 => (false, 0),
-        Format::Q4_0 => (true, 8),
-        Format::Q5_0 => (true, 16),
-        _ => (true, 0),
+        Format::Q8_0 if !fine => Some((false, 0)),
+        Format::Iq4Nl if !fine => Some((true, 0)),
+        Format::Q8_0 | Format::Iq4Nl => None,
+        format => unsigned_layout(format),
     }
 }
 
-/// A row times `M` tokens of 8 bits.
+/// A row times `M` tokens.
 ///
 /// # Safety
 /// The call's row has the blocks of its shape, and `x`, made with the format's [`layout`], has `M` tokens from the call's on.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn bytes<const M: usize>(x: &Split, call: &Call<'_>) {
+pub(in crate::cpu) unsafe fn bytes<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
         match call.shape.format {
-            Format::Q8_0 => avxvnni::row::<SignedPairs, M, false, false, 34, 136>(x, call, |from, b| {
-                [avxvnni::q8_block(from, b); 2]
-            }),
-            Format::Q4_0 => {
-                avxvnni::row::<Pairs, M, false, true, 18, 72>(x, call, |from, pair| avxvnni::nibbles::<18>(from, pair))
-            }
-            Format::Q5_0 => {
-                avxvnni::row::<Pairs, M, false, true, 22, 88>(x, call, |from, pair| avxvnni::five_bits(from, pair))
-            }
-            _ => avxvnni::row::<SignedPairs, M, false, true, 18, 72>(x, call, |from, pair| {
-                avxvnni::levels(avxvnni::nibbles::<18>(from, pair))
-            }),
+            Format::Q8_0 => row::<SignedPairs, Q80, M, false, 34, 136>(x, call),
+            Format::Iq4Nl => row::<SignedPairs, Iq4Nl, M, false, 18, 72>(x, call),
+            _ => below_32::<Pairs, M, FINE>(x, call),
         }
     }
 }
 
 /// # Safety
-/// As [`row`], with the instructions at hand where this is expanded; `load` gives a block's values.
+/// As [`of_words`], with the instructions at hand where this is expanded; `load` gives a block's values.
 #[inline(always)]
 unsafe fn rows<const M: usize, const SIZE: usize>(
     x: &Words,

@@ -1,11 +1,15 @@
 //! With the VNNI of AVX: bytes, four products in each of eight lanes. [`row`] serves AVX2 as well, which adds in two steps.
 
+use super::e8m0_scales;
+use super::vnni::{self, Nibbles};
+use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::{Call, f16_scales, group};
 use crate::cpu::isa::{Avx2, Lanes, prefetch};
 use crate::cpu::quantize::{Bytes, GROUP, Split};
-use crate::format::low_bits::IQ4_LEVELS;
+use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS};
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, halves: bool, offset: i32) -> Split {
@@ -22,23 +26,34 @@ unsafe fn scales<const SIZE: usize>(group: *const u8) -> __m128 {
     unsafe { _mm_cvtph_ps(_mm_cvtsi64_si128(f16_scales::<SIZE>(group).cast_signed())) }
 }
 
-/// A quarter of a token's group of low or high bytes.
-///
-/// # Safety
-/// 32 bytes must be readable at the place, and AVX2 enabled where this is expanded.
-#[inline(always)]
-unsafe fn load(bytes: &[i8], at: usize) -> __m256i {
-    // SAFETY: as required of the caller.
-    unsafe { _mm256_load_si256(bytes.as_ptr().add(at).cast()) }
-}
-
 /// How bytes are multiplied and added, four to a lane.
 ///
 /// # Safety
-/// The method requires that the CPU has the instructions, and is expanded where they are enabled.
+/// Every method requires that the CPU has the instructions and that 32 bytes are readable at the pointers, with halves also half a group
+/// further on, and is expanded where the instructions are enabled.
 pub(super) trait Dot {
-    /// `start + Σ weights activations`, each lane over its four bytes.
-    unsafe fn dot(start: __m256i, weights: __m256i, activations: __m256i) -> __m256i;
+    /// `Σ weights activations`, each lane over its four bytes, with halves over those of both vectors.
+    unsafe fn dot<G: Group>(weights: [__m256i; 2], activations: *const i8) -> __m256i;
+
+    /// The same for activations of 16 bits.
+    #[inline(always)]
+    unsafe fn fine<G: Group>(weights: [__m256i; 2], low: *const i8, high: *const i8) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let high = _mm256_slli_epi32::<8>(Self::dot::<G>(weights, high));
+            _mm256_add_epi32(Self::dot::<G>(weights, low), high)
+        }
+    }
+}
+
+/// A quarter of a token's group of low or high bytes.
+///
+/// # Safety
+/// 32 bytes must be readable at the place, aligned, and AVX2 enabled where this is expanded.
+#[inline(always)]
+pub(super) unsafe fn load(bytes: *const i8) -> __m256i {
+    // SAFETY: as required of the caller.
+    unsafe { _mm256_load_si256(bytes.cast()) }
 }
 
 /// In one instruction: unsigned weights, signed activations.
@@ -46,72 +61,177 @@ struct Vnni;
 
 impl Dot for Vnni {
     #[inline(always)]
-    unsafe fn dot(start: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
+    unsafe fn dot<G: Group>(weights: [__m256i; 2], activations: *const i8) -> __m256i {
         // SAFETY: as required of the caller.
-        unsafe { _mm256_dpbusd_avx_epi32(start, weights, activations) }
+        unsafe {
+            let sum = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), weights[0], load(activations));
+            match G::HALVES {
+                true => _mm256_dpbusd_avx_epi32(sum, weights[1], load(activations.add(GROUP / 2))),
+                false => sum,
+            }
+        }
     }
 }
 
-/// # Safety
-/// The call's row has the blocks of its shape, and `x`, made with offset 128 and blocks in order, has `M` tokens
-/// from the call's on.
-#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    // SAFETY: as required of the caller; a block is a vector.
-    unsafe {
-        row::<Vnni, M, FINE, false, 34, 136>(x, call, |from, b| {
-            // the sign bit flipped is 128 added
-            [_mm256_xor_si256(q8_block(from, b), _mm256_set1_epi8(-128)); 2]
-        });
-    }
-}
-
-/// # Safety
-/// As [`q8`], with `x` made with offset 8 and blocks in halves.
-#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn q4<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    // SAFETY: as required of the caller.
-    unsafe { row::<Vnni, M, FINE, true, 18, 72>(x, call, |from, pair| nibbles::<18>(from, pair)) };
-}
-
-/// # Safety
-/// As [`q8`], with `x` made with offset 16 and blocks in halves.
-#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn q5<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    // SAFETY: as required of the caller.
-    unsafe { row::<Vnni, M, FINE, true, 22, 88>(x, call, |from, pair| five_bits(from, pair)) };
-}
-
-/// # Safety
-/// As [`q8`], with `x` made with blocks in halves.
-#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn iq4<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    // SAFETY: as required of the caller.
-    unsafe {
-        row::<Vnni, M, FINE, true, 18, 72>(x, call, |from, pair| {
-            let [low, high] = levels(nibbles::<18>(from, pair));
-            let flip = _mm256_set1_epi8(-128);
-            [_mm256_xor_si256(low, flip), _mm256_xor_si256(high, flip)]
-        });
-    }
-}
-
-/// The numbers of block `b` of a group of Q8_0.
+/// One row times `M` tokens.
 ///
 /// # Safety
-/// The group must be readable, and AVX2 enabled where this is expanded.
-#[inline(always)]
-pub(super) unsafe fn q8_block(group: *const u8, b: usize) -> __m256i {
+/// The call's row has the blocks of its shape, and `x`, made with the layout of unsigned bytes, has `M` tokens from the call's on.
+#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+pub(in crate::cpu) unsafe fn bytes<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
-    unsafe { _mm256_loadu_si256(group.add(b * 34 + 2).cast()) }
+    unsafe {
+        match call.shape.format {
+            Format::Q8_0 => row::<Vnni, Unsigned<Q80>, M, FINE, 34, 136>(x, call),
+            Format::Iq4Nl => row::<Vnni, Unsigned<Iq4Nl>, M, FINE, 18, 72>(x, call),
+            _ => below_32::<Vnni, M, FINE>(x, call),
+        }
+    }
+}
+
+/// A row of a format whose numbers are less than 32.
+///
+/// # Safety
+/// As [`row`], with `x` made with the layout of unsigned bytes.
+#[inline(always)]
+pub(super) unsafe fn below_32<D: Dot, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match call.shape.format {
+            Format::Q4_0 => row::<D, Q40, M, FINE, 18, 72>(x, call),
+            Format::Q4_1 => row::<D, WithAddend<Q40>, M, FINE, 20, 80>(x, call),
+            Format::Q5_0 => row::<D, Q50, M, FINE, 22, 88>(x, call),
+            Format::Q5_1 => row::<D, WithAddend<Q50>, M, FINE, 24, 96>(x, call),
+            Format::Mxfp4 => row::<D, Mxfp4, M, FINE, 17, 68>(x, call),
+            other => unreachable!("{other} has no such blocks"),
+        }
+    }
+}
+
+/// How four blocks of a format, of `SIZE` bytes each, are taken apart.
+///
+/// # Safety
+/// Every method requires that the blocks are readable, and is expanded where AVX2 and F16C are enabled.
+pub(super) trait Group {
+    /// Whether a vector holds the first halves of two blocks, and a second one the other halves; else it holds a block.
+    const HALVES: bool = true;
+
+    /// The scales of the blocks, and what their starts are multiplied by.
+    #[inline(always)]
+    unsafe fn scales<const SIZE: usize>(group: *const u8) -> [__m128; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { [scales::<SIZE>(group); 2] }
+    }
+
+    /// The numbers of block `i`, twice, or of pair `i` of blocks.
+    unsafe fn numbers<const SIZE: usize>(group: *const u8, i: usize) -> [__m256i; 2];
+}
+
+pub(super) struct Q80;
+
+impl Group for Q80 {
+    const HALVES: bool = false;
+
+    #[inline(always)]
+    unsafe fn numbers<const SIZE: usize>(group: *const u8, i: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller.
+        [unsafe { _mm256_loadu_si256(group.add(i * SIZE + 2).cast()) }; 2]
+    }
+}
+
+struct Q40;
+
+impl Group for Q40 {
+    #[inline(always)]
+    unsafe fn numbers<const SIZE: usize>(group: *const u8, i: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { nibbles::<SIZE>(group, i) }
+    }
+}
+
+struct Q50;
+
+impl Group for Q50 {
+    #[inline(always)]
+    unsafe fn numbers<const SIZE: usize>(group: *const u8, i: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller; the fifth bits and the nibbles are the last twenty bytes.
+        unsafe { five_bits::<SIZE>(group, i) }
+    }
+}
+
+/// Q4_1 and Q5_1 have what Q4_0 and Q5_0 have behind two scales.
+struct WithAddend<G>(PhantomData<G>);
+
+impl<G: Group> Group for WithAddend<G> {
+    #[inline(always)]
+    unsafe fn scales<const SIZE: usize>(group: *const u8) -> [__m128; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { [scales::<SIZE>(group), scales::<SIZE>(group.add(2))] }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers<const SIZE: usize>(group: *const u8, i: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { G::numbers::<SIZE>(group, i) }
+    }
+}
+
+pub(super) struct Iq4Nl;
+
+impl Group for Iq4Nl {
+    #[inline(always)]
+    unsafe fn numbers<const SIZE: usize>(group: *const u8, i: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { levels(&IQ4_LEVELS, nibbles::<SIZE>(group, i)) }
+    }
+}
+
+struct Mxfp4;
+
+impl Group for Mxfp4 {
+    #[inline(always)]
+    unsafe fn scales<const SIZE: usize>(group: *const u8) -> [__m128; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { [e8m0_scales::<SIZE>(group); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers<const SIZE: usize>(group: *const u8, i: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { moved_up(levels(&FP4_LEVELS, nibbles::<SIZE>(group, i)), vnni::Mxfp4::OFFSET) }
+    }
+}
+
+/// Signed numbers, moved up by 128.
+struct Unsigned<G>(PhantomData<G>);
+
+impl<G: Group> Group for Unsigned<G> {
+    const HALVES: bool = G::HALVES;
+
+    #[inline(always)]
+    unsafe fn numbers<const SIZE: usize>(group: *const u8, i: usize) -> [__m256i; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { moved_up(G::numbers::<SIZE>(group, i), 128) }
+    }
+}
+
+/// # Safety
+/// As [`Group`].
+#[inline(always)]
+unsafe fn moved_up(numbers: [__m256i; 2], offset: i32) -> [__m256i; 2] {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let offset = _mm256_set1_epi8(offset as i8);
+        [_mm256_add_epi8(numbers[0], offset), _mm256_add_epi8(numbers[1], offset)]
+    }
 }
 
 /// The nibbles of a pair of blocks of `SIZE` bytes: the low ones, which are the first halves of both, then the high ones.
 ///
 /// # Safety
-/// As [`q8_block`].
+/// As [`Group`].
 #[inline(always)]
-pub(super) unsafe fn nibbles<const SIZE: usize>(group: *const u8, pair: usize) -> [__m256i; 2] {
+unsafe fn nibbles<const SIZE: usize>(group: *const u8, pair: usize) -> [__m256i; 2] {
     // SAFETY: as required of the caller; they are the last sixteen bytes of each block.
     unsafe {
         let block = |b: usize| _mm_loadu_si128(group.add((2 * pair + b + 1) * SIZE - 16).cast());
@@ -121,15 +241,15 @@ pub(super) unsafe fn nibbles<const SIZE: usize>(group: *const u8, pair: usize) -
     }
 }
 
-/// The same for blocks of Q5_0, with the fifth bits of their numbers.
+/// The same with the fifth bits of the numbers, which lie in the four bytes before the nibbles, a bit a value.
 ///
 /// # Safety
-/// As [`q8_block`].
+/// As [`Group`].
 #[inline(always)]
-pub(super) unsafe fn five_bits(group: *const u8, pair: usize) -> [__m256i; 2] {
-    // SAFETY: as required of the caller; a block's fifth bits lie behind its scale, a bit a value.
+unsafe fn five_bits<const SIZE: usize>(group: *const u8, pair: usize) -> [__m256i; 2] {
+    // SAFETY: as required of the caller.
     unsafe {
-        let bits = |b: usize| _mm_set1_epi32(group.add((2 * pair + b) * 22 + 2).cast::<i32>().read_unaligned());
+        let bits = |b: usize| _mm_set1_epi32(group.add((2 * pair + b + 1) * SIZE - 20).cast::<i32>().read_unaligned());
         let bits = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(bits(0)), bits(1));
         // each byte gets the eight bits that its own is among
         let bytes_of = |first: i8| {
@@ -142,58 +262,50 @@ pub(super) unsafe fn five_bits(group: *const u8, pair: usize) -> [__m256i; 2] {
             let eight = _mm256_and_si256(_mm256_shuffle_epi8(bits, bytes_of(first)), own);
             _mm256_and_si256(_mm256_cmpeq_epi8(eight, own), sixteen)
         };
-        let [low, high] = nibbles::<22>(group, pair);
+        let [low, high] = nibbles::<SIZE>(group, pair);
         [_mm256_or_si256(low, fifth(0)), _mm256_or_si256(high, fifth(2))]
     }
 }
 
-/// The levels of IQ4_NL that nibbles name, signed.
+/// The levels that nibbles name.
 ///
 /// # Safety
 /// AVX2 must be enabled where this is expanded.
 #[inline(always)]
-pub(super) unsafe fn levels(nibbles: [__m256i; 2]) -> [__m256i; 2] {
+unsafe fn levels(levels: &[i8; 16], nibbles: [__m256i; 2]) -> [__m256i; 2] {
     // SAFETY: as required of the caller; there are sixteen levels.
     unsafe {
-        let levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(IQ4_LEVELS.as_ptr().cast()));
+        let levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(levels.as_ptr().cast()));
         [_mm256_shuffle_epi8(levels, nibbles[0]), _mm256_shuffle_epi8(levels, nibbles[1])]
     }
 }
 
-/// A row. `load_weights` gives what vector `i` of a group holds; with `HALVES` there are two of them, the second of which meets
-/// activations half a group further on.
+/// A row of blocks of `SIZE` bytes; four have `FOUR`.
 ///
 /// # Safety
-/// As [`q8`], with the instructions at hand where this is expanded; four blocks of `SIZE` have `FOUR` bytes.
+/// As [`bytes`], with the instructions at hand where this is expanded, and `x` made for the group's numbers.
 #[inline(always)]
-pub(super) unsafe fn row<
-    D: Dot,
-    const M: usize,
-    const FINE: bool,
-    const HALVES: bool,
-    const SIZE: usize,
-    const FOUR: usize,
->(
+pub(super) unsafe fn row<D: Dot, G: Group, const M: usize, const FINE: bool, const SIZE: usize, const FOUR: usize>(
     x: &Split,
     call: &Call<'_>,
-    load_weights: impl Fn(*const u8, usize) -> [__m256i; 2],
 ) {
+    const { assert!(FOUR == 4 * SIZE) };
     let ahead = distance();
     let groups = call.shape.cols.div_ceil(GROUP);
     let mut last = [0u8; FOUR];
-    let vectors = if HALVES { 2 } else { 4 };
+    let vectors = if G::HALVES { 2 } else { 4 };
     // SAFETY: as required of the caller; each token has a group.
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); 2]; M];
+        let mut added = [_mm_setzero_ps(); M];
         // the blocks whose products a vector holds: one, or two in its halves
         let spread: [__m256i; 4] = std::array::from_fn(|i| {
             let i = i as i32;
-            match HALVES {
+            match G::HALVES {
                 true => _mm256_setr_epi32(2 * i, 2 * i, 2 * i, 2 * i, 2 * i + 1, 2 * i + 1, 2 * i + 1, 2 * i + 1),
                 false => _mm256_set1_epi32(i),
             }
         });
-        let first_lane = _mm256_setr_epi32(-1, 0, 0, 0, if HALVES { -1 } else { 0 }, 0, 0, 0);
         for g in 0..groups {
             let from = group::<FOUR>(call.bytes, g, &mut last);
             if call.token == 0 {
@@ -201,31 +313,32 @@ pub(super) unsafe fn row<
                     prefetch(from.wrapping_add(ahead + 64 * line));
                 }
             }
-            let weight_scales = scales::<SIZE>(from);
+            let [scale, of_starts] = G::scales::<SIZE>(from);
+            let mut scales = [_mm_setzero_ps(); M];
+            for t in 0..M {
+                let at = ((call.token + t) * groups + g) * 4;
+                let x_scale = _mm_load_ps(x.scales.as_ptr().add(at));
+                scales[t] = _mm_mul_ps(scale, x_scale);
+                let starts = _mm_cvtepi32_ps(_mm_load_si128(x.starts.as_ptr().add(at).cast()));
+                added[t] = _mm_fmadd_ps(starts, _mm_mul_ps(of_starts, x_scale), added[t]);
+            }
             for i in 0..vectors {
-                let weights = load_weights(from, i);
-                let dot = |start, bytes: &[i8], at: usize| {
-                    let sum = D::dot(start, weights[0], load(bytes, at));
-                    if HALVES { D::dot(sum, weights[1], load(bytes, at + GROUP / 2)) } else { sum }
-                };
-                for (t, sums) in sums.iter_mut().enumerate() {
-                    let at = (call.token + t) * groups + g;
-                    let place = at * GROUP + i * 32;
-                    let starts = _mm256_castsi128_si256(_mm_load_si128(x.starts.as_ptr().add(at * 4).cast()));
-                    let start = _mm256_and_si256(_mm256_permutevar8x32_epi32(starts, spread[i]), first_lane);
-                    let mut exact = dot(start, &x.low, place);
-                    if FINE {
-                        let high = dot(_mm256_setzero_si256(), &x.high, place);
-                        exact = _mm256_add_epi32(exact, _mm256_slli_epi32::<8>(high));
-                    }
-                    let scale = _mm_mul_ps(weight_scales, _mm_load_ps(x.scales.as_ptr().add(at * 4)));
-                    let scale = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(scale), spread[i]);
-                    sums[i % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, sums[i % 2]);
+                let weights = G::numbers::<SIZE>(from, i);
+                for t in 0..M {
+                    let place = ((call.token + t) * groups + g) * GROUP + i * 32;
+                    let low = x.low.as_ptr().add(place);
+                    let exact = match FINE {
+                        true => D::fine::<G>(weights, low, x.high.as_ptr().add(place)),
+                        false => D::dot::<G>(weights, low),
+                    };
+                    let scale = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(scales[t]), spread[i]);
+                    sums[t][i % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, sums[t][i % 2]);
                 }
             }
         }
-        for (t, sums) in sums.into_iter().enumerate() {
-            call.write(t, Avx2::from(_mm256_add_ps(sums[0], sums[1])).sum());
+        for (t, (sums, added)) in sums.into_iter().zip(added).enumerate() {
+            let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_zextps128_ps256(added));
+            call.write(t, Avx2::from(sum).sum());
         }
     }
 }

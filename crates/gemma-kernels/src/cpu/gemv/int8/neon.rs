@@ -5,8 +5,8 @@ use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::{Call, f16_scales, group};
 use crate::cpu::isa::{Lanes, Neon, dot, prefetch};
 use crate::cpu::quantize::{GROUP, Split, Words};
-use crate::format::low_bits::IQ4_LEVELS;
-use half::f16;
+use crate::cpu::sub_blocks::half;
+use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS, half_of_e8m0};
 use std::arch::aarch64::*;
 
 /// The 32 numbers of a block of Q8_0.
@@ -26,10 +26,19 @@ unsafe fn q8(quants: *const u8) -> [int8x16_t; 2] {
 #[inline(always)]
 unsafe fn q4(quants: *const u8) -> [int8x16_t; 2] {
     // SAFETY: as required of the caller.
+    unsafe { q4_1(quants).map(|numbers| vsubq_s8(numbers, vdupq_n_s8(8))) }
+}
+
+/// The 32 numbers of a block of Q4_1.
+///
+/// # Safety
+/// 16 bytes must be readable.
+#[inline(always)]
+unsafe fn q4_1(quants: *const u8) -> [int8x16_t; 2] {
+    // SAFETY: as required of the caller.
     unsafe {
         let bytes = vld1q_u8(quants);
-        let nibbles = [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)];
-        nibbles.map(|nibbles| vsubq_s8(vreinterpretq_s8_u8(nibbles), vdupq_n_s8(8)))
+        [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)].map(|nibbles| vreinterpretq_s8_u8(nibbles))
     }
 }
 
@@ -39,6 +48,16 @@ unsafe fn q4(quants: *const u8) -> [int8x16_t; 2] {
 /// 20 bytes must be readable.
 #[inline(always)]
 unsafe fn q5(bits: *const u8) -> [int8x16_t; 2] {
+    // SAFETY: as required of the caller.
+    unsafe { q5_1(bits).map(|numbers| vsubq_s8(numbers, vdupq_n_s8(16))) }
+}
+
+/// The same of Q5_1.
+///
+/// # Safety
+/// As [`q5`].
+#[inline(always)]
+unsafe fn q5_1(bits: *const u8) -> [int8x16_t; 2] {
     const OWN: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
     // SAFETY: as required of the caller.
     unsafe {
@@ -49,19 +68,19 @@ unsafe fn q5(bits: *const u8) -> [int8x16_t; 2] {
         };
         let bytes = vld1q_u8(bits.add(4));
         let numbers = [vorrq_u8(vandq_u8(bytes, vdupq_n_u8(15)), fifth(0)), vorrq_u8(vshrq_n_u8::<4>(bytes), fifth(2))];
-        numbers.map(|numbers| vsubq_s8(vreinterpretq_s8_u8(numbers), vdupq_n_s8(16)))
+        numbers.map(|numbers| vreinterpretq_s8_u8(numbers))
     }
 }
 
-/// The 32 levels of a block of IQ4_NL.
+/// The 32 levels that the nibbles of a block name.
 ///
 /// # Safety
 /// 16 bytes must be readable.
 #[inline(always)]
-unsafe fn iq4(quants: *const u8) -> [int8x16_t; 2] {
+pub(in crate::cpu) unsafe fn levels(quants: *const u8, levels: &[i8; 16]) -> [int8x16_t; 2] {
     // SAFETY: as required of the caller; there are sixteen levels.
     unsafe {
-        let (bytes, levels) = (vld1q_u8(quants), vld1q_s8(IQ4_LEVELS.as_ptr()));
+        let (bytes, levels) = (vld1q_u8(quants), vld1q_s8(levels.as_ptr()));
         [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)].map(|nibbles| vqtbl1q_s8(levels, nibbles))
     }
 }
@@ -75,20 +94,25 @@ pub(in crate::cpu) unsafe fn words<const M: usize>(x: &Words, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
         match call.shape.format {
-            Format::Q4_0 => words_of::<M, 18>(x, call, |quants| q4(quants)),
-            Format::Q5_0 => words_of::<M, 22>(x, call, |quants| q5(quants)),
-            Format::Iq4Nl => words_of::<M, 18>(x, call, |quants| iq4(quants)),
-            _ => words_of::<M, 34>(x, call, |quants| q8(quants)),
+            Format::Q8_0 => words_of::<M, 34>(x, call, |b| (half(b, 0), 0.0), |b| q8(b.add(2))),
+            Format::Q4_0 => words_of::<M, 18>(x, call, |b| (half(b, 0), 0.0), |b| q4(b.add(2))),
+            Format::Q4_1 => words_of::<M, 20>(x, call, |b| (half(b, 0), half(b, 2)), |b| q4_1(b.add(4))),
+            Format::Q5_0 => words_of::<M, 22>(x, call, |b| (half(b, 0), 0.0), |b| q5(b.add(2))),
+            Format::Q5_1 => words_of::<M, 24>(x, call, |b| (half(b, 0), half(b, 2)), |b| q5_1(b.add(4))),
+            Format::Iq4Nl => words_of::<M, 18>(x, call, |b| (half(b, 0), 0.0), |b| levels(b.add(2), &IQ4_LEVELS)),
+            Format::Mxfp4 => words_of::<M, 17>(x, call, |b| (half_of_e8m0(*b), 0.0), |b| levels(b.add(1), &FP4_LEVELS)),
+            other => unreachable!("{other} has no such blocks"),
         }
     }
 }
 
 /// # Safety
-/// As [`words`]; `load` gives a block's numbers.
+/// As [`words`]; `scales` gives a block's factor and addend, `load` its numbers.
 #[inline(always)]
 unsafe fn words_of<const M: usize, const SIZE: usize>(
     x: &Words,
     call: &Call<'_>,
+    scales: impl Fn(*const u8) -> (f32, f32),
     load: impl Fn(*const u8) -> [int8x16_t; 2],
 ) {
     let ahead = distance();
@@ -96,19 +120,20 @@ unsafe fn words_of<const M: usize, const SIZE: usize>(
     // SAFETY: block `b` has `SIZE` bytes of the row, and 32 values and a scale of each token.
     unsafe {
         let mut sums = [vdupq_n_f32(0.0); M];
+        let mut added = [0f32; M];
         for b in 0..blocks {
             let from = call.bytes.as_ptr().add(b * SIZE);
             if call.token == 0 {
                 prefetch(from.wrapping_add(ahead));
             }
-            let [first, second] = load(from.add(2));
+            let [first, second] = load(from);
             let weights = [
                 vmovl_s8(vget_low_s8(first)),
                 vmovl_high_s8(first),
                 vmovl_s8(vget_low_s8(second)),
                 vmovl_high_s8(second),
             ];
-            let scale = f16::from_le_bytes(from.cast::<[u8; 2]>().read()).to_f32();
+            let (factor, addend) = scales(from);
             for (t, sum) in sums.iter_mut().enumerate() {
                 let at = (call.token + t) * blocks + b;
                 let mut exact = [vdupq_n_s32(0); 2];
@@ -118,11 +143,13 @@ unsafe fn words_of<const M: usize, const SIZE: usize>(
                     exact[1] = vmlal_high_s16(exact[1], weights, values);
                 }
                 let exact = vcvtq_f32_s32(vaddq_s32(exact[0], exact[1]));
-                *sum = vfmaq_n_f32(*sum, exact, scale * *x.scales.as_ptr().add(at));
+                let scale = *x.scales.as_ptr().add(at);
+                *sum = vfmaq_n_f32(*sum, exact, factor * scale);
+                added[t] = (addend * scale).mul_add(*x.sums.as_ptr().add(at) as f32, added[t]);
             }
         }
         for (t, sum) in sums.into_iter().enumerate() {
-            call.write(t, vaddvq_f32(sum));
+            call.write(t, vaddvq_f32(sum) + added[t]);
         }
     }
 }
@@ -130,31 +157,71 @@ unsafe fn words_of<const M: usize, const SIZE: usize>(
 /// A row times `M` tokens as bytes.
 ///
 /// # Safety
-/// The CPU must have dot products, the call's row has the blocks of its shape, and `x`, made with offset 0 and
+/// The CPU must have dot products, the call's row has the blocks of its shape, and `x`, made with offset -1 and
 /// blocks in order, has `M` tokens from the call's on.
 #[target_feature(enable = "neon,dotprod")]
 pub(in crate::cpu) unsafe fn bytes<const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
-        match (call.shape.format, x.high.is_empty()) {
-            (Format::Q4_0, false) => bytes_of::<M, true, 18, 72>(x, call, |quants| q4(quants)),
-            (Format::Q4_0, true) => bytes_of::<M, false, 18, 72>(x, call, |quants| q4(quants)),
-            (Format::Q5_0, false) => bytes_of::<M, true, 22, 88>(x, call, |quants| q5(quants)),
-            (Format::Q5_0, true) => bytes_of::<M, false, 22, 88>(x, call, |quants| q5(quants)),
-            (Format::Iq4Nl, false) => bytes_of::<M, true, 18, 72>(x, call, |quants| iq4(quants)),
-            (Format::Iq4Nl, true) => bytes_of::<M, false, 18, 72>(x, call, |quants| iq4(quants)),
-            (_, false) => bytes_of::<M, true, 34, 136>(x, call, |quants| q8(quants)),
-            (_, true) => bytes_of::<M, false, 34, 136>(x, call, |quants| q8(quants)),
+        match x.high.is_empty() {
+            true => of_format::<M, false>(x, call),
+            false => of_format::<M, true>(x, call),
         }
     }
 }
 
 /// # Safety
-/// As [`bytes`]; `load` gives a block's numbers, and four blocks have `FOUR` bytes.
+/// As [`bytes`], with dot products enabled where this is expanded.
+#[inline(always)]
+unsafe fn of_format<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    let none = [0.0; 4];
+    // SAFETY: as required of the caller.
+    unsafe {
+        match call.shape.format {
+            Format::Q8_0 => bytes_of::<M, FINE, 34, 136>(x, call, |g| [f16s::<34>(g), none], |b| q8(b.add(2))),
+            Format::Q4_0 => bytes_of::<M, FINE, 18, 72>(x, call, |g| [f16s::<18>(g), none], |b| q4(b.add(2))),
+            Format::Q4_1 => {
+                bytes_of::<M, FINE, 20, 80>(x, call, |g| [f16s::<20>(g), f16s::<20>(g.add(2))], |b| q4_1(b.add(4)))
+            }
+            Format::Q5_0 => bytes_of::<M, FINE, 22, 88>(x, call, |g| [f16s::<22>(g), none], |b| q5(b.add(2))),
+            Format::Q5_1 => {
+                bytes_of::<M, FINE, 24, 96>(x, call, |g| [f16s::<24>(g), f16s::<24>(g.add(2))], |b| q5_1(b.add(4)))
+            }
+            Format::Iq4Nl => {
+                bytes_of::<M, FINE, 18, 72>(x, call, |g| [f16s::<18>(g), none], |b| levels(b.add(2), &IQ4_LEVELS))
+            }
+            Format::Mxfp4 => {
+                let scales = |g: *const u8| [[0, 17, 34, 51].map(|at| half_of_e8m0(*g.add(at))), none];
+                bytes_of::<M, FINE, 17, 68>(x, call, scales, |b| levels(b.add(1), &FP4_LEVELS))
+            }
+            other => unreachable!("{other} has no such blocks"),
+        }
+    }
+}
+
+/// The halves of a group's blocks of `SIZE` bytes.
+///
+/// # Safety
+/// Four blocks must be readable.
+#[inline(always)]
+unsafe fn f16s<const SIZE: usize>(group: *const u8) -> [f32; 4] {
+    // the lanes convert eight at a time
+    let (mut all, mut halves) = ([0f32; 8], [0, 0]);
+    // SAFETY: as required of the caller.
+    unsafe {
+        halves[0] = f16_scales::<SIZE>(group);
+        Neon::load_f16(halves.as_ptr().cast()).store(all.as_mut_ptr());
+    }
+    [all[0], all[1], all[2], all[3]]
+}
+
+/// # Safety
+/// As [`bytes`]; `scales` gives the factors and the addends of four blocks, which have `FOUR` bytes, `load` a block's numbers.
 #[inline(always)]
 unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FOUR: usize>(
     x: &Split,
     call: &Call<'_>,
+    scales: impl Fn(*const u8) -> [[f32; 4]; 2],
     load: impl Fn(*const u8) -> [int8x16_t; 2],
 ) {
     let ahead = distance();
@@ -164,6 +231,7 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
     unsafe {
         // two sums, so that an addition need not wait for the one before
         let mut sums = [[vdupq_n_f32(0.0); 2]; M];
+        let mut added = [0f32; M];
         for g in 0..groups {
             let from = group::<FOUR>(call.bytes, g, &mut last);
             if call.token == 0 {
@@ -171,12 +239,9 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
                     prefetch(from.wrapping_add(ahead + 64 * line));
                 }
             }
-            // the lanes convert eight at a time
-            let halves = [f16_scales::<SIZE>(from), 0];
-            let mut scales = [0f32; 8];
-            Neon::load_f16(halves.as_ptr().cast()).store(scales.as_mut_ptr());
+            let [factors, addends] = scales(from);
             for b in 0..4 {
-                let [first, second] = load(from.add(b * SIZE + 2));
+                let [first, second] = load(from.add(b * SIZE));
                 for (t, sums) in sums.iter_mut().enumerate() {
                     let at = (call.token + t) * groups + g;
                     let low = x.low.as_ptr().add(at * GROUP + b * 32);
@@ -188,13 +253,15 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
                         let upper = dot(upper, second, vld1q_s8(high.add(16)));
                         exact = vaddq_s32(exact, vshlq_n_s32::<8>(upper));
                     }
-                    let scale = scales[b] * *x.scales.as_ptr().add(at * 4 + b);
-                    sums[b % 2] = vfmaq_n_f32(sums[b % 2], vcvtq_f32_s32(exact), scale);
+                    let scale = *x.scales.as_ptr().add(at * 4 + b);
+                    sums[b % 2] = vfmaq_n_f32(sums[b % 2], vcvtq_f32_s32(exact), factors[b] * scale);
+                    let x_sum = *x.starts.as_ptr().add(at * 4 + b) as f32;
+                    added[t] = (addends[b] * scale).mul_add(x_sum, added[t]);
                 }
             }
         }
         for (t, [a, b]) in sums.into_iter().enumerate() {
-            call.write(t, vaddvq_f32(vaddq_f32(a, b)));
+            call.write(t, vaddvq_f32(vaddq_f32(a, b)) + added[t]);
         }
     }
 }

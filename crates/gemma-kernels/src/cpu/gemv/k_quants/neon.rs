@@ -1,24 +1,29 @@
 //! The same with NEON: 16-bit numbers, eight at a time, or with dot products bytes, four in each lane.
 //!
-//! What the addends of Q4_K and Q5_K contribute is a product with the sums of 32 activations; the numbers of Q6_K are centred
-//! instead.
+//! What the addends of Q2_K, Q4_K and Q5_K contribute is a product with the sums of the parts' activations; the numbers of the others
+//! are centred instead.
 
-use super::BLOCK;
+mod low_bits;
+
+use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
+use super::{BLOCK, part};
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::{dot, prefetch};
 use crate::cpu::quantize::{Split, Words};
 use crate::cpu::sub_blocks::{half, six_bits};
+use low_bits::{Iq4Xs, Q2K, Q3K, Signed};
 use std::arch::aarch64::*;
 
-/// Parts of a block whose activations share a scale.
+/// Stretches of a block whose activations share a scale.
 const PARTS: usize = BLOCK / 32;
 
 /// One row times `M` tokens as 16-bit numbers.
 ///
 /// # Safety
-/// The CPU must have NEON; the call's row has the blocks of its shape, and `x` has `M` tokens from the call's on.
+/// The CPU must have NEON; the call's row has the blocks of its shape, and `x`, with the sums of the format's parts, has `M` tokens from
+/// the call's on.
 #[target_feature(enable = "neon")]
 pub(in crate::cpu) unsafe fn words<const M: usize>(x: &Words, call: &Call<'_>) {
     let exact = |at: usize, [first, second]: [int8x16_t; 2]| {
@@ -44,7 +49,7 @@ pub(in crate::cpu) unsafe fn words<const M: usize>(x: &Words, call: &Call<'_>) {
 ///
 /// # Safety
 /// The CPU must have dot products; the call's row has the blocks of its shape, and `x`, made with offset -1, blocks in order
-/// and a start for each 32 values, has `M` tokens from the call's on.
+/// and a start for each of the format's parts, has `M` tokens from the call's on.
 #[target_feature(enable = "neon,dotprod")]
 pub(in crate::cpu) unsafe fn bytes<const M: usize>(x: &Split, call: &Call<'_>) {
     let low = |at: usize, [first, second]: [int8x16_t; 2]| {
@@ -87,9 +92,17 @@ unsafe fn of_format<const M: usize>(
     // SAFETY: as required of the caller.
     unsafe {
         match call.shape.format {
+            Format::Q2K => products::<Q2K, M>(call, x_scales, x_sums, exact),
+            Format::Q3K => products::<Q3K, M>(call, x_scales, x_sums, exact),
             Format::Q4K => products::<Q4K, M>(call, x_scales, x_sums, exact),
             Format::Q5K => products::<Q5K, M>(call, x_scales, x_sums, exact),
             Format::Q6K => products::<Q6K, M>(call, x_scales, x_sums, exact),
+            Format::Iq4Xs => products::<Iq4Xs, M>(call, x_scales, x_sums, exact),
+            Format::Iq3Xxs => products::<Signed<Iq3Xxs>, M>(call, x_scales, x_sums, exact),
+            Format::Iq3S => products::<Signed<Iq3S>, M>(call, x_scales, x_sums, exact),
+            Format::Iq2Xxs => products::<Signed<Iq2Xxs>, M>(call, x_scales, x_sums, exact),
+            Format::Iq2Xs => products::<Signed<Iq2Xs>, M>(call, x_scales, x_sums, exact),
+            Format::Iq2S => products::<Signed<Iq2S>, M>(call, x_scales, x_sums, exact),
             other => unreachable!("{other} has no such blocks"),
         }
     }
@@ -107,7 +120,7 @@ unsafe fn products<B: Block, const M: usize>(
     let ahead = distance();
     let size = B::FORMAT.block_bytes();
     let blocks = call.bytes.len() / size;
-    // SAFETY: block `b` has `size` bytes of the row; each token has for it 256 values, 8 scales and 8 sums.
+    // SAFETY: block `b` has `size` bytes of the row; each token has for it 256 values, 8 scales and a sum per part.
     unsafe {
         // two sums, so that an addition need not wait for the one before
         let mut sums = [[vdupq_n_f32(0.0); 2]; M];
@@ -125,7 +138,11 @@ unsafe fn products<B: Block, const M: usize>(
                 for t in 0..M {
                     let at = ((call.token + t) * blocks + b) * PARTS + part;
                     let scale = *x_scales.as_ptr().add(at);
-                    added[t] = (addends[part] * scale).mul_add(*x_sums.as_ptr().add(at) as f32, added[t]);
+                    let halves = 32 / B::PART;
+                    for half in (0..halves).filter(|_| B::ADDENDS) {
+                        let x_sum = *x_sums.as_ptr().add(at * halves + half) as f32;
+                        added[t] = (addends[part * halves + half] * scale).mul_add(x_sum, added[t]);
+                    }
                     let [first, second] = exact(at, numbers);
                     if B::PART == 32 {
                         let sum = vcvtq_f32_s32(vaddq_s32(first, second));
@@ -151,21 +168,28 @@ unsafe fn products<B: Block, const M: usize>(
 trait Block {
     const FORMAT: Format;
     /// Values that share a factor: 16 or 32.
-    const PART: usize;
+    const PART: usize = part(Self::FORMAT);
+    /// Whether there are addends.
+    const ADDENDS: bool = false;
 
-    /// The factors of the parts, and the addends of each 32 values. As Q4_K and Q5_K have them: scales and least values of six
-    /// bits.
-    #[inline(always)]
-    unsafe fn scales(block: *const u8) -> ([f32; 16], [f32; PARTS]) {
-        // SAFETY: as required of the caller.
-        let (six, scale, least_scale) = unsafe { (six_bits(block), half(block, 0), half(block, 2)) };
-        let [scales, least] = six.map(u64::to_le_bytes);
-        let factors = std::array::from_fn(|i| scales.get(i).map_or(0.0, |s| f32::from(*s) * scale));
-        (factors, least.map(|least| -f32::from(least) * least_scale))
-    }
+    /// The factors of the parts, and their addends, if there are any.
+    unsafe fn scales(block: *const u8) -> ([f32; 16], [f32; 16]);
 
     /// The numbers of the 32 values from `32 part` on.
     unsafe fn numbers(block: *const u8, part: usize) -> [int8x16_t; 2];
+}
+
+/// The scales and least values of Q4_K and Q5_K, of six bits.
+///
+/// # Safety
+/// As [`Block`].
+#[inline(always)]
+unsafe fn six_bit_scales(block: *const u8) -> ([f32; 16], [f32; 16]) {
+    // SAFETY: as required of the caller.
+    let (six, scale, least_scale) = unsafe { (six_bits(block), half(block, 0), half(block, 2)) };
+    let [scales, least] = six.map(u64::to_le_bytes);
+    let all = |bytes: [u8; 8], scale: f32| std::array::from_fn(|i| bytes.get(i).map_or(0.0, |s| f32::from(*s) * scale));
+    (all(scales, scale), all(least, -least_scale))
 }
 
 /// The bits of `mask` of each of sixteen bytes, moved right by `by`, or left where that is negative.
@@ -182,7 +206,13 @@ struct Q4K;
 
 impl Block for Q4K {
     const FORMAT: Format = Format::Q4K;
-    const PART: usize = 32;
+    const ADDENDS: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8) -> ([f32; 16], [f32; 16]) {
+        // SAFETY: as required of the caller.
+        unsafe { six_bit_scales(block) }
+    }
 
     #[inline(always)]
     unsafe fn numbers(block: *const u8, part: usize) -> [int8x16_t; 2] {
@@ -198,7 +228,13 @@ struct Q5K;
 
 impl Block for Q5K {
     const FORMAT: Format = Format::Q5K;
-    const PART: usize = 32;
+    const ADDENDS: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8) -> ([f32; 16], [f32; 16]) {
+        // SAFETY: as required of the caller.
+        unsafe { six_bit_scales(block) }
+    }
 
     #[inline(always)]
     unsafe fn numbers(block: *const u8, part: usize) -> [int8x16_t; 2] {
@@ -217,13 +253,12 @@ struct Q6K;
 
 impl Block for Q6K {
     const FORMAT: Format = Format::Q6K;
-    const PART: usize = 16;
 
     #[inline(always)]
-    unsafe fn scales(block: *const u8) -> ([f32; 16], [f32; PARTS]) {
+    unsafe fn scales(block: *const u8) -> ([f32; 16], [f32; 16]) {
         // SAFETY: as required of the caller.
         let (scales, scale) = unsafe { (block.add(192).cast::<[i8; 16]>().read(), half(block, 208)) };
-        (scales.map(|s| f32::from(s) * scale), [0.0; PARTS])
+        (scales.map(|s| f32::from(s) * scale), [0.0; 16])
     }
 
     #[inline(always)]

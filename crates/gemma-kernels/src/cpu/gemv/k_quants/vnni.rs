@@ -2,19 +2,18 @@
 //! part's sum over integers is exact, is turned into f32 once and weighted by both scales; what the addends contribute is one
 //! product per block, with the sums of the activations of each part.
 
-use super::BLOCK;
+mod low_bits;
+
+use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
+use super::{BLOCK, part};
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::prefetch;
 use crate::cpu::quantize::{Bytes, Split};
 use crate::cpu::sub_blocks::six_bits;
+use low_bits::{Iq4Xs, Q2K, Q3K, Signed};
 use std::arch::x86_64::*;
-
-/// Values of a block that share a scale.
-pub(in crate::cpu) fn part(format: Format) -> usize {
-    if format == Format::Q6K { Q6K::PART } else { Q4K::PART }
-}
 
 /// The activations `x` `[tokens, cols]` as these kernels read them.
 ///
@@ -31,17 +30,34 @@ pub(in crate::cpu) unsafe fn split(x: &[f32], cols: usize, fine: bool, part: usi
 /// The CPU must have the instructions; the call's row has the blocks of its shape, and `x`, of [`split`] with the
 /// format's part, has `M` tokens from the call's on.
 pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Split, call: &Call<'_>) {
-    let fine = !x.high.is_empty();
     // SAFETY: as required of the caller.
     unsafe {
-        match (call.shape.format, fine) {
-            (Format::Q4K, true) => products::<Q4K, M, true>(x, call),
-            (Format::Q4K, false) => products::<Q4K, M, false>(x, call),
-            (Format::Q5K, true) => products::<Q5K, M, true>(x, call),
-            (Format::Q5K, false) => products::<Q5K, M, false>(x, call),
-            (Format::Q6K, true) => products::<Q6K, M, true>(x, call),
-            (Format::Q6K, false) => products::<Q6K, M, false>(x, call),
-            (other, _) => unreachable!("{other} has no such blocks"),
+        match call.shape.format {
+            Format::Q2K => of_blocks::<Q2K, M>(x, call),
+            Format::Q3K => of_blocks::<Q3K, M>(x, call),
+            Format::Q4K => of_blocks::<Q4K, M>(x, call),
+            Format::Q5K => of_blocks::<Q5K, M>(x, call),
+            Format::Q6K => of_blocks::<Q6K, M>(x, call),
+            Format::Iq4Xs => of_blocks::<Iq4Xs, M>(x, call),
+            Format::Iq3Xxs => of_blocks::<Signed<Iq3Xxs>, M>(x, call),
+            Format::Iq3S => of_blocks::<Signed<Iq3S>, M>(x, call),
+            Format::Iq2Xxs => of_blocks::<Signed<Iq2Xxs>, M>(x, call),
+            Format::Iq2Xs => of_blocks::<Signed<Iq2Xs>, M>(x, call),
+            Format::Iq2S => of_blocks::<Signed<Iq2S>, M>(x, call),
+            other => unreachable!("{other} has no such blocks"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`row`].
+#[inline(always)]
+unsafe fn of_blocks<B: Block, const M: usize>(x: &Split, call: &Call<'_>) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match x.high.is_empty() {
+            true => products::<B, M, false>(x, call),
+            false => products::<B, M, true>(x, call),
         }
     }
 }
@@ -110,7 +126,7 @@ unsafe fn products<B: Block, const M: usize, const FINE: bool>(x: &Split, call: 
 trait Block {
     const FORMAT: Format;
     /// Values that share a scale: 16 or 32.
-    const PART: usize;
+    const PART: usize = part(Self::FORMAT);
 
     /// The factors and the addends of the parts, in order; zero in lanes beyond them. As Q4_K and Q5_K have them: scales and
     /// least values of six bits.
@@ -189,7 +205,6 @@ struct Q4K;
 
 impl Block for Q4K {
     const FORMAT: Format = Format::Q4K;
-    const PART: usize = 32;
 
     #[inline(always)]
     unsafe fn numbers(block: *const u8) -> [__m512i; 4] {
@@ -205,7 +220,6 @@ struct Q5K;
 
 impl Block for Q5K {
     const FORMAT: Format = Format::Q5K;
-    const PART: usize = 32;
 
     #[inline(always)]
     unsafe fn numbers(block: *const u8) -> [__m512i; 4] {
@@ -226,7 +240,6 @@ struct Q6K;
 
 impl Block for Q6K {
     const FORMAT: Format = Format::Q6K;
-    const PART: usize = 16;
 
     #[inline(always)]
     unsafe fn scales(block: *const u8) -> [__m512; 2] {

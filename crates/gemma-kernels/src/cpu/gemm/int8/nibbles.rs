@@ -1,0 +1,99 @@
+//! With AVX2, which multiplies bytes in pairs whose sums have 16 bits: weights of four bits.
+//!
+//! The eight pairs of a block are at most 8 · 2 · 15 · 127, so they are added before they are widened. Weights of eight bits are two
+//! such products, of their lower and their upper four bits.
+
+use super::{BLOCK, DEPTH, PANEL, PANEL_ROW, Tile, Unit, record};
+use crate::cpu::isa::Avx2;
+use crate::cpu::quantize::{Bytes, COARSE};
+use std::arch::x86_64::*;
+
+const _: () = assert!(BLOCK as i32 / 4 * 2 * 15 * COARSE as i32 <= i16::MAX as i32, "a block's pairs fit");
+
+/// Eight tokens in a vector, activations of 8 bits.
+pub(super) struct Nibbles;
+
+impl Unit for Nibbles {
+    type Lanes = Avx2;
+    const ROWS: usize = 4;
+    const NIBBLES: bool = true;
+
+    #[inline(always)]
+    unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes {
+        // SAFETY: as required of the caller.
+        unsafe { Bytes::with_avx2(x, limit) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<const V: usize, const FINE: bool, const WIDE: bool>(tile: &Tile) {
+        // SAFETY: as required of the caller.
+        unsafe { tile.nibbles::<V, WIDE>() };
+    }
+}
+
+impl Tile {
+    /// The sums stay in memory: the registers are for those of pairs.
+    ///
+    /// # Safety
+    /// All that the fields name must be there, and the CPU must have the instructions.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn nibbles<const V: usize, const WIDE: bool>(&self) {
+        // SAFETY: as required of the caller.
+        unsafe {
+            for b in 0..self.blocks {
+                let record = self.records.add(b * record::<Nibbles>(false));
+                let (panel, plane) = (self.panel.add(b * BLOCK), record.add(2 * Nibbles::WIDTH));
+                let mut exact = [[_mm256_setzero_si256(); V]; Nibbles::ROWS];
+                if WIDE {
+                    exact = products::<V>(panel.add(PANEL), plane, 16);
+                }
+                let lower = products::<V>(panel, plane, 1);
+                let replace = b == 0 && !self.add;
+                for (r, (exact, lower)) in exact.into_iter().zip(lower).enumerate() {
+                    let scale = _mm256_set1_ps(*self.scales.add(r * DEPTH + b));
+                    for (v, (exact, lower)) in exact.into_iter().zip(lower).enumerate() {
+                        let start = _mm256_load_si256(record.add(8 * v).cast());
+                        let exact = _mm256_add_epi32(_mm256_add_epi32(exact, lower), start);
+                        let to = self.sums.add(r * self.row + 8 * v);
+                        let before = if replace { _mm256_setzero_ps() } else { _mm256_loadu_ps(to) };
+                        let scale = _mm256_mul_ps(scale, _mm256_load_ps(record.add(Nibbles::WIDTH + 8 * v)));
+                        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, before));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The products of a block of columns, `factor` times: rows of numbers below 16 times a plane of activations.
+///
+/// # Safety
+/// As [`Tile::nibbles`].
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn products<const V: usize>(panel: *const u8, plane: *const f32, factor: i16) -> [[__m256i; V]; Nibbles::ROWS] {
+    let mut pairs = [[_mm256_setzero_si256(); V]; Nibbles::ROWS];
+    for four in 0..BLOCK / 4 {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let plane = plane.add(four * Nibbles::WIDTH);
+            let mut x = [_mm256_setzero_si256(); V];
+            for (v, x) in x.iter_mut().enumerate() {
+                *x = _mm256_load_si256(plane.add(8 * v).cast());
+            }
+            for (r, pairs) in pairs.iter_mut().enumerate() {
+                let weights = panel.add(r * PANEL_ROW + 4 * four).cast::<i32>().read_unaligned();
+                let weights = _mm256_set1_epi32(weights);
+                for (pairs, x) in pairs.iter_mut().zip(x) {
+                    *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(weights, x));
+                }
+            }
+        }
+    }
+    let factor = _mm256_set1_epi16(factor);
+    for pairs in pairs.iter_mut().flatten() {
+        *pairs = _mm256_madd_epi16(*pairs, factor);
+    }
+    pairs
+}
