@@ -225,12 +225,14 @@ impl GateOps for Flex {
 
 impl ConvOps for Flex {
     fn causal_conv(
-        _line: FloatTensor<Self>,
-        _weight: FloatTensor<Self>,
-        _bias: FloatTensor<Self>,
-        _firsts: IntTensor<Self>,
+        line: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        firsts: IntTensor<Self>,
     ) -> FloatTensor<Self> {
-        unreachable!("a CPU convolves with Burn's operations")
+        let [line, weight, bias, firsts] = [line, weight, bias, firsts].map(contiguous);
+        let factors = [slice!(weight, f32), slice!(bias, f32)];
+        FlexTensor::from_data(slices::causal_conv(slice!(line, f32), factors, slice!(firsts, u32)))
     }
 }
 

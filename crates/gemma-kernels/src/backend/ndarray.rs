@@ -251,12 +251,16 @@ impl GateOps for NdArray {
 
 impl ConvOps for NdArray {
     fn causal_conv(
-        _line: FloatTensor<Self>,
-        _weight: FloatTensor<Self>,
-        _bias: FloatTensor<Self>,
-        _firsts: IntTensor<Self>,
+        line: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        firsts: IntTensor<Self>,
     ) -> FloatTensor<Self> {
-        unreachable!("a CPU convolves with Burn's operations")
+        let (line, weight) = (values!(&line, F32), values!(&weight, F32));
+        let (bias, firsts) = (values!(&bias, F32), values!(&firsts, U32));
+        let (line, weight, bias, firsts) = (line.view(), weight.view(), bias.view(), firsts.view());
+        let factors = [&*slice!(weight), &*slice!(bias)];
+        NdArrayTensor::from_data(slices::causal_conv(&slice!(line), factors, &slice!(firsts)))
     }
 }
 

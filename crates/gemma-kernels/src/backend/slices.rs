@@ -202,6 +202,7 @@ pub(super) fn elementwise(
             let half = first.len() / tokens.max(1);
             cpu::rotate(cpu_isa(), x, [first, second], [heads, head_dim, half], 1.0, out);
         }
+        Elementwise::Softcap { cap } => cpu::softcap(cpu_isa(), x, cap, out),
     };
     // SAFETY: each writes every value.
     let out = unsafe { cpu::written(x.len(), write) };
@@ -218,6 +219,7 @@ pub(super) fn elementwise_gradient(
 ) -> TensorData {
     let write = |out: &mut [MaybeUninit<f32>]| match operation {
         Elementwise::GeGlu => unreachable!("its operands' gradients come together"),
+        Elementwise::Softcap { .. } => unreachable!("its reference implementation is differentiated"),
         Elementwise::RmsNorm { eps } => cpu::rms_norm_gradient(cpu_isa(), from_above, x, first, eps, out),
         Elementwise::Rotate => {
             let &[tokens, heads, head_dim] = dims else { unreachable!("heads have three axes") };
@@ -228,6 +230,13 @@ pub(super) fn elementwise_gradient(
     // SAFETY: each writes every value.
     let out = unsafe { cpu::written(x.len(), write) };
     TensorData::new(out, dims.to_vec())
+}
+
+pub(super) fn causal_conv(line: &[f32], [weight, bias]: [&[f32]; 2], firsts: &[u32]) -> TensorData {
+    let write = |out: &mut [MaybeUninit<f32>]| cpu::causal_conv(cpu_isa(), line, weight, bias, firsts, out);
+    // SAFETY: it writes every value.
+    let out = unsafe { cpu::written(firsts.len() * bias.len(), write) };
+    TensorData::new(out, [firsts.len(), bias.len()])
 }
 
 pub(super) fn linear_recurrence(

@@ -10,10 +10,14 @@ use std::mem::MaybeUninit;
 use std::sync::Mutex;
 
 /// Values that are worth a task of their own.
-const TASK: usize = 1 << 14;
+pub(in crate::cpu) const TASK: usize = 1 << 14;
 
 /// Hands pieces of `out` of `len` values, and the place of each, to `task`: to all threads where there are several.
-fn in_pieces(out: &mut [MaybeUninit<f32>], len: usize, task: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync) {
+pub(in crate::cpu) fn in_pieces(
+    out: &mut [MaybeUninit<f32>],
+    len: usize,
+    task: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync,
+) {
     if len >= out.len() {
         return task(0, out);
     }
@@ -74,6 +78,21 @@ pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut 
     in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
         let x = &x[first..first + out.len()];
         with_isa!(isa, kernel(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]));
+    });
+}
+
+/// `out = cap · tanh(x / cap)`.
+pub(crate) fn softcap(isa: Isa, x: &[f32], cap: f32, out: &mut [MaybeUninit<f32>]) {
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(x: &[f32], cap: f32, out: &mut [MaybeUninit<f32>]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            out.write(cap * math::tanh(x / cap));
+        }
+    }
+    assert_eq!(x.len(), out.len(), "a value for each");
+    in_pieces(out, TASK, |first, out| {
+        let x = &x[first..first + out.len()];
+        with_isa!(isa, kernel(x: &[f32], cap: f32, out: &mut [MaybeUninit<f32>]));
     });
 }
 

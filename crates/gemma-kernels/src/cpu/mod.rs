@@ -3,7 +3,7 @@
 //! - [`linear`]: products with a matrix, [`gemv`] for few tokens and [`gemm`] for many;
 //! - [`transposed`]: the product that hands gradients on through a frozen matrix; [`low_rank`]: those with the factors beside
 //!   it;
-//! - [`attention`], [`elementwise`], [`recurrence`], [`gated_decay`]: what lies between the products;
+//! - [`attention`], [`elementwise`], [`conv`], [`recurrence`], [`gated_decay`]: what lies between the products;
 //! - [`isa`]: the instruction sets of the CPU, and a vector type for each; [`pool`]: the threads;
 //! - [`dequantize`], [`sub_blocks`], [`quantize`], `bf16`: weights and activations in other formats.
 
@@ -16,6 +16,7 @@ mod bf16;
 #[cfg(all(test, unix))]
 mod bounds;
 mod buffer;
+mod conv;
 mod dequantize;
 mod elementwise;
 mod gated_decay;
@@ -34,8 +35,9 @@ mod transposed;
 
 pub(crate) use attention::{Heads, Keys, Sequence, Stored, attend, attend_gradient};
 pub use bandwidth::memory_bandwidth;
+pub(crate) use conv::causal_conv;
 pub use elementwise::softmax_terms;
-pub(crate) use elementwise::{geglu, geglu_gradient, rms_norm, rms_norm_gradient, rotate};
+pub(crate) use elementwise::{geglu, geglu_gradient, rms_norm, rms_norm_gradient, rotate, softcap};
 pub(crate) use gated_decay::{Gates, gated_decay};
 pub use gemv::distance::prefetch_distances;
 pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};

@@ -1,4 +1,4 @@
-//! What lies between the products, a launch each: the gated activation, the norm of rows and the rotation of heads.
+//! What lies between the products, a launch each: the gated activation, the norm of rows, the rotation of heads and the soft cap.
 
 use super::{cube_count, floats, is_empty, output};
 use crate::ops::elementwise::Elementwise;
@@ -62,6 +62,18 @@ pub(crate) fn elementwise(x: CubeTensor, first: CubeTensor, second: CubeTensor, 
                 );
             }
         }
+        // SAFETY: units past the last value do nothing.
+        Elementwise::Softcap { cap } => unsafe {
+            softcap_kernel::launch_unchecked(
+                &client,
+                cubes,
+                dim,
+                x.into_buffer_arg(),
+                out.clone().into_buffer_arg(),
+                work,
+                cap,
+            );
+        },
         Elementwise::Rotate => {
             let [tokens, heads, head_dim] = shape.dims::<3>();
             let [_, _, half] = first.meta.shape().dims::<3>();
@@ -99,6 +111,22 @@ fn geglu_kernel(gate: &[f32], up: &[f32], out: &mut [f32], work: usize) {
     let inner = TWICE_ROOT * (z + CUBIC * z * z * z);
     let gelu = z / (1.0f32 + min(-inner, LARGEST_POWER).exp());
     out[ABSOLUTE_POS] = gelu * up[ABSOLUTE_POS];
+}
+
+/// Each unit makes one value.
+#[cube(launch_unchecked)]
+fn softcap_kernel(x: &[f32], out: &mut [f32], work: usize, cap: f32) {
+    if ABSOLUTE_POS >= work {
+        terminate!();
+    }
+    let z = x[ABSOLUTE_POS] / cap;
+    let power = min(z.abs() * 2.0f32, LARGEST_POWER).exp();
+    let far = 1.0f32 - 2.0f32 / (power + 1.0f32);
+    let square = z * z;
+    // drivers' exponentials and tanh have no relative accuracy near zero
+    let near = z - z * square * (0.333_333_34f32 - square * (0.133_333_34f32 - square * 0.053_968_254f32));
+    let signed = select(z < 0.0f32, -far, far);
+    out[ABSOLUTE_POS] = cap * select(square < 0.01f32, near, signed);
 }
 
 /// A cube makes one row.

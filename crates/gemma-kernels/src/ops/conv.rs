@@ -1,6 +1,5 @@
 //! The short convolution over time of a recurrent block, each channel on its own.
 
-use crate::packed::stores_words;
 use crate::traffic::{indices, words};
 use burn::backend::{
     Backend, Dispatch, backend_extension,
@@ -13,7 +12,7 @@ use burn::tensor::Tensor;
 mod extension {
     use super::*;
 
-    /// What a GPU must be able to do for [`causal_conv`](super::causal_conv), which is the way to call it.
+    /// What a backend must be able to do for [`causal_conv`](super::causal_conv), which is the way to call it.
     #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"), Cube: cfg(feature = "wgpu"))]
     pub trait ConvOps: Backend {
         /// See [`causal_conv`](super::causal_conv).
@@ -29,7 +28,7 @@ mod extension {
 pub use extension::ConvOps;
 
 /// `y[r] = b + Σ w[k] ⊙ line[firsts[r] + k]`, the sum over the taps: `line` `[rows, channels]`, `weight` `[channels, taps]` in
-/// row-major order, `bias` `[channels]`; the result is `[firsts, channels]`. One launch on a GPU; on a CPU and on autodiff
+/// row-major order, `bias` `[channels]`; the result is `[firsts, channels]`. One pass, one launch on a GPU; on autodiff
 /// devices this is [`reference::causal_conv`](crate::reference::causal_conv).
 ///
 /// # Panics
@@ -41,7 +40,7 @@ pub fn causal_conv(line: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, firsts: 
     let taps = values / channels;
     assert!(firsts.iter().all(|first| *first as usize + taps <= rows), "taps outside {rows} rows");
     let device = line.device();
-    if [line.is_autodiff(), weight.is_autodiff(), bias.is_autodiff()].contains(&true) || !stores_words(&device) {
+    if [line.is_autodiff(), weight.is_autodiff(), bias.is_autodiff()].contains(&true) {
         return reference_causal_conv(line, weight, bias, firsts);
     }
     let firsts = words(firsts, &device).into_dispatch();

@@ -19,6 +19,11 @@ pub enum Elementwise {
     },
     /// [`rotate`] of heads by cosines and sines.
     Rotate,
+    /// [`softcap`] of logits.
+    Softcap {
+        /// The bound.
+        cap: f32,
+    },
 }
 
 // The attribute names every backend of the list, ndarray included, which Burn 0.22 deprecates and this workspace promises.
@@ -96,6 +101,16 @@ pub fn rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
     in_one_pass(x, cos, sin, Elementwise::Rotate)
 }
 
+/// `cap · tanh(x / cap)`: bounds logits without clipping them (Gemma 2 report, section 2). On autodiff devices this is
+/// [`reference::softcap`](crate::reference::softcap).
+pub fn softcap<const D: usize>(x: Tensor<D>, cap: f32) -> Tensor<D> {
+    if x.is_autodiff() {
+        return reference_softcap(x, cap);
+    }
+    // it has no further operands
+    in_one_pass(x.clone(), x.clone(), x, Elementwise::Softcap { cap })
+}
+
 /// Whether a gradient may be asked of a GPU.
 fn is_recorded_on_gpu<const D: usize>(operands: &[&Tensor<D>]) -> bool {
     operands.iter().any(|x| x.is_autodiff() && stores_words(&x.device().without_autodiff()))
@@ -142,6 +157,11 @@ pub fn reference_rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<
         parts.push(part(2 * half, head_dim));
     }
     Tensor::cat(parts, 2)
+}
+
+/// The reference implementation of [`softcap`].
+pub fn reference_softcap<const D: usize>(x: Tensor<D>, cap: f32) -> Tensor<D> {
+    x.div_scalar(cap).tanh().mul_scalar(cap)
 }
 
 #[cfg(test)]
@@ -213,6 +233,12 @@ mod tests {
                     1e-5,
                     &format!("{context} norm"),
                 );
+                for cap in [0.5, 30.0] {
+                    let found = values(softcap(x(), cap));
+                    let expected: Vec<f32> =
+                        values(x()).iter().map(|x| (f64::from(cap) * f64::from(x / cap).tanh()) as f32).collect();
+                    assert_close(&found, &expected, 4e-7 * cap.max(1.0), &format!("{context} soft cap {cap}"));
+                }
                 for half in [1, head_dim / 4, head_dim / 2].into_iter().filter(|half| *half > 0) {
                     let x = || x().reshape([tokens, heads, head_dim]);
                     let angle = |seed| tensor([tokens, 1, half], seed, &device);
@@ -221,6 +247,15 @@ mod tests {
                     assert_close(&found, &expected, 2e-6, &format!("{context} rotate {half}"));
                 }
             }
+        }
+    }
+
+    /// A logit far from zero has the cap as its limit, and one that is ruled out stays at it.
+    #[test]
+    fn soft_caps_are_bounds() {
+        for (backend, device) in devices() {
+            let x = Tensor::<1>::from_data([1e30f32, -1e30, 0.0, f32::NEG_INFINITY, 1e-3], &device);
+            assert_close(&values(softcap(x, 30.0)), &[30.0, -30.0, 0.0, -30.0, 1e-3], 1e-6, backend);
         }
     }
 }
