@@ -36,11 +36,6 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use vnni::Nibbles;
 
-#[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) use avx2::levels;
-#[cfg(target_arch = "aarch64")]
-pub(in crate::cpu) use neon::levels;
-
 /// The activations of a product, in the form that the instruction set's kernel reads.
 pub(in crate::cpu) enum Prepared {
     Words(Words),

@@ -49,3 +49,35 @@ pub(in crate::cpu) unsafe fn f16_scales<const SIZE: usize>(group: *const u8) -> 
     let half = |b: usize| unsafe { u64::from(group.add(b * SIZE).cast::<u16>().read_unaligned()) };
     half(0) | half(1) << 16 | half(2) << 32 | half(3) << 48
 }
+
+/// The levels that the nibbles of sixteen bytes name as 16-bit numbers: the low ones, then the high ones.
+///
+/// # Safety
+/// Sixteen bytes must be readable, and AVX2 enabled where this is expanded.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(in crate::cpu) unsafe fn levels(from: *const u8, levels: &[i8; 16]) -> [std::arch::x86_64::__m256i; 2] {
+    use std::arch::x86_64::*;
+    // SAFETY: as required of the caller; there are sixteen levels.
+    unsafe {
+        let bytes = _mm_loadu_si128(from.cast());
+        let (nibble, levels) = (_mm_set1_epi8(15), _mm_loadu_si128(levels.as_ptr().cast()));
+        let (low, high) = (_mm_and_si128(bytes, nibble), _mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble));
+        [_mm256_cvtepi8_epi16(_mm_shuffle_epi8(levels, low)), _mm256_cvtepi8_epi16(_mm_shuffle_epi8(levels, high))]
+    }
+}
+
+/// The levels that the nibbles of sixteen bytes name: the low ones, then the high ones.
+///
+/// # Safety
+/// Sixteen bytes must be readable.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+pub(in crate::cpu) unsafe fn levels(from: *const u8, levels: &[i8; 16]) -> [std::arch::aarch64::int8x16_t; 2] {
+    use std::arch::aarch64::*;
+    // SAFETY: as required of the caller; there are sixteen levels.
+    unsafe {
+        let (bytes, levels) = (vld1q_u8(from), vld1q_s8(levels.as_ptr()));
+        [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)].map(|nibbles| vqtbl1q_s8(levels, nibbles))
+    }
+}

@@ -4,7 +4,7 @@ use super::avxvnni::{Dot, Group, Iq4Nl, Q80, below_32, load, row};
 use super::unsigned_layout;
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
-use crate::cpu::gemv::row::Call;
+use crate::cpu::gemv::row::{Call, levels};
 use crate::cpu::isa::{Avx2, Lanes, prefetch};
 use crate::cpu::quantize::{GROUP, Split, Words};
 use crate::format::low_bits::IQ4_LEVELS;
@@ -29,21 +29,6 @@ pub(in crate::cpu) unsafe fn of_words<const M: usize>(x: &Words, call: &Call<'_>
             }),
             _ => rows::<M, 18>(x, call, |block| levels(block.add(2), &IQ4_LEVELS)),
         }
-    }
-}
-
-/// What the nibbles of sixteen bytes name: the low ones, then the high ones.
-///
-/// # Safety
-/// As [`of_words`], with the instructions at hand where this is expanded.
-#[inline(always)]
-pub(in crate::cpu) unsafe fn levels(from: *const u8, levels: &[i8; 16]) -> [__m256i; 2] {
-    // SAFETY: as required of the caller; there are sixteen levels.
-    unsafe {
-        let bytes = _mm_loadu_si128(from.cast());
-        let (nibble, levels) = (_mm_set1_epi8(15), _mm_loadu_si128(levels.as_ptr().cast()));
-        let level = |nibbles| _mm256_cvtepi8_epi16(_mm_shuffle_epi8(levels, _mm_and_si128(nibbles, nibble)));
-        [level(bytes), level(_mm_srli_epi16::<4>(bytes))]
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
-use crate::cpu::gemv::row::{Call, f16_scales, group};
+use crate::cpu::gemv::row::{Call, f16_scales, group, levels};
 use crate::cpu::isa::{Lanes, Neon, dot, prefetch};
 use crate::cpu::quantize::{GROUP, Split, Words};
 use crate::cpu::sub_blocks::half;
@@ -69,19 +69,6 @@ unsafe fn q5_1(bits: *const u8) -> [int8x16_t; 2] {
         let bytes = vld1q_u8(bits.add(4));
         let numbers = [vorrq_u8(vandq_u8(bytes, vdupq_n_u8(15)), fifth(0)), vorrq_u8(vshrq_n_u8::<4>(bytes), fifth(2))];
         numbers.map(|numbers| vreinterpretq_s8_u8(numbers))
-    }
-}
-
-/// The 32 levels that the nibbles of a block name.
-///
-/// # Safety
-/// 16 bytes must be readable.
-#[inline(always)]
-pub(in crate::cpu) unsafe fn levels(quants: *const u8, levels: &[i8; 16]) -> [int8x16_t; 2] {
-    // SAFETY: as required of the caller; there are sixteen levels.
-    unsafe {
-        let (bytes, levels) = (vld1q_u8(quants), vld1q_s8(levels.as_ptr()));
-        [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)].map(|nibbles| vqtbl1q_s8(levels, nibbles))
     }
 }
 

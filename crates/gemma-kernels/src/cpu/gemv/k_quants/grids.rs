@@ -176,7 +176,9 @@ impl Grid for Iq3Xxs {
         // SAFETY: as required of the caller.
         let packed = unsafe { words(block, 2 + part * 8) };
         let group = |i: u32| look_up(&grids::IQ3_XXS, (packed >> (8 * i) & 255) as usize);
-        [0, 2, 4, 6].map(|i| pair(group(i), group(i + 1)))
+        // not with `map`, which is not always inlined
+        let pair = |i: u32| pair(group(i), group(i + 1));
+        [pair(0), pair(2), pair(4), pair(6)]
     }
 
     #[inline(always)]
@@ -203,7 +205,9 @@ impl Grid for Iq3S {
         // SAFETY: as required of the caller; a bit more of each group's number lies in a byte of the part.
         let (low, high) = unsafe { (words(block, 2 + part * 8), u64::from(*block.add(66 + part))) };
         let group = |i: u32| look_up(&grids::IQ3_S, (low >> (8 * i) & 255 | (high >> i & 1) << 8) as usize);
-        [0, 2, 4, 6].map(|i| pair(group(i), group(i + 1)))
+        // not with `map`, which is not always inlined
+        let pair = |i: u32| pair(group(i), group(i + 1));
+        [pair(0), pair(2), pair(4), pair(6)]
     }
 
     #[inline(always)]

@@ -2,8 +2,8 @@
 
 use super::{Block, moved};
 use crate::Format;
-use crate::cpu::gemv::int8::levels;
 use crate::cpu::gemv::k_quants::grids::Grid;
+use crate::cpu::gemv::row::levels;
 use crate::cpu::sub_blocks::{half, iq4_scales, q3_scales};
 use crate::format::low_bits::IQ4_LEVELS;
 use std::arch::aarch64::*;
