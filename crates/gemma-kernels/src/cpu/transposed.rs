@@ -11,8 +11,8 @@ use crate::cpu::gemm::amx;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::gemm::bf16;
 use crate::cpu::gemm::f32::Values;
-use crate::cpu::gemm::panel::{Across, DEPTH, PANEL_ROW};
 use crate::cpu::gemm::tile::{AHEAD_STEP, Ahead, Left, Right, Sums, block_width};
+use crate::cpu::gemm::unit::{Across, DEPTH, PANEL_ROW};
 use crate::cpu::isa::{Isa, Lanes, with_isa};
 use crate::cpu::output::Output;
 use crate::cpu::pool;

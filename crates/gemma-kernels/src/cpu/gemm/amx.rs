@@ -9,9 +9,8 @@
 
 use crate::Format;
 use crate::cpu::bf16::{decode_pairs, decode_rows};
-use crate::cpu::gemm::filling::Filling;
-use crate::cpu::gemm::panel::{Across, Unit};
 use crate::cpu::gemm::tile::{Ahead, Left, Right, Sums};
+use crate::cpu::gemm::unit::{Across, Filling, Unit};
 use crate::cpu::isa::{Avx512, prefetch, prefetch_into_l2};
 use std::arch::asm;
 use std::marker::PhantomData;

@@ -8,9 +8,10 @@
 use crate::Format;
 use crate::cpu::bf16::{decode_pairs, decode_rows, pair, pair_rest};
 use crate::cpu::gemm::amx;
-use crate::cpu::gemm::panel::{self, Across, DEPTH, Scratch, Unit, Work, with_scratch};
+use crate::cpu::gemm::panel::{self, Scratch, Work, with_scratch};
 use crate::cpu::gemm::scaled::{self, Scaled};
 use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
+use crate::cpu::gemm::unit::{Across, DEPTH, Unit};
 use crate::cpu::isa::{Isa, Pairs, pairs_are_faster};
 use crate::cpu::output::Output;
 use crate::cpu::shape::Shape;

@@ -2,8 +2,9 @@
 
 use crate::Format;
 use crate::cpu::dequantize::decode;
-use crate::cpu::gemm::panel::{Across, Scratch, Unit, Work, pack, stretch, with_scratch};
+use crate::cpu::gemm::panel::{Scratch, Work, pack, stretch, with_scratch};
 use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
+use crate::cpu::gemm::unit::{Across, Unit};
 use crate::cpu::isa::{Isa, Lanes, with_isa};
 use crate::cpu::output::Output;
 use crate::cpu::shape::Shape;

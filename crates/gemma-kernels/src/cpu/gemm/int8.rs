@@ -1,12 +1,12 @@
-//! Products of many tokens with quantized weights, in integers, with the VNNI of AVX-512 or of AVX; with AVX2 alone for activations of
-//! 8 bits.
+//! Products of many tokens with quantized weights, in integers, with the VNNI of AVX-512 or of AVX; with AVX2 alone for Q4_0 and
+//! activations of 8 bits.
 //!
 //! The plan is that of [`panel`](super::panel), with tokens along the vectors; but a panel holds bytes, moved up
 //! to be unsigned, and a lane of the packed activations four bytes of one token. Within a block of 32 columns the sums
 //! are exact; they are turned into f32 once per block, times the scales of both sides. 16-bit activations are two such
 //! products: the sum over the high bytes is shifted before the low bytes are added to it.
 //!
-//! The register tiles are in `long`, `short` and `nibbles`, which take the weights' bytes apart where there is no VNNI.
+//! The register tiles are in `long`, `short` and, for weights of four bits where there is no VNNI, `nibbles`.
 
 mod long;
 mod nibbles;
@@ -56,16 +56,14 @@ trait Unit {
     const ROWS: usize;
     /// Tokens of a packed block.
     const WIDTH: usize = VECTORS * Self::Lanes::N;
-    /// Whether the upper four bits of bytes lie in a panel of their own, behind the one with the lower ones.
-    const NIBBLES: bool = false;
     /// Words of four activations, or of four high bytes, of a block of columns.
     const PLANE: usize = BLOCK / 4 * Self::WIDTH;
 
     /// What [`Bytes::new`] makes of a block.
     unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes;
 
-    /// A tile with the first `V` vectors of tokens. `WIDE`: the weights have more than four bits.
-    unsafe fn multiply<const V: usize, const FINE: bool, const WIDE: bool>(tile: &Tile);
+    /// A tile with the first `V` vectors of tokens.
+    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile);
 }
 
 /// Words of the record that holds a block of columns of a block of tokens: where the sums start, the scales, the low
@@ -76,11 +74,14 @@ fn record<U: Unit>(fine: bool) -> usize {
 
 /// Whether there are kernels here for this format and these activations.
 pub(in crate::cpu) fn has(isa: Isa, format: Format, activations: ActivationPrecision) -> bool {
-    let unit = match isa {
-        Isa::Avx2 => activations == ActivationPrecision::Int8,
-        isa => isa == Isa::AvxVnni || isa >= Isa::Avx512Vnni,
-    };
-    unit && activations != ActivationPrecision::F32 && matches!(format, Format::Q8_0 | Format::Q4_0)
+    match isa {
+        // two products for the bytes of Q8_0 were no faster than f32
+        Isa::Avx2 => activations == ActivationPrecision::Int8 && format == Format::Q4_0,
+        isa if isa == Isa::AvxVnni || isa >= Isa::Avx512Vnni => {
+            activations != ActivationPrecision::F32 && matches!(format, Format::Q8_0 | Format::Q4_0)
+        }
+        _ => false,
+    }
 }
 
 /// What the weights' bytes are moved up by.
@@ -200,7 +201,7 @@ unsafe fn pack<U: Unit>(x: &[f32], shape: Shape, tokens: Range<usize>, blocks: R
 /// What a thread keeps from task to task.
 struct Scratch {
     /// Unsigned bytes, `[ROWS, PANEL_ROW]`, or in two such panels their lower and upper four bits.
-    panel: [u8; 2 * PANEL],
+    panel: [u8; PANEL],
     /// Their scales, `[ROWS, DEPTH]`.
     scales: [f32; ROWS * DEPTH],
     /// The sums of a task, `[rows, tokens]`, both rounded up to whole tiles.
@@ -210,7 +211,7 @@ struct Scratch {
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch {
-            panel: [0; 2 * PANEL],
+            panel: [0; PANEL],
             scales: [0.0; ROWS * DEPTH],
             sums: Buffer::empty(),
         })
@@ -227,12 +228,9 @@ unsafe fn rows<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scra
         let tokens = first..(first + TOKENS).min(work.shape.tokens);
         // SAFETY: as required of the caller.
         unsafe {
-            let wide = work.shape.format == Format::Q8_0;
-            match (work.fine, wide) {
-                (true, true) => some_tokens::<U, true, true>(work, range.clone(), tokens, scratch),
-                (true, false) => some_tokens::<U, true, false>(work, range.clone(), tokens, scratch),
-                (false, true) => some_tokens::<U, false, true>(work, range.clone(), tokens, scratch),
-                (false, false) => some_tokens::<U, false, false>(work, range.clone(), tokens, scratch),
+            match work.fine {
+                true => some_tokens::<U, true>(work, range.clone(), tokens, scratch),
+                false => some_tokens::<U, false>(work, range.clone(), tokens, scratch),
             }
         }
     }
@@ -243,7 +241,7 @@ unsafe fn rows<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scra
 /// # Safety
 /// As [`Unit`], and the rows must belong to the calling task.
 #[inline(always)]
-unsafe fn some_tokens<U: Unit, const FINE: bool, const WIDE: bool>(
+unsafe fn some_tokens<U: Unit, const FINE: bool>(
     work: &Work<'_>,
     range: Range<usize>,
     tokens: Range<usize>,
@@ -264,14 +262,8 @@ unsafe fn some_tokens<U: Unit, const FINE: bool, const WIDE: bool>(
                     prefetch(weight.as_ptr().wrapping_add((row + U::ROWS) * shape.row_bytes + bytes.start + line));
                 }
                 let row = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes][bytes.clone()];
-                let (panel, upper) = scratch.panel.split_at_mut(PANEL);
-                let panel = &mut panel[i * PANEL_ROW..][..depth * BLOCK];
+                let panel = &mut scratch.panel[i * PANEL_ROW..][..depth * BLOCK];
                 unpack(shape.format, row, panel, &mut scratch.scales[i * DEPTH..][..depth]);
-                if U::NIBBLES && WIDE {
-                    for (byte, upper) in panel.iter_mut().zip(&mut upper[i * PANEL_ROW..]) {
-                        (*byte, *upper) = (*byte & 15, *byte >> 4);
-                    }
-                }
             }
             for token in (0..tokens.len()).step_by(U::WIDTH) {
                 let records = &packed[((tokens.start + token) / U::WIDTH * blocks + begin) * record::<U>(FINE)..];
@@ -289,9 +281,9 @@ unsafe fn some_tokens<U: Unit, const FINE: bool, const WIDE: bool>(
                 // the sums.
                 unsafe {
                     if tokens.len() - token > U::Lanes::N {
-                        U::multiply::<2, FINE, WIDE>(&tile);
+                        U::multiply::<2, FINE>(&tile);
                     } else {
-                        U::multiply::<1, FINE, WIDE>(&tile);
+                        U::multiply::<1, FINE>(&tile);
                     }
                 }
             }

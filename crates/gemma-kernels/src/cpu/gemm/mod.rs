@@ -1,8 +1,8 @@
 //! Products of many tokens with a matrix (GEMM): arithmetic is the limit, so everything serves the innermost loop.
 //!
 //! - [`panel`]: how rows are decoded into panels and multiplied with packed activations;
-//! - `filling`: a panel that is filled while another one is multiplied;
-//! - [`f32`], `bf16`, `amx`: what multiplies a panel; [`tile`]: the register tile of the vector units;
+//! - [`unit`]: what multiplies a panel, and a panel that is filled meanwhile; [`f32`], `bf16` and `amx` are such units;
+//! - [`tile`]: the register tile of the vector units;
 //! - `scaled`: quantized weights whose numbers are multiplied in bf16 and scaled afterwards;
 //! - `int8`: quantized weights with activations as integers.
 
@@ -11,10 +11,10 @@ pub(in crate::cpu) mod amx;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) mod bf16;
 pub(in crate::cpu) mod f32;
-mod filling;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) mod int8;
 pub(in crate::cpu) mod panel;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) mod scaled;
 pub(in crate::cpu) mod tile;
+pub(in crate::cpu) mod unit;

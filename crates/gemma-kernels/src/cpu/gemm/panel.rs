@@ -11,8 +11,8 @@
 
 use crate::Format;
 use crate::cpu::buffer::Buffer;
-use crate::cpu::gemm::filling::Filling;
 use crate::cpu::gemm::tile::{self, AHEAD_STEP, Ahead, Left, Right, Sums, block_width};
+use crate::cpu::gemm::unit::{DEPTH, Filling, PANEL_ROW, Unit};
 use crate::cpu::isa::Lanes;
 use crate::cpu::isa::{Isa, with_isa};
 use crate::cpu::output::Output;
@@ -21,10 +21,6 @@ use crate::cpu::shape::Shape;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Words of a panel's row: 12 rows of 256 and as many of the packed activations fill an L1 cache.
-pub(in crate::cpu) const DEPTH: usize = 256;
-/// Words from one row of a panel to the next: a cache line more, so that rows do not fall into the same sets.
-pub(in crate::cpu) const PANEL_ROW: usize = DEPTH + 16;
 /// The most tokens of a packed block.
 const MOST_WIDTH: usize = 32;
 /// The most panels of a task.
@@ -35,88 +31,6 @@ pub(in crate::cpu) const TOKENS: usize = 512;
 const SUMS_PAD: usize = 16;
 /// The most cache lines of the next packed block that a step of [`AHEAD_STEP`] words requests.
 const MOST_LINES: usize = 8;
-
-/// What multiplies a panel with a block of tokens.
-///
-/// # Safety
-/// Every method requires the instructions of the unit, its lanes' included.
-pub(in crate::cpu) trait Unit {
-    /// What activations are packed and sums transposed with.
-    type Lanes: Lanes;
-    /// Values of a word.
-    const EACH: usize;
-    /// Rows of a panel. All of them are there, for the unit to read and to sum, though what the last ones hold may mean
-    /// nothing.
-    const PANEL: usize;
-    /// A row of a panel is filled up with zeros to a multiple of so many words; a packed block as well.
-    const STEP: usize;
-    /// Words from one row of a panel to the next: a cache line more than it has, so that rows do not fall into the same sets.
-    const PANEL_ROW: usize = PANEL_ROW;
-    /// Whether panels of quantized rows are filled while the one before is multiplied, and the next packed blocks are
-    /// requested: what pays where products leave vector registers and the L2 cache time.
-    const INTERLEAVES: bool = false;
-
-    /// Words of a panel's row that so many words of a packed row become, with what is kept beside them.
-    fn left(words: usize) -> usize {
-        words
-    }
-
-    /// Rows of a packed block that so many words of activations become, with what is kept beside them.
-    fn right(words: usize) -> usize {
-        words
-    }
-
-    /// Called by a thread before the products of a task.
-    unsafe fn begin() {}
-
-    /// Called by it after them.
-    unsafe fn end() {}
-
-    /// A stretch of a packed row as words of a panel, [as many](Self::left) as it becomes.
-    ///
-    /// # Safety
-    /// `bytes` holds the words' values.
-    unsafe fn decode(format: Format, bytes: &[u8], words: &mut [f32]);
-
-    /// `rows` rows of a panel times the first `vectors` vectors of a block, `depth` words of each.
-    ///
-    /// # Safety
-    /// All that the arguments name must be there.
-    unsafe fn multiply(panel: Left, rows: usize, block: Right, depth: usize, vectors: usize, sums: Sums, ahead: Ahead);
-
-    /// The same, and meanwhile fills as much of another panel as is due; only where it [interleaves](Self::INTERLEAVES).
-    ///
-    /// # Safety
-    /// As [`multiply`](Self::multiply) and [`Filling::step`].
-    #[inline(always)]
-    unsafe fn multiply_and_fill(
-        panel: Left,
-        block: Right,
-        depth: usize,
-        vectors: usize,
-        sums: Sums,
-        ahead: Ahead,
-        filling: &mut Filling<'_, Self>,
-    ) where
-        Self: Sized,
-    {
-        let _ = filling;
-        // SAFETY: as required of the caller.
-        unsafe { Self::multiply(panel, Self::PANEL, block, depth, vectors, sums, ahead) };
-    }
-}
-
-/// A unit whose panels can be filled across rows, for products with the transpose.
-///
-/// # Safety
-/// As [`Unit`].
-pub(in crate::cpu) trait Across: Unit {
-    /// A stretch of a packed row and of the next one, where a word holds a value of each; zeros where there is no next row.
-    ///
-    /// # Safety
-    /// Both hold a value for each word, of which there are at most [`DEPTH`].
-    unsafe fn decode_across(format: Format, row: &[u8], next: Option<&[u8]>, words: &mut [f32]);
-}
 
 /// Calls `multiply` with all rows, in stretches of whole panels for the threads, each with what it keeps.
 pub(in crate::cpu) fn with_scratch(shape: Shape, panel: usize, multiply: impl Fn(Range<usize>, &mut Scratch) + Sync) {

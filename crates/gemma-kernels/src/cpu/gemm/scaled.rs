@@ -8,8 +8,8 @@
 use crate::Format;
 use crate::cpu::bf16::{of_word, pair};
 use crate::cpu::buffer::Buffer;
-use crate::cpu::gemm::panel::{DEPTH, Unit};
 use crate::cpu::gemm::tile::{AHEAD_STEP, Ahead, Left, Right, Sums};
+use crate::cpu::gemm::unit::{DEPTH, Unit};
 use crate::cpu::isa::{Avx512, Lanes, Pairs, prefetch};
 use crate::cpu::output::Output;
 use crate::cpu::pool;

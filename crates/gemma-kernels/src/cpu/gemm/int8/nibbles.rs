@@ -1,9 +1,8 @@
 //! With AVX2, which multiplies bytes in pairs whose sums have 16 bits: weights of four bits.
 //!
-//! The eight pairs of a block are at most 8 · 2 · 15 · 127, so they are added before they are widened. Weights of eight bits are two
-//! such products, of their lower and their upper four bits.
+//! The eight pairs of a block are at most 8 · 2 · 15 · 127, so they are added before they are widened.
 
-use super::{BLOCK, DEPTH, PANEL, PANEL_ROW, Tile, Unit, record};
+use super::{BLOCK, DEPTH, PANEL_ROW, Tile, Unit, record};
 use crate::cpu::isa::Avx2;
 use crate::cpu::quantize::{Bytes, COARSE};
 use std::arch::x86_64::*;
@@ -16,8 +15,6 @@ pub(super) struct Nibbles;
 impl Unit for Nibbles {
     type Lanes = Avx2;
     const ROWS: usize = 4;
-    const NIBBLES: bool = true;
-
     #[inline(always)]
     unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes {
         // SAFETY: as required of the caller.
@@ -25,9 +22,9 @@ impl Unit for Nibbles {
     }
 
     #[inline(always)]
-    unsafe fn multiply<const V: usize, const FINE: bool, const WIDE: bool>(tile: &Tile) {
+    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile) {
         // SAFETY: as required of the caller.
-        unsafe { tile.nibbles::<V, WIDE>() };
+        unsafe { tile.nibbles::<V>() };
     }
 }
 
@@ -38,23 +35,19 @@ impl Tile {
     /// All that the fields name must be there, and the CPU must have the instructions.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn nibbles<const V: usize, const WIDE: bool>(&self) {
+    unsafe fn nibbles<const V: usize>(&self) {
         // SAFETY: as required of the caller.
         unsafe {
             for b in 0..self.blocks {
                 let record = self.records.add(b * record::<Nibbles>(false));
                 let (panel, plane) = (self.panel.add(b * BLOCK), record.add(2 * Nibbles::WIDTH));
-                let mut exact = [[_mm256_setzero_si256(); V]; Nibbles::ROWS];
-                if WIDE {
-                    exact = products::<V>(panel.add(PANEL), plane, 16);
-                }
-                let lower = products::<V>(panel, plane, 1);
+                let exact = products::<V>(panel, plane);
                 let replace = b == 0 && !self.add;
-                for (r, (exact, lower)) in exact.into_iter().zip(lower).enumerate() {
+                for (r, exact) in exact.into_iter().enumerate() {
                     let scale = _mm256_set1_ps(*self.scales.add(r * DEPTH + b));
-                    for (v, (exact, lower)) in exact.into_iter().zip(lower).enumerate() {
+                    for (v, exact) in exact.into_iter().enumerate() {
                         let start = _mm256_load_si256(record.add(8 * v).cast());
-                        let exact = _mm256_add_epi32(_mm256_add_epi32(exact, lower), start);
+                        let exact = _mm256_add_epi32(exact, start);
                         let to = self.sums.add(r * self.row + 8 * v);
                         let before = if replace { _mm256_setzero_ps() } else { _mm256_loadu_ps(to) };
                         let scale = _mm256_mul_ps(scale, _mm256_load_ps(record.add(Nibbles::WIDTH + 8 * v)));
@@ -66,13 +59,13 @@ impl Tile {
     }
 }
 
-/// The products of a block of columns, `factor` times: rows of numbers below 16 times a plane of activations.
+/// The products of a block of columns: rows of numbers below 16 times a plane of activations.
 ///
 /// # Safety
 /// As [`Tile::nibbles`].
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn products<const V: usize>(panel: *const u8, plane: *const f32, factor: i16) -> [[__m256i; V]; Nibbles::ROWS] {
+unsafe fn products<const V: usize>(panel: *const u8, plane: *const f32) -> [[__m256i; V]; Nibbles::ROWS] {
     let mut pairs = [[_mm256_setzero_si256(); V]; Nibbles::ROWS];
     for four in 0..BLOCK / 4 {
         // SAFETY: as required of the caller.
@@ -91,9 +84,9 @@ unsafe fn products<const V: usize>(panel: *const u8, plane: *const f32, factor: 
             }
         }
     }
-    let factor = _mm256_set1_epi16(factor);
+    let one = _mm256_set1_epi16(1);
     for pairs in pairs.iter_mut().flatten() {
-        *pairs = _mm256_madd_epi16(*pairs, factor);
+        *pairs = _mm256_madd_epi16(*pairs, one);
     }
     pairs
 }

@@ -19,7 +19,7 @@ impl Unit for Short {
     }
 
     #[inline(always)]
-    unsafe fn multiply<const V: usize, const FINE: bool, const WIDE: bool>(tile: &Tile) {
+    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile) {
         // SAFETY: as required of the caller.
         unsafe { tile.short::<V, FINE>() };
     }
