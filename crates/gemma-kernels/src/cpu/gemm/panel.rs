@@ -9,10 +9,9 @@
 //! What is multiplied are words of 32 bits: values here, two bf16 values each in [`bf16`](super::bf16). A [`Unit`] is
 //! the innermost loop for one kind of words with one kind of instructions.
 
-use crate::Format;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::tile::{self, AHEAD_STEP, Ahead, Left, Right, Sums, block_width};
-use crate::cpu::gemm::unit::{DEPTH, Filling, PANEL_ROW, Unit};
+use crate::cpu::gemm::unit::{DEPTH, Filling, Unit};
 use crate::cpu::isa::Lanes;
 use crate::cpu::isa::{Isa, with_isa};
 use crate::cpu::output::Output;
