@@ -128,6 +128,7 @@ mod tests {
     use super::*;
     use half::bf16;
 
+    type ModelledTiles = amx::Tiled<amx::tests::Modelled>;
     type Multiply = fn(Isa, Terms, &[f32], &[u8], Shape, Output);
 
     /// Whether the CPU multiplies pairs faster or not: the products are those of both sides' nearest bf16, or of the
@@ -136,7 +137,7 @@ mod tests {
     fn pairs_are_multiplied_as_bf16_values() {
         let in_the_model: Multiply = |isa, terms, x, weight, shape, out| {
             // SAFETY: the ISA says that the CPU has the instructions.
-            unsafe { with_unit::<amx::Tiled<amx::tests::Modelled>>(isa, terms, x, weight, shape, out) };
+            unsafe { with_unit::<ModelledTiles>(isa, terms, x, weight, shape, out) };
         };
         let shapes = [(1, 1, 2), (9, 13, 66), (33, 40, 514), (70, 25, 1030), (5, 7, 96), (17, 30, 1280), (530, 70, 32)];
         for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512Bf16) {
@@ -187,10 +188,10 @@ mod tests {
         let shape = Shape { format: Format::Bf16, tokens, rows, cols, row_bytes };
         for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512Bf16) {
             // SAFETY: the ISA says that the CPU has the instructions.
-            let ways: [Multiply; 3] =
-                [multiply, |i, t, x, w, s, o| unsafe { with_unit::<Vectors>(i, t, x, w, s, o) }, {
-                    |i, t, x, w, s, o| unsafe { with_unit::<amx::Tiled<amx::tests::Modelled>>(i, t, x, w, s, o) }
-                }];
+            let vectors: Multiply = |i, t, x, w, s, o| unsafe { with_unit::<Vectors>(i, t, x, w, s, o) };
+            // SAFETY: as above.
+            let tiles: Multiply = |i, t, x, w, s, o| unsafe { with_unit::<ModelledTiles>(i, t, x, w, s, o) };
+            let ways = [multiply, vectors, tiles];
             for (way, multiply) in ways.into_iter().enumerate() {
                 let error = |terms| {
                     let mut out = vec![f32::NAN; tokens * rows];

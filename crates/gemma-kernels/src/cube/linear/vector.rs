@@ -121,7 +121,8 @@ fn vector_kernel<N: Size, M: Size>(
     for i in 0..comptime!(unit_rows * tokens) {
         sums[i] = 0.0f32;
     }
-    let mut group = unit % LANES;
+    let lane = unit % LANES;
+    let mut group = lane;
     while group < groups {
         #[unroll]
         for p in 0..ahead {
@@ -157,7 +158,7 @@ fn vector_kernel<N: Size, M: Size>(
     }
 
     add_lanes(&mut sums, unit, comptime!(unit_rows * tokens), plan.plane);
-    if unit % LANES == 0 {
+    if lane == 0 {
         #[unroll]
         for t in 0..tokens {
             #[unroll]
