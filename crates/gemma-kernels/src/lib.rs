@@ -54,7 +54,7 @@ pub use map::{map_file, report_lost_maps};
 pub use ops::adapted::{AdaptedOps, LowRank, adapted_linear};
 pub use ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall, append, attend};
 pub use ops::conv::{ConvOps, causal_conv};
-pub use ops::elementwise::{Elementwise, ElementwiseOps, geglu, rms_norm, rotate, softcap};
+pub use ops::elementwise::{Elementwise, ElementwiseOps, add_bias, geglu, layer_norm, rms_norm, rotate, softcap};
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
 pub use ops::largest::{Largest, LargestOps, MOST_LARGEST, is_apart, largest};
 pub use ops::linear::{Arithmetic, LinearOps, packed_linear, packed_linear_in, packed_rows};
@@ -72,8 +72,8 @@ pub mod reference {
     pub use crate::ops::attention::reference_attend as attend;
     pub use crate::ops::conv::reference_causal_conv as causal_conv;
     pub use crate::ops::elementwise::{
-        reference_geglu as geglu, reference_rms_norm as rms_norm, reference_rotate as rotate,
-        reference_softcap as softcap,
+        reference_add_bias as add_bias, reference_geglu as geglu, reference_layer_norm as layer_norm,
+        reference_rms_norm as rms_norm, reference_rotate as rotate, reference_softcap as softcap,
     };
     pub use crate::ops::largest::reference_largest as largest;
     pub use crate::ops::recurrence::{

@@ -3,7 +3,7 @@
 use crate::{LoraFactors, Rows, Saver, Source, Weight};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use gemma_kernels::{Phase, adapted_linear};
+use gemma_kernels::{Phase, adapted_linear, add_bias};
 
 /// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to all rows, or to those of the requests that choose it.
 #[derive(Module, Debug)]
@@ -46,7 +46,7 @@ impl Projection {
     pub fn forward_in(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
         let groups = |factors: &LoraFactors| rows.adapted(factors.adapter());
         let with_bias = |y: Tensor<2>| match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze::<2>(),
+            Some(bias) => add_bias(y, bias.val()),
             None => y,
         };
         // a product of trainable factors may be added up in another order where it has more rows

@@ -11,7 +11,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
-use gemma_kernels::{AttendParams, AttendSegment, Phase, Visibility, attend, geglu};
+use gemma_kernels::{AttendParams, AttendSegment, Phase, Visibility, add_bias, attend, geglu, layer_norm};
 use gemma_nn::{Projection, Saver, Source};
 
 use crate::{Pixels, SiglipConfig};
@@ -42,10 +42,7 @@ impl LayerNorm {
 
     /// `[rows, hidden_size]` to the same shape.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let centred = x.clone() - x.mean_dim(1);
-        let variance = centred.clone().square().mean_dim(1);
-        let inverse = variance.add_scalar(self.eps).sqrt().recip();
-        centred.mul(inverse).mul(self.weight.val().unsqueeze::<2>()).add(self.bias.val().unsqueeze::<2>())
+        layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
     }
 }
 
@@ -220,7 +217,7 @@ impl Siglip {
         let rows = images.len() * patches;
         let x = Tensor::<2>::from_data(TensorData::new(values, [rows, 3 * patch * patch]), &device);
         let kernel = self.patch_embedding.val().reshape([hidden_size, 3 * patch * patch]);
-        let x = x.matmul(kernel.transpose()) + self.patch_bias.val().unsqueeze::<2>();
+        let x = add_bias(x.matmul(kernel.transpose()), self.patch_bias.val());
         let positions = self.position_embedding.val().reshape([1, patches, hidden_size]);
         (x.reshape([images.len(), patches, hidden_size]) + positions).reshape([rows, hidden_size])
     }

@@ -202,6 +202,8 @@ pub(super) fn elementwise(
             let half = first.len() / tokens.max(1);
             cpu::rotate(cpu_isa(), x, [first, second], [heads, head_dim, half], 1.0, out);
         }
+        Elementwise::AddBias => cpu::add_bias(cpu_isa(), x, first, out),
+        Elementwise::LayerNorm { eps } => cpu::layer_norm(cpu_isa(), x, [first, second], eps, out),
         Elementwise::Softcap { cap } => cpu::softcap(cpu_isa(), x, cap, out),
     };
     // SAFETY: each writes every value.
@@ -219,7 +221,9 @@ pub(super) fn elementwise_gradient(
 ) -> TensorData {
     let write = |out: &mut [MaybeUninit<f32>]| match operation {
         Elementwise::GeGlu => unreachable!("its operands' gradients come together"),
-        Elementwise::Softcap { .. } => unreachable!("its reference implementation is differentiated"),
+        Elementwise::AddBias | Elementwise::LayerNorm { .. } | Elementwise::Softcap { .. } => {
+            unreachable!("its reference implementation is differentiated")
+        }
         Elementwise::RmsNorm { eps } => cpu::rms_norm_gradient(cpu_isa(), from_above, x, first, eps, out),
         Elementwise::Rotate => {
             let &[tokens, heads, head_dim] = dims else { unreachable!("heads have three axes") };

@@ -81,6 +81,58 @@ pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut 
     });
 }
 
+/// `out = x + bias` for each row, as long as `bias`.
+pub(crate) fn add_bias(isa: Isa, x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]) {
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]) {
+        for (x, out) in x.chunks_exact(bias.len()).zip(out.chunks_exact_mut(bias.len())) {
+            for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
+                out.write(x + bias);
+            }
+        }
+    }
+    let width = bias.len().max(1);
+    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "whole rows");
+    in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
+        let x = &x[first..first + out.len()];
+        with_isa!(isa, kernel(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]));
+    });
+}
+
+/// `out = (x - mean) / sqrt(variance + eps) · weight + bias` for each row, as long as `weight` and `bias`.
+pub(crate) fn layer_norm(isa: Isa, x: &[f32], [weight, bias]: [&[f32]; 2], eps: f32, out: &mut [MaybeUninit<f32>]) {
+    /// The sum of `value(x)`, in sixteen parts that vectors hold.
+    #[inline(always)]
+    fn sum(row: &[f32], value: impl Fn(f32) -> f32) -> f32 {
+        let (parts, rest) = row.as_chunks::<16>();
+        let mut sums = [0f32; 16];
+        for part in parts {
+            for (sum, x) in sums.iter_mut().zip(part) {
+                *sum += value(*x);
+            }
+        }
+        sums.into_iter().sum::<f32>() + rest.iter().map(|x| value(*x)).sum::<f32>()
+    }
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
+        let width = weight.len();
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            let mean = sum(x, |x| x) / width as f32;
+            let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
+            let inverse = 1.0 / (variance + eps).sqrt();
+            for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+                out.write((x - mean) * inverse * weight + bias);
+            }
+        }
+    }
+    let width = weight.len().max(1);
+    assert!(x.len() == out.len() && x.len().is_multiple_of(width) && bias.len() == weight.len(), "whole rows");
+    in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
+        let x = &x[first..first + out.len()];
+        with_isa!(isa, kernel(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]));
+    });
+}
+
 /// `out = cap · tanh(x / cap)`.
 pub(crate) fn softcap(isa: Isa, x: &[f32], cap: f32, out: &mut [MaybeUninit<f32>]) {
     #[inline(always)]

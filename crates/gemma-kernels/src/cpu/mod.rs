@@ -37,7 +37,9 @@ pub(crate) use attention::{Heads, Keys, Sequence, Stored, attend, attend_gradien
 pub use bandwidth::memory_bandwidth;
 pub(crate) use conv::causal_conv;
 pub use elementwise::softmax_terms;
-pub(crate) use elementwise::{geglu, geglu_gradient, rms_norm, rms_norm_gradient, rotate, softcap};
+pub(crate) use elementwise::{
+    add_bias, geglu, geglu_gradient, layer_norm, rms_norm, rms_norm_gradient, rotate, softcap,
+};
 pub(crate) use gated_decay::{Gates, gated_decay};
 pub use gemv::distance::prefetch_distances;
 pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};

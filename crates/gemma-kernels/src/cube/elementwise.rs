@@ -62,6 +62,9 @@ pub(crate) fn elementwise(x: CubeTensor, first: CubeTensor, second: CubeTensor, 
                 );
             }
         }
+        Elementwise::AddBias | Elementwise::LayerNorm { .. } => {
+            unreachable!("GPUs compute {operation:?} with Burn's operations")
+        }
         // SAFETY: units past the last value do nothing.
         Elementwise::Softcap { cap } => unsafe {
             softcap_kernel::launch_unchecked(

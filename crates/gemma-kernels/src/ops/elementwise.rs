@@ -19,6 +19,13 @@ pub enum Elementwise {
     },
     /// [`rotate`] of heads by cosines and sines.
     Rotate,
+    /// [`add_bias`] to rows.
+    AddBias,
+    /// [`layer_norm`] of rows with a weight and a bias.
+    LayerNorm {
+        /// Added to the variance.
+        eps: f32,
+    },
     /// [`softcap`] of logits.
     Softcap {
         /// The bound.
@@ -101,6 +108,34 @@ pub fn rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
     in_one_pass(x, cos, sin, Elementwise::Rotate)
 }
 
+/// `x + bias` for every row: `x` `[tokens, width]`, `bias` `[width]`. On GPUs and autodiff devices this is
+/// [`reference::add_bias`](crate::reference::add_bias).
+///
+/// # Panics
+/// When the shapes do not match.
+pub fn add_bias(x: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    assert_eq!(x.dims()[1], bias.dims()[0], "a bias for every column");
+    if x.is_autodiff() || bias.is_autodiff() || stores_words(&x.device()) {
+        return reference_add_bias(x, bias);
+    }
+    in_one_pass(x, bias.clone(), bias, Elementwise::AddBias)
+}
+
+/// `(x - mean) / sqrt(variance + eps) · weight + bias`, mean and variance over a row (Ba et al. 2016, arXiv:1607.06450, eq. 4):
+/// `x` `[tokens, width]`, `weight` and `bias` `[width]`. On GPUs and autodiff devices this is
+/// [`reference::layer_norm`](crate::reference::layer_norm).
+///
+/// # Panics
+/// When the shapes do not match.
+pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f32) -> Tensor<2> {
+    assert_eq!([x.dims()[1]; 2], [weight.dims()[0], bias.dims()[0]], "a weight and a bias for every column");
+    let is_recorded = [x.is_autodiff(), weight.is_autodiff(), bias.is_autodiff()].contains(&true);
+    if is_recorded || stores_words(&x.device()) {
+        return reference_layer_norm(x, weight, bias, eps);
+    }
+    in_one_pass(x, weight, bias, Elementwise::LayerNorm { eps })
+}
+
 /// `cap · tanh(x / cap)`: bounds logits without clipping them (Gemma 2 report, section 2). On autodiff devices this is
 /// [`reference::softcap`](crate::reference::softcap).
 pub fn softcap<const D: usize>(x: Tensor<D>, cap: f32) -> Tensor<D> {
@@ -157,6 +192,19 @@ pub fn reference_rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<
         parts.push(part(2 * half, head_dim));
     }
     Tensor::cat(parts, 2)
+}
+
+/// The reference implementation of [`add_bias`].
+pub fn reference_add_bias(x: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    x + bias.unsqueeze::<2>()
+}
+
+/// The reference implementation of [`layer_norm`].
+pub fn reference_layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f32) -> Tensor<2> {
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = centred.clone().square().mean_dim(1);
+    let inverse = variance.add_scalar(eps).sqrt().recip();
+    centred.mul(inverse).mul(weight.unsqueeze::<2>()).add(bias.unsqueeze::<2>())
 }
 
 /// The reference implementation of [`softcap`].
@@ -233,6 +281,12 @@ mod tests {
                     1e-5,
                     &format!("{context} norm"),
                 );
+                let bias = || tensor([width], 4, &device);
+                let found = values(add_bias(x(), bias()));
+                assert_eq!(found, values(reference_add_bias(x(), bias())), "{context} bias");
+                let found = values(layer_norm(x(), weight(), bias(), 1e-6));
+                let expected = values(reference_layer_norm(x(), weight(), bias(), 1e-6));
+                assert_close(&found, &expected, 2e-5, &format!("{context} layer norm"));
                 for cap in [0.5, 30.0] {
                     let found = values(softcap(x(), cap));
                     let expected: Vec<f32> =
