@@ -7,6 +7,7 @@
 //! a GPU that is measured.
 
 mod chart;
+mod child;
 mod compare;
 mod gpu;
 mod peers;

@@ -133,12 +133,16 @@ pub(crate) fn rows<M: CausalModel>(
     }
     let by_few: Vec<usize> = (0..reads.len()).filter(|row| few(&reads[*row]).is_some()).collect();
     // one more than is read tells whether more than that are saturated
-    let count = reads.iter().filter_map(few).max().unwrap_or(0) + usize::from(model.final_softcap().is_some());
-    let found = largest(select_rows(&logits, &by_few), count.clamp(1, vocab)).map_err(device_error)?;
+    let own = |row: usize| {
+        few(&reads[row]).map_or(0, |count| (count + usize::from(model.final_softcap().is_some())).clamp(1, vocab))
+    };
+    let count = (0..reads.len()).map(own).max().unwrap_or(1);
+    let found = largest(select_rows(&logits, &by_few), count).map_err(device_error)?;
     let mut found = by_few.into_iter().zip(found).peekable();
     let mut wanted = Vec::new();
     for row in 0..reads.len() {
-        let largest = found.next_if(|(other, _)| *other == row).map(|(_, largest)| largest);
+        // a row that reads fewer than another one gets what it gets alone
+        let largest = found.next_if(|(other, _)| *other == row).map(|(_, largest)| largest.first(own(row)));
         rows.places.push(match largest.filter(|largest| tells_all(largest, model.final_softcap(), vocab)) {
             Some(largest) => {
                 rows.largest.push(largest);
@@ -215,6 +219,26 @@ mod tests {
             let part = found.part(1..3);
             assert_eq!([0, 1].map(|row| is_whole(&part, row)), [true, !far], "{backend}");
             assert_eq!(part.row(1).logit(part_best(&part)), found.row(2).logit(part_best(&part)), "{backend}");
+        }
+    }
+
+    /// A row with few possible tokens is read as it is alone, also beside one that reads more.
+    #[test]
+    fn company_does_not_change_how_a_row_is_read() {
+        for backend in Backend::compiled() {
+            let device = backend.device().unwrap();
+            let far = is_apart(&device);
+            let model = Fake::new(9).on(device);
+            let mut few = vec![f32::NEG_INFINITY; 9];
+            few[3] = 1.0;
+            let read = |hidden_states: Vec<Vec<f32>>, reads: &[Option<usize>]| {
+                rows(&model, model.tensor(hidden_states), reads).unwrap()
+            };
+            let (alone, beside) =
+                (read(vec![few.clone()], &[Some(1)]), read(vec![few, vec![0.5; 9]], &[Some(1), Some(4)]));
+            assert_eq!([is_whole(&alone, 0), is_whole(&beside, 0)], [!far; 2], "{backend}");
+            let sums = [&alone, &beside].map(|rows| rows.row(0).log_sum_exp().unwrap().to_bits());
+            assert_eq!(sums[0], sums[1], "{backend}");
         }
     }
 

@@ -45,6 +45,12 @@ pub fn tanh(x: f32) -> f32 {
     if x.abs() < 0.25 { x + x * (series * square) } else { far }
 }
 
+/// `cap · tanh(x / cap)`, the soft cap of logits and of scores (Gemma 2 report, section 2).
+#[inline(always)]
+pub fn softcap(x: f32, cap: f32) -> f32 {
+    cap * tanh(x / cap)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

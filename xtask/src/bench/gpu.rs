@@ -4,14 +4,13 @@
 //! Every row is a process with a time limit, and is written down as soon as it is there, so that a machine that is lent
 //! for minutes, or a driver that hangs, costs no more than the rest.
 
-use super::{Options, number, rounded};
+use super::{Options, child, number, rounded};
 use crate::cargo::Step;
 use crate::machine;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 pub(super) const MARKERS: [&str; 2] = ["<!-- gpu: begin -->", "<!-- gpu: end -->"];
@@ -129,6 +128,7 @@ pub(super) fn run(root: &Path, options: &Options, backend: &str) -> Result<()> {
         missing += usize::from(line.is_err());
         record.add(&line.unwrap_or_else(|reason| {
             let precision = row.precision.as_deref().unwrap_or("as stored");
+            let reason = reason.to_string().replace('|', "/");
             format!("| {} | {precision} | not measured: {reason} | | | | | | | |\n", row.name())
         }))?;
     }
@@ -223,43 +223,9 @@ fn limited(program: &Path, arguments: &[String], end: Instant) -> Result<Value> 
         bail!("the time was over");
     }
     eprintln!("==> gemma {}", arguments.join(" "));
-    let begin = Instant::now();
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("{} could not be started", program.display()))?;
-    let read = |mut from: Box<dyn Read + Send>| {
-        std::thread::spawn(move || {
-            let mut text = String::new();
-            // what is not UTF-8 is no JSON, which is found below
-            let _ = from.read_to_string(&mut text);
-            text
-        })
-    };
-    let printed = read(Box::new(child.stdout.take().expect("it is piped")));
-    let complaint = read(Box::new(child.stderr.take().expect("it is piped")));
-    let status = loop {
-        if let Some(status) = child.try_wait().context("the program cannot be waited for")? {
-            break Some(status);
-        }
-        if begin.elapsed() > limit {
-            child.kill().context("the program cannot be ended")?;
-            child.wait().context("the program cannot be waited for")?;
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    let [printed, complaint] = [printed, complaint].map(|reader| reader.join().unwrap_or_default());
-    eprintln!("<== {:.1} s", begin.elapsed().as_secs_f64());
-    let Some(status) = status else { bail!("cut after {:.0} s", limit.as_secs_f64()) };
-    if !status.success() {
-        let last = complaint.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-        return Err(anyhow!("{status}: {}", last.replace('|', "/")));
-    }
-    serde_json::from_str(&printed).with_context(|| format!("gemma {} printed no JSON", arguments[0]))
+    let (value, seconds) = child::json(Command::new(program).args(arguments), Some(limit), |_| ())?;
+    eprintln!("<== {seconds:.1} s");
+    Ok(value)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The programs that a user would take instead, found or built in a cache folder, and what they measure.
 
+use super::child;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -193,29 +194,12 @@ fn made(name: &str, script: &str, cache: &Path) -> Result<()> {
 /// # Errors
 /// It could not be started, failed, or printed something else.
 pub(super) fn run(command: &mut Command) -> Result<Run> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let (start, before) = (Instant::now(), busy().zip(own()));
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let mut child = child.with_context(|| format!("{name} could not be started"))?;
-    let mut stdout = child.stdout.take().context("its output was asked for")?;
-    let reader = std::thread::spawn(move || std::io::read_to_string(&mut stdout));
+    let before = busy().zip(own());
     let mut peak = None;
-    let status = loop {
-        peak = memory(child.id()).or(peak);
-        match child.try_wait().with_context(|| format!("{name} was lost"))? {
-            Some(status) => break status,
-            None => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    let seconds = start.elapsed().as_secs_f64();
+    let (measured, seconds) = child::json(command, None, |process| peak = memory(process).or(peak))?;
     let others = before
         .zip(busy().zip(own()))
         .map(|((all, own), (all_after, own_after))| ((all_after - all) - (own_after - own)).max(0.0) / seconds);
-    let printed = reader.join().map_err(|_| anyhow::anyhow!("{name} could not be read from"))??;
-    if !status.success() {
-        bail!("{name} ended with {status}");
-    }
-    let measured = serde_json::from_str(&printed).with_context(|| format!("{name} printed no JSON: {printed:?}"))?;
     Ok(Run { measured, peak, others, seconds })
 }
 

@@ -138,7 +138,7 @@ pub(crate) fn softcap(isa: Isa, x: &[f32], cap: f32, out: &mut [MaybeUninit<f32>
     #[inline(always)]
     unsafe fn kernel<L: Lanes>(x: &[f32], cap: f32, out: &mut [MaybeUninit<f32>]) {
         for (out, x) in out.iter_mut().zip(x) {
-            out.write(cap * math::tanh(x / cap));
+            out.write(math::softcap(*x, cap));
         }
     }
     assert_eq!(x.len(), out.len(), "a value for each");
@@ -236,7 +236,7 @@ pub fn softmax_terms(logits: &mut [f32], largest: f32, softcap: Option<f32>) -> 
         const SUMS: usize = 16;
         if let Some(cap) = softcap {
             for logit in &mut *logits {
-                let capped = cap * math::tanh(*logit / cap);
+                let capped = math::softcap(*logit, cap);
                 *logit = if *logit == f32::NEG_INFINITY { *logit } else { capped };
             }
         }

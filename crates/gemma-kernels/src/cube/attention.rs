@@ -9,6 +9,7 @@
 //! depends on nothing else in the launch.
 
 use super::dequantize::half_to_f32;
+use super::math::tanh;
 use super::{cube_count, floats, is_empty, output};
 use crate::kv::{BLOCK, CachePrecision, PAGE_LEN};
 use crate::ops::attention::{PagedCall, QUERY_WORDS};
@@ -476,12 +477,7 @@ fn read(
             }
             let mut score = sum * scene.scale;
             if capped {
-                // beyond 15, tanh is 1 in f32, and some drivers' tanh overflows
-                let ratio = clamp(score / scene.softcap, -15.0f32, 15.0f32);
-                // and near zero they have no relative accuracy, which a high cap needs
-                let square = ratio * ratio;
-                let series = ratio - ratio * square * (1.0f32 / 3.0f32 - square * (2.0f32 / 15.0f32));
-                score = scene.softcap * select(ratio * ratio < 0.001f32, series, ratio.tanh());
+                score = scene.softcap * tanh(score / scene.softcap);
             }
             board.scores[unit] = score;
         }

@@ -89,6 +89,18 @@ pub(super) fn column(group: usize, #[comptime] index: usize, #[comptime] format:
     }
 }
 
+/// The two values of bf16 or f16 in a word, the lower half first.
+#[cube]
+fn put_halves(word: u32, values: &mut Array<f32>, #[comptime] to: usize, #[comptime] format: Format) {
+    if comptime!(format == Format::Bf16) {
+        values[to] = f32::reinterpret(word << 16u32);
+        values[comptime!(to + 1)] = f32::reinterpret(word & 0xffff_0000u32);
+    } else {
+        values[to] = half_to_f32(word & 0xffffu32);
+        values[comptime!(to + 1)] = half_to_f32(word >> 16u32);
+    }
+}
+
 /// Decodes group `group` of the row that starts at word `row` into `values` from index `to` on, in the order of
 /// [`column`].
 ///
@@ -126,13 +138,7 @@ pub(super) fn decode(
                     word &= 0xffffu32;
                 }
             }
-            if comptime!(format == Format::Bf16) {
-                values[comptime!(to + 2 * i)] = f32::reinterpret(word << 16u32);
-                values[comptime!(to + 2 * i + 1)] = f32::reinterpret(word & 0xffff_0000u32);
-            } else {
-                values[comptime!(to + 2 * i)] = half_to_f32(word & 0xffffu32);
-                values[comptime!(to + 2 * i + 1)] = half_to_f32(word >> 16u32);
-            }
+            put_halves(word, values, comptime!(to + 2 * i), format);
         }
     } else if whole || group * GROUP < cols {
         if comptime!(format == Format::Q8_0 || format == Format::Q4_0) {

@@ -1,5 +1,6 @@
 //! What lies between the products, a launch each: the gated activation, the norm of rows, the rotation of heads and the soft cap.
 
+use super::math::{sigmoid, tanh};
 use super::{cube_count, floats, is_empty, output};
 use crate::ops::elementwise::Elementwise;
 use burn_cubecl::tensor::CubeTensor;
@@ -11,8 +12,6 @@ const UNITS: usize = 256;
 const TWICE_ROOT: f32 = 1.595_769;
 /// Its factor of the cube.
 const CUBIC: f32 = 0.044_715;
-/// The largest power of e taken: some drivers know no infinity, and `1 / (1 + exp(80))` is 0 beside 1 in f32.
-const LARGEST_POWER: f32 = 80.0;
 
 /// The operation on `x`, with one or two further operands.
 ///
@@ -112,8 +111,7 @@ fn geglu_kernel(gate: &[f32], up: &[f32], out: &mut [f32], work: usize) {
     }
     let z = gate[ABSOLUTE_POS];
     let inner = TWICE_ROOT * (z + CUBIC * z * z * z);
-    let gelu = z / (1.0f32 + min(-inner, LARGEST_POWER).exp());
-    out[ABSOLUTE_POS] = gelu * up[ABSOLUTE_POS];
+    out[ABSOLUTE_POS] = z * sigmoid(inner) * up[ABSOLUTE_POS];
 }
 
 /// Each unit makes one value.
@@ -122,14 +120,7 @@ fn softcap_kernel(x: &[f32], out: &mut [f32], work: usize, cap: f32) {
     if ABSOLUTE_POS >= work {
         terminate!();
     }
-    let z = x[ABSOLUTE_POS] / cap;
-    let power = min(z.abs() * 2.0f32, LARGEST_POWER).exp();
-    let far = 1.0f32 - 2.0f32 / (power + 1.0f32);
-    let square = z * z;
-    // drivers' exponentials and tanh have no relative accuracy near zero
-    let near = z - z * square * (0.333_333_34f32 - square * (0.133_333_34f32 - square * 0.053_968_254f32));
-    let signed = select(z < 0.0f32, -far, far);
-    out[ABSOLUTE_POS] = cap * select(square < 0.01f32, near, signed);
+    out[ABSOLUTE_POS] = cap * tanh(x[ABSOLUTE_POS] / cap);
 }
 
 /// A cube makes one row.

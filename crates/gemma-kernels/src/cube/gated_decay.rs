@@ -1,6 +1,7 @@
 //! The coefficients of a gated recurrence in one launch: both gates, which are block-diagonal products, and what follows
 //! from them.
 
+use super::math::{sigmoid, tanh};
 use super::{cube_count, floats, is_empty, output};
 use burn::backend::ops::IntTensorOps;
 use burn::tensor::TensorData;
@@ -142,22 +143,12 @@ fn gate_kernel(
         let at = token * channels + channel;
         let log_a = decay[channel] * sigmoid(recurrent);
         let a = log_a.exp();
-        // 1 - a² without its cancellation near a = 1, where drivers' tanh has no relative accuracy
-        let z = -log_a;
-        let square = z * z;
-        let series = z - z * square * (1.0f32 / 3.0f32 - square * (2.0f32 / 15.0f32));
-        let tanh = select(square < 0.001f32, series, min(z, 15.0f32).tanh());
-        let mut root = (tanh * (1.0f32 + a * a)).sqrt();
+        // 1 - a² without its cancellation near a = 1
+        let mut root = (tanh(-log_a) * (1.0f32 + a * a)).sqrt();
         if comptime!(some_begin) {
             root = select(begins[token] != 0u32, 1.0f32, root);
         }
         factors[at] = a;
         addends[at] = root * (sigmoid(input) * x[at]);
     }
-}
-
-/// `1 / (1 + exp(-x))`; below -80 it is 0 as far as f32 tells beside 1, and some drivers know no infinity.
-#[cube]
-fn sigmoid(x: f32) -> f32 {
-    1.0f32 / (1.0f32 + min(-x, 80.0f32).exp())
 }

@@ -11,7 +11,8 @@
 //! - [`recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, a unit per channel;
 //! - [`gated_decay`]: its coefficients; [`conv`]: the convolution before it;
 //! - [`elementwise`]: what lies between the products;
-//! - [`sampling`]: the largest logits of a row.
+//! - [`sampling`]: the largest logits of a row;
+//! - [`math`]: functions that drivers compute badly.
 //!
 //! # Index arithmetic
 //!
@@ -25,6 +26,7 @@ mod dequantize;
 mod elementwise;
 mod gated_decay;
 mod linear;
+mod math;
 mod recurrence;
 mod rows;
 mod sampling;

@@ -38,6 +38,16 @@ pub struct Largest {
     pub log_sum_exp: f64,
 }
 
+impl Largest {
+    /// The first `count` of them.
+    #[must_use]
+    pub fn first(mut self, count: usize) -> Self {
+        self.logits.truncate(count);
+        self.tokens.truncate(count);
+        self
+    }
+}
+
 /// Whether tensors of this device lie in memory of its own, so that reading one on the host is a transfer.
 pub fn is_apart(device: &Device) -> bool {
     stores_words(device)

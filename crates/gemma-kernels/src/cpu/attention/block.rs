@@ -112,7 +112,7 @@ unsafe fn attend_with<L: Lanes, V: Lanes>(block: &Block<'_>, keys: Range<usize>,
             let scores = &mut scratch.scores[..count * width];
             if let Some(cap) = block.params.softcap {
                 for row in scores.chunks_exact_mut(width) {
-                    row[..active].iter_mut().for_each(|score| *score = cap * math::tanh(*score / cap));
+                    row[..active].iter_mut().for_each(|score| *score = math::softcap(*score, cap));
                 }
             }
             seen.hide(scores, width, active, position);

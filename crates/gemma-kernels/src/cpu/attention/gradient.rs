@@ -179,7 +179,7 @@ fn score_gradient(weights: &mut [f32], slopes: &mut [f32], seen: Range<usize>, p
     for weight in &mut *weights {
         *weight *= params.scale;
         if let Some(cap) = params.softcap {
-            *weight = cap * math::tanh(*weight / cap);
+            *weight = math::softcap(*weight, cap);
         }
         largest = if *weight > largest { *weight } else { largest };
     }

@@ -1,6 +1,6 @@
 //! Formats whose groups, or what they need, begin at whole quads of words, so that 128 bits are loaded at a time.
 
-use super::{GROUP, PARTS_WORDS, QUAD_GROUP, half_to_f32, put_parts};
+use super::{GROUP, PARTS_WORDS, QUAD_GROUP, put_halves, put_parts};
 use crate::Format;
 use cubecl::prelude::*;
 
@@ -75,13 +75,6 @@ pub(in super::super) fn widen<M: Size>(
 ) {
     #[unroll]
     for i in 0..QUAD {
-        let word = piece.extract(i);
-        if comptime!(format == Format::Bf16) {
-            values[comptime!(to + 2 * i)] = f32::reinterpret(word << 16u32);
-            values[comptime!(to + 2 * i + 1)] = f32::reinterpret(word & 0xffff_0000u32);
-        } else {
-            values[comptime!(to + 2 * i)] = half_to_f32(word & 0xffffu32);
-            values[comptime!(to + 2 * i + 1)] = half_to_f32(word >> 16u32);
-        }
+        put_halves(piece.extract(i), values, comptime!(to + 2 * i), format);
     }
 }

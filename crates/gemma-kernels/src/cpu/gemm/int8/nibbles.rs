@@ -2,7 +2,8 @@
 //!
 //! The eight pairs of a block are at most 8 · 2 · 15 · 127, so they are added before they are widened.
 
-use super::{BLOCK, DEPTH, PANEL_ROW, Tile, Unit, record};
+use super::short::Short;
+use super::{BLOCK, PANEL_ROW, Tile, Unit, record};
 use crate::cpu::isa::Avx2;
 use crate::cpu::quantize::{Bytes, COARSE};
 use std::arch::x86_64::*;
@@ -14,7 +15,8 @@ pub(super) struct Nibbles;
 
 impl Unit for Nibbles {
     type Lanes = Avx2;
-    const ROWS: usize = 4;
+    const ROWS: usize = Short::ROWS;
+
     #[inline(always)]
     unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes {
         // SAFETY: as required of the caller.
@@ -41,19 +43,13 @@ impl Tile {
             for b in 0..self.blocks {
                 let record = self.records.add(b * record::<Nibbles>(false));
                 let (panel, plane) = (self.panel.add(b * BLOCK), record.add(2 * Nibbles::WIDTH));
-                let exact = products::<V>(panel, plane);
-                let replace = b == 0 && !self.add;
-                for (r, exact) in exact.into_iter().enumerate() {
-                    let scale = _mm256_set1_ps(*self.scales.add(r * DEPTH + b));
-                    for (v, exact) in exact.into_iter().enumerate() {
-                        let start = _mm256_load_si256(record.add(8 * v).cast());
-                        let exact = _mm256_add_epi32(exact, start);
-                        let to = self.sums.add(r * self.row + 8 * v);
-                        let before = if replace { _mm256_setzero_ps() } else { _mm256_loadu_ps(to) };
-                        let scale = _mm256_mul_ps(scale, _mm256_load_ps(record.add(Nibbles::WIDTH + 8 * v)));
-                        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, before));
+                let mut exact = products::<V>(panel, plane);
+                for exact in &mut exact {
+                    for (v, exact) in exact.iter_mut().enumerate() {
+                        *exact = _mm256_add_epi32(*exact, _mm256_load_si256(record.add(8 * v).cast()));
                     }
                 }
+                self.add_scaled(b, record, exact);
             }
         }
     }

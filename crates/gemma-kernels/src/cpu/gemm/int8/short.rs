@@ -55,15 +55,33 @@ impl Tile {
                     }
                 }
                 short_products::<V>(&mut exact, panel, low);
-                let replace = b == 0 && !self.add;
-                for (r, exact) in exact.into_iter().enumerate() {
-                    let scale = _mm256_set1_ps(*self.scales.add(r * DEPTH + b));
-                    for (v, exact) in exact.into_iter().enumerate() {
-                        let to = self.sums.add(r * self.row + 8 * v);
-                        let before = if replace { _mm256_setzero_ps() } else { _mm256_loadu_ps(to) };
-                        let scale = _mm256_mul_ps(scale, _mm256_load_ps(record.add(Short::WIDTH + 8 * v)));
-                        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, before));
-                    }
+                self.add_scaled(b, record, exact);
+            }
+        }
+    }
+
+    /// Adds the exact sums of a block of columns, times the scales of both sides, to the sums.
+    ///
+    /// # Safety
+    /// All that the fields name must be there, `record` must be that of the block, and the CPU must have the instructions.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn add_scaled<const V: usize>(
+        &self,
+        block: usize,
+        record: *const f32,
+        exact: [[__m256i; V]; Short::ROWS],
+    ) {
+        let replace = block == 0 && !self.add;
+        // SAFETY: as required of the caller.
+        unsafe {
+            for (r, exact) in exact.into_iter().enumerate() {
+                let scale = _mm256_set1_ps(*self.scales.add(r * DEPTH + block));
+                for (v, exact) in exact.into_iter().enumerate() {
+                    let to = self.sums.add(r * self.row + 8 * v);
+                    let before = if replace { _mm256_setzero_ps() } else { _mm256_loadu_ps(to) };
+                    let scale = _mm256_mul_ps(scale, _mm256_load_ps(record.add(Short::WIDTH + 8 * v)));
+                    _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, before));
                 }
             }
         }

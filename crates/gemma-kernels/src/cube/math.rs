@@ -1,0 +1,24 @@
+//! Functions whose forms in shaders are not to be relied on: some drivers know no infinity, and their `tanh` has no relative
+//! accuracy near zero.
+
+use cubecl::prelude::*;
+
+/// The largest power of e taken: `1 / (1 + exp(80))` is 0 beside 1 in f32.
+const LARGEST_POWER: f32 = 80.0;
+
+/// `tanh x`, by its series near zero.
+#[cube]
+pub(super) fn tanh(x: f32) -> f32 {
+    let power = min(x.abs() * 2.0f32, LARGEST_POWER).exp();
+    let far = 1.0f32 - 2.0f32 / (power + 1.0f32);
+    let square = x * x;
+    // 1/3, 2/15, 17/315
+    let near = x - x * square * (0.333_333_34f32 - square * (0.133_333_34f32 - square * 0.053_968_254f32));
+    select(square < 0.01f32, near, select(x < 0.0f32, -far, far))
+}
+
+/// `1 / (1 + exp(-x))`.
+#[cube]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0f32 / (1.0f32 + min(-x, LARGEST_POWER).exp())
+}
