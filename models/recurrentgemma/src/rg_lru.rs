@@ -1,12 +1,9 @@
 //! The real-gated linear recurrent unit.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation::log_sigmoid};
+use burn::tensor::Tensor;
 use gemma_kernels::{RecurrentGates, gated_decay, linear_recurrence};
 use gemma_nn::{Saver, Segment, Source};
-
-/// How strongly the recurrent gate acts on the decay: the constant `c` of the paper.
-const STRENGTH: f32 = 8.0;
 
 /// The RG-LRU (De et al. 2024, arXiv:2402.19427, eq. 1 to 4), all in f32, `⊙` per channel:
 ///
@@ -62,9 +59,7 @@ impl RgLru {
             recurrent_bias: self.recurrent_gate.bias.val(),
             blocks: self.input_gate.blocks,
         };
-        // softplus(Λ) = -log σ(-Λ), which neither overflows nor vanishes
-        let decay = log_sigmoid(self.recurrent_param.val().neg()).mul_scalar(STRENGTH);
-        let (a, b) = gated_decay(x, gates, decay, &begins);
+        let (a, b) = gated_decay(x, gates, self.recurrent_param.val(), &begins);
         let mut initial: Vec<Tensor<2>> = states
             .iter_mut()
             .map(|state| state.take().unwrap_or_else(|| Tensor::zeros([1, channels], &device)))

@@ -163,7 +163,7 @@ impl GateOps for CubeBackend {
         input_bias: FloatTensor<Self>,
         recurrent_weight: FloatTensor<Self>,
         recurrent_bias: FloatTensor<Self>,
-        decay: FloatTensor<Self>,
+        recurrent_param: FloatTensor<Self>,
         begins: Vec<bool>,
         blocks: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
@@ -171,7 +171,7 @@ impl GateOps for CubeBackend {
             note(Way::Up, 4 * begins.len());
         }
         let gates = [input_weight, input_bias, recurrent_weight, recurrent_bias];
-        cube::gated_decay(x, gates, decay, &begins, blocks)
+        cube::gated_decay(x, gates, recurrent_param, &begins, blocks)
     }
 }
 

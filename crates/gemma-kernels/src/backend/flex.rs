@@ -205,17 +205,17 @@ impl GateOps for Flex {
         input_bias: FloatTensor<Self>,
         recurrent_weight: FloatTensor<Self>,
         recurrent_bias: FloatTensor<Self>,
-        decay: FloatTensor<Self>,
+        recurrent_param: FloatTensor<Self>,
         begins: Vec<bool>,
         blocks: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, decay] = [x, decay].map(contiguous);
+        let [x, recurrent_param] = [x, recurrent_param].map(contiguous);
         let weights = [input_weight, input_bias, recurrent_weight, recurrent_bias].map(contiguous);
         let gates = Gates {
             x: slice!(x, f32),
             input: (slice!(weights[0], f32), slice!(weights[1], f32)),
             recurrent: (slice!(weights[2], f32), slice!(weights[3], f32)),
-            decay: slice!(decay, f32),
+            recurrent_param: slice!(recurrent_param, f32),
             begins: &begins,
             blocks,
         };

@@ -227,21 +227,21 @@ impl GateOps for NdArray {
         input_bias: FloatTensor<Self>,
         recurrent_weight: FloatTensor<Self>,
         recurrent_bias: FloatTensor<Self>,
-        decay: FloatTensor<Self>,
+        recurrent_param: FloatTensor<Self>,
         begins: Vec<bool>,
         blocks: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (x, decay) = (values!(&x, F32), values!(&decay, F32));
+        let (x, recurrent_param) = (values!(&x, F32), values!(&recurrent_param, F32));
         let (input_weight, input_bias) = (values!(&input_weight, F32), values!(&input_bias, F32));
         let (recurrent_weight, recurrent_bias) = (values!(&recurrent_weight, F32), values!(&recurrent_bias, F32));
-        let (x, decay) = (x.view(), decay.view());
+        let (x, recurrent_param) = (x.view(), recurrent_param.view());
         let (input_weight, input_bias) = (input_weight.view(), input_bias.view());
         let (recurrent_weight, recurrent_bias) = (recurrent_weight.view(), recurrent_bias.view());
         let gates = Gates {
             x: &slice!(x),
             input: (&slice!(input_weight), &slice!(input_bias)),
             recurrent: (&slice!(recurrent_weight), &slice!(recurrent_bias)),
-            decay: &slice!(decay),
+            recurrent_param: &slice!(recurrent_param),
             begins: &begins,
             blocks,
         };

@@ -259,7 +259,7 @@ pub(super) fn linear_recurrence(
 pub(super) fn gated_decay(gates: Gates<'_>) -> [TensorData; 2] {
     let (mut a, mut b) = (vec![0.0; gates.x.len()], vec![0.0; gates.x.len()]);
     cpu::gated_decay(cpu_isa(), gates, &mut a, &mut b);
-    [a, b].map(|values| TensorData::new(values, [gates.begins.len(), gates.decay.len()]))
+    [a, b].map(|values| TensorData::new(values, [gates.begins.len(), gates.recurrent_param.len()]))
 }
 
 pub(super) fn dims<const D: usize>(shape: &[usize]) -> [usize; D] {

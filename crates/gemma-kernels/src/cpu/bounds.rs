@@ -303,17 +303,17 @@ fn everything_else_stays_inside() {
             }
 
             let begins: Vec<bool> = (0..tokens).map(|token| token % 3 == 1).collect();
-            let decay: Vec<f32> = noise(width, 12).into_iter().map(|value| -value.abs()).collect();
+            let recurrent_param = noise(width, 12);
             let plain_weights = [8, 9].map(|seed| noise(width * head_dim, seed));
             let plain_biases = [10, 11].map(|seed| noise(width, seed));
             let [weights, biases] =
                 [&plain_weights, &plain_biases].map(|both| both.each_ref().map(|values| Fenced::new(values, side)));
-            let (fenced_begins, fenced_decay) = (Fenced::new(&begins, side), Fenced::new(&decay, side));
+            let (fenced_begins, fenced_param) = (Fenced::new(&begins, side), Fenced::new(&recurrent_param, side));
             let gates = Gates {
                 x: x.get(),
                 input: (weights[0].get(), biases[0].get()),
                 recurrent: (weights[1].get(), biases[1].get()),
-                decay: fenced_decay.get(),
+                recurrent_param: fenced_param.get(),
                 begins: fenced_begins.get(),
                 blocks: heads,
             };
@@ -321,7 +321,7 @@ fn everything_else_stays_inside() {
                 x: &plain,
                 input: (&plain_weights[0], &plain_biases[0]),
                 recurrent: (&plain_weights[1], &plain_biases[1]),
-                decay: &decay,
+                recurrent_param: &recurrent_param,
                 begins: &begins,
                 blocks: heads,
             };

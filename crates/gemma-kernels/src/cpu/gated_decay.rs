@@ -8,32 +8,33 @@ use crate::cpu::isa::Lanes;
 use crate::cpu::isa::{Isa, with_isa};
 use crate::cpu::output::Output;
 use crate::cpu::pool;
-use crate::math::exp;
+use crate::math::{exp, softplus};
+use crate::ops::recurrence::STRENGTH;
 
 /// Tokens that one task takes.
 const TOKENS: usize = 64;
 /// The most values of a register tile, in all instruction sets: four vectors of sixteen.
 const TILE: usize = 64;
 
-/// The operands: `x` `[tokens, channels]`, gates of `blocks` blocks `[blocks, in, out]` with biases `[channels]`, the
-/// logarithm of the strongest decay `[channels]`, and which tokens begin a sequence.
+/// The operands: `x` `[tokens, channels]`, gates of `blocks` blocks `[blocks, in, out]` with biases `[channels]`, `Λ`
+/// `[channels]`, and which tokens begin a sequence.
 #[derive(Clone, Copy)]
 pub(crate) struct Gates<'a> {
     pub(crate) x: &'a [f32],
     pub(crate) input: (&'a [f32], &'a [f32]),
     pub(crate) recurrent: (&'a [f32], &'a [f32]),
-    pub(crate) decay: &'a [f32],
+    pub(crate) recurrent_param: &'a [f32],
     pub(crate) begins: &'a [bool],
     pub(crate) blocks: usize,
 }
 
-/// `a = exp(decay σ(recurrent))` and `b = √(1 - a²) σ(input) x`, with 1 for the root where a sequence begins.
+/// `a = exp(-8 softplus(Λ) σ(recurrent))` and `b = √(1 - a²) σ(input) x`, with 1 for the root where a sequence begins.
 ///
 /// # Panics
 /// When a slice does not have the size of its shape.
 pub(crate) fn gated_decay(isa: Isa, gates: Gates<'_>, a: &mut [f32], b: &mut [f32]) {
-    let Gates { x, input, recurrent, decay, begins, blocks } = gates;
-    let (tokens, channels) = (begins.len(), decay.len());
+    let Gates { x, input, recurrent, recurrent_param, begins, blocks } = gates;
+    let (tokens, channels) = (begins.len(), recurrent_param.len());
     assert!(blocks > 0 && channels.is_multiple_of(blocks), "blocks are equal");
     let size = channels / blocks;
     for (weight, bias) in [input, recurrent] {
@@ -56,7 +57,7 @@ pub(crate) fn gated_decay(isa: Isa, gates: Gates<'_>, a: &mut [f32], b: &mut [f3
 fn run(isa: Isa, gates: Gates<'_>, block: usize, first: usize, count: usize, outputs: [Output; 2]) {
     #[inline(always)]
     unsafe fn kernel<L: Lanes>(gates: Gates<'_>, block: usize, first: usize, count: usize, outputs: [Output; 2]) {
-        let size = gates.decay.len() / gates.blocks;
+        let size = gates.recurrent_param.len() / gates.blocks;
         let last = first + count;
         // SAFETY: the lanes are available where this is expanded; columns and tokens lie inside
         // the block and the range, which lie inside the slices, and no other task has the same.
@@ -97,7 +98,7 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const COLS: usize>(
     column: usize,
     outputs: [Output; 2],
 ) {
-    let channels = gates.decay.len();
+    let channels = gates.recurrent_param.len();
     let size = channels / gates.blocks;
     let (mut input, mut recurrent) = ([0.0; TILE], [0.0; TILE]);
     // SAFETY: as required of the caller; the tile has at most four vectors.
@@ -134,13 +135,13 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const COLS: usize>(
     for row in 0..ROWS {
         let at = (token + row) * channels + channel;
         let (x, bias_i, bias_r) = (over(gates.x, at), over(gates.input.1, channel), over(gates.recurrent.1, channel));
-        let decay = over(gates.decay, channel);
+        let recurrent_param = over(gates.recurrent_param, channel);
         let begins = gates.begins[token + row];
         for j in 0..width {
             // SAFETY: `j` is below the width of the slices just taken, and the outputs are as large as `x`.
             unsafe {
                 let sums = (input[row * width + j] + *bias_i.add(j), recurrent[row * width + j] + *bias_r.add(j));
-                let (a, b) = coefficients(sums, *decay.add(j), *x.add(j), begins);
+                let (a, b) = coefficients(sums, *recurrent_param.add(j), *x.add(j), begins);
                 *outputs[0].at(at + j) = a;
                 *outputs[1].at(at + j) = b;
             }
@@ -154,7 +155,7 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const COLS: usize>(
 /// Token and column must exist.
 #[inline(always)]
 unsafe fn single(gates: Gates<'_>, block: usize, token: usize, column: usize, outputs: [Output; 2]) {
-    let channels = gates.decay.len();
+    let channels = gates.recurrent_param.len();
     let size = channels / gates.blocks;
     let channel = block * size + column;
     let x = &gates.x[token * channels + block * size..][..size];
@@ -163,7 +164,7 @@ unsafe fn single(gates: Gates<'_>, block: usize, token: usize, column: usize, ou
         x.iter().zip(weights).map(|(x, w)| x * w).sum::<f32>() + bias[channel]
     };
     let sums = (sum(gates.input), sum(gates.recurrent));
-    let (a, b) = coefficients(sums, gates.decay[channel], x[column], gates.begins[token]);
+    let (a, b) = coefficients(sums, gates.recurrent_param[channel], x[column], gates.begins[token]);
     // SAFETY: the outputs are as large as `x`, in which this place exists.
     unsafe {
         *outputs[0].at(token * channels + channel) = a;
@@ -173,8 +174,8 @@ unsafe fn single(gates: Gates<'_>, block: usize, token: usize, column: usize, ou
 
 /// `a` and `b` of one channel from the gates before their sigmoids.
 #[inline(always)]
-fn coefficients((input, recurrent): (f32, f32), decay: f32, x: f32, begins: bool) -> (f32, f32) {
-    let log_a = decay * sigmoid(recurrent);
+fn coefficients((input, recurrent): (f32, f32), recurrent_param: f32, x: f32, begins: bool) -> (f32, f32) {
+    let log_a = -STRENGTH * softplus(recurrent_param) * sigmoid(recurrent);
     let a = exp(log_a);
     // 1 - exp(y), by its series where the difference would cancel
     let y = 2.0 * log_a;
@@ -202,8 +203,8 @@ mod tests {
         for isa in Isa::available() {
             for (blocks, size, tokens) in [(1, 1, 1), (2, 67, 3), (2, 67, 6), (1, 130, 70)] {
                 let channels = blocks * size;
-                let (x, decay) =
-                    (noise(tokens * channels, 1), noise(channels, 2).iter().map(|d| -d.abs()).collect::<Vec<_>>());
+                let x = noise(tokens * channels, 1);
+                let recurrent_param: Vec<f32> = noise(channels, 2).iter().map(|value| 6.0 * value - 6.0).collect();
                 let weights = [noise(channels * size, 3), noise(channels * size, 4)];
                 let biases = [noise(channels, 5), noise(channels, 6)];
                 let begins: Vec<bool> = (0..tokens).map(|token| token % 3 == 1).collect();
@@ -211,7 +212,7 @@ mod tests {
                     x: &x,
                     input: (&weights[0], &biases[0]),
                     recurrent: (&weights[1], &biases[1]),
-                    decay: &decay,
+                    recurrent_param: &recurrent_param,
                     begins: &begins,
                     blocks,
                 };
@@ -228,7 +229,7 @@ mod tests {
                         let sum = (0..size).map(term).sum::<f64>() + f64::from(biases[gate][channel]);
                         1.0 / (1.0 + (-sum).exp())
                     });
-                    let log_a = f64::from(decay[channel]) * recurrent;
+                    let log_a = -8.0 * f64::from(recurrent_param[channel]).exp().ln_1p() * recurrent;
                     let root = if begins[token] { 1.0 } else { (-(2.0 * log_a).exp_m1()).sqrt() };
                     let context = format!("{isa:?}, {blocks} blocks of {size}, token {token}, channel {channel}");
                     assert!((f64::from(*a) - log_a.exp()).abs() < 1e-5, "{context}: {a}");
@@ -241,12 +242,12 @@ mod tests {
     /// Where `1 - a²` is a few millionths, its root keeps all digits.
     #[test]
     fn a_state_that_lasts_takes_up_little_but_exactly() {
-        for decay in [-1e-7f32, -1e-5, -1e-3, -0.1, -0.249, -0.251, -1.0, -30.0] {
-            let (a, b) = coefficients((0.0, 0.0), decay, 2.0, false);
-            let log_a = f64::from(decay) / 2.0;
+        for recurrent_param in [-18.0f32, -12.0, -9.0, -4.0, -3.0, -2.8, -2.7, 0.0, 4.0] {
+            let (a, b) = coefficients((0.0, 0.0), recurrent_param, 2.0, false);
+            let log_a = -4.0 * f64::from(recurrent_param).exp().ln_1p();
             let root = (-(2.0 * log_a).exp_m1()).sqrt();
-            assert!((f64::from(a) - log_a.exp()).abs() < 2e-7, "{decay}: {a}");
-            assert!((f64::from(b) / root - 1.0).abs() < 1e-6, "{decay}: {b} for {root}");
+            assert!((f64::from(a) - log_a.exp()).abs() < 2e-7, "{recurrent_param}: {a}");
+            assert!((f64::from(b) / root - 1.0).abs() < 1e-6, "{recurrent_param}: {b} for {root}");
         }
         assert_eq!(coefficients((0.0, 0.0), -1.0, 2.0, true).1, 1.0);
     }

@@ -1,8 +1,9 @@
 //! The coefficients of a gated recurrence in one launch: both gates, which are block-diagonal products, and what follows
 //! from them.
 
-use super::math::{sigmoid, tanh};
+use super::math::{sigmoid, softplus, tanh};
 use super::{cube_count, floats, is_empty, output};
+use crate::ops::recurrence::STRENGTH;
 use burn::backend::ops::IntTensorOps;
 use burn::tensor::TensorData;
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
@@ -24,7 +25,7 @@ const TOKENS: usize = 4;
 pub(crate) fn gated_decay(
     x: CubeTensor,
     gates: [CubeTensor; 4],
-    decay: CubeTensor,
+    recurrent_param: CubeTensor,
     begins: &[bool],
     blocks: usize,
 ) -> (CubeTensor, CubeTensor) {
@@ -33,7 +34,7 @@ pub(crate) fn gated_decay(
     let size = channels / blocks;
     let lens = [channels * size, channels, channels * size, channels];
     let found = gates.each_ref().map(|gate| gate.meta.shape().num_elements());
-    assert_eq!((found, decay.meta.shape().dims::<1>(), begins.len()), (lens, [channels], tokens), "gates");
+    assert_eq!((found, recurrent_param.meta.shape().dims::<1>(), begins.len()), (lens, [channels], tokens), "gates");
     let (factors, addends) = (output(&x, [tokens, channels]), output(&x, [tokens, channels]));
     if is_empty(&x) {
         return (factors, addends);
@@ -42,10 +43,13 @@ pub(crate) fn gated_decay(
     let some_begin = begins.contains(&true);
     let flags: Vec<u32> = if some_begin { begins.iter().map(|begins| u32::from(*begins)).collect() } else { vec![0] };
     let len = flags.len();
-    let decay = floats(decay);
+    let recurrent_param = floats(recurrent_param);
     // where none begins, any buffer takes the place of the flags, which are not read
-    let flags =
-        if some_begin { CubeBackend::int_from_data(TensorData::new(flags, [len]), &x.device) } else { decay.clone() };
+    let flags = if some_begin {
+        CubeBackend::int_from_data(TensorData::new(flags, [len]), &x.device)
+    } else {
+        recurrent_param.clone()
+    };
     let [input_weight, input_bias, recurrent_weight, recurrent_bias] = gates.map(floats);
     let lines = channels.div_ceil(LANES);
     // SAFETY: channels and tokens past the last repeat it and write nothing; the shapes were asserted above.
@@ -59,7 +63,7 @@ pub(crate) fn gated_decay(
             input_bias.into_buffer_arg(),
             recurrent_weight.into_buffer_arg(),
             recurrent_bias.into_buffer_arg(),
-            decay.into_buffer_arg(),
+            recurrent_param.into_buffer_arg(),
             flags.into_buffer_arg(),
             factors.clone().into_buffer_arg(),
             addends.clone().into_buffer_arg(),
@@ -82,7 +86,7 @@ fn gate_kernel(
     input_bias: &[f32],
     recurrent_weight: &[f32],
     recurrent_bias: &[f32],
-    decay: &[f32],
+    recurrent_param: &[f32],
     begins: &[u32],
     factors: &mut [f32],
     addends: &mut [f32],
@@ -141,7 +145,7 @@ fn gate_kernel(
             recurrent += recurrent_parts[part * UNITS + other * LANES + lane];
         }
         let at = token * channels + channel;
-        let log_a = decay[channel] * sigmoid(recurrent);
+        let log_a = softplus(recurrent_param[channel]) * sigmoid(recurrent) * comptime!(-STRENGTH);
         let a = log_a.exp();
         // 1 - a² without its cancellation near a = 1
         let mut root = (tanh(-log_a) * (1.0f32 + a * a)).sqrt();

@@ -22,3 +22,20 @@ pub(super) fn tanh(x: f32) -> f32 {
 pub(super) fn sigmoid(x: f32) -> f32 {
     1.0f32 / (1.0f32 + min(-x, LARGEST_POWER).exp())
 }
+
+/// `log (1 + eˣ)`, with the series of [`crate::math::softplus`]: drivers' logarithms have no relative accuracy near 1.
+#[cube]
+pub(super) fn softplus(x: f32) -> f32 {
+    let t = (-min(x.abs(), LARGEST_POWER)).exp();
+    let z = t / (2.0f32 + t);
+    let square = z * z;
+    let mut series = 0.066_666_67f32;
+    series = series * square + 0.076_923_08f32;
+    series = series * square + 0.090_909_09f32;
+    series = series * square + 0.111_111_11f32;
+    series = series * square + 0.142_857_15f32;
+    series = series * square + 0.2f32;
+    series = series * square + 0.333_333_34f32;
+    series = series * square + 1.0f32;
+    max(x, 0.0f32) + 2.0f32 * z * series
+}
