@@ -4,19 +4,15 @@
 //! after each region, and a fork costs less than a microsecond; a worker that has waited longer sleeps, so that an
 //! idle program uses no CPU time.
 //!
-//! Where other programs want the CPUs, waiting awake is harmful: it uses up the share of time that the work needs.
-//! So threads note for how long they are interrupted while they wait, and when that was much of the time, the next
-//! regions run in rayon's pool, whose threads, the caller's included, sleep at once; measured on a crowded machine,
-//! that is faster by about a fifth, and on a quiet one slower by as much.
-//!
 //! The tasks of a region are divided evenly beforehand: each thread works through its own share from the front,
 //! which keeps a stream of memory reads in one piece, and a thread that has finished takes over the later half of what
-//! another has left. So a worker that the operating system wakes late or interrupts holds nobody up for long.
+//! another has left. So a worker that the operating system wakes late or interrupts, because another program or another
+//! machine of the host wants its CPU, holds nobody up for long. (Running the regions in rayon's pool while that is so, whose
+//! threads sleep at once, was slower in every case that was tried: idle, beside one busy program, and beside one per CPU.)
 
-use rayon::prelude::*;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
 use std::sync::{Mutex, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -25,18 +21,8 @@ use std::time::{Duration, Instant};
 const SERIAL_WORK: usize = 1 << 16;
 /// How long a thread waits awake.
 const AWAKE: Duration = Duration::from_micros(100);
-/// How long it does so while other programs want the CPUs.
-const CROWDED_AWAKE: Duration = Duration::from_micros(5);
 /// Work that is left must take longer than this for a sleeping worker to be woken for it.
 const WORTH_WAKING: Duration = Duration::from_micros(100);
-/// A wait in which so much time passes between two looks at the clock was interrupted.
-const INTERRUPTION: Duration = Duration::from_micros(100);
-/// How long interruptions are added up before they are judged.
-const WATCH: Duration = Duration::from_millis(50);
-/// Interruptions of one part in so many of that time, on each thread, are a crowd.
-const CROWD: u64 = 20;
-/// For how many regions a crowd is remembered.
-const CROWDED_REGIONS: u32 = 1000;
 
 /// Number of threads that [`for_each`] uses, the caller's included: what rayon said in the thread of the first product.
 /// That is the size of its global pool, the number of CPUs that the program may use (affinity and quotas
@@ -86,13 +72,6 @@ struct Pool {
     taken: AtomicBool,
     /// The caller that last slept until the last worker left.
     caller: Mutex<Option<Thread>>,
-    /// For how many more regions the CPUs are taken to be wanted by others.
-    crowded: AtomicU32,
-    /// For how long threads were interrupted since `watched`, in microseconds.
-    interrupted: AtomicU64,
-    /// When that was last judged, in microseconds since `start`.
-    watched: AtomicU64,
-    start: Instant,
     /// One share of the tasks per thread, the caller's first.
     shares: Box<[Share]>,
     workers: Box<[Worker]>,
@@ -169,10 +148,6 @@ impl Pool {
             job: AtomicPtr::new(std::ptr::null_mut()),
             taken: AtomicBool::new(false),
             caller: Mutex::new(None),
-            crowded: AtomicU32::new(0),
-            interrupted: AtomicU64::new(0),
-            watched: AtomicU64::new(0),
-            start: Instant::now(),
             shares: (0..threads).map(|_| Share::default()).collect(),
             workers: (1..threads).map(|_| Worker::default()).collect(),
         }));
@@ -191,12 +166,6 @@ impl Pool {
     }
 
     fn for_each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let crowded = self.crowded.load(Relaxed);
-        if crowded > 0 && tasks > 1 && !self.workers.is_empty() {
-            self.crowded.store(crowded - 1, Relaxed);
-            let each = tasks.div_ceil(2 * self.threads());
-            return (0..tasks).into_par_iter().with_min_len(each).for_each(task);
-        }
         let in_turn = tasks <= 1 || tasks > u32::MAX as usize || self.workers.is_empty();
         if in_turn || self.taken.swap(true, Acquire) {
             return (0..tasks).for_each(task);
@@ -210,9 +179,7 @@ impl Pool {
         // the region is closed and empty; this publishes shares and job
         let generation = (self.state.load(Relaxed) >> 32) + 1;
         self.state.store(generation << 32 | OPEN, SeqCst);
-        let now = Instant::now();
-        self.judge(now);
-        self.take_part(&job, 0, Some(now));
+        self.take_part(&job, 0, Some(Instant::now()));
         // from here on nobody enters, and once nobody is inside, nobody knows the job
         self.state.fetch_and(!OPEN, AcqRel);
         self.wait_for_workers();
@@ -220,21 +187,6 @@ impl Pool {
         let panic = job.panic.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(panic) = panic {
             resume_unwind(panic);
-        }
-    }
-
-    /// Judges from time to time how much of it threads were interrupted. Only the caller that has the pool calls this.
-    fn judge(&self, now: Instant) {
-        let now = (now - self.start).as_micros() as u64;
-        let watched = now.saturating_sub(self.watched.load(Relaxed));
-        if watched < WATCH.as_micros() as u64 {
-            return;
-        }
-        self.watched.store(now, Relaxed);
-        // after a pause the interruptions are those of another time
-        let judged = watched < 2 * WATCH.as_micros() as u64;
-        if self.interrupted.swap(0, Relaxed) * CROWD > watched * self.threads() as u64 && judged {
-            self.crowded.store(CROWDED_REGIONS, Relaxed);
         }
     }
 
@@ -302,7 +254,7 @@ impl Pool {
         let asleep = &self.workers[index].asleep;
         let is_new = |state: u64| state & OPEN != 0 && state >> 32 != last;
         loop {
-            self.wait_awake(|| is_new(self.state.load(Acquire)));
+            Self::wait_awake(|| is_new(self.state.load(Acquire)));
             let state = self.state.load(Acquire);
             if is_new(state) {
                 if self.state.compare_exchange_weak(state, state + 1, AcqRel, Relaxed).is_ok() {
@@ -322,7 +274,7 @@ impl Pool {
     /// Waits until nobody is inside the closed region.
     fn wait_for_workers(&self) {
         let is_empty = || self.state.load(Acquire) & INSIDE == 0;
-        if self.wait_awake(is_empty) {
+        if Self::wait_awake(is_empty) {
             return;
         }
         *self.caller.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(thread::current());
@@ -335,9 +287,8 @@ impl Pool {
     }
 
     /// Waits for a moment until something is so, awake; returns whether it became so.
-    fn wait_awake(&self, is_so: impl Fn() -> bool) -> bool {
+    fn wait_awake(is_so: impl Fn() -> bool) -> bool {
         let start = Instant::now();
-        let mut last = start;
         loop {
             for _ in 0..32 {
                 if is_so() {
@@ -347,15 +298,9 @@ impl Pool {
             }
             // the thread that is waited for may be next in line for this very CPU
             thread::yield_now();
-            let now = Instant::now();
-            if now - last > INTERRUPTION {
-                self.interrupted.fetch_add((now - last).as_micros() as u64, Relaxed);
-            }
-            let awake = if self.crowded.load(Relaxed) > 0 { CROWDED_AWAKE } else { AWAKE };
-            if now - start > awake {
+            if start.elapsed() > AWAKE {
                 return is_so();
             }
-            last = now;
         }
     }
 }
@@ -365,17 +310,11 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
 
-    /// A pool, by itself and in a crowd, which is when regions run in rayon's threads.
-    fn pools(threads: usize) -> [&'static Pool; 2] {
-        let crowded = Pool::start(threads);
-        crowded.crowded.store(u32::MAX, Relaxed);
-        [Pool::start(threads), crowded]
-    }
-
     /// Every task is run once, whatever their number, with sleeping and with waking workers.
     #[test]
     fn every_task_runs_exactly_once() {
-        for (threads, pool) in [1, 2, 3, 8].into_iter().flat_map(|threads| pools(threads).map(|pool| (threads, pool))) {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::start(threads);
             for round in 0..200 {
                 let tasks = round * 7 % 50;
                 let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
@@ -392,28 +331,28 @@ mod tests {
 
     #[test]
     fn several_callers_and_nested_calls_do_not_wait_for_each_other() {
-        for pool in pools(3) {
-            let total = AtomicUsize::new(0);
-            thread::scope(|scope| {
-                for _ in 0..4 {
-                    scope.spawn(|| {
-                        for _ in 0..300 {
-                            pool.for_each(5, &|_| {
-                                pool.for_each(3, &|_| {
-                                    total.fetch_add(1, Relaxed);
-                                });
+        let pool = Pool::start(3);
+        let total = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..300 {
+                        pool.for_each(5, &|_| {
+                            pool.for_each(3, &|_| {
+                                total.fetch_add(1, Relaxed);
                             });
-                        }
-                    });
-                }
-            });
-            assert_eq!(total.load(Relaxed), 4 * 300 * 5 * 3);
-        }
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(total.load(Relaxed), 4 * 300 * 5 * 3);
     }
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
-        for (pool, bad) in pools(4).into_iter().flat_map(|pool| [0, 17, 39].map(|bad| (pool, bad))) {
+        let pool = Pool::start(4);
+        for bad in [0, 17, 39] {
             let caught = catch_unwind(AssertUnwindSafe(|| {
                 pool.for_each(40, &|task| assert!(task != bad, "task {task} fails"));
             }));
