@@ -2,8 +2,8 @@
 //!
 //! One Xeon wants 3 KiB, one Zen 7 KiB, and neither says so; the wrong one costs a fifth of the speed of decode. So the
 //! first products with large matrices of a format try some distances in turn, and the one with the least time per byte
-//! stays: in the faster half of its products, for the memory of a shared machine is faster for moments, and interrupted in
-//! others. No product is computed twice for it, and no result depends on it.
+//! stays: the time that a quarter of its products beat, for the memory of a shared machine is faster for moments, and
+//! products are interrupted in others. No product is computed twice for it, and no result depends on it.
 
 use crate::Format;
 use std::collections::BTreeMap;
