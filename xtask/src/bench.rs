@@ -263,6 +263,9 @@ fn parse(arguments: &[String]) -> Result<Options> {
             bail!("--backend goes with none of --peers, --fast-activations and --depth");
         }
     }
+    if options.minutes == 0 {
+        bail!("there is no time to measure: give --minutes at least 1");
+    }
     if options.repeat == 0 {
         bail!("there is nothing to measure: give at least one repetition");
     }
@@ -386,6 +389,7 @@ mod tests {
             &["--backend", "ndarray"],
             &["--backend", "vulkan", "--peers"],
             &["--minutes", "some"],
+            &["--minutes", "0"],
         ];
         for wrong in wrongs {
             assert!(options(wrong).is_err(), "{wrong:?}");

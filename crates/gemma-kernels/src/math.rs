@@ -45,6 +45,10 @@ pub fn tanh(x: f32) -> f32 {
     if x.abs() < 0.25 { x + x * (series * square) } else { far }
 }
 
+/// The Taylor coefficients of artanh z / z in z², the highest power first.
+pub(crate) const ARTANH: [f32; 8] =
+    [1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0];
+
 /// softplus x = log (1 + eˣ) = max(x, 0) + log (1 + e^(−|x|)), within 4e-7 relative down to −87. The logarithm is
 /// log (1 + t) = 2 artanh(t / (2 + t)), whose argument is at most 1/3, by its series (next term below 2e-9): adding t to 1 first
 /// would lose as many digits as t has zeros.
@@ -53,8 +57,8 @@ pub fn softplus(x: f32) -> f32 {
     let t = exp(-x.abs());
     let z = t / (2.0 + t);
     let square = z * z;
-    let mut series = 1.0 / 15.0;
-    for coefficient in [1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0] {
+    let mut series = 0.0;
+    for coefficient in ARTANH {
         series = series * square + coefficient;
     }
     // a comparison and no `max`, so that NaN passes

@@ -131,17 +131,20 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const COLS: usize>(
     }
     let width = COLS * L::N;
     let channel = block * size + column;
+    let mut decays = [0.0; TILE];
+    for (to, param) in decays.iter_mut().zip(&gates.recurrent_param[channel..channel + width]) {
+        *to = decay(*param);
+    }
     let over = |slice: &'_ [f32], start: usize| slice[start..start + width].as_ptr();
     for row in 0..ROWS {
         let at = (token + row) * channels + channel;
         let (x, bias_i, bias_r) = (over(gates.x, at), over(gates.input.1, channel), over(gates.recurrent.1, channel));
-        let recurrent_param = over(gates.recurrent_param, channel);
         let begins = gates.begins[token + row];
         for j in 0..width {
             // SAFETY: `j` is below the width of the slices just taken, and the outputs are as large as `x`.
             unsafe {
                 let sums = (input[row * width + j] + *bias_i.add(j), recurrent[row * width + j] + *bias_r.add(j));
-                let (a, b) = coefficients(sums, *recurrent_param.add(j), *x.add(j), begins);
+                let (a, b) = coefficients(sums, decays[j], *x.add(j), begins);
                 *outputs[0].at(at + j) = a;
                 *outputs[1].at(at + j) = b;
             }
@@ -164,7 +167,7 @@ unsafe fn single(gates: Gates<'_>, block: usize, token: usize, column: usize, ou
         x.iter().zip(weights).map(|(x, w)| x * w).sum::<f32>() + bias[channel]
     };
     let sums = (sum(gates.input), sum(gates.recurrent));
-    let (a, b) = coefficients(sums, gates.recurrent_param[channel], x[column], gates.begins[token]);
+    let (a, b) = coefficients(sums, decay(gates.recurrent_param[channel]), x[column], gates.begins[token]);
     // SAFETY: the outputs are as large as `x`, in which this place exists.
     unsafe {
         *outputs[0].at(token * channels + channel) = a;
@@ -172,10 +175,16 @@ unsafe fn single(gates: Gates<'_>, block: usize, token: usize, column: usize, ou
     }
 }
 
+/// The logarithm of the strongest decay of a channel, `-8 softplus(Λ)`.
+#[inline(always)]
+fn decay(recurrent_param: f32) -> f32 {
+    -STRENGTH * softplus(recurrent_param)
+}
+
 /// `a` and `b` of one channel from the gates before their sigmoids.
 #[inline(always)]
-fn coefficients((input, recurrent): (f32, f32), recurrent_param: f32, x: f32, begins: bool) -> (f32, f32) {
-    let log_a = -STRENGTH * softplus(recurrent_param) * sigmoid(recurrent);
+fn coefficients((input, recurrent): (f32, f32), decay: f32, x: f32, begins: bool) -> (f32, f32) {
+    let log_a = decay * sigmoid(recurrent);
     let a = exp(log_a);
     // 1 - exp(y), by its series where the difference would cancel
     let y = 2.0 * log_a;
@@ -242,12 +251,12 @@ mod tests {
     /// Where `1 - a²` is a few millionths, its root keeps all digits.
     #[test]
     fn a_state_that_lasts_takes_up_little_but_exactly() {
-        for recurrent_param in [-18.0f32, -12.0, -9.0, -4.0, -3.0, -2.8, -2.7, 0.0, 4.0] {
-            let (a, b) = coefficients((0.0, 0.0), recurrent_param, 2.0, false);
-            let log_a = -4.0 * f64::from(recurrent_param).exp().ln_1p();
+        for decay in [-1e-7f32, -1e-5, -1e-3, -0.1, -0.249, -0.251, -1.0, -30.0] {
+            let (a, b) = coefficients((0.0, 0.0), decay, 2.0, false);
+            let log_a = f64::from(decay) / 2.0;
             let root = (-(2.0 * log_a).exp_m1()).sqrt();
-            assert!((f64::from(a) - log_a.exp()).abs() < 2e-7, "{recurrent_param}: {a}");
-            assert!((f64::from(b) / root - 1.0).abs() < 1e-6, "{recurrent_param}: {b} for {root}");
+            assert!((f64::from(a) - log_a.exp()).abs() < 2e-7, "{decay}: {a}");
+            assert!((f64::from(b) / root - 1.0).abs() < 1e-6, "{decay}: {b} for {root}");
         }
         assert_eq!(coefficients((0.0, 0.0), -1.0, 2.0, true).1, 1.0);
     }

@@ -1,6 +1,7 @@
 //! Functions whose forms in shaders are not to be relied on: some drivers know no infinity, and their `tanh` has no relative
 //! accuracy near zero.
 
+use crate::math::ARTANH;
 use cubecl::prelude::*;
 
 /// The largest power of e taken: `1 / (1 + exp(80))` is 0 beside 1 in f32.
@@ -25,17 +26,15 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 
 /// `log (1 + eˣ)`, with the series of [`crate::math::softplus`]: drivers' logarithms have no relative accuracy near 1.
 #[cube]
+#[allow(clippy::needless_range_loop, reason = "a kernel unrolls loops over an index")]
 pub(super) fn softplus(x: f32) -> f32 {
     let t = (-min(x.abs(), LARGEST_POWER)).exp();
     let z = t / (2.0f32 + t);
     let square = z * z;
-    let mut series = 0.066_666_67f32;
-    series = series * square + 0.076_923_08f32;
-    series = series * square + 0.090_909_09f32;
-    series = series * square + 0.111_111_11f32;
-    series = series * square + 0.142_857_15f32;
-    series = series * square + 0.2f32;
-    series = series * square + 0.333_333_34f32;
-    series = series * square + 1.0f32;
+    let mut series = 0.0f32;
+    #[unroll]
+    for i in 0..comptime!(ARTANH.len()) {
+        series = series * square + comptime!(ARTANH[i]);
+    }
     max(x, 0.0f32) + 2.0f32 * z * series
 }
