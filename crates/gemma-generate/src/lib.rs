@@ -71,7 +71,7 @@ pub use sampler::{Dry, Mirostat, SampledToken, Sampler, top_logprobs};
 pub use score::{SCORE_CHUNK, Score, score, score_windows};
 pub use sequence::{Sequence, check_tokens};
 pub use softmax::check_logits;
-pub use speculative::{DraftModel, Drafter, ModelDrafter, PromptLookup, Speculation};
+pub use speculative::{DraftCost, DraftModel, Drafter, ModelDrafter, PromptLookup, Speculation};
 pub use stop_text::StopText;
 pub use text::{Generated, TextDecoder, TextStream};
 

@@ -314,7 +314,7 @@ impl<'m, C: Cache> Active<'m, C> {
         let room = context.unwrap_or(usize::MAX).saturating_sub(self.sequence.len());
         let wanted = (self.options.max_tokens - self.sampled.len()).saturating_sub(1);
         let limit = wanted.min(room).min(self.sequence.cache().retractable());
-        let draft = speculation.next(self.sequence.tokens(), limit);
+        let draft = speculation.next(self.sequence.tokens(), limit, wanted);
         if check_ids(&draft, vocab, None).is_err() { Vec::new() } else { draft }
     }
 }

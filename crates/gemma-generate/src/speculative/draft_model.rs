@@ -2,11 +2,12 @@
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use gemma_nn::{Phase, Segment};
 use gemma_tokenizer::TokenId;
 
-use super::Drafter;
+use super::{DraftCost, Drafter, mix};
 use crate::engine::common_prefix;
 use crate::rows::rows;
 use crate::sampler::top_of_row;
@@ -18,6 +19,11 @@ const CHUNK: usize = 512;
 const LEAST: f64 = 0.4;
 /// Sequences of texts that are over which a draft model keeps, so that the next turn of a conversation is not read anew.
 const KEPT: usize = 4;
+
+/// Fewer new tokens than this are no prefill.
+const FEW: usize = 32;
+/// Tokens that are prefilled in the time of one that is decoded, before it was measured: fewer than on most machines.
+const PREFILLED: f64 = 8.0;
 
 /// The sequence of the model that a pointer leads to.
 type SequenceOf<P> = Sequence<<<P as Deref>::Target as CausalModel>::Cache>;
@@ -41,6 +47,14 @@ pub struct DraftModel<P: Deref<Target: CausalModel + Sized>> {
     model: P,
     /// The latest last.
     kept: Arc<Mutex<Vec<SequenceOf<P>>>>,
+    speed: Arc<Mutex<Speed>>,
+}
+
+/// Seconds that a draft model takes for a token, in the mean of the last ones, once they were measured.
+#[derive(Clone, Copy, Debug, Default)]
+struct Speed {
+    decode: Option<f64>,
+    prefill: Option<f64>,
 }
 
 impl<P: Deref<Target: CausalModel + Sized> + Clone> DraftModel<P> {
@@ -53,7 +67,7 @@ impl<P: Deref<Target: CausalModel + Sized> + Clone> DraftModel<P> {
         if model.new_cache().retractable() == 0 {
             return Err(Error::CannotDraft);
         }
-        Ok(Self { model, kept: Arc::default() })
+        Ok(Self { model, kept: Arc::default(), speed: Arc::default() })
     }
 
     /// The drafter of one text.
@@ -65,6 +79,30 @@ impl<P: Deref<Target: CausalModel + Sized> + Clone> DraftModel<P> {
 impl<P: Deref<Target: CausalModel + Sized>> DraftModel<P> {
     fn kept(&self) -> MutexGuard<'_, Vec<SequenceOf<P>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn speed(&self) -> MutexGuard<'_, Speed> {
+        self.speed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Seconds for a token, and for each of those that are prefilled. Where no draft was made yet, a token is decoded twice, the second
+    /// time when everything was read from the disk and compiled.
+    fn seconds(&self) -> (f64, f64) {
+        let known = *self.speed();
+        let decode = known.decode.unwrap_or_else(|| {
+            let mut seconds = 0.0;
+            for _ in 0..2 {
+                let begin = Instant::now();
+                let mut sequence = Sequence::new(self.model.new_cache());
+                sequence.push(&[0]);
+                // a model that fails has no guesses either
+                let _ = next(&*self.model, &mut sequence);
+                seconds = begin.elapsed().as_secs_f64();
+            }
+            mix(&mut self.speed().decode, seconds);
+            seconds
+        });
+        (decode, known.prefill.unwrap_or(decode / PREFILLED))
     }
 
     /// The kept sequence that has the most tokens in common with a text, or an empty one.
@@ -107,29 +145,56 @@ impl<P: Deref<Target: CausalModel + Sized> + Send> Drafter for ModelDrafter<P> {
         }
         let mut sequence = self.sequence.take().unwrap_or_else(|| self.draft_model.sequence(tokens));
         sequence.reuse_prefix(model, tokens);
+        let (begin, new) = (Instant::now(), sequence.pending().len() - 1);
+        sequence.prefill(model, CHUNK, || true);
+        if new >= FEW {
+            mix(&mut self.draft_model.speed().prefill, begin.elapsed().as_secs_f64() / new as f64);
+        }
+        let begin = Instant::now();
         // a draft model that fails is one without a guess
-        let Ok(draft) = say(model, &mut sequence, most) else { return Vec::new() };
+        let Ok((draft, passes)) = say(model, &mut sequence, most) else { return Vec::new() };
+        mix(&mut self.draft_model.speed().decode, begin.elapsed().as_secs_f64() / passes as f64);
         self.sequence = Some(sequence);
         draft
     }
+
+    fn cost(&mut self, tokens: &[TokenId]) -> DraftCost {
+        let own = self.sequence.as_ref().map(|sequence| common_prefix(sequence.tokens(), tokens));
+        let known = own.unwrap_or_else(|| {
+            let kept = self.draft_model.kept();
+            kept.iter().map(|sequence| common_prefix(sequence.tokens(), tokens)).max().unwrap_or(0)
+        });
+        let (token, prefill) = self.draft_model.seconds();
+        let new = tokens.len() - known;
+        DraftCost { prefill: if new < FEW { 0.0 } else { new as f64 * prefill }, token }
+    }
 }
 
-/// The likeliest continuation of a sequence, of `most` tokens or fewer.
-fn say<M: CausalModel>(model: &M, sequence: &mut Sequence<M::Cache>, most: usize) -> Result<Vec<TokenId>, Error> {
-    sequence.prefill(model, CHUNK, || true);
+/// The likeliest continuation of a sequence, of `most` tokens or fewer, and in how many passes.
+fn say<M: CausalModel>(
+    model: &M,
+    sequence: &mut Sequence<M::Cache>,
+    most: usize,
+) -> Result<(Vec<TokenId>, usize), Error> {
     let mut draft = Vec::with_capacity(most);
     while draft.len() < most {
-        let pending = sequence.pending().to_vec();
-        let segment = Segment::causal(sequence.position(), pending.len()).in_phase(Phase::Decode);
-        let hidden_states = model.hidden_states(&pending, &[segment], &mut [sequence.cache_mut()]);
-        sequence.mark_cached(pending.len());
-        let logits = rows(model, hidden_states, &vec![Some(1); pending.len()])?;
-        let best = top_of_row(logits.row(pending.len() - 1), 1)?;
-        let Some(&(token, _)) = best.first().filter(|(_, logprob)| *logprob >= LEAST.ln()) else { break };
+        let Some(token) = next(model, sequence)? else { return Ok((draft.clone(), draft.len() + 1)) };
         draft.push(token);
         sequence.push(&[token]);
     }
-    Ok(draft)
+    let passes = draft.len();
+    Ok((draft, passes))
+}
+
+/// The token that most likely follows a sequence, if the model is sure enough.
+fn next<M: CausalModel>(model: &M, sequence: &mut Sequence<M::Cache>) -> Result<Option<TokenId>, Error> {
+    let pending = sequence.pending().to_vec();
+    let segment = Segment::causal(sequence.position(), pending.len()).in_phase(Phase::Decode);
+    let hidden_states = model.hidden_states(&pending, &[segment], &mut [sequence.cache_mut()]);
+    sequence.mark_cached(pending.len());
+    let logits = rows(model, hidden_states, &vec![Some(1); pending.len()])?;
+    let best = top_of_row(logits.row(pending.len() - 1), 1)?;
+    Ok(best.first().filter(|(_, logprob)| *logprob >= LEAST.ln()).map(|&(token, _)| token))
 }
 
 #[cfg(test)]
@@ -169,6 +234,24 @@ mod tests {
         assert_eq!(draft_model.kept().len(), KEPT);
         drop(draft_model.drafter());
         assert_eq!(draft_model.kept().len(), KEPT, "one that drafted nothing has no text");
+    }
+
+    #[test]
+    fn it_says_what_it_takes_before_it_does_it() {
+        let small = Fake::saying(100, 100, &[10; 60]);
+        let draft_model = DraftModel::new(&small).unwrap();
+        let prompt: Vec<TokenId> = (0..100).collect();
+        let mut drafter = draft_model.drafter();
+        let cost = drafter.cost(&prompt);
+        assert_eq!(small.calls(), [[1], [1]], "a token, twice");
+        assert!(cost.token > 0.0 && (cost.prefill / cost.token - 100.0 / PREFILLED).abs() < 1e-6, "{cost:?}");
+        assert_eq!(drafter.draft(&prompt, 2), [10, 10]);
+        small.calls();
+        assert_eq!(drafter.cost(&prompt).prefill, 0.0);
+        assert!(drafter.cost(&[5; 50]).prefill > 0.0, "another text");
+        drop(drafter);
+        assert_eq!(draft_model.drafter().cost(&prompt).prefill, 0.0, "the text is kept");
+        assert!(small.calls().is_empty(), "the speed is known");
     }
 
     #[test]
