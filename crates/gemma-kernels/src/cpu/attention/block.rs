@@ -7,6 +7,7 @@ use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums, block_width};
 use crate::cpu::isa::{Lanes, prefetch};
 use crate::cpu::output::Output;
 use crate::{AttendParams, Phase, math};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Queries of one key head that are computed together.
@@ -25,6 +26,18 @@ pub(super) struct Block<'a> {
     pub(super) kv_head: usize,
     /// The first of them, and how many; see [`Heads::query`].
     pub(super) queries: (usize, usize),
+}
+
+impl Block<'_> {
+    /// The queries, scaled, `[queries, head_dim]`.
+    #[inline(always)]
+    pub(super) fn scale_queries(&self, rows: &mut [f32]) {
+        let (dim, (first, count)) = (self.heads.head_dim, self.queries);
+        for (row, query) in rows.chunks_exact_mut(dim).zip(first..first + count) {
+            let from = &self.q[self.heads.query(self.kv_head, query)..][..dim];
+            row.iter_mut().zip(from).for_each(|(to, value)| *to = value * self.params.scale);
+        }
+    }
 }
 
 /// What the queries of a block see; what lies beside the last query in the vectors sees everything.
@@ -65,14 +78,27 @@ impl Seen {
 
 /// How the queries of a block lie.
 #[derive(Clone, Copy)]
-struct Layout {
-    dim: usize,
-    queries: usize,
-    width: usize,
-    /// Vectors of queries.
-    vectors: usize,
+pub(super) struct Layout {
+    pub(super) dim: usize,
+    pub(super) queries: usize,
+    pub(super) width: usize,
+    /// Vectors of queries, and how many queries they have room for.
+    pub(super) vectors: usize,
+    pub(super) active: usize,
     /// Whether the vectors run along a head, since queries would leave most of a vector empty.
-    along_heads: bool,
+    pub(super) along_heads: bool,
+}
+
+/// What multiplies the queries of a block with keys, and the weights with values.
+///
+/// # Safety
+/// Every method requires the instructions of the implementing type.
+pub(super) trait Products {
+    /// The scores of `count` keys from `position` on, which must be there, `[count, width]`.
+    unsafe fn score(&mut self, position: usize, count: usize, layout: Layout, scratch: &mut Scratch);
+
+    /// Adds the values of the keys that were scored last, weighted, to the sums, which are corrected before.
+    unsafe fn add(&mut self, layout: Layout, corrections: Option<&[f32; WIDEST]>, scratch: &mut Scratch);
 }
 
 /// The sums of a block over the keys at positions `keys`.
@@ -82,7 +108,7 @@ struct Layout {
 #[inline(always)]
 pub(super) unsafe fn attend_block<L: Lanes>(block: &Block<'_>, keys: Range<usize>, scratch: &mut Scratch) {
     // SAFETY: as required of the caller.
-    unsafe { attend_with::<L, L>(block, keys, scratch) };
+    unsafe { attend_lanes::<L, L>(block, keys, scratch) };
 }
 
 /// The same with scores from lanes `L` and weighted sums from lanes `V`, of which there are as many.
@@ -90,45 +116,88 @@ pub(super) unsafe fn attend_block<L: Lanes>(block: &Block<'_>, keys: Range<usize
 /// # Safety
 /// As [`attend_block`], of both.
 #[inline(always)]
-unsafe fn attend_with<L: Lanes, V: Lanes>(block: &Block<'_>, keys: Range<usize>, scratch: &mut Scratch) {
+unsafe fn attend_lanes<L: Lanes, V: Lanes>(block: &Block<'_>, keys: Range<usize>, scratch: &mut Scratch) {
     const { assert!(L::N == V::N && L::TILE.1 == V::TILE.1) };
-    // SAFETY: as required of the caller, and of each other; a tile has the keys and values that it says.
+    // SAFETY: as required of the caller.
     unsafe {
         let layout = load_queries::<L>(block, scratch);
-        let Layout { width, queries, along_heads, .. } = layout;
-        let active = layout.vectors * L::N;
-        let seen = Seen::new(block);
-        let mut tile = Tile::new();
-        let mut position = keys.start;
-        while position < keys.end {
-            // tiles begin at fixed positions, wherever the first visible key lies
-            let count = (KEYS - position % KEYS).min(keys.end - position);
-            gather::<L>(block, (position, count, keys.end), &mut tile, scratch);
-            if along_heads {
-                score_along_heads::<L>(&tile, layout, scratch);
-            } else {
-                score::<L>(&tile, layout, scratch);
+        let mut products = Gathered { block, tile: Tile::new(), end: keys.end, lanes: PhantomData::<(L, V)> };
+        attend_with(block, layout, keys, &mut products, scratch);
+        if layout.along_heads {
+            for (i, row) in scratch.queries[..layout.queries * layout.dim].chunks_exact(layout.dim).enumerate() {
+                scratch.sums[i..].iter_mut().step_by(layout.width).zip(row).for_each(|(to, sum)| *to = *sum);
             }
-            let scores = &mut scratch.scores[..count * width];
-            if let Some(cap) = block.params.softcap {
-                for row in scores.chunks_exact_mut(width) {
-                    row[..active].iter_mut().for_each(|score| *score = math::softcap(*score, cap));
-                }
-            }
-            seen.hide(scores, width, active, position);
-            let corrections = weigh(scores, layout, active, &mut scratch.highest, &mut scratch.totals);
-            let corrected = corrections[..queries].iter().any(|correction| *correction != 1.0);
-            let corrections = corrected.then_some(&corrections);
-            if along_heads {
-                add_along_heads::<L>(&tile, layout, corrections, scratch);
-            } else {
-                add::<V>(&tile, layout, corrections, scratch);
-            }
-            position += count;
         }
-        if along_heads {
-            for (i, row) in scratch.queries[..queries * layout.dim].chunks_exact(layout.dim).enumerate() {
-                scratch.sums[i..].iter_mut().step_by(width).zip(row).for_each(|(to, sum)| *to = *sum);
+    }
+}
+
+/// The sums of a block over the keys at positions `keys`, some of them at a time.
+///
+/// # Safety
+/// As the products'.
+#[inline(always)]
+pub(super) unsafe fn attend_with<P: Products>(
+    block: &Block<'_>,
+    layout: Layout,
+    keys: Range<usize>,
+    products: &mut P,
+    scratch: &mut Scratch,
+) {
+    let Layout { width, queries, .. } = layout;
+    let active = layout.active;
+    let seen = Seen::new(block);
+    let mut position = keys.start;
+    while position < keys.end {
+        // tiles begin at fixed positions, wherever the first visible key lies
+        let count = (KEYS - position % KEYS).min(keys.end - position);
+        // SAFETY: as required of the caller.
+        unsafe { products.score(position, count, layout, scratch) };
+        let scores = &mut scratch.scores[..count * width];
+        if let Some(cap) = block.params.softcap {
+            for row in scores.chunks_exact_mut(width) {
+                row[..active].iter_mut().for_each(|score| *score = math::softcap(*score, cap));
+            }
+        }
+        seen.hide(scores, width, active, position);
+        let corrections = weigh(scores, layout, active, &mut scratch.highest, &mut scratch.totals);
+        let corrected = corrections[..queries].iter().any(|correction| *correction != 1.0);
+        // SAFETY: as required of the caller.
+        unsafe { products.add(layout, corrected.then_some(&corrections), scratch) };
+        position += count;
+    }
+}
+
+/// Products of keys and values where they lie: scores from lanes `L`, sums from lanes `V`.
+struct Gathered<'a, L, V> {
+    block: &'a Block<'a>,
+    tile: Tile,
+    /// The end of all keys.
+    end: usize,
+    lanes: PhantomData<(L, V)>,
+}
+
+impl<L: Lanes, V: Lanes> Products for Gathered<'_, L, V> {
+    #[inline(always)]
+    unsafe fn score(&mut self, position: usize, count: usize, layout: Layout, scratch: &mut Scratch) {
+        // SAFETY: as required of the caller; a tile has the keys and values that it says.
+        unsafe {
+            gather::<L>(self.block, (position, count, self.end), &mut self.tile, scratch);
+            if layout.along_heads {
+                score_along_heads::<L>(&self.tile, layout, scratch);
+            } else {
+                score::<L>(&self.tile, layout, scratch);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(&mut self, layout: Layout, corrections: Option<&[f32; WIDEST]>, scratch: &mut Scratch) {
+        // SAFETY: as for the scores.
+        unsafe {
+            if layout.along_heads {
+                add_along_heads::<L>(&self.tile, layout, corrections, scratch);
+            } else {
+                add::<V>(&self.tile, layout, corrections, scratch);
             }
         }
     }
@@ -140,12 +209,9 @@ unsafe fn attend_with<L: Lanes, V: Lanes>(block: &Block<'_>, keys: Range<usize>,
 /// The lanes' instruction set must be available.
 #[inline(always)]
 unsafe fn load_queries<L: Lanes>(block: &Block<'_>, scratch: &mut Scratch) -> Layout {
-    let Block { q, sequence, heads, params, kv_head, queries: (first_query, queries), .. } = *block;
+    let Block { sequence, heads, queries: (_, queries), .. } = *block;
     let (dim, width) = (heads.head_dim, block_width::<L>());
-    for (row, query) in scratch.rows.chunks_exact_mut(dim).zip(first_query..first_query + queries) {
-        let from = &q[heads.query(kv_head, query)..][..dim];
-        row.iter_mut().zip(from).for_each(|(to, value)| *to = value * params.scale);
-    }
+    block.scale_queries(&mut scratch.rows);
     // by what a token has, not by how many tokens there are
     let along_heads = sequence.phase == Phase::Decode && 4 * heads.group() <= L::N;
     let vectors = queries.div_ceil(L::N);
@@ -155,7 +221,7 @@ unsafe fn load_queries<L: Lanes>(block: &Block<'_>, scratch: &mut Scratch) -> La
         // SAFETY: the queries were just written, and the lanes' instructions are available.
         unsafe { tile::pack::<L>(scratch.rows.as_ptr(), dim, queries, dim, scratch.queries.as_mut_ptr()) };
     }
-    Layout { dim, queries, width, vectors, along_heads }
+    Layout { dim, queries, width, vectors, active: vectors * L::N, along_heads }
 }
 
 /// The keys and values from a position on; `(position, count, end)`.
@@ -311,6 +377,33 @@ fn weigh(
     corrections
 }
 
+/// Corrects the sums over earlier keys, `[rows, width]`.
+#[inline(always)]
+pub(super) fn correct(layout: Layout, corrections: Option<&[f32; WIDEST]>, sums: &mut [f32]) {
+    let Some(corrections) = corrections else { return };
+    for row in sums.chunks_exact_mut(layout.width) {
+        row[..layout.active].iter_mut().zip(corrections).for_each(|(sum, correction)| *sum *= correction);
+    }
+}
+
+/// The weights of `count` keys, an even number, as words of two neighbouring keys in bf16, in place: a pair of rows becomes one.
+///
+/// # Safety
+/// The CPU must have AVX-512 BF16.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) unsafe fn lay_together(layout: Layout, count: usize, scores: &mut [f32]) {
+    let Layout { width, active, .. } = layout;
+    let rows = scores[..count * width].as_mut_ptr();
+    for pair in 0..count / 2 {
+        // SAFETY: as required of the caller; the rows are there.
+        unsafe {
+            let (first, second) = (rows.add(2 * pair * width), rows.add((2 * pair + 1) * width));
+            crate::cpu::bf16::interleave(first, second, active, rows.add(pair * width));
+        }
+    }
+}
+
 /// Adds the tile's values, weighted, to the sums, which are corrected before.
 ///
 /// # Safety
@@ -318,22 +411,12 @@ fn weigh(
 #[inline(always)]
 unsafe fn add<L: Lanes>(tile: &Tile, layout: Layout, corrections: Option<&[f32; WIDEST]>, scratch: &mut Scratch) {
     let Layout { dim, width, vectors, .. } = layout;
-    let active = vectors * L::N;
-    if let Some(corrections) = corrections {
-        for row in scratch.sums.chunks_exact_mut(width) {
-            row[..active].iter_mut().zip(corrections).for_each(|(sum, correction)| *sum *= correction);
-        }
-    }
+    correct(layout, corrections, &mut scratch.sums);
     // SAFETY: as required of the caller.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         if L::EACH == 2 {
-            // a pair of rows becomes one, in place
-            let rows = scratch.scores.as_mut_ptr();
-            for pair in 0..tile.count / 2 {
-                let (first, second) = (rows.add(2 * pair * width), rows.add((2 * pair + 1) * width));
-                crate::cpu::bf16::interleave(first, second, active, rows.add(pair * width));
-            }
+            lay_together(layout, tile.count, &mut scratch.scores);
         }
         let mut first = 0;
         for run in tile.values() {
@@ -421,6 +504,6 @@ pub(super) unsafe fn attend_pairs(block: &Block<'_>, keys: Range<usize>, scratch
     // SAFETY: as required of the caller.
     unsafe {
         let keys = super::paired::Paired::pairs(keys);
-        attend_with::<crate::cpu::isa::Avx512, crate::cpu::isa::Pairs>(block, keys, scratch);
+        attend_lanes::<crate::cpu::isa::Avx512, crate::cpu::isa::Pairs>(block, keys, scratch);
     }
 }

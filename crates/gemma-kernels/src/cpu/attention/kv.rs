@@ -35,6 +35,22 @@ impl<'a> Stored<'a> {
         }
     }
 
+    /// Keys for values, and the other way round.
+    #[cfg(target_arch = "x86_64")]
+    fn swapped(self) -> Self {
+        match self {
+            Stored::F32(keys, values) => Stored::F32(values, keys),
+            Stored::F16(keys, values) => Stored::F16(values, keys),
+            Stored::Q8_0(keys, values) => Stored::Q8_0(values, keys),
+        }
+    }
+
+    /// The first key, as [`value`](Self::value).
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn key(self, wide: &'a mut [f32]) -> &'a [f32] {
+        self.swapped().value(wide)
+    }
+
     /// The first value: where it lies if it is f32, or widened into the room that is given, which has its length.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn value(self, wide: &'a mut [f32]) -> &'a [f32] {

@@ -10,7 +10,8 @@
 //! - [`block`]: the queries of one key head that are computed together;
 //! - [`scratch`]: what a thread keeps from task to task;
 //! - [`gradient`]: the gradient over whole sequences;
-//! - `paired`: keys and values in bf16, where products of a prompt are taken in bf16.
+//! - `paired`: values in bf16, where products of a prompt are taken in bf16;
+//! - `tiled`: keys and values as operands of Intel's AMX.
 //!
 //! A result does not depend on what else is computed in the call, nor on how a prompt is cut into chunks, nor on the
 //! number of threads: keys are taken together at fixed positions, and what is done for a query depends on its
@@ -25,6 +26,8 @@ mod paired;
 mod scratch;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
 pub(crate) use gradient::attend_gradient;
 pub(crate) use kv::{Keys, Stored};
@@ -32,6 +35,8 @@ pub(crate) use kv::{Keys, Stored};
 use self::block::{Block, attend_block, finish};
 use self::kv::KEYS;
 use self::scratch::SCRATCH;
+#[cfg(target_arch = "x86_64")]
+use crate::ActivationPrecision;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::tile::block_width;
 use crate::cpu::isa::{Isa, Lanes, with_isa};
@@ -91,6 +96,37 @@ struct Task {
     partial: Option<usize>,
 }
 
+/// What computes the sums of a block in tiles.
+#[cfg(target_arch = "x86_64")]
+type AttendTiles = unsafe fn(&Block<'_>, &tiled::Operands, Range<usize>, &mut scratch::Scratch);
+
+/// What a prompt's keys and values are laid out as, once for all of its queries.
+#[cfg(target_arch = "x86_64")]
+enum LaidOut {
+    Paired(paired::Paired),
+    Tiled(tiled::Operands, AttendTiles),
+}
+
+#[cfg(target_arch = "x86_64")]
+impl LaidOut {
+    /// `None` where they are read as they lie.
+    fn new(
+        isa: Isa,
+        tiles: Option<AttendTiles>,
+        sequence: &Sequence<'_>,
+        heads: Heads,
+        params: &AttendParams,
+    ) -> Option<Self> {
+        if params.activations == ActivationPrecision::F32 || sequence.phase != Phase::Prefill || sequence.len == 0 {
+            return None;
+        }
+        match tiles {
+            Some(attend) => Some(Self::Tiled(tiled::Operands::new(sequence, heads, params), attend)),
+            None => paired::Paired::new(isa, sequence, heads, params).map(Self::Paired),
+        }
+    }
+}
+
 /// `out[t, h] = Σ_key softmax_key(score(q[t, h], k[key])) v[key]`, `q` and `out` `[tokens, heads, head_dim]` with the
 /// tokens of one sequence after the other. Every value of `out` is written.
 ///
@@ -98,6 +134,24 @@ struct Task {
 /// When a slice does not have the size of its shape.
 pub(crate) fn attend(
     isa: Isa,
+    q: &[f32],
+    sequences: &[Sequence<'_>],
+    heads: Heads,
+    params: &AttendParams,
+    out: &mut [MaybeUninit<f32>],
+) {
+    #[cfg(target_arch = "x86_64")]
+    let tiles = (isa >= Isa::Amx).then_some(tiled::attend_tiles::<crate::cpu::gemm::amx::Hardware> as AttendTiles);
+    #[cfg(not(target_arch = "x86_64"))]
+    let tiles = ();
+    attend_with(isa, tiles, q, sequences, heads, params, out);
+}
+
+/// [`attend`], where prompts are computed in tiles if there are any.
+fn attend_with(
+    isa: Isa,
+    #[cfg(target_arch = "x86_64")] tiles: Option<AttendTiles>,
+    #[cfg(not(target_arch = "x86_64"))] _tiles: (),
     q: &[f32],
     sequences: &[Sequence<'_>],
     heads: Heads,
@@ -121,7 +175,7 @@ pub(crate) fn attend(
     }
     let (width, lanes) = with_isa!(isa, width() -> (usize, usize));
     #[cfg(target_arch = "x86_64")]
-    let paired: Vec<_> = sequences.iter().map(|sequence| paired::Paired::new(isa, sequence, heads, params)).collect();
+    let laid_out: Vec<_> = sequences.iter().map(|seq| LaidOut::new(isa, tiles, seq, heads, params)).collect();
 
     let (mut tasks, mut merges, mut work) = (Vec::new(), Vec::new(), 0);
     let mut partials = 0;
@@ -165,7 +219,10 @@ pub(crate) fn attend(
             first_out: first,
             sequence,
             #[cfg(target_arch = "x86_64")]
-            paired: paired[task.sequence].as_ref(),
+            paired: match &laid_out[task.sequence] {
+                Some(LaidOut::Paired(paired)) => Some(paired),
+                _ => None,
+            },
             heads,
             params,
             kv_head: task.kv_head,
@@ -177,15 +234,19 @@ pub(crate) fn attend(
         SCRATCH.with_borrow_mut(|scratch| {
             let (block, keys) = (block(task), task.keys.clone());
             scratch.begin(head_dim, width);
-            match block {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: there are pairs only where the CPU has the instructions.
-                Block { paired: Some(_), .. } => unsafe { block::attend_pairs(&block, keys, scratch) },
-                _ => {
-                    let block = &block;
-                    with_isa!(isa, attend_block(block: &Block<'_>, keys: Range<usize>, scratch: &mut scratch::Scratch));
-                }
+            let plain = |keys: Range<usize>, scratch: &mut scratch::Scratch| {
+                let block = &block;
+                with_isa!(isa, attend_block(block: &Block<'_>, keys: Range<usize>, scratch: &mut scratch::Scratch));
+            };
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: they are laid out only where the CPU has the instructions.
+            match &laid_out[task.sequence] {
+                Some(LaidOut::Paired(_)) => unsafe { block::attend_pairs(&block, keys, scratch) },
+                Some(LaidOut::Tiled(operands, attend)) => unsafe { attend(&block, operands, keys, scratch) },
+                None => plain(keys, scratch),
             }
+            #[cfg(not(target_arch = "x86_64"))]
+            plain(keys, scratch);
             match task.partial {
                 None => {
                     let block = &block;

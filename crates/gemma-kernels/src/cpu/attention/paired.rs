@@ -5,12 +5,12 @@
 
 use super::kv::{Run, Tile};
 use super::{Heads, Sequence};
+use crate::AttendParams;
 use crate::cpu::bf16;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::isa::{Isa, pairs_are_faster};
 use crate::cpu::output::Output;
 use crate::cpu::pool;
-use crate::{ActivationPrecision, AttendParams, Phase};
 use std::ops::Range;
 
 /// Keys whose values a task lays together.
@@ -30,11 +30,10 @@ pub(super) struct Paired {
 }
 
 impl Paired {
-    /// `None` where they are not to be rounded, or nothing is gained.
+    /// `None` where nothing is gained.
     pub(super) fn new(isa: Isa, sequence: &Sequence<'_>, heads: Heads, params: &AttendParams) -> Option<Self> {
         let Heads { kv_heads, head_dim, .. } = heads;
-        let wanted = params.activations != ActivationPrecision::F32 && sequence.phase == Phase::Prefill;
-        if !(wanted && isa >= Isa::Avx512Bf16 && sequence.len > 0 && pairs_are_faster()) {
+        if isa < Isa::Avx512Bf16 || !pairs_are_faster() {
             return None;
         }
         let seen = sequence.visible(0..sequence.len, params);

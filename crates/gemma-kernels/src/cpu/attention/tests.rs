@@ -145,6 +145,18 @@ impl Case {
         out
     }
 
+    /// The same in tiles, as plain Rust has them.
+    #[cfg(target_arch = "x86_64")]
+    fn found_in_tiles(&self, kept: Kept) -> Vec<f32> {
+        let tiles = tiled::attend_tiles::<crate::cpu::gemm::amx::tests::Modelled> as AttendTiles;
+        let mut out = vec![f32::NAN; self.queries().len()];
+        self.sequence(kept, |sequence| {
+            let (isa, out) = (Isa::Avx512Bf16, places(&mut out));
+            attend_with(isa, Some(tiles), self.queries(), &[sequence], self.heads, &self.params, out);
+        });
+        out
+    }
+
     /// In f64, with every score kept.
     fn exact(&self) -> Vec<f64> {
         let Heads { heads, kv_heads, head_dim } = self.heads;
@@ -365,5 +377,127 @@ fn company_and_chunks_change_no_bit() {
                 assert!(out == alone, "{context}: beside others");
             }
         }
+    }
+}
+
+/// A prompt in tiles: values and their weights in bf16, scores from both parts of queries and keys.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn prompts_in_tiles_round_values_and_nothing_else() {
+    if crate::cpu::isa::cpu_isa() < Isa::Avx512Bf16 {
+        return println!("skipped: this CPU cannot pack pairs");
+    }
+    for case in [(8, 1, 256), (4, 2, 24), (3, 3, 5), (2, 1, 1), (4, 4, 72), (1, 1, 300), (40, 1, 3)] {
+        for (start, len) in [(0, 9), (51, 10), (21, 33), (700, 17), (6, 70), (0, 120)] {
+            for (visibility, blocks, softcap) in rules() {
+                if !possible(start, len, visibility, &blocks) {
+                    continue;
+                }
+                let activations = ActivationPrecision::Int16OrBf16;
+                let params = AttendParams { activations, ..params(visibility, 0.1, softcap) };
+                let case = Case { blocks, phase: Phase::Prefill, ..Case::new(heads(case), (start, len), params, 1.0) };
+                for kept in [Kept::Pages, Kept::F16] {
+                    let rounded = case.rounded(kept);
+                    let v = rounded.v.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+                    let exact = Case { v, ..rounded }.exact();
+                    let context = format!("{kept:?} {:?} {len} after {start} {params:?}", case.heads);
+                    for (i, (found, exact)) in case.found_in_tiles(kept).iter().zip(&exact).enumerate() {
+                        let error = (f64::from(*found) - exact).abs();
+                        assert!(error < 4e-3, "{context} at {i}: {error}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Scores in tiles are nearly those of f32: where one key has all the weight, or two share it, an output is a value in bf16, or
+/// moves with the scores' difference.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn scores_in_tiles_keep_their_digits() {
+    if crate::cpu::isa::cpu_isa() < Isa::Avx512Bf16 {
+        return println!("skipped: this CPU cannot pack pairs");
+    }
+    let activations = ActivationPrecision::Int16OrBf16;
+    let params = AttendParams { activations, ..params(causal(None), 1.0, None) };
+    let mut case = Case { phase: Phase::Prefill, ..Case::new(heads((1, 1, 256)), (0, 64), params, 1.0) };
+    // keys that are alike but for a little, and queries that see it: scores near 85, whose differences are near 1
+    let key = noise(256, 9);
+    let delta = noise(64 * 256, 10);
+    for (t, (k, q)) in case.k.chunks_mut(256).zip(case.q.chunks_mut(256)).enumerate() {
+        for (i, (k, q)) in k.iter_mut().zip(q).enumerate() {
+            *k = key[i] + 0.1 * delta[t * 256 + i];
+            *q = key[i];
+        }
+    }
+    // values that bf16 has: what is left are the weights' roundings, of up to a 512th, and the scores'
+    case.v.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+    let exact = case.exact();
+    let worst = |case: &Case| {
+        let found = case.found_in_tiles(Kept::Pages);
+        let squares: f64 = found.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+        (squares / exact.iter().map(|b| b * b).sum::<f64>()).sqrt()
+    };
+    let error = worst(&case);
+    assert!(error < 2e-3, "{error}");
+    // keys in bf16 alone are far away
+    let rounded = case.k.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+    let without = worst(&Case { k: rounded, ..case.clone() });
+    assert!(without > 5.0 * error, "{without} {error}");
+}
+
+/// A query in tiles is the same bit for bit whatever chunk it comes in.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn chunks_change_no_bit_in_tiles() {
+    if crate::cpu::isa::cpu_isa() < Isa::Avx512Bf16 {
+        return println!("skipped: this CPU cannot pack pairs");
+    }
+    let activations = ActivationPrecision::Int16OrBf16;
+    for (shape, window) in [((4, 2, 24), None), ((2, 1, 72), Some(150)), ((1, 1, 32), Some(33))] {
+        let params = AttendParams { activations, ..params(causal(window), 0.2, None) };
+        let all = Case { phase: Phase::Prefill, ..Case::new(heads(shape), (0, 420), params, 1.0) };
+        let whole = all.found_in_tiles(Kept::Pages);
+        let (row, q_row) = (all.heads.kv_heads * all.heads.head_dim, all.heads.heads * all.heads.head_dim);
+        for (start, len) in [(0, 7), (7, 64), (71, 200), (271, 149), (419, 1)] {
+            let end = start + len;
+            let part = |values: &[f32], row: usize| values[..end * row].to_vec();
+            let (q, k, v) = (part(&all.q, q_row), part(&all.k, row), part(&all.v, row));
+            let found = Case { start, len, q, k, v, ..all.clone() }.found_in_tiles(Kept::Pages);
+            assert!(found == whole[start * q_row..end * q_row], "{shape:?} {window:?}: {len} at {start}");
+        }
+    }
+}
+
+/// The tile instructions of the attention of 512 tokens of Gemma 2B, as docs/performance.md has them.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn tile_instructions_of_attention_are_counted() {
+    use crate::cpu::gemm::amx::tests::{Counted, counts};
+    if crate::cpu::isa::cpu_isa() < Isa::Avx512Bf16 {
+        return println!("skipped: this CPU cannot pack pairs");
+    }
+    for (dim, keys) in [(256, 96), (72, 256)] {
+        let heads = heads((1, 1, dim));
+        let activations = ActivationPrecision::Int16OrBf16;
+        let params = AttendParams { activations, ..params(Visibility::Bidirectional { radius: None }, 0.1, None) };
+        let case = Case { phase: Phase::Prefill, ..Case::new(heads, (0, keys), params, 1.0) };
+        case.sequence(Kept::Rows, |sequence| {
+            let operands = tiled::Operands::new(&sequence, heads, &params);
+            let (sequence, params) = (&sequence, &params);
+            let (q, queries) = (case.queries(), (0, 32));
+            let block = Block { q, first_out: 0, sequence, paired: None, heads, params, kv_head: 0, queries };
+            SCRATCH.with_borrow_mut(|scratch| {
+                scratch.begin(dim, 32);
+                // SAFETY: the CPU has what packs, and the tiles need nothing.
+                unsafe { tiled::attend_tiles::<Counted>(&block, &operands, 0..keys, scratch) };
+            });
+        });
+        let [words, rows] = [dim.div_ceil(2).next_multiple_of(16), dim.next_multiple_of(32)];
+        let keys = keys.next_multiple_of(32);
+        // four for each step of 16 words, of the scores three times
+        let (scores, values) = (3 * keys / 32 * words / 16 * 4, rows / 32 * keys / 32 * 4);
+        assert_eq!(counts().dots, scores + values, "{dim}");
     }
 }

@@ -16,7 +16,7 @@ use std::arch::asm;
 use std::marker::PhantomData;
 
 /// Rows, and words of a row, of a tile.
-const SIDE: usize = 16;
+pub(in crate::cpu) const SIDE: usize = 16;
 
 /// Eight tiles of 16 rows of 16 words. Words are f32 sums, or two bf16 values, the earlier one in the lower half.
 ///
@@ -388,8 +388,8 @@ pub(in crate::cpu) mod tests {
 
     /// What a thread has told its tiles to do.
     #[derive(Clone, Copy, Debug, Default, PartialEq)]
-    struct Counts {
-        dots: usize,
+    pub(in crate::cpu) struct Counts {
+        pub(in crate::cpu) dots: usize,
         loads: usize,
         stores: usize,
         zeros: usize,
@@ -405,8 +405,13 @@ pub(in crate::cpu) mod tests {
         COUNTS.set(counts);
     }
 
+    /// What this thread has counted since its tiles were configured.
+    pub(in crate::cpu) fn counts() -> Counts {
+        COUNTS.get()
+    }
+
     /// Tiles that count.
-    struct Counted;
+    pub(in crate::cpu) struct Counted;
 
     impl Tiles for Counted {
         unsafe fn configure() {
@@ -455,7 +460,7 @@ pub(in crate::cpu) mod tests {
             let (tiles, blocks) = (tokens / SIDE * rows / SIDE, cols.div_ceil(512));
             let dots = tiles * cols / 32;
             let expected = Counts { dots, loads: dots + tiles * (blocks - 1), stores: tiles * blocks, zeros: tiles };
-            assert_eq!(COUNTS.get(), expected, "{format} {cols}");
+            assert_eq!(counts(), expected, "{format} {cols}");
         }
     }
 }
