@@ -139,7 +139,9 @@ pub(in crate::cpu) fn multiply(isa: Isa, x: &Prepared, weight: &[u8], shape: Sha
             let call = Call { bytes, shape, token, row, out };
             token += match shape.tokens - token {
                 1 => tokens::<1>(isa, x, &call),
-                2 | 3 => tokens::<2>(isa, x, &call),
+                2 => tokens::<2>(isa, x, &call),
+                // a row is unpacked for each call
+                3 | 5 | 6 => tokens::<3>(isa, x, &call),
                 _ => tokens::<4>(isa, x, &call),
             };
         }
