@@ -338,6 +338,7 @@ fn mistakes_in_arguments_are_one_line() {
     assert!(refusal(&mut gemma(["generate", "-f", "/nonexistent"])).contains("/nonexistent"));
     assert!(refusal(gemma(["generate", "x"]).env("GEMMA_BACKEND", "abacus")).contains("abacus"));
     assert!(refusal(gemma(["generate", "x"]).env("GEMMA_INSTRUCTIONS", "abacus")).contains("portable"));
+    assert!(refusal(gemma(["generate", "x"]).env("GEMMA_PREFETCH_BYTES", "3k")).contains("3072"));
     let told = printed(gemma(["bench", "--prompt", "4", "--decode", "2"]).env("GEMMA_INSTRUCTIONS", "portable"));
     assert!(!told.contains("CPU") || told.contains("CPU, portable"), "{told}");
     assert!(refusal(&mut gemma(["frobnicate"])).contains("frobnicate"));

@@ -135,6 +135,7 @@ impl Verb {
 /// Does what was asked.
 pub(crate) fn run(verb: Verb) -> Result<Ending> {
     gemma_kernels::chosen_isa()?;
+    gemma_kernels::chosen_prefetch()?;
     match verb.compute() {
         Some(compute) => session::set_threads(compute.threads)?,
         None if matches!(verb, Verb::Convert(_) | Verb::Merge(_)) => session::set_threads(None)?,

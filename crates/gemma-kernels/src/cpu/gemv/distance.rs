@@ -21,6 +21,8 @@ const ROUNDS: usize = 36;
 const FASTER: usize = ROUNDS / 4;
 /// Bytes of a matrix from which on it is read from memory and not from a cache.
 const LARGE: usize = 4 << 20;
+/// The longest distance that can be set: a large page.
+const LONGEST: usize = 2 << 20;
 /// Where nothing was tried.
 const DEFAULT: usize = 3072;
 
@@ -68,10 +70,31 @@ impl Trials {
 /// Formats by name: [`Format`] has no order.
 static TRIALS: Mutex<BTreeMap<&'static str, Trials>> = Mutex::new(BTreeMap::new());
 
-/// What the environment says.
+/// `GEMMA_PREFETCH_BYTES` is no number of bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{ENVIRONMENT}={0} is no number of bytes from 0 to {LONGEST}, such as 3072; leave it out to have the distance measured"
+)]
+pub struct PrefetchError(String);
+
+/// The prefetch distance that `GEMMA_PREFETCH_BYTES` sets, in bytes; `None` where it is to be found by trying.
+///
+/// # Errors
+/// When it is no number of bytes, or more than a page of 2 MiB.
+pub fn chosen_prefetch() -> Result<Option<usize>, PrefetchError> {
+    choose(std::env::var_os(ENVIRONMENT).map(|value| value.to_string_lossy().into_owned()).as_deref())
+}
+
+fn choose(value: Option<&str>) -> Result<Option<usize>, PrefetchError> {
+    let Some(value) = value.map(str::trim).filter(|value| !value.is_empty()) else { return Ok(None) };
+    let bytes = value.parse().ok().filter(|bytes| *bytes <= LONGEST);
+    bytes.map(Some).ok_or_else(|| PrefetchError(value.to_owned()))
+}
+
+/// What the environment says, and where that is an error nothing. Found out once.
 fn fixed() -> Option<usize> {
     static FIXED: OnceLock<Option<usize>> = OnceLock::new();
-    *FIXED.get_or_init(|| std::env::var(ENVIRONMENT).ok()?.trim().parse().ok())
+    *FIXED.get_or_init(|| chosen_prefetch().ok().flatten())
 }
 
 /// How many bytes ahead a kernel requests memory.
@@ -134,6 +157,18 @@ mod tests {
             count += 1;
         }
         assert_eq!((trials.distance(), count), (4608, ROUNDS * CANDIDATES.len()));
+    }
+
+    #[test]
+    fn a_distance_is_a_number_of_bytes() {
+        assert_eq!(choose(None), Ok(None));
+        assert_eq!(choose(Some(" ")), Ok(None));
+        assert_eq!(choose(Some("0")), Ok(Some(0)));
+        assert_eq!(choose(Some(" 4608 ")), Ok(Some(4608)));
+        for wrong in ["3k", "-1", "7e3", "2097153", "99999999999999999999"] {
+            let error = choose(Some(wrong)).unwrap_err().to_string();
+            assert!(error.contains(wrong) && error.contains("3072"), "{error}");
+        }
     }
 
     /// Two or three large matrices in each layer, in turn: each candidate is tried with each.
