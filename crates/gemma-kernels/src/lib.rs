@@ -12,7 +12,7 @@
 //!   ([`KvPages`]), to which [`append`] adds keys and values;
 //! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, [`gated_decay`], which makes its
 //!   coefficients, and [`causal_conv`] before it;
-//! - [`geglu`], [`rms_norm`] and [`rotate`], which pass over their operands once;
+//! - [`geglu`], [`gelu_of_biased`], [`rms_norm`] and [`rotate`], which pass over their operands once;
 //! - [`largest`]: the largest logits of a row, without the others.
 //!
 //! [`watch`] counts what a computation asks of a GPU: launches and transfers.
@@ -45,7 +45,10 @@ mod traffic;
 mod visibility;
 
 pub use activations::ActivationPrecision;
-pub use cpu::{Isa, IsaError, chosen_isa, cpu_isa, memory_bandwidth, prefetch_distances, softmax_terms};
+pub use cpu::{
+    Isa, IsaError, PrefetchError, chosen_isa, chosen_prefetch, cpu_isa, memory_bandwidth, prefetch_distances,
+    softmax_terms,
+};
 pub use error::KernelError;
 pub use format::{Format, ParseFormatError};
 pub use kv::{CachePrecision, KvPages, KvPool, PAGE_LEN, PageId, ParseCachePrecisionError};
@@ -54,7 +57,9 @@ pub use map::{map_file, report_lost_maps};
 pub use ops::adapted::{AdaptedOps, LowRank, adapted_linear};
 pub use ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall, append, attend};
 pub use ops::conv::{ConvOps, causal_conv};
-pub use ops::elementwise::{Elementwise, ElementwiseOps, add_bias, geglu, layer_norm, rms_norm, rotate, softcap};
+pub use ops::elementwise::{
+    Elementwise, ElementwiseOps, add_bias, geglu, gelu_of_biased, layer_norm, rms_norm, rotate, softcap,
+};
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
 pub use ops::largest::{Largest, LargestOps, MOST_LARGEST, is_apart, largest};
 pub use ops::linear::{Arithmetic, LinearOps, packed_linear, packed_linear_in, packed_rows};
@@ -72,8 +77,9 @@ pub mod reference {
     pub use crate::ops::attention::reference_attend as attend;
     pub use crate::ops::conv::reference_causal_conv as causal_conv;
     pub use crate::ops::elementwise::{
-        reference_add_bias as add_bias, reference_geglu as geglu, reference_layer_norm as layer_norm,
-        reference_rms_norm as rms_norm, reference_rotate as rotate, reference_softcap as softcap,
+        reference_add_bias as add_bias, reference_geglu as geglu, reference_gelu_of_biased as gelu_of_biased,
+        reference_layer_norm as layer_norm, reference_rms_norm as rms_norm, reference_rotate as rotate,
+        reference_softcap as softcap,
     };
     pub use crate::ops::largest::reference_largest as largest;
     pub use crate::ops::recurrence::{

@@ -72,6 +72,17 @@ pub fn softcap(x: f32, cap: f32) -> f32 {
     cap * tanh(x / cap)
 }
 
+/// gelu x in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415), `½ x (1 + tanh u) = x / (1 + e^(−2u))` with
+/// `u = √(2/π) (x + 0.044715 x³)`.
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    const ROOT_2_OVER_PI: f32 = 0.797_884_6;
+    let u = ROOT_2_OVER_PI * (x + 0.044715 * x * x * x);
+    // `exp` does not grow without limit, but this far down nothing is left; times zero, infinity still shows
+    let kept = if x < -1e4 { x * 0.0 } else { x };
+    kept / (1.0 + exp(-2.0 * u))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

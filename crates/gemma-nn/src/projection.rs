@@ -3,7 +3,7 @@
 use crate::{LoraFactors, Rows, Saver, Source, Weight};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use gemma_kernels::{Phase, adapted_linear, add_bias};
+use gemma_kernels::{Phase, adapted_linear, add_bias, gelu_of_biased};
 
 /// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to all rows, or to those of the requests that choose it.
 #[derive(Module, Debug)]
@@ -39,6 +39,22 @@ impl Projection {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let tokens = x.dims()[0];
         self.forward_in(x, &Rows::in_phase(tokens, Phase::of_len(tokens)))
+    }
+
+    /// `gelu(y)` of [`forward`](Self::forward), in the tanh form of GELU.
+    pub fn forward_gelu(&self, x: Tensor<2>) -> Tensor<2> {
+        let tokens = x.dims()[0];
+        match &self.bias {
+            Some(bias) if self.lora.is_empty() => {
+                let rows = Rows::in_phase(tokens, Phase::of_len(tokens));
+                gelu_of_biased(self.weight.forward_in(x, rows.phases()), bias.val())
+            }
+            _ => {
+                let y = self.forward(x);
+                let nothing = Tensor::zeros([y.dims()[1]], &y.device());
+                gelu_of_biased(y, nothing)
+            }
+        }
     }
 
     /// `[tokens, in]` to `[tokens, out]` for the rows of any number of requests. The product with the matrix is one for all

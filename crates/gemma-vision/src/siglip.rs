@@ -11,7 +11,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
-use gemma_kernels::{AttendParams, AttendSegment, Phase, Visibility, add_bias, attend, geglu, layer_norm};
+use gemma_kernels::{AttendParams, AttendSegment, Phase, Visibility, add_bias, attend, layer_norm};
 use gemma_nn::{Projection, Saver, Source};
 
 use crate::{Pixels, SiglipConfig};
@@ -137,10 +137,7 @@ impl EncoderLayer {
 
     fn forward(&self, x: Tensor<2>, patches: usize) -> Tensor<2> {
         let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), patches);
-        let inner = self.mlp.fc1.forward(self.layer_norm2.forward(x.clone()));
-        // a gate for nothing but ones: the kernel that has GELU
-        let ones = Tensor::ones(inner.dims(), &inner.device());
-        let inner = geglu(inner, ones);
+        let inner = self.mlp.fc1.forward_gelu(self.layer_norm2.forward(x.clone()));
         x + self.mlp.fc2.forward(inner)
     }
 }

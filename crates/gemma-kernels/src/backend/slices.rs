@@ -203,6 +203,7 @@ pub(super) fn elementwise(
             cpu::rotate(cpu_isa(), x, [first, second], [heads, head_dim, half], 1.0, out);
         }
         Elementwise::AddBias => cpu::add_bias(cpu_isa(), x, first, out),
+        Elementwise::GeluOfBiased => cpu::gelu_of_biased(cpu_isa(), x, first, out),
         Elementwise::LayerNorm { eps } => cpu::layer_norm(cpu_isa(), x, [first, second], eps, out),
         Elementwise::Softcap { cap } => cpu::softcap(cpu_isa(), x, cap, out),
     };
@@ -221,7 +222,10 @@ pub(super) fn elementwise_gradient(
 ) -> TensorData {
     let write = |out: &mut [MaybeUninit<f32>]| match operation {
         Elementwise::GeGlu => unreachable!("its operands' gradients come together"),
-        Elementwise::AddBias | Elementwise::LayerNorm { .. } | Elementwise::Softcap { .. } => {
+        Elementwise::AddBias
+        | Elementwise::GeluOfBiased
+        | Elementwise::LayerNorm { .. }
+        | Elementwise::Softcap { .. } => {
             unreachable!("its reference implementation is differentiated")
         }
         Elementwise::RmsNorm { eps } => cpu::rms_norm_gradient(cpu_isa(), from_above, x, first, eps, out),

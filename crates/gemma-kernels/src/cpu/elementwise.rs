@@ -29,16 +29,12 @@ pub(in crate::cpu) fn in_pieces(
     });
 }
 
-/// `out = gelu(gate) · up`, GELU in its tanh form: `½ (1 + tanh u) = 1 / (1 + e^(−2u))`.
+/// `out = gelu(gate) · up`.
 pub(crate) fn geglu(isa: Isa, gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f32>]) {
     #[inline(always)]
     unsafe fn kernel<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f32>]) {
-        const ROOT_2_OVER_PI: f32 = 0.797_884_6;
-        for ((out, z), up) in out.iter_mut().zip(gate).zip(up) {
-            let u = ROOT_2_OVER_PI * (z + 0.044715 * z * z * z);
-            // `exp` does not grow without limit, but this far down nothing is left; times zero, infinity still shows
-            let kept = if *z < -1e4 { z * 0.0 } else { *z };
-            out.write(kept / (1.0 + math::exp(-2.0 * u)) * up);
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            out.write(math::gelu(*gate) * up);
         }
     }
     assert!(gate.len() == out.len() && up.len() == out.len(), "one gate per value");
@@ -73,10 +69,7 @@ pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut 
             }
         }
     }
-    let width = weight.len().max(1);
-    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "whole rows");
-    in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
-        let x = &x[first..first + out.len()];
+    in_rows(out, x, weight, |x, out| {
         with_isa!(isa, kernel(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]));
     });
 }
@@ -85,18 +78,43 @@ pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut 
 pub(crate) fn add_bias(isa: Isa, x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]) {
     #[inline(always)]
     unsafe fn kernel<L: Lanes>(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (x, out) in x.chunks_exact(bias.len()).zip(out.chunks_exact_mut(bias.len())) {
-            for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
-                out.write(x + bias);
-            }
-        }
+        each_with_bias(x, bias, out, |x| x);
     }
-    let width = bias.len().max(1);
-    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "whole rows");
-    in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
-        let x = &x[first..first + out.len()];
+    in_rows(out, x, bias, |x, out| {
         with_isa!(isa, kernel(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]));
     });
+}
+
+/// `out = gelu(x + bias)` for each row, as long as `bias`.
+pub(crate) fn gelu_of_biased(isa: Isa, x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]) {
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]) {
+        each_with_bias(x, bias, out, |x| math::gelu(x));
+    }
+    in_rows(out, x, bias, |x, out| {
+        with_isa!(isa, kernel(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]));
+    });
+}
+
+#[inline(always)]
+fn each_with_bias(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>], function: impl Fn(f32) -> f32) {
+    for (x, out) in x.chunks_exact(bias.len()).zip(out.chunks_exact_mut(bias.len())) {
+        for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
+            out.write(function(x + bias));
+        }
+    }
+}
+
+/// Hands rows of `x`, as long as `row`, and their places in `out` to `task`: to all threads where there are several.
+fn in_rows(
+    out: &mut [MaybeUninit<f32>],
+    x: &[f32],
+    row: &[f32],
+    task: impl Fn(&[f32], &mut [MaybeUninit<f32>]) + Sync,
+) {
+    let width = row.len().max(1);
+    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "whole rows");
+    in_pieces(out, TASK.div_ceil(width) * width, |first, out| task(&x[first..first + out.len()], out));
 }
 
 /// `out = (x - mean) / sqrt(variance + eps) · weight + bias` for each row, as long as `weight` and `bias`.
@@ -125,10 +143,8 @@ pub(crate) fn layer_norm(isa: Isa, x: &[f32], [weight, bias]: [&[f32]; 2], eps: 
             }
         }
     }
-    let width = weight.len().max(1);
-    assert!(x.len() == out.len() && x.len().is_multiple_of(width) && bias.len() == weight.len(), "whole rows");
-    in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
-        let x = &x[first..first + out.len()];
+    assert_eq!(bias.len(), weight.len(), "whole rows");
+    in_rows(out, x, weight, |x, out| {
         with_isa!(isa, kernel(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]));
     });
 }
@@ -333,6 +349,13 @@ mod tests {
                     let inner = (2.0 / std::f64::consts::PI).sqrt() * (z + 0.044715 * z.powi(3));
                     let exact = 0.5 * z * (1.0 + inner.tanh()) * up;
                     assert!((f64::from(*out) - exact).abs() < 2e-5, "{isa:?} geglu({z}, {up}) = {out}");
+                }
+                gelu_of_biased(isa, &x, &weight, places(&mut out));
+                for (i, out) in out.iter().enumerate() {
+                    let z = f64::from(x[i]) + f64::from(weight[i % width]);
+                    let inner = (2.0 / std::f64::consts::PI).sqrt() * (z + 0.044715 * z.powi(3));
+                    let exact = 0.5 * z * (1.0 + inner.tanh());
+                    assert!((f64::from(*out) - exact).abs() < 4e-6, "{isa:?} gelu({z}) = {out}");
                 }
                 rms_norm(isa, &x, &weight, 1e-6, places(&mut out));
                 for (row, out) in x.chunks(width).zip(out.chunks(width)) {

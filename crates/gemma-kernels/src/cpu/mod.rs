@@ -38,10 +38,10 @@ pub use bandwidth::memory_bandwidth;
 pub(crate) use conv::causal_conv;
 pub use elementwise::softmax_terms;
 pub(crate) use elementwise::{
-    add_bias, geglu, geglu_gradient, layer_norm, rms_norm, rms_norm_gradient, rotate, softcap,
+    add_bias, geglu, geglu_gradient, gelu_of_biased, layer_norm, rms_norm, rms_norm_gradient, rotate, softcap,
 };
 pub(crate) use gated_decay::{Gates, gated_decay};
-pub use gemv::distance::prefetch_distances;
+pub use gemv::distance::{PrefetchError, chosen_prefetch, prefetch_distances};
 pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};
 pub(crate) use linear::{linear, rows};
 pub(crate) use low_rank::{narrow, outer, transpose, widen};

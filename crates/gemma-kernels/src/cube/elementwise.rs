@@ -1,6 +1,6 @@
-//! What lies between the products, a launch each: the gated activation, the norm of rows, the rotation of heads and the soft cap.
+//! What lies between the products, a launch each: GELU, alone and as a gate, the norm of rows, the rotation of heads and the soft cap.
 
-use super::math::{sigmoid, tanh};
+use super::math::{gelu, tanh};
 use super::{cube_count, floats, is_empty, output};
 use crate::ops::elementwise::Elementwise;
 use burn_cubecl::tensor::CubeTensor;
@@ -8,10 +8,6 @@ use cubecl::prelude::*;
 
 /// Units of a cube.
 const UNITS: usize = 256;
-/// `2 √(2/π)`, twice the factor in the tanh form of GELU, whose `½ (1 + tanh(u))` is `1 / (1 + exp(-2 u))`.
-const TWICE_ROOT: f32 = 1.595_769;
-/// Its factor of the cube.
-const CUBIC: f32 = 0.044_715;
 
 /// The operation on `x`, with one or two further operands.
 ///
@@ -58,6 +54,23 @@ pub(crate) fn elementwise(x: CubeTensor, first: CubeTensor, second: CubeTensor, 
                     rows,
                     width,
                     eps,
+                );
+            }
+        }
+        Elementwise::GeluOfBiased => {
+            let [_, width] = shape.dims::<2>();
+            assert_eq!(first.meta.shape().dims::<1>(), [width], "a bias for every column");
+            // SAFETY: units past the last value do nothing, and there is a bias for every column.
+            unsafe {
+                gelu_kernel::launch_unchecked(
+                    &client,
+                    cubes,
+                    dim,
+                    x.into_buffer_arg(),
+                    first.into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    work,
+                    width,
                 );
             }
         }
@@ -109,9 +122,16 @@ fn geglu_kernel(gate: &[f32], up: &[f32], out: &mut [f32], work: usize) {
     if ABSOLUTE_POS >= work {
         terminate!();
     }
-    let z = gate[ABSOLUTE_POS];
-    let inner = TWICE_ROOT * (z + CUBIC * z * z * z);
-    out[ABSOLUTE_POS] = z * sigmoid(inner) * up[ABSOLUTE_POS];
+    out[ABSOLUTE_POS] = gelu(gate[ABSOLUTE_POS]) * up[ABSOLUTE_POS];
+}
+
+/// Each unit makes one value.
+#[cube(launch_unchecked)]
+fn gelu_kernel(x: &[f32], bias: &[f32], out: &mut [f32], work: usize, width: usize) {
+    if ABSOLUTE_POS >= work {
+        terminate!();
+    }
+    out[ABSOLUTE_POS] = gelu(x[ABSOLUTE_POS] + bias[ABSOLUTE_POS % width]);
 }
 
 /// Each unit makes one value.

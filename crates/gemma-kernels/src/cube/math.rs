@@ -24,6 +24,17 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0f32 / (1.0f32 + min(-x, LARGEST_POWER).exp())
 }
 
+/// `2 √(2/π)`, twice the factor in the tanh form of GELU, whose `½ (1 + tanh(u))` is `1 / (1 + exp(-2 u))`.
+const TWICE_ROOT: f32 = 1.595_769;
+/// Its factor of the cube.
+const CUBIC: f32 = 0.044_715;
+
+/// `gelu x` in its tanh form, as [`crate::math::gelu`].
+#[cube]
+pub(super) fn gelu(x: f32) -> f32 {
+    x * sigmoid(TWICE_ROOT * (x + CUBIC * x * x * x))
+}
+
 /// `log (1 + eˣ)`, with the series of [`crate::math::softplus`]: drivers' logarithms have no relative accuracy near 1.
 #[cube]
 #[allow(clippy::needless_range_loop, reason = "a kernel unrolls loops over an index")]

@@ -21,6 +21,8 @@ pub enum Elementwise {
     Rotate,
     /// [`add_bias`] to rows.
     AddBias,
+    /// [`gelu_of_biased`] rows.
+    GeluOfBiased,
     /// [`layer_norm`] of rows with a weight and a bias.
     LayerNorm {
         /// Added to the variance.
@@ -121,6 +123,19 @@ pub fn add_bias(x: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
     in_one_pass(x, bias.clone(), bias, Elementwise::AddBias)
 }
 
+/// `gelu(x + bias)` for every row, in the tanh form of GELU (see [`geglu`]): `x` `[tokens, width]`, `bias` `[width]`. On autodiff devices
+/// this is [`reference::gelu_of_biased`](crate::reference::gelu_of_biased).
+///
+/// # Panics
+/// When the shapes do not match.
+pub fn gelu_of_biased(x: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    assert_eq!(x.dims()[1], bias.dims()[0], "a bias for every column");
+    if x.is_autodiff() || bias.is_autodiff() {
+        return reference_gelu_of_biased(x, bias);
+    }
+    in_one_pass(x, bias.clone(), bias, Elementwise::GeluOfBiased)
+}
+
 /// `(x - mean) / sqrt(variance + eps) · weight + bias`, mean and variance over a row (Ba et al. 2016, arXiv:1607.06450, eq. 4):
 /// `x` `[tokens, width]`, `weight` and `bias` `[width]`. On GPUs and autodiff devices this is
 /// [`reference::layer_norm`](crate::reference::layer_norm).
@@ -197,6 +212,11 @@ pub fn reference_rotate(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<
 /// The reference implementation of [`add_bias`].
 pub fn reference_add_bias(x: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
     x + bias.unsqueeze::<2>()
+}
+
+/// The reference implementation of [`gelu_of_biased`].
+pub fn reference_gelu_of_biased(x: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    gelu_approximate(reference_add_bias(x, bias))
 }
 
 /// The reference implementation of [`layer_norm`].
@@ -284,6 +304,9 @@ mod tests {
                 let bias = || tensor([width], 4, &device);
                 let found = values(add_bias(x(), bias()));
                 assert_eq!(found, values(reference_add_bias(x(), bias())), "{context} bias");
+                let found = values(gelu_of_biased(x(), bias()));
+                let expected = values(reference_gelu_of_biased(x(), bias()));
+                assert_close(&found, &expected, 4e-6, &format!("{context} gelu"));
                 let found = values(layer_norm(x(), weight(), bias(), 1e-6));
                 let expected = values(reference_layer_norm(x(), weight(), bias(), 1e-6));
                 assert_close(&found, &expected, 2e-5, &format!("{context} layer norm"));
