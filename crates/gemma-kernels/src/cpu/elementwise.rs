@@ -89,7 +89,7 @@ pub(crate) fn add_bias(isa: Isa, x: &[f32], bias: &[f32], out: &mut [MaybeUninit
 pub(crate) fn gelu_of_biased(isa: Isa, x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]) {
     #[inline(always)]
     unsafe fn kernel<L: Lanes>(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]) {
-        each_with_bias(x, bias, out, |x| math::gelu(x));
+        each_with_bias(x, bias, out, math::gelu);
     }
     in_rows(out, x, bias, |x, out| {
         with_isa!(isa, kernel(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]));

@@ -239,9 +239,10 @@ fn attend_with(
                 with_isa!(isa, attend_block(block: &Block<'_>, keys: Range<usize>, scratch: &mut scratch::Scratch));
             };
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: they are laid out only where the CPU has the instructions.
             match &laid_out[task.sequence] {
+                // SAFETY: they are laid out only where the CPU has the instructions.
                 Some(LaidOut::Paired(_)) => unsafe { block::attend_pairs(&block, keys, scratch) },
+                // SAFETY: as above, and these are the operands of the block's sequence.
                 Some(LaidOut::Tiled(operands, attend)) => unsafe { attend(&block, operands, keys, scratch) },
                 None => plain(keys, scratch),
             }
