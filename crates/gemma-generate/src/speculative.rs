@@ -208,15 +208,23 @@ impl<'a> Speculation<'a> {
 
     /// The draft for the next forward pass, of at most `limit` tokens, where at most `left` tokens are still wanted.
     pub(crate) fn next(&mut self, tokens: &[TokenId], limit: usize, left: usize) -> Vec<TokenId> {
+        if self.thrifty && self.single.is_none() {
+            return Vec::new();
+        }
         for index in 0..self.drafters.len() {
             let most = self.drafters[index].length.min(self.most).min(limit);
-            if most == 0 || self.thrifty && !self.pays(index, tokens, most, left) {
+            if most == 0 {
                 continue;
             }
+            // nobody asks what a draft costs that need not pay: a draft model would have to find out
+            let cost = if self.thrifty { self.drafters[index].drafter.cost(tokens) } else { DraftCost::default() };
+            if self.thrifty && !self.pays(index, cost, most, left) {
+                continue;
+            }
+            // a drafter prefills a prompt once, which says nothing about the drafts to come
+            let prefill = cost.prefill > 0.0;
             let entry = &mut self.drafters[index];
             let begin = Instant::now();
-            // a drafter prefills a prompt once, which says nothing about the drafts to come
-            let prefill = entry.drafter.cost(tokens).prefill > 0.0;
             let draft = entry.drafter.draft(tokens, most);
             let seconds = begin.elapsed().as_secs_f64();
             if !prefill {
@@ -236,10 +244,9 @@ impl<'a> Speculation<'a> {
     }
 
     /// Whether a draft of `most` tokens is expected to gain time, or can be afforded.
-    fn pays(&mut self, index: usize, tokens: &[TokenId], most: usize, left: usize) -> bool {
+    fn pays(&self, index: usize, cost: DraftCost, most: usize, left: usize) -> bool {
         let Some(single) = self.single else { return false };
-        let entry = &mut self.drafters[index];
-        let cost = entry.drafter.cost(tokens);
+        let entry = &self.drafters[index];
         let price = most as f64 * (entry.token.unwrap_or(cost.token) + self.added * single);
         let accepted: f64 = (1..=most).map(|count| entry.accepted.powi(count as i32)).sum();
         let gain = single * accepted - (1.0 + MARGIN) * price;

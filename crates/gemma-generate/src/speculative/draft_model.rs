@@ -176,13 +176,13 @@ fn say<M: CausalModel>(
     sequence: &mut Sequence<M::Cache>,
     most: usize,
 ) -> Result<(Vec<TokenId>, usize), Error> {
-    let mut draft = Vec::with_capacity(most);
+    let (mut draft, mut passes) = (Vec::with_capacity(most), 0);
     while draft.len() < most {
-        let Some(token) = next(model, sequence)? else { return Ok((draft.clone(), draft.len() + 1)) };
+        passes += 1;
+        let Some(token) = next(model, sequence)? else { break };
         draft.push(token);
         sequence.push(&[token]);
     }
-    let passes = draft.len();
     Ok((draft, passes))
 }
 
@@ -200,6 +200,7 @@ fn next<M: CausalModel>(model: &M, sequence: &mut Sequence<M::Cache>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Speculation;
     use crate::fake::Fake;
 
     #[test]
@@ -252,6 +253,14 @@ mod tests {
         drop(drafter);
         assert_eq!(draft_model.drafter().cost(&prompt).prefill, 0.0, "the text is kept");
         assert!(small.calls().is_empty(), "the speed is known");
+    }
+
+    #[test]
+    fn what_it_takes_is_not_found_out_where_nobody_asks() {
+        let small = Fake::saying(50, 1, &[10; 20]);
+        let draft_model = DraftModel::new(&small).unwrap();
+        let draft = Speculation::new(draft_model.drafter()).always().next(&[2], 2, 9);
+        assert_eq!((draft, small.calls()), (vec![10, 10], vec![vec![1], vec![1]]));
     }
 
     #[test]
