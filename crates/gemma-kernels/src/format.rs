@@ -8,6 +8,7 @@ mod code_books;
 pub(crate) mod grids;
 pub(crate) mod low_bits;
 
+use crate::math::f16_to_f32;
 use half::{bf16, f16};
 use std::{fmt, str::FromStr};
 
@@ -259,7 +260,7 @@ impl Format {
             }
             Format::F16 => {
                 for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *value = f16::from_le_bytes(*bytes).to_f32();
+                    *value = f16_to_f32(*bytes);
                 }
             }
             Format::Q8_0 => each_from(bytes, values, blocks::decode_q8_0),

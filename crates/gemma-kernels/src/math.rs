@@ -31,6 +31,20 @@ pub fn exp(x: f32) -> f32 {
     if nothing { 0.0 } else { power }
 }
 
+/// The value of an f16 in little-endian bytes, for which there is always the same arithmetic: `half` asks each time what the CPU can do, and
+/// the call that might follow leaves a kernel no vector in its register.
+#[inline(always)]
+pub(crate) fn f16_to_f32(bytes: [u8; 2]) -> f32 {
+    let bits = u32::from(u16::from_le_bytes(bytes));
+    let (exponent, fraction) = (bits >> 10 & 31, bits & 0x3ff);
+    // the exponents' biases are 127 and 15; infinities and NaN have the largest exponent of either format
+    let bias = if exponent == 31 { 2 * 112 } else { 112 };
+    let normal = (bits & 0x7fff) << 13;
+    let normal = normal + (bias << 23);
+    let subnormal = (fraction as f32 * f32::from_bits((127 - 24) << 23)).to_bits();
+    f32::from_bits(if exponent == 0 { subnormal } else { normal } | (bits & 0x8000) << 16)
+}
+
 /// tanh x = (1 − e) / (1 + e) with e = e^(−2 |x|) and the sign of x, within 4e-7 relative. Near zero, where 1 − e cancels, it
 /// is the Taylor polynomial of degree 9 (next term below 1e-8): a cap of scores may be so high that all of them lie there.
 #[inline(always)]
@@ -86,6 +100,14 @@ pub fn gelu(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_halves_have_their_values() {
+        for bits in 0..=u16::MAX {
+            let (found, expected) = (f16_to_f32(bits.to_le_bytes()), half::f16::from_bits(bits).to_f32());
+            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{bits:#x}: {found}");
+        }
+    }
 
     #[test]
     fn functions_agree_with_f64_over_their_range() {

@@ -3,7 +3,7 @@
 use crate::Format;
 use crate::cpu::isa::Lanes;
 use crate::cpu::sub_blocks::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
-use half::f16;
+use crate::math::f16_to_f32;
 
 /// A stretch of a row as f32.
 ///
@@ -21,7 +21,7 @@ pub(in crate::cpu) unsafe fn decode<L: Lanes>(format: Format, bytes: &[u8], valu
             Format::Q8_0 => {
                 for b in 0..values.len() / 32 {
                     let block = from.add(b * 34);
-                    let scale = L::splat(f16::from_le_bytes(block.cast::<[u8; 2]>().read()).to_f32());
+                    let scale = L::splat(f16_to_f32(block.cast::<[u8; 2]>().read()));
                     for i in (0..32).step_by(L::N) {
                         L::load_i8(block.add(2 + i)).mul(scale).store(to.add(b * 32 + i));
                     }
@@ -31,7 +31,7 @@ pub(in crate::cpu) unsafe fn decode<L: Lanes>(format: Format, bytes: &[u8], valu
             Format::Q4_0 => {
                 for b in 0..values.len() / 32 {
                     let block = from.add(b * 18);
-                    let scale = L::splat(f16::from_le_bytes(block.cast::<[u8; 2]>().read()).to_f32());
+                    let scale = L::splat(f16_to_f32(block.cast::<[u8; 2]>().read()));
                     for i in (0..16).step_by(L::N) {
                         L::load_low_nibbles(block.add(2 + i)).mul(scale).store(to.add(b * 32 + i));
                         L::load_high_nibbles(block.add(2 + i)).mul(scale).store(to.add(b * 32 + 16 + i));

@@ -4,6 +4,7 @@
 //! llama.cpp reads. Writing follows GGML to the byte for the blocks of 32; for the blocks of 256, where GGML searches for
 //! scales that make the error small, it takes the scales that window the values.
 
+use crate::math::f16_to_f32;
 use half::f16;
 
 /// Values of a block of Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1.
@@ -17,9 +18,10 @@ pub(super) const Q5_K: usize = Q4_K + LARGE / 8;
 /// Bytes of a block of Q6_K: four and two bits a value, a scale in eight bits for each 16, an f16 scale.
 pub(super) const Q6_K: usize = LARGE / 2 + LARGE / 4 + LARGE / 16 + 2;
 
+/// The value of the half at byte `at`.
 #[inline(always)]
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
+    f16_to_f32([block[at], block[at + 1]])
 }
 
 fn put_half(block: &mut [u8], at: usize, value: f32) {

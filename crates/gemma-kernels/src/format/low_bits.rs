@@ -3,10 +3,9 @@
 //! Layouts and the order of operations are GGML's, so that a value read here is the value that llama.cpp reads. These
 //! are the formats of two and three bits and below, and those whose four bits name a level of a table.
 
-use half::f16;
-
-use super::blocks::{LARGE, SMALL};
+use super::blocks::{LARGE, SMALL, half_at};
 use super::{code_books as books, grids};
+use crate::math::f16_to_f32;
 
 /// Bytes of a block of Q2_K: 16 scales and least values in four bits each, two bits a value, two f16 scales.
 pub(super) const Q2_K: usize = LARGE / 16 + LARGE / 4 + 4;
@@ -25,11 +24,6 @@ const IQ1_DELTA: f32 = 0.125;
 pub(crate) const IQ4_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// The levels that four bits of MXFP4 and NVFP4 name: twice the numbers of E2M1.
 pub(crate) const FP4_LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-
-#[inline(always)]
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
 
 #[inline(always)]
 fn u16_at(block: &[u8], at: usize) -> u16 {
@@ -245,7 +239,7 @@ pub(super) fn decode_iq1_s(block: &[u8; 50], values: &mut [f32; LARGE]) {
 pub(super) fn decode_iq1_m(block: &[u8; 56], values: &mut [f32; LARGE]) {
     // the f16 scale lies in the upper four bits of the four words of scales
     let d = (0..4).fold(0, |bits, i| bits | (u16_at(block, 48 + 2 * i) >> 12) << (4 * i));
-    let d = f16::from_bits(d).to_f32();
+    let d = f16_to_f32(d.to_le_bytes());
     for (i, values) in values.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let part = i / 2;
         let scale = d * f32::from(2 * (u16_at(block, 48 + part / 4 * 2) >> (part % 4 * 3) & 7) + 1);

@@ -15,8 +15,8 @@ pub(crate) use page::nearest_f16;
 pub(crate) use page::{BLOCK, Block, MemoryPage};
 pub(crate) use pool::PoolPage;
 
+use crate::math::f16_to_f32;
 use burn::tensor::{Device, Tensor, TensorData};
-use half::f16;
 use std::sync::Arc;
 
 /// Which page it is: equal for a page that two caches share, and for no two pages that live at the same time.
@@ -249,7 +249,7 @@ impl KvPages {
 
 /// The two f16 values of a word, the earlier one in the lower half.
 fn values_of(word: u32) -> [f32; 2] {
-    [word as u16, (word >> 16) as u16].map(|half| f16::from_bits(half).to_f32())
+    [word as u16, (word >> 16) as u16].map(|half| f16_to_f32(half.to_le_bytes()))
 }
 
 /// The values of a block of q8_0 on a GPU: the scale in f32, then four integers to a word, the first one in the lowest

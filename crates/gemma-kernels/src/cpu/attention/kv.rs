@@ -6,7 +6,7 @@ use crate::cpu::dequantize::decode;
 use crate::cpu::isa::Lanes;
 use crate::kv::{BLOCK, Block, PAGE_LEN};
 #[cfg(target_arch = "x86_64")]
-use half::f16;
+use crate::math::f16_to_f32;
 
 /// Keys scored at a time; a multiple of [`PANEL`].
 pub(super) const KEYS: usize = 96;
@@ -57,7 +57,7 @@ impl<'a> Stored<'a> {
         match self {
             Stored::F32(_, values) => &values[..wide.len()],
             Stored::F16(_, values) => {
-                wide.iter_mut().zip(values).for_each(|(to, half)| *to = f16::from_le_bytes(*half).to_f32());
+                wide.iter_mut().zip(values).for_each(|(to, half)| *to = f16_to_f32(*half));
                 wide
             }
             Stored::Q8_0(_, values) => {

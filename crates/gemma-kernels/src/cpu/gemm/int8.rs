@@ -21,8 +21,8 @@ use crate::cpu::output::Output;
 use crate::cpu::pool;
 use crate::cpu::quantize::{Bytes, COARSE, FINE};
 use crate::cpu::shape::Shape;
+use crate::math::f16_to_f32;
 use crate::{ActivationPrecision, Format};
-use half::f16;
 use long::Long;
 use nibbles::Nibbles;
 use short::Short;
@@ -304,7 +304,7 @@ fn unpack(format: Format, row: &[u8], bytes: &mut [u8], scales: &mut [f32]) {
     if format == Format::Q8_0 {
         for ((block, bytes), scale) in row.as_chunks::<34>().0.iter().zip(bytes).zip(scales) {
             let [first, second, values @ ..] = *block;
-            *scale = f16::from_le_bytes([first, second]).to_f32();
+            *scale = f16_to_f32([first, second]);
             for (to, eight) in bytes.as_chunks_mut().0.iter_mut().zip(values.as_chunks().0) {
                 *to = (u64::from_ne_bytes(*eight) ^ u64::from_ne_bytes([128; 8])).to_ne_bytes();
             }
@@ -312,7 +312,7 @@ fn unpack(format: Format, row: &[u8], bytes: &mut [u8], scales: &mut [f32]) {
     } else {
         for ((block, bytes), scale) in row.as_chunks::<18>().0.iter().zip(bytes).zip(scales) {
             let [first, second, values @ ..] = *block;
-            *scale = f16::from_le_bytes([first, second]).to_f32();
+            *scale = f16_to_f32([first, second]);
             let (low, high) = bytes.split_at_mut(BLOCK / 2);
             low.copy_from_slice(&values.map(|byte| byte & 15));
             high.copy_from_slice(&values.map(|byte| byte >> 4));

@@ -15,7 +15,7 @@ use crate::cpu::output::Output;
 use crate::cpu::pool;
 use crate::cpu::shape::Shape;
 use crate::cpu::sub_blocks::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
-use half::f16;
+use crate::math::f16_to_f32;
 use std::arch::x86_64::{__m512, __m512bh, _mm512_cvtne2ps_pbh, _mm512_storeu_ps};
 
 /// Rows of a register tile: two sums, of a part and of all, for each row and vector, and the two vectors.
@@ -186,7 +186,7 @@ unsafe fn simple<const BYTES: usize>(bytes: &[u8], words: &mut [f32], read: impl
     for (block, words) in bytes.chunks_exact(BYTES).zip(words.chunks_exact_mut(18)) {
         // SAFETY: as required of the caller; a block is there, and room for its words.
         unsafe { store(read(block[2..].as_ptr()), words.as_mut_ptr()) };
-        words[16] = f16::from_le_bytes([block[0], block[1]]).to_f32();
+        words[16] = f16_to_f32([block[0], block[1]]);
         words[17] = 0.0;
     }
 }

@@ -8,7 +8,7 @@ use crate::cpu::isa::{Lanes, prefetch};
 use crate::cpu::output::Output;
 use crate::cpu::shape::Shape;
 use crate::cpu::sub_blocks::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
-use half::f16;
+use crate::math::f16_to_f32;
 use std::ops::Range;
 
 /// Rows that are multiplied with four tokens at once: as many sums as there are registers.
@@ -334,7 +334,7 @@ unsafe fn load<L: Lanes, const BF16: bool>(from: *const u8) -> L {
 fn rest<const BF16: bool>(bytes: &[u8], x: &[f32]) -> f32 {
     let value = |bytes: [u8; 2]| match BF16 {
         true => f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16),
-        false => f16::from_le_bytes(bytes).to_f32(),
+        false => f16_to_f32(bytes),
     };
     bytes.as_chunks().0.iter().zip(x).map(|(bytes, x)| x * value(*bytes)).sum()
 }
@@ -357,7 +357,7 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
             if FETCH {
                 prefetch(from.wrapping_add(ahead));
             }
-            let scale = L::splat(f16::from_le_bytes(from.cast::<[u8; 2]>().read()).to_f32());
+            let scale = L::splat(f16_to_f32(from.cast::<[u8; 2]>().read()));
             let mut products = [L::splat(0.0); M];
             for i in (0..32).step_by(L::N) {
                 let weights = load(from.add(2), i);

@@ -3,6 +3,8 @@
 //! The kernels are written once, over this trait. Its methods are `unsafe` for two reasons that hold for all of
 //! them: the CPU must have the instruction set of the type, and pointers must be readable for the lanes.
 
+use crate::math::f16_to_f32;
+
 /// `N` f32 values that are computed with together.
 ///
 /// # Safety
@@ -89,8 +91,7 @@ impl Lanes for Plain {
     #[inline(always)]
     unsafe fn load_f16(from: *const u8) -> Self {
         // SAFETY: the caller gives eight readable values.
-        let halves = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
-        Self(halves.map(|half| half::f16::from_bits(u16::from_le(half)).to_f32()))
+        Self(unsafe { from.cast::<[[u8; 2]; 8]>().read() }.map(f16_to_f32))
     }
 
     #[inline(always)]
