@@ -274,6 +274,24 @@ pub(in crate::cpu) mod tests {
         }
     }
 
+    /// Rows that are multiplied together have the bits that each has alone.
+    #[test]
+    fn a_row_is_the_same_beside_any_other() {
+        for format in all_formats() {
+            let (rows, cols) = (5, 768);
+            let (weight, _) = encoded(format, rows, cols);
+            let x = noise(cols, 2);
+            for activations in [ActivationPrecision::Int16OrBf16, ActivationPrecision::Int8] {
+                for isa in Isa::available() {
+                    let together = product(isa, activations, &x, &weight, format, cols);
+                    let row = |bytes: &[u8]| product(isa, activations, &x, bytes, format, cols)[0];
+                    let alone: Vec<f32> = weight.chunks(weight.len() / rows).map(row).collect();
+                    assert_eq!(together, alone, "{isa} {format} {activations:?}");
+                }
+            }
+        }
+    }
+
     /// Products in integers are exact but for the last f32 sums: each instruction set against an f64 loop over the
     /// quantized activations.
     #[test]
@@ -291,7 +309,6 @@ pub(in crate::cpu) mod tests {
                     let squares = decoded.iter().map(|value| value * value).sum::<f32>();
                     let size = f64::from((3.0 * squares / decoded.len() as f32).sqrt().max(1.0));
                     for isa in Isa::available() {
-                        let k_quants = format.block_len() == 256;
                         #[cfg(target_arch = "x86_64")]
                         let bytes = crate::cpu::gemm::int8::has(isa, format, activations);
                         #[cfg(not(target_arch = "x86_64"))]
@@ -305,11 +322,9 @@ pub(in crate::cpu) mod tests {
                         if !whole_numbers {
                             continue;
                         }
-                        let multiplies = match k_quants {
-                            true => isa == Isa::NeonDot || isa >= Isa::Avx512Vnni,
-                            false => isa.multiplies_bytes(),
-                        };
-                        let coarse = activations == ActivationPrecision::Int8 && multiplies;
+                        // AVX2 multiplies levels in 16 bits
+                        let levels = format == Format::Iq4Xs && matches!(isa, Isa::Avx2 | Isa::Avx512);
+                        let coarse = activations == ActivationPrecision::Int8 && isa.multiplies_bytes() && !levels;
                         let limit = if coarse { quantize::COARSE } else { quantize::FINE };
                         let seen = |block: &[f32; 32]| {
                             let (scale, values) = quantize::quantize(block, limit);

@@ -187,10 +187,39 @@ pub(in crate::cpu) struct Split {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(in crate::cpu) const GROUP: usize = 4 * BLOCK;
 
+/// In which order the bytes of a group of four blocks lie.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[derive(Clone, Copy, PartialEq)]
+pub(in crate::cpu) enum Order {
+    /// One block after the other.
+    Blocks,
+    /// The first and the third block, then the other two.
+    #[cfg(target_arch = "x86_64")]
+    Alternate,
+    /// The first halves of all blocks, then the second ones.
+    #[cfg(target_arch = "x86_64")]
+    Halves,
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Order {
+    /// Where the halves of block `b` of a group lie.
+    fn places(self, b: usize) -> [usize; 2] {
+        let half = BLOCK / 2;
+        let at = match self {
+            Self::Blocks => b * BLOCK,
+            #[cfg(target_arch = "x86_64")]
+            Self::Alternate => [0, 2, 1, 3][b] * BLOCK,
+            #[cfg(target_arch = "x86_64")]
+            Self::Halves => return [b * half, GROUP / 2 + b * half],
+        };
+        [at, at + half]
+    }
+}
+
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl Split {
-    /// Of `x` `[tokens, cols]` with `cols` an integer of blocks. `halves`: whether the first halves of a group's
-    /// blocks lie together, then the second halves; otherwise blocks follow each other. `offset` is what the weights'
+    /// Of `x` `[tokens, cols]` with `cols` an integer of blocks. `offset` is what the weights'
     /// bytes are moved up by, and `part`, a whole or a half block, how many values share a start. `bytes` is [`Bytes::new`]
     /// or one like it.
     #[inline(always)]
@@ -198,7 +227,7 @@ impl Split {
         x: &[f32],
         cols: usize,
         fine: bool,
-        (halves, offset, part): (bool, i32, usize),
+        (order, offset, part): (Order, i32, usize),
         bytes: impl Fn(&[f32; BLOCK], f32) -> Bytes,
     ) -> Self {
         let (tokens, groups) = (x.len() / cols, cols.div_ceil(GROUP));
@@ -221,8 +250,7 @@ impl Split {
                     starts => starts.iter_mut().zip(sums).for_each(|(start, sum)| *start = -offset * sum),
                 }
                 let half = BLOCK / 2;
-                let places = if halves { [b * half, GROUP / 2 + b * half] } else { [b * BLOCK, b * BLOCK + half] };
-                for (place, i) in places.into_iter().zip([0, half]) {
+                for (place, i) in order.places(b).into_iter().zip([0, half]) {
                     let at = group * GROUP + place..group * GROUP + place + half;
                     split.low[at.clone()].copy_from_slice(&low[i..i + half]);
                     if fine {
@@ -303,18 +331,33 @@ mod tests {
     #[test]
     fn bytes_add_up_to_the_value() {
         let x: Vec<f32> = (0..5).flat_map(|i| block(1.0 + i as f32)).collect();
-        for halves in [false, true] {
-            let split = Split::new(&x, x.len(), true, (halves, 8, BLOCK), Bytes::new);
-            let words = Words::new(&x, if halves { BLOCK / 2 } else { BLOCK });
+        let orders: &[Order] = &[
+            Order::Blocks,
+            #[cfg(target_arch = "x86_64")]
+            Order::Alternate,
+            #[cfg(target_arch = "x86_64")]
+            Order::Halves,
+        ];
+        for order in orders {
+            let split = Split::new(&x, x.len(), true, (*order, 8, BLOCK), Bytes::new);
+            let words = Words::new(&x, BLOCK);
             for (i, word) in words.values.iter().enumerate() {
                 let (b, j) = (i / BLOCK % 4, i % BLOCK);
-                let place = if halves { j / 16 * 64 + b * 16 + j % 16 } else { b * BLOCK + j };
+                let place = match order {
+                    Order::Blocks => b * BLOCK + j,
+                    #[cfg(target_arch = "x86_64")]
+                    Order::Alternate => (b % 2 * 2 + b / 2) * BLOCK + j,
+                    #[cfg(target_arch = "x86_64")]
+                    Order::Halves => j / 16 * 64 + b * 16 + j % 16,
+                };
                 let at = i / GROUP * GROUP + place;
                 assert_eq!(256 * i32::from(split.high[at]) + i32::from(split.low[at]), i32::from(*word));
             }
             let all: i32 = words.values.iter().map(|word| i32::from(*word)).sum();
             assert_eq!(split.starts.iter().sum::<i32>(), -8 * all);
-            assert_eq!(words.sums.iter().sum::<i32>(), all);
+            for part in [BLOCK / 2, BLOCK] {
+                assert_eq!(Words::new(&x, part).sums.iter().sum::<i32>(), all);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::Format;
 use crate::cpu::isa::Lanes;
-use half::f16;
+use crate::math::f16_to_f32;
 
 /// The most parts of a block.
 const PARTS: usize = 16;
@@ -68,7 +68,7 @@ pub(in crate::cpu) trait Blocks {
 #[inline(always)]
 pub(in crate::cpu) unsafe fn half(block: *const u8, at: usize) -> f32 {
     // SAFETY: as required of the caller.
-    f16::from_le_bytes(unsafe { block.add(at).cast::<[u8; 2]>().read() }).to_f32()
+    f16_to_f32(unsafe { block.add(at).cast::<[u8; 2]>().read() })
 }
 
 /// The word at byte `at`.
@@ -173,6 +173,24 @@ pub(in crate::cpu) unsafe fn six_bits(block: *const u8) -> [u64; 2] {
     let (four, upper, six) = (0x0f0f_0f0f, 0x3030_3030, 0x3f3f_3f3f);
     let eight = |first: u32, last: u32| u64::from(first) | u64::from(last) << 32;
     [eight(a & six, (c & four) | (a >> 2 & upper)), eight(b & six, (c >> 4 & four) | (b >> 2 & upper))]
+}
+
+/// The same sixteen bytes in a vector.
+///
+/// # Safety
+/// As [`six_bits`], with AVX2 enabled where this is expanded.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(in crate::cpu) unsafe fn six_bits_in_vector(block: *const u8) -> std::arch::x86_64::__m128i {
+    use std::arch::x86_64::*;
+    // SAFETY: as required of the caller.
+    unsafe {
+        let words = _mm_loadu_si128(block.cast());
+        let lower = _mm_srlv_epi32(_mm_shuffle_epi32::<0b11_10_11_01>(words), _mm_setr_epi32(0, 0, 0, 4));
+        let lower = _mm_and_si128(lower, _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));
+        let upper = _mm_srli_epi32::<2>(_mm_shuffle_epi32::<0b10_10_01_01>(words));
+        _mm_or_si128(lower, _mm_and_si128(upper, _mm_setr_epi32(0, 0x3030_3030, 0, 0x3030_3030)))
+    }
 }
 
 /// Eight nibbles as bytes.

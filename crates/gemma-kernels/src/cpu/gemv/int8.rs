@@ -23,13 +23,13 @@ use crate::cpu::isa::Isa;
 use crate::cpu::output::Output;
 #[cfg(target_arch = "aarch64")]
 use crate::cpu::quantize::Bytes;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use crate::cpu::quantize::Split;
 use crate::cpu::quantize::Words;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::cpu::quantize::{Order, Split};
 use crate::cpu::shape::Shape;
 use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS, half_of_e8m0};
+use crate::math::f16_to_f32;
 use crate::{ActivationPrecision, Format};
-use half::f16;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m128, _mm_setr_ps};
 use std::ops::Range;
@@ -71,18 +71,18 @@ pub(in crate::cpu) fn has(isa: Isa, format: Format) -> bool {
     matches!(format, Q8_0 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Iq4Nl | Mxfp4)
 }
 
-/// How activations lie for unsigned bytes of weights in blocks of 32: whether in halves, and what the weights' bytes are moved
-/// up by; `None` for other blocks.
+/// How activations lie for unsigned bytes of weights in blocks of 32, and what the weights' bytes are moved up by; `None` for
+/// other blocks.
 #[cfg(target_arch = "x86_64")]
-fn unsigned_layout(format: Format) -> Option<(bool, i32)> {
+fn unsigned_layout(format: Format) -> Option<(Order, i32)> {
     match format {
-        Format::Q8_0 => Some((false, 128)),
-        Format::Q4_0 => Some((true, vnni::Q40::OFFSET)),
-        Format::Q4_1 => Some((true, vnni::Q41::OFFSET)),
-        Format::Q5_0 => Some((true, vnni::Q50::OFFSET)),
-        Format::Q5_1 => Some((true, vnni::Q51::OFFSET)),
-        Format::Mxfp4 => Some((true, vnni::Mxfp4::OFFSET)),
-        Format::Iq4Nl => Some((true, vnni::Iq4Nl::OFFSET)),
+        Format::Q8_0 => Some((Order::Blocks, 128)),
+        Format::Q4_0 => Some((Order::Halves, vnni::Q40::OFFSET)),
+        Format::Q4_1 => Some((Order::Halves, vnni::Q41::OFFSET)),
+        Format::Q5_0 => Some((Order::Halves, vnni::Q50::OFFSET)),
+        Format::Q5_1 => Some((Order::Halves, vnni::Q51::OFFSET)),
+        Format::Mxfp4 => Some((Order::Halves, vnni::Mxfp4::OFFSET)),
+        Format::Iq4Nl => Some((Order::Halves, vnni::Iq4Nl::OFFSET)),
         _ => None,
     }
 }
@@ -100,8 +100,8 @@ pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: Ac
             // SAFETY: the ISA says that the CPU has the instructions.
             Prepared::Split(unsafe {
                 match unsigned_layout(format) {
-                    Some((halves, offset)) => vnni::split(x, cols, fine, halves, offset),
-                    None => k_quants::split(x, cols, fine, k_quants::part(format)),
+                    Some((order, offset)) => vnni::split(x, cols, fine, order, offset),
+                    None => k_quants::split(x, cols, fine, format),
                 }
             })
         }
@@ -114,15 +114,19 @@ pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: Ac
             // SAFETY: as above.
             unsafe {
                 match layout {
-                    Some((halves, offset)) => Prepared::Split(avxvnni::split(x, cols, fine, halves, offset)),
-                    None => Prepared::Words(avx2::words(x, k_quants::part(shape.format))),
+                    _ if shape.format == Format::Iq4Xs && isa != Isa::AvxVnni => Prepared::Words(avx2::words(x, 32)),
+                    _ if k_quants::has(shape.format) => {
+                        Prepared::Split(k_quants::avx2::split(x, cols, fine, shape.format))
+                    }
+                    Some((order, offset)) => Prepared::Split(avxvnni::split(x, cols, fine, order, offset)),
+                    None => Prepared::Words(avx2::words(x, 32)),
                 }
             }
         }
         #[cfg(target_arch = "aarch64")]
         Isa::NeonDot => {
             // addends are multiplied by the sums of the activations
-            Prepared::Split(Split::new(x, cols, fine, (false, -1, k_quants::part(shape.format)), Bytes::new))
+            Prepared::Split(Split::new(x, cols, fine, (Order::Blocks, -1, k_quants::part(shape.format)), Bytes::new))
         }
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => Prepared::Words(Words::new(x, k_quants::part(shape.format))),
@@ -132,61 +136,79 @@ pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: Ac
 
 /// The rows `range` of `out[t, r] = Σ_c x[t, c] w[r, c]`.
 pub(in crate::cpu) fn multiply(isa: Isa, x: &Prepared, weight: &[u8], shape: Shape, range: Range<usize>, out: Output) {
-    for row in range {
+    let call = |row: usize, token| {
         let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
+        Call { bytes, shape, token, row, out }
+    };
+    let mut rows = range;
+    while shape.tokens == 1 && rows.len() >= 2 {
+        // two rows share what is loaded of the token
+        tokens::<1, 2>(isa, x, &[call(rows.start, 0), call(rows.start + 1, 0)]);
+        rows.start += 2;
+    }
+    for row in rows {
         let mut token = 0;
         while token < shape.tokens {
-            let call = Call { bytes, shape, token, row, out };
+            let call = [call(row, token)];
             token += match shape.tokens - token {
-                1 => tokens::<1>(isa, x, &call),
-                2 => tokens::<2>(isa, x, &call),
+                1 => tokens::<1, 1>(isa, x, &call),
+                2 => tokens::<2, 1>(isa, x, &call),
                 // a row is unpacked for each call
-                3 | 5 | 6 => tokens::<3>(isa, x, &call),
-                _ => tokens::<4>(isa, x, &call),
+                3 | 5 | 6 => tokens::<3, 1>(isa, x, &call),
+                _ => tokens::<4, 1>(isa, x, &call),
             };
         }
     }
 }
 
+/// `M` tokens times `R` rows.
 #[inline(always)]
-fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
+fn tokens<const M: usize, const R: usize>(isa: Isa, x: &Prepared, calls: &[Call<'_>; R]) -> usize {
     let _ = isa;
+    let format = calls[0].shape.format;
     match x {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the ISA says that the CPU has the instructions, `x` was prepared for this product, and it has
-        // `M` tokens from the call's on.
+        // `M` tokens from the calls' on.
         Prepared::Split(x) => unsafe {
             match (isa, x.high.is_empty()) {
-                (Isa::AvxVnni, false) => avxvnni::bytes::<M, true>(x, call),
-                (Isa::AvxVnni, true) => avxvnni::bytes::<M, false>(x, call),
-                (Isa::Avx2 | Isa::Avx512, false) => avx2::bytes::<M, true>(x, call),
-                (Isa::Avx2 | Isa::Avx512, true) => avx2::bytes::<M, false>(x, call),
-                (_, false) => long::<M, true>(x, call),
-                (_, true) => long::<M, false>(x, call),
+                (Isa::AvxVnni, _) if k_quants::has(format) => k_quants::avx2::rows_with_vnni::<M, R>(x, calls),
+                (Isa::Avx2 | Isa::Avx512, _) if k_quants::has(format) => {
+                    calls.iter().for_each(|call| k_quants::avx2::rows::<M, 1>(x, std::array::from_ref(call)));
+                }
+                (Isa::AvxVnni, false) => avxvnni::bytes::<M, true, R>(x, calls),
+                (Isa::AvxVnni, true) => avxvnni::bytes::<M, false, R>(x, calls),
+                (Isa::Avx2 | Isa::Avx512, false) => avx2::bytes::<M, true, R>(x, calls),
+                (Isa::Avx2 | Isa::Avx512, true) => avx2::bytes::<M, false, R>(x, calls),
+                (_, false) => long::<M, true, R>(x, calls),
+                (_, true) => long::<M, false, R>(x, calls),
             }
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Prepared::Words(x) if isa >= Isa::Avx2 => unsafe {
-            if k_quants::has(call.shape.format) { k_quants::words::<M>(x, call) } else { avx2::of_words::<M>(x, call) }
-        },
+        Prepared::Words(x) if isa >= Isa::Avx2 => calls.iter().for_each(|call| unsafe {
+            match format {
+                Format::Iq4Xs => k_quants::avx2::row_of_words::<M>(x, call),
+                _ => avx2::of_words::<M>(x, call),
+            }
+        }),
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
-        Prepared::Split(x) => unsafe {
-            match k_quants::has(call.shape.format) {
+        Prepared::Split(x) => calls.iter().for_each(|call| unsafe {
+            match k_quants::has(format) {
                 true => k_quants::bytes::<M>(x, call),
                 false => neon::bytes::<M>(x, call),
             }
-        },
+        }),
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
-        Prepared::Words(x) if isa >= Isa::Neon => unsafe {
-            match k_quants::has(call.shape.format) {
+        Prepared::Words(x) if isa >= Isa::Neon => calls.iter().for_each(|call| unsafe {
+            match k_quants::has(format) {
                 true => k_quants::words::<M>(x, call),
                 false => neon::words::<M>(x, call),
             }
-        },
-        Prepared::Words(x) => portable::<M>(x, call),
+        }),
+        Prepared::Words(x) => calls.iter().for_each(|call| portable::<M>(x, call)),
     }
     M
 }
@@ -197,18 +219,18 @@ fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
 /// The CPU must have it, and the activations must have been prepared for it.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn long<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+unsafe fn long<const M: usize, const FINE: bool, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
     // SAFETY: as required of the caller.
     unsafe {
-        match call.shape.format {
-            Format::Q8_0 => vnni::q8::<M, FINE>(x, call),
-            Format::Q4_0 => vnni::nibbles::<vnni::Q40, M, FINE, 18, 72>(x, call),
-            Format::Q4_1 => vnni::nibbles::<vnni::Q41, M, FINE, 20, 80>(x, call),
-            Format::Q5_0 => vnni::nibbles::<vnni::Q50, M, FINE, 22, 88>(x, call),
-            Format::Q5_1 => vnni::nibbles::<vnni::Q51, M, FINE, 24, 96>(x, call),
-            Format::Mxfp4 => vnni::nibbles::<vnni::Mxfp4, M, FINE, 17, 68>(x, call),
-            Format::Iq4Nl => vnni::nibbles::<vnni::Iq4Nl, M, FINE, 18, 72>(x, call),
-            _ => k_quants::bytes::<M>(x, call),
+        match calls[0].shape.format {
+            Format::Q8_0 => vnni::q8::<M, FINE, R>(x, calls),
+            Format::Q4_0 => vnni::nibbles::<vnni::Q40, M, FINE, R, 18, 72>(x, calls),
+            Format::Q4_1 => vnni::nibbles::<vnni::Q41, M, FINE, R, 20, 80>(x, calls),
+            Format::Q5_0 => vnni::nibbles::<vnni::Q50, M, FINE, R, 22, 88>(x, calls),
+            Format::Q5_1 => vnni::nibbles::<vnni::Q51, M, FINE, R, 24, 96>(x, calls),
+            Format::Mxfp4 => vnni::nibbles::<vnni::Mxfp4, M, FINE, R, 17, 68>(x, calls),
+            Format::Iq4Nl => vnni::nibbles::<vnni::Iq4Nl, M, FINE, R, 18, 72>(x, calls),
+            _ => k_quants::bytes::<M, R>(x, calls),
         }
     }
 }
@@ -227,7 +249,7 @@ fn portable<const M: usize>(x: &Words, call: &Call<'_>) {
                 (weights[i], weights[i + 16]) = (number(i, q & 15), number(i + 16, q >> 4));
             }
         };
-        let scale = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+        let scale = |at: usize| f16_to_f32([block[at], block[at + 1]]);
         let with_fifth = |block: &[u8], weights: &mut [i16; 32], offset: i16| {
             let (bits, quants) = block.split_at(4);
             let fifth = |i: usize| bits[i / 8] >> (i % 8) & 1;

@@ -7,7 +7,7 @@
 //! below four bits are in `low_bits`. What the instruction sets share of the formats with code books is in [`grids`].
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(in crate::cpu) mod avx2;
 mod grids;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -16,12 +16,10 @@ mod vnni;
 
 use crate::Format;
 
-#[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) use avx2::row as words;
 #[cfg(target_arch = "aarch64")]
 pub(in crate::cpu) use neon::{bytes, words};
 #[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) use vnni::{row as bytes, split};
+pub(in crate::cpu) use vnni::{rows as bytes, split};
 
 /// Values of a block.
 const BLOCK: usize = 256;

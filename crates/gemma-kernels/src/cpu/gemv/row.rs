@@ -2,6 +2,8 @@
 
 use crate::cpu::output::Output;
 use crate::cpu::shape::Shape;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use std::{mem::MaybeUninit, ops::Range};
 
 /// One row times some tokens, from `token` on. The calling task owns the row.
 #[derive(Clone, Copy)]
@@ -23,18 +25,30 @@ impl Call<'_> {
     }
 }
 
-/// The bytes of group `g` of a row, which are `FOUR`: in the row, or, where the row ends within the group, in `last`,
-/// filled up with zeros.
+/// Room for the last groups of `R` rows.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(in crate::cpu) type Last<const R: usize, const FOUR: usize> = [[MaybeUninit<u8>; FOUR]; R];
+
+/// Where groups of `FOUR` bytes lie: those within the rows, then, where the rows end within a group, that one, filled up with zeros in
+/// `last`. For either their numbers, and where group 0 of each row would begin if all lay as these do, so that the loop over groups
+/// neither branches nor chooses.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
-pub(in crate::cpu) fn group<const FOUR: usize>(row: &[u8], g: usize, last: &mut [u8; FOUR]) -> *const u8 {
-    let rest = &row[g * FOUR..];
-    if rest.len() >= FOUR {
-        return rest.as_ptr();
+pub(in crate::cpu) fn groups<const R: usize, const FOUR: usize>(
+    calls: &[Call<'_>; R],
+    last: &mut Last<R, FOUR>,
+) -> [(Range<usize>, [*const u8; R]); 2] {
+    let (whole, rest) = (calls[0].bytes.len() / FOUR, calls[0].bytes.len() % FOUR);
+    let rows = calls.each_ref().map(|call| call.bytes.as_ptr());
+    if rest == 0 {
+        return [(0..whole, rows), (0..0, rows)];
     }
-    last[..rest.len()].copy_from_slice(rest);
-    last[rest.len()..].fill(0);
-    last.as_ptr()
+    for (call, last) in calls.iter().zip(&mut *last) {
+        last.fill(MaybeUninit::new(0));
+        last[..rest].write_copy_of_slice(&call.bytes[whole * FOUR..]);
+    }
+    let last = last.each_ref().map(|last| last.as_ptr().cast::<u8>().wrapping_sub(whole * FOUR));
+    [(0..whole, rows), (whole..whole + 1, last)]
 }
 
 /// The scales of a group's blocks of `SIZE` bytes, halves as they lie, the first one lowest. Scalar loads leave the vector

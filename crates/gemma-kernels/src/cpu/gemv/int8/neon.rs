@@ -2,12 +2,13 @@
 
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
-use crate::cpu::gemv::row::{Call, f16_scales, group, levels};
+use crate::cpu::gemv::row::{self, Call, Last, f16_scales, levels};
 use crate::cpu::isa::{Lanes, Neon, dot, prefetch};
 use crate::cpu::quantize::{GROUP, Split, Words};
 use crate::cpu::sub_blocks::half;
 use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS, half_of_e8m0};
 use std::arch::aarch64::*;
+use std::mem::MaybeUninit;
 
 /// The 32 numbers of a block of Q8_0.
 ///
@@ -213,37 +214,39 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
 ) {
     let ahead = distance();
     let groups = call.shape.cols.div_ceil(GROUP);
-    let mut last = [0u8; FOUR];
+    let mut last: Last<1, FOUR> = [[MaybeUninit::uninit(); _]; _];
     // SAFETY: a group has four blocks, each token has a group, and `M` tokens exist.
     unsafe {
         // two sums, so that an addition need not wait for the one before
         let mut sums = [[vdupq_n_f32(0.0); 2]; M];
         let mut added = [0f32; M];
-        for g in 0..groups {
-            let from = group::<FOUR>(call.bytes, g, &mut last);
-            if call.token == 0 {
-                for line in 0..FOUR.div_ceil(64) {
-                    prefetch(from.wrapping_add(ahead + 64 * line));
-                }
-            }
-            let [factors, addends] = scales(from);
-            for b in 0..4 {
-                let [first, second] = load(from.add(b * SIZE));
-                for (t, sums) in sums.iter_mut().enumerate() {
-                    let at = (call.token + t) * groups + g;
-                    let low = x.low.as_ptr().add(at * GROUP + b * 32);
-                    let mut exact = dot(vdupq_n_s32(0), first, vld1q_s8(low));
-                    exact = dot(exact, second, vld1q_s8(low.add(16)));
-                    if FINE {
-                        let high = x.high.as_ptr().add(at * GROUP + b * 32);
-                        let upper = dot(vdupq_n_s32(0), first, vld1q_s8(high));
-                        let upper = dot(upper, second, vld1q_s8(high.add(16)));
-                        exact = vaddq_s32(exact, vshlq_n_s32::<8>(upper));
+        for (range, [first]) in row::groups(std::array::from_ref(call), &mut last) {
+            for g in range {
+                let from = first.wrapping_add(g * FOUR);
+                if call.token == 0 {
+                    for line in 0..FOUR.div_ceil(64) {
+                        prefetch(from.wrapping_add(ahead + 64 * line));
                     }
-                    let scale = *x.scales.as_ptr().add(at * 4 + b);
-                    sums[b % 2] = vfmaq_n_f32(sums[b % 2], vcvtq_f32_s32(exact), factors[b] * scale);
-                    let x_sum = *x.starts.as_ptr().add(at * 4 + b) as f32;
-                    added[t] = (addends[b] * scale).mul_add(x_sum, added[t]);
+                }
+                let [factors, addends] = scales(from);
+                for b in 0..4 {
+                    let [first, second] = load(from.add(b * SIZE));
+                    for (t, sums) in sums.iter_mut().enumerate() {
+                        let at = (call.token + t) * groups + g;
+                        let low = x.low.as_ptr().add(at * GROUP + b * 32);
+                        let mut exact = dot(vdupq_n_s32(0), first, vld1q_s8(low));
+                        exact = dot(exact, second, vld1q_s8(low.add(16)));
+                        if FINE {
+                            let high = x.high.as_ptr().add(at * GROUP + b * 32);
+                            let upper = dot(vdupq_n_s32(0), first, vld1q_s8(high));
+                            let upper = dot(upper, second, vld1q_s8(high.add(16)));
+                            exact = vaddq_s32(exact, vshlq_n_s32::<8>(upper));
+                        }
+                        let scale = *x.scales.as_ptr().add(at * 4 + b);
+                        sums[b % 2] = vfmaq_n_f32(sums[b % 2], vcvtq_f32_s32(exact), factors[b] * scale);
+                        let x_sum = *x.starts.as_ptr().add(at * 4 + b) as f32;
+                        added[t] = (addends[b] * scale).mul_add(x_sum, added[t]);
+                    }
                 }
             }
         }

@@ -1,7 +1,5 @@
-//! The same with AVX2: 16-bit numbers, sixteen at a time.
-//!
-//! What the addends of Q2_K, Q4_K and Q5_K contribute is a product with the sums of the parts' activations; the numbers of the others
-//! are centred instead.
+//! The same with AVX2, with or without VNNI: bytes, 32 at a time. The numbers are not negative; what moves them down is an addend. Without
+//! VNNI, IQ4_XS is multiplied in 16 bits: its numbers are too large for pairs of products.
 
 mod low_bits;
 
@@ -11,111 +9,305 @@ use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::{Avx2, Lanes, prefetch};
-use crate::cpu::quantize::Words;
-use crate::cpu::sub_blocks::{half, six_bits};
+use crate::cpu::quantize::{Bytes, Order, Split, Words};
+use crate::cpu::sub_blocks::six_bits_in_vector;
 use low_bits::{Iq4Xs, Q2K, Q3K, Signed};
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
-/// One row times `M` tokens.
+/// Stretches of a block whose activations share a scale.
+const STRETCHES: usize = BLOCK / 32;
+
+/// The activations `x` `[tokens, cols]` as these kernels read them.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, format: Format) -> Split {
+    Split::new(x, cols, fine, (Order::Blocks, -1, part(format)), |x, limit| Bytes::with_avx2(x, limit))
+}
+
+/// Rows times `M` tokens, but for IQ4_XS.
 ///
 /// # Safety
-/// The CPU must have the instructions; the call's row has the blocks of its shape, and `x`, with the sums of the format's parts, has `M`
-/// tokens from the call's on.
+/// The CPU must have the instructions; the calls' rows have the blocks of their shape, which they share with the token, and `x`, of
+/// [`split`], has `M` tokens from there on.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Words, call: &Call<'_>) {
+pub(in crate::cpu) unsafe fn rows<const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+    // SAFETY: as required of the caller.
+    unsafe { below_128::<Pairs, M, R>(x, calls) }
+}
+
+/// The same with VNNI.
+///
+/// # Safety
+/// As [`rows`].
+#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+pub(in crate::cpu) unsafe fn rows_with_vnni<const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
     // SAFETY: as required of the caller.
     unsafe {
-        match call.shape.format {
-            Format::Q2K => products::<Q2K, M>(x, call),
-            Format::Q3K => products::<Q3K, M>(x, call),
-            Format::Q4K => products::<Q4K, M>(x, call),
-            Format::Q5K => products::<Q5K, M>(x, call),
-            Format::Q6K => products::<Q6K, M>(x, call),
-            Format::Iq4Xs => products::<Iq4Xs, M>(x, call),
-            Format::Iq3Xxs => products::<Signed<Iq3Xxs>, M>(x, call),
-            Format::Iq3S => products::<Signed<Iq3S>, M>(x, call),
-            Format::Iq2Xxs => products::<Signed<Iq2Xxs>, M>(x, call),
-            Format::Iq2Xs => products::<Signed<Iq2Xs>, M>(x, call),
-            Format::Iq2S => products::<Signed<Iq2S>, M>(x, call),
+        match calls[0].shape.format {
+            Format::Iq4Xs => of_blocks::<Vnni, Iq4Xs, M, R>(x, calls),
+            _ => below_128::<Vnni, M, R>(x, calls),
+        }
+    }
+}
+
+/// Formats whose numbers are less than 128.
+///
+/// # Safety
+/// As [`rows`], with the instructions at hand where this is expanded.
+#[inline(always)]
+unsafe fn below_128<D: Dot, const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match calls[0].shape.format {
+            Format::Q2K => of_blocks::<D, Q2K, M, R>(x, calls),
+            Format::Q3K => of_blocks::<D, Q3K, M, R>(x, calls),
+            Format::Q4K => of_blocks::<D, Q4K, M, R>(x, calls),
+            Format::Q5K => of_blocks::<D, Q5K, M, R>(x, calls),
+            Format::Q6K => of_blocks::<D, Q6K, M, R>(x, calls),
+            Format::Iq3Xxs => of_blocks::<D, Signed<Iq3Xxs>, M, R>(x, calls),
+            Format::Iq3S => of_blocks::<D, Signed<Iq3S>, M, R>(x, calls),
+            Format::Iq2Xxs => of_blocks::<D, Signed<Iq2Xxs>, M, R>(x, calls),
+            Format::Iq2Xs => of_blocks::<D, Signed<Iq2Xs>, M, R>(x, calls),
+            Format::Iq2S => of_blocks::<D, Signed<Iq2S>, M, R>(x, calls),
             other => unreachable!("{other} has no such blocks"),
         }
     }
 }
 
+/// A row of IQ4_XS times `M` tokens in 16 bits.
+///
 /// # Safety
-/// As [`row`], with the instructions at hand where this is expanded.
+/// As [`rows`], with `x` the sums of parts of 32 values.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::cpu) unsafe fn row_of_words<const M: usize>(x: &Words, call: &Call<'_>) {
+    // SAFETY: as required of the caller.
+    unsafe { products::<_, Iq4Xs, M, 1>(&x.scales, &x.sums, &Wide(x), std::array::from_ref(call)) }
+}
+
+/// # Safety
+/// As [`below_128`].
 #[inline(always)]
-unsafe fn products<B: Block, const M: usize>(x: &Words, call: &Call<'_>) {
+unsafe fn of_blocks<D: Dot, B: Block, const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match x.high.is_empty() {
+            true => products::<_, B, M, R>(&x.scales, &x.starts, &Coarse::<D>(x, PhantomData), calls),
+            false => products::<_, B, M, R>(&x.scales, &x.starts, &Fine::<D>(x, PhantomData), calls),
+        }
+    }
+}
+
+/// With the scales of activations, the sums of each part's and the activations themselves.
+///
+/// # Safety
+/// As [`below_128`].
+#[inline(always)]
+unsafe fn products<X: Activations, B: Block, const M: usize, const R: usize>(
+    x_scales: &[f32],
+    x_sums: &[i32],
+    x: &X,
+    calls: &[Call<'_>; R],
+) {
     let ahead = distance();
-    let size = B::FORMAT.block_bytes();
-    let (blocks, parts) = (call.bytes.len() / size, BLOCK / B::PART);
-    // SAFETY: block `b` has `size` bytes of the row; each token has for it 256 values, 8 scales and a sum per part.
+    let (size, parts) = (B::FORMAT.block_bytes(), BLOCK / B::PART);
+    let (token, blocks) = (calls[0].token, calls[0].bytes.len() / size);
+    // SAFETY: block `b` has `size` bytes of a row; each token has for it 256 values, 8 scales and a sum per part.
     unsafe {
         // two sums, so that an addition need not wait for the one before
-        let mut sums = [[_mm256_setzero_ps(); 2]; M];
-        let mut factors = [0f32; 16];
+        let mut sums = [[[_mm256_setzero_ps(); 2]; M]; R];
+        let mut factors = [[0f32; 16]; M];
         for b in 0..blocks {
-            let block = call.bytes.as_ptr().add(b * size);
-            if call.token == 0 {
-                for line in 0..size.div_ceil(64) {
-                    prefetch(block.wrapping_add(ahead + 64 * line));
+            for r in 0..R {
+                let block = calls[r].bytes.as_ptr().add(b * size);
+                if token == 0 {
+                    for line in 0..size.div_ceil(64) {
+                        prefetch(block.wrapping_add(ahead + 64 * line));
+                    }
                 }
-            }
-            let addends = B::scales(block, &mut factors);
-            for (t, sums) in sums.iter_mut().enumerate().filter(|_| B::ADDENDS) {
-                let at = (call.token + t) * blocks + b;
-                let scales = _mm256_loadu_ps(x.scales.as_ptr().add(at * (BLOCK / 32)));
-                for (i, addends) in addends.into_iter().take(parts / 8).enumerate() {
-                    // two parts of 16 share a scale
-                    let (i, of_pair) = (i as i32 * 4, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
-                    let of_pair = _mm256_add_epi32(of_pair, _mm256_set1_epi32(i));
-                    let scales = if B::PART == 32 { scales } else { _mm256_permutevar8x32_ps(scales, of_pair) };
-                    let x_sums = x.sums.as_ptr().add(at * parts + 2 * i as usize);
-                    let x_sums = _mm256_cvtepi32_ps(_mm256_loadu_si256(x_sums.cast()));
-                    sums[0] = _mm256_fmadd_ps(_mm256_mul_ps(addends, scales), x_sums, sums[0]);
+                let [of_numbers, addends] = B::scales(block);
+                for t in 0..M {
+                    let at = (token + t) * blocks + b;
+                    let scales = _mm256_load_ps(x_scales.as_ptr().add(at * STRETCHES));
+                    for i in 0..parts / 8 {
+                        // two parts of 16 share a scale
+                        let of_pair = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+                        let of_pair = _mm256_add_epi32(of_pair, _mm256_set1_epi32(4 * i as i32));
+                        let scales = if B::PART == 32 { scales } else { _mm256_permutevar8x32_ps(scales, of_pair) };
+                        let to = factors[t].as_mut_ptr().add(8 * i);
+                        _mm256_storeu_ps(to, _mm256_mul_ps(of_numbers[i], scales));
+                        let x_sums = _mm256_load_si256(x_sums.as_ptr().add(at * parts + 8 * i).cast());
+                        let addends = _mm256_mul_ps(addends[i], scales);
+                        sums[r][t][1] = _mm256_fmadd_ps(addends, _mm256_cvtepi32_ps(x_sums), sums[r][t][1]);
+                    }
                 }
-            }
-            for part in 0..BLOCK / 32 {
-                let [first, second] = B::numbers(block, part);
-                for (t, sums) in sums.iter_mut().enumerate() {
-                    let at = ((call.token + t) * blocks + b) * (BLOCK / 32) + part;
-                    let values = x.values.as_ptr().add(at * 32);
-                    let first = _mm256_madd_epi16(first, _mm256_loadu_si256(values.cast()));
-                    let second = _mm256_madd_epi16(second, _mm256_loadu_si256(values.add(16).cast()));
-                    let scale = *x.scales.as_ptr().add(at);
-                    let factor = |part: usize| _mm256_set1_ps(factors[part] * scale);
-                    if B::PART == 32 {
-                        let exact = _mm256_cvtepi32_ps(_mm256_add_epi32(first, second));
-                        sums[part % 2] = _mm256_fmadd_ps(exact, factor(part), sums[part % 2]);
-                    } else {
-                        sums[0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(first), factor(2 * part), sums[0]);
-                        sums[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(second), factor(2 * part + 1), sums[1]);
+                for stretch in 0..STRETCHES {
+                    let numbers = B::numbers(block, stretch);
+                    for t in 0..M {
+                        let at = ((token + t) * blocks + b) * BLOCK + 32 * stretch;
+                        let exact = _mm256_cvtepi32_ps(x.times::<B>(numbers, at));
+                        let factor = match B::PART {
+                            32 => _mm256_broadcast_ss(&factors[t][stretch]),
+                            _ => {
+                                let [first, second] = [2 * stretch, 2 * stretch + 1].map(|part| &factors[t][part]);
+                                let first = _mm256_castps128_ps256(_mm_broadcast_ss(first));
+                                _mm256_insertf128_ps::<1>(first, _mm_broadcast_ss(second))
+                            }
+                        };
+                        sums[r][t][stretch % 2] = _mm256_fmadd_ps(exact, factor, sums[r][t][stretch % 2]);
                     }
                 }
             }
         }
-        for (t, sums) in sums.into_iter().enumerate() {
-            call.write(t, Avx2::from(_mm256_add_ps(sums[0], sums[1])).sum());
+        for (call, sums) in calls.iter().zip(sums) {
+            for (t, [first, second]) in sums.into_iter().enumerate() {
+                call.write(t, Avx2::from(_mm256_add_ps(first, second)).sum());
+            }
         }
+    }
+}
+
+/// Activations of 8 or 16 bits.
+///
+/// # Safety
+/// The method is expanded where the instructions are enabled; 32 activations must be there from `at` on.
+trait Activations {
+    /// `Σ numbers activations`, each lane over four bytes, or all lanes of a half over its sixteen.
+    unsafe fn times<B: Block>(&self, numbers: __m256i, at: usize) -> __m256i;
+}
+
+/// Of 8 bits.
+struct Coarse<'a, D>(&'a Split, PhantomData<D>);
+
+impl<D: Dot> Activations for Coarse<'_, D> {
+    #[inline(always)]
+    unsafe fn times<B: Block>(&self, numbers: __m256i, at: usize) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe { D::dot::<B>(numbers, _mm256_load_si256(self.0.low.as_ptr().add(at).cast())) }
+    }
+}
+
+/// Of 16 bits, in two bytes.
+struct Fine<'a, D>(&'a Split, PhantomData<D>);
+
+impl<D: Dot> Activations for Fine<'_, D> {
+    #[inline(always)]
+    unsafe fn times<B: Block>(&self, numbers: __m256i, at: usize) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let load = |bytes: &[i8]| _mm256_load_si256(bytes.as_ptr().add(at).cast());
+            D::fine::<B>(numbers, load(&self.0.low), load(&self.0.high))
+        }
+    }
+}
+
+/// Of 16 bits, as they are.
+struct Wide<'a>(&'a Words);
+
+impl Activations for Wide<'_> {
+    #[inline(always)]
+    unsafe fn times<B: Block>(&self, numbers: __m256i, at: usize) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let load = |at: usize| _mm256_load_si256(self.0.values.as_ptr().add(at).cast());
+            let first = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(numbers));
+            let second = _mm256_cvtepu8_epi16(_mm256_extracti128_si256::<1>(numbers));
+            _mm256_add_epi32(_mm256_madd_epi16(first, load(at)), _mm256_madd_epi16(second, load(at + 16)))
+        }
+    }
+}
+
+/// How bytes are multiplied and added, four to a lane: unsigned numbers, signed activations.
+///
+/// # Safety
+/// Every method is expanded where the instructions are enabled.
+trait Dot {
+    unsafe fn dot<B: Block>(numbers: __m256i, x: __m256i) -> __m256i;
+
+    /// With activations of 16 bits.
+    unsafe fn fine<B: Block>(numbers: __m256i, low: __m256i, high: __m256i) -> __m256i;
+}
+
+/// In one instruction.
+struct Vnni;
+
+impl Dot for Vnni {
+    #[inline(always)]
+    unsafe fn dot<B: Block>(numbers: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), numbers, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn fine<B: Block>(numbers: __m256i, low: __m256i, high: __m256i) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_dpbusd_avx_epi32(_mm256_slli_epi32::<8>(Self::dot::<B>(numbers, high)), numbers, low) }
+    }
+}
+
+/// In pairs, whose sums have 16 bits: at most 2 · 127 · 128.
+struct Pairs;
+
+impl Pairs {
+    /// `weight` times the sums.
+    ///
+    /// # Safety
+    /// As [`Dot`].
+    #[inline(always)]
+    unsafe fn weighted<B: Block>(numbers: __m256i, x: __m256i, weight: i16) -> __m256i {
+        const { assert!(B::LARGEST < 128, "two products have 16 bits") };
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(numbers, x), _mm256_set1_epi16(weight)) }
+    }
+}
+
+impl Dot for Pairs {
+    #[inline(always)]
+    unsafe fn dot<B: Block>(numbers: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe { Self::weighted::<B>(numbers, x, 1) }
+    }
+
+    #[inline(always)]
+    unsafe fn fine<B: Block>(numbers: __m256i, low: __m256i, high: __m256i) -> __m256i {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_add_epi32(Self::weighted::<B>(numbers, low, 1), Self::weighted::<B>(numbers, high, 256)) }
     }
 }
 
 /// How the blocks of a format are taken apart: a value is `factor number + addend` with its part's.
 ///
 /// # Safety
-/// Every method requires that a block is readable at the pointer, and is expanded where AVX2 is enabled.
+/// Every method requires that a block is readable at the pointer, and is expanded where AVX2 and F16C are enabled.
 trait Block {
     const FORMAT: Format;
     /// Values that share a scale: 16 or 32.
     const PART: usize = part(Self::FORMAT);
-    /// Whether there are addends.
-    const ADDENDS: bool = false;
+    /// No number is larger.
+    const LARGEST: u8;
 
-    /// Writes the factors of the parts; returns their addends, if there are any.
-    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> [__m256; 2];
+    /// The factors and the addends of the parts; those of eight parts are the first ones.
+    unsafe fn scales(block: *const u8) -> [[__m256; 2]; 2];
 
-    /// The numbers of the 32 values from `32 part` on.
-    unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2];
+    /// The numbers of the 32 values from `32 stretch` on.
+    unsafe fn numbers(block: *const u8, stretch: usize) -> __m256i;
+}
+
+/// The half at byte `at`, in all lanes.
+///
+/// # Safety
+/// As [`Block`], with F16C enabled as well.
+#[inline(always)]
+unsafe fn half(block: *const u8, at: usize) -> __m256 {
+    // SAFETY: as required of the caller.
+    unsafe { _mm256_cvtph_ps(_mm_set1_epi16(block.add(at).cast::<i16>().read_unaligned())) }
+}
+
+/// # Safety
+/// As [`Block`].
+#[inline(always)]
+unsafe fn negative(values: __m256) -> __m256 {
+    // SAFETY: as required of the caller.
+    unsafe { _mm256_xor_ps(values, _mm256_set1_ps(-0.0)) }
 }
 
 /// The scales and least values of Q4_K and Q5_K, of six bits.
@@ -123,14 +315,29 @@ trait Block {
 /// # Safety
 /// As [`Block`].
 #[inline(always)]
-unsafe fn six_bit_scales(block: *const u8, factors: &mut [f32; 16]) -> [__m256; 2] {
-    // SAFETY: as required of the caller; there is room for sixteen factors.
+unsafe fn six_bit_scales(block: *const u8) -> [[__m256; 2]; 2] {
+    // SAFETY: as required of the caller.
     unsafe {
-        let [scales, least] = six_bits(block);
-        let eight = |bytes: u64| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes.cast_signed())));
-        let scaled = _mm256_mul_ps(eight(scales), _mm256_set1_ps(half(block, 0)));
-        _mm256_storeu_ps(factors.as_mut_ptr(), scaled);
-        [_mm256_mul_ps(eight(least), _mm256_set1_ps(-half(block, 2))), _mm256_setzero_ps()]
+        let six = six_bits_in_vector(block);
+        let eight = |bytes: __m128i| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+        let scales = _mm256_mul_ps(eight(six), half(block, 0));
+        let least = _mm256_mul_ps(eight(_mm_unpackhi_epi64(six, six)), negative(half(block, 2)));
+        [[scales, _mm256_setzero_ps()], [least, _mm256_setzero_ps()]]
+    }
+}
+
+/// Factors, and the addends that move numbers down by `offset`.
+///
+/// # Safety
+/// As [`Block`].
+#[inline(always)]
+unsafe fn moved_down(scales: [__m256i; 2], scale: __m256, offset: f32) -> [[__m256; 2]; 2] {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let factors = |scales| _mm256_mul_ps(_mm256_cvtepi32_ps(scales), scale);
+        let (first, second) = (factors(scales[0]), factors(scales[1]));
+        let offset = _mm256_set1_ps(-offset);
+        [[first, second], [_mm256_mul_ps(first, offset), _mm256_mul_ps(second, offset)]]
     }
 }
 
@@ -144,8 +351,7 @@ unsafe fn bytes(from: *const u8) -> __m256i {
     unsafe { _mm256_loadu_si256(from.cast()) }
 }
 
-/// The bits of `mask` of each of 32 bytes, moved right by `by`: before they are widened, since the compiler would narrow the shift
-/// again, for which there is no instruction.
+/// The bits of `mask` of each of 32 bytes, moved right by `by`.
 ///
 /// # Safety
 /// As [`Block`].
@@ -155,35 +361,22 @@ unsafe fn moved(bytes: __m256i, by: usize, mask: i8) -> __m256i {
     unsafe { _mm256_and_si256(_mm256_srl_epi16(bytes, _mm_cvtsi64_si128(by as i64)), _mm256_set1_epi8(mask)) }
 }
 
-/// 32 signed bytes as 16-bit numbers.
-///
-/// # Safety
-/// As [`Block`].
-#[inline(always)]
-unsafe fn widened(bytes: __m256i) -> [__m256i; 2] {
-    // SAFETY: as required of the caller.
-    unsafe {
-        let (first, second) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
-        [_mm256_cvtepi8_epi16(first), _mm256_cvtepi8_epi16(second)]
-    }
-}
-
 struct Q4K;
 
 impl Block for Q4K {
     const FORMAT: Format = Format::Q4K;
-    const ADDENDS: bool = true;
+    const LARGEST: u8 = 15;
 
     #[inline(always)]
-    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> [__m256; 2] {
+    unsafe fn scales(block: *const u8) -> [[__m256; 2]; 2] {
         // SAFETY: as required of the caller.
-        unsafe { six_bit_scales(block, factors) }
+        unsafe { six_bit_scales(block) }
     }
 
     #[inline(always)]
-    unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
+    unsafe fn numbers(block: *const u8, stretch: usize) -> __m256i {
         // SAFETY: as required of the caller; two parts share their bytes.
-        unsafe { widened(moved(bytes(block.add(16 + part / 2 * 32)), part % 2 * 4, 15)) }
+        unsafe { moved(bytes(block.add(16 + stretch / 2 * 32)), stretch % 2 * 4, 15) }
     }
 }
 
@@ -191,21 +384,21 @@ struct Q5K;
 
 impl Block for Q5K {
     const FORMAT: Format = Format::Q5K;
-    const ADDENDS: bool = true;
+    const LARGEST: u8 = 31;
 
     #[inline(always)]
-    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> [__m256; 2] {
+    unsafe fn scales(block: *const u8) -> [[__m256; 2]; 2] {
         // SAFETY: as required of the caller.
-        unsafe { six_bit_scales(block, factors) }
+        unsafe { six_bit_scales(block) }
     }
 
     #[inline(always)]
-    unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
+    unsafe fn numbers(block: *const u8, stretch: usize) -> __m256i {
         // SAFETY: as required of the caller; bit `p` of the bytes at 16 is the fifth of part `p`'s numbers.
         unsafe {
-            let low = moved(bytes(block.add(48 + part / 2 * 32)), part % 2 * 4, 15);
-            let fifth = moved(bytes(block.add(16)), part, 1);
-            widened(_mm256_or_si256(low, _mm256_slli_epi16::<4>(fifth)))
+            let low = moved(bytes(block.add(48 + stretch / 2 * 32)), stretch % 2 * 4, 15);
+            let fifth = moved(bytes(block.add(16)), stretch, 1);
+            _mm256_or_si256(low, _mm256_slli_epi16::<4>(fifth))
         }
     }
 }
@@ -214,30 +407,26 @@ struct Q6K;
 
 impl Block for Q6K {
     const FORMAT: Format = Format::Q6K;
+    const LARGEST: u8 = 63;
 
     #[inline(always)]
-    unsafe fn scales(block: *const u8, factors: &mut [f32; 16]) -> [__m256; 2] {
-        // SAFETY: as required of the caller; there is room for sixteen factors.
+    unsafe fn scales(block: *const u8) -> [[__m256; 2]; 2] {
+        // SAFETY: as required of the caller.
         unsafe {
-            let scale = _mm256_set1_ps(half(block, 208));
-            for i in [0, 8] {
-                let scales = _mm256_cvtepi8_epi32(_mm_loadl_epi64(block.add(192 + i).cast()));
-                _mm256_storeu_ps(factors.as_mut_ptr().add(i), _mm256_mul_ps(_mm256_cvtepi32_ps(scales), scale));
-            }
-            [_mm256_setzero_ps(); 2]
+            let scales = |i: usize| _mm256_cvtepi8_epi32(_mm_loadl_epi64(block.add(192 + i).cast()));
+            moved_down([scales(0), scales(8)], half(block, 208), 32.0)
         }
     }
 
     #[inline(always)]
-    unsafe fn numbers(block: *const u8, part: usize) -> [__m256i; 2] {
+    unsafe fn numbers(block: *const u8, stretch: usize) -> __m256i {
         // SAFETY: as required of the caller. In each half of the block the low nibbles of 64 bytes are the first 64
         // numbers', the high ones the others'; 32 bytes hold the upper two bits of each 32 numbers in turn.
         unsafe {
-            let (side, quarter) = (part / 4, part % 4);
+            let (side, quarter) = (stretch / 4, stretch % 4);
             let low = moved(bytes(block.add(side * 64 + quarter % 2 * 32)), quarter / 2 * 4, 15);
             let high = moved(bytes(block.add(128 + side * 32)), 2 * quarter, 3);
-            let number = _mm256_or_si256(low, _mm256_slli_epi16::<4>(high));
-            widened(_mm256_sub_epi8(number, _mm256_set1_epi8(32)))
+            _mm256_or_si256(low, _mm256_slli_epi16::<4>(high))
         }
     }
 }

@@ -10,111 +10,140 @@ use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::prefetch;
-use crate::cpu::quantize::{Bytes, Split};
-use crate::cpu::sub_blocks::six_bits;
+use crate::cpu::quantize::{Bytes, Order, Split};
+use crate::cpu::sub_blocks::six_bits_in_vector;
 use low_bits::{Iq4Xs, Q2K, Q3K, Signed};
 use std::arch::x86_64::*;
+
+/// How activations lie: as the numbers that [`Block::numbers`] gives.
+const fn order(format: Format) -> Order {
+    match format {
+        Format::Q4K | Format::Q5K => Order::Alternate,
+        _ => Order::Blocks,
+    }
+}
 
 /// The activations `x` `[tokens, cols]` as these kernels read them.
 ///
 /// # Safety
 /// The CPU must have the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(in crate::cpu) unsafe fn split(x: &[f32], cols: usize, fine: bool, part: usize) -> Split {
-    Split::new(x, cols, fine, (false, -1, part), |x, limit| Bytes::with_avx512(x, limit))
+pub(in crate::cpu) unsafe fn split(x: &[f32], cols: usize, fine: bool, format: Format) -> Split {
+    Split::new(x, cols, fine, (order(format), -1, part(format)), |x, limit| Bytes::with_avx512(x, limit))
 }
 
-/// One row times `M` tokens.
+/// Rows times `M` tokens.
 ///
 /// # Safety
-/// The CPU must have the instructions; the call's row has the blocks of its shape, and `x`, of [`split`] with the
-/// format's part, has `M` tokens from the call's on.
-pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Split, call: &Call<'_>) {
+/// The CPU must have the instructions; the calls' rows have the blocks of their shape, which they share with the token, and `x`, of [`split`]
+/// with the format's part, has `M` tokens from there on.
+pub(in crate::cpu) unsafe fn rows<const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
     // SAFETY: as required of the caller.
     unsafe {
-        match call.shape.format {
-            Format::Q2K => of_blocks::<Q2K, M>(x, call),
-            Format::Q3K => of_blocks::<Q3K, M>(x, call),
-            Format::Q4K => of_blocks::<Q4K, M>(x, call),
-            Format::Q5K => of_blocks::<Q5K, M>(x, call),
-            Format::Q6K => of_blocks::<Q6K, M>(x, call),
-            Format::Iq4Xs => of_blocks::<Iq4Xs, M>(x, call),
-            Format::Iq3Xxs => of_blocks::<Signed<Iq3Xxs>, M>(x, call),
-            Format::Iq3S => of_blocks::<Signed<Iq3S>, M>(x, call),
-            Format::Iq2Xxs => of_blocks::<Signed<Iq2Xxs>, M>(x, call),
-            Format::Iq2Xs => of_blocks::<Signed<Iq2Xs>, M>(x, call),
-            Format::Iq2S => of_blocks::<Signed<Iq2S>, M>(x, call),
+        match calls[0].shape.format {
+            Format::Q2K => of_blocks::<Q2K, M, R>(x, calls),
+            Format::Q3K => of_blocks::<Q3K, M, R>(x, calls),
+            Format::Q4K => of_blocks::<Q4K, M, R>(x, calls),
+            Format::Q5K => of_blocks::<Q5K, M, R>(x, calls),
+            Format::Q6K => of_blocks::<Q6K, M, R>(x, calls),
+            Format::Iq4Xs => of_blocks::<Iq4Xs, M, R>(x, calls),
+            Format::Iq3Xxs => of_blocks::<Signed<Iq3Xxs>, M, R>(x, calls),
+            Format::Iq3S => of_blocks::<Signed<Iq3S>, M, R>(x, calls),
+            Format::Iq2Xxs => of_blocks::<Signed<Iq2Xxs>, M, R>(x, calls),
+            Format::Iq2Xs => of_blocks::<Signed<Iq2Xs>, M, R>(x, calls),
+            Format::Iq2S => of_blocks::<Signed<Iq2S>, M, R>(x, calls),
             other => unreachable!("{other} has no such blocks"),
         }
     }
 }
 
 /// # Safety
-/// As [`row`].
+/// As [`rows`].
 #[inline(always)]
-unsafe fn of_blocks<B: Block, const M: usize>(x: &Split, call: &Call<'_>) {
+unsafe fn of_blocks<B: Block, const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
     // SAFETY: as required of the caller.
     unsafe {
         match x.high.is_empty() {
-            true => products::<B, M, false>(x, call),
-            false => products::<B, M, true>(x, call),
+            true => products::<B, M, false, R>(x, calls),
+            false => products::<B, M, true, R>(x, calls),
         }
     }
 }
 
 /// # Safety
-/// As [`row`].
+/// As [`rows`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-unsafe fn products<B: Block, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+unsafe fn products<B: Block, const M: usize, const FINE: bool, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
     let ahead = distance();
     let (size, parts) = (B::FORMAT.block_bytes(), BLOCK / B::PART);
-    let blocks = call.bytes.len() / size;
+    let (token, blocks) = (calls[0].token, calls[0].bytes.len() / size);
     let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     // the part that each lane of four values belongs to, and the 32 activations that each part does
     let shift = |by: u32| _mm_cvtsi32_si128(by.cast_signed());
-    let part_of_lane = |vector: i32| {
-        let lane = _mm512_add_epi32(lanes, _mm512_set1_epi32(16 * vector));
-        _mm512_srl_epi32(lane, shift((B::PART / 4).ilog2()))
+    let part_of_lane = |vector: i32| match order(B::FORMAT) {
+        // two parts of 32 in each vector: 0 and 2, 1 and 3, 4 and 6, 5 and 7
+        Order::Alternate => {
+            let second = _mm512_and_si512(_mm512_srli_epi32::<2>(lanes), _mm512_set1_epi32(2));
+            _mm512_add_epi32(second, _mm512_set1_epi32(vector % 2 + vector / 2 * 4))
+        }
+        _ => {
+            let lane = _mm512_add_epi32(lanes, _mm512_set1_epi32(16 * vector));
+            _mm512_srl_epi32(lane, shift((B::PART / 4).ilog2()))
+        }
     };
     let spread = [part_of_lane(0), part_of_lane(1), part_of_lane(2), part_of_lane(3)];
     let scale_of_part = _mm512_srl_epi32(lanes, shift((32 / B::PART).ilog2()));
     let there = (1u32 << parts).wrapping_sub(1) as __mmask16;
-    let mut sums = [[_mm512_setzero_ps(); 2]; M];
-    let mut added = [_mm512_setzero_ps(); M];
-    // SAFETY: block `b` has `size` bytes of the row; each token has for it 256 values, 8 scales and a start per part,
+    let mut sums = [[[_mm512_setzero_ps(); 2]; M]; R];
+    let mut added = [[_mm512_setzero_ps(); M]; R];
+    // SAFETY: block `b` has `size` bytes of a row; each token has for it 256 values, 8 scales and a start per part,
     // which follow each other.
     unsafe {
         for b in 0..blocks {
-            let block = call.bytes.as_ptr().add(b * size);
-            if call.token == 0 {
-                for line in 0..size.div_ceil(64) {
-                    prefetch(block.wrapping_add(ahead + 64 * line));
-                }
-            }
-            let [factors, addends] = B::scales(block);
-            let numbers = B::numbers(block);
-            for t in 0..M {
-                let at = (call.token + t) * blocks + b;
-                let scales = _mm512_castps256_ps512(_mm256_load_ps(x.scales.as_ptr().add(at * 8)));
-                let scales = _mm512_maskz_permutexvar_ps(there, scale_of_part, scales);
-                let x_sums = _mm512_maskz_loadu_epi32(there, x.starts.as_ptr().add(at * parts));
-                added[t] = _mm512_fmadd_ps(_mm512_mul_ps(addends, scales), _mm512_cvtepi32_ps(x_sums), added[t]);
-                let factors = _mm512_mul_ps(factors, scales);
-                for v in 0..4 {
-                    let load = |bytes: &[i8]| _mm512_load_si512(bytes.as_ptr().add(at * BLOCK + 64 * v).cast());
-                    let mut sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), numbers[v], load(&x.low));
-                    if FINE {
-                        let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), numbers[v], load(&x.high));
-                        sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<8>(high));
+            for r in 0..R {
+                let block = calls[r].bytes.as_ptr().add(b * size);
+                if token == 0 {
+                    for line in 0..size.div_ceil(64) {
+                        prefetch(block.wrapping_add(ahead + 64 * line));
                     }
-                    let factor = _mm512_permutexvar_ps(spread[v], factors);
-                    sums[t][v % 2] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, sums[t][v % 2]);
+                }
+                let [factors, addends] = B::scales(block);
+                let numbers = B::numbers(block);
+                for t in 0..M {
+                    let at = (token + t) * blocks + b;
+                    let scales = _mm256_load_ps(x.scales.as_ptr().add(at * 8));
+                    let starts = x.starts.as_ptr().add(at * parts);
+                    let factors = if B::TOGETHER {
+                        let scaled = _mm512_mul_ps(factors, _mm512_broadcast_f32x8(scales));
+                        // those of the addends' lanes
+                        let x_sums = _mm512_maskz_loadu_epi32(0xff00, starts.wrapping_sub(8));
+                        added[r][t] = _mm512_fmadd_ps(scaled, _mm512_cvtepi32_ps(x_sums), added[r][t]);
+                        scaled
+                    } else {
+                        let scales = _mm512_castps256_ps512(scales);
+                        let scales = _mm512_maskz_permutexvar_ps(there, scale_of_part, scales);
+                        let x_sums = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(there, starts));
+                        added[r][t] = _mm512_fmadd_ps(_mm512_mul_ps(addends, scales), x_sums, added[r][t]);
+                        _mm512_mul_ps(factors, scales)
+                    };
+                    for v in 0..4 {
+                        let load = |bytes: &[i8]| _mm512_load_si512(bytes.as_ptr().add(at * BLOCK + 64 * v).cast());
+                        let mut sum = _mm512_setzero_si512();
+                        if FINE {
+                            sum = _mm512_slli_epi32::<8>(_mm512_dpbusd_epi32(sum, numbers[v], load(&x.high)));
+                        }
+                        let sum = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sum, numbers[v], load(&x.low)));
+                        let factor = _mm512_permutexvar_ps(spread[v], factors);
+                        sums[r][t][v % 2] = _mm512_fmadd_ps(sum, factor, sums[r][t][v % 2]);
+                    }
                 }
             }
         }
-        for t in 0..M {
-            let sum = _mm512_add_ps(_mm512_add_ps(sums[t][0], sums[t][1]), added[t]);
-            call.write(t, _mm512_reduce_add_ps(sum));
+        for r in 0..R {
+            for t in 0..M {
+                let sum = _mm512_add_ps(_mm512_add_ps(sums[r][t][0], sums[r][t][1]), added[r][t]);
+                calls[r].write(t, _mm512_reduce_add_ps(sum));
+            }
         }
     }
 }
@@ -128,15 +157,13 @@ trait Block {
     /// Values that share a scale: 16 or 32.
     const PART: usize = part(Self::FORMAT);
 
-    /// The factors and the addends of the parts, in order; zero in lanes beyond them. As Q4_K and Q5_K have them: scales and
-    /// least values of six bits.
-    #[inline(always)]
-    unsafe fn scales(block: *const u8) -> [__m512; 2] {
-        // SAFETY: as required of the caller.
-        unsafe { six_bit_scales(block) }
-    }
+    /// Whether [`scales`](Self::scales) gives the addends of eight parts behind their factors, in one vector.
+    const TOGETHER: bool = false;
 
-    /// All numbers of the block, in order.
+    /// The factors and the addends of the parts, in order; zero in lanes beyond them.
+    unsafe fn scales(block: *const u8) -> [__m512; 2];
+
+    /// All numbers of the block, in the order of the activations.
     unsafe fn numbers(block: *const u8) -> [__m512i; 4];
 }
 
@@ -150,41 +177,33 @@ unsafe fn half(block: *const u8, at: usize) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(block.add(at).cast::<i16>().read_unaligned())) }
 }
 
-/// Eight bytes as numbers, and eight zeros.
+/// The factors of eight parts, then their addends: scales and least values of six bits.
 ///
 /// # Safety
 /// As [`Block`].
 #[inline(always)]
-unsafe fn eight(bytes: u64) -> __m512 {
-    // SAFETY: as required of the caller.
-    unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_cvtsi64_si128(bytes.cast_signed()))) }
-}
-
-/// Scales and least values of eight parts.
-///
-/// # Safety
-/// As [`Block`].
-#[inline(always)]
-unsafe fn six_bit_scales(block: *const u8) -> [__m512; 2] {
+unsafe fn six_bit_scales(block: *const u8) -> __m512 {
     // SAFETY: as required of the caller.
     unsafe {
-        let [scales, least] = six_bits(block).map(|bytes| eight(bytes));
-        let minus = _mm512_sub_ps(_mm512_setzero_ps(), half(block, 2));
-        [_mm512_mul_ps(scales, half(block, 0)), _mm512_mul_ps(least, minus)]
+        let parts = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(six_bits_in_vector(block)));
+        // the halves that scale both; least values are subtracted
+        let both = _mm_xor_si128(_mm_loadu_si128(block.cast()), _mm_setr_epi32(i32::MIN, 0, 0, 0));
+        let both = _mm512_castps128_ps512(_mm_cvtph_ps(both));
+        let eight = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        _mm512_mul_ps(parts, _mm512_permutexvar_ps(eight, both))
     }
 }
 
-/// The low nibbles of 32 bytes, then the high ones.
+/// The low nibbles of 64 bytes, and the high ones.
 ///
 /// # Safety
-/// As [`Block`], with 32 bytes readable.
+/// As [`Block`], with 64 bytes readable.
 #[inline(always)]
-unsafe fn nibbles(from: *const u8) -> __m512i {
+unsafe fn nibbles(from: *const u8) -> [__m512i; 2] {
     // SAFETY: as required of the caller.
     unsafe {
-        let both = _mm512_broadcast_i64x4(_mm256_loadu_si256(from.cast()));
-        let moved = _mm512_srlv_epi64(both, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
-        _mm512_and_si512(moved, _mm512_set1_epi8(15))
+        let (both, four) = (_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(15));
+        [_mm512_and_si512(both, four), _mm512_and_si512(_mm512_srli_epi16::<4>(both), four)]
     }
 }
 
@@ -205,13 +224,20 @@ struct Q4K;
 
 impl Block for Q4K {
     const FORMAT: Format = Format::Q4K;
+    const TOGETHER: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8) -> [__m512; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { [six_bit_scales(block), _mm512_setzero_ps()] }
+    }
 
     #[inline(always)]
     unsafe fn numbers(block: *const u8) -> [__m512i; 4] {
-        // SAFETY: as required of the caller; two parts share their bytes.
+        // SAFETY: as required of the caller; two parts share 32 bytes.
         unsafe {
-            let from = block.add(16);
-            [nibbles(from), nibbles(from.add(32)), nibbles(from.add(64)), nibbles(from.add(96))]
+            let ([a, b], [c, d]) = (nibbles(block.add(16)), nibbles(block.add(80)));
+            [a, b, c, d]
         }
     }
 }
@@ -220,17 +246,25 @@ struct Q5K;
 
 impl Block for Q5K {
     const FORMAT: Format = Format::Q5K;
+    const TOGETHER: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8) -> [__m512; 2] {
+        // SAFETY: as required of the caller.
+        unsafe { [six_bit_scales(block), _mm512_setzero_ps()] }
+    }
 
     #[inline(always)]
     unsafe fn numbers(block: *const u8) -> [__m512i; 4] {
         // SAFETY: as required of the caller; bit `p` of the bytes at 16 is the fifth of part `p`'s numbers.
         unsafe {
-            let (fifth, from) = (_mm512_broadcast_i64x4(_mm256_loadu_si256(block.add(16).cast())), block.add(48));
+            let fifth = _mm512_broadcast_i64x4(_mm256_loadu_si256(block.add(16).cast()));
+            let ([a, b], [c, d]) = (nibbles(block.add(48)), nibbles(block.add(112)));
             [
-                _mm512_or_si512(nibbles(from), bits::<16>(fifth, 4, 3)),
-                _mm512_or_si512(nibbles(from.add(32)), bits::<16>(fifth, 2, 1)),
-                _mm512_or_si512(nibbles(from.add(64)), bits::<16>(fifth, 0, 63)),
-                _mm512_or_si512(nibbles(from.add(96)), bits::<16>(fifth, 62, 61)),
+                _mm512_or_si512(a, bits::<16>(fifth, 4, 2)),
+                _mm512_or_si512(b, bits::<16>(fifth, 3, 1)),
+                _mm512_or_si512(c, bits::<16>(fifth, 0, 62)),
+                _mm512_or_si512(d, bits::<16>(fifth, 63, 61)),
             ]
         }
     }
@@ -256,16 +290,15 @@ impl Block for Q6K {
         // SAFETY: as required of the caller. In each half of the block the low nibbles of 64 bytes are the first 64
         // numbers', the high ones the others'; 32 bytes hold the upper two bits of each 32 numbers in turn.
         unsafe {
-            let four = _mm512_set1_epi8(15);
-            let (a, b) = (_mm512_loadu_si512(block.cast()), _mm512_loadu_si512(block.add(64).cast()));
+            let ([a, a_high], [b, b_high]) = (nibbles(block), nibbles(block.add(64)));
             let (c, d) = (block.add(128), block.add(160));
             let c = _mm512_broadcast_i64x4(_mm256_loadu_si256(c.cast()));
             let d = _mm512_broadcast_i64x4(_mm256_loadu_si256(d.cast()));
             [
-                _mm512_or_si512(_mm512_and_si512(a, four), bits::<0x30>(c, 4, 2)),
-                _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(a), four), bits::<0x30>(c, 0, 62)),
-                _mm512_or_si512(_mm512_and_si512(b, four), bits::<0x30>(d, 4, 2)),
-                _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(b), four), bits::<0x30>(d, 0, 62)),
+                _mm512_or_si512(a, bits::<0x30>(c, 4, 2)),
+                _mm512_or_si512(a_high, bits::<0x30>(c, 0, 62)),
+                _mm512_or_si512(b, bits::<0x30>(d, 4, 2)),
+                _mm512_or_si512(b_high, bits::<0x30>(d, 0, 62)),
             ]
         }
     }
