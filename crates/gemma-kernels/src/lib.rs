@@ -12,7 +12,7 @@
 //!   ([`KvPages`]), to which [`append`] adds keys and values;
 //! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, [`gated_decay`], which makes its
 //!   coefficients, and [`causal_conv`] before it;
-//! - [`geglu`], [`gelu_of_biased`], [`rms_norm`] and [`rotate`], which pass over their operands once;
+//! - [`geglu`], [`gelu_of_biased`], [`rms_norm`], [`add_rms_norm`] and [`rotate`], which pass over their operands once;
 //! - [`largest`]: the largest logits of a row, without the others.
 //!
 //! [`watch`] counts what a computation asks of a GPU: launches and transfers.
@@ -58,7 +58,7 @@ pub use ops::adapted::{AdaptedOps, LowRank, adapted_linear};
 pub use ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall, append, attend};
 pub use ops::conv::{ConvOps, causal_conv};
 pub use ops::elementwise::{
-    Elementwise, ElementwiseOps, add_bias, geglu, gelu_of_biased, layer_norm, rms_norm, rotate, softcap,
+    Elementwise, ElementwiseOps, add_bias, add_rms_norm, geglu, gelu_of_biased, layer_norm, rms_norm, rotate, softcap,
 };
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
 pub use ops::largest::{Largest, LargestOps, MOST_LARGEST, is_apart, largest};

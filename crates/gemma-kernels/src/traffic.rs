@@ -168,7 +168,9 @@ pub(crate) fn words(values: Vec<u32>, device: &Device) -> Tensor<1, Int> {
 mod tests {
     use super::*;
     use crate::ops::tests::{devices, tensor};
-    use crate::{RecurrentGates, causal_conv, gated_decay, geglu, is_apart, largest, reference, rms_norm, rotate};
+    use crate::{
+        RecurrentGates, add_rms_norm, causal_conv, gated_decay, geglu, is_apart, largest, reference, rms_norm, rotate,
+    };
 
     #[test]
     fn an_operation_takes_one_launch_on_a_gpu() {
@@ -187,7 +189,7 @@ mod tests {
             let [gates, other_gates] = [gates(), gates()];
             let (x, taps) = (matrix(), tensor([64 * 2], 5, &device));
             type Work<'a> = Box<dyn Fn() + 'a>;
-            let pairs: [(&str, Work<'_>, Work<'_>); 6] = [
+            let pairs: [(&str, Work<'_>, Work<'_>); 7] = [
                 (
                     "geglu",
                     Box::new(|| drop(geglu(x.clone(), x.clone()))),
@@ -197,6 +199,11 @@ mod tests {
                     "rms_norm",
                     Box::new(|| drop(rms_norm(x.clone(), weight(), 1e-6))),
                     Box::new(|| drop(reference::rms_norm(x.clone(), weight(), 1e-6))),
+                ),
+                (
+                    "add_rms_norm",
+                    Box::new(|| drop(add_rms_norm(x.clone(), x.clone(), weight(), 1e-6))),
+                    Box::new(|| drop(x.clone() + reference::rms_norm(x.clone(), weight(), 1e-6))),
                 ),
                 (
                     "rotate",

@@ -66,13 +66,13 @@ impl DecoderLayer {
     ) -> Tensor<2> {
         let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), rope, segments, caches);
         let (x, before_mlp) = match (&self.post_attention_layernorm, &self.pre_feedforward_layernorm) {
-            (Some(after_attention), Some(before_mlp)) => (x + after_attention.forward(attended), before_mlp),
+            (Some(after_attention), Some(before_mlp)) => (after_attention.add_to(x, attended), before_mlp),
             (Some(before_mlp), None) | (None, Some(before_mlp)) => (x + attended, before_mlp),
             (None, None) => unreachable!("a layer has a norm before its MLP"),
         };
         let y = self.mlp.forward(before_mlp.forward(x.clone()), &Rows::of(segments));
         match &self.post_feedforward_layernorm {
-            Some(after_mlp) => x + after_mlp.forward(y),
+            Some(after_mlp) => after_mlp.add_to(x, y),
             None => x + y,
         }
     }

@@ -196,7 +196,8 @@ pub(super) fn elementwise(
 ) -> TensorData {
     let write = |out: &mut [MaybeUninit<f32>]| match operation {
         Elementwise::GeGlu => cpu::geglu(cpu_isa(), x, first, out),
-        Elementwise::RmsNorm { eps } => cpu::rms_norm(cpu_isa(), x, first, eps, out),
+        Elementwise::RmsNorm { eps } => cpu::rms_norm(cpu_isa(), x, first, None, eps, out),
+        Elementwise::AddRmsNorm { eps } => cpu::rms_norm(cpu_isa(), x, first, Some(second), eps, out),
         Elementwise::Rotate => {
             let &[tokens, heads, head_dim] = dims else { unreachable!("heads have three axes") };
             let half = first.len() / tokens.max(1);
@@ -225,7 +226,8 @@ pub(super) fn elementwise_gradient(
         Elementwise::AddBias
         | Elementwise::GeluOfBiased
         | Elementwise::LayerNorm { .. }
-        | Elementwise::Softcap { .. } => {
+        | Elementwise::Softcap { .. }
+        | Elementwise::AddRmsNorm { .. } => {
             unreachable!("its reference implementation is differentiated")
         }
         Elementwise::RmsNorm { eps } => cpu::rms_norm_gradient(cpu_isa(), from_above, x, first, eps, out),

@@ -236,9 +236,11 @@ fn everything_else_stays_inside() {
 
             let width = heads * head_dim;
             let weight = fenced(width, 4);
-            rms_norm(isa, x.get(), weight.get(), 1e-6, places(out.get_mut()));
-            rms_norm(isa, &plain, &noise(width, 4), 1e-6, places(&mut expected));
-            assert_same(out.get(), &expected, &context);
+            for (residual, plain_residual) in [(None, None), (Some(other.get()), Some(&plain_other[..]))] {
+                rms_norm(isa, x.get(), weight.get(), residual, 1e-6, places(out.get_mut()));
+                rms_norm(isa, &plain, &noise(width, 4), plain_residual, 1e-6, places(&mut expected));
+                assert_same(out.get(), &expected, &context);
+            }
 
             let half = head_dim / 2;
             let angles = [fenced(tokens * half, 5), fenced(tokens * half, 6)];

@@ -44,12 +44,26 @@ pub(crate) fn geglu(isa: Isa, gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f
     });
 }
 
-/// `out = x / sqrt(mean(x²) + eps) · (1 + weight)` for each row, as long as `weight`.
-pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
+/// `out = x / sqrt(mean(x²) + eps) · (1 + weight)` for each row, as long as `weight`; where there is a `residual`, a value for
+/// each of `x`, it is added.
+pub(crate) fn rms_norm(
+    isa: Isa,
+    x: &[f32],
+    weight: &[f32],
+    residual: Option<&[f32]>,
+    eps: f32,
+    out: &mut [MaybeUninit<f32>],
+) {
     #[inline(always)]
-    unsafe fn kernel<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
+    unsafe fn kernel<L: Lanes>(
+        x: &[f32],
+        weight: &[f32],
+        residual: Option<&[f32]>,
+        eps: f32,
+        out: &mut [MaybeUninit<f32>],
+    ) {
         let width = weight.len();
-        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        for (row, (x, out)) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
             let whole = width / (2 * L::N) * 2 * L::N;
             // SAFETY: the loads stay inside the row, and the lanes' instructions are available.
             let sum = unsafe {
@@ -64,13 +78,34 @@ pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut 
             };
             let sum = x[whole..].iter().fold(sum, |sum, value| sum + value * value);
             let inverse = 1.0 / (sum / width as f32 + eps).sqrt();
-            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                out.write(x * inverse * (1.0 + weight));
+            let normed = |x: f32, weight: f32| x * inverse * (1.0 + weight);
+            let values = out.iter_mut().zip(x).zip(weight);
+            match residual {
+                None => {
+                    for ((out, x), weight) in values {
+                        out.write(normed(*x, *weight));
+                    }
+                }
+                Some(residual) => {
+                    for (((out, x), weight), before) in values.zip(&residual[row * width..]) {
+                        out.write(before + normed(*x, *weight));
+                    }
+                }
             }
         }
     }
-    in_rows(out, x, weight, |x, out| {
-        with_isa!(isa, kernel(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]));
+    let width = weight.len().max(1);
+    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "whole rows");
+    assert!(residual.is_none_or(|residual| residual.len() == x.len()), "a residual for every value");
+    in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
+        let (x, residual) = (&x[first..first + out.len()], residual.map(|all| &all[first..first + out.len()]));
+        with_isa!(isa, kernel(
+            x: &[f32],
+            weight: &[f32],
+            residual: Option<&[f32]>,
+            eps: f32,
+            out: &mut [MaybeUninit<f32>],
+        ));
     });
 }
 
@@ -357,7 +392,11 @@ mod tests {
                     let exact = 0.5 * z * (1.0 + inner.tanh());
                     assert!((f64::from(*out) - exact).abs() < 4e-6, "{isa:?} gelu({z}) = {out}");
                 }
-                rms_norm(isa, &x, &weight, 1e-6, places(&mut out));
+                rms_norm(isa, &x, &weight, None, 1e-6, places(&mut out));
+                let mut added = vec![f32::NAN; x.len()];
+                rms_norm(isa, &x, &weight, Some(&x), 1e-6, places(&mut added));
+                let expected: Vec<f32> = out.iter().zip(&x).map(|(normed, x)| x + normed).collect();
+                assert_eq!(added, expected, "{isa:?} norm and residual");
                 for (row, out) in x.chunks(width).zip(out.chunks(width)) {
                     let square: f64 = row.iter().map(|value| f64::from(*value).powi(2)).sum();
                     let inverse = 1.0 / (square / width as f64 + 1e-6).sqrt();

@@ -156,7 +156,7 @@ fn join_kernel(
     out[ABSOLUTE_POS] = sum / total;
 }
 
-/// Units of a cube of [`write_kernel`]; each makes one word, or one block.
+/// Units of a cube of [`write_kernel`].
 const WRITE_UNITS: usize = 64;
 
 /// Writes the rows of `k` and `v` `[tokens, kv_heads, head_dim]` from `first` on to the places `slots` of a pool's
@@ -176,47 +176,66 @@ pub(crate) fn write_pages(
     let words = precision.words(kv_heads * head_dim);
     let row = if precision == CachePrecision::Q8_0 { words / BLOCK_WORDS } else { words };
     assert!(first + count <= tokens && v.meta.shape() == k.meta.shape(), "keys and values");
+    assert!(buffers.iter().all(|buffer| buffer.meta.shape().dims::<2>()[1] == words), "a row of a page");
     let client = k.client.clone();
-    for (rows, buffer) in [k, v].into_iter().zip(buffers) {
-        assert_eq!(buffer.meta.shape().dims::<2>()[1], words, "a row of a page");
-        if count * row == 0 {
-            continue;
-        }
-        // SAFETY: units past the last word do nothing; the host gave places that are there.
-        unsafe {
-            write_kernel::launch_unchecked(
-                &client,
-                cube_count((count * row).div_ceil(WRITE_UNITS)),
-                CubeDim::new_1d(WRITE_UNITS as u32),
-                floats(rows).into_buffer_arg(),
-                slots.clone().into_buffer_arg(),
-                buffer.into_buffer_arg(),
-                count * row,
-                row,
-                first,
-                precision,
-            );
-        }
+    let units = count * row;
+    if units == 0 {
+        return count;
+    }
+    let [keys, values] = buffers;
+    // SAFETY: units past the last word do nothing; the host gave places that are there.
+    unsafe {
+        write_kernel::launch_unchecked(
+            &client,
+            cube_count((2 * units).div_ceil(WRITE_UNITS)),
+            CubeDim::new_1d(WRITE_UNITS as u32),
+            floats(k).into_buffer_arg(),
+            floats(v).into_buffer_arg(),
+            slots.into_buffer_arg(),
+            keys.into_buffer_arg(),
+            values.into_buffer_arg(),
+            units,
+            row,
+            first,
+            precision,
+        );
     }
     count
 }
 
-/// Each unit writes a word, which is a value or two as f16, or a block of q8_0; a row has `row` of them.
+/// The first `units` units write keys, as many more values.
 #[cube(launch_unchecked)]
 fn write_kernel(
-    rows: &[f32],
+    k: &[f32],
+    v: &[f32],
     slots: &[u32],
-    out: &mut [u32],
+    keys: &mut [u32],
+    values: &mut [u32],
     units: usize,
     row: usize,
     first: usize,
     #[comptime] precision: CachePrecision,
 ) {
-    if ABSOLUTE_POS >= units {
-        terminate!();
+    if ABSOLUTE_POS < units {
+        write_unit(k, slots, keys, ABSOLUTE_POS, row, first, precision);
+    } else if ABSOLUTE_POS < 2 * units {
+        write_unit(v, slots, values, ABSOLUTE_POS - units, row, first, precision);
     }
-    let from = first * row + ABSOLUTE_POS;
-    let to = slots[ABSOLUTE_POS / row] as usize * row + ABSOLUTE_POS % row;
+}
+
+/// Writes a word, which is a value or two as f16, or a block of q8_0; a row has `row` of them.
+#[cube]
+fn write_unit(
+    rows: &[f32],
+    slots: &[u32],
+    out: &mut [u32],
+    unit: usize,
+    row: usize,
+    first: usize,
+    #[comptime] precision: CachePrecision,
+) {
+    let from = first * row + unit;
+    let to = slots[unit / row] as usize * row + unit % row;
     if comptime!(precision == CachePrecision::F16) {
         out[to] = f16_bits(rows[2 * from]) | (f16_bits(rows[2 * from + 1]) << 16u32);
     } else if comptime!(precision == CachePrecision::Q8_0) {

@@ -39,9 +39,13 @@ pub(crate) fn elementwise(x: CubeTensor, first: CubeTensor, second: CubeTensor, 
                 );
             }
         }
-        Elementwise::RmsNorm { eps } => {
+        Elementwise::RmsNorm { eps } | Elementwise::AddRmsNorm { eps } => {
             let [rows, width] = shape.dims::<2>();
-            assert_eq!(first.meta.shape().dims::<1>(), [width], "a weight for every column");
+            assert_eq!(first.meta.shape().num_elements(), width, "a weight for every column");
+            let adds = matches!(operation, Elementwise::AddRmsNorm { .. });
+            // what is not added is not read
+            let residual = if adds { floats(second) } else { x.clone() };
+            assert_eq!(residual.meta.shape(), &shape, "a residual for every value");
             // SAFETY: the surplus cubes repeat the last row and write nothing; columns are guarded.
             unsafe {
                 norm_kernel::launch_unchecked(
@@ -50,10 +54,12 @@ pub(crate) fn elementwise(x: CubeTensor, first: CubeTensor, second: CubeTensor, 
                     dim,
                     x.into_buffer_arg(),
                     first.into_buffer_arg(),
+                    residual.into_buffer_arg(),
                     out.clone().into_buffer_arg(),
                     rows,
                     width,
                     eps,
+                    adds,
                 );
             }
         }
@@ -145,7 +151,16 @@ fn softcap_kernel(x: &[f32], out: &mut [f32], work: usize, cap: f32) {
 
 /// A cube makes one row.
 #[cube(launch_unchecked)]
-fn norm_kernel(x: &[f32], weight: &[f32], out: &mut [f32], rows: usize, width: usize, eps: f32) {
+fn norm_kernel(
+    x: &[f32],
+    weight: &[f32],
+    residual: &[f32],
+    out: &mut [f32],
+    rows: usize,
+    width: usize,
+    eps: f32,
+    #[comptime] adds: bool,
+) {
     let unit = UNIT_POS as usize;
     let row = min(CUBE_POS, rows - 1) * width;
     let mut sums = Shared::<[f32]>::new_slice(UNITS);
@@ -171,7 +186,12 @@ fn norm_kernel(x: &[f32], weight: &[f32], out: &mut [f32], rows: usize, width: u
     if CUBE_POS < rows {
         let mut col = unit;
         while col < width {
-            out[row + col] = x[row + col] * inverse * (weight[col] + 1.0f32);
+            let normed = x[row + col] * inverse * (weight[col] + 1.0f32);
+            if comptime!(adds) {
+                out[row + col] = residual[row + col] + normed;
+            } else {
+                out[row + col] = normed;
+            }
             col += UNITS;
         }
     }
