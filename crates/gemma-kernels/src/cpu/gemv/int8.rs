@@ -140,13 +140,8 @@ pub(in crate::cpu) fn multiply(isa: Isa, x: &Prepared, weight: &[u8], shape: Sha
         let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
         Call { bytes, shape, token, row, out }
     };
-    let mut rows = range;
-    while shape.tokens == 1 && rows.len() >= 2 {
-        // two rows share what is loaded of the token
-        tokens::<1, 2>(isa, x, &[call(rows.start, 0), call(rows.start + 1, 0)]);
-        rows.start += 2;
-    }
-    for row in rows {
+    // one row at a time: kernels take several, which is faster from a cache and slower from memory, where two streams are read
+    for row in range {
         let mut token = 0;
         while token < shape.tokens {
             let call = [call(row, token)];
