@@ -330,7 +330,13 @@ mod tests {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[test]
     fn bytes_add_up_to_the_value() {
-        let x: Vec<f32> = (0..5).flat_map(|i| block(1.0 + i as f32)).collect();
+        // blocks of different integers, so that none can be in another's place
+        let rotated = |i: usize| {
+            let mut block = block(1.0 + i as f32);
+            block.rotate_left(i);
+            block
+        };
+        let x: Vec<f32> = (0..5).flat_map(rotated).collect();
         let orders: &[Order] = &[
             Order::Blocks,
             #[cfg(target_arch = "x86_64")]
