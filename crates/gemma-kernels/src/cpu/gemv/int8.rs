@@ -136,74 +136,67 @@ pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: Ac
 
 /// The rows `range` of `out[t, r] = Σ_c x[t, c] w[r, c]`.
 pub(in crate::cpu) fn multiply(isa: Isa, x: &Prepared, weight: &[u8], shape: Shape, range: Range<usize>, out: Output) {
-    let call = |row: usize, token| {
-        let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
-        Call { bytes, shape, token, row, out }
-    };
-    // one row at a time: kernels take several, which is faster from a cache and slower from memory, where two streams are read
     for row in range {
+        let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
         let mut token = 0;
         while token < shape.tokens {
-            let call = [call(row, token)];
+            let call = Call { bytes, shape, token, row, out };
             token += match shape.tokens - token {
-                1 => tokens::<1, 1>(isa, x, &call),
-                2 => tokens::<2, 1>(isa, x, &call),
+                1 => tokens::<1>(isa, x, &call),
+                2 => tokens::<2>(isa, x, &call),
                 // a row is unpacked for each call
-                3 | 5 | 6 => tokens::<3, 1>(isa, x, &call),
-                _ => tokens::<4, 1>(isa, x, &call),
+                3 | 5 | 6 => tokens::<3>(isa, x, &call),
+                _ => tokens::<4>(isa, x, &call),
             };
         }
     }
 }
 
-/// `M` tokens times `R` rows.
 #[inline(always)]
-fn tokens<const M: usize, const R: usize>(isa: Isa, x: &Prepared, calls: &[Call<'_>; R]) -> usize {
+fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
     let _ = isa;
-    let format = calls[0].shape.format;
     match x {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the ISA says that the CPU has the instructions, `x` was prepared for this product, and it has
-        // `M` tokens from the calls' on.
+        // `M` tokens from the call's on.
         Prepared::Split(x) => unsafe {
+            let k_quants = k_quants::has(call.shape.format);
             match (isa, x.high.is_empty()) {
-                (Isa::AvxVnni, _) if k_quants::has(format) => k_quants::avx2::rows_with_vnni::<M, R>(x, calls),
-                (Isa::Avx2 | Isa::Avx512, _) if k_quants::has(format) => {
-                    calls.iter().for_each(|call| k_quants::avx2::rows::<M, 1>(x, std::array::from_ref(call)));
-                }
-                (Isa::AvxVnni, false) => avxvnni::bytes::<M, true, R>(x, calls),
-                (Isa::AvxVnni, true) => avxvnni::bytes::<M, false, R>(x, calls),
-                (Isa::Avx2 | Isa::Avx512, false) => avx2::bytes::<M, true, R>(x, calls),
-                (Isa::Avx2 | Isa::Avx512, true) => avx2::bytes::<M, false, R>(x, calls),
-                (_, false) => long::<M, true, R>(x, calls),
-                (_, true) => long::<M, false, R>(x, calls),
+                (Isa::AvxVnni, _) if k_quants => k_quants::avx2::row_with_vnni::<M>(x, call),
+                (Isa::Avx2 | Isa::Avx512, _) if k_quants => k_quants::avx2::row::<M>(x, call),
+                (Isa::AvxVnni, false) => avxvnni::bytes::<M, true>(x, call),
+                (Isa::AvxVnni, true) => avxvnni::bytes::<M, false>(x, call),
+                (Isa::Avx2 | Isa::Avx512, false) => avx2::bytes::<M, true>(x, call),
+                (Isa::Avx2 | Isa::Avx512, true) => avx2::bytes::<M, false>(x, call),
+                (_, false) => long::<M, true>(x, call),
+                (_, true) => long::<M, false>(x, call),
             }
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Prepared::Words(x) if isa >= Isa::Avx2 => calls.iter().for_each(|call| unsafe {
-            match format {
+        Prepared::Words(x) if isa >= Isa::Avx2 => unsafe {
+            match call.shape.format {
                 Format::Iq4Xs => k_quants::avx2::row_of_words::<M>(x, call),
                 _ => avx2::of_words::<M>(x, call),
             }
-        }),
+        },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
-        Prepared::Split(x) => calls.iter().for_each(|call| unsafe {
-            match k_quants::has(format) {
+        Prepared::Split(x) => unsafe {
+            match k_quants::has(call.shape.format) {
                 true => k_quants::bytes::<M>(x, call),
                 false => neon::bytes::<M>(x, call),
             }
-        }),
+        },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
-        Prepared::Words(x) if isa >= Isa::Neon => calls.iter().for_each(|call| unsafe {
-            match k_quants::has(format) {
+        Prepared::Words(x) if isa >= Isa::Neon => unsafe {
+            match k_quants::has(call.shape.format) {
                 true => k_quants::words::<M>(x, call),
                 false => neon::words::<M>(x, call),
             }
-        }),
-        Prepared::Words(x) => calls.iter().for_each(|call| portable::<M>(x, call)),
+        },
+        Prepared::Words(x) => portable::<M>(x, call),
     }
     M
 }
@@ -214,18 +207,18 @@ fn tokens<const M: usize, const R: usize>(isa: Isa, x: &Prepared, calls: &[Call<
 /// The CPU must have it, and the activations must have been prepared for it.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn long<const M: usize, const FINE: bool, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+unsafe fn long<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
-        match calls[0].shape.format {
-            Format::Q8_0 => vnni::q8::<M, FINE, R>(x, calls),
-            Format::Q4_0 => vnni::nibbles::<vnni::Q40, M, FINE, R, 18, 72>(x, calls),
-            Format::Q4_1 => vnni::nibbles::<vnni::Q41, M, FINE, R, 20, 80>(x, calls),
-            Format::Q5_0 => vnni::nibbles::<vnni::Q50, M, FINE, R, 22, 88>(x, calls),
-            Format::Q5_1 => vnni::nibbles::<vnni::Q51, M, FINE, R, 24, 96>(x, calls),
-            Format::Mxfp4 => vnni::nibbles::<vnni::Mxfp4, M, FINE, R, 17, 68>(x, calls),
-            Format::Iq4Nl => vnni::nibbles::<vnni::Iq4Nl, M, FINE, R, 18, 72>(x, calls),
-            _ => k_quants::bytes::<M, R>(x, calls),
+        match call.shape.format {
+            Format::Q8_0 => vnni::q8::<M, FINE>(x, call),
+            Format::Q4_0 => vnni::nibbles::<vnni::Q40, M, FINE, 18, 72>(x, call),
+            Format::Q4_1 => vnni::nibbles::<vnni::Q41, M, FINE, 20, 80>(x, call),
+            Format::Q5_0 => vnni::nibbles::<vnni::Q50, M, FINE, 22, 88>(x, call),
+            Format::Q5_1 => vnni::nibbles::<vnni::Q51, M, FINE, 24, 96>(x, call),
+            Format::Mxfp4 => vnni::nibbles::<vnni::Mxfp4, M, FINE, 17, 68>(x, call),
+            Format::Iq4Nl => vnni::nibbles::<vnni::Iq4Nl, M, FINE, 18, 72>(x, call),
+            _ => k_quants::bytes::<M>(x, call),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! One row of a quantized matrix, and what kernels read of it.
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::cpu::isa::prefetch;
 use crate::cpu::output::Output;
 use crate::cpu::shape::Shape;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use std::{mem::MaybeUninit, ops::Range};
+use std::ops::Range;
 
 /// One row times some tokens, from `token` on. The calling task owns the row.
 #[derive(Clone, Copy)]
@@ -23,32 +25,33 @@ impl Call<'_> {
         // SAFETY: the task owns the row, and the token exists.
         unsafe { *self.out.at((self.token + t) * self.shape.rows + self.row) = sum };
     }
+
+    /// Requests the lines of as many bytes that lie `ahead` of `from`: once, with the first tokens.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    #[inline(always)]
+    pub(in crate::cpu) fn request(&self, from: *const u8, ahead: usize, bytes: usize) {
+        if self.token == 0 {
+            for line in 0..bytes.div_ceil(64) {
+                prefetch(from.wrapping_add(ahead + 64 * line));
+            }
+        }
+    }
 }
 
-/// Room for the last groups of `R` rows.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(in crate::cpu) type Last<const R: usize, const FOUR: usize> = [[MaybeUninit<u8>; FOUR]; R];
-
-/// Where groups of `FOUR` bytes lie: those within the rows, then, where the rows end within a group, that one, filled up with zeros in
-/// `last`. For either their numbers, and where group 0 of each row would begin if all lay as these do, so that the loop over groups
-/// neither branches nor chooses.
+/// Where groups of `FOUR` bytes of a row lie: those within it, then, where it ends within a group, that one, filled up with zeros in
+/// `last`. For either their numbers, and where group 0 would begin if all lay as these do, so that the loop over groups neither
+/// branches nor chooses.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
-pub(in crate::cpu) fn groups<const R: usize, const FOUR: usize>(
-    calls: &[Call<'_>; R],
-    last: &mut Last<R, FOUR>,
-) -> [(Range<usize>, [*const u8; R]); 2] {
-    let (whole, rest) = (calls[0].bytes.len() / FOUR, calls[0].bytes.len() % FOUR);
-    let rows = calls.each_ref().map(|call| call.bytes.as_ptr());
+pub(in crate::cpu) fn groups<const FOUR: usize>(row: &[u8], last: &mut [u8; FOUR]) -> [(Range<usize>, *const u8); 2] {
+    let (whole, rest) = (row.len() / FOUR, row.len() % FOUR);
+    let within = (0..whole, row.as_ptr());
     if rest == 0 {
-        return [(0..whole, rows), (0..0, rows)];
+        return [within, (0..0, row.as_ptr())];
     }
-    for (call, last) in calls.iter().zip(&mut *last) {
-        last.fill(MaybeUninit::new(0));
-        last[..rest].write_copy_of_slice(&call.bytes[whole * FOUR..]);
-    }
-    let last = last.each_ref().map(|last| last.as_ptr().cast::<u8>().wrapping_sub(whole * FOUR));
-    [(0..whole, rows), (whole..whole + 1, last)]
+    last[..rest].copy_from_slice(&row[whole * FOUR..]);
+    last[rest..].fill(0);
+    [within, (whole..whole + 1, last.as_ptr().wrapping_sub(whole * FOUR))]
 }
 
 /// The scales of a group's blocks of `SIZE` bytes, halves as they lie, the first one lowest. Scalar loads leave the vector

@@ -1,11 +1,11 @@
 //! With AVX2: 16-bit numbers, sixteen at a time, or bytes, 32 at a time.
 
-use super::avxvnni::{Dot, Group, Iq4Nl, Q80, below_32, load, rows};
+use super::avxvnni::{Dot, Group, Iq4Nl, Q80, below_32, load, row};
 use super::unsigned_layout;
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::{Call, levels};
-use crate::cpu::isa::{Avx2, Lanes, prefetch};
+use crate::cpu::isa::{Avx2, Lanes};
 use crate::cpu::quantize::{GROUP, Order, Split, Words};
 use crate::format::low_bits::IQ4_LEVELS;
 use std::arch::x86_64::*;
@@ -23,11 +23,11 @@ pub(in crate::cpu) unsafe fn of_words<const M: usize>(x: &Words, call: &Call<'_>
     unsafe {
         // without `map`, which does not have the instructions
         match call.shape.format {
-            Format::Q8_0 => rows_of_words::<M, 34>(x, call, |block| {
+            Format::Q8_0 => rows::<M, 34>(x, call, |block| {
                 let half = |quants: *const u8| _mm256_cvtepi8_epi16(_mm_loadu_si128(quants.cast()));
                 [half(block.add(2)), half(block.add(18))]
             }),
-            _ => rows_of_words::<M, 18>(x, call, |block| levels(block.add(2), &IQ4_LEVELS)),
+            _ => rows::<M, 18>(x, call, |block| levels(block.add(2), &IQ4_LEVELS)),
         }
     }
 }
@@ -101,19 +101,18 @@ pub(in crate::cpu) fn layout(format: Format, fine: bool) -> Option<(Order, i32)>
     }
 }
 
-/// Rows times `M` tokens.
+/// A row times `M` tokens.
 ///
 /// # Safety
-/// The calls' rows have the blocks of their shape, which they share with the token, and `x`, made with the format's [`layout`], has `M` tokens
-/// from there on.
+/// The call's row has the blocks of its shape, and `x`, made with the format's [`layout`], has `M` tokens from the call's on.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn bytes<const M: usize, const FINE: bool, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+pub(in crate::cpu) unsafe fn bytes<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
-        match calls[0].shape.format {
-            Format::Q8_0 => rows::<SignedPairs, Q80, M, false, R, 34, 136>(x, calls),
-            Format::Iq4Nl => rows::<SignedPairs, Iq4Nl, M, false, R, 18, 72>(x, calls),
-            _ => below_32::<Pairs, M, FINE, R>(x, calls),
+        match call.shape.format {
+            Format::Q8_0 => row::<SignedPairs, Q80, M, false, 34, 136>(x, call),
+            Format::Iq4Nl => row::<SignedPairs, Iq4Nl, M, false, 18, 72>(x, call),
+            _ => below_32::<Pairs, M, FINE>(x, call),
         }
     }
 }
@@ -121,7 +120,7 @@ pub(in crate::cpu) unsafe fn bytes<const M: usize, const FINE: bool, const R: us
 /// # Safety
 /// As [`of_words`], with the instructions at hand where this is expanded; `load` gives a block's values.
 #[inline(always)]
-unsafe fn rows_of_words<const M: usize, const SIZE: usize>(
+unsafe fn rows<const M: usize, const SIZE: usize>(
     x: &Words,
     call: &Call<'_>,
     load: impl Fn(*const u8) -> [__m256i; 2],
@@ -133,9 +132,7 @@ unsafe fn rows_of_words<const M: usize, const SIZE: usize>(
         let mut sums = [_mm256_setzero_ps(); M];
         for b in 0..blocks {
             let from = call.bytes.as_ptr().add(b * SIZE);
-            if call.token == 0 {
-                prefetch(from.wrapping_add(ahead));
-            }
+            call.request(from, ahead, SIZE);
             let [low, high] = load(from);
             let scale = _mm256_cvtph_ps(_mm_set1_epi16(from.cast::<i16>().read_unaligned()));
             for (t, sum) in sums.iter_mut().enumerate() {

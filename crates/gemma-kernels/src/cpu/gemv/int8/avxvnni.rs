@@ -1,16 +1,15 @@
-//! With the VNNI of AVX: bytes, four products in each of eight lanes. [`rows`] serves AVX2 as well, which adds in two steps.
+//! With the VNNI of AVX: bytes, four products in each of eight lanes. [`row`] serves AVX2 as well, which adds in two steps.
 
 use super::e8m0_scales;
 use super::vnni::{self, Nibbles};
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
-use crate::cpu::gemv::row::{self, Call, Last, f16_scales};
-use crate::cpu::isa::{Avx2, Lanes, prefetch};
+use crate::cpu::gemv::row::{self, Call, f16_scales};
+use crate::cpu::isa::{Avx2, Lanes};
 use crate::cpu::quantize::{Bytes, GROUP, Order, Split};
 use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS};
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, order: Order, offset: i32) -> Split {
@@ -74,19 +73,18 @@ impl Dot for Vnni {
     }
 }
 
-/// Rows times `M` tokens.
+/// A row times `M` tokens.
 ///
 /// # Safety
-/// The calls' rows have the blocks of their shape, which they share with the token, and `x`, made with the layout of unsigned bytes, has `M`
-/// tokens from there on.
+/// The call's row has the blocks of its shape, and `x`, made with the layout of unsigned bytes, has `M` tokens from the call's on.
 #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn bytes<const M: usize, const FINE: bool, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+pub(in crate::cpu) unsafe fn bytes<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
-        match calls[0].shape.format {
-            Format::Q8_0 => rows::<Vnni, Unsigned<Q80>, M, FINE, R, 34, 136>(x, calls),
-            Format::Iq4Nl => rows::<Vnni, Unsigned<Iq4Nl>, M, FINE, R, 18, 72>(x, calls),
-            _ => below_32::<Vnni, M, FINE, R>(x, calls),
+        match call.shape.format {
+            Format::Q8_0 => row::<Vnni, Unsigned<Q80>, M, FINE, 34, 136>(x, call),
+            Format::Iq4Nl => row::<Vnni, Unsigned<Iq4Nl>, M, FINE, 18, 72>(x, call),
+            _ => below_32::<Vnni, M, FINE>(x, call),
         }
     }
 }
@@ -94,20 +92,17 @@ pub(in crate::cpu) unsafe fn bytes<const M: usize, const FINE: bool, const R: us
 /// A row of a format whose numbers are less than 32.
 ///
 /// # Safety
-/// As [`rows`], with `x` made with the layout of unsigned bytes.
+/// As [`row`], with `x` made with the layout of unsigned bytes.
 #[inline(always)]
-pub(super) unsafe fn below_32<D: Dot, const M: usize, const FINE: bool, const R: usize>(
-    x: &Split,
-    calls: &[Call<'_>; R],
-) {
+pub(super) unsafe fn below_32<D: Dot, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
-        match calls[0].shape.format {
-            Format::Q4_0 => rows::<D, Q40, M, FINE, R, 18, 72>(x, calls),
-            Format::Q4_1 => rows::<D, WithAddend<Q40>, M, FINE, R, 20, 80>(x, calls),
-            Format::Q5_0 => rows::<D, Q50, M, FINE, R, 22, 88>(x, calls),
-            Format::Q5_1 => rows::<D, WithAddend<Q50>, M, FINE, R, 24, 96>(x, calls),
-            Format::Mxfp4 => rows::<D, Mxfp4, M, FINE, R, 17, 68>(x, calls),
+        match call.shape.format {
+            Format::Q4_0 => row::<D, Q40, M, FINE, 18, 72>(x, call),
+            Format::Q4_1 => row::<D, WithAddend<Q40>, M, FINE, 20, 80>(x, call),
+            Format::Q5_0 => row::<D, Q50, M, FINE, 22, 88>(x, call),
+            Format::Q5_1 => row::<D, WithAddend<Q50>, M, FINE, 24, 96>(x, call),
+            Format::Mxfp4 => row::<D, Mxfp4, M, FINE, 17, 68>(x, call),
             other => unreachable!("{other} has no such blocks"),
         }
     }
@@ -285,32 +280,24 @@ unsafe fn levels(levels: &[i8; 16], nibbles: [__m256i; 2]) -> [__m256i; 2] {
     }
 }
 
-/// Rows of blocks of `SIZE` bytes, of which four have `FOUR`, times `M` tokens.
+/// A row of blocks of `SIZE` bytes, of which four have `FOUR`, times `M` tokens.
 ///
 /// # Safety
 /// As [`bytes`], with the instructions at hand where this is expanded, and `x` made for the group's numbers.
 #[inline(always)]
-pub(super) unsafe fn rows<
-    D: Dot,
-    G: Group,
-    const M: usize,
-    const FINE: bool,
-    const R: usize,
-    const SIZE: usize,
-    const FOUR: usize,
->(
+pub(super) unsafe fn row<D: Dot, G: Group, const M: usize, const FINE: bool, const SIZE: usize, const FOUR: usize>(
     x: &Split,
-    calls: &[Call<'_>; R],
+    call: &Call<'_>,
 ) {
     const { assert!(FOUR == 4 * SIZE) };
     let ahead = distance();
-    let (token, groups) = (calls[0].token, calls[0].shape.cols.div_ceil(GROUP));
-    let mut last: Last<R, FOUR> = [[MaybeUninit::uninit(); _]; _];
+    let (token, groups) = (call.token, call.shape.cols.div_ceil(GROUP));
+    let mut last = [0; FOUR];
     let vectors = if G::HALVES { 2 } else { 4 };
     // SAFETY: as required of the caller; each token has a group.
     unsafe {
-        let mut sums = [[[_mm256_setzero_ps(); 2]; M]; R];
-        let mut added = [[_mm_setzero_ps(); M]; R];
+        let mut sums = [[_mm256_setzero_ps(); 2]; M];
+        let mut added = [_mm_setzero_ps(); M];
         // the blocks whose products a vector holds: one, or two in its halves
         let spread: [__m256i; 4] = std::array::from_fn(|i| {
             let i = i as i32;
@@ -319,46 +306,38 @@ pub(super) unsafe fn rows<
                 false => _mm256_set1_epi32(i),
             }
         });
-        for (range, first) in row::groups(calls, &mut last) {
+        for (range, first) in row::groups(call.bytes, &mut last) {
             for g in range {
-                for r in 0..R {
-                    let from = first[r].wrapping_add(g * FOUR);
-                    if token == 0 {
-                        for line in 0..FOUR.div_ceil(64) {
-                            prefetch(from.wrapping_add(ahead + 64 * line));
-                        }
-                    }
-                    let [scale, of_starts] = G::scales::<SIZE>(from);
-                    let mut scales = [_mm_setzero_ps(); M];
+                let from = first.wrapping_add(g * FOUR);
+                call.request(from, ahead, FOUR);
+                let [scale, of_starts] = G::scales::<SIZE>(from);
+                let mut scales = [_mm_setzero_ps(); M];
+                for t in 0..M {
+                    let at = ((token + t) * groups + g) * 4;
+                    let x_scale = _mm_load_ps(x.scales.as_ptr().add(at));
+                    scales[t] = _mm_mul_ps(scale, x_scale);
+                    let starts = _mm_cvtepi32_ps(_mm_load_si128(x.starts.as_ptr().add(at).cast()));
+                    added[t] = _mm_fmadd_ps(starts, _mm_mul_ps(of_starts, x_scale), added[t]);
+                }
+                for i in 0..vectors {
+                    let weights = G::numbers::<SIZE>(from, i);
                     for t in 0..M {
-                        let at = ((token + t) * groups + g) * 4;
-                        let x_scale = _mm_load_ps(x.scales.as_ptr().add(at));
-                        scales[t] = _mm_mul_ps(scale, x_scale);
-                        let starts = _mm_cvtepi32_ps(_mm_load_si128(x.starts.as_ptr().add(at).cast()));
-                        added[r][t] = _mm_fmadd_ps(starts, _mm_mul_ps(of_starts, x_scale), added[r][t]);
-                    }
-                    for i in 0..vectors {
-                        let weights = G::numbers::<SIZE>(from, i);
-                        for t in 0..M {
-                            let place = ((token + t) * groups + g) * GROUP + i * 32;
-                            let low = x.low.as_ptr().add(place);
-                            let exact = match FINE {
-                                true => D::fine::<G>(weights, low, x.high.as_ptr().add(place)),
-                                false => D::dot::<G>(weights, low),
-                            };
-                            let scale = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(scales[t]), spread[i]);
-                            let sum = &mut sums[r][t][i % 2];
-                            *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, *sum);
-                        }
+                        let place = ((token + t) * groups + g) * GROUP + i * 32;
+                        let low = x.low.as_ptr().add(place);
+                        let exact = match FINE {
+                            true => D::fine::<G>(weights, low, x.high.as_ptr().add(place)),
+                            false => D::dot::<G>(weights, low),
+                        };
+                        let scale = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(scales[t]), spread[i]);
+                        let sum = &mut sums[t][i % 2];
+                        *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, *sum);
                     }
                 }
             }
         }
-        for (call, (sums, added)) in calls.iter().zip(sums.into_iter().zip(added)) {
-            for (t, (sums, added)) in sums.into_iter().zip(added).enumerate() {
-                let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_zextps128_ps256(added));
-                call.write(t, Avx2::from(sum).sum());
-            }
+        for (t, (sums, added)) in sums.into_iter().zip(added).enumerate() {
+            let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_zextps128_ps256(added));
+            call.write(t, Avx2::from(sum).sum());
         }
     }
 }

@@ -2,13 +2,12 @@
 
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
-use crate::cpu::gemv::row::{self, Call, Last, f16_scales, levels};
-use crate::cpu::isa::{Lanes, Neon, dot, prefetch};
+use crate::cpu::gemv::row::{self, Call, f16_scales, levels};
+use crate::cpu::isa::{Lanes, Neon, dot};
 use crate::cpu::quantize::{GROUP, Split, Words};
 use crate::cpu::sub_blocks::half;
 use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS, half_of_e8m0};
 use std::arch::aarch64::*;
-use std::mem::MaybeUninit;
 
 /// The 32 numbers of a block of Q8_0.
 ///
@@ -111,9 +110,7 @@ unsafe fn words_of<const M: usize, const SIZE: usize>(
         let mut added = [0f32; M];
         for b in 0..blocks {
             let from = call.bytes.as_ptr().add(b * SIZE);
-            if call.token == 0 {
-                prefetch(from.wrapping_add(ahead));
-            }
+            call.request(from, ahead, SIZE);
             let [first, second] = load(from);
             let weights = [
                 vmovl_s8(vget_low_s8(first)),
@@ -214,20 +211,16 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
 ) {
     let ahead = distance();
     let groups = call.shape.cols.div_ceil(GROUP);
-    let mut last: Last<1, FOUR> = [[MaybeUninit::uninit(); _]; _];
+    let mut last = [0; FOUR];
     // SAFETY: a group has four blocks, each token has a group, and `M` tokens exist.
     unsafe {
         // two sums, so that an addition need not wait for the one before
         let mut sums = [[vdupq_n_f32(0.0); 2]; M];
         let mut added = [0f32; M];
-        for (range, [first]) in row::groups(std::array::from_ref(call), &mut last) {
+        for (range, first) in row::groups(call.bytes, &mut last) {
             for g in range {
                 let from = first.wrapping_add(g * FOUR);
-                if call.token == 0 {
-                    for line in 0..FOUR.div_ceil(64) {
-                        prefetch(from.wrapping_add(ahead + 64 * line));
-                    }
-                }
+                call.request(from, ahead, FOUR);
                 let [factors, addends] = scales(from);
                 for b in 0..4 {
                     let [first, second] = load(from.add(b * SIZE));

@@ -2,12 +2,10 @@
 
 use super::e8m0_scales;
 use crate::cpu::gemv::distance::distance;
-use crate::cpu::gemv::row::{self, Call, Last, f16_scales};
-use crate::cpu::isa::prefetch;
+use crate::cpu::gemv::row::{self, Call, f16_scales};
 use crate::cpu::quantize::{Bytes, GROUP, Order, Split};
 use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS};
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, order: Order, offset: i32) -> Split {
@@ -32,10 +30,17 @@ unsafe fn scales<const SIZE: usize>(group: *const u8) -> __m128 {
 #[inline(always)]
 unsafe fn spread(blocks: __m128) -> __m512 {
     // SAFETY: as required of the caller.
-    unsafe {
-        let block = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-        _mm512_permutexvar_ps(block, _mm512_castps128_ps512(blocks))
-    }
+    unsafe { _mm512_permutexvar_ps(block_of_lane(), _mm512_castps128_ps512(blocks)) }
+}
+
+/// Which of four blocks each lane belongs to, where each 128-bit lane holds one.
+///
+/// # Safety
+/// AVX-512 must be enabled where this is expanded.
+#[inline(always)]
+unsafe fn block_of_lane() -> __m512i {
+    // SAFETY: as required of the caller.
+    unsafe { _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3) }
 }
 
 /// The scales of four blocks of `SIZE` bytes, at most 96, each in the four lanes of its block.
@@ -68,71 +73,60 @@ unsafe fn load(bytes: &[i8], at: usize) -> __m512i {
     unsafe { _mm512_load_si512(bytes.as_ptr().add(at).cast()) }
 }
 
-/// Rows times `M` tokens.
+/// A row times `M` tokens.
 ///
 /// # Safety
-/// The calls' rows have the blocks of their shape, which they share with the token, and `x`, made with offset 128 and blocks in order, has
-/// `M` tokens from there on.
+/// The call's row has the blocks of its shape, and `x`, made with offset 128 and blocks in order, has `M` tokens from the call's on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
     let ahead = distance();
-    let (token, groups) = (calls[0].token, calls[0].shape.cols.div_ceil(GROUP));
-    let mut last: Last<R, 136> = [[MaybeUninit::uninit(); _]; _];
+    let (token, groups) = (call.token, call.shape.cols.div_ceil(GROUP));
+    let mut last = [0; 136];
     // the sign bit flipped is 128 added
     let flip = _mm512_set1_epi8(-128);
     let spread = [
         _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
         _mm512_setr_epi32(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3),
     ];
-    let mut sums = [[[_mm512_setzero_ps(); 2]; M]; R];
-    for (range, first) in row::groups(calls, &mut last) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+    for (range, first) in row::groups(call.bytes, &mut last) {
         for g in range {
-            for r in 0..R {
-                let from = first[r].wrapping_add(g * 136);
-                if token == 0 {
-                    // 136 bytes touch up to four lines; every line is asked for, some twice
-                    for line in 0..3 {
-                        prefetch(from.wrapping_add(ahead + 64 * line));
-                    }
-                }
-                // SAFETY: the group has four blocks, and each token has a group.
-                unsafe {
-                    let scale = scales::<34>(from);
-                    // without `map`, which does not have the instructions
-                    let block = |b: usize| _mm256_loadu_si256(from.add(b * 34 + 2).cast());
-                    let pair = |b: usize| {
-                        let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(b)), block(b + 1));
-                        _mm512_xor_si512(both, flip)
-                    };
-                    let weights = [pair(0), pair(2)];
-                    for (t, sums) in sums[r].iter_mut().enumerate() {
-                        let at = (token + t) * groups + g;
-                        let scale = _mm_mul_ps(scale, _mm_load_ps(x.scales.as_ptr().add(at * 4)));
-                        let scale = _mm512_castps128_ps512(scale);
-                        let starts = _mm512_castsi128_si512(_mm_load_si128(x.starts.as_ptr().add(at * 4).cast()));
-                        for pair in 0..2 {
-                            // into the first lane of each block
-                            let start = _mm512_maskz_permutexvar_epi32(0x0101, spread[pair], starts);
-                            let mut sum =
-                                _mm512_dpbusd_epi32(start, weights[pair], load(&x.low, at * GROUP + pair * 64));
-                            if FINE {
-                                let high = load(&x.high, at * GROUP + pair * 64);
-                                let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[pair], high);
-                                sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<8>(high));
-                            }
-                            let scale = _mm512_permutexvar_ps(spread[pair], scale);
-                            sums[pair] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[pair]);
+            let from = first.wrapping_add(g * 136);
+            call.request(from, ahead, 136);
+            // SAFETY: the group has four blocks, and each token has a group.
+            unsafe {
+                let scale = scales::<34>(from);
+                // without `map`, which does not have the instructions
+                let block = |b: usize| _mm256_loadu_si256(from.add(b * 34 + 2).cast());
+                let pair = |b: usize| {
+                    let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(b)), block(b + 1));
+                    _mm512_xor_si512(both, flip)
+                };
+                let weights = [pair(0), pair(2)];
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    let at = (token + t) * groups + g;
+                    let scale = _mm_mul_ps(scale, _mm_load_ps(x.scales.as_ptr().add(at * 4)));
+                    let scale = _mm512_castps128_ps512(scale);
+                    let starts = _mm512_castsi128_si512(_mm_load_si128(x.starts.as_ptr().add(at * 4).cast()));
+                    for pair in 0..2 {
+                        // into the first lane of each block
+                        let start = _mm512_maskz_permutexvar_epi32(0x0101, spread[pair], starts);
+                        let mut sum = _mm512_dpbusd_epi32(start, weights[pair], load(&x.low, at * GROUP + pair * 64));
+                        if FINE {
+                            let high = load(&x.high, at * GROUP + pair * 64);
+                            let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[pair], high);
+                            sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<8>(high));
                         }
+                        let scale = _mm512_permutexvar_ps(spread[pair], scale);
+                        sums[pair] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[pair]);
                     }
                 }
             }
         }
     }
-    for (call, sums) in calls.iter().zip(sums) {
-        for (t, sums) in sums.into_iter().enumerate() {
-            // SAFETY: `M` tokens exist.
-            unsafe { call.write(t, _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))) };
-        }
+    for (t, sums) in sums.into_iter().enumerate() {
+        // SAFETY: `M` tokens exist.
+        unsafe { call.write(t, _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))) };
     }
 }
 
@@ -273,7 +267,7 @@ unsafe fn levels(levels: &[i8; 16], offset: i32, low: __m512i, high: __m512i) ->
     }
 }
 
-/// Rows of such blocks times `M` tokens; four blocks have `FOUR` bytes.
+/// A row of such blocks times `M` tokens; four blocks have `FOUR` bytes.
 ///
 /// # Safety
 /// As [`q8`], with `x` made with the blocks' offset and blocks in halves.
@@ -282,75 +276,63 @@ pub(in crate::cpu) unsafe fn nibbles<
     B: Nibbles,
     const M: usize,
     const FINE: bool,
-    const R: usize,
     const SIZE: usize,
     const FOUR: usize,
 >(
     x: &Split,
-    calls: &[Call<'_>; R],
+    call: &Call<'_>,
 ) {
     const { assert!(FOUR == 4 * SIZE) };
     let ahead = distance();
-    let (token, groups) = (calls[0].token, calls[0].shape.cols.div_ceil(GROUP));
-    let mut last: Last<R, FOUR> = [[MaybeUninit::uninit(); _]; _];
+    let (token, groups) = (call.token, call.shape.cols.div_ceil(GROUP));
+    let mut last = [0; FOUR];
     let nibble = _mm512_set1_epi8(15);
-    // each 128-bit lane holds one block
-    let spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    let mut sums = [[_mm512_setzero_ps(); M]; R];
-    let mut added = [[_mm_setzero_ps(); M]; R];
-    for (range, first) in row::groups(calls, &mut last) {
+    let mut sums = [_mm512_setzero_ps(); M];
+    let mut added = [_mm_setzero_ps(); M];
+    for (range, first) in row::groups(call.bytes, &mut last) {
         for g in range {
-            for r in 0..R {
-                let from = first[r].wrapping_add(g * FOUR);
-                if token == 0 {
-                    for line in 0..FOUR.div_ceil(64) {
-                        prefetch(from.wrapping_add(ahead + 64 * line));
-                    }
-                }
-                // SAFETY: the group has four blocks, and each token has a group.
-                unsafe {
-                    let block = |b: usize| _mm_loadu_si128(from.add((b + 1) * SIZE - 16).cast());
-                    let pair = |b: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(block(b)), block(b + 1));
-                    let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pair(0)), pair(2));
-                    let low = _mm512_and_si512(bytes, nibble);
-                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
-                    let [first, second] = B::numbers(from, low, high);
-                    // both halves of the blocks, which share lanes
-                    let dot = |start, bytes: &[i8], at| {
-                        let sum = _mm512_dpbusd_epi32(start, first, load(bytes, at));
-                        _mm512_dpbusd_epi32(sum, second, load(bytes, at + 64))
+            let from = first.wrapping_add(g * FOUR);
+            call.request(from, ahead, FOUR);
+            // SAFETY: the group has four blocks, and each token has a group.
+            unsafe {
+                let block = |b: usize| _mm_loadu_si128(from.add((b + 1) * SIZE - 16).cast());
+                let pair = |b: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(block(b)), block(b + 1));
+                let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pair(0)), pair(2));
+                let low = _mm512_and_si512(bytes, nibble);
+                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+                let [first, second] = B::numbers(from, low, high);
+                // both halves of the blocks, which share lanes
+                let dot = |start, bytes: &[i8], at| {
+                    let sum = _mm512_dpbusd_epi32(start, first, load(bytes, at));
+                    _mm512_dpbusd_epi32(sum, second, load(bytes, at + 64))
+                };
+                let scale = B::scales::<SIZE>(from);
+                for t in 0..M {
+                    let at = (token + t) * groups + g;
+                    let x_scale = _mm_load_ps(x.scales.as_ptr().add(at * 4));
+                    let starts = _mm_load_si128(x.starts.as_ptr().add(at * 4).cast());
+                    let start = if B::ADDENDS {
+                        let addends = _mm_mul_ps(B::addends::<SIZE>(from), x_scale);
+                        added[t] = _mm_fmadd_ps(_mm_cvtepi32_ps(starts), addends, added[t]);
+                        _mm512_setzero_si512()
+                    } else {
+                        // into the first lane of each block
+                        _mm512_maskz_permutexvar_epi32(0x1111, block_of_lane(), _mm512_castsi128_si512(starts))
                     };
-                    let scale = B::scales::<SIZE>(from);
-                    for t in 0..M {
-                        let at = (token + t) * groups + g;
-                        let x_scale = _mm_load_ps(x.scales.as_ptr().add(at * 4));
-                        let starts = _mm_load_si128(x.starts.as_ptr().add(at * 4).cast());
-                        let start = if B::ADDENDS {
-                            let addends = _mm_mul_ps(B::addends::<SIZE>(from), x_scale);
-                            added[r][t] = _mm_fmadd_ps(_mm_cvtepi32_ps(starts), addends, added[r][t]);
-                            _mm512_setzero_si512()
-                        } else {
-                            // into the first lane of each block
-                            _mm512_maskz_permutexvar_epi32(0x1111, spread, _mm512_castsi128_si512(starts))
-                        };
-                        let x_scale = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(x_scale));
-                        let mut exact = dot(start, &x.low, at * GROUP);
-                        if FINE {
-                            let high = dot(_mm512_setzero_si512(), &x.high, at * GROUP);
-                            exact = _mm512_add_epi32(exact, _mm512_slli_epi32::<8>(high));
-                        }
-                        let scale = _mm512_mul_ps(scale, x_scale);
-                        sums[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, sums[r][t]);
+                    let mut exact = dot(start, &x.low, at * GROUP);
+                    if FINE {
+                        let high = dot(_mm512_setzero_si512(), &x.high, at * GROUP);
+                        exact = _mm512_add_epi32(exact, _mm512_slli_epi32::<8>(high));
                     }
+                    let scale = _mm512_mul_ps(scale, spread(x_scale));
+                    sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, sums[t]);
                 }
             }
         }
     }
-    for (call, (sums, added)) in calls.iter().zip(sums.into_iter().zip(added)) {
-        for (t, (sum, added)) in sums.into_iter().zip(added).enumerate() {
-            let sum = _mm512_add_ps(sum, _mm512_zextps128_ps512(added));
-            // SAFETY: `M` tokens exist.
-            unsafe { call.write(t, _mm512_reduce_add_ps(sum)) };
-        }
+    for (t, (sum, added)) in sums.into_iter().zip(added).enumerate() {
+        let sum = _mm512_add_ps(sum, _mm512_zextps128_ps512(added));
+        // SAFETY: `M` tokens exist.
+        unsafe { call.write(t, _mm512_reduce_add_ps(sum)) };
     }
 }

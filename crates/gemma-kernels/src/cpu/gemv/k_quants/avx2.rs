@@ -8,7 +8,7 @@ use super::{BLOCK, part};
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
-use crate::cpu::isa::{Avx2, Lanes, prefetch};
+use crate::cpu::isa::{Avx2, Lanes};
 use crate::cpu::quantize::{Bytes, Order, Split, Words};
 use crate::cpu::sub_blocks::six_bits_in_vector;
 use low_bits::{Iq4Xs, Q2K, Q3K, Signed};
@@ -24,28 +24,28 @@ pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, format: Format) 
     Split::new(x, cols, fine, (Order::Blocks, -1, part(format)), |x, limit| Bytes::with_avx2(x, limit))
 }
 
-/// Rows times `M` tokens, but for IQ4_XS.
+/// A row times `M` tokens, but for IQ4_XS.
 ///
 /// # Safety
-/// The CPU must have the instructions; the calls' rows have the blocks of their shape, which they share with the token, and `x`, of
-/// [`split`], has `M` tokens from there on.
+/// The CPU must have the instructions; the call's row has the blocks of its shape, and `x`, of
+/// [`split`], has `M` tokens from the call's on.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn rows<const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
-    unsafe { below_128::<Pairs, M, R>(x, calls) }
+    unsafe { below_128::<Pairs, M>(x, call) }
 }
 
 /// The same with VNNI.
 ///
 /// # Safety
-/// As [`rows`].
+/// As [`row`].
 #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn rows_with_vnni<const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+pub(in crate::cpu) unsafe fn row_with_vnni<const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
-        match calls[0].shape.format {
-            Format::Iq4Xs => of_blocks::<Vnni, Iq4Xs, M, R>(x, calls),
-            _ => below_128::<Vnni, M, R>(x, calls),
+        match call.shape.format {
+            Format::Iq4Xs => of_blocks::<Vnni, Iq4Xs, M>(x, call),
+            _ => below_128::<Vnni, M>(x, call),
         }
     }
 }
@@ -53,22 +53,22 @@ pub(in crate::cpu) unsafe fn rows_with_vnni<const M: usize, const R: usize>(x: &
 /// Formats whose numbers are less than 128.
 ///
 /// # Safety
-/// As [`rows`], with the instructions at hand where this is expanded.
+/// As [`row`], with the instructions at hand where this is expanded.
 #[inline(always)]
-unsafe fn below_128<D: Dot, const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+unsafe fn below_128<D: Dot, const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
-        match calls[0].shape.format {
-            Format::Q2K => of_blocks::<D, Q2K, M, R>(x, calls),
-            Format::Q3K => of_blocks::<D, Q3K, M, R>(x, calls),
-            Format::Q4K => of_blocks::<D, Q4K, M, R>(x, calls),
-            Format::Q5K => of_blocks::<D, Q5K, M, R>(x, calls),
-            Format::Q6K => of_blocks::<D, Q6K, M, R>(x, calls),
-            Format::Iq3Xxs => of_blocks::<D, Signed<Iq3Xxs>, M, R>(x, calls),
-            Format::Iq3S => of_blocks::<D, Signed<Iq3S>, M, R>(x, calls),
-            Format::Iq2Xxs => of_blocks::<D, Signed<Iq2Xxs>, M, R>(x, calls),
-            Format::Iq2Xs => of_blocks::<D, Signed<Iq2Xs>, M, R>(x, calls),
-            Format::Iq2S => of_blocks::<D, Signed<Iq2S>, M, R>(x, calls),
+        match call.shape.format {
+            Format::Q2K => of_blocks::<D, Q2K, M>(x, call),
+            Format::Q3K => of_blocks::<D, Q3K, M>(x, call),
+            Format::Q4K => of_blocks::<D, Q4K, M>(x, call),
+            Format::Q5K => of_blocks::<D, Q5K, M>(x, call),
+            Format::Q6K => of_blocks::<D, Q6K, M>(x, call),
+            Format::Iq3Xxs => of_blocks::<D, Signed<Iq3Xxs>, M>(x, call),
+            Format::Iq3S => of_blocks::<D, Signed<Iq3S>, M>(x, call),
+            Format::Iq2Xxs => of_blocks::<D, Signed<Iq2Xxs>, M>(x, call),
+            Format::Iq2Xs => of_blocks::<D, Signed<Iq2Xs>, M>(x, call),
+            Format::Iq2S => of_blocks::<D, Signed<Iq2S>, M>(x, call),
             other => unreachable!("{other} has no such blocks"),
         }
     }
@@ -77,22 +77,22 @@ unsafe fn below_128<D: Dot, const M: usize, const R: usize>(x: &Split, calls: &[
 /// A row of IQ4_XS times `M` tokens in 16 bits.
 ///
 /// # Safety
-/// As [`rows`], with `x` the sums of parts of 32 values.
+/// As [`row`], with `x` the sums of parts of 32 values.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::cpu) unsafe fn row_of_words<const M: usize>(x: &Words, call: &Call<'_>) {
     // SAFETY: as required of the caller.
-    unsafe { products::<_, Iq4Xs, M, 1>(&x.scales, &x.sums, &Wide(x), std::array::from_ref(call)) }
+    unsafe { products::<_, Iq4Xs, M>(&x.scales, &x.sums, &Wide(x), call) }
 }
 
 /// # Safety
 /// As [`below_128`].
 #[inline(always)]
-unsafe fn of_blocks<D: Dot, B: Block, const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+unsafe fn of_blocks<D: Dot, B: Block, const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
         match x.high.is_empty() {
-            true => products::<_, B, M, R>(&x.scales, &x.starts, &Coarse::<D>(x, PhantomData), calls),
-            false => products::<_, B, M, R>(&x.scales, &x.starts, &Fine::<D>(x, PhantomData), calls),
+            true => products::<_, B, M>(&x.scales, &x.starts, &Coarse::<D>(x, PhantomData), call),
+            false => products::<_, B, M>(&x.scales, &x.starts, &Fine::<D>(x, PhantomData), call),
         }
     }
 }
@@ -102,66 +102,53 @@ unsafe fn of_blocks<D: Dot, B: Block, const M: usize, const R: usize>(x: &Split,
 /// # Safety
 /// As [`below_128`].
 #[inline(always)]
-unsafe fn products<X: Activations, B: Block, const M: usize, const R: usize>(
-    x_scales: &[f32],
-    x_sums: &[i32],
-    x: &X,
-    calls: &[Call<'_>; R],
-) {
+unsafe fn products<X: Activations, B: Block, const M: usize>(x_scales: &[f32], x_sums: &[i32], x: &X, call: &Call<'_>) {
     let ahead = distance();
     let (size, parts) = (B::FORMAT.block_bytes(), BLOCK / B::PART);
-    let (token, blocks) = (calls[0].token, calls[0].bytes.len() / size);
+    let (token, blocks) = (call.token, call.bytes.len() / size);
     // SAFETY: block `b` has `size` bytes of a row; each token has for it 256 values, 8 scales and a sum per part.
     unsafe {
         // two sums, so that an addition need not wait for the one before
-        let mut sums = [[[_mm256_setzero_ps(); 2]; M]; R];
+        let mut sums = [[_mm256_setzero_ps(); 2]; M];
         let mut factors = [[0f32; 16]; M];
         for b in 0..blocks {
-            for r in 0..R {
-                let block = calls[r].bytes.as_ptr().add(b * size);
-                if token == 0 {
-                    for line in 0..size.div_ceil(64) {
-                        prefetch(block.wrapping_add(ahead + 64 * line));
-                    }
+            let block = call.bytes.as_ptr().add(b * size);
+            call.request(block, ahead, size);
+            let [of_numbers, addends] = B::scales(block);
+            for t in 0..M {
+                let at = (token + t) * blocks + b;
+                let scales = _mm256_load_ps(x_scales.as_ptr().add(at * STRETCHES));
+                for i in 0..parts / 8 {
+                    // two parts of 16 share a scale
+                    let of_pair = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+                    let of_pair = _mm256_add_epi32(of_pair, _mm256_set1_epi32(4 * i as i32));
+                    let scales = if B::PART == 32 { scales } else { _mm256_permutevar8x32_ps(scales, of_pair) };
+                    let to = factors[t].as_mut_ptr().add(8 * i);
+                    _mm256_storeu_ps(to, _mm256_mul_ps(of_numbers[i], scales));
+                    let x_sums = _mm256_load_si256(x_sums.as_ptr().add(at * parts + 8 * i).cast());
+                    let addends = _mm256_mul_ps(addends[i], scales);
+                    sums[t][1] = _mm256_fmadd_ps(addends, _mm256_cvtepi32_ps(x_sums), sums[t][1]);
                 }
-                let [of_numbers, addends] = B::scales(block);
+            }
+            for stretch in 0..STRETCHES {
+                let numbers = B::numbers(block, stretch);
                 for t in 0..M {
-                    let at = (token + t) * blocks + b;
-                    let scales = _mm256_load_ps(x_scales.as_ptr().add(at * STRETCHES));
-                    for i in 0..parts / 8 {
-                        // two parts of 16 share a scale
-                        let of_pair = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
-                        let of_pair = _mm256_add_epi32(of_pair, _mm256_set1_epi32(4 * i as i32));
-                        let scales = if B::PART == 32 { scales } else { _mm256_permutevar8x32_ps(scales, of_pair) };
-                        let to = factors[t].as_mut_ptr().add(8 * i);
-                        _mm256_storeu_ps(to, _mm256_mul_ps(of_numbers[i], scales));
-                        let x_sums = _mm256_load_si256(x_sums.as_ptr().add(at * parts + 8 * i).cast());
-                        let addends = _mm256_mul_ps(addends[i], scales);
-                        sums[r][t][1] = _mm256_fmadd_ps(addends, _mm256_cvtepi32_ps(x_sums), sums[r][t][1]);
-                    }
-                }
-                for stretch in 0..STRETCHES {
-                    let numbers = B::numbers(block, stretch);
-                    for t in 0..M {
-                        let at = ((token + t) * blocks + b) * BLOCK + 32 * stretch;
-                        let exact = _mm256_cvtepi32_ps(x.times::<B>(numbers, at));
-                        let factor = match B::PART {
-                            32 => _mm256_broadcast_ss(&factors[t][stretch]),
-                            _ => {
-                                let [first, second] = [2 * stretch, 2 * stretch + 1].map(|part| &factors[t][part]);
-                                let first = _mm256_castps128_ps256(_mm_broadcast_ss(first));
-                                _mm256_insertf128_ps::<1>(first, _mm_broadcast_ss(second))
-                            }
-                        };
-                        sums[r][t][stretch % 2] = _mm256_fmadd_ps(exact, factor, sums[r][t][stretch % 2]);
-                    }
+                    let at = ((token + t) * blocks + b) * BLOCK + 32 * stretch;
+                    let exact = _mm256_cvtepi32_ps(x.times::<B>(numbers, at));
+                    let factor = match B::PART {
+                        32 => _mm256_broadcast_ss(&factors[t][stretch]),
+                        _ => {
+                            let [first, second] = [2 * stretch, 2 * stretch + 1].map(|part| &factors[t][part]);
+                            let first = _mm256_castps128_ps256(_mm_broadcast_ss(first));
+                            _mm256_insertf128_ps::<1>(first, _mm_broadcast_ss(second))
+                        }
+                    };
+                    sums[t][stretch % 2] = _mm256_fmadd_ps(exact, factor, sums[t][stretch % 2]);
                 }
             }
         }
-        for (call, sums) in calls.iter().zip(sums) {
-            for (t, [first, second]) in sums.into_iter().enumerate() {
-                call.write(t, Avx2::from(_mm256_add_ps(first, second)).sum());
-            }
+        for (t, [first, second]) in sums.into_iter().enumerate() {
+            call.write(t, Avx2::from(_mm256_add_ps(first, second)).sum());
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{BLOCK, part};
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
-use crate::cpu::isa::{dot, prefetch};
+use crate::cpu::isa::dot;
 use crate::cpu::quantize::{Split, Words};
 use crate::cpu::sub_blocks::{half, six_bits};
 use low_bits::{Iq4Xs, Q2K, Q3K, Signed};
@@ -127,11 +127,7 @@ unsafe fn products<B: Block, const M: usize>(
         let mut added = [0f32; M];
         for b in 0..blocks {
             let block = call.bytes.as_ptr().add(b * size);
-            if call.token == 0 {
-                for line in 0..size.div_ceil(64) {
-                    prefetch(block.wrapping_add(ahead + 64 * line));
-                }
-            }
+            call.request(block, ahead, size);
             let (factors, addends) = B::scales(block);
             for part in 0..PARTS {
                 let numbers = B::numbers(block, part);

@@ -9,7 +9,6 @@ use super::{BLOCK, part};
 use crate::Format;
 use crate::cpu::gemv::distance::distance;
 use crate::cpu::gemv::row::Call;
-use crate::cpu::isa::prefetch;
 use crate::cpu::quantize::{Bytes, Order, Split};
 use crate::cpu::sub_blocks::six_bits_in_vector;
 use low_bits::{Iq4Xs, Q2K, Q3K, Signed};
@@ -32,51 +31,51 @@ pub(in crate::cpu) unsafe fn split(x: &[f32], cols: usize, fine: bool, format: F
     Split::new(x, cols, fine, (order(format), -1, part(format)), |x, limit| Bytes::with_avx512(x, limit))
 }
 
-/// Rows times `M` tokens.
+/// A row times `M` tokens.
 ///
 /// # Safety
-/// The CPU must have the instructions; the calls' rows have the blocks of their shape, which they share with the token, and `x`, of [`split`]
-/// with the format's part, has `M` tokens from there on.
-pub(in crate::cpu) unsafe fn rows<const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+/// The CPU must have the instructions; the call's row has the blocks of its shape, and `x`, of [`split`]
+/// with the format's part, has `M` tokens from the call's on.
+pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
-        match calls[0].shape.format {
-            Format::Q2K => of_blocks::<Q2K, M, R>(x, calls),
-            Format::Q3K => of_blocks::<Q3K, M, R>(x, calls),
-            Format::Q4K => of_blocks::<Q4K, M, R>(x, calls),
-            Format::Q5K => of_blocks::<Q5K, M, R>(x, calls),
-            Format::Q6K => of_blocks::<Q6K, M, R>(x, calls),
-            Format::Iq4Xs => of_blocks::<Iq4Xs, M, R>(x, calls),
-            Format::Iq3Xxs => of_blocks::<Signed<Iq3Xxs>, M, R>(x, calls),
-            Format::Iq3S => of_blocks::<Signed<Iq3S>, M, R>(x, calls),
-            Format::Iq2Xxs => of_blocks::<Signed<Iq2Xxs>, M, R>(x, calls),
-            Format::Iq2Xs => of_blocks::<Signed<Iq2Xs>, M, R>(x, calls),
-            Format::Iq2S => of_blocks::<Signed<Iq2S>, M, R>(x, calls),
+        match call.shape.format {
+            Format::Q2K => of_blocks::<Q2K, M>(x, call),
+            Format::Q3K => of_blocks::<Q3K, M>(x, call),
+            Format::Q4K => of_blocks::<Q4K, M>(x, call),
+            Format::Q5K => of_blocks::<Q5K, M>(x, call),
+            Format::Q6K => of_blocks::<Q6K, M>(x, call),
+            Format::Iq4Xs => of_blocks::<Iq4Xs, M>(x, call),
+            Format::Iq3Xxs => of_blocks::<Signed<Iq3Xxs>, M>(x, call),
+            Format::Iq3S => of_blocks::<Signed<Iq3S>, M>(x, call),
+            Format::Iq2Xxs => of_blocks::<Signed<Iq2Xxs>, M>(x, call),
+            Format::Iq2Xs => of_blocks::<Signed<Iq2Xs>, M>(x, call),
+            Format::Iq2S => of_blocks::<Signed<Iq2S>, M>(x, call),
             other => unreachable!("{other} has no such blocks"),
         }
     }
 }
 
 /// # Safety
-/// As [`rows`].
+/// As [`row`].
 #[inline(always)]
-unsafe fn of_blocks<B: Block, const M: usize, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+unsafe fn of_blocks<B: Block, const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
         match x.high.is_empty() {
-            true => products::<B, M, false, R>(x, calls),
-            false => products::<B, M, true, R>(x, calls),
+            true => products::<B, M, false>(x, call),
+            false => products::<B, M, true>(x, call),
         }
     }
 }
 
 /// # Safety
-/// As [`rows`].
+/// As [`row`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-unsafe fn products<B: Block, const M: usize, const FINE: bool, const R: usize>(x: &Split, calls: &[Call<'_>; R]) {
+unsafe fn products<B: Block, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
     let ahead = distance();
     let (size, parts) = (B::FORMAT.block_bytes(), BLOCK / B::PART);
-    let (token, blocks) = (calls[0].token, calls[0].bytes.len() / size);
+    let (token, blocks) = (call.token, call.bytes.len() / size);
     let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     // the part that each lane of four values belongs to, and the 32 activations that each part does
     let shift = |by: u32| _mm_cvtsi32_si128(by.cast_signed());
@@ -94,56 +93,48 @@ unsafe fn products<B: Block, const M: usize, const FINE: bool, const R: usize>(x
     let spread = [part_of_lane(0), part_of_lane(1), part_of_lane(2), part_of_lane(3)];
     let scale_of_part = _mm512_srl_epi32(lanes, shift((32 / B::PART).ilog2()));
     let there = (1u32 << parts).wrapping_sub(1) as __mmask16;
-    let mut sums = [[[_mm512_setzero_ps(); 2]; M]; R];
-    let mut added = [[_mm512_setzero_ps(); M]; R];
+    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+    let mut added = [_mm512_setzero_ps(); M];
     // SAFETY: block `b` has `size` bytes of a row; each token has for it 256 values, 8 scales and a start per part,
     // which follow each other.
     unsafe {
         for b in 0..blocks {
-            for r in 0..R {
-                let block = calls[r].bytes.as_ptr().add(b * size);
-                if token == 0 {
-                    for line in 0..size.div_ceil(64) {
-                        prefetch(block.wrapping_add(ahead + 64 * line));
+            let block = call.bytes.as_ptr().add(b * size);
+            call.request(block, ahead, size);
+            let [factors, addends] = B::scales(block);
+            let numbers = B::numbers(block);
+            for t in 0..M {
+                let at = (token + t) * blocks + b;
+                let scales = _mm256_load_ps(x.scales.as_ptr().add(at * 8));
+                let starts = x.starts.as_ptr().add(at * parts);
+                let factors = if B::TOGETHER {
+                    let scaled = _mm512_mul_ps(factors, _mm512_broadcast_f32x8(scales));
+                    // those of the addends' lanes
+                    let x_sums = _mm512_maskz_loadu_epi32(0xff00, starts.wrapping_sub(8));
+                    added[t] = _mm512_fmadd_ps(scaled, _mm512_cvtepi32_ps(x_sums), added[t]);
+                    scaled
+                } else {
+                    let scales = _mm512_castps256_ps512(scales);
+                    let scales = _mm512_maskz_permutexvar_ps(there, scale_of_part, scales);
+                    let x_sums = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(there, starts));
+                    added[t] = _mm512_fmadd_ps(_mm512_mul_ps(addends, scales), x_sums, added[t]);
+                    _mm512_mul_ps(factors, scales)
+                };
+                for v in 0..4 {
+                    let load = |bytes: &[i8]| _mm512_load_si512(bytes.as_ptr().add(at * BLOCK + 64 * v).cast());
+                    let mut sum = _mm512_setzero_si512();
+                    if FINE {
+                        sum = _mm512_slli_epi32::<8>(_mm512_dpbusd_epi32(sum, numbers[v], load(&x.high)));
                     }
-                }
-                let [factors, addends] = B::scales(block);
-                let numbers = B::numbers(block);
-                for t in 0..M {
-                    let at = (token + t) * blocks + b;
-                    let scales = _mm256_load_ps(x.scales.as_ptr().add(at * 8));
-                    let starts = x.starts.as_ptr().add(at * parts);
-                    let factors = if B::TOGETHER {
-                        let scaled = _mm512_mul_ps(factors, _mm512_broadcast_f32x8(scales));
-                        // those of the addends' lanes
-                        let x_sums = _mm512_maskz_loadu_epi32(0xff00, starts.wrapping_sub(8));
-                        added[r][t] = _mm512_fmadd_ps(scaled, _mm512_cvtepi32_ps(x_sums), added[r][t]);
-                        scaled
-                    } else {
-                        let scales = _mm512_castps256_ps512(scales);
-                        let scales = _mm512_maskz_permutexvar_ps(there, scale_of_part, scales);
-                        let x_sums = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(there, starts));
-                        added[r][t] = _mm512_fmadd_ps(_mm512_mul_ps(addends, scales), x_sums, added[r][t]);
-                        _mm512_mul_ps(factors, scales)
-                    };
-                    for v in 0..4 {
-                        let load = |bytes: &[i8]| _mm512_load_si512(bytes.as_ptr().add(at * BLOCK + 64 * v).cast());
-                        let mut sum = _mm512_setzero_si512();
-                        if FINE {
-                            sum = _mm512_slli_epi32::<8>(_mm512_dpbusd_epi32(sum, numbers[v], load(&x.high)));
-                        }
-                        let sum = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sum, numbers[v], load(&x.low)));
-                        let factor = _mm512_permutexvar_ps(spread[v], factors);
-                        sums[r][t][v % 2] = _mm512_fmadd_ps(sum, factor, sums[r][t][v % 2]);
-                    }
+                    let sum = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sum, numbers[v], load(&x.low)));
+                    let factor = _mm512_permutexvar_ps(spread[v], factors);
+                    sums[t][v % 2] = _mm512_fmadd_ps(sum, factor, sums[t][v % 2]);
                 }
             }
         }
-        for r in 0..R {
-            for t in 0..M {
-                let sum = _mm512_add_ps(_mm512_add_ps(sums[r][t][0], sums[r][t][1]), added[r][t]);
-                calls[r].write(t, _mm512_reduce_add_ps(sum));
-            }
+        for t in 0..M {
+            let sum = _mm512_add_ps(_mm512_add_ps(sums[t][0], sums[t][1]), added[t]);
+            call.write(t, _mm512_reduce_add_ps(sum));
         }
     }
 }
