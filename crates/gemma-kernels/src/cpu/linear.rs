@@ -83,7 +83,7 @@ pub(crate) fn linear(
         }
         Kernel::GemvInt => {
             let x = gemv_int8::prepare(isa, x, shape, activations);
-            with_distance(shape.format, weight.len(), || {
+            with_distance(shape, || {
                 streams(shape, |range| gemv_int8::multiply(isa, &x, weight, shape, range, output));
             });
         }
@@ -92,7 +92,7 @@ pub(crate) fn linear(
 
 /// Rows streamed, activations in f32.
 fn gemv_f32(isa: Isa, arithmetic: Arithmetic, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
-    with_distance(shape.format, weight.len(), || {
+    with_distance(shape, || {
         streams(shape, |range| gemv_float::multiply(isa, x, weight, shape, arithmetic.batch_invariant, range, out));
     });
 }

@@ -101,7 +101,7 @@ pub(super) fn report(args: &Bench, opened: &AutoModel, lengths: Lengths, measure
         backend,
         precision: args.compute.precision.map(|precision| precision.name()),
         instructions: on_cpu.then(|| gemma_kernels::cpu_isa().name()),
-        prefetch_bytes: gemma_kernels::prefetch_distances().into_iter().collect(),
+        prefetch_bytes: gemma_kernels::prefetch_distances(),
         threads: rayon::current_num_threads(),
         prompt_tokens: lengths.prompt,
         decode_tokens: lengths.decode,

@@ -4,8 +4,11 @@
 //! first products with large matrices of a format try some distances in turn, and the one with the least time per byte
 //! stays: the time that a quarter of its products beat, for the memory of a shared machine is faster for moments, and
 //! products are interrupted in others. No product is computed twice for it, and no result depends on it.
+//!
+//! Each number of tokens has trials of its own. A product with several tokens, of a short prompt, a draft or a batch, is
+//! bound by arithmetic, and its times say nothing about a product that waits for memory.
 
-use crate::Format;
+use crate::cpu::shape::Shape;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -29,7 +32,7 @@ const DEFAULT: usize = 3072;
 /// The distance of the product that runs. Two products at a time may have each other's: it is a hint.
 static CURRENT: AtomicUsize = AtomicUsize::new(DEFAULT);
 
-/// What is known of one format.
+/// What is known of products with one format and number of tokens.
 #[derive(Debug)]
 struct Trials {
     /// Picoseconds per byte with each candidate, in ascending order.
@@ -67,8 +70,28 @@ impl Trials {
     }
 }
 
-/// Formats by name: [`Format`] has no order.
-static TRIALS: Mutex<BTreeMap<&'static str, Trials>> = Mutex::new(BTreeMap::new());
+/// What is known of all products.
+#[derive(Debug)]
+struct Calibration {
+    /// By format, whose name stands for it because [`Format`] has no order, and by number of tokens.
+    trials: BTreeMap<(&'static str, usize), Trials>,
+}
+
+impl Calibration {
+    /// The trials of products of a shape's format and number of tokens.
+    fn of(&mut self, shape: Shape) -> &mut Trials {
+        self.trials.entry((shape.format.name(), shape.tokens)).or_insert_with(Trials::new)
+    }
+
+    /// The distance of each format, which `fixed` sets, or else the trials that are over: those of the fewest tokens.
+    fn chosen(&self, fixed: Option<usize>) -> BTreeMap<&'static str, usize> {
+        let known = self.trials.iter().filter(|(_, trials)| trials.is_over() || fixed.is_some());
+        // the last one of a format stays
+        known.rev().map(|((format, _), trials)| (*format, fixed.unwrap_or_else(|| trials.distance()))).collect()
+    }
+}
+
+static CALIBRATION: Mutex<Calibration> = Mutex::new(Calibration { trials: BTreeMap::new() });
 
 /// `GEMMA_PREFETCH_BYTES` is no number of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,16 +126,17 @@ pub(in crate::cpu) fn distance() -> usize {
     CURRENT.load(Ordering::Relaxed)
 }
 
-/// Runs a product over a matrix of `bytes` bytes, with the distance of its format or the next one to be tried.
-pub(in crate::cpu) fn with_distance(format: Format, bytes: usize, product: impl FnOnce()) {
+/// Runs a product of `shape`, with the distance of such products or the next one to be tried.
+pub(in crate::cpu) fn with_distance(shape: Shape, product: impl FnOnce()) {
     if let Some(bytes) = fixed() {
         CURRENT.store(bytes, Ordering::Relaxed);
         return product();
     }
-    let trials = || TRIALS.lock().unwrap_or_else(PoisonError::into_inner);
+    let calibration = || CALIBRATION.lock().unwrap_or_else(PoisonError::into_inner);
+    let bytes = shape.rows * shape.row_bytes;
     let (distance, over) = {
-        let mut trials = trials();
-        let trials = trials.entry(format.name()).or_insert_with(Trials::new);
+        let mut calibration = calibration();
+        let trials = calibration.of(shape);
         (trials.distance(), trials.is_over())
     };
     if over || bytes < LARGE {
@@ -123,21 +147,20 @@ pub(in crate::cpu) fn with_distance(format: Format, bytes: usize, product: impl 
     let start = Instant::now();
     product();
     let took = start.elapsed();
-    trials().entry(format.name()).or_insert_with(Trials::new).add(distance, bytes, took);
+    calibration().of(shape).add(distance, bytes, took);
 }
 
 /// The prefetch distance of decode's products, in bytes, by format: what the environment variable `GEMMA_PREFETCH_BYTES`
-/// says, or what the first products found to be the fastest on this machine. Formats that are still being tried are
-/// left out.
-pub fn prefetch_distances() -> Vec<(&'static str, usize)> {
-    let trials = TRIALS.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = trials.iter().filter(|(_, trials)| trials.is_over() || fixed().is_some());
-    known.map(|(format, trials)| (*format, fixed().unwrap_or_else(|| trials.distance()))).collect()
+/// says, or what the first products found to be the fastest on this machine. It is that of the fewest tokens at once that
+/// were multiplied often enough: of one, unless all were in batches. Formats that are still being tried are left out.
+pub fn prefetch_distances() -> BTreeMap<&'static str, usize> {
+    CALIBRATION.lock().unwrap_or_else(PoisonError::into_inner).chosen(fixed())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Format;
 
     /// Neither interruptions nor a moment of fast memory change what is chosen.
     #[test]
@@ -184,5 +207,27 @@ mod tests {
             }
             assert!(met.len() == CANDIDATES.len() && met.values().all(|with| with.len() == matrices), "{met:?}");
         }
+    }
+
+    /// Products with eight tokens, which take their time for arithmetic whatever the distance, decide nothing for one token.
+    #[test]
+    fn each_number_of_tokens_has_trials_of_its_own() {
+        let mut calibration = Calibration { trials: BTreeMap::new() };
+        let shape = |tokens| Shape { format: Format::Q4_0, tokens, rows: 1, cols: 32, row_bytes: 1000 };
+        let multiply = |calibration: &mut Calibration, tokens, fastest, nanoseconds: u64| {
+            for _ in 0..ROUNDS * CANDIDATES.len() {
+                let distance = calibration.of(shape(tokens)).distance();
+                let took = nanoseconds + if distance == fastest { 0 } else { 300 };
+                calibration.of(shape(tokens)).add(distance, 1000, Duration::from_nanos(took));
+            }
+        };
+        assert_eq!(calibration.chosen(None), BTreeMap::new());
+        multiply(&mut calibration, 8, 1024, 100);
+        assert_eq!(calibration.chosen(None), BTreeMap::from([("q4_0", 1024)]), "batches only");
+        assert!(!calibration.of(shape(1)).is_over());
+        multiply(&mut calibration, 1, 7168, 1000);
+        assert_eq!(calibration.chosen(None), BTreeMap::from([("q4_0", 7168)]), "one token");
+        assert_eq!((calibration.of(shape(1)).distance(), calibration.of(shape(8)).distance()), (7168, 1024));
+        assert_eq!(calibration.chosen(Some(64)), BTreeMap::from([("q4_0", 64)]), "set by the user");
     }
 }
