@@ -5,8 +5,8 @@
 //! stays: the time that a quarter of its products beat, for the memory of a shared machine is faster for moments, and
 //! products are interrupted in others. No product is computed twice for it, and no result depends on it.
 //!
-//! Each number of tokens has trials of its own. A product with several tokens, of a short prompt, a draft or a batch, is
-//! bound by arithmetic, and its times say nothing about a product that waits for memory.
+//! Each number of tokens has trials of its own. A product with several tokens, of a short prompt, a draft or a batch, may
+//! wait for arithmetic, and then its times say nothing about one that waits for memory.
 
 use crate::cpu::shape::Shape;
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ const DEFAULT: usize = 3072;
 static CURRENT: AtomicUsize = AtomicUsize::new(DEFAULT);
 
 /// What is known of products with one format and number of tokens.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Trials {
     /// Picoseconds per byte with each candidate, in ascending order.
     took: [Vec<u64>; CANDIDATES.len()],
@@ -41,10 +41,6 @@ struct Trials {
 }
 
 impl Trials {
-    const fn new() -> Self {
-        Self { took: [const { Vec::new() }; CANDIDATES.len()], done: 0 }
-    }
-
     fn is_over(&self) -> bool {
         self.done >= ROUNDS * CANDIDATES.len()
     }
@@ -80,7 +76,7 @@ struct Calibration {
 impl Calibration {
     /// The trials of products of a shape's format and number of tokens.
     fn of(&mut self, shape: Shape) -> &mut Trials {
-        self.trials.entry((shape.format.name(), shape.tokens)).or_insert_with(Trials::new)
+        self.trials.entry((shape.format.name(), shape.tokens)).or_default()
     }
 
     /// The distance of each format, which `fixed` sets, or else the trials that are over: those of the fewest tokens.
@@ -165,7 +161,7 @@ mod tests {
     /// Neither interruptions nor a moment of fast memory change what is chosen.
     #[test]
     fn the_fastest_candidate_stays() {
-        let mut trials = Trials::new();
+        let mut trials = Trials::default();
         let mut count = 0;
         while !trials.is_over() {
             let distance = trials.distance();
@@ -199,7 +195,7 @@ mod tests {
     fn each_candidate_meets_every_matrix_of_a_layer() {
         for matrices in [2, 3] {
             let mut met = BTreeMap::<usize, std::collections::BTreeSet<usize>>::new();
-            let mut trials = Trials::new();
+            let mut trials = Trials::default();
             for product in 0..ROUNDS * CANDIDATES.len() {
                 let distance = trials.distance();
                 met.entry(distance).or_default().insert(product % matrices);
