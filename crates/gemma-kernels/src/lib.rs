@@ -5,6 +5,7 @@
 //! where there is one), and operations compute with it or with a cache in place:
 //!
 //! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
+//! - [`feed_forward`]: the products of a feed-forward layer of a prompt, and GELU between them;
 //! - [`packed_rows`]: an embedding look-up;
 //! - [`packed_transposed`]: `x = y W`, which hands gradients on through a frozen matrix, and [`packed_linear_rows`], over
 //!   some rows; [`adapted_linear`]: a product with low-rank factors beside the matrix;
@@ -60,9 +61,10 @@ pub use ops::conv::{ConvOps, causal_conv};
 pub use ops::elementwise::{
     Elementwise, ElementwiseOps, add_bias, add_rms_norm, geglu, gelu_of_biased, layer_norm, rms_norm, rotate, softcap,
 };
+pub use ops::feed_forward::{FeedForward, feed_forward};
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
 pub use ops::largest::{Largest, LargestOps, MOST_LARGEST, is_apart, largest};
-pub use ops::linear::{Arithmetic, LinearOps, packed_linear, packed_linear_in, packed_rows};
+pub use ops::linear::{Arithmetic, LayerShape, LinearOps, packed_linear, packed_linear_in, packed_rows};
 pub use ops::recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
 pub use ops::whole_attention::{WholeAttentionOps, WholeSequence};
 pub use packed::PackedWeight;
@@ -81,6 +83,7 @@ pub mod reference {
         reference_layer_norm as layer_norm, reference_rms_norm as rms_norm, reference_rotate as rotate,
         reference_softcap as softcap,
     };
+    pub use crate::ops::feed_forward::reference_feed_forward as feed_forward;
     pub use crate::ops::largest::reference_largest as largest;
     pub use crate::ops::recurrence::{
         reference_gated_decay as gated_decay, reference_linear_recurrence as linear_recurrence,

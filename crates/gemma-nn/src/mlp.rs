@@ -1,9 +1,9 @@
 //! The gated feed-forward layer.
 
 use crate::{Projection, Rows, Saver, Source};
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use gemma_kernels::geglu;
+use gemma_kernels::{FeedForward, feed_forward, geglu};
 
 /// `down(gelu(gate(x)) · up(x))` with the tanh form of GELU (GeGLU, Shazeer 2020, arXiv:2002.05202, eq. 6).
 #[derive(Module, Debug)]
@@ -35,6 +35,14 @@ impl GeGlu {
 
     /// `[tokens, hidden_size]` to the same shape, for the rows of any number of requests.
     pub fn forward(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
+        let frozen = [&self.gate_proj, &self.up_proj, &self.down_proj].map(Projection::frozen);
+        if let [Some(gate), Some(up), Some(down)] = frozen
+            && rows.are_prompts()
+        {
+            let [gate_bias, up_bias] = [&self.gate_proj, &self.up_proj].map(|one| one.bias.as_ref().map(Param::val));
+            let layer = FeedForward { gate, gate_bias, up: Some(up), up_bias, down };
+            return self.down_proj.with_bias(feed_forward(x, layer));
+        }
         let gate = self.gate_proj.forward_in(x.clone(), rows);
         self.down_proj.forward_in(geglu(gate, self.up_proj.forward_in(x, rows)), rows)
     }

@@ -3,7 +3,7 @@
 use crate::{LoraFactors, Rows, Saver, Source, Weight};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use gemma_kernels::{Phase, adapted_linear, add_bias, gelu_of_biased};
+use gemma_kernels::{FeedForward, PackedWeight, Phase, adapted_linear, add_bias, feed_forward, gelu_of_biased};
 
 /// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to all rows, or to those of the requests that choose it.
 #[derive(Module, Debug)]
@@ -41,8 +41,35 @@ impl Projection {
         self.forward_in(x, &Rows::in_phase(tokens, Phase::of_len(tokens)))
     }
 
+    /// The matrix, where it is frozen and no adapter changes its products.
+    pub(crate) fn frozen(&self) -> Option<&PackedWeight> {
+        match &self.weight {
+            Weight::Packed(weight) if self.lora.is_empty() => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// `y + b`, where there is a bias.
+    pub(crate) fn with_bias(&self, y: Tensor<2>) -> Tensor<2> {
+        match &self.bias {
+            Some(bias) => add_bias(y, bias.val()),
+            None => y,
+        }
+    }
+
+    /// `last(gelu(y))` of [`forward`](Self::forward), in the tanh form of GELU.
+    pub fn forward_gelu_into(&self, last: &Projection, x: Tensor<2>) -> Tensor<2> {
+        match (self.frozen(), last.frozen()) {
+            (Some(gate), Some(down)) if Phase::of_len(x.dims()[0]) == Phase::Prefill => {
+                let gate_bias = self.bias.as_ref().map(Param::val);
+                last.with_bias(feed_forward(x, FeedForward { gate, gate_bias, up: None, up_bias: None, down }))
+            }
+            _ => last.forward(self.forward_gelu(x)),
+        }
+    }
+
     /// `gelu(y)` of [`forward`](Self::forward), in the tanh form of GELU.
-    pub fn forward_gelu(&self, x: Tensor<2>) -> Tensor<2> {
+    fn forward_gelu(&self, x: Tensor<2>) -> Tensor<2> {
         let tokens = x.dims()[0];
         match &self.bias {
             Some(bias) if self.lora.is_empty() => {
@@ -61,10 +88,6 @@ impl Projection {
     /// rows; the factors of an adapter that requests choose are computed for the rows of those that do.
     pub fn forward_in(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
         let groups = |factors: &LoraFactors| rows.adapted(factors.adapter());
-        let with_bias = |y: Tensor<2>| match &self.bias {
-            Some(bias) => add_bias(y, bias.val()),
-            None => y,
-        };
         // a product of trainable factors may be added up in another order where it has more rows
         if let (Weight::Packed(weight), [factors]) = (&self.weight, &self.lora[..])
             && !weight.is_batch_invariant()
@@ -72,9 +95,9 @@ impl Projection {
             && let Some(strength) = rows.strength_of_all(&groups(factors))
             && let Some(low_rank) = factors.low_rank(strength)
         {
-            return with_bias(adapted_linear(x, weight, low_rank));
+            return self.with_bias(adapted_linear(x, weight, low_rank));
         }
-        let y = with_bias(self.weight.forward_in(x.clone(), rows.phases()));
+        let y = self.with_bias(self.weight.forward_in(x.clone(), rows.phases()));
         self.lora.iter().fold(y, |y, factors| factors.add_to(y, &x, &groups(factors)))
     }
 }

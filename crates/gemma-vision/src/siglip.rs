@@ -137,8 +137,8 @@ impl EncoderLayer {
 
     fn forward(&self, x: Tensor<2>, patches: usize) -> Tensor<2> {
         let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), patches);
-        let inner = self.mlp.fc1.forward_gelu(self.layer_norm2.forward(x.clone()));
-        x + self.mlp.fc2.forward(inner)
+        let normed = self.layer_norm2.forward(x.clone());
+        x + self.mlp.fc1.forward_gelu_into(&self.mlp.fc2, normed)
     }
 }
 

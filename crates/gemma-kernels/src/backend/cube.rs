@@ -6,7 +6,7 @@ use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::largest::LargestOps;
-use crate::ops::linear::{Arithmetic, LinearOps};
+use crate::ops::linear::{Arithmetic, LayerShape, LinearOps};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::traffic::{Way, note};
 use crate::{AttendParams, Format, Phase};
@@ -30,6 +30,18 @@ impl LinearOps for CubeBackend {
         arithmetic: Arithmetic,
     ) -> FloatTensor<Self> {
         cube::packed_linear(x, weight, format, cols, arithmetic)
+    }
+
+    fn feed_forward(
+        _x: FloatTensor<Self>,
+        _gate: IntTensor<Self>,
+        _up: IntTensor<Self>,
+        _down: IntTensor<Self>,
+        _gate_bias: FloatTensor<Self>,
+        _up_bias: FloatTensor<Self>,
+        _layer: LayerShape,
+    ) -> FloatTensor<Self> {
+        unreachable!("a layer is its operations one by one on a GPU")
     }
 
     fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {

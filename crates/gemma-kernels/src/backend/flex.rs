@@ -8,7 +8,7 @@ use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::largest::LargestOps;
-use crate::ops::linear::{Arithmetic, LinearOps};
+use crate::ops::linear::{Arithmetic, LayerShape, LinearOps};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::{AttendParams, Format};
@@ -39,6 +39,21 @@ impl LinearOps for Flex {
     ) -> FloatTensor<Self> {
         let x = contiguous(x);
         FlexTensor::from_data(slices::packed_linear(slice!(x, f32), slice!(weight, u8), format, cols, arithmetic))
+    }
+
+    fn feed_forward(
+        x: FloatTensor<Self>,
+        gate: IntTensor<Self>,
+        up: IntTensor<Self>,
+        down: IntTensor<Self>,
+        gate_bias: FloatTensor<Self>,
+        up_bias: FloatTensor<Self>,
+        layer: LayerShape,
+    ) -> FloatTensor<Self> {
+        let [x, first, second] = [x, gate_bias, up_bias].map(contiguous);
+        let operands = [slice!(x, f32), slice!(first, f32), slice!(second, f32)];
+        let matrices = [slice!(gate, u8), slice!(up, u8), slice!(down, u8)];
+        FlexTensor::from_data(slices::feed_forward(operands, matrices, layer))
     }
 
     fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {

@@ -9,7 +9,7 @@ use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::largest::LargestOps;
-use crate::ops::linear::{Arithmetic, LinearOps};
+use crate::ops::linear::{Arithmetic, LayerShape, LinearOps};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::{AttendParams, Format};
@@ -49,6 +49,24 @@ impl LinearOps for NdArray {
         let (x, weight) = (values!(&x, F32), values!(&weight, U8));
         let (x, weight) = (x.view(), weight.view());
         NdArrayTensor::from_data(slices::packed_linear(&slice!(x), &slice!(weight), format, cols, arithmetic))
+    }
+
+    fn feed_forward(
+        x: FloatTensor<Self>,
+        gate: IntTensor<Self>,
+        up: IntTensor<Self>,
+        down: IntTensor<Self>,
+        gate_bias: FloatTensor<Self>,
+        up_bias: FloatTensor<Self>,
+        layer: LayerShape,
+    ) -> FloatTensor<Self> {
+        let (x, first, second) = (values!(&x, F32), values!(&gate_bias, F32), values!(&up_bias, F32));
+        let (gate, up, down) = (values!(&gate, U8), values!(&up, U8), values!(&down, U8));
+        let (x, first, second) = (x.view(), first.view(), second.view());
+        let (gate, up, down) = (gate.view(), up.view(), down.view());
+        let operands = [&*slice!(x), &*slice!(first), &*slice!(second)];
+        let matrices = [&*slice!(gate), &*slice!(up), &*slice!(down)];
+        NdArrayTensor::from_data(slices::feed_forward(operands, matrices, layer))
     }
 
     fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {

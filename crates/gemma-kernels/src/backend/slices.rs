@@ -5,7 +5,7 @@ use crate::kv::{MemoryPage, Page};
 use crate::ops::attention::{AttendSegment, CacheRows};
 use crate::ops::elementwise::Elementwise;
 use crate::ops::frozen::FrozenRows;
-use crate::ops::linear::Arithmetic;
+use crate::ops::linear::{Arithmetic, LayerShape};
 use crate::{AttendParams, Format, Phase, WholeSequence};
 use burn::tensor::TensorData;
 use std::mem::MaybeUninit;
@@ -19,6 +19,27 @@ pub(super) fn packed_linear(
 ) -> TensorData {
     let (out, dims) = product(x, weight, format, cols, arithmetic);
     TensorData::new(out, dims)
+}
+
+/// `[x, gate_bias, up_bias]`, `[gate, up, down]`; what the layer does not have is ignored.
+pub(super) fn feed_forward(
+    [x, gate_bias, up_bias]: [&[f32]; 3],
+    [gate, up, down]: [&[u8]; 3],
+    layer: LayerShape,
+) -> TensorData {
+    let LayerShape { formats: (first, partner, last), biases, cols, arithmetic } = layer;
+    let layer = cpu::FeedForward {
+        gate: cpu::Matrix { weight: gate, format: first },
+        up: partner.map(|format| cpu::Matrix { weight: up, format }),
+        biases: [biases[0].then_some(gate_bias), biases[1].then_some(up_bias)],
+        down: cpu::Matrix { weight: down, format: last },
+    };
+    let size = gate.len() / first.row_bytes(cols).expect("a packed weight has whole blocks");
+    let rows = down.len() / last.row_bytes(size).expect("a packed weight has whole blocks");
+    let write = |out: &mut [MaybeUninit<f32>]| cpu::feed_forward(cpu_isa(), arithmetic, x, cols, layer, out);
+    let tokens = x.len() / cols;
+    // SAFETY: it writes every value.
+    TensorData::new(unsafe { cpu::written(tokens * rows, write) }, [tokens, rows])
 }
 
 /// A product and its shape.

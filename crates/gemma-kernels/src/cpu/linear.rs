@@ -12,6 +12,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::buffer::Buffer;
+use crate::cpu::elementwise::{add_bias, geglu, gelu_of_biased};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::gemm::bf16::Terms;
 use crate::cpu::gemm::f32 as gemm_f32;
@@ -19,8 +20,9 @@ use crate::cpu::gemv::distance::with_distance;
 use crate::cpu::gemv::{float as gemv_float, int8 as gemv_int8};
 use crate::cpu::isa::Isa;
 use crate::cpu::output::Output;
-use crate::cpu::pool;
+use crate::cpu::product::{Product, in_stretches, joint};
 use crate::cpu::shape::Shape;
+use crate::cpu::written;
 use crate::ops::linear::Arithmetic;
 use crate::{ActivationPrecision, Format, Phase};
 use std::mem::MaybeUninit;
@@ -46,55 +48,163 @@ pub(crate) fn linear(
     cols: usize,
     out: &mut [MaybeUninit<f32>],
 ) {
-    let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
-    let tokens = x.len() / cols;
-    let rows = weight.len() / row_bytes;
-    assert_eq!(x.len(), tokens * cols, "activations");
-    assert_eq!(weight.len(), rows * row_bytes, "weights");
-    assert_eq!(out.len(), tokens * rows, "outputs");
-    if out.is_empty() {
-        return;
+    let shape = shape(x.len() / cols, Matrix { weight, format }, cols);
+    assert_eq!(x.len(), shape.tokens * cols, "activations");
+    assert_eq!(out.len(), shape.tokens * shape.rows, "outputs");
+    if !out.is_empty() {
+        products(isa, arithmetic, x, &[Product { weight, shape, out: Output(out.as_mut_ptr().cast()) }]);
     }
-    let output = Output(out.as_mut_ptr().cast());
-    let shape = Shape { format, tokens, rows, cols, row_bytes };
+}
+
+/// Packed rows in a format.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    pub(crate) weight: &'a [u8],
+    pub(crate) format: Format,
+}
+
+/// The sizes of a product of so many tokens with a matrix.
+fn shape(tokens: usize, Matrix { weight, format }: Matrix<'_>, cols: usize) -> Shape {
+    let row_bytes = format.row_bytes(cols).expect("a packed weight has whole blocks");
+    let rows = weight.len() / row_bytes;
+    assert_eq!(weight.len(), rows * row_bytes, "weights");
+    Shape { format, tokens, rows, cols, row_bytes }
+}
+
+/// The products of `x` with several matrices of one format: the activations are packed or quantized once.
+fn products(isa: Isa, arithmetic: Arithmetic, x: &[f32], products: &[Product<'_>]) {
+    let shape = joint(products);
     let activations = arithmetic.activations;
     match kernel(isa, arithmetic, shape) {
-        Kernel::GemmF32 => gemm_f32::multiply(isa, x, weight, shape, output),
+        Kernel::GemmF32 => gemm_f32::multiply(isa, x, products),
         #[cfg(target_arch = "x86_64")]
-        Kernel::GemmBf16(terms) => crate::cpu::gemm::bf16::multiply(isa, terms, x, weight, shape, output),
+        Kernel::GemmBf16(terms) => crate::cpu::gemm::bf16::multiply(isa, terms, x, products),
         #[cfg(target_arch = "x86_64")]
         Kernel::GemmInt8 => {
             let finely = activations == ActivationPrecision::Int16OrBf16;
-            crate::cpu::gemm::int8::multiply(isa, x, weight, shape, finely, output);
+            crate::cpu::gemm::int8::multiply(isa, x, products, finely);
         }
-        Kernel::GemvF32 => gemv_f32(isa, arithmetic, x, weight, shape, output),
+        Kernel::GemvF32 => gemv_f32(isa, arithmetic, x, products),
         #[cfg(target_arch = "x86_64")]
         Kernel::GemvBf16 => {
             let mut words = Buffer::<f32>::zeroed(x.len() / 2);
             // SAFETY: the ISA says that the CPU has the instructions.
             unsafe { crate::cpu::bf16::pair(x, &mut words) };
             if shape.tokens > STREAMED_TOKENS && !arithmetic.batch_invariant {
-                streams(shape, |range| gemv_float::multiply_pairs(&words, weight, shape, range, output));
+                streams(products, |Product { weight, shape, out }, range| {
+                    gemv_float::multiply_pairs(&words, weight, shape, range, out);
+                });
             } else {
                 // few rows wait for the memory, and the kernel of f32 streams best
                 let rounded: Vec<f32> = words.iter().copied().flat_map(crate::cpu::bf16::of_word).collect();
-                gemv_f32(isa, arithmetic, &rounded, weight, shape, output);
+                gemv_f32(isa, arithmetic, &rounded, products);
             }
         }
         Kernel::GemvInt => {
             let x = gemv_int8::prepare(isa, x, shape, activations);
             with_distance(shape, || {
-                streams(shape, |range| gemv_int8::multiply(isa, &x, weight, shape, range, output));
+                streams(products, |Product { weight, shape, out }, range| {
+                    gemv_int8::multiply(isa, &x, weight, shape, range, out);
+                });
             });
         }
     }
 }
 
 /// Rows streamed, activations in f32.
-fn gemv_f32(isa: Isa, arithmetic: Arithmetic, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
-    with_distance(shape, || {
-        streams(shape, |range| gemv_float::multiply(isa, x, weight, shape, arithmetic.batch_invariant, range, out));
+fn gemv_f32(isa: Isa, arithmetic: Arithmetic, x: &[f32], products: &[Product<'_>]) {
+    with_distance(joint(products), || {
+        streams(products, |Product { weight, shape, out }, range| {
+            gemv_float::multiply(isa, x, weight, shape, arithmetic.batch_invariant, range, out);
+        });
     });
+}
+
+/// The feed-forward layer: `down` of `gelu(x Gᵀ + b) · (x Uᵀ + c)`, or of `gelu(x Gᵀ + b)` where there is no partner `U`.
+#[derive(Clone, Copy)]
+pub(crate) struct FeedForward<'a> {
+    /// `G`, and `U` where there is one: `[intermediate_size, cols]`.
+    pub(crate) gate: Matrix<'a>,
+    pub(crate) up: Option<Matrix<'a>>,
+    /// `b` and `c`, `[intermediate_size]`.
+    pub(crate) biases: [Option<&'a [f32]>; 2],
+    /// `[rows, intermediate_size]`.
+    pub(crate) down: Matrix<'a>,
+}
+
+/// A [`FeedForward`] layer of `x` `[tokens, cols]`, every value of whose result `[tokens, rows]` is written. The bits are those of the
+/// operations one by one.
+///
+/// # Panics
+/// When a slice does not have the size of its shape.
+pub(crate) fn feed_forward(
+    isa: Isa,
+    arithmetic: Arithmetic,
+    x: &[f32],
+    cols: usize,
+    layer: FeedForward<'_>,
+    out: &mut [MaybeUninit<f32>],
+) {
+    let FeedForward { gate, up, biases, down } = layer;
+    let tokens = x.len() / cols;
+    let before = shape(tokens, gate, cols);
+    let after = shape(tokens, down, before.rows);
+    assert_eq!(out.len(), tokens * after.rows, "outputs");
+    assert!(up.is_none_or(|up| shape(tokens, up, cols).rows == before.rows), "a partner for each gate");
+    assert!(biases.iter().flatten().all(|bias| bias.len() == before.rows), "a bias for each row");
+    if out.is_empty() {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        use crate::cpu::gemm::feed_forward::{Before, multiply};
+        let in_pairs = [before, after].iter().all(|s| kernel(isa, arithmetic, *s) == Kernel::GemmBf16(Terms::One));
+        if in_pairs && up.is_none_or(|up| up.format == gate.format) {
+            let gate = Before { weight: gate.weight, bias: biases[0] };
+            let up = up.map(|up| Before { weight: up.weight, bias: biases[1] });
+            let out = Output(out.as_mut_ptr().cast());
+            return multiply(isa, x, gate, up, before, Product { weight: down.weight, shape: after, out });
+        }
+    }
+    // SAFETY: what follows is a product or one pass, and those write every value.
+    let of = |write: &dyn Fn(&mut [MaybeUninit<f32>])| unsafe { written(tokens * before.rows, write) };
+    let product = |of_one: Matrix<'_>| of(&|out| linear(isa, arithmetic, x, of_one.weight, of_one.format, cols, out));
+    let biased = |y: Vec<f32>, bias: Option<&[f32]>| match bias {
+        Some(bias) => of(&|out| add_bias(isa, &y, bias, out)),
+        None => y,
+    };
+    let hidden = match up {
+        Some(up) => {
+            let [gate, up] = match up.format == gate.format {
+                true => pair(isa, arithmetic, x, [gate, up], before),
+                false => [product(gate), product(up)],
+            };
+            let (gate, up) = (biased(gate, biases[0]), biased(up, biases[1]));
+            of(&|out| geglu(isa, &gate, &up, out))
+        }
+        None => {
+            let (gate, nothing) = (product(gate), vec![0.0; before.rows]);
+            of(&|out| gelu_of_biased(isa, &gate, biases[0].unwrap_or(&nothing), out))
+        }
+    };
+    linear(isa, arithmetic, &hidden, down.weight, down.format, before.rows, out);
+}
+
+/// The products of `x` with two matrices of one shape and format.
+fn pair(isa: Isa, arithmetic: Arithmetic, x: &[f32], matrices: [Matrix<'_>; 2], shape: Shape) -> [Vec<f32>; 2] {
+    let len = shape.tokens * shape.rows;
+    let mut values = [(); 2].map(|()| Vec::with_capacity(len));
+    let mut pair = matrices.iter().zip(&mut values);
+    let pair: [Product<'_>; 2] = std::array::from_fn(|_| {
+        let (matrix, values) = pair.next().expect("two of them");
+        Product { weight: matrix.weight, shape, out: Output(values.as_mut_ptr()) }
+    });
+    products(isa, arithmetic, x, &pair);
+    for values in &mut values {
+        // SAFETY: there is room for as many, and a product writes every value.
+        unsafe { values.set_len(len) };
+    }
+    values
 }
 
 /// The ways to multiply.
@@ -171,12 +281,10 @@ fn kernel(isa: Isa, arithmetic: Arithmetic, shape: Shape) -> Kernel {
 }
 
 /// Calls `multiply` with all rows, in stretches that threads stream.
-fn streams(shape: Shape, multiply: impl Fn(Range<usize>) + Sync) {
-    let Shape { rows, row_bytes, .. } = shape;
-    let stretch = STREAM_BYTES.div_ceil(row_bytes).next_multiple_of(gemv_float::together(shape));
-    pool::for_work(shape.work(), rows.div_ceil(stretch), |task| {
-        multiply(task * stretch..((task + 1) * stretch).min(rows));
-    });
+fn streams<'a>(products: &[Product<'a>], multiply: impl Fn(Product<'a>, Range<usize>) + Sync) {
+    let shape = joint(products);
+    let stretch = STREAM_BYTES.div_ceil(shape.row_bytes).next_multiple_of(gemv_float::together(shape));
+    in_stretches(products, stretch, multiply);
 }
 
 /// The rows `ids` of a packed matrix as f32, `[ids, cols]`.
@@ -269,6 +377,64 @@ pub(in crate::cpu) mod tests {
                             );
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// A feed-forward layer has the bits of its operations one by one, whatever computes it, with and without a partner and
+    /// biases, for lengths beyond one pass over the sums.
+    #[test]
+    fn a_feed_forward_layer_is_its_operations_one_by_one() {
+        let shapes = [(9, 64, 66, 10), (33, 256, 768, 40), (70, 512, 256, 33), (530, 32, 288, 5), (2, 256, 256, 7)];
+        let formats = [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q6K];
+        let pairs = formats.into_iter().flat_map(|first| formats.map(|second| (first, second)));
+        for ((format, last), (tokens, cols, size, rows)) in pairs.flat_map(|pair| shapes.map(|shape| (pair, shape))) {
+            if format.row_bytes(cols).is_none() || last.row_bytes(size).is_none() {
+                continue;
+            }
+            let matrix = |format, rows: usize, cols: usize, seed| {
+                let mut bytes = vec![0; rows * Format::row_bytes(format, cols).unwrap()];
+                let values = noise(rows * cols, seed);
+                let each = values.chunks(cols).zip(bytes.chunks_mut(Format::row_bytes(format, cols).unwrap()));
+                each.for_each(|(values, bytes)| format.encode_row(values, bytes));
+                bytes
+            };
+            let (gate, up) = (matrix(format, size, cols, 3), matrix(format, size, cols, 4));
+            let down = matrix(last, rows, size, 5);
+            let (x, biases) = (noise(tokens * cols, 6), [noise(size, 7), noise(size, 8)]);
+            let precisions = [ActivationPrecision::F32, ActivationPrecision::Int16OrBf16, ActivationPrecision::Int8];
+            for (isa, activations) in Isa::available().into_iter().flat_map(|isa| precisions.map(|a| (isa, a))) {
+                let arithmetic = Arithmetic { activations, phase: Phase::Prefill, batch_invariant: false };
+                let run = |weight: &[u8], format, x: &[f32], cols| {
+                    let mut out = vec![f32::NAN; tokens * (weight.len() / Format::row_bytes(format, cols).unwrap())];
+                    linear(isa, arithmetic, x, weight, format, cols, places(&mut out));
+                    out
+                };
+                let plus = |values: Vec<f32>, bias: Option<&[f32]>| match bias {
+                    None => values,
+                    Some(bias) => values.iter().zip(bias.iter().cycle()).map(|(value, bias)| value + bias).collect(),
+                };
+                for (is_gated, is_biased) in [(true, false), (true, true), (false, true), (false, false)] {
+                    let biases = biases.each_ref().map(|bias| is_biased.then_some(&bias[..]));
+                    let gates = plus(run(&gate, format, &x, cols), biases[0]);
+                    let mut hidden: Vec<f32> = gates.iter().map(|value| crate::math::gelu(*value)).collect();
+                    if is_gated {
+                        let partners = plus(run(&up, format, &x, cols), biases[1]);
+                        hidden.iter_mut().zip(partners).for_each(|(value, partner)| *value *= partner);
+                    }
+                    let expected = run(&down, last, &hidden, size);
+                    let layer = FeedForward {
+                        gate: Matrix { weight: &gate, format },
+                        up: is_gated.then_some(Matrix { weight: &up, format }),
+                        biases,
+                        down: Matrix { weight: &down, format: last },
+                    };
+                    let mut found = vec![f32::NAN; tokens * rows];
+                    feed_forward(isa, arithmetic, &x, cols, layer, places(&mut found));
+                    let context =
+                        format!("{isa} {activations:?} {format} {last} {tokens} {cols} {size} {is_gated} {is_biased}");
+                    assert!(found == expected, "{context}");
                 }
             }
         }

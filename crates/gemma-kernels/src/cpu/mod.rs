@@ -27,6 +27,7 @@ mod linear;
 mod low_rank;
 mod output;
 mod pool;
+mod product;
 mod quantize;
 mod recurrence;
 mod shape;
@@ -43,7 +44,7 @@ pub(crate) use elementwise::{
 pub(crate) use gated_decay::{Gates, gated_decay};
 pub use gemv::distance::{PrefetchError, chosen_prefetch, prefetch_distances};
 pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};
-pub(crate) use linear::{linear, rows};
+pub(crate) use linear::{FeedForward, Matrix, feed_forward, linear, rows};
 pub(crate) use low_rank::{narrow, outer, transpose, widen};
 pub(crate) use recurrence::{Recurrence, linear_recurrence};
 pub(crate) use transposed::transposed;
@@ -52,7 +53,6 @@ pub(crate) use transposed::transposed;
 ///
 /// # Safety
 /// `write` must write every value, or panic.
-#[cfg(any(feature = "ndarray", feature = "flex"))]
 pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
     let mut values = Vec::with_capacity(len);
     write(&mut values.spare_capacity_mut()[..len]);

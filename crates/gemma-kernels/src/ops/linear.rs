@@ -21,6 +21,19 @@ pub struct Arithmetic {
     pub batch_invariant: bool,
 }
 
+/// How a backend is to read the matrices of a [`feed_forward`](crate::feed_forward) layer.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerShape {
+    /// The formats of the first matrix, of its partner where there is one, and of the last matrix.
+    pub formats: (Format, Option<Format>, Format),
+    /// Which of the two biases there are.
+    pub biases: [bool; 2],
+    /// `hidden_size`.
+    pub cols: usize,
+    /// Of all products.
+    pub arithmetic: Arithmetic,
+}
+
 // The attribute names every backend of the list, ndarray included, which Burn 0.22 deprecates and this workspace promises.
 #[allow(deprecated, reason = "ndarray is one of the backends this workspace promises")]
 mod extension {
@@ -36,6 +49,16 @@ mod extension {
             format: Format,
             cols: usize,
             arithmetic: Arithmetic,
+        ) -> FloatTensor<Self>;
+        /// See [`feed_forward`](crate::feed_forward); on a CPU. What the layer has no partner or biases for is ignored.
+        fn feed_forward(
+            x: FloatTensor<Self>,
+            gate: IntTensor<Self>,
+            up: IntTensor<Self>,
+            down: IntTensor<Self>,
+            gate_bias: FloatTensor<Self>,
+            up_bias: FloatTensor<Self>,
+            layer: LayerShape,
         ) -> FloatTensor<Self>;
         /// See [`packed_rows`].
         fn packed_rows(

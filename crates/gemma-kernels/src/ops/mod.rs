@@ -5,6 +5,7 @@ pub(crate) mod adapted;
 pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
+pub(crate) mod feed_forward;
 pub(crate) mod frozen;
 pub(crate) mod largest;
 pub(crate) mod linear;

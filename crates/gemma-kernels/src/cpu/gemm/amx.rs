@@ -442,6 +442,7 @@ pub(in crate::cpu) mod tests {
         use crate::cpu::buffer::Buffer;
         use crate::cpu::gemm::panel::{self, Scratch, TOKENS, Work};
         use crate::cpu::output::Output;
+        use crate::cpu::product::Product;
         use crate::cpu::shape::Shape;
 
         if cpu_isa() < Isa::Avx512Bf16 {
@@ -454,7 +455,8 @@ pub(in crate::cpu) mod tests {
             let packed = [Buffer::<f32>::zeroed(tokens * cols / 2)];
             let mut out = vec![0f32; tokens * rows];
             let shape = Shape { format, tokens, rows, cols, row_bytes };
-            let work = Work { packed: &packed, weight: &weight, shape, out: Output(out.as_mut_ptr()) };
+            let product = Product { weight: &weight, shape, out: Output(out.as_mut_ptr()) };
+            let work = Work { packed: &packed, product };
             // SAFETY: the CPU has what packs and decodes, and the tiles need nothing.
             unsafe { panel::stretch::<Tiled<Counted>>(&work, 0..rows, &mut Scratch::new()) };
             let (tiles, blocks) = (tokens / SIDE * rows / SIDE, cols.div_ceil(512));

@@ -7,13 +7,14 @@
 
 use crate::Format;
 use crate::cpu::bf16::{decode_pairs, decode_rows, pair, pair_rest};
+use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::amx;
 use crate::cpu::gemm::panel::{self, Scratch, Work, with_scratch};
 use crate::cpu::gemm::scaled::{self, Scaled};
 use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
 use crate::cpu::gemm::unit::{Across, DEPTH, Unit};
 use crate::cpu::isa::{Isa, Pairs, pairs_are_faster};
-use crate::cpu::output::Output;
+use crate::cpu::product::{Product, joint};
 use crate::cpu::shape::Shape;
 use std::ops::Range;
 
@@ -38,26 +39,51 @@ pub(in crate::cpu) fn pays_twice(isa: Isa, format: Format) -> bool {
     isa >= Isa::Amx && format == Format::Bf16
 }
 
-/// `out[t, r] = Σ_c x[t, c] w[r, c]`, at [`Isa::Avx512Bf16`] and above, for an even number of columns; see
+/// `$function` with the unit that multiplies weights of a format.
+macro_rules! with_unit_of {
+    ($isa:expr, $format:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match scaled::parts($format) {
+            _ if $isa >= Isa::Amx => $function::<amx::Tiled<amx::Hardware>>($($argument),*),
+            Some((16, false)) => $function::<Scaled<16, false>>($($argument),*),
+            Some((16, true)) => $function::<Scaled<16, true>>($($argument),*),
+            Some((8, false)) => $function::<Scaled<8, false>>($($argument),*),
+            _ => $function::<Vectors>($($argument),*),
+        }
+    };
+}
+pub(super) use with_unit_of;
+
+/// Products of `x` with matrices, at [`Isa::Avx512Bf16`] and above, for an even number of columns; see
 /// [`linear`](crate::cpu::linear()). Two terms are for weights in bf16.
-pub(in crate::cpu) fn multiply(isa: Isa, terms: Terms, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
+pub(in crate::cpu) fn multiply(isa: Isa, terms: Terms, x: &[f32], products: &[Product<'_>]) {
+    let shape = joint(products);
     assert!(isa >= Isa::Avx512Bf16 && shape.cols.is_multiple_of(2), "pairs");
     assert!(terms == Terms::One || shape.format == Format::Bf16, "weights that are exact");
     // SAFETY: the ISA says that the CPU has the instructions.
-    unsafe {
-        match scaled::parts(shape.format) {
-            _ if isa >= Isa::Amx => with_unit::<amx::Tiled<amx::Hardware>>(isa, terms, x, weight, shape, out),
-            Some((16, false)) => with_unit::<Scaled<16, false>>(isa, terms, x, weight, shape, out),
-            Some((16, true)) => with_unit::<Scaled<16, true>>(isa, terms, x, weight, shape, out),
-            Some((8, false)) => with_unit::<Scaled<8, false>>(isa, terms, x, weight, shape, out),
-            _ => with_unit::<Vectors>(isa, terms, x, weight, shape, out),
-        }
-    }
+    unsafe { with_unit_of!(isa, shape.format, multiply_with(isa, terms, x, products)) };
 }
 
 /// # Safety
 /// The CPU must have the unit's instructions.
-unsafe fn with_unit<U: Unit>(isa: Isa, terms: Terms, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
+unsafe fn multiply_with<U: Unit>(isa: Isa, terms: Terms, x: &[f32], products: &[Product<'_>]) {
+    let shape = joint(products);
+    // SAFETY: as required of the caller.
+    let mut packed = vec![unsafe { pack::<U>(isa, x, shape) }];
+    if terms == Terms::Two {
+        packed.push(pack_with::<U>(isa, x, shape, |values, words| {
+            // SAFETY: as above.
+            unsafe { pair_rest(values, words) }
+        }));
+    }
+    // SAFETY: as above; the activations are packed for the unit, and each task has rows of its own.
+    unsafe { multiply_packed::<U>(&packed, products) };
+}
+
+/// The products of activations that are packed already, for the unit.
+///
+/// # Safety
+/// As [`panel::stretch`].
+pub(super) unsafe fn multiply_packed<U: Unit>(packed: &[Buffer<f32>], products: &[Product<'_>]) {
     /// # Safety
     /// As [`panel::stretch`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
@@ -65,32 +91,39 @@ unsafe fn with_unit<U: Unit>(isa: Isa, terms: Terms, x: &[f32], weight: &[u8], s
         // SAFETY: as required of the caller.
         unsafe { panel::stretch::<U>(work, range, scratch) };
     }
+    with_scratch(products, U::PANEL, |product, range, scratch| {
+        // SAFETY: as required of the caller.
+        unsafe { stretch::<U>(&Work { packed, product }, range, scratch) };
+    });
+}
+
+/// Activations `[tokens, cols]`, rounded to bf16, as the unit multiplies them.
+///
+/// # Safety
+/// As [`multiply_with`].
+pub(super) unsafe fn pack<U: Unit>(isa: Isa, x: &[f32], shape: Shape) -> Buffer<f32> {
     let (row, rows) = (shape.cols / 2, U::right(shape.cols / 2));
-    // the words of the first term, or of the second
-    let pack = |second: bool| {
-        panel::pack(isa, shape.tokens, row, U::STEP, |tokens, columns, words| {
-            for (token, words) in tokens.zip(words.chunks_exact_mut(DEPTH)) {
-                let values = &x[token * shape.cols..][2 * columns.start..2 * columns.end];
-                let words = &mut words[..columns.len()];
-                // SAFETY: the CPU has the instructions.
-                unsafe { if second { pair_rest(values, words) } else { pair(values, words) } };
-            }
-            (words.as_ptr(), DEPTH)
-        })
-    };
-    let packed = match terms {
-        Terms::Two => vec![pack(false), pack(true)],
-        Terms::One if rows > row => {
-            let words = scaled::with_sums(x, shape, row / (rows - row));
-            vec![panel::pack(isa, shape.tokens, rows, U::STEP, |tokens, columns, _| {
-                (words[tokens.start * rows + columns.start..].as_ptr(), rows)
-            })]
+    if rows > row {
+        let words = scaled::with_sums(x, shape, row / (rows - row));
+        return panel::pack(isa, shape.tokens, rows, U::STEP, |tokens, columns, _| {
+            (words[tokens.start * rows + columns.start..].as_ptr(), rows)
+        });
+    }
+    pack_with::<U>(isa, x, shape, |values, words| {
+        // SAFETY: as required of the caller.
+        unsafe { pair(values, words) }
+    })
+}
+
+/// Activations as words that `words_of` makes of values.
+fn pack_with<U: Unit>(isa: Isa, x: &[f32], shape: Shape, words_of: impl Fn(&[f32], &mut [f32]) + Sync) -> Buffer<f32> {
+    panel::pack(isa, shape.tokens, shape.cols / 2, U::STEP, |tokens, columns, words| {
+        for (token, words) in tokens.zip(words.chunks_exact_mut(DEPTH)) {
+            let values = &x[token * shape.cols..][2 * columns.start..2 * columns.end];
+            words_of(values, &mut words[..columns.len()]);
         }
-        Terms::One => vec![pack(false)],
-    };
-    let work = Work { packed: &packed, weight, shape, out };
-    // SAFETY: as required of the caller; the activations are packed for the unit, and each task has rows of its own.
-    with_scratch(shape, U::PANEL, |range, scratch| unsafe { stretch::<U>(&work, range, scratch) });
+        (words.as_ptr(), DEPTH)
+    })
 }
 
 /// Pairs in vectors.
@@ -126,18 +159,19 @@ impl Across for Vectors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::output::Output;
     use half::bf16;
 
     type ModelledTiles = amx::Tiled<amx::tests::Modelled>;
-    type Multiply = fn(Isa, Terms, &[f32], &[u8], Shape, Output);
+    type Multiply = fn(Isa, Terms, &[f32], &[Product<'_>]);
 
     /// Whether the CPU multiplies pairs faster or not: the products are those of both sides' nearest bf16, or of the
     /// weights as they are where they are scaled afterwards, in vectors, in tiles where there are any, and in modelled ones.
     #[test]
     fn pairs_are_multiplied_as_bf16_values() {
-        let in_the_model: Multiply = |isa, terms, x, weight, shape, out| {
+        let in_the_model: Multiply = |isa, terms, x, products| {
             // SAFETY: the ISA says that the CPU has the instructions.
-            unsafe { with_unit::<ModelledTiles>(isa, terms, x, weight, shape, out) };
+            unsafe { multiply_with::<ModelledTiles>(isa, terms, x, products) };
         };
         let shapes = [(1, 1, 2), (9, 13, 66), (33, 40, 514), (70, 25, 1030), (5, 7, 96), (17, 30, 1280), (530, 70, 32)];
         for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512Bf16) {
@@ -157,7 +191,8 @@ mod tests {
                 let shape = Shape { format, tokens, rows, cols, row_bytes };
                 for (way, multiply) in ways {
                     let mut out = vec![f32::NAN; tokens * rows];
-                    multiply(isa, Terms::One, &x, &weight, shape, Output(out.as_mut_ptr()));
+                    let product = Product { weight: &weight, shape, out: Output(out.as_mut_ptr()) };
+                    multiply(isa, Terms::One, &x, &[product]);
                     for (i, found) in out.iter().enumerate() {
                         let value = |value: f32| bf16::from_f32(value).to_f64();
                         let scaled = way != "modelled" && isa < Isa::Amx && scaled::parts(format).is_some();
@@ -188,14 +223,17 @@ mod tests {
         let shape = Shape { format: Format::Bf16, tokens, rows, cols, row_bytes };
         for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512Bf16) {
             // SAFETY: the ISA says that the CPU has the instructions.
-            let vectors: Multiply = |i, t, x, w, s, o| unsafe { with_unit::<Vectors>(i, t, x, w, s, o) };
+            let vectors: Multiply =
+                |isa, terms, x, products| unsafe { multiply_with::<Vectors>(isa, terms, x, products) };
             // SAFETY: as above.
-            let tiles: Multiply = |i, t, x, w, s, o| unsafe { with_unit::<ModelledTiles>(i, t, x, w, s, o) };
+            let tiles: Multiply =
+                |isa, terms, x, products| unsafe { multiply_with::<ModelledTiles>(isa, terms, x, products) };
             let ways = [multiply, vectors, tiles];
             for (way, multiply) in ways.into_iter().enumerate() {
                 let error = |terms| {
                     let mut out = vec![f32::NAN; tokens * rows];
-                    multiply(isa, terms, &x, &weight, shape, Output(out.as_mut_ptr()));
+                    let product = Product { weight: &weight, shape, out: Output(out.as_mut_ptr()) };
+                    multiply(isa, terms, &x, &[product]);
                     let exact = |i: usize| -> f64 {
                         let (x, w) = (&x[i / rows * cols..][..cols], &values[i % rows * cols..][..cols]);
                         x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
@@ -220,8 +258,9 @@ mod tests {
             let mut x = vec![1.0f32; 3 * 64];
             (x[5], x[64 + 7]) = (f32::INFINITY, f32::NAN);
             let mut out = vec![0.0f32; 3];
+            let product = Product { weight: &weight, shape, out: Output(out.as_mut_ptr()) };
             // SAFETY: the ISA says that the CPU has the instructions.
-            unsafe { with_unit::<Vectors>(isa, Terms::Two, &x, &weight, shape, Output(out.as_mut_ptr())) };
+            unsafe { multiply_with::<Vectors>(isa, Terms::Two, &x, &[product]) };
             assert!(out[0] == f32::INFINITY && out[1].is_nan() && out[2] == 64.0, "{isa:?}: {out:?}");
         }
     }

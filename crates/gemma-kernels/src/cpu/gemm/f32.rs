@@ -6,7 +6,7 @@ use crate::cpu::gemm::panel::{Scratch, Work, pack, stretch, with_scratch};
 use crate::cpu::gemm::tile::{self, Ahead, Left, Right, Sums};
 use crate::cpu::gemm::unit::{Across, Unit};
 use crate::cpu::isa::{Isa, Lanes, with_isa};
-use crate::cpu::output::Output;
+use crate::cpu::product::{Product, joint};
 use crate::cpu::shape::Shape;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -41,18 +41,18 @@ impl<L: Lanes> Across for Values<L> {
     }
 }
 
-/// `out[t, r] = Σ_c x[t, c] w[r, c]`; see [`linear`](crate::cpu::linear()).
-pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, out: Output) {
+/// Products of `x` with matrices; see [`linear`](crate::cpu::linear()).
+pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], products: &[Product<'_>]) {
     #[inline(always)]
     unsafe fn kernel<L: Lanes>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
         // SAFETY: the lanes' instructions are available where this is expanded.
         unsafe { stretch::<Values<L>>(work, range, scratch) };
     }
-    let packed = [pack(isa, shape.tokens, shape.cols, 1, |tokens, columns, _| {
-        (x[tokens.start * shape.cols + columns.start..].as_ptr(), shape.cols)
-    })];
-    let work = &Work { packed: &packed, weight, shape, out };
-    with_scratch(shape, 12, |range, scratch| {
+    let Shape { tokens, cols, .. } = joint(products);
+    let packed =
+        [pack(isa, tokens, cols, 1, |tokens, columns, _| (x[tokens.start * cols + columns.start..].as_ptr(), cols))];
+    with_scratch(products, 12, |product, range, scratch| {
+        let work = &Work { packed: &packed, product };
         with_isa!(isa, kernel(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch));
     });
 }

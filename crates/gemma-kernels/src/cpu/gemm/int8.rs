@@ -13,12 +13,13 @@ mod nibbles;
 mod short;
 
 use crate::cpu::buffer::Buffer;
-use crate::cpu::gemm::panel::each_stretch;
+use crate::cpu::gemm::panel::in_panels;
 use crate::cpu::gemm::tile;
 use crate::cpu::isa::Isa;
 use crate::cpu::isa::{Lanes, prefetch};
 use crate::cpu::output::Output;
 use crate::cpu::pool;
+use crate::cpu::product::{Product, joint};
 use crate::cpu::quantize::{Bytes, COARSE, FINE};
 use crate::cpu::shape::Shape;
 use crate::math::f16_to_f32;
@@ -89,9 +90,9 @@ fn offset(format: Format) -> i32 {
     if format == Format::Q8_0 { 128 } else { 8 }
 }
 
-/// `out[t, r] = Σ_c x[t, c] w[r, c]` with `w` in `q8_0` or `q4_0`, where the ISA [has](has()) it; see
-/// [`linear`](crate::cpu::linear()).
-pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape, fine: bool, out: Output) {
+/// Products of `x` with matrices in `q8_0` or `q4_0`, where the ISA [has](has()) it; see [`linear`](crate::cpu::linear()).
+pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], products: &[Product<'_>], fine: bool) {
+    let shape = joint(products);
     let activations = if fine { ActivationPrecision::Int16OrBf16 } else { ActivationPrecision::Int8 };
     assert!(has(isa, shape.format, activations), "bytes");
     /// `$unit` with the instructions of its own.
@@ -122,7 +123,7 @@ pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape,
             let pack = |tokens, blocks, to| unsafe { some(x, shape, tokens, blocks, fine, to) };
             // SAFETY: as above.
             let rows = |work: &Work<'_>, range, scratch: &mut Scratch| unsafe { of_task(work, range, scratch) };
-            with_unit::<$unit>(weight, shape, fine, out, pack, rows);
+            with_unit::<$unit>(products, fine, pack, rows);
         }};
     }
     match isa {
@@ -134,13 +135,12 @@ pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], weight: &[u8], shape: Shape,
 
 /// `pack` is called with tokens and blocks whose records are its own, `rows` with rows that are.
 fn with_unit<U: Unit>(
-    weight: &[u8],
-    shape: Shape,
+    products: &[Product<'_>],
     fine: bool,
-    out: Output,
     pack: impl Fn(Range<usize>, Range<usize>, Output) + Sync,
     rows: impl Fn(&Work<'_>, Range<usize>, &mut Scratch) + Sync,
 ) {
+    let shape = joint(products);
     let blocks = shape.cols / BLOCK;
     let token_blocks = shape.tokens.div_ceil(U::WIDTH);
     let mut packed = Buffer::<f32>::zeroed(token_blocks * blocks * record::<U>(fine));
@@ -150,19 +150,18 @@ fn with_unit<U: Unit>(
         let (token, block) = (task / parts * U::WIDTH, task % parts * DEPTH);
         pack(token..(token + U::WIDTH).min(shape.tokens), block..(block + DEPTH).min(blocks), to);
     });
-    let work = Work { packed: &packed, weight, shape, fine, out };
-    each_stretch(shape, (U::ROWS, TASK_ROWS / U::ROWS), |range| {
+    in_panels(products, (U::ROWS, TASK_ROWS / U::ROWS), |product, range| {
+        let work = Work { packed: &packed, product, fine };
         SCRATCH.with_borrow_mut(|scratch| rows(&work, range, scratch));
     });
 }
 
-/// One product: packed activations, weights, sizes and where the result goes.
+/// A product and its packed activations.
 struct Work<'a> {
     packed: &'a [f32],
-    weight: &'a [u8],
-    shape: Shape,
+    product: Product<'a>,
+    /// Whether activations have 16 bits.
     fine: bool,
-    out: Output,
 }
 
 /// Quantizes some blocks of columns of a block of tokens into their records.
@@ -224,8 +223,9 @@ thread_local! {
 /// As [`Unit`], and the rows must belong to the calling task.
 #[inline(always)]
 unsafe fn rows<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    for first in (0..work.shape.tokens).step_by(TOKENS) {
-        let tokens = first..(first + TOKENS).min(work.shape.tokens);
+    let tokens = work.product.shape.tokens;
+    for first in (0..tokens).step_by(TOKENS) {
+        let tokens = first..(first + TOKENS).min(tokens);
         // SAFETY: as required of the caller.
         unsafe {
             match work.fine {
@@ -247,7 +247,7 @@ unsafe fn some_tokens<U: Unit, const FINE: bool>(
     tokens: Range<usize>,
     scratch: &mut Scratch,
 ) {
-    let Work { packed, weight, shape, out, .. } = *work;
+    let Work { packed, product: Product { weight, shape, out }, .. } = *work;
     let blocks = shape.cols / BLOCK;
     let padded = tokens.len().next_multiple_of(U::WIDTH);
     let block_bytes = shape.format.block_bytes();

@@ -16,6 +16,7 @@ use crate::cpu::isa::Lanes;
 use crate::cpu::isa::{Isa, with_isa};
 use crate::cpu::output::Output;
 use crate::cpu::pool;
+use crate::cpu::product::{Product, in_stretches, joint};
 use crate::cpu::shape::Shape;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -31,22 +32,31 @@ const SUMS_PAD: usize = 16;
 /// The most cache lines of the next packed block that a step of [`AHEAD_STEP`] words requests.
 const MOST_LINES: usize = 8;
 
-/// Calls `multiply` with all rows, in stretches of whole panels for the threads, each with what it keeps.
-pub(in crate::cpu) fn with_scratch(shape: Shape, panel: usize, multiply: impl Fn(Range<usize>, &mut Scratch) + Sync) {
-    each_stretch(shape, (panel, TASK_PANELS), |range| SCRATCH.with_borrow_mut(|scratch| multiply(range, scratch)));
+/// Calls `multiply` with all rows of all products, in stretches of whole panels of `panel` rows for the threads, at most `most` of
+/// them.
+pub(in crate::cpu) fn in_panels<'a>(
+    products: &[Product<'a>],
+    (panel, most): (usize, usize),
+    multiply: impl Fn(Product<'a>, Range<usize>) + Sync,
+) {
+    let panels = joint(products).rows.div_ceil(panel);
+    in_stretches(products, panel * panels.div_ceil(4 * pool::threads()).clamp(1, most), multiply);
 }
 
-/// Calls `multiply` with all rows, in stretches for the threads, of at most so many panels of so many rows.
-pub(in crate::cpu) fn each_stretch(
-    shape: Shape,
-    (panel, most): (usize, usize),
-    multiply: impl Fn(Range<usize>) + Sync,
+/// The same, with what a thread keeps.
+pub(in crate::cpu) fn with_scratch<'a>(
+    products: &[Product<'a>],
+    panel: usize,
+    multiply: impl Fn(Product<'a>, Range<usize>, &mut Scratch) + Sync,
 ) {
-    let panels = shape.rows.div_ceil(panel);
-    let stretch = panel * panels.div_ceil(4 * pool::threads()).clamp(1, most);
-    pool::for_work(shape.work(), shape.rows.div_ceil(stretch), |task| {
-        multiply(task * stretch..((task + 1) * stretch).min(shape.rows));
+    in_panels(products, (panel, TASK_PANELS), |product, range| {
+        with_own_scratch(|scratch| multiply(product, range, scratch));
     });
+}
+
+/// Calls `task` with what this thread keeps.
+pub(in crate::cpu) fn with_own_scratch(task: impl FnOnce(&mut Scratch)) {
+    SCRATCH.with_borrow_mut(task);
 }
 
 /// Activations, `[tokens, words]`, in blocks of [`block_width`] tokens, `[blocks, rows, block_width]`, where the rows
@@ -90,26 +100,25 @@ pub(in crate::cpu) fn pack(
     packed
 }
 
-/// One product: [packed](pack) activations, weights, sizes and where the result goes.
+/// A product and its [packed](pack) activations.
 pub(in crate::cpu) struct Work<'a> {
     /// The activations, or the terms whose sum they are.
     pub(in crate::cpu) packed: &'a [Buffer<f32>],
-    pub(in crate::cpu) weight: &'a [u8],
-    pub(in crate::cpu) shape: Shape,
-    pub(in crate::cpu) out: Output,
+    pub(in crate::cpu) product: Product<'a>,
 }
 
 /// What a thread keeps from task to task.
 pub(in crate::cpu) struct Scratch {
     /// The panel that is multiplied, and the one that is filled meanwhile.
     panels: [Buffer<f32>; 2],
-    sums: Buffer<f32>,
+    /// The sums of one product, and of a second one where two are combined.
+    sums: [Buffer<f32>; 2],
 }
 
 impl Scratch {
     /// Nothing yet.
     pub(in crate::cpu) const fn new() -> Self {
-        Self { panels: [const { Buffer::empty() }; 2], sums: Buffer::empty() }
+        Self { panels: [const { Buffer::empty() }; 2], sums: [const { Buffer::empty() }; 2] }
     }
 }
 
@@ -123,20 +132,54 @@ thread_local! {
 /// The unit's instructions must be available, the activations packed as it needs them, and the rows the calling task's.
 #[inline(always)]
 pub(in crate::cpu) unsafe fn stretch<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    let interleaves = U::INTERLEAVES && work.shape.format.block_len() > 1;
+    let Product { weight, shape, out } = work.product;
+    let after = weight.as_ptr().wrapping_add(range.end * shape.row_bytes);
+    // SAFETY: as required of the caller; this task owns its columns of the output.
+    unsafe {
+        each_sums::<U, 1>(work.packed, shape, [(weight, after)], range.clone(), scratch, |[sums], row, tokens| {
+            let to = out.at(tokens.start * shape.rows + range.start);
+            tile::unpack::<U::Lanes>(sums, row, range.len(), tokens.len(), to, shape.rows);
+        });
+    }
+}
+
+/// The sums of the rows `range` of one or two matrices of the same shape, some tokens at a time: `with` gets where they begin,
+/// `[rows, tokens]` for each matrix, how far the rows lie apart, and the tokens, of which the first is a block's. Each matrix
+/// comes with the memory that is read after its rows.
+///
+/// # Safety
+/// As [`stretch`].
+#[inline(always)]
+pub(in crate::cpu) unsafe fn each_sums<U: Unit, const M: usize>(
+    packed: &[Buffer<f32>],
+    shape: Shape,
+    weights: [(&[u8], *const u8); M],
+    range: Range<usize>,
+    scratch: &mut Scratch,
+    with: impl Fn([*mut f32; M], usize, Range<usize>),
+) {
+    let interleaves = U::INTERLEAVES && shape.format.block_len() > 1;
+    let row = TOKENS.min(padded::<U>(shape.tokens)) + SUMS_PAD;
     scratch.panels[0].resize(U::PANEL * U::PANEL_ROW);
     scratch.panels[1].resize(if interleaves { U::PANEL * U::PANEL_ROW } else { 0 });
-    scratch
-        .sums
-        .resize(range.len().next_multiple_of(U::PANEL) * (TOKENS.min(padded::<U>(work.shape.tokens)) + SUMS_PAD));
+    for sums in &mut scratch.sums[..M] {
+        sums.resize(range.len().next_multiple_of(U::PANEL) * row);
+    }
     let panels = [scratch.panels[0].as_mut_ptr(), scratch.panels[usize::from(interleaves)].as_mut_ptr()];
-    let sums = scratch.sums.as_mut_ptr();
+    let mut sums = [std::ptr::null_mut(); M];
+    for (at, buffer) in sums.iter_mut().zip(&mut scratch.sums) {
+        *at = buffer.as_mut_ptr();
+    }
     // SAFETY: as required of the caller; the buffers were just made as large as is needed.
     unsafe {
         U::begin();
-        for first in (0..work.shape.tokens).step_by(TOKENS) {
-            let tokens = first..(first + TOKENS).min(work.shape.tokens);
-            some_tokens::<U>(work, range.clone(), tokens, panels, sums);
+        for first in (0..shape.tokens).step_by(TOKENS) {
+            let tokens = first..(first + TOKENS).min(shape.tokens);
+            let row = padded::<U>(tokens.len()) + SUMS_PAD;
+            for ((weight, after), sums) in weights.into_iter().zip(sums) {
+                some_tokens::<U>((packed, weight, after), shape, range.clone(), tokens.clone(), panels, sums);
+            }
+            with(sums, row, tokens);
         }
         U::end();
     }
@@ -169,20 +212,20 @@ impl Place {
     }
 }
 
-/// The rows `range` times `tokens`.
+/// The rows `range` of a matrix times `tokens`, into `sums`.
 ///
 /// # Safety
 /// As [`stretch`]; panels have `PANEL` rows, and `sums` whole panels of rows of whole blocks of tokens and [`SUMS_PAD`]. The two
 /// panels are different ones where a unit interleaves.
 #[inline(always)]
 unsafe fn some_tokens<U: Unit>(
-    work: &Work<'_>,
+    (terms, weight, after): (&[Buffer<f32>], &[u8], *const u8),
+    shape: Shape,
     range: Range<usize>,
     tokens: Range<usize>,
     panels: [*mut f32; 2],
     sums: *mut f32,
 ) {
-    let Work { packed: terms, weight, shape, out } = *work;
     let (width, lanes) = (block_width::<U::Lanes>(), <U::Lanes as Lanes>::N);
     let words = shape.cols / U::EACH;
     let block_rows = U::right(words.next_multiple_of(U::STEP));
@@ -223,11 +266,11 @@ unsafe fn some_tokens<U: Unit>(
         let is_next = interleaves && index + 1 < count;
         let mut fill = is_next.then(|| filling(index + 1, panels[(index + 1) % 2], padded / width * steps));
         let requested = index + 1 + usize::from(interleaves);
-        let (ahead_row, ahead_word) = if requested < count {
+        let ahead_at = if requested < count {
             let place = Place::new::<U>(&range, words, requested);
-            (place.first, place.begin)
+            weight.as_ptr().wrapping_add(place.first * shape.row_bytes + shape.bytes(U::EACH * place.begin))
         } else {
-            (range.end, 0)
+            after
         };
         let ahead_bytes = shape.bytes(U::EACH * depth);
         // of the next blocks each panel requests a part
@@ -248,7 +291,7 @@ unsafe fn some_tokens<U: Unit>(
                 let block = &packed[(tokens.start + token) * block_rows + U::right(begin) * width..];
                 let next = packed[(tokens.start + token) * block_rows + U::right(next) * width..].as_ptr();
                 let ahead = Ahead {
-                    at: weight.as_ptr().wrapping_add(ahead_row * shape.row_bytes + shape.bytes(U::EACH * ahead_word)),
+                    at: ahead_at,
                     row: shape.row_bytes,
                     step: ahead_bytes.div_ceil(steps),
                     first: part(token),
@@ -276,10 +319,5 @@ unsafe fn some_tokens<U: Unit>(
             // SAFETY: as above.
             unsafe { fill.finish() };
         }
-    }
-    // SAFETY: as above; this task owns its columns of the output.
-    unsafe {
-        let to = out.at(tokens.start * shape.rows + range.start);
-        tile::unpack::<U::Lanes>(sums, sums_row, range.len(), tokens.len(), to, shape.rows);
     }
 }

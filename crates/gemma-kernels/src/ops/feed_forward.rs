@@ -1,0 +1,113 @@
+//! The feed-forward layer of a prompt: on the CPU in one operation, in which the activations between its products are not written in f32.
+
+use crate::ops::linear::LayerShape;
+use crate::packed::stores_words;
+use crate::{Arithmetic, LinearOps, PackedWeight, Phase, add_bias, geglu, gelu_of_biased, packed_linear_in};
+use burn::backend::Dispatch;
+use burn::tensor::Tensor;
+
+/// The matrices and biases of a feed-forward layer whose activation is GELU in its tanh form.
+#[derive(Clone, Debug)]
+pub struct FeedForward<'a> {
+    /// The matrix before GELU, `[intermediate_size, hidden_size]`.
+    pub gate: &'a PackedWeight,
+    /// Its bias, `[intermediate_size]`.
+    pub gate_bias: Option<Tensor<1>>,
+    /// In a gated layer, the matrix whose products GELU's results are multiplied by, of the same shape.
+    pub up: Option<&'a PackedWeight>,
+    /// Its bias.
+    pub up_bias: Option<Tensor<1>>,
+    /// The last matrix, `[hidden_size, intermediate_size]`, without a bias.
+    pub down: &'a PackedWeight,
+}
+
+/// `down(gelu(gate(x)) · up(x))` (GeGLU, Shazeer 2020, arXiv:2002.05202, eq. 6), or `down(gelu(gate(x)))` without a partner, for the
+/// tokens of prompts: `x` `[tokens, hidden_size]` to the same shape. The bits are those of [`packed_linear_in`] and [`geglu`] one by one,
+/// which it is on GPUs and autodiff devices.
+///
+/// # Panics
+/// When the shapes do not match.
+pub fn feed_forward(x: Tensor<2>, layer: FeedForward<'_>) -> Tensor<2> {
+    let FeedForward { gate, gate_bias, up, up_bias, down } = layer.clone();
+    assert_eq!(x.dims()[1], gate.cols(), "as many inputs as columns");
+    assert_eq!(down.cols(), gate.rows(), "a column for each activation");
+    assert!(up.is_none_or(|up| [up.rows(), up.cols()] == [gate.rows(), gate.cols()]), "a partner of the same shape");
+    let arithmetic = Arithmetic {
+        activations: gate.activations(),
+        phase: Phase::Prefill,
+        batch_invariant: gate.is_batch_invariant(),
+    };
+    let alike = |weight: &PackedWeight| {
+        [weight.activations() == arithmetic.activations, weight.is_batch_invariant() == arithmetic.batch_invariant]
+            == [true; 2]
+    };
+    let recorded = x.is_autodiff() || [&gate_bias, &up_bias].into_iter().flatten().any(Tensor::is_autodiff);
+    if recorded || stores_words(&gate.device()) || !alike(down) || !up.is_none_or(alike) {
+        return reference_feed_forward(x, layer);
+    }
+    let bytes = |weight: &PackedWeight| weight.shards()[0].clone().into_dispatch();
+    let biases = [gate_bias.is_some(), up_bias.is_some()];
+    let none = || Tensor::<1>::zeros([1], &x.device());
+    let [gate_bias, up_bias] = [gate_bias, up_bias].map(|bias| bias.unwrap_or_else(none).into_dispatch());
+    let formats = (gate.format(), up.map(PackedWeight::format), down.format());
+    let shape = LayerShape { formats, biases, cols: gate.cols(), arithmetic };
+    let x = x.into_dispatch();
+    let [up, gate, down] = [up.unwrap_or(gate), gate, down].map(bytes);
+    Tensor::from_dispatch(<Dispatch as LinearOps>::feed_forward(x, gate, up, down, gate_bias, up_bias, shape))
+}
+
+/// The reference implementation of [`feed_forward`]: its operations one by one.
+pub fn reference_feed_forward(x: Tensor<2>, layer: FeedForward<'_>) -> Tensor<2> {
+    let FeedForward { gate, gate_bias, up, up_bias, down } = layer;
+    let phases = [(x.dims()[0], Phase::Prefill)];
+    let biased = |y: Tensor<2>, bias: Option<Tensor<1>>| match bias {
+        Some(bias) => add_bias(y, bias),
+        None => y,
+    };
+    let first = packed_linear_in(x.clone(), gate, &phases);
+    let hidden = match up {
+        Some(up) => geglu(biased(first, gate_bias), biased(packed_linear_in(x, up, &phases), up_bias)),
+        None => {
+            let nothing = || Tensor::zeros([first.dims()[1]], &first.device());
+            let bias = gate_bias.unwrap_or_else(nothing);
+            gelu_of_biased(first, bias)
+        }
+    };
+    packed_linear_in(hidden, down, &phases)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Format;
+    use crate::cpu::noise;
+    use crate::ops::tests::{devices, tensor, values};
+
+    #[test]
+    fn a_layer_is_its_operations_one_by_one() {
+        for (backend, device) in devices() {
+            for (tokens, cols, size, rows) in [(1, 32, 64, 32), (17, 64, 96, 40), (70, 256, 512, 64)] {
+                for format in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0] {
+                    let matrix = |rows, cols, seed| {
+                        PackedWeight::encode(&noise(rows * cols, seed), format, rows, cols, &device).expect("sound")
+                    };
+                    let (gate, up, down) = (matrix(size, cols, 1), matrix(size, cols, 2), matrix(rows, size, 3));
+                    for (is_gated, is_biased) in [(true, false), (true, true), (false, true), (false, false)] {
+                        let bias = |seed| is_biased.then(|| tensor([size], seed, &device));
+                        let layer = || FeedForward {
+                            gate: &gate,
+                            gate_bias: bias(4),
+                            up: is_gated.then_some(&up),
+                            up_bias: if is_gated { bias(5) } else { None },
+                            down: &down,
+                        };
+                        let x = || tensor([tokens, cols], 6, &device);
+                        let found = values(feed_forward(x(), layer()));
+                        let expected = values(reference_feed_forward(x(), layer()));
+                        assert!(found == expected, "{backend} {format} {tokens} {is_gated} {is_biased}");
+                    }
+                }
+            }
+        }
+    }
+}
