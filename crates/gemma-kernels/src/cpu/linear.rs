@@ -157,13 +157,14 @@ pub(crate) fn feed_forward(
     }
     #[cfg(target_arch = "x86_64")]
     {
-        use crate::cpu::gemm::feed_forward::{Before, multiply};
+        use crate::cpu::gemm::feed_forward::{Before, Layer, multiply};
         let in_pairs = [before, after].iter().all(|s| kernel(isa, arithmetic, *s) == Kernel::GemmBf16(Terms::One));
         if in_pairs && up.is_none_or(|up| up.format == gate.format) {
             let gate = Before { weight: gate.weight, bias: biases[0] };
             let up = up.map(|up| Before { weight: up.weight, bias: biases[1] });
             let out = Output(out.as_mut_ptr().cast());
-            return multiply(isa, x, gate, up, before, Product { weight: down.weight, shape: after, out });
+            let down = Product { weight: down.weight, shape: after, out };
+            return multiply(isa, x, Layer { gate, up, shape: before }, down);
         }
     }
     // SAFETY: what follows is a product or one pass, and those write every value.

@@ -30,6 +30,16 @@ pub(in crate::cpu) struct Before<'a> {
     pub(in crate::cpu) bias: Option<&'a [f32]>,
 }
 
+/// What comes before the last product.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Layer<'a> {
+    pub(in crate::cpu) gate: Before<'a>,
+    /// What GELU's results are multiplied by, where the layer is gated; in the gate's format.
+    pub(in crate::cpu) up: Option<Before<'a>>,
+    /// The sizes of the gate's product, and of its partner's.
+    pub(in crate::cpu) shape: Shape,
+}
+
 /// How activations are packed for a unit: what [`pack`] makes of them.
 #[derive(Clone, Copy)]
 struct Layout {
@@ -39,12 +49,13 @@ struct Layout {
     part: Option<usize>,
 }
 
-impl Layout {
-    fn of<U: Unit>(words: usize) -> Self {
-        let sums = U::right(words) - words;
-        Self { rows: U::right(words.next_multiple_of(U::STEP)), part: (sums > 0).then(|| words / sums) }
-    }
+/// The layout of so many words of a token.
+fn layout<U: Unit>(words: usize) -> Layout {
+    let sums = U::right(words) - words;
+    Layout { rows: U::right(words.next_multiple_of(U::STEP)), part: (sums > 0).then(|| words / sums) }
+}
 
+impl Layout {
     /// The row of a word in its block.
     fn row(self, word: usize) -> usize {
         word + self.part.map_or(0, |part| word / part)
@@ -52,55 +63,32 @@ impl Layout {
 }
 
 /// `down` of `gelu(x Gᵀ + b) · (x Uᵀ + c)`, or of `gelu(x Gᵀ + b)` where there is no partner `U`; at
-/// [`Isa::Avx512Bf16`] and above. `shape` is that of `x Gᵀ`; `down` has as many columns as it has rows, an even number.
-pub(in crate::cpu) fn multiply(
-    isa: Isa,
-    x: &[f32],
-    gate: Before<'_>,
-    up: Option<Before<'_>>,
-    shape: Shape,
-    down: Product<'_>,
-) {
+/// [`Isa::Avx512Bf16`] and above. `down` has as many columns as `G` has rows, an even number.
+pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], layer: Layer<'_>, down: Product<'_>) {
+    let shape = layer.shape;
     assert!(isa >= Isa::Avx512Bf16 && shape.cols.is_multiple_of(2), "pairs");
     assert!(down.shape.cols == shape.rows && shape.rows.is_multiple_of(2), "a column for each sum");
     // SAFETY: the ISA says that the CPU has the instructions.
-    unsafe { with_unit_of!(isa, shape.format, multiply_with(isa, x, gate, up, shape, down)) };
+    unsafe { with_unit_of!(isa, shape.format, multiply_with(isa, x, layer, down)) };
 }
 
 /// # Safety
 /// The CPU must have the unit's instructions, and those of the unit of the last product.
-unsafe fn multiply_with<U: Unit>(
-    isa: Isa,
-    x: &[f32],
-    gate: Before<'_>,
-    up: Option<Before<'_>>,
-    shape: Shape,
-    down: Product<'_>,
-) {
-    let (words, format) = (shape.rows / 2, down.shape.format);
-    let layout = with_unit_of!(isa, format, layout_of(words));
+unsafe fn multiply_with<U: Unit>(isa: Isa, x: &[f32], layer: Layer<'_>, down: Product<'_>) {
+    let (words, format) = (layer.shape.rows / 2, down.shape.format);
+    let layout = with_unit_of!(isa, format, layout(words));
     // SAFETY: as required of the caller.
     unsafe {
-        let packed = [activations::<U>(&pack::<U>(isa, x, shape), gate, up, shape, layout)];
+        let packed = [activations::<U>(&pack::<U>(isa, x, layer.shape), layer, layout)];
         with_unit_of!(isa, format, multiply_packed(&packed, &[down]));
     }
-}
-
-fn layout_of<U: Unit>(words: usize) -> Layout {
-    Layout::of::<U>(words)
 }
 
 /// What GELU makes of the first products, packed for the last one.
 ///
 /// # Safety
 /// As [`multiply_with`]; `x` is packed for the unit.
-unsafe fn activations<U: Unit>(
-    x: &Buffer<f32>,
-    gate: Before<'_>,
-    up: Option<Before<'_>>,
-    shape: Shape,
-    layout: Layout,
-) -> Buffer<f32> {
+unsafe fn activations<U: Unit>(x: &Buffer<f32>, layer: Layer<'_>, layout: Layout) -> Buffer<f32> {
     /// # Safety
     /// As [`each_word`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
@@ -108,10 +96,11 @@ unsafe fn activations<U: Unit>(
         // SAFETY: as required of the caller.
         unsafe { each_word::<U>(work, range, scratch) };
     }
+    let shape = layer.shape;
     let mut packed = Buffer::<f32>::zeroed(shape.tokens.div_ceil(WIDTH) * WIDTH * layout.rows);
     let out = Output(packed.as_mut_ptr());
-    let work = Work { x: std::slice::from_ref(x), gate, up, shape, layout, out };
-    let product = Product { weight: gate.weight, shape, out };
+    let work = Work { x: std::slice::from_ref(x), layer, layout, out };
+    let product = Product { weight: layer.gate.weight, shape, out };
     in_panels(&[product], (U::PANEL, TASK_PANELS), |_, range| {
         // SAFETY: as required of the caller; each task has rows of its own.
         panel::with_own_scratch(|scratch| unsafe { task::<U>(&work, range, scratch) });
@@ -144,9 +133,7 @@ fn add_up(part: &mut [f32]) {
 /// The products before GELU, and where the words go.
 struct Work<'a> {
     x: &'a [Buffer<f32>],
-    gate: Before<'a>,
-    up: Option<Before<'a>>,
-    shape: Shape,
+    layer: Layer<'a>,
     layout: Layout,
     out: Output,
 }
@@ -157,7 +144,7 @@ struct Work<'a> {
 /// As [`multiply_with`], and the rows, an even number of them from an even one on, are the calling task's.
 #[inline(always)]
 unsafe fn each_word<U: Unit>(work: &Work<'_>, range: Range<usize>, scratch: &mut Scratch) {
-    let Work { x, gate, up, shape, layout, out } = *work;
+    let Work { x, layer: Layer { gate, up, shape }, layout, out } = *work;
     let begin = |weight: &[u8], row: usize| weight.as_ptr().wrapping_add(row * shape.row_bytes);
     let write = |gate_sums: *mut f32, up_sums: Option<*const f32>, row: usize, tokens: Range<usize>| {
         let len = tokens.len().next_multiple_of(16);
