@@ -5,7 +5,8 @@
 //! where there is one), and operations compute with it or with a cache in place:
 //!
 //! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
-//! - [`feed_forward`]: the products of a feed-forward layer of a prompt, and GELU between them;
+//! - [`packed_linears`]: the same with several matrices at once, such as those of queries, keys and values;
+//! - [`feed_forward`]: the products of a feed-forward layer, and GELU between them;
 //! - [`packed_rows`]: an embedding look-up;
 //! - [`packed_transposed`]: `x = y W`, which hands gradients on through a frozen matrix, and [`packed_linear_rows`], over
 //!   some rows; [`adapted_linear`]: a product with low-rank factors beside the matrix;
@@ -64,7 +65,9 @@ pub use ops::elementwise::{
 pub use ops::feed_forward::{FeedForward, feed_forward};
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
 pub use ops::largest::{Largest, LargestOps, MOST_LARGEST, is_apart, largest};
-pub use ops::linear::{Arithmetic, LayerShape, LinearOps, packed_linear, packed_linear_in, packed_rows};
+pub use ops::linear::{
+    Arithmetic, LayerShape, LinearOps, LinearsShape, packed_linear, packed_linear_in, packed_linears, packed_rows,
+};
 pub use ops::recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
 pub use ops::whole_attention::{WholeAttentionOps, WholeSequence};
 pub use packed::PackedWeight;

@@ -138,7 +138,6 @@ impl Attention {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let [tokens, _] = x.dims();
         let rows = Rows::of(segments);
-        let split = |x: Tensor<2>, heads: usize| x.reshape([tokens, heads, head_dim]);
         let rotated = |x: Tensor<2>, norm: &Option<RmsNorm>, heads: usize| {
             let x = match norm {
                 Some(norm) => norm.forward(x.reshape([tokens * heads, head_dim])),
@@ -146,9 +145,10 @@ impl Attention {
             };
             rope.rotate(x.reshape([tokens, heads, head_dim]))
         };
-        let q = rotated(self.q_proj.forward_in(x.clone(), &rows), &self.q_norm, heads);
-        let k = rotated(self.k_proj.forward_in(x.clone(), &rows), &self.k_norm, kv_heads);
-        let v = split(self.v_proj.forward_in(x, &rows), kv_heads);
+        let [q, k, v] = Projection::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, &rows);
+        let q = rotated(q, &self.q_norm, heads);
+        let k = rotated(k, &self.k_norm, kv_heads);
+        let v = v.reshape([tokens, kv_heads, head_dim]);
         let attended = self.attend(q, k, v, segments, caches);
         self.o_proj.forward_in(attended.reshape([tokens, heads * head_dim]), &rows)
     }

@@ -37,13 +37,13 @@ impl GeGlu {
     pub fn forward(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
         let frozen = [&self.gate_proj, &self.up_proj, &self.down_proj].map(Projection::frozen);
         if let [Some(gate), Some(up), Some(down)] = frozen
-            && rows.are_prompts()
+            && let Some(phase) = rows.phase()
         {
             let [gate_bias, up_bias] = [&self.gate_proj, &self.up_proj].map(|one| one.bias.as_ref().map(Param::val));
             let layer = FeedForward { gate, gate_bias, up: Some(up), up_bias, down };
-            return self.down_proj.with_bias(feed_forward(x, layer));
+            return self.down_proj.with_bias(feed_forward(x, layer, phase));
         }
-        let gate = self.gate_proj.forward_in(x.clone(), rows);
-        self.down_proj.forward_in(geglu(gate, self.up_proj.forward_in(x, rows)), rows)
+        let [gate, up] = Projection::forward_all([&self.gate_proj, &self.up_proj], x, rows);
+        self.down_proj.forward_in(geglu(gate, up), rows)
     }
 }

@@ -3,7 +3,9 @@
 use crate::{LoraFactors, Rows, Saver, Source, Weight};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use gemma_kernels::{FeedForward, PackedWeight, Phase, adapted_linear, add_bias, feed_forward, gelu_of_biased};
+use gemma_kernels::{
+    FeedForward, LowRank, PackedWeight, Phase, adapted_linear, add_bias, feed_forward, gelu_of_biased, packed_linears,
+};
 
 /// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to all rows, or to those of the requests that choose it.
 #[derive(Module, Debug)]
@@ -60,9 +62,10 @@ impl Projection {
     /// `last(gelu(y))` of [`forward`](Self::forward), in the tanh form of GELU.
     pub fn forward_gelu_into(&self, last: &Projection, x: Tensor<2>) -> Tensor<2> {
         match (self.frozen(), last.frozen()) {
-            (Some(gate), Some(down)) if Phase::of_len(x.dims()[0]) == Phase::Prefill => {
+            (Some(gate), Some(down)) => {
+                let phase = Phase::of_len(x.dims()[0]);
                 let gate_bias = self.bias.as_ref().map(Param::val);
-                last.with_bias(feed_forward(x, FeedForward { gate, gate_bias, up: None, up_bias: None, down }))
+                last.with_bias(feed_forward(x, FeedForward { gate, gate_bias, up: None, up_bias: None, down }, phase))
             }
             _ => last.forward(self.forward_gelu(x)),
         }
@@ -87,17 +90,44 @@ impl Projection {
     /// `[tokens, in]` to `[tokens, out]` for the rows of any number of requests. The product with the matrix is one for all
     /// rows; the factors of an adapter that requests choose are computed for the rows of those that do.
     pub fn forward_in(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
-        let groups = |factors: &LoraFactors| rows.adapted(factors.adapter());
-        // a product of trainable factors may be added up in another order where it has more rows
-        if let (Weight::Packed(weight), [factors]) = (&self.weight, &self.lora[..])
-            && !weight.is_batch_invariant()
-            && (x.is_autodiff() || rows.are_prompts())
-            && let Some(strength) = rows.strength_of_all(&groups(factors))
-            && let Some(low_rank) = factors.low_rank(strength)
-        {
-            return self.with_bias(adapted_linear(x, weight, low_rank));
+        match self.adapted(&x, rows) {
+            Some((weight, low_rank)) => self.with_bias(adapted_linear(x, weight, low_rank)),
+            None => self.with_additions(self.weight.forward_in(x.clone(), rows.phases()), &x, rows),
         }
-        let y = self.with_bias(self.weight.forward_in(x.clone(), rows.phases()));
-        self.lora.iter().fold(y, |y, factors| factors.add_to(y, &x, &groups(factors)))
+    }
+
+    /// [`forward_in`](Self::forward_in) of up to three layers with the same inputs, whose products with the matrices are
+    /// [one operation](packed_linears) where the matrices are frozen.
+    pub fn forward_all<const N: usize>(layers: [&Self; N], x: Tensor<2>, rows: &Rows) -> [Tensor<2>; N] {
+        let frozen = layers.map(|layer| match &layer.weight {
+            Weight::Packed(weight) if layer.adapted(&x, rows).is_none() => Some(weight),
+            _ => None,
+        });
+        if frozen.iter().any(Option::is_none) {
+            return layers.map(|layer| layer.forward_in(x.clone(), rows));
+        }
+        let weights = frozen.map(|weight| weight.expect("none is missing"));
+        let mut products = packed_linears(x.clone(), weights, rows.phases()).into_iter().zip(layers);
+        std::array::from_fn(|_| {
+            let (y, layer) = products.next().expect("a product for each layer");
+            layer.with_additions(y, &x, rows)
+        })
+    }
+
+    /// The matrix and the factors, where an adapter is part of the product for all rows.
+    fn adapted(&self, x: &Tensor<2>, rows: &Rows) -> Option<(&PackedWeight, LowRank)> {
+        let (Weight::Packed(weight), [factors]) = (&self.weight, &self.lora[..]) else { return None };
+        // a product of trainable factors may be added up in another order where it has more rows
+        if weight.is_batch_invariant() || !(x.is_autodiff() || rows.phase() == Some(Phase::Prefill)) {
+            return None;
+        }
+        let strength = rows.strength_of_all(&rows.adapted(factors.adapter()))?;
+        Some((weight, factors.low_rank(strength)?))
+    }
+
+    /// A product with the matrix, the bias and what adapters add.
+    fn with_additions(&self, y: Tensor<2>, x: &Tensor<2>, rows: &Rows) -> Tensor<2> {
+        let added = |y, factors: &LoraFactors| factors.add_to(y, x, &rows.adapted(factors.adapter()));
+        self.lora.iter().fold(self.with_bias(y), added)
     }
 }

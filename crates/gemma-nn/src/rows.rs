@@ -50,9 +50,10 @@ impl Rows {
         &self.phases
     }
 
-    /// Whether all rows are prefilled.
-    pub(crate) fn are_prompts(&self) -> bool {
-        self.phases.iter().all(|(_, phase)| *phase == Phase::Prefill)
+    /// The phase of all rows, where they are in the same.
+    pub(crate) fn phase(&self) -> Option<Phase> {
+        let (_, first) = self.phases.first()?;
+        self.phases.iter().all(|(_, phase)| phase == first).then_some(*first)
     }
 
     /// How much of an adapter's effect all rows get, where all get the same.
@@ -115,6 +116,7 @@ mod tests {
         assert_eq!(rows.adapted(Some(1)), [group(&[6..7], &[1], 0.5)]);
         assert_eq!(rows.adapted(Some(2)), []);
         assert_eq!(rows.adapted(None), [group(&[0..9], &[2, 1, 3, 1, 2], 1.0)]);
+        assert_eq!([rows.phase(), Rows::of(&segments(&[1, 1], &[&[], &[]])).phase()], [None, Some(Phase::Decode)]);
         assert_eq!(rows.strength_of_all(&rows.adapted(None)), Some(1.0));
         assert_eq!(rows.strength_of_all(&rows.adapted(Some(0))), None);
     }

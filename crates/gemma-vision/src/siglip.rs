@@ -12,7 +12,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use gemma_kernels::{AttendParams, AttendSegment, Phase, Visibility, add_bias, attend, layer_norm};
-use gemma_nn::{Projection, Saver, Source};
+use gemma_nn::{Projection, Rows, Saver, Source};
 
 use crate::{Pixels, SiglipConfig};
 
@@ -80,10 +80,9 @@ impl SelfAttention {
     fn forward(&self, x: Tensor<2>, patches: usize) -> Tensor<2> {
         let [rows, hidden_size] = x.dims();
         let head_dim = hidden_size / self.heads;
-        let split = |x: Tensor<2>| x.reshape([rows, self.heads, head_dim]);
-        let q = split(self.q_proj.forward(x.clone()));
-        let k = split(self.k_proj.forward(x.clone()));
-        let v = split(self.v_proj.forward(x));
+        let phase = Phase::of_len(rows);
+        let all = Projection::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, &Rows::in_phase(rows, phase));
+        let [q, k, v] = all.map(|x| x.reshape([rows, self.heads, head_dim]));
         let params = AttendParams {
             visibility: Visibility::ALL,
             scale: (head_dim as f32).powf(-0.5),

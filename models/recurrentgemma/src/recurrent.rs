@@ -62,10 +62,10 @@ impl RecurrentBlock {
     /// When segments, states and `x` do not match.
     pub fn forward(&self, x: Tensor<2>, segments: &[Segment], states: &mut [&mut RecurrentState]) -> Tensor<2> {
         let rows = Rows::of(segments);
-        let gate = self.linear_y.forward_in(x.clone(), &rows);
+        let [gate, x] = Projection::forward_all([&self.linear_y, &self.linear_x], x, &rows);
         let mut tails: Vec<_> = states.iter_mut().map(|state| state.tail.take()).collect();
         let mut hidden: Vec<_> = states.iter_mut().map(|state| state.hidden.take()).collect();
-        let mixed = self.conv_1d.forward(self.linear_x.forward_in(x, &rows), segments, &mut tails);
+        let mixed = self.conv_1d.forward(x, segments, &mut tails);
         let remembered = self.rg_lru.forward(mixed, segments, &mut hidden);
         for (state, (tail, hidden)) in states.iter_mut().zip(tails.into_iter().zip(hidden)) {
             **state = RecurrentState { hidden, tail };

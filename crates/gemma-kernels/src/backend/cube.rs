@@ -6,7 +6,7 @@ use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::largest::LargestOps;
-use crate::ops::linear::{Arithmetic, LayerShape, LinearOps};
+use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::traffic::{Way, note};
 use crate::{AttendParams, Format, Phase};
@@ -30,6 +30,16 @@ impl LinearOps for CubeBackend {
         arithmetic: Arithmetic,
     ) -> FloatTensor<Self> {
         cube::packed_linear(x, weight, format, cols, arithmetic)
+    }
+
+    fn packed_linears(
+        _x: FloatTensor<Self>,
+        _first: IntTensor<Self>,
+        _second: IntTensor<Self>,
+        _third: IntTensor<Self>,
+        _shape: LinearsShape,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("products are computed one by one on a GPU")
     }
 
     fn feed_forward(

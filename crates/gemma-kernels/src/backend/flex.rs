@@ -8,7 +8,7 @@ use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::largest::LargestOps;
-use crate::ops::linear::{Arithmetic, LayerShape, LinearOps};
+use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::{AttendParams, Format};
@@ -39,6 +39,19 @@ impl LinearOps for Flex {
     ) -> FloatTensor<Self> {
         let x = contiguous(x);
         FlexTensor::from_data(slices::packed_linear(slice!(x, f32), slice!(weight, u8), format, cols, arithmetic))
+    }
+
+    fn packed_linears(
+        x: FloatTensor<Self>,
+        first: IntTensor<Self>,
+        second: IntTensor<Self>,
+        third: IntTensor<Self>,
+        shape: LinearsShape,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let x = contiguous(x);
+        let weights = [slice!(first, u8), slice!(second, u8), slice!(third, u8)];
+        let (first, second, third) = slices::packed_linears(slice!(x, f32), weights, shape);
+        (FlexTensor::from_data(first), FlexTensor::from_data(second), FlexTensor::from_data(third))
     }
 
     fn feed_forward(

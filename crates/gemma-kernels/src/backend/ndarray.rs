@@ -9,7 +9,7 @@ use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::largest::LargestOps;
-use crate::ops::linear::{Arithmetic, LayerShape, LinearOps};
+use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::{AttendParams, Format};
@@ -49,6 +49,21 @@ impl LinearOps for NdArray {
         let (x, weight) = (values!(&x, F32), values!(&weight, U8));
         let (x, weight) = (x.view(), weight.view());
         NdArrayTensor::from_data(slices::packed_linear(&slice!(x), &slice!(weight), format, cols, arithmetic))
+    }
+
+    fn packed_linears(
+        x: FloatTensor<Self>,
+        first: IntTensor<Self>,
+        second: IntTensor<Self>,
+        third: IntTensor<Self>,
+        shape: LinearsShape,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (x, first, second, third) =
+            (values!(&x, F32), values!(&first, U8), values!(&second, U8), values!(&third, U8));
+        let (x, first, second, third) = (x.view(), first.view(), second.view(), third.view());
+        let weights = [&*slice!(first), &*slice!(second), &*slice!(third)];
+        let (first, second, third) = slices::packed_linears(&slice!(x), weights, shape);
+        (NdArrayTensor::from_data(first), NdArrayTensor::from_data(second), NdArrayTensor::from_data(third))
     }
 
     fn feed_forward(

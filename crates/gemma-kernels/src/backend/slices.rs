@@ -5,7 +5,7 @@ use crate::kv::{MemoryPage, Page};
 use crate::ops::attention::{AttendSegment, CacheRows};
 use crate::ops::elementwise::Elementwise;
 use crate::ops::frozen::FrozenRows;
-use crate::ops::linear::{Arithmetic, LayerShape};
+use crate::ops::linear::{Arithmetic, LayerShape, LinearsShape};
 use crate::{AttendParams, Format, Phase, WholeSequence};
 use burn::tensor::TensorData;
 use std::mem::MaybeUninit;
@@ -19,6 +19,24 @@ pub(super) fn packed_linear(
 ) -> TensorData {
     let (out, dims) = product(x, weight, format, cols, arithmetic);
     TensorData::new(out, dims)
+}
+
+pub(super) fn packed_linears(
+    x: &[f32],
+    weights: [&[u8]; 3],
+    shape: LinearsShape,
+) -> (TensorData, TensorData, TensorData) {
+    let LinearsShape { formats, cols, arithmetic } = shape;
+    let matrices = weights.into_iter().zip(formats);
+    let matrices = matrices.map_while(|(weight, format)| Some(cpu::Matrix { weight, format: format? }));
+    let tokens = x.len() / cols;
+    let mut products = cpu::linears(cpu_isa(), arithmetic, x, cols, &matrices.collect::<Vec<_>>()).into_iter();
+    let mut next = || {
+        let values = products.next().unwrap_or_default();
+        let rows = values.len() / tokens.max(1);
+        TensorData::new(values, [tokens, rows])
+    };
+    (next(), next(), next())
 }
 
 /// `[x, gate_bias, up_bias]`, `[gate, up, down]`; what the layer does not have is ignored.

@@ -135,6 +135,47 @@ fn products_stay_inside() {
     }
 }
 
+#[test]
+fn feed_forward_layers_stay_inside() {
+    let shapes = [(9, 64, 66, 10), (3, 32, 34, 1), (40, 96, 288, 33)];
+    for (format, (tokens, cols, size, rows)) in
+        [Format::F32, Format::Bf16, Format::Q8_0].into_iter().flat_map(|format| shapes.map(|shape| (format, shape)))
+    {
+        let (first, last) = (format, if format == Format::Q8_0 { Format::Bf16 } else { format });
+        let [gate, up] = [0, 1].map(|i| encoded(first, size + i, cols).0.split_off(i * first.row_bytes(cols).unwrap()));
+        let (down, _) = encoded(last, rows, size);
+        let (x, biases) = (noise(tokens * cols, 6), [noise(size, 7), noise(size, 8)]);
+        let precisions = [ActivationPrecision::F32, ActivationPrecision::Int16OrBf16, ActivationPrecision::Int8];
+        for (isa, activations) in Isa::available().into_iter().flat_map(|isa| precisions.map(|a| (isa, a))) {
+            for (phase, is_gated) in
+                [Phase::Decode, Phase::Prefill].into_iter().flat_map(|phase| [(phase, true), (phase, false)])
+            {
+                let arithmetic = Arithmetic { activations, phase, batch_invariant: false };
+                let run = |x: &[f32], [gate, up, down]: [&[u8]; 3], biases: [&[f32]; 2], out: &mut [f32]| {
+                    let layer = FeedForward {
+                        gate: Matrix { weight: gate, format: first },
+                        up: is_gated.then_some(Matrix { weight: up, format: first }),
+                        biases: biases.map(Some),
+                        down: Matrix { weight: down, format: last },
+                    };
+                    feed_forward(isa, arithmetic, x, cols, layer, places(out));
+                };
+                let mut expected = vec![f32::NAN; tokens * rows];
+                run(&x, [&gate, &up, &down], biases.each_ref().map(|bias| &bias[..]), &mut expected);
+                for side in SIDES {
+                    let [gate, up, down] = [&gate, &up, &down].map(|weight| Fenced::new(weight, side));
+                    let (x, biases) = (Fenced::new(&x, side), biases.each_ref().map(|bias| Fenced::new(bias, side)));
+                    let mut out = Fenced::new(&vec![f32::NAN; tokens * rows], side);
+                    let biases = biases.each_ref().map(Fenced::get);
+                    run(x.get(), [gate.get(), up.get(), down.get()], biases, out.get_mut());
+                    let context = format!("{isa} {activations:?} {format} {tokens} {phase:?} {is_gated} {side:?}");
+                    assert_same(out.get(), &expected, &context);
+                }
+            }
+        }
+    }
+}
+
 /// The last row, then the first.
 fn rows_of(weight: &[u8], rows: usize, format: Format, cols: usize, out: &mut [f32]) {
     super::rows(weight, [rows - 1, 0].into_iter(), format, cols, out);

@@ -56,6 +56,36 @@ pub(crate) fn linear(
     }
 }
 
+/// The products that [`linear`] gives with each of several matrices, bit for bit. For those of one format that stand side by side, `x` is
+/// packed or quantized once, and their rows are one parallel region.
+///
+/// # Panics
+/// When a slice does not have the size of its shape.
+pub(crate) fn linears(
+    isa: Isa,
+    arithmetic: Arithmetic,
+    x: &[f32],
+    cols: usize,
+    matrices: &[Matrix<'_>],
+) -> Vec<Vec<f32>> {
+    let tokens = x.len() / cols;
+    assert_eq!(x.len(), tokens * cols, "activations");
+    let shapes = || matrices.iter().map(|matrix| shape(tokens, *matrix, cols));
+    let mut values: Vec<Vec<f32>> = shapes().map(|shape| Vec::with_capacity(tokens * shape.rows)).collect();
+    let all = matrices.iter().zip(shapes()).zip(&mut values);
+    let all =
+        all.map(|((Matrix { weight, .. }, shape), values)| Product { weight, shape, out: Output(values.as_mut_ptr()) });
+    let all: Vec<Product<'_>> = all.filter(|product| tokens * product.shape.rows > 0).collect();
+    for alike in all.chunk_by(|a, b| a.shape.format == b.shape.format) {
+        products(isa, arithmetic, x, alike);
+    }
+    for (values, shape) in values.iter_mut().zip(shapes()) {
+        // SAFETY: there is room for as many, and a product writes every value.
+        unsafe { values.set_len(tokens * shape.rows) };
+    }
+    values
+}
+
 /// Packed rows in a format.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
@@ -169,43 +199,24 @@ pub(crate) fn feed_forward(
     }
     // SAFETY: what follows is a product or one pass, and those write every value.
     let of = |write: &dyn Fn(&mut [MaybeUninit<f32>])| unsafe { written(tokens * before.rows, write) };
-    let product = |of_one: Matrix<'_>| of(&|out| linear(isa, arithmetic, x, of_one.weight, of_one.format, cols, out));
     let biased = |y: Vec<f32>, bias: Option<&[f32]>| match bias {
         Some(bias) => of(&|out| add_bias(isa, &y, bias, out)),
         None => y,
     };
     let hidden = match up {
         Some(up) => {
-            let [gate, up] = match up.format == gate.format {
-                true => pair(isa, arithmetic, x, [gate, up], before),
-                false => [product(gate), product(up)],
-            };
-            let (gate, up) = (biased(gate, biases[0]), biased(up, biases[1]));
+            let mut both = linears(isa, arithmetic, x, cols, &[gate, up]).into_iter().zip(biases);
+            let mut next = || both.next().map(|(values, bias)| biased(values, bias)).expect("two of them");
+            let (gate, up) = (next(), next());
             of(&|out| geglu(isa, &gate, &up, out))
         }
         None => {
-            let (gate, nothing) = (product(gate), vec![0.0; before.rows]);
+            let gate = of(&|out| linear(isa, arithmetic, x, gate.weight, gate.format, cols, out));
+            let nothing = vec![0.0; before.rows];
             of(&|out| gelu_of_biased(isa, &gate, biases[0].unwrap_or(&nothing), out))
         }
     };
     linear(isa, arithmetic, &hidden, down.weight, down.format, before.rows, out);
-}
-
-/// The products of `x` with two matrices of one shape and format.
-fn pair(isa: Isa, arithmetic: Arithmetic, x: &[f32], matrices: [Matrix<'_>; 2], shape: Shape) -> [Vec<f32>; 2] {
-    let len = shape.tokens * shape.rows;
-    let mut values = [(); 2].map(|()| Vec::with_capacity(len));
-    let mut pair = matrices.iter().zip(&mut values);
-    let pair: [Product<'_>; 2] = std::array::from_fn(|_| {
-        let (matrix, values) = pair.next().expect("two of them");
-        Product { weight: matrix.weight, shape, out: Output(values.as_mut_ptr()) }
-    });
-    products(isa, arithmetic, x, &pair);
-    for values in &mut values {
-        // SAFETY: there is room for as many, and a product writes every value.
-        unsafe { values.set_len(len) };
-    }
-    values
 }
 
 /// The ways to multiply.
@@ -377,6 +388,46 @@ pub(in crate::cpu) mod tests {
                                 "{isa:?} {format} {tokens}x{cols}x{rows} at {i}: {error}"
                             );
                         }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Products with several matrices at once have the bits of each alone: formats that are alike and not, matrices without
+    /// rows, no tokens.
+    #[test]
+    fn several_matrices_are_multiplied_as_each_alone() {
+        let formats = [Format::F32, Format::Bf16, Format::F16, Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q6K];
+        let cols = 256;
+        for (format, other) in formats.into_iter().flat_map(|format| formats.map(|other| (format, other))) {
+            for (tokens, rows) in [(1, [70, 33, 5]), (3, [5, 1, 64]), (12, [7, 0, 9]), (40, [33, 7, 7]), (0, [2, 3, 4])]
+            {
+                let weights: [Vec<u8>; 3] = std::array::from_fn(|i| {
+                    let format = if i == 2 { other } else { format };
+                    let (first, bytes) = (i, format.row_bytes(cols).unwrap());
+                    encoded(format, rows[i] + first, cols).0.split_off(first * bytes)
+                });
+                let matrices: [Matrix<'_>; 3] = std::array::from_fn(|i| Matrix {
+                    weight: &weights[i],
+                    format: if i == 2 { other } else { format },
+                });
+                let x = noise(tokens * cols, 2);
+                let precisions =
+                    [ActivationPrecision::F32, ActivationPrecision::Int16OrBf16, ActivationPrecision::Int8];
+                for (isa, activations) in Isa::available().into_iter().flat_map(|isa| precisions.map(|a| (isa, a))) {
+                    for (phase, batch_invariant) in
+                        [Phase::Decode, Phase::Prefill].into_iter().flat_map(|phase| [(phase, false), (phase, true)])
+                    {
+                        let arithmetic = Arithmetic { activations, phase, batch_invariant };
+                        let alone = matrices.map(|Matrix { weight, format }| {
+                            let rows = weight.len() / format.row_bytes(cols).unwrap();
+                            let mut out = vec![f32::NAN; tokens * rows];
+                            linear(isa, arithmetic, &x, weight, format, cols, places(&mut out));
+                            out
+                        });
+                        let found = linears(isa, arithmetic, &x, cols, &matrices);
+                        assert!(found == alone, "{isa} {arithmetic:?} {format} {other} {tokens} {rows:?}");
                     }
                 }
             }

@@ -44,7 +44,7 @@ pub(crate) use elementwise::{
 pub(crate) use gated_decay::{Gates, gated_decay};
 pub use gemv::distance::{PrefetchError, chosen_prefetch, prefetch_distances};
 pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};
-pub(crate) use linear::{FeedForward, Matrix, feed_forward, linear, rows};
+pub(crate) use linear::{FeedForward, Matrix, feed_forward, linear, linears, rows};
 pub(crate) use low_rank::{narrow, outer, transpose, widen};
 pub(crate) use recurrence::{Recurrence, linear_recurrence};
 pub(crate) use transposed::transposed;

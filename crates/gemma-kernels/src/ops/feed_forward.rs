@@ -1,8 +1,8 @@
-//! The feed-forward layer of a prompt: on the CPU in one operation, in which the activations between its products are not written in f32.
+//! The feed-forward layer: on the CPU in one operation, in which the activations between a prompt's products are not written in f32.
 
-use crate::ops::linear::LayerShape;
+use crate::ops::linear::{LayerShape, arithmetic};
 use crate::packed::stores_words;
-use crate::{Arithmetic, LinearOps, PackedWeight, Phase, add_bias, geglu, gelu_of_biased, packed_linear_in};
+use crate::{LinearOps, PackedWeight, Phase, add_bias, geglu, gelu_of_biased, packed_linear_in};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
@@ -21,45 +21,38 @@ pub struct FeedForward<'a> {
     pub down: &'a PackedWeight,
 }
 
-/// `down(gelu(gate(x)) · up(x))` (GeGLU, Shazeer 2020, arXiv:2002.05202, eq. 6), or `down(gelu(gate(x)))` without a partner, for the
-/// tokens of prompts: `x` `[tokens, hidden_size]` to the same shape. The bits are those of [`packed_linear_in`] and [`geglu`] one by one,
+/// `down(gelu(gate(x)) · up(x))` (GeGLU, Shazeer 2020, arXiv:2002.05202, eq. 6), or `down(gelu(gate(x)))` without a partner, for
+/// tokens in one phase: `x` `[tokens, hidden_size]` to the same shape. The bits are those of [`packed_linear_in`] and [`geglu`] one by one,
 /// which it is on GPUs and autodiff devices.
 ///
 /// # Panics
 /// When the shapes do not match.
-pub fn feed_forward(x: Tensor<2>, layer: FeedForward<'_>) -> Tensor<2> {
+pub fn feed_forward(x: Tensor<2>, layer: FeedForward<'_>, phase: Phase) -> Tensor<2> {
     let FeedForward { gate, gate_bias, up, up_bias, down } = layer.clone();
     assert_eq!(x.dims()[1], gate.cols(), "as many inputs as columns");
     assert_eq!(down.cols(), gate.rows(), "a column for each activation");
     assert!(up.is_none_or(|up| [up.rows(), up.cols()] == [gate.rows(), gate.cols()]), "a partner of the same shape");
-    let arithmetic = Arithmetic {
-        activations: gate.activations(),
-        phase: Phase::Prefill,
-        batch_invariant: gate.is_batch_invariant(),
-    };
-    let alike = |weight: &PackedWeight| {
-        [weight.activations() == arithmetic.activations, weight.is_batch_invariant() == arithmetic.batch_invariant]
-            == [true; 2]
-    };
+    let of_gate = arithmetic(gate, phase);
+    let alike = |weight: &PackedWeight| arithmetic(weight, phase) == of_gate;
     let recorded = x.is_autodiff() || [&gate_bias, &up_bias].into_iter().flatten().any(Tensor::is_autodiff);
     if recorded || stores_words(&gate.device()) || !alike(down) || !up.is_none_or(alike) {
-        return reference_feed_forward(x, layer);
+        return reference_feed_forward(x, layer, phase);
     }
     let bytes = |weight: &PackedWeight| weight.shards()[0].clone().into_dispatch();
     let biases = [gate_bias.is_some(), up_bias.is_some()];
     let none = || Tensor::<1>::zeros([1], &x.device());
     let [gate_bias, up_bias] = [gate_bias, up_bias].map(|bias| bias.unwrap_or_else(none).into_dispatch());
     let formats = (gate.format(), up.map(PackedWeight::format), down.format());
-    let shape = LayerShape { formats, biases, cols: gate.cols(), arithmetic };
+    let shape = LayerShape { formats, biases, cols: gate.cols(), arithmetic: of_gate };
     let x = x.into_dispatch();
     let [up, gate, down] = [up.unwrap_or(gate), gate, down].map(bytes);
     Tensor::from_dispatch(<Dispatch as LinearOps>::feed_forward(x, gate, up, down, gate_bias, up_bias, shape))
 }
 
 /// The reference implementation of [`feed_forward`]: its operations one by one.
-pub fn reference_feed_forward(x: Tensor<2>, layer: FeedForward<'_>) -> Tensor<2> {
+pub fn reference_feed_forward(x: Tensor<2>, layer: FeedForward<'_>, phase: Phase) -> Tensor<2> {
     let FeedForward { gate, gate_bias, up, up_bias, down } = layer;
-    let phases = [(x.dims()[0], Phase::Prefill)];
+    let phases = [(x.dims()[0], phase)];
     let biased = |y: Tensor<2>, bias: Option<Tensor<1>>| match bias {
         Some(bias) => add_bias(y, bias),
         None => y,
@@ -102,9 +95,12 @@ mod tests {
                             down: &down,
                         };
                         let x = || tensor([tokens, cols], 6, &device);
-                        let found = values(feed_forward(x(), layer()));
-                        let expected = values(reference_feed_forward(x(), layer()));
-                        assert!(found == expected, "{backend} {format} {tokens} {is_gated} {is_biased}");
+                        for phase in [Phase::Prefill, Phase::Decode] {
+                            let found = values(feed_forward(x(), layer(), phase));
+                            let expected = values(reference_feed_forward(x(), layer(), phase));
+                            let context = format!("{backend} {format} {tokens} {is_gated} {is_biased} {phase:?}");
+                            assert!(found == expected, "{context}");
+                        }
                     }
                 }
             }

@@ -21,6 +21,17 @@ pub struct Arithmetic {
     pub batch_invariant: bool,
 }
 
+/// How a backend is to read the matrices of [`packed_linears`].
+#[derive(Clone, Copy, Debug)]
+pub struct LinearsShape {
+    /// Their formats; `None` where there are fewer.
+    pub formats: [Option<Format>; 3],
+    /// Columns of all.
+    pub cols: usize,
+    /// Of all products.
+    pub arithmetic: Arithmetic,
+}
+
 /// How a backend is to read the matrices of a [`feed_forward`](crate::feed_forward) layer.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerShape {
@@ -50,6 +61,14 @@ mod extension {
             cols: usize,
             arithmetic: Arithmetic,
         ) -> FloatTensor<Self>;
+        /// See [`packed_linears`]; on a CPU. The product with a matrix that has no format has no columns.
+        fn packed_linears(
+            x: FloatTensor<Self>,
+            first: IntTensor<Self>,
+            second: IntTensor<Self>,
+            third: IntTensor<Self>,
+            shape: LinearsShape,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
         /// See [`feed_forward`](crate::feed_forward); on a CPU. What the layer has no partner or biases for is ignored.
         fn feed_forward(
             x: FloatTensor<Self>,
@@ -108,12 +127,52 @@ pub fn packed_linear_in(x: Tensor<2>, weight: &PackedWeight, phases: &[(usize, P
     if products.len() == 1 { products.remove(0) } else { Tensor::cat(products, 0) }
 }
 
+/// The products that [`packed_linear_in`] gives with each of up to three matrices, bit for bit: queries, keys and values, for example. On a
+/// CPU they are one operation, which packs or quantizes `x` once and in which the threads meet once, where the matrices are alike in
+/// [`activations`](PackedWeight::activations) and batch invariance and all tokens are in one phase.
+///
+/// # Panics
+/// When the shapes do not match, or the phases are not those of all tokens.
+pub fn packed_linears<const N: usize>(
+    x: Tensor<2>,
+    weights: [&PackedWeight; N],
+    phases: &[(usize, Phase)],
+) -> [Tensor<2>; N] {
+    const { assert!(N >= 1 && N <= 3, "one to three matrices") };
+    let [tokens, cols] = x.dims();
+    let phase = phases.first().map(|(_, phase)| *phase).filter(|first| phases.iter().all(|(_, phase)| phase == first));
+    let (Some(phase), false) = (phase, x.is_autodiff() || stores_words(&x.device())) else {
+        return weights.map(|weight| packed_linear_in(x.clone(), weight, phases));
+    };
+    let arithmetic = arithmetic(weights[0], phase);
+    if weights.iter().any(|weight| self::arithmetic(weight, phase) != arithmetic) {
+        return weights.map(|weight| packed_linear_in(x.clone(), weight, phases));
+    }
+    assert!(weights.iter().all(|weight| weight.cols() == cols), "a product of {cols} inputs with as many columns");
+    assert_eq!(phases.iter().map(|(rows, _)| rows).sum::<usize>(), tokens, "a phase for every token");
+    let formats = std::array::from_fn(|i| weights.get(i).map(|weight| weight.format()));
+    let [first, second, third] = std::array::from_fn(|i| weights.get(i).unwrap_or(&weights[0]).shards()[0].clone());
+    let (first, second, third) = <Dispatch as LinearOps>::packed_linears(
+        x.into_dispatch(),
+        first.into_dispatch(),
+        second.into_dispatch(),
+        third.into_dispatch(),
+        LinearsShape { formats, cols, arithmetic },
+    );
+    let mut products = [first, second, third].map(Tensor::from_dispatch).into_iter();
+    std::array::from_fn(|_| products.next().expect("one for each matrix"))
+}
+
+/// How products with a matrix are computed in a phase.
+pub(crate) fn arithmetic(weight: &PackedWeight, phase: Phase) -> Arithmetic {
+    Arithmetic { activations: weight.activations(), phase, batch_invariant: weight.is_batch_invariant() }
+}
+
 /// Rows of a GPU's kernel for few tokens, in which a sum does not depend on how many there are.
 const FEW_TOKENS: usize = 4;
 
 fn in_one_phase(x: Tensor<2>, weight: &PackedWeight, phase: Phase) -> Tensor<2> {
-    let arithmetic =
-        Arithmetic { activations: weight.activations(), phase, batch_invariant: weight.is_batch_invariant() };
+    let arithmetic = arithmetic(weight, phase);
     let tokens = x.dims()[0];
     if arithmetic.batch_invariant && phase == Phase::Decode && tokens > FEW_TOKENS && stores_words(&x.device()) {
         let few = |first: usize| x.clone().narrow(0, first, FEW_TOKENS.min(tokens - first));

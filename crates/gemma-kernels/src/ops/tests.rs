@@ -1,7 +1,7 @@
 //! Every operation on every backend, against its reference implementation.
 
 use super::attention::{AttendSegment, CacheRows, append, attend, reference_attend};
-use super::linear::{packed_linear, packed_linear_in, packed_rows};
+use super::linear::{packed_linear, packed_linear_in, packed_linears, packed_rows};
 use crate::cpu::noise;
 use crate::kv::nearest_f16;
 use crate::{
@@ -65,6 +65,38 @@ fn packed_products_and_rows_equal_dense_ones() {
                 let expected: Vec<f32> =
                     ids.iter().flat_map(|id| decoded[*id as usize * cols..][..cols].to_vec()).collect();
                 assert_close(&values(packed_rows(&weight, &ids)), &expected, 1e-6, &format!("{backend} {format} rows"));
+            }
+        }
+    }
+}
+
+/// Matrices that are alike and that are not, tokens in one phase and in two.
+#[test]
+fn products_with_several_matrices_are_those_with_each() {
+    for (backend, device) in devices() {
+        let matrix = |format, rows, seed| {
+            PackedWeight::encode(&noise(rows * 64, seed), format, rows, 64, &device).expect("whole blocks")
+        };
+        for format in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0] {
+            let (a, b, c) = (matrix(format, 40, 1), matrix(format, 7, 2), matrix(Format::Q8_0, 9, 3));
+            let exact = c.clone().with_activations(ActivationPrecision::F32);
+            let other = c.clone().with_batch_invariance(!c.is_batch_invariant());
+            for phases in [
+                &[(1, Phase::Decode)][..],
+                &[(3, Phase::Decode)],
+                &[(40, Phase::Prefill)],
+                &[(2, Phase::Prefill), (20, Phase::Prefill)],
+                &[(1, Phase::Decode), (20, Phase::Prefill)],
+            ] {
+                let x = tensor([phases.iter().map(|(rows, _)| rows).sum(), 64], 4, &device);
+                for last in [&c, &exact, &other] {
+                    let alone = [&a, &b, last].map(|weight| values(packed_linear_in(x.clone(), weight, phases)));
+                    let found = packed_linears(x.clone(), [&a, &b, last], phases).map(values);
+                    assert!(found == alone, "{backend} {format} {phases:?}");
+                }
+                let [first, second] = packed_linears(x.clone(), [&b, &a], phases).map(values);
+                let [expected, other] = [&b, &a].map(|weight| values(packed_linear_in(x.clone(), weight, phases)));
+                assert!(first == expected && second == other, "{backend} {format} {phases:?}");
             }
         }
     }
