@@ -64,6 +64,7 @@ pub use ops::elementwise::{
 };
 pub use ops::feed_forward::{FeedForward, feed_forward};
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
+pub use ops::heads::{HeadNorms, HeadOps, norm_and_rotate};
 pub use ops::largest::{Largest, LargestOps, MOST_LARGEST, is_apart, largest};
 pub use ops::linear::{
     Arithmetic, LayerShape, LinearOps, LinearsShape, packed_linear, packed_linear_in, packed_linears, packed_rows,
@@ -87,6 +88,7 @@ pub mod reference {
         reference_softcap as softcap,
     };
     pub use crate::ops::feed_forward::reference_feed_forward as feed_forward;
+    pub use crate::ops::heads::reference_norm_and_rotate as norm_and_rotate;
     pub use crate::ops::largest::reference_largest as largest;
     pub use crate::ops::recurrence::{
         reference_gated_decay as gated_decay, reference_linear_recurrence as linear_recurrence,

@@ -138,17 +138,10 @@ impl Attention {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let [tokens, _] = x.dims();
         let rows = Rows::of(segments);
-        let rotated = |x: Tensor<2>, norm: &Option<RmsNorm>, heads: usize| {
-            let x = match norm {
-                Some(norm) => norm.forward(x.reshape([tokens * heads, head_dim])),
-                None => x,
-            };
-            rope.rotate(x.reshape([tokens, heads, head_dim]))
-        };
         let [q, k, v] = Projection::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, &rows);
-        let q = rotated(q, &self.q_norm, heads);
-        let k = rotated(k, &self.k_norm, kv_heads);
-        let v = v.reshape([tokens, kv_heads, head_dim]);
+        let [k, v] = [k, v].map(|x| x.reshape([tokens, kv_heads, head_dim]));
+        let norms = self.q_norm.as_ref().zip(self.k_norm.as_ref());
+        let [q, k] = rope.rotate_heads(q.reshape([tokens, heads, head_dim]), k, norms);
         let attended = self.attend(q, k, v, segments, caches);
         self.o_proj.forward_in(attended.reshape([tokens, heads * head_dim]), &rows)
     }

@@ -1,7 +1,8 @@
 //! Rotary position embedding, half-split.
 
+use crate::RmsNorm;
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_kernels::{Way, note, rotate};
+use gemma_kernels::{HeadNorms, Way, norm_and_rotate, note};
 
 /// Which part of a head rotates, and how fast.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,10 +46,11 @@ impl RopeTable {
         Self { cos: table(angles().map(f32::cos).collect()), sin: table(angles().map(f32::sin).collect()) }
     }
 
-    /// Rotates `[tokens, heads, head_dim]`: with halves `(a, b)` of the rotating dimensions,
-    /// `(a cos - b sin, b cos + a sin)`.
-    pub fn rotate(&self, x: Tensor<3>) -> Tensor<3> {
-        rotate(x, self.cos.clone(), self.sin.clone())
+    /// Rotates queries `[tokens, heads, head_dim]` and keys `[tokens, kv_heads, head_dim]`: with halves `(a, b)` of the rotating dimensions,
+    /// `(a cos - b sin, b cos + a sin)`. Where there are norms, of queries and of keys, each head is normed before.
+    pub fn rotate_heads(&self, q: Tensor<3>, k: Tensor<3>, norms: Option<(&RmsNorm, &RmsNorm)>) -> [Tensor<3>; 2] {
+        let norms = norms.map(|(q, k)| HeadNorms { q: q.weight.val(), k: k.weight.val(), eps: q.eps() });
+        norm_and_rotate(q, k, norms, self.cos.clone(), self.sin.clone())
     }
 }
 
@@ -91,8 +93,9 @@ mod tests {
             let (plain, scaled) = (RopeSpec::new(4, 100.0), RopeSpec { factor: 8.0, ..RopeSpec::new(4, 100.0) });
             let tables = RopeTables::new([plain, scaled, plain], &[16], &device);
             let x = Tensor::<3>::from_data([[[1.0f32, 2.0, 3.0, 4.0]]], &device);
-            let turned =
-                |table: &RopeTable| -> Vec<f32> { table.rotate(x.clone()).into_data().try_into_vec().unwrap() };
+            let turned = |table: &RopeTable| -> Vec<f32> {
+                table.rotate_heads(x.clone(), x.clone(), None)[1].to_data().try_into_vec().unwrap()
+            };
             assert_eq!(turned(tables.of(scaled)), turned(&RopeTable::new(plain, &[2], &device)));
             assert_eq!(turned(tables.of(plain)), turned(&RopeTable::new(plain, &[16], &device)));
         }
@@ -105,7 +108,7 @@ mod tests {
             let table = RopeTable::new(spec, &[0, 3], &device);
             let row = [1.0f32, 2.0, 3.0, 4.0, 5.0];
             let x = Tensor::<3>::from_data([[row], [row]], &device);
-            let y: Vec<f32> = table.rotate(x).into_data().try_into_vec().unwrap();
+            let y: Vec<f32> = table.rotate_heads(x.clone(), x, None)[0].to_data().try_into_vec().unwrap();
             assert_eq!(y[..5], row, "position 0 does not turn");
             let (slow, fast) = (0.3f32, 3.0f32); // theta^(-2/4) = 0.1
             let expected = [

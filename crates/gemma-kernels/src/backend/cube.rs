@@ -5,6 +5,7 @@ use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
+use crate::ops::heads::HeadOps;
 use crate::ops::largest::LargestOps;
 use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
@@ -33,25 +34,26 @@ impl LinearOps for CubeBackend {
     }
 
     fn packed_linears(
-        _x: FloatTensor<Self>,
-        _first: IntTensor<Self>,
-        _second: IntTensor<Self>,
-        _third: IntTensor<Self>,
-        _shape: LinearsShape,
+        x: FloatTensor<Self>,
+        first: IntTensor<Self>,
+        second: IntTensor<Self>,
+        third: IntTensor<Self>,
+        shape: LinearsShape,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("products are computed one by one on a GPU")
+        let [first, second, third] = cube::packed_linears(x, [first, second, third], shape);
+        (first, second, third)
     }
 
     fn feed_forward(
-        _x: FloatTensor<Self>,
-        _gate: IntTensor<Self>,
-        _up: IntTensor<Self>,
-        _down: IntTensor<Self>,
-        _gate_bias: FloatTensor<Self>,
-        _up_bias: FloatTensor<Self>,
-        _layer: LayerShape,
+        x: FloatTensor<Self>,
+        gate: IntTensor<Self>,
+        up: IntTensor<Self>,
+        down: IntTensor<Self>,
+        gate_bias: FloatTensor<Self>,
+        up_bias: FloatTensor<Self>,
+        layer: LayerShape,
     ) -> FloatTensor<Self> {
-        unreachable!("a layer is its operations one by one on a GPU")
+        cube::feed_forward(x, [gate, up, down], [gate_bias, up_bias], layer)
     }
 
     fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
@@ -194,6 +196,21 @@ impl GateOps for CubeBackend {
         }
         let gates = [input_weight, input_bias, recurrent_weight, recurrent_bias];
         cube::gated_decay(x, gates, recurrent_param, &begins, blocks)
+    }
+}
+
+impl HeadOps for CubeBackend {
+    fn norm_and_rotate(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        q_weight: FloatTensor<Self>,
+        k_weight: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        eps: Option<f32>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [q, k] = cube::norm_and_rotate([(q, q_weight), (k, k_weight)], [cos, sin], eps);
+        (q, k)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall};
 use crate::ops::conv::ConvOps;
 use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
+use crate::ops::heads::HeadOps;
 use crate::ops::largest::LargestOps;
 use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
@@ -261,6 +262,20 @@ impl ConvOps for Flex {
         let [line, weight, bias, firsts] = [line, weight, bias, firsts].map(contiguous);
         let factors = [slice!(weight, f32), slice!(bias, f32)];
         FlexTensor::from_data(slices::causal_conv(slice!(line, f32), factors, slice!(firsts, u32)))
+    }
+}
+
+impl HeadOps for Flex {
+    fn norm_and_rotate(
+        _q: FloatTensor<Self>,
+        _k: FloatTensor<Self>,
+        _q_weight: FloatTensor<Self>,
+        _k_weight: FloatTensor<Self>,
+        _cos: FloatTensor<Self>,
+        _sin: FloatTensor<Self>,
+        _eps: Option<f32>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("norms and rotations are an operation each on a CPU")
     }
 }
 

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 /// Units of a cube.
-const UNITS: usize = 256;
+pub(super) const UNITS: usize = 256;
 
 /// The operation on `x`, with one or two further operands.
 ///
@@ -149,20 +149,10 @@ fn softcap_kernel(x: &[f32], out: &mut [f32], work: usize, cap: f32) {
     out[ABSOLUTE_POS] = cap * tanh(x[ABSOLUTE_POS] / cap);
 }
 
-/// A cube makes one row.
-#[cube(launch_unchecked)]
-fn norm_kernel(
-    x: &[f32],
-    weight: &[f32],
-    residual: &[f32],
-    out: &mut [f32],
-    rows: usize,
-    width: usize,
-    eps: f32,
-    #[comptime] adds: bool,
-) {
+/// `1 / sqrt(mean(x²) + eps)` over the row of `width` values that begins at value `row`, by all units of a cube.
+#[cube]
+pub(super) fn inverse_of_row(x: &[f32], row: usize, width: usize, eps: f32) -> f32 {
     let unit = UNIT_POS as usize;
-    let row = min(CUBE_POS, rows - 1) * width;
     let mut sums = Shared::<[f32]>::new_slice(UNITS);
     let mut sum = 0.0f32;
     let mut col = unit;
@@ -182,7 +172,24 @@ fn norm_kernel(
         }
         sync_cube();
     }
-    let inverse = 1.0f32 / (sums[0usize] / f32::cast_from(width as u32) + eps).sqrt();
+    1.0f32 / (sums[0usize] / f32::cast_from(width as u32) + eps).sqrt()
+}
+
+/// A cube makes one row.
+#[cube(launch_unchecked)]
+fn norm_kernel(
+    x: &[f32],
+    weight: &[f32],
+    residual: &[f32],
+    out: &mut [f32],
+    rows: usize,
+    width: usize,
+    eps: f32,
+    #[comptime] adds: bool,
+) {
+    let unit = UNIT_POS as usize;
+    let row = min(CUBE_POS, rows - 1) * width;
+    let inverse = inverse_of_row(x, row, width, eps);
     if CUBE_POS < rows {
         let mut col = unit;
         while col < width {

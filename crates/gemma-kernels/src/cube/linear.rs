@@ -11,7 +11,7 @@ mod vector;
 
 use super::dequantize::is_wide;
 use super::{floats, is_empty, output, packed};
-use crate::ops::linear::Arithmetic;
+use crate::ops::linear::{Arithmetic, LayerShape, LinearsShape};
 use crate::{Format, Phase};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -77,6 +77,61 @@ pub(crate) fn packed_linear(
         tile::launch(operands, &y, depth);
     }
     y
+}
+
+/// [`packed_linear`] of up to [`FEW_TOKENS`](vector::FEW_TOKENS) tokens with two or three matrices of one format, in one launch; what a
+/// third would give has no columns where there are two.
+///
+/// # Panics
+/// When shapes, types or formats contradict each other.
+pub(crate) fn packed_linears(x: CubeTensor, words: [CubeTensor; 3], shape: LinearsShape) -> [CubeTensor; 3] {
+    let LinearsShape { formats, cols, arithmetic } = shape;
+    assert!(formats.iter().flatten().all(|format| Some(*format) == formats[0]), "matrices of one format");
+    let x = floats(x);
+    if x.client.properties().hardware.max_bindings < vector::SEVERAL_BUFFERS {
+        let mut formats = formats.into_iter();
+        return words.map(|words| match formats.next().flatten() {
+            Some(format) => packed_linear(x.clone(), words, format, cols, arithmetic),
+            None => output(&x, [x.meta.shape().dims::<2>()[0], 0]),
+        });
+    }
+    let of_one = |(words, format): (CubeTensor, Option<Format>)| Some(operands(x.clone(), words, format?, cols));
+    let several: Vec<Operands> = words.into_iter().zip(formats).map_while(of_one).collect();
+    let rows = |i: usize| several.get(i).map_or(0, |operands| operands.rows);
+    let tokens = x.meta.shape().dims::<2>()[0];
+    let y = [0, 1, 2].map(|i| output(&x, [tokens, rows(i)]));
+    if tokens > 0 {
+        let plane = vector::plane_size(&x);
+        vector::launch_several(&x, several.into_iter().zip(&y).collect(), plane);
+    }
+    y
+}
+
+/// A [`feed_forward`](crate::feed_forward) layer of up to [`FEW_TOKENS`](vector::FEW_TOKENS) tokens in two launches: its first two matrices,
+/// which have one format, with GELU, and its last.
+///
+/// # Panics
+/// When shapes, types or formats contradict each other.
+pub(crate) fn feed_forward(
+    x: CubeTensor,
+    [gate, up, down]: [CubeTensor; 3],
+    [gate_bias, up_bias]: [CubeTensor; 2],
+    layer: LayerShape,
+) -> CubeTensor {
+    let LayerShape { formats: (first, partner, last), biases, cols, arithmetic } = layer;
+    assert_eq!(partner, Some(first), "matrices of one format");
+    let operands = operands(x, gate, first, cols);
+    let (up, shape) = packed(up, first, cols);
+    assert_eq!(shape, [operands.rows, operands.row_words], "a partner for every row");
+    let hidden = output(&operands.x, [operands.tokens, operands.rows]);
+    let rows = operands.rows;
+    let biases = [biases[0].then(|| floats(gate_bias)), biases[1].then(|| floats(up_bias))];
+    assert!(biases.iter().flatten().all(|bias| bias.meta.shape().dims::<1>() == [rows]), "a bias for every row");
+    if !is_empty(&hidden) {
+        let plane = vector::plane_size(&operands.x);
+        vector::launch_gated(operands, up, biases, &hidden, plane);
+    }
+    packed_linear(hidden, down, last, rows, arithmetic)
 }
 
 fn operands(x: CubeTensor, words: CubeTensor, format: Format, cols: usize) -> Operands {

@@ -10,7 +10,8 @@
 //! - [`attention`]: softmax attention over pages of keys or over rows, where they lie, and writing them;
 //! - [`recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, a unit per channel;
 //! - [`gated_decay`]: its coefficients; [`conv`]: the convolution before it;
-//! - [`elementwise`]: what lies between the products;
+//! - [`heads`]: norms and rotation of queries and keys;
+//! - [`elementwise`]: what else lies between the products;
 //! - [`sampling`]: the largest logits of a row;
 //! - [`math`]: functions that drivers compute badly.
 //!
@@ -25,6 +26,7 @@ mod conv;
 mod dequantize;
 mod elementwise;
 mod gated_decay;
+mod heads;
 mod linear;
 mod math;
 mod recurrence;
@@ -35,7 +37,8 @@ pub(crate) use attention::{Source, attend, write_pages};
 pub(crate) use conv::causal_conv;
 pub(crate) use elementwise::elementwise;
 pub(crate) use gated_decay::gated_decay;
-pub(crate) use linear::packed_linear;
+pub(crate) use heads::norm_and_rotate;
+pub(crate) use linear::{feed_forward, packed_linear, packed_linears};
 pub(crate) use recurrence::linear_recurrence;
 pub(crate) use rows::packed_rows;
 pub(crate) use sampling::largest;

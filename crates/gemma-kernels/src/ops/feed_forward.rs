@@ -1,6 +1,7 @@
-//! The feed-forward layer: on the CPU in one operation, in which the activations between a prompt's products are not written in f32.
+//! The feed-forward layer in one operation: in which the activations between a prompt's products are not written in f32 on a CPU, and with
+//! few launches for a few tokens on a GPU.
 
-use crate::ops::linear::{LayerShape, arithmetic};
+use crate::ops::linear::{LayerShape, arithmetic_of_all};
 use crate::packed::stores_words;
 use crate::{LinearOps, PackedWeight, Phase, add_bias, geglu, gelu_of_biased, packed_linear_in};
 use burn::backend::Dispatch;
@@ -22,8 +23,11 @@ pub struct FeedForward<'a> {
 }
 
 /// `down(gelu(gate(x)) · up(x))` (GeGLU, Shazeer 2020, arXiv:2002.05202, eq. 6), or `down(gelu(gate(x)))` without a partner, for
-/// tokens in one phase: `x` `[tokens, hidden_size]` to the same shape. The bits are those of [`packed_linear_in`] and [`geglu`] one by one,
-/// which it is on GPUs and autodiff devices.
+/// tokens in one phase: `x` `[tokens, hidden_size]` to the same shape.
+///
+/// On a CPU it is one operation, with the bits of [`packed_linear_in`] and [`geglu`] one by one. On a GPU all but the last product is one
+/// launch, for up to four tokens and matrices of one format that are in one piece. Else, and on autodiff devices, it is the operations one
+/// by one.
 ///
 /// # Panics
 /// When the shapes do not match.
@@ -32,18 +36,20 @@ pub fn feed_forward(x: Tensor<2>, layer: FeedForward<'_>, phase: Phase) -> Tenso
     assert_eq!(x.dims()[1], gate.cols(), "as many inputs as columns");
     assert_eq!(down.cols(), gate.rows(), "a column for each activation");
     assert!(up.is_none_or(|up| [up.rows(), up.cols()] == [gate.rows(), gate.cols()]), "a partner of the same shape");
-    let of_gate = arithmetic(gate, phase);
-    let alike = |weight: &PackedWeight| arithmetic(weight, phase) == of_gate;
-    let recorded = x.is_autodiff() || [&gate_bias, &up_bias].into_iter().flatten().any(Tensor::is_autodiff);
-    if recorded || stores_words(&gate.device()) || !alike(down) || !up.is_none_or(alike) {
+    let recorded = [&gate_bias, &up_bias].into_iter().flatten().any(Tensor::is_autodiff);
+    let first = [gate, up.unwrap_or(gate)];
+    let all = [first[0], first[1], down];
+    let is_one = !recorded && (up.is_some() || !stores_words(&gate.device()));
+    let Some(arithmetic) = is_one.then(|| arithmetic_of_all(&x, &all, &first, phase)).flatten() else {
         return reference_feed_forward(x, layer, phase);
-    }
+    };
     let bytes = |weight: &PackedWeight| weight.shards()[0].clone().into_dispatch();
     let biases = [gate_bias.is_some(), up_bias.is_some()];
-    let none = || Tensor::<1>::zeros([1], &x.device());
-    let [gate_bias, up_bias] = [gate_bias, up_bias].map(|bias| bias.unwrap_or_else(none).into_dispatch());
+    // what is not added is not read
+    let operand = |bias: Option<Tensor<1>>| bias.map_or_else(|| x.clone().into_dispatch(), Tensor::into_dispatch);
+    let [gate_bias, up_bias] = [gate_bias, up_bias].map(operand);
     let formats = (gate.format(), up.map(PackedWeight::format), down.format());
-    let shape = LayerShape { formats, biases, cols: gate.cols(), arithmetic: of_gate };
+    let shape = LayerShape { formats, biases, cols: gate.cols(), arithmetic };
     let x = x.into_dispatch();
     let [up, gate, down] = [up.unwrap_or(gate), gate, down].map(bytes);
     Tensor::from_dispatch(<Dispatch as LinearOps>::feed_forward(x, gate, up, down, gate_bias, up_bias, shape))
@@ -74,13 +80,17 @@ mod tests {
     use super::*;
     use crate::Format;
     use crate::cpu::noise;
-    use crate::ops::tests::{devices, tensor, values};
+    use crate::ops::tests::{assert_close, devices, tensor, values};
 
     #[test]
     fn a_layer_is_its_operations_one_by_one() {
         for (backend, device) in devices() {
-            for (tokens, cols, size, rows) in [(1, 32, 64, 32), (17, 64, 96, 40), (70, 256, 512, 64)] {
-                for format in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0] {
+            for (tokens, cols, size, rows) in [(1, 32, 64, 32), (17, 64, 96, 40), (3, 256, 512, 37), (70, 256, 512, 64)]
+            {
+                for format in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Q4K] {
+                    if [cols, size].iter().any(|cols| format.row_bytes(*cols).is_none()) {
+                        continue;
+                    }
                     let matrix = |rows, cols, seed| {
                         PackedWeight::encode(&noise(rows * cols, seed), format, rows, cols, &device).expect("sound")
                     };
@@ -99,7 +109,9 @@ mod tests {
                             let found = values(feed_forward(x(), layer(), phase));
                             let expected = values(reference_feed_forward(x(), layer(), phase));
                             let context = format!("{backend} {format} {tokens} {is_gated} {is_biased} {phase:?}");
-                            assert!(found == expected, "{context}");
+                            // a shader's compiler may join a multiplication and an addition
+                            let tolerance = if stores_words(&device) { 2e-6 * size as f32 } else { 0.0 };
+                            assert_close(&found, &expected, tolerance, &context);
                         }
                     }
                 }

@@ -61,7 +61,7 @@ mod extension {
             cols: usize,
             arithmetic: Arithmetic,
         ) -> FloatTensor<Self>;
-        /// See [`packed_linears`]; on a CPU. The product with a matrix that has no format has no columns.
+        /// See [`packed_linears`]; on a GPU of matrices that [one launch](in_one_launch) takes. The product with a matrix that has no format has no columns.
         fn packed_linears(
             x: FloatTensor<Self>,
             first: IntTensor<Self>,
@@ -69,7 +69,7 @@ mod extension {
             third: IntTensor<Self>,
             shape: LinearsShape,
         ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-        /// See [`feed_forward`](crate::feed_forward); on a CPU. What the layer has no partner or biases for is ignored.
+        /// See [`feed_forward`](crate::feed_forward); on a GPU of tokens and matrices that [one launch](in_one_launch) takes. What the layer has no partner or biases for is ignored.
         fn feed_forward(
             x: FloatTensor<Self>,
             gate: IntTensor<Self>,
@@ -127,9 +127,11 @@ pub fn packed_linear_in(x: Tensor<2>, weight: &PackedWeight, phases: &[(usize, P
     if products.len() == 1 { products.remove(0) } else { Tensor::cat(products, 0) }
 }
 
-/// The products that [`packed_linear_in`] gives with each of up to three matrices, bit for bit: queries, keys and values, for example. On a
-/// CPU they are one operation, which packs or quantizes `x` once and in which the threads meet once, where the matrices are alike in
-/// [`activations`](PackedWeight::activations) and batch invariance and all tokens are in one phase.
+/// The products that [`packed_linear_in`] gives with each of up to three matrices, bit for bit: queries, keys and values, for example.
+///
+/// Where the matrices are alike in [`activations`](PackedWeight::activations) and batch invariance and all tokens are in one phase, they are
+/// one operation. On a CPU it packs or quantizes `x` once, and the threads meet once; on a GPU it is one launch, for up to four tokens and
+/// matrices of one format that are in one piece.
 ///
 /// # Panics
 /// When the shapes do not match, or the phases are not those of all tokens.
@@ -138,16 +140,12 @@ pub fn packed_linears<const N: usize>(
     weights: [&PackedWeight; N],
     phases: &[(usize, Phase)],
 ) -> [Tensor<2>; N] {
-    const { assert!(N >= 1 && N <= 3, "one to three matrices") };
+    const { assert!(N >= 2 && N <= 3, "two or three matrices") };
     let [tokens, cols] = x.dims();
     let phase = phases.first().map(|(_, phase)| *phase).filter(|first| phases.iter().all(|(_, phase)| phase == first));
-    let (Some(phase), false) = (phase, x.is_autodiff() || stores_words(&x.device())) else {
+    let Some(arithmetic) = phase.and_then(|phase| arithmetic_of_all(&x, &weights, &weights, phase)) else {
         return weights.map(|weight| packed_linear_in(x.clone(), weight, phases));
     };
-    let arithmetic = arithmetic(weights[0], phase);
-    if weights.iter().any(|weight| self::arithmetic(weight, phase) != arithmetic) {
-        return weights.map(|weight| packed_linear_in(x.clone(), weight, phases));
-    }
     assert!(weights.iter().all(|weight| weight.cols() == cols), "a product of {cols} inputs with as many columns");
     assert_eq!(phases.iter().map(|(rows, _)| rows).sum::<usize>(), tokens, "a phase for every token");
     let formats = std::array::from_fn(|i| weights.get(i).map(|weight| weight.format()));
@@ -163,8 +161,34 @@ pub fn packed_linears<const N: usize>(
     std::array::from_fn(|_| products.next().expect("one for each matrix"))
 }
 
+/// How an operation computes its products with the matrices `all`, the `first` of which are multiplied with `x`; `None` where it is not one
+/// operation, but its products one by one.
+pub(crate) fn arithmetic_of_all(
+    x: &Tensor<2>,
+    all: &[&PackedWeight],
+    first: &[&PackedWeight],
+    phase: Phase,
+) -> Option<Arithmetic> {
+    let shared = arithmetic(all[0], phase);
+    let alike = all.iter().all(|weight| arithmetic(weight, phase) == shared);
+    let computed = !x.is_autodiff() && (!stores_words(&x.device()) || in_one_launch(x.dims()[0], all, first, shared));
+    (alike && computed).then_some(shared)
+}
+
+/// Whether a GPU multiplies so many tokens with the `first` matrices in one launch: few tokens, whose products stream the rows, and
+/// matrices of one format. All are bound in one piece.
+fn in_one_launch(tokens: usize, all: &[&PackedWeight], first: &[&PackedWeight], arithmetic: Arithmetic) -> bool {
+    let format = first[0].format();
+    // as the kernels for one matrix are chosen
+    let streamed = tokens <= FEW_TOKENS && format != Format::F32;
+    let streamed = streamed && (arithmetic.phase == Phase::Decode || !arithmetic.batch_invariant);
+    streamed
+        && first.iter().all(|weight| weight.format() == format)
+        && all.iter().all(|weight| weight.shards().len() == 1)
+}
+
 /// How products with a matrix are computed in a phase.
-pub(crate) fn arithmetic(weight: &PackedWeight, phase: Phase) -> Arithmetic {
+fn arithmetic(weight: &PackedWeight, phase: Phase) -> Arithmetic {
     Arithmetic { activations: weight.activations(), phase, batch_invariant: weight.is_batch_invariant() }
 }
 

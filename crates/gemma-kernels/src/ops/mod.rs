@@ -7,6 +7,7 @@ pub(crate) mod conv;
 pub(crate) mod elementwise;
 pub(crate) mod feed_forward;
 pub(crate) mod frozen;
+pub(crate) mod heads;
 pub(crate) mod largest;
 pub(crate) mod linear;
 pub(crate) mod recurrence;

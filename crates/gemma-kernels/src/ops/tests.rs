@@ -75,9 +75,9 @@ fn packed_products_and_rows_equal_dense_ones() {
 fn products_with_several_matrices_are_those_with_each() {
     for (backend, device) in devices() {
         let matrix = |format, rows, seed| {
-            PackedWeight::encode(&noise(rows * 64, seed), format, rows, 64, &device).expect("whole blocks")
+            PackedWeight::encode(&noise(rows * 256, seed), format, rows, 256, &device).expect("whole blocks")
         };
-        for format in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0] {
+        for format in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Q4K] {
             let (a, b, c) = (matrix(format, 40, 1), matrix(format, 7, 2), matrix(Format::Q8_0, 9, 3));
             let exact = c.clone().with_activations(ActivationPrecision::F32);
             let other = c.clone().with_batch_invariance(!c.is_batch_invariant());
@@ -88,7 +88,7 @@ fn products_with_several_matrices_are_those_with_each() {
                 &[(2, Phase::Prefill), (20, Phase::Prefill)],
                 &[(1, Phase::Decode), (20, Phase::Prefill)],
             ] {
-                let x = tensor([phases.iter().map(|(rows, _)| rows).sum(), 64], 4, &device);
+                let x = tensor([phases.iter().map(|(rows, _)| rows).sum(), 256], 4, &device);
                 for last in [&c, &exact, &other] {
                     let alone = [&a, &b, last].map(|weight| values(packed_linear_in(x.clone(), weight, phases)));
                     let found = packed_linears(x.clone(), [&a, &b, last], phases).map(values);
