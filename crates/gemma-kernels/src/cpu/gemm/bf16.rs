@@ -63,9 +63,11 @@ pub(in crate::cpu) fn multiply(isa: Isa, terms: Terms, x: &[f32], products: &[Pr
     unsafe { with_unit_of!(isa, shape.format, multiply_with(isa, terms, x, products)) };
 }
 
+/// [`multiply`] with a unit.
+///
 /// # Safety
 /// The CPU must have the unit's instructions.
-unsafe fn multiply_with<U: Unit>(isa: Isa, terms: Terms, x: &[f32], products: &[Product<'_>]) {
+pub(super) unsafe fn multiply_with<U: Unit>(isa: Isa, terms: Terms, x: &[f32], products: &[Product<'_>]) {
     let shape = joint(products);
     // SAFETY: as required of the caller.
     let mut packed = vec![unsafe { pack::<U>(isa, x, shape) }];

@@ -208,3 +208,71 @@ fn activate(values: &mut [f32], bias: Option<f32>, partners: Option<&[f32]>, par
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Format;
+    use crate::cpu::gemm::bf16::{self, Terms};
+    use crate::cpu::linear::tests::encoded;
+    use crate::cpu::noise;
+
+    type ModelledTiles = amx::Tiled<amx::tests::Modelled>;
+
+    /// In Intel's tiles, modelled where the CPU has none, a layer has the bits of its products one by one as well; those of the CPU's own units
+    /// are compared in [`linear`](crate::cpu::linear).
+    #[test]
+    fn a_layer_in_modelled_tiles_is_its_products_one_by_one() {
+        let formats = [(Format::Bf16, Format::Bf16), (Format::Q8_0, Format::Q4K), (Format::Q4_0, Format::Q8_0)];
+        let sizes = [(9, 64, 256, 10), (33, 96, 512, 40), (70, 32, 768, 33), (530, 32, 256, 5)];
+        let layers = formats.into_iter().flat_map(|formats| sizes.map(|sizes| (formats, sizes)));
+        for (isa, ((format, last), (tokens, cols, size, rows))) in Isa::available()
+            .into_iter()
+            .filter(|isa| *isa >= Isa::Avx512Bf16)
+            .flat_map(|isa| layers.clone().map(move |layer| (isa, layer)))
+        {
+            let shape_of = |format: Format, rows, cols| Shape {
+                format,
+                tokens,
+                rows,
+                cols,
+                row_bytes: format.row_bytes(cols).unwrap(),
+            };
+            let (before, after) = (shape_of(format, size, cols), shape_of(last, rows, size));
+            let gates = encoded(format, size + 1, cols).0;
+            let (gate, up) = (&gates[..size * before.row_bytes], &gates[before.row_bytes..]);
+            let (down, _) = encoded(last, rows, size);
+            let (x, biases) = (noise(tokens * cols, 2), [noise(size, 3), noise(size, 4)]);
+            let product = |x: &[f32], weight: &[u8], shape: Shape| {
+                let mut out = vec![f32::NAN; tokens * shape.rows];
+                let product = Product { weight, shape, out: Output(out.as_mut_ptr()) };
+                // SAFETY: the ISA says that the CPU has what packs and decodes, and the tiles need nothing.
+                unsafe { bf16::multiply_with::<ModelledTiles>(isa, Terms::One, x, &[product]) };
+                out
+            };
+            let biased = |weight: &[u8], bias: &[f32]| -> Vec<f32> {
+                product(&x, weight, before).iter().zip(bias.iter().cycle()).map(|(y, bias)| y + bias).collect()
+            };
+            for is_gated in [false, true] {
+                let mut hidden = biased(gate, &biases[0]);
+                hidden.iter_mut().for_each(|value| *value = math::gelu(*value));
+                if is_gated {
+                    hidden.iter_mut().zip(biased(up, &biases[1])).for_each(|(value, partner)| *value *= partner);
+                }
+                let expected = product(&hidden, &down, after);
+                let [gate, up] =
+                    [(gate, &biases[0]), (up, &biases[1])].map(|(weight, bias)| Before { weight, bias: Some(bias) });
+                let layer = Layer { gate, up: is_gated.then_some(up), shape: before };
+                let mut found = vec![f32::NAN; tokens * rows];
+                let down = Product { weight: &down, shape: after, out: Output(found.as_mut_ptr()) };
+                // SAFETY: as above.
+                unsafe {
+                    let layout = layout::<ModelledTiles>(size / 2);
+                    let x = pack::<ModelledTiles>(isa, &x, before);
+                    multiply_packed::<ModelledTiles>(&[activations::<ModelledTiles>(&x, layer, layout)], &[down]);
+                }
+                assert!(found == expected, "{isa} {format} {last} {tokens} {cols} {size} {is_gated}");
+            }
+        }
+    }
+}
