@@ -14,7 +14,7 @@
 //!   ([`KvPages`]), to which [`append`] adds keys and values;
 //! - [`linear_recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, from token to token, [`gated_decay`], which makes its
 //!   coefficients, and [`causal_conv`] before it;
-//! - [`geglu`], [`gelu_of_biased`], [`rms_norm`], [`add_rms_norm`] and [`rotate`], which pass over their operands once;
+//! - [`geglu`], [`gelu_of_biased`], [`rms_norm`], [`add_then_norm`] and [`rotate`], which pass over their operands once;
 //! - [`largest`]: the largest logits of a row, without the others.
 //!
 //! [`watch`] counts what a computation asks of a GPU: launches and transfers.
@@ -60,7 +60,7 @@ pub use ops::adapted::{AdaptedOps, LowRank, adapted_linear};
 pub use ops::attention::{AttendSegment, AttentionOps, CacheRows, PagedCall, append, attend};
 pub use ops::conv::{ConvOps, causal_conv};
 pub use ops::elementwise::{
-    Elementwise, ElementwiseOps, add_bias, add_rms_norm, geglu, gelu_of_biased, layer_norm, rms_norm, rotate, softcap,
+    Elementwise, ElementwiseOps, add_bias, geglu, gelu_of_biased, layer_norm, rms_norm, rotate, softcap,
 };
 pub use ops::feed_forward::{FeedForward, feed_forward};
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
@@ -70,6 +70,7 @@ pub use ops::linear::{
     Arithmetic, LayerShape, LinearOps, LinearsShape, packed_linear, packed_linear_in, packed_linears, packed_rows,
 };
 pub use ops::recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
+pub use ops::residual::{NormWeight, ResidualEps, ResidualOps, add_then_norm};
 pub use ops::whole_attention::{WholeAttentionOps, WholeSequence};
 pub use packed::PackedWeight;
 pub use phase::Phase;
@@ -93,4 +94,5 @@ pub mod reference {
     pub use crate::ops::recurrence::{
         reference_gated_decay as gated_decay, reference_linear_recurrence as linear_recurrence,
     };
+    pub use crate::ops::residual::reference_add_then_norm as add_then_norm;
 }

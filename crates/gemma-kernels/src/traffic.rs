@@ -169,7 +169,8 @@ mod tests {
     use super::*;
     use crate::ops::tests::{devices, tensor};
     use crate::{
-        RecurrentGates, add_rms_norm, causal_conv, gated_decay, geglu, is_apart, largest, reference, rms_norm, rotate,
+        NormWeight, RecurrentGates, add_then_norm, causal_conv, gated_decay, geglu, is_apart, largest, reference,
+        rms_norm, rotate,
     };
 
     #[test]
@@ -188,6 +189,7 @@ mod tests {
             };
             let [gates, other_gates] = [gates(), gates()];
             let (x, taps) = (matrix(), tensor([64 * 2], 5, &device));
+            let norm = || NormWeight { weight: weight(), eps: 1e-6 };
             type Work<'a> = Box<dyn Fn() + 'a>;
             let pairs: [(&str, Work<'_>, Work<'_>); 7] = [
                 (
@@ -201,9 +203,9 @@ mod tests {
                     Box::new(|| drop(reference::rms_norm(x.clone(), weight(), 1e-6))),
                 ),
                 (
-                    "add_rms_norm",
-                    Box::new(|| drop(add_rms_norm(x.clone(), x.clone(), weight(), 1e-6))),
-                    Box::new(|| drop(x.clone() + reference::rms_norm(x.clone(), weight(), 1e-6))),
+                    "add_then_norm",
+                    Box::new(|| drop(add_then_norm(x.clone(), x.clone(), Some(norm()), norm()))),
+                    Box::new(|| drop(reference::add_then_norm(x.clone(), x.clone(), Some(norm()), norm()))),
                 ),
                 (
                     "rotate",

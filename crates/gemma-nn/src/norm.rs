@@ -3,7 +3,7 @@
 use crate::{Saver, Source};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use gemma_kernels::{add_rms_norm, rms_norm};
+use gemma_kernels::{NormWeight, rms_norm};
 
 /// `y = x / sqrt(mean(x²) + eps) · (1 + w)` over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467; the
 /// `1 +` is Gemma's). All in f32.
@@ -35,9 +35,9 @@ impl RmsNorm {
         rms_norm(x, self.weight.val(), self.eps)
     }
 
-    /// `residual` plus the norm of `x`, both `[tokens, hidden_size]`.
-    pub fn add_to(&self, residual: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
-        add_rms_norm(residual, x, self.weight.val(), self.eps)
+    /// The weight, as kernels take it.
+    pub(crate) fn to_weight(&self) -> NormWeight {
+        NormWeight { weight: self.weight.val(), eps: self.eps }
     }
 }
 

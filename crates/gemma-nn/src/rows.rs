@@ -104,6 +104,13 @@ mod tests {
     }
 
     #[test]
+    fn rows_have_a_phase_where_all_are_in_it() {
+        let phase = |lens: [usize; 2]| Rows::of(&segments(&lens, &[&[], &[]])).phase();
+        assert_eq!([[1, 1], [90, 70], [1, 70]].map(phase), [Some(Phase::Decode), Some(Phase::Prefill), None]);
+        assert_eq!(Rows::of(&[]).phase(), None);
+    }
+
+    #[test]
     fn rows_with_one_adapter_and_strength_are_computed_together() {
         let a: &[(usize, f32)] = &[(0, 1.0)];
         let rows = Rows::of(&segments(&[2, 1, 3, 1, 2], &[a, a, &[], &[(1, 0.5), (0, 1.0)], &[(0, 0.25)]]));
@@ -116,7 +123,6 @@ mod tests {
         assert_eq!(rows.adapted(Some(1)), [group(&[6..7], &[1], 0.5)]);
         assert_eq!(rows.adapted(Some(2)), []);
         assert_eq!(rows.adapted(None), [group(&[0..9], &[2, 1, 3, 1, 2], 1.0)]);
-        assert_eq!([rows.phase(), Rows::of(&segments(&[1, 1], &[&[], &[]])).phase()], [None, Some(Phase::Decode)]);
         assert_eq!(rows.strength_of_all(&rows.adapted(None)), Some(1.0));
         assert_eq!(rows.strength_of_all(&rows.adapted(Some(0))), None);
     }

@@ -10,7 +10,8 @@ use burn::tensor::{Device, Tensor};
 use gemma_generate::{Cache, CacheTensors, CausalModel, Inputs};
 use gemma_model::{Error, Network, config_file, fields};
 use gemma_nn::{
-    Embedder, KvCache, PageId, Phase, Projection, Retention, RmsNorm, RopeTables, Rows, Saver, Segment, Source, softcap,
+    Embedder, KvCache, PageId, Phase, Projection, Residual, Retention, RmsNorm, RopeTables, Rows, Saver, Segment,
+    Source, softcap,
 };
 use gemma_tokenizer::{Family, TokenId};
 use gemma_weights::{Checkpoint, Dtype};
@@ -186,7 +187,7 @@ impl CausalModel for Decoder {
     }
 
     fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut DecoderCache]) -> Tensor<2> {
-        let mut x = inputs.embeddings;
+        let x = inputs.embeddings;
         let positions: Vec<usize> = segments.iter().flat_map(Segment::positions).collect();
         let specs = &self.config.layers;
         let ropes = RopeTables::new(specs.iter().map(|spec| spec.rope), &positions, &x.device());
@@ -195,11 +196,12 @@ impl CausalModel for Decoder {
             let within = |block: &&Range<usize>| positions.start <= block.start && block.end <= positions.end;
             cache.blocks.extend(segment.blocks.iter().filter(within).cloned());
         }
+        let mut x = Residual::new(x);
         for (index, (layer, spec)) in self.layers.iter().zip(specs).enumerate() {
             let mut caches: Vec<&mut KvCache> = caches.iter_mut().map(|cache| &mut cache.layers[index]).collect();
-            x = layer.forward(x, ropes.of(spec.rope), segments, &mut caches);
+            layer.forward(&mut x, ropes.of(spec.rope), segments, &mut caches);
         }
-        self.norm.forward(x)
+        x.normed(&self.norm)
     }
 
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {

@@ -2,8 +2,7 @@
 
 use crate::config::{LayerSpec, Norms};
 use burn::module::Module;
-use burn::tensor::Tensor;
-use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Rows, Saver, Segment, Source};
+use gemma_nn::{Attention, GeGlu, KvCache, Residual, RmsNorm, RopeTable, Rows, Saver, Segment, Source};
 
 /// A pre-norm transformer layer, with the second pair of norms of Gemma 2 and 3 where the configuration has it.
 ///
@@ -56,24 +55,22 @@ impl DecoderLayer {
         }
     }
 
-    /// `[tokens, hidden_size]` to the same shape; the caches take up the segments' keys and values.
-    pub fn forward(
-        &self,
-        x: Tensor<2>,
+    /// Adds to the residual stream what attention and MLP compute; the caches take up the segments' keys and values.
+    pub fn forward<'a>(
+        &'a self,
+        x: &mut Residual<'a>,
         rope: &RopeTable,
         segments: &[Segment],
         caches: &mut [&mut KvCache],
-    ) -> Tensor<2> {
-        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), rope, segments, caches);
-        let (x, before_mlp) = match (&self.post_attention_layernorm, &self.pre_feedforward_layernorm) {
-            (Some(after_attention), Some(before_mlp)) => (after_attention.add_to(x, attended), before_mlp),
-            (Some(before_mlp), None) | (None, Some(before_mlp)) => (x + attended, before_mlp),
+    ) {
+        let attended = self.self_attn.forward(x.normed(&self.input_layernorm), rope, segments, caches);
+        let (after_attention, before_mlp) = match (&self.post_attention_layernorm, &self.pre_feedforward_layernorm) {
+            (after_attention, Some(before_mlp)) => (after_attention.as_ref(), before_mlp),
+            (Some(before_mlp), None) => (None, before_mlp),
             (None, None) => unreachable!("a layer has a norm before its MLP"),
         };
-        let y = self.mlp.forward(before_mlp.forward(x.clone()), &Rows::of(segments));
-        match &self.post_feedforward_layernorm {
-            Some(after_mlp) => after_mlp.add_to(x, y),
-            None => x + y,
-        }
+        x.add(attended, after_attention);
+        let y = self.mlp.forward(x.normed(before_mlp), &Rows::of(segments));
+        x.add(y, self.post_feedforward_layernorm.as_ref());
     }
 }

@@ -4,8 +4,7 @@ use crate::cache::{LayerCache, RecurrentState};
 use crate::config::{BlockSpec, Temporal};
 use crate::recurrent::RecurrentBlock;
 use burn::module::Module;
-use burn::tensor::Tensor;
-use gemma_nn::{Attention, GeGlu, KvCache, RmsNorm, RopeTable, Rows, Saver, Segment, Source};
+use gemma_nn::{Attention, GeGlu, KvCache, Residual, RmsNorm, RopeTable, Rows, Saver, Segment, Source};
 
 /// What mixes tokens with those before them.
 #[derive(Module, Debug)]
@@ -66,18 +65,12 @@ impl ResidualBlock {
         self.mlp_block.save(saver, &format!("{name}.mlp_block"));
     }
 
-    /// `[tokens, hidden_size]` to the same shape; the caches take up the segments.
+    /// Adds to the residual stream what the temporal part and the MLP compute; the caches take up the segments.
     ///
     /// # Panics
     /// When segments, caches and `x` do not match.
-    pub fn forward(
-        &self,
-        x: Tensor<2>,
-        rope: &RopeTable,
-        segments: &[Segment],
-        caches: Vec<&mut LayerCache>,
-    ) -> Tensor<2> {
-        let normed = self.temporal_pre_norm.forward(x.clone());
+    pub fn forward(&self, x: &mut Residual<'_>, rope: &RopeTable, segments: &[Segment], caches: Vec<&mut LayerCache>) {
+        let normed = x.normed(&self.temporal_pre_norm);
         let mixed = match &self.temporal_block {
             TemporalBlock::Recurrent(block) => {
                 let mut states: Vec<&mut RecurrentState> = caches
@@ -100,7 +93,8 @@ impl ResidualBlock {
                 block.forward(normed, rope, segments, &mut kv_caches)
             }
         };
-        let x = x + mixed;
-        x.clone() + self.mlp_block.forward(self.channel_pre_norm.forward(x), &Rows::of(segments))
+        x.add(mixed, None);
+        let y = self.mlp_block.forward(x.normed(&self.channel_pre_norm), &Rows::of(segments));
+        x.add(y, None);
     }
 }

@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gemma_generate::{CacheTensors, CausalModel, Inputs};
 use gemma_model::{Error, LoadOptions, Network, config_file};
-use gemma_nn::{Embedder, Projection, Retention, RmsNorm, RopeTable, Saver, Segment, Source, softcap};
+use gemma_nn::{Embedder, Projection, Residual, Retention, RmsNorm, RopeTable, Saver, Segment, Source, softcap};
 use gemma_tokenizer::{Family, TokenId};
 use gemma_weights::{Checkpoint, Dtype};
 
@@ -111,7 +111,7 @@ impl CausalModel for Griffin {
     }
 
     fn forward(&self, inputs: Inputs, segments: &[Segment], caches: &mut [&mut GriffinCache]) -> Tensor<2> {
-        let mut x = inputs.embeddings;
+        let x = inputs.embeddings;
         assert_eq!(segments.len(), caches.len(), "one cache per segment");
         for (segment, cache) in segments.iter().zip(caches.iter_mut()) {
             assert_eq!(segment.start, cache.position, "a segment continues where its cache ends");
@@ -119,11 +119,12 @@ impl CausalModel for Griffin {
         }
         let positions: Vec<usize> = segments.iter().flat_map(Segment::positions).collect();
         let rope = RopeTable::new(self.config.rope, &positions, &x.device());
+        let mut x = Residual::new(x);
         for (index, layer) in self.layers.iter().enumerate() {
             let caches = caches.iter_mut().map(|cache| &mut cache.layers[index]).collect();
-            x = layer.forward(x, &rope, segments, caches);
+            layer.forward(&mut x, &rope, segments, caches);
         }
-        self.final_norm.forward(x)
+        x.normed(&self.final_norm)
     }
 
     fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {

@@ -9,6 +9,7 @@ use crate::ops::heads::HeadOps;
 use crate::ops::largest::LargestOps;
 use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
+use crate::ops::residual::{ResidualEps, ResidualOps};
 use crate::traffic::{Way, note};
 use crate::{AttendParams, Format, Phase};
 use burn::backend::ops::{FloatTensorOps, IntTensorOps};
@@ -211,6 +212,19 @@ impl HeadOps for CubeBackend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [q, k] = cube::norm_and_rotate([(q, q_weight), (k, k_weight)], [cos, sin], eps);
         (q, k)
+    }
+}
+
+impl ResidualOps for CubeBackend {
+    fn add_then_norm(
+        residual: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        branch_weight: FloatTensor<Self>,
+        sum_weight: FloatTensor<Self>,
+        eps: ResidualEps,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [sum, normed] = cube::add_then_norm([residual, branch], [branch_weight, sum_weight], eps);
+        (sum, normed)
     }
 }
 

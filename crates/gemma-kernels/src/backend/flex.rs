@@ -11,6 +11,7 @@ use crate::ops::heads::HeadOps;
 use crate::ops::largest::LargestOps;
 use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
+use crate::ops::residual::{ResidualEps, ResidualOps};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::{AttendParams, Format};
 use burn::backend::{
@@ -276,6 +277,21 @@ impl HeadOps for Flex {
         _eps: Option<f32>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("norms and rotations are an operation each on a CPU")
+    }
+}
+
+impl ResidualOps for Flex {
+    fn add_then_norm(
+        residual: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        branch_weight: FloatTensor<Self>,
+        sum_weight: FloatTensor<Self>,
+        eps: ResidualEps,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [residual, branch, first, second] = [residual, branch, branch_weight, sum_weight].map(contiguous);
+        let operands = [slice!(residual, f32), slice!(branch, f32)];
+        let (sum, normed) = slices::add_then_norm(operands, [slice!(first, f32), slice!(second, f32)], eps);
+        (FlexTensor::from_data(sum), FlexTensor::from_data(normed))
     }
 }
 

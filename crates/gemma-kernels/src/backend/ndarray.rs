@@ -12,6 +12,7 @@ use crate::ops::heads::HeadOps;
 use crate::ops::largest::LargestOps;
 use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
+use crate::ops::residual::{ResidualEps, ResidualOps};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
 use crate::{AttendParams, Format};
 use burn::backend::{
@@ -309,6 +310,23 @@ impl HeadOps for NdArray {
         _eps: Option<f32>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("norms and rotations are an operation each on a CPU")
+    }
+}
+
+impl ResidualOps for NdArray {
+    fn add_then_norm(
+        residual: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        branch_weight: FloatTensor<Self>,
+        sum_weight: FloatTensor<Self>,
+        eps: ResidualEps,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (residual, branch) = (values!(&residual, F32), values!(&branch, F32));
+        let (first, second) = (values!(&branch_weight, F32), values!(&sum_weight, F32));
+        let (residual, branch, first, second) = (residual.view(), branch.view(), first.view(), second.view());
+        let operands = [&*slice!(residual), &*slice!(branch)];
+        let (sum, normed) = slices::add_then_norm(operands, [&*slice!(first), &*slice!(second)], eps);
+        (NdArrayTensor::from_data(sum), NdArrayTensor::from_data(normed))
     }
 }
 

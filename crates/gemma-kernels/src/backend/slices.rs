@@ -6,6 +6,7 @@ use crate::ops::attention::{AttendSegment, CacheRows};
 use crate::ops::elementwise::Elementwise;
 use crate::ops::frozen::FrozenRows;
 use crate::ops::linear::{Arithmetic, LayerShape, LinearsShape};
+use crate::ops::residual::ResidualEps;
 use crate::{AttendParams, Format, Phase, WholeSequence};
 use burn::tensor::TensorData;
 use std::mem::MaybeUninit;
@@ -235,8 +236,7 @@ pub(super) fn elementwise(
 ) -> TensorData {
     let write = |out: &mut [MaybeUninit<f32>]| match operation {
         Elementwise::GeGlu => cpu::geglu(cpu_isa(), x, first, out),
-        Elementwise::RmsNorm { eps } => cpu::rms_norm(cpu_isa(), x, first, None, eps, out),
-        Elementwise::AddRmsNorm { eps } => cpu::rms_norm(cpu_isa(), x, first, Some(second), eps, out),
+        Elementwise::RmsNorm { eps } => cpu::rms_norm(cpu_isa(), x, first, eps, out),
         Elementwise::Rotate => {
             let &[tokens, heads, head_dim] = dims else { unreachable!("heads have three axes") };
             let half = first.len() / tokens.max(1);
@@ -265,8 +265,7 @@ pub(super) fn elementwise_gradient(
         Elementwise::AddBias
         | Elementwise::GeluOfBiased
         | Elementwise::LayerNorm { .. }
-        | Elementwise::Softcap { .. }
-        | Elementwise::AddRmsNorm { .. } => {
+        | Elementwise::Softcap { .. } => {
             unreachable!("its reference implementation is differentiated")
         }
         Elementwise::RmsNorm { eps } => cpu::rms_norm_gradient(cpu_isa(), from_above, x, first, eps, out),
@@ -279,6 +278,27 @@ pub(super) fn elementwise_gradient(
     // SAFETY: each writes every value.
     let out = unsafe { cpu::written(x.len(), write) };
     TensorData::new(out, dims.to_vec())
+}
+
+/// `residual` and `branch` `[tokens, width]`, the weights `[width]`, that of the branch first.
+pub(super) fn add_then_norm(
+    [residual, branch]: [&[f32]; 2],
+    [branch_weight, weight]: [&[f32]; 2],
+    eps: ResidualEps,
+) -> (TensorData, TensorData) {
+    let branch_norm = eps.branch.map(|eps| (branch_weight, eps));
+    let (len, dims) = (branch.len(), [branch.len() / weight.len().max(1), weight.len()]);
+    let mut normed = Vec::new();
+    let write = |sums: &mut [MaybeUninit<f32>]| {
+        let write = |out: &mut [MaybeUninit<f32>]| {
+            cpu::add_then_norm(cpu_isa(), [residual, branch], branch_norm, (weight, eps.sum), sums, out);
+        };
+        // SAFETY: it writes every value of both.
+        normed = unsafe { cpu::written(len, write) };
+    };
+    // SAFETY: as above.
+    let sums = unsafe { cpu::written(len, write) };
+    (TensorData::new(sums, dims), TensorData::new(normed, dims))
 }
 
 pub(super) fn causal_conv(line: &[f32], [weight, bias]: [&[f32]; 2], firsts: &[u32]) -> TensorData {

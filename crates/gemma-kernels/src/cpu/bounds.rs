@@ -277,10 +277,21 @@ fn everything_else_stays_inside() {
 
             let width = heads * head_dim;
             let weight = fenced(width, 4);
-            for (residual, plain_residual) in [(None, None), (Some(other.get()), Some(&plain_other[..]))] {
-                rms_norm(isa, x.get(), weight.get(), residual, 1e-6, places(out.get_mut()));
-                rms_norm(isa, &plain, &noise(width, 4), plain_residual, 1e-6, places(&mut expected));
+            rms_norm(isa, x.get(), weight.get(), 1e-6, places(out.get_mut()));
+            rms_norm(isa, &plain, &noise(width, 4), 1e-6, places(&mut expected));
+            assert_same(out.get(), &expected, &context);
+            let (mut sums, mut expected_sums) = (fenced(len, 7), vec![0.0; len]);
+            for is_normed in [false, true] {
+                let norm = |weight| (weight, 1e-6);
+                let (operands, branch) = ([x.get(), other.get()], is_normed.then(|| norm(weight.get())));
+                let places_of_sums = places(sums.get_mut());
+                add_then_norm(isa, operands, branch, norm(weight.get()), places_of_sums, places(out.get_mut()));
+                let (operands, plain_weight) = ([&plain[..], &plain_other], noise(width, 4));
+                let branch = is_normed.then(|| norm(&plain_weight[..]));
+                let places_of_sums = places(&mut expected_sums);
+                add_then_norm(isa, operands, branch, norm(&plain_weight), places_of_sums, places(&mut expected));
                 assert_same(out.get(), &expected, &context);
+                assert_same(sums.get(), &expected_sums, &context);
             }
 
             let half = head_dim / 2;

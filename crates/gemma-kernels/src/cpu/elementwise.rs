@@ -44,66 +44,110 @@ pub(crate) fn geglu(isa: Isa, gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f
     });
 }
 
-/// `out = x / sqrt(mean(x²) + eps) · (1 + weight)` for each row, as long as `weight`; where there is a `residual`, a value for
-/// each of `x`, it is added.
-pub(crate) fn rms_norm(
+/// `1 / sqrt(mean(x²) + eps)` of a row.
+///
+/// # Safety
+/// The CPU must have the lanes' instructions.
+#[inline(always)]
+unsafe fn inverse_of_row<L: Lanes>(x: &[f32], eps: f32) -> f32 {
+    let whole = x.len() / (2 * L::N) * 2 * L::N;
+    // SAFETY: the loads stay inside the row, and the lanes' instructions are available.
+    let sum = unsafe {
+        let mut sums = [L::splat(0.0); 2];
+        for i in (0..whole).step_by(2 * L::N) {
+            for (step, sum) in sums.iter_mut().enumerate() {
+                let values = L::load(x.as_ptr().add(i + step * L::N));
+                *sum = values.mul_add(values, *sum);
+            }
+        }
+        sums[0].add(sums[1]).sum()
+    };
+    let sum = x[whole..].iter().fold(sum, |sum, value| sum + value * value);
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
+
+/// `out = x / sqrt(mean(x²) + eps) · (1 + weight)` for each row, as long as `weight`.
+pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
+    #[inline(always)]
+    unsafe fn kernel<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
+        for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+            // SAFETY: as required of the caller.
+            let inverse = unsafe { inverse_of_row::<L>(x, eps) };
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                out.write(x * inverse * (1.0 + weight));
+            }
+        }
+    }
+    in_rows(out, x, weight, |x, out| {
+        with_isa!(isa, kernel(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]));
+    });
+}
+
+/// A weight of [`rms_norm`], and its `eps`.
+type Norm<'a> = (&'a [f32], f32);
+
+/// `sums = residual + branch`, or plus the [`rms_norm`] of `branch` where it has one, and `out` the norm of the sums, for each row, as long as
+/// the weight: a row is normed while it is in a cache.
+pub(crate) fn add_then_norm(
     isa: Isa,
-    x: &[f32],
-    weight: &[f32],
-    residual: Option<&[f32]>,
-    eps: f32,
+    [residual, branch]: [&[f32]; 2],
+    branch_norm: Option<Norm<'_>>,
+    norm: Norm<'_>,
+    sums: &mut [MaybeUninit<f32>],
     out: &mut [MaybeUninit<f32>],
 ) {
     #[inline(always)]
     unsafe fn kernel<L: Lanes>(
-        x: &[f32],
-        weight: &[f32],
-        residual: Option<&[f32]>,
-        eps: f32,
+        residual: &[f32],
+        branch: &[f32],
+        branch_norm: Option<Norm<'_>>,
+        norm: Norm<'_>,
+        sums: &mut [f32],
         out: &mut [MaybeUninit<f32>],
     ) {
-        let width = weight.len();
-        for (row, (x, out)) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-            let whole = width / (2 * L::N) * 2 * L::N;
-            // SAFETY: the loads stay inside the row, and the lanes' instructions are available.
-            let sum = unsafe {
-                let mut sums = [L::splat(0.0); 2];
-                for i in (0..whole).step_by(2 * L::N) {
-                    for (step, sum) in sums.iter_mut().enumerate() {
-                        let values = L::load(x.as_ptr().add(i + step * L::N));
-                        *sum = values.mul_add(values, *sum);
-                    }
-                }
-                sums[0].add(sums[1]).sum()
-            };
-            let sum = x[whole..].iter().fold(sum, |sum, value| sum + value * value);
-            let inverse = 1.0 / (sum / width as f32 + eps).sqrt();
-            let normed = |x: f32, weight: f32| x * inverse * (1.0 + weight);
-            let values = out.iter_mut().zip(x).zip(weight);
-            match residual {
+        let width = norm.0.len();
+        let operands = residual.chunks_exact(width).zip(branch.chunks_exact(width));
+        let rows = sums.chunks_exact_mut(width).zip(out.chunks_exact_mut(width));
+        for ((residual, branch), (sums, out)) in operands.zip(rows) {
+            let values = sums.iter_mut().zip(residual).zip(branch);
+            match branch_norm {
                 None => {
-                    for ((out, x), weight) in values {
-                        out.write(normed(*x, *weight));
+                    for ((sum, residual), branch) in values {
+                        *sum = residual + branch;
                     }
                 }
-                Some(residual) => {
-                    for (((out, x), weight), before) in values.zip(&residual[row * width..]) {
-                        out.write(before + normed(*x, *weight));
+                Some((weight, eps)) => {
+                    // SAFETY: as required of the caller.
+                    let inverse = unsafe { inverse_of_row::<L>(branch, eps) };
+                    for (((sum, residual), branch), weight) in values.zip(weight) {
+                        *sum = residual + branch * inverse * (1.0 + weight);
                     }
                 }
             }
+            // SAFETY: as above.
+            let inverse = unsafe { inverse_of_row::<L>(sums, norm.1) };
+            for ((out, sum), weight) in out.iter_mut().zip(&*sums).zip(norm.0) {
+                out.write(sum * inverse * (1.0 + weight));
+            }
         }
     }
-    let width = weight.len().max(1);
-    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "whole rows");
-    assert!(residual.is_none_or(|residual| residual.len() == x.len()), "a residual for every value");
+    let (width, len) = (norm.0.len().max(1), out.len());
+    assert!([residual.len(), branch.len(), sums.len()] == [len; 3] && len.is_multiple_of(width), "whole rows");
+    assert!(branch_norm.is_none_or(|(weight, _)| weight.len() == norm.0.len()), "a weight for every column");
+    let all = Output(sums.as_mut_ptr().cast());
     in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
-        let (x, residual) = (&x[first..first + out.len()], residual.map(|all| &all[first..first + out.len()]));
+        let [residual, branch] = [residual, branch].map(|values| &values[first..first + out.len()]);
+        // SAFETY: this task has these sums to itself, and all are set to zero first.
+        let sums = unsafe {
+            all.at(first).write_bytes(0, out.len());
+            std::slice::from_raw_parts_mut(all.at(first), out.len())
+        };
         with_isa!(isa, kernel(
-            x: &[f32],
-            weight: &[f32],
-            residual: Option<&[f32]>,
-            eps: f32,
+            residual: &[f32],
+            branch: &[f32],
+            branch_norm: Option<Norm<'_>>,
+            norm: Norm<'_>,
+            sums: &mut [f32],
             out: &mut [MaybeUninit<f32>],
         ));
     });
@@ -392,11 +436,17 @@ mod tests {
                     let exact = 0.5 * z * (1.0 + inner.tanh());
                     assert!((f64::from(*out) - exact).abs() < 4e-6, "{isa:?} gelu({z}) = {out}");
                 }
-                rms_norm(isa, &x, &weight, None, 1e-6, places(&mut out));
-                let mut added = vec![f32::NAN; x.len()];
-                rms_norm(isa, &x, &weight, Some(&x), 1e-6, places(&mut added));
-                let expected: Vec<f32> = out.iter().zip(&x).map(|(normed, x)| x + normed).collect();
-                assert_eq!(added, expected, "{isa:?} norm and residual");
+                rms_norm(isa, &x, &weight, 1e-6, places(&mut out));
+                for branch_norm in [None, Some((&weight[..], 1e-6))] {
+                    let branch = if branch_norm.is_some() { &out } else { &x };
+                    let expected: Vec<f32> = y.iter().zip(branch).map(|(y, branch)| y + branch).collect();
+                    let [mut sums, mut normed, mut expected_norm] = [(); 3].map(|()| vec![f32::NAN; x.len()]);
+                    rms_norm(isa, &expected, &weight, 1e-3, places(&mut expected_norm));
+                    let places_of_sums = places(&mut sums);
+                    add_then_norm(isa, [&y, &x], branch_norm, (&weight, 1e-3), places_of_sums, places(&mut normed));
+                    let context = format!("{isa:?} {rows} x {width} {}", branch_norm.is_some());
+                    assert!(sums == expected && normed == expected_norm, "{context}");
+                }
                 for (row, out) in x.chunks(width).zip(out.chunks(width)) {
                     let square: f64 = row.iter().map(|value| f64::from(*value).powi(2)).sum();
                     let inverse = 1.0 / (square / width as f64 + 1e-6).sqrt();

@@ -39,13 +39,9 @@ pub(crate) fn elementwise(x: CubeTensor, first: CubeTensor, second: CubeTensor, 
                 );
             }
         }
-        Elementwise::RmsNorm { eps } | Elementwise::AddRmsNorm { eps } => {
+        Elementwise::RmsNorm { eps } => {
             let [rows, width] = shape.dims::<2>();
             assert_eq!(first.meta.shape().num_elements(), width, "a weight for every column");
-            let adds = matches!(operation, Elementwise::AddRmsNorm { .. });
-            // what is not added is not read
-            let residual = if adds { floats(second) } else { x.clone() };
-            assert_eq!(residual.meta.shape(), &shape, "a residual for every value");
             // SAFETY: the surplus cubes repeat the last row and write nothing; columns are guarded.
             unsafe {
                 norm_kernel::launch_unchecked(
@@ -54,12 +50,10 @@ pub(crate) fn elementwise(x: CubeTensor, first: CubeTensor, second: CubeTensor, 
                     dim,
                     x.into_buffer_arg(),
                     first.into_buffer_arg(),
-                    residual.into_buffer_arg(),
                     out.clone().into_buffer_arg(),
                     rows,
                     width,
                     eps,
-                    adds,
                 );
             }
         }
@@ -152,16 +146,22 @@ fn softcap_kernel(x: &[f32], out: &mut [f32], work: usize, cap: f32) {
 /// `1 / sqrt(mean(x²) + eps)` over the row of `width` values that begins at value `row`, by all units of a cube.
 #[cube]
 pub(super) fn inverse_of_row(x: &[f32], row: usize, width: usize, eps: f32) -> f32 {
-    let unit = UNIT_POS as usize;
-    let mut sums = Shared::<[f32]>::new_slice(UNITS);
-    let mut sum = 0.0f32;
-    let mut col = unit;
+    let mut squares = 0.0f32;
+    let mut col = UNIT_POS as usize;
     while col < width {
         let value = x[row + col];
-        sum += value * value;
+        squares += value * value;
         col += UNITS;
     }
-    sums[unit] = sum;
+    inverse_of_squares(squares, width, eps)
+}
+
+/// The same where each unit has added up the squares of its columns: those that lie [`UNITS`] apart from its own number on.
+#[cube]
+pub(super) fn inverse_of_squares(squares: f32, width: usize, eps: f32) -> f32 {
+    let unit = UNIT_POS as usize;
+    let mut sums = Shared::<[f32]>::new_slice(UNITS);
+    sums[unit] = squares;
     sync_cube();
     // the units that are left add those of the other half, halving
     #[unroll]
@@ -177,28 +177,13 @@ pub(super) fn inverse_of_row(x: &[f32], row: usize, width: usize, eps: f32) -> f
 
 /// A cube makes one row.
 #[cube(launch_unchecked)]
-fn norm_kernel(
-    x: &[f32],
-    weight: &[f32],
-    residual: &[f32],
-    out: &mut [f32],
-    rows: usize,
-    width: usize,
-    eps: f32,
-    #[comptime] adds: bool,
-) {
-    let unit = UNIT_POS as usize;
+fn norm_kernel(x: &[f32], weight: &[f32], out: &mut [f32], rows: usize, width: usize, eps: f32) {
     let row = min(CUBE_POS, rows - 1) * width;
     let inverse = inverse_of_row(x, row, width, eps);
     if CUBE_POS < rows {
-        let mut col = unit;
+        let mut col = UNIT_POS as usize;
         while col < width {
-            let normed = x[row + col] * inverse * (weight[col] + 1.0f32);
-            if comptime!(adds) {
-                out[row + col] = residual[row + col] + normed;
-            } else {
-                out[row + col] = normed;
-            }
+            out[row + col] = x[row + col] * inverse * (weight[col] + 1.0f32);
             col += UNITS;
         }
     }

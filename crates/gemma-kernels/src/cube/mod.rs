@@ -11,6 +11,7 @@
 //! - [`recurrence`]: `h[t] = a[t] h[t-1] + b[t]`, a unit per channel;
 //! - [`gated_decay`]: its coefficients; [`conv`]: the convolution before it;
 //! - [`heads`]: norms and rotation of queries and keys;
+//! - [`residual`]: additions to the residual stream, with the norm of the sum;
 //! - [`elementwise`]: what else lies between the products;
 //! - [`sampling`]: the largest logits of a row;
 //! - [`math`]: functions that drivers compute badly.
@@ -30,6 +31,7 @@ mod heads;
 mod linear;
 mod math;
 mod recurrence;
+mod residual;
 mod rows;
 mod sampling;
 
@@ -40,6 +42,7 @@ pub(crate) use gated_decay::gated_decay;
 pub(crate) use heads::norm_and_rotate;
 pub(crate) use linear::{feed_forward, packed_linear, packed_linears};
 pub(crate) use recurrence::linear_recurrence;
+pub(crate) use residual::add_then_norm;
 pub(crate) use rows::packed_rows;
 pub(crate) use sampling::largest;
 

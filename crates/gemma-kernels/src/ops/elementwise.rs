@@ -17,11 +17,6 @@ pub enum Elementwise {
         /// Added to the mean square.
         eps: f32,
     },
-    /// [`add_rms_norm`] of rows with a weight and a residual.
-    AddRmsNorm {
-        /// Added to the mean square.
-        eps: f32,
-    },
     /// [`rotate`] of heads by cosines and sines.
     Rotate,
     /// [`add_bias`] to rows.
@@ -97,20 +92,6 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f32) -> Tensor<2> {
         return reference_rms_norm(x, weight, eps);
     }
     in_one_pass(x, weight.clone(), weight, Elementwise::RmsNorm { eps })
-}
-
-/// `residual + rms_norm(x, weight, eps)`, as Gemma 2 and 3 add what a layer computes to its residual stream: `residual` and `x`
-/// `[tokens, width]`, `weight` `[width]`. On autodiff devices these are two operations.
-///
-/// # Panics
-/// When the shapes do not match.
-pub fn add_rms_norm(residual: Tensor<2>, x: Tensor<2>, weight: Tensor<1>, eps: f32) -> Tensor<2> {
-    assert_eq!(residual.dims(), x.dims(), "a residual for every value");
-    if [residual.is_autodiff(), x.is_autodiff(), weight.is_autodiff()].contains(&true) {
-        return residual + rms_norm(x, weight, eps);
-    }
-    assert_eq!(x.dims()[1], weight.dims()[0], "a weight for every column");
-    in_one_pass(x, weight.unsqueeze::<2>(), residual, Elementwise::AddRmsNorm { eps })
 }
 
 /// Turns the leading dimensions of each head, in halves `(a, b)`: `(a cos − b sin, b cos + a sin)`. The rest passes.
@@ -294,12 +275,6 @@ mod tests {
                     let reference = |x, other| flat(reference_rotate(turned(x), cos.clone(), sin.clone())) * other;
                     check(found, run(&reference), &format!("rotate {half}"));
                 }
-                let weight = || tensor([width], 3, &device);
-                let norm = |x: Tensor<2>, other: Tensor<2>| add_rms_norm(other.clone(), x, weight(), 1e-6) * other;
-                let reference = |x: Tensor<2>, other: Tensor<2>| {
-                    (other.clone() + reference_rms_norm(x, weight().autodiff(), 1e-6)) * other
-                };
-                check(run(&norm), run(&reference), "norm and residual");
                 // a weight that is trained gets its gradient
                 let weight = tensor([width], 3, &recorded).require_grad();
                 let loss = (rms_norm(tensor([tokens, width], 1, &recorded), weight.clone(), 1e-6) * above()).sum();
@@ -326,9 +301,6 @@ mod tests {
                     1e-5,
                     &format!("{context} norm"),
                 );
-                let found = values(add_rms_norm(other(), x(), weight(), 1e-6));
-                let expected = values(other() + reference_rms_norm(x(), weight(), 1e-6));
-                assert_close(&found, &expected, 1e-5, &format!("{context} norm and residual"));
                 let bias = || tensor([width], 4, &device);
                 let found = values(add_bias(x(), bias()));
                 assert_eq!(found, values(reference_add_bias(x(), bias())), "{context} bias");

@@ -11,6 +11,7 @@ pub(crate) mod heads;
 pub(crate) mod largest;
 pub(crate) mod linear;
 pub(crate) mod recurrence;
+pub(crate) mod residual;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod whole_attention;

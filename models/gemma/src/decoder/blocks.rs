@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use gemma_generate::CausalModel;
 use gemma_model::{BlockStack, Blocks, Network};
-use gemma_nn::{KvCache, Retention, RopeTable, Saver, Segment, Weight};
+use gemma_nn::{KvCache, Residual, Retention, RopeTable, Saver, Segment, Weight};
 use gemma_tokenizer::TokenId;
 
 use crate::Decoder;
@@ -22,7 +22,9 @@ impl BlockStack for Decoder {
         let positions: Vec<usize> = segments.iter().flat_map(Segment::positions).collect();
         let rope = RopeTable::new(self.config.layers[index].rope, &positions, &x.device().without_autodiff());
         let mut caches: Vec<KvCache> = segments.iter().map(|_| KvCache::new(Retention::Nothing)).collect();
-        self.layers[index].forward(x, &rope, segments, &mut caches.iter_mut().collect::<Vec<_>>())
+        let mut x = Residual::new(x);
+        self.layers[index].forward(&mut x, &rope, segments, &mut caches.iter_mut().collect::<Vec<_>>());
+        x.into_values()
     }
 
     fn forward_norm(&self, x: Tensor<2>) -> Tensor<2> {

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use gemma_model::{BlockStack, Blocks, Network};
-use gemma_nn::{Retention, RopeTable, Saver, Segment, Weight};
+use gemma_nn::{Residual, Retention, RopeTable, Saver, Segment, Weight};
 use gemma_tokenizer::TokenId;
 
 use crate::Griffin;
@@ -27,7 +27,9 @@ impl BlockStack for Griffin {
             Some(attention) => LayerCache::Attention(attention.new_cache(|_| Retention::Nothing)),
         };
         let mut caches: Vec<LayerCache> = segments.iter().map(|_| cache()).collect();
-        block.forward(x, &rope, segments, caches.iter_mut().collect())
+        let mut x = Residual::new(x);
+        block.forward(&mut x, &rope, segments, caches.iter_mut().collect());
+        x.into_values()
     }
 
     fn forward_norm(&self, x: Tensor<2>) -> Tensor<2> {
