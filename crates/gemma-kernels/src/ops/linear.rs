@@ -61,7 +61,7 @@ mod extension {
             cols: usize,
             arithmetic: Arithmetic,
         ) -> FloatTensor<Self>;
-        /// See [`packed_linears`]; on a GPU of matrices that [one launch](in_one_launch) takes. The product with a matrix that has no format has no columns.
+        /// See [`packed_linears`]; on a GPU of few tokens and of matrices of one format. The product with a matrix that has no format has no columns.
         fn packed_linears(
             x: FloatTensor<Self>,
             first: IntTensor<Self>,
@@ -69,7 +69,7 @@ mod extension {
             third: IntTensor<Self>,
             shape: LinearsShape,
         ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-        /// See [`feed_forward`](crate::feed_forward); on a GPU of tokens and matrices that [one launch](in_one_launch) takes. What the layer has no partner or biases for is ignored.
+        /// See [`feed_forward`](crate::feed_forward); on a GPU of few tokens, and of first matrices of one format. What the layer has no partner or biases for is ignored.
         fn feed_forward(
             x: FloatTensor<Self>,
             gate: IntTensor<Self>,
