@@ -48,7 +48,7 @@ mod visibility;
 
 pub use activations::ActivationPrecision;
 pub use cpu::{
-    Isa, IsaError, PrefetchError, chosen_isa, chosen_prefetch, cpu_isa, memory_bandwidth, prefetch_distances,
+    Isa, IsaError, Prefetch, PrefetchError, chosen_isa, chosen_prefetch, cpu_isa, memory_bandwidth, prefetches,
     softmax_terms,
 };
 pub use error::KernelError;

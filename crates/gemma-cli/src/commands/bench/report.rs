@@ -38,6 +38,8 @@ pub(super) struct Report {
     pub(super) instructions: Option<&'static str>,
     /// How far ahead decode requests memory, in bytes, by format.
     pub(super) prefetch_bytes: std::collections::BTreeMap<&'static str, usize>,
+    /// And into the cache of which level, 1 or 2.
+    pub(super) prefetch_level: std::collections::BTreeMap<&'static str, u8>,
     pub(super) threads: usize,
     pub(super) prompt_tokens: usize,
     pub(super) decode_tokens: usize,
@@ -95,13 +97,15 @@ pub(super) fn report(args: &Bench, opened: &AutoModel, lengths: Lengths, measure
         (None, Some(model)) => model.clone(),
         (None, None) => "the built-in demo".to_owned(),
     };
+    let prefetches = gemma_kernels::prefetches();
     let on_cpu = [Backend::NdArray, Backend::Flex].iter().any(|known| backend.starts_with(known.name()));
     Report {
         model,
         backend,
         precision: args.compute.precision.map(|precision| precision.name()),
         instructions: on_cpu.then(|| gemma_kernels::cpu_isa().name()),
-        prefetch_bytes: gemma_kernels::prefetch_distances(),
+        prefetch_bytes: prefetches.iter().map(|(format, prefetch)| (*format, prefetch.bytes)).collect(),
+        prefetch_level: prefetches.iter().map(|(format, prefetch)| (*format, 1 + u8::from(prefetch.into_l2))).collect(),
         threads: rayon::current_num_threads(),
         prompt_tokens: lengths.prompt,
         decode_tokens: lengths.decode,
@@ -143,8 +147,8 @@ pub(super) fn summary(report: &Report) -> String {
         sequences => format!(", {sequences} sequences together"),
     };
     let mut instructions = report.instructions.map_or(String::new(), |name| format!(", {name}"));
-    for (format, bytes) in &report.prefetch_bytes {
-        instructions += &format!(", {format} prefetched {bytes} bytes ahead");
+    for ((format, bytes), level) in report.prefetch_bytes.iter().zip(report.prefetch_level.values()) {
+        instructions += &format!(", {format} prefetched {bytes} bytes ahead into L{level}");
     }
     let (times, after) = (if *repeat == 1 { "once".to_owned() } else { format!("{repeat} times") }, depth_tokens);
     let mut table = output::Table::new(["", "median", "min", "max", ""]);

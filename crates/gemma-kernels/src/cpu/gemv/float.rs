@@ -2,7 +2,7 @@
 //! once, its next lines requested ahead, and multiplied with the tokens while it is in registers.
 
 use crate::Format;
-use crate::cpu::gemv::distance::distance;
+use crate::cpu::gemv::distance::{current, distance};
 use crate::cpu::isa::{Isa, with_isa};
 use crate::cpu::isa::{Lanes, prefetch};
 use crate::cpu::output::Output;
@@ -280,7 +280,7 @@ unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
     x: [&[f32]; M],
     bytes: &[u8],
 ) -> [f32; M] {
-    let ahead = distance();
+    let ahead = current();
     let step = STEPS * L::N;
     let cols = x[0].len();
     // SAFETY: `i` counts values, of which all slices hold `cols`.
@@ -291,7 +291,7 @@ unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool
             let from = bytes.as_ptr().add(2 * i);
             if FETCH {
                 for line in 0..(2 * step).div_ceil(64) {
-                    prefetch(from.wrapping_add(ahead + line * 64));
+                    ahead.request(from.wrapping_add(line * 64));
                 }
             }
             for (s, sums) in sums.iter_mut().enumerate() {
