@@ -64,7 +64,7 @@ pub use ops::elementwise::{
 };
 pub use ops::feed_forward::{FeedForward, feed_forward};
 pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transposed};
-pub use ops::heads::{HeadNorms, HeadOps, norm_and_rotate};
+pub use ops::heads::{HeadOps, norm_and_rotate};
 pub use ops::largest::{Largest, LargestOps, MOST_LARGEST, is_apart, largest};
 pub use ops::linear::{
     Arithmetic, LayerShape, LinearOps, LinearsShape, packed_linear, packed_linear_in, packed_linears, packed_rows,

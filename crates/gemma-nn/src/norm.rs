@@ -25,11 +25,6 @@ impl RmsNorm {
         saver.vector(&format!("{name}.weight"), &self.weight);
     }
 
-    /// What is added to the mean square.
-    pub(crate) fn eps(&self) -> f32 {
-        self.eps
-    }
-
     /// `[tokens, hidden_size]` to the same shape.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         rms_norm(x, self.weight.val(), self.eps)

@@ -39,8 +39,8 @@ impl Projection {
 
     /// `[tokens, in]` to `[tokens, out]`, where all tokens are one request's; see [`Phase::of_len`].
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let tokens = x.dims()[0];
-        self.forward_in(x, &Rows::in_phase(tokens, Phase::of_len(tokens)))
+        let rows = Rows::of_one(x.dims()[0]);
+        self.forward_in(x, &rows)
     }
 
     /// The matrix, where it is frozen and no adapter changes its products.
@@ -73,12 +73,8 @@ impl Projection {
 
     /// `gelu(y)` of [`forward`](Self::forward), in the tanh form of GELU.
     fn forward_gelu(&self, x: Tensor<2>) -> Tensor<2> {
-        let tokens = x.dims()[0];
         match &self.bias {
-            Some(bias) if self.lora.is_empty() => {
-                let rows = Rows::in_phase(tokens, Phase::of_len(tokens));
-                gelu_of_biased(self.weight.forward_in(x, rows.phases()), bias.val())
-            }
+            Some(bias) if self.lora.is_empty() => gelu_of_biased(self.weight.forward(x), bias.val()),
             _ => {
                 let y = self.forward(x);
                 let nothing = Tensor::zeros([y.dims()[1]], &y.device());

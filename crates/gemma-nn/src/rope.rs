@@ -2,7 +2,7 @@
 
 use crate::RmsNorm;
 use burn::tensor::{Device, Tensor, TensorData};
-use gemma_kernels::{HeadNorms, Way, norm_and_rotate, note};
+use gemma_kernels::{Way, norm_and_rotate, note};
 
 /// Which part of a head rotates, and how fast.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,7 +49,7 @@ impl RopeTable {
     /// Rotates queries `[tokens, heads, head_dim]` and keys `[tokens, kv_heads, head_dim]`: with halves `(a, b)` of the rotating dimensions,
     /// `(a cos - b sin, b cos + a sin)`. Where there are norms, of queries and of keys, each head is normed before.
     pub fn rotate_heads(&self, q: Tensor<3>, k: Tensor<3>, norms: Option<(&RmsNorm, &RmsNorm)>) -> [Tensor<3>; 2] {
-        let norms = norms.map(|(q, k)| HeadNorms { q: q.weight.val(), k: k.weight.val(), eps: q.eps() });
+        let norms = norms.map(|(q, k)| [q.to_weight(), k.to_weight()]);
         norm_and_rotate(q, k, norms, self.cos.clone(), self.sin.clone())
     }
 }

@@ -45,6 +45,11 @@ impl Rows {
         Self { phases: vec![(rows, phase)], adapted: Vec::new() }
     }
 
+    /// Rows of one request, which chose no adapter, in the [phase](Phase::of_len) that so many suggest.
+    pub fn of_one(rows: usize) -> Self {
+        Self::in_phase(rows, Phase::of_len(rows))
+    }
+
     /// The phases, so many rows at a time.
     pub fn phases(&self) -> &[(usize, Phase)] {
         &self.phases

@@ -80,8 +80,7 @@ impl SelfAttention {
     fn forward(&self, x: Tensor<2>, patches: usize) -> Tensor<2> {
         let [rows, hidden_size] = x.dims();
         let head_dim = hidden_size / self.heads;
-        let phase = Phase::of_len(rows);
-        let all = Projection::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, &Rows::in_phase(rows, phase));
+        let all = Projection::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, &Rows::of_one(rows));
         let [q, k, v] = all.map(|x| x.reshape([rows, self.heads, head_dim]));
         let params = AttendParams {
             visibility: Visibility::ALL,

@@ -208,7 +208,7 @@ impl HeadOps for CubeBackend {
         k_weight: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
-        eps: Option<f32>,
+        eps: Option<[f32; 2]>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [q, k] = cube::norm_and_rotate([(q, q_weight), (k, k_weight)], [cos, sin], eps);
         (q, k)

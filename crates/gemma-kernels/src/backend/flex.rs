@@ -274,7 +274,7 @@ impl HeadOps for Flex {
         _k_weight: FloatTensor<Self>,
         _cos: FloatTensor<Self>,
         _sin: FloatTensor<Self>,
-        _eps: Option<f32>,
+        _eps: Option<[f32; 2]>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("norms and rotations are an operation each on a CPU")
     }

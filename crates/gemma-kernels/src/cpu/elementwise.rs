@@ -66,6 +66,12 @@ unsafe fn inverse_of_row<L: Lanes>(x: &[f32], eps: f32) -> f32 {
     1.0 / (sum / x.len() as f32 + eps).sqrt()
 }
 
+/// A value of a row with this [inverse](inverse_of_row), normed.
+#[inline(always)]
+fn normed(x: f32, inverse: f32, weight: f32) -> f32 {
+    x * inverse * (1.0 + weight)
+}
+
 /// `out = x / sqrt(mean(x²) + eps) · (1 + weight)` for each row, as long as `weight`.
 pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
     #[inline(always)]
@@ -74,7 +80,7 @@ pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut 
             // SAFETY: as required of the caller.
             let inverse = unsafe { inverse_of_row::<L>(x, eps) };
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                out.write(x * inverse * (1.0 + weight));
+                out.write(normed(*x, inverse, *weight));
             }
         }
     }
@@ -102,7 +108,7 @@ pub(crate) fn add_then_norm(
         branch: &[f32],
         branch_norm: Option<Norm<'_>>,
         norm: Norm<'_>,
-        sums: &mut [f32],
+        sums: &mut [MaybeUninit<f32>],
         out: &mut [MaybeUninit<f32>],
     ) {
         let width = norm.0.len();
@@ -113,21 +119,23 @@ pub(crate) fn add_then_norm(
             match branch_norm {
                 None => {
                     for ((sum, residual), branch) in values {
-                        *sum = residual + branch;
+                        sum.write(residual + branch);
                     }
                 }
                 Some((weight, eps)) => {
                     // SAFETY: as required of the caller.
                     let inverse = unsafe { inverse_of_row::<L>(branch, eps) };
                     for (((sum, residual), branch), weight) in values.zip(weight) {
-                        *sum = residual + branch * inverse * (1.0 + weight);
+                        sum.write(residual + normed(*branch, inverse, *weight));
                     }
                 }
             }
+            // SAFETY: each was just written.
+            let sums = unsafe { std::slice::from_raw_parts(sums.as_ptr().cast::<f32>(), width) };
             // SAFETY: as above.
             let inverse = unsafe { inverse_of_row::<L>(sums, norm.1) };
-            for ((out, sum), weight) in out.iter_mut().zip(&*sums).zip(norm.0) {
-                out.write(sum * inverse * (1.0 + weight));
+            for ((out, sum), weight) in out.iter_mut().zip(sums).zip(norm.0) {
+                out.write(normed(*sum, inverse, *weight));
             }
         }
     }
@@ -137,17 +145,14 @@ pub(crate) fn add_then_norm(
     let all = Output(sums.as_mut_ptr().cast());
     in_pieces(out, TASK.div_ceil(width) * width, |first, out| {
         let [residual, branch] = [residual, branch].map(|values| &values[first..first + out.len()]);
-        // SAFETY: this task has these sums to itself, and all are set to zero first.
-        let sums = unsafe {
-            all.at(first).write_bytes(0, out.len());
-            std::slice::from_raw_parts_mut(all.at(first), out.len())
-        };
+        // SAFETY: this task has these sums to itself.
+        let sums = unsafe { std::slice::from_raw_parts_mut(all.at(first).cast(), out.len()) };
         with_isa!(isa, kernel(
             residual: &[f32],
             branch: &[f32],
             branch_norm: Option<Norm<'_>>,
             norm: Norm<'_>,
-            sums: &mut [f32],
+            sums: &mut [MaybeUninit<f32>],
             out: &mut [MaybeUninit<f32>],
         ));
     });

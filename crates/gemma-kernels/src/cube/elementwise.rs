@@ -175,6 +175,12 @@ pub(super) fn inverse_of_squares(squares: f32, width: usize, eps: f32) -> f32 {
     1.0f32 / (sums[0usize] / f32::cast_from(width as u32) + eps).sqrt()
 }
 
+/// A value of a row with this [inverse](inverse_of_row), normed.
+#[cube]
+pub(super) fn normed(x: f32, inverse: f32, weight: f32) -> f32 {
+    x * inverse * (weight + 1.0f32)
+}
+
 /// A cube makes one row.
 #[cube(launch_unchecked)]
 fn norm_kernel(x: &[f32], weight: &[f32], out: &mut [f32], rows: usize, width: usize, eps: f32) {
@@ -183,7 +189,7 @@ fn norm_kernel(x: &[f32], weight: &[f32], out: &mut [f32], rows: usize, width: u
     if CUBE_POS < rows {
         let mut col = UNIT_POS as usize;
         while col < width {
-            out[row + col] = x[row + col] * inverse * (weight[col] + 1.0f32);
+            out[row + col] = normed(x[row + col], inverse, weight[col]);
             col += UNITS;
         }
     }

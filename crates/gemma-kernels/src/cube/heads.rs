@@ -1,6 +1,6 @@
 //! The norms of the heads of queries and keys and their rotation, in one launch.
 
-use super::elementwise::{UNITS, elementwise, inverse_of_row};
+use super::elementwise::{UNITS, elementwise, inverse_of_row, normed};
 use super::{cube_count, floats, is_empty, output};
 use crate::ops::elementwise::Elementwise;
 use burn::tensor::Shape;
@@ -18,10 +18,12 @@ const BUFFERS: u32 = 9;
 pub(crate) fn norm_and_rotate(
     [(q, q_weight), (k, k_weight)]: [(CubeTensor, CubeTensor); 2],
     [cos, sin]: [CubeTensor; 2],
-    eps: Option<f32>,
+    eps: Option<[f32; 2]>,
 ) -> [CubeTensor; 2] {
     if q.client.properties().hardware.max_bindings < BUFFERS {
-        return [(q, q_weight), (k, k_weight)].map(|(x, weight)| alone(x, weight, [cos.clone(), sin.clone()], eps));
+        let angles = || [cos.clone(), sin.clone()];
+        let [q_eps, k_eps] = eps.map_or([None; 2], |eps| eps.map(Some));
+        return [alone(q, q_weight, angles(), q_eps), alone(k, k_weight, angles(), k_eps)];
     }
     let [tokens, q_heads, head_dim] = q.meta.shape().dims::<3>();
     let [_, k_heads, _] = k.meta.shape().dims::<3>();
@@ -32,6 +34,7 @@ pub(crate) fn norm_and_rotate(
         return out;
     }
     let client = q.client.clone();
+    let [q_eps, k_eps] = eps.unwrap_or_default();
     let [q, k, q_weight, k_weight, cos, sin] = [q, k, q_weight, k_weight, cos, sin].map(floats);
     // SAFETY: surplus cubes repeat the last head of the keys and write nothing; columns are guarded, partners lie within the same head, and
     // each token has angles.
@@ -53,7 +56,8 @@ pub(crate) fn norm_and_rotate(
             k_heads,
             head_dim,
             half,
-            eps.unwrap_or(0.0),
+            q_eps,
+            k_eps,
             eps.is_some(),
         );
     }
@@ -95,16 +99,17 @@ fn heads_kernel(
     k_heads: usize,
     head_dim: usize,
     half: usize,
-    eps: f32,
+    q_eps: f32,
+    k_eps: f32,
     #[comptime] is_normed: bool,
 ) {
     let queries = tokens * q_heads;
     // whole cubes take the same branch
     if CUBE_POS < queries {
-        head(q, q_weight, cos, sin, q_out, CUBE_POS, queries, q_heads, head_dim, half, eps, is_normed);
+        head(q, q_weight, cos, sin, q_out, CUBE_POS, queries, q_heads, head_dim, half, q_eps, is_normed);
     } else {
         let keys = tokens * k_heads;
-        head(k, k_weight, cos, sin, k_out, CUBE_POS - queries, keys, k_heads, head_dim, half, eps, is_normed);
+        head(k, k_weight, cos, sin, k_out, CUBE_POS - queries, keys, k_heads, head_dim, half, k_eps, is_normed);
     }
 }
 
@@ -133,13 +138,13 @@ fn head(
     if index < count {
         let mut dim = UNIT_POS as usize;
         while dim < head_dim {
-            let value = normed(x, weight, row, dim, inverse, is_normed);
+            let value = column(x, weight, row, dim, inverse, is_normed);
             if dim < half {
-                let partner = normed(x, weight, row, dim + half, inverse, is_normed);
+                let partner = column(x, weight, row, dim + half, inverse, is_normed);
                 out[row + dim] = value * cos[angles + dim] - partner * sin[angles + dim];
             } else if dim < 2 * half {
                 let angle = angles + dim - half;
-                let partner = normed(x, weight, row, dim - half, inverse, is_normed);
+                let partner = column(x, weight, row, dim - half, inverse, is_normed);
                 out[row + dim] = value * cos[angle] + partner * sin[angle];
             } else {
                 out[row + dim] = value;
@@ -151,10 +156,10 @@ fn head(
 
 /// Column `dim` of the head that begins at value `row`.
 #[cube]
-fn normed(x: &[f32], weight: &[f32], row: usize, dim: usize, inverse: f32, #[comptime] is_normed: bool) -> f32 {
+fn column(x: &[f32], weight: &[f32], row: usize, dim: usize, inverse: f32, #[comptime] is_normed: bool) -> f32 {
     let mut value = x[row + dim];
     if comptime!(is_normed) {
-        value = value * inverse * (weight[dim] + 1.0f32);
+        value = normed(value, inverse, weight[dim]);
     }
     value
 }

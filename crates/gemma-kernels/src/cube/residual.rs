@@ -1,6 +1,6 @@
 //! What a branch adds to the residual stream, and the norm of the sum, in one launch.
 
-use super::elementwise::{UNITS, inverse_of_row, inverse_of_squares};
+use super::elementwise::{UNITS, inverse_of_row, inverse_of_squares, normed};
 use super::{cube_count, floats, is_empty, output};
 use crate::ops::residual::ResidualEps;
 use burn_cubecl::tensor::CubeTensor;
@@ -68,7 +68,7 @@ fn add_then_norm_kernel(
     while col < width {
         let mut value = branch[row + col];
         if comptime!(is_normed) {
-            value = value * inverse * (branch_weight[col] + 1.0f32);
+            value = normed(value, inverse, branch_weight[col]);
         }
         let sum = residual[row + col] + value;
         squares += sum * sum;
@@ -82,7 +82,7 @@ fn add_then_norm_kernel(
     if CUBE_POS < rows {
         let mut col = UNIT_POS as usize;
         while col < width {
-            out[row + col] = sums[row + col] * inverse * (weight[col] + 1.0f32);
+            out[row + col] = normed(sums[row + col], inverse, weight[col]);
             col += UNITS;
         }
     }

@@ -1,7 +1,7 @@
 //! Queries and keys as attention takes them: each head normed, where a model does that, and rotated.
 
 use crate::packed::stores_words;
-use crate::{rms_norm, rotate};
+use crate::{NormWeight, rotate};
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 
@@ -13,7 +13,7 @@ mod extension {
     /// What a GPU must be able to do for [`norm_and_rotate`](super::norm_and_rotate), which is the way to call it.
     #[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"), Cube: cfg(feature = "wgpu"))]
     pub trait HeadOps: Backend {
-        /// See [`norm_and_rotate`](super::norm_and_rotate). Without `eps`, there are no norms, and the weights are ignored.
+        /// See [`norm_and_rotate`](super::norm_and_rotate). `eps` is that of either norm; without it, there are none, and the weights are ignored.
         fn norm_and_rotate(
             q: FloatTensor<Self>,
             k: FloatTensor<Self>,
@@ -21,25 +21,14 @@ mod extension {
             k_weight: FloatTensor<Self>,
             cos: FloatTensor<Self>,
             sin: FloatTensor<Self>,
-            eps: Option<f32>,
+            eps: Option<[f32; 2]>,
         ) -> (FloatTensor<Self>, FloatTensor<Self>);
     }
 }
 
 pub use extension::HeadOps;
 
-/// The weights of the norms over each head of queries and of keys (Gemma 3), as [`rms_norm`] takes them.
-#[derive(Clone, Debug)]
-pub struct HeadNorms {
-    /// `[head_dim]`, for all heads of the queries.
-    pub q: Tensor<1>,
-    /// `[head_dim]`, for all heads of the keys.
-    pub k: Tensor<1>,
-    /// Added to the mean squares.
-    pub eps: f32,
-}
-
-/// [`rms_norm`] over each head, where there are norms, then [`rotate`]: `q` `[tokens, heads, head_dim]` and `k`
+/// [`rms_norm`](crate::rms_norm) over each head of the queries and of the keys, where there are norms (Gemma 3), then [`rotate`]: `q` `[tokens, heads, head_dim]` and `k`
 /// `[tokens, kv_heads, head_dim]` to the same shapes; `cos`, `sin` `[tokens, 1, half]` with `2 half` at most `head_dim`. On a GPU this is one
 /// launch; elsewhere, and on autodiff devices, it is the operations one by one.
 ///
@@ -48,11 +37,11 @@ pub struct HeadNorms {
 pub fn norm_and_rotate(
     q: Tensor<3>,
     k: Tensor<3>,
-    norms: Option<HeadNorms>,
+    norms: Option<[NormWeight; 2]>,
     cos: Tensor<3>,
     sin: Tensor<3>,
 ) -> [Tensor<3>; 2] {
-    let is_recorded = norms.as_ref().is_some_and(|norms| norms.q.is_autodiff() || norms.k.is_autodiff());
+    let is_recorded = norms.iter().flatten().any(|norm| norm.weight.is_autodiff());
     if is_recorded || q.is_autodiff() || k.is_autodiff() || !stores_words(&q.device()) {
         return reference_norm_and_rotate(q, k, norms, cos, sin);
     }
@@ -60,12 +49,12 @@ pub fn norm_and_rotate(
     assert_eq!([k.dims()[0], k.dims()[2]], [tokens, head_dim], "keys of the same tokens and size");
     assert_eq!([cos.dims(), sin.dims()], [[tokens, 1, half]; 2], "angles for {tokens} tokens");
     assert!(2 * half <= head_dim, "{half} angles for heads of {head_dim}");
-    let eps = norms.as_ref().map(|norms| norms.eps);
+    let eps = norms.as_ref().map(|norms| norms.each_ref().map(|norm| norm.eps));
     let [q_weight, k_weight] = match norms {
-        Some(HeadNorms { q, k, .. }) => {
-            assert_eq!([q.dims(), k.dims()], [[head_dim]; 2], "a weight for every column of a head");
-            [q, k].map(Tensor::into_dispatch)
-        }
+        Some(norms) => norms.map(|norm| {
+            assert_eq!(norm.weight.dims(), [head_dim], "a weight for every column of a head");
+            norm.weight.into_dispatch()
+        }),
         // what is not multiplied is not read
         None => [&cos, &sin].map(|angles| angles.clone().into_dispatch()),
     };
@@ -78,15 +67,15 @@ pub fn norm_and_rotate(
 pub fn reference_norm_and_rotate(
     q: Tensor<3>,
     k: Tensor<3>,
-    norms: Option<HeadNorms>,
+    norms: Option<[NormWeight; 2]>,
     cos: Tensor<3>,
     sin: Tensor<3>,
 ) -> [Tensor<3>; 2] {
-    let weights = norms.map_or([None, None], |HeadNorms { q, k, eps }| [Some((q, eps)), Some((k, eps))]);
-    let mut each = [q, k].into_iter().zip(weights).map(|(x, norm)| {
+    let norms = norms.map_or([None, None], |norms| norms.map(Some));
+    let mut each = [q, k].into_iter().zip(norms).map(|(x, norm)| {
         let [tokens, heads, head_dim] = x.dims();
         let normed = match norm {
-            Some((weight, eps)) => rms_norm(x.reshape([tokens * heads, head_dim]), weight, eps),
+            Some(norm) => norm.norm(x.reshape([tokens * heads, head_dim])),
             None => return rotate(x, cos.clone(), sin.clone()),
         };
         rotate(normed.reshape([tokens, heads, head_dim]), cos.clone(), sin.clone())
@@ -109,8 +98,8 @@ mod tests {
                     let q = || tensor([tokens, heads, head_dim], 1, &device).mul_scalar(3.0);
                     let k = || tensor([tokens, kv_heads, head_dim], 2, &device).mul_scalar(0.5);
                     let angles = |seed| tensor([tokens, 1, half], seed, &device);
-                    let norms =
-                        HeadNorms { q: tensor([head_dim], 3, &device), k: tensor([head_dim], 4, &device), eps: 1e-6 };
+                    let norm = |seed, eps| NormWeight { weight: tensor([head_dim], seed, &device), eps };
+                    let norms = [norm(3, 1e-6), norm(4, 1e-3)];
                     for norms in [None, Some(norms)] {
                         let found = norm_and_rotate(q(), k(), norms.clone(), angles(5), angles(6));
                         let expected = reference_norm_and_rotate(q(), k(), norms.clone(), angles(5), angles(6));

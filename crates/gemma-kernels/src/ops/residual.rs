@@ -44,7 +44,7 @@ pub struct NormWeight {
 }
 
 impl NormWeight {
-    fn norm(self, x: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn norm(self, x: Tensor<2>) -> Tensor<2> {
         rms_norm(x, self.weight, self.eps)
     }
 }
