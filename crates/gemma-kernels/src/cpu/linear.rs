@@ -16,7 +16,7 @@ use crate::cpu::elementwise::{add_bias, geglu, gelu_of_biased};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::gemm::bf16::Terms;
 use crate::cpu::gemm::f32 as gemm_f32;
-use crate::cpu::gemv::distance::with_distance;
+use crate::cpu::gemv::prefetch::with_prefetch;
 use crate::cpu::gemv::{float as gemv_float, int8 as gemv_int8};
 use crate::cpu::isa::Isa;
 use crate::cpu::output::Output;
@@ -132,7 +132,7 @@ fn products(isa: Isa, arithmetic: Arithmetic, x: &[f32], products: &[Product<'_>
         }
         Kernel::GemvInt => {
             let x = gemv_int8::prepare(isa, x, shape, activations);
-            with_distance(shape, || {
+            with_prefetch(shape, || {
                 streams(products, |Product { weight, shape, out }, range| {
                     gemv_int8::multiply(isa, &x, weight, shape, range, out);
                 });
@@ -143,7 +143,7 @@ fn products(isa: Isa, arithmetic: Arithmetic, x: &[f32], products: &[Product<'_>
 
 /// Rows streamed, activations in f32.
 fn gemv_f32(isa: Isa, arithmetic: Arithmetic, x: &[f32], products: &[Product<'_>]) {
-    with_distance(joint(products), || {
+    with_prefetch(joint(products), || {
         streams(products, |Product { weight, shape, out }, range| {
             gemv_float::multiply(isa, x, weight, shape, arithmetic.batch_invariant, range, out);
         });

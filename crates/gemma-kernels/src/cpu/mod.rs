@@ -43,7 +43,7 @@ pub(crate) use elementwise::{
     softcap,
 };
 pub(crate) use gated_decay::{Gates, gated_decay};
-pub use gemv::distance::{Prefetch, PrefetchError, chosen_prefetch, prefetches};
+pub use gemv::prefetch::{Prefetch, PrefetchError, chosen_prefetch, prefetches};
 pub use isa::{Isa, IsaError, chosen_isa, cpu_isa};
 pub(crate) use linear::{FeedForward, Matrix, feed_forward, linear, linears, rows};
 pub(crate) use low_rank::{narrow, outer, transpose, widen};

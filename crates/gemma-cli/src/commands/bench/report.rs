@@ -28,6 +28,23 @@ impl Spread {
     }
 }
 
+/// How decode requests the memory of matrices of a format with so many columns.
+#[derive(Serialize)]
+pub(super) struct Prefetched {
+    format: &'static str,
+    columns: usize,
+    /// How far ahead.
+    bytes: usize,
+    /// Into the cache of which level, 1 or 2.
+    level: u8,
+}
+
+impl Prefetched {
+    fn new(((format, columns), prefetch): ((&'static str, usize), gemma_kernels::Prefetch)) -> Self {
+        Self { format, columns, bytes: prefetch.bytes, level: 1 + u8::from(prefetch.into_l2) }
+    }
+}
+
 /// What was measured; the JSON object.
 #[derive(Serialize)]
 pub(super) struct Report {
@@ -36,10 +53,8 @@ pub(super) struct Report {
     pub(super) precision: Option<&'static str>,
     /// The CPU's instructions that the kernels use, where it computes.
     pub(super) instructions: Option<&'static str>,
-    /// How far ahead decode requests memory, in bytes, by format.
-    pub(super) prefetch_bytes: std::collections::BTreeMap<&'static str, usize>,
-    /// And into the cache of which level, 1 or 2.
-    pub(super) prefetch_level: std::collections::BTreeMap<&'static str, u8>,
+    /// How decode requests the memory of large matrices.
+    pub(super) prefetch: Vec<Prefetched>,
     pub(super) threads: usize,
     pub(super) prompt_tokens: usize,
     pub(super) decode_tokens: usize,
@@ -104,8 +119,7 @@ pub(super) fn report(args: &Bench, opened: &AutoModel, lengths: Lengths, measure
         backend,
         precision: args.compute.precision.map(|precision| precision.name()),
         instructions: on_cpu.then(|| gemma_kernels::cpu_isa().name()),
-        prefetch_bytes: prefetches.iter().map(|(format, prefetch)| (*format, prefetch.bytes)).collect(),
-        prefetch_level: prefetches.iter().map(|(format, prefetch)| (*format, 1 + u8::from(prefetch.into_l2))).collect(),
+        prefetch: prefetches.into_iter().map(Prefetched::new).collect(),
         threads: rayon::current_num_threads(),
         prompt_tokens: lengths.prompt,
         decode_tokens: lengths.decode,
@@ -147,8 +161,8 @@ pub(super) fn summary(report: &Report) -> String {
         sequences => format!(", {sequences} sequences together"),
     };
     let mut instructions = report.instructions.map_or(String::new(), |name| format!(", {name}"));
-    for ((format, bytes), level) in report.prefetch_bytes.iter().zip(report.prefetch_level.values()) {
-        instructions += &format!(", {format} prefetched {bytes} bytes ahead into L{level}");
+    for Prefetched { format, columns, bytes, level } in &report.prefetch {
+        instructions += &format!(", {format} rows of {columns} prefetched {bytes} bytes ahead into L{level}");
     }
     let (times, after) = (if *repeat == 1 { "once".to_owned() } else { format!("{repeat} times") }, depth_tokens);
     let mut table = output::Table::new(["", "median", "min", "max", ""]);

@@ -2,9 +2,10 @@
 //! once, its next lines requested ahead, and multiplied with the tokens while it is in registers.
 
 use crate::Format;
-use crate::cpu::gemv::distance::{current, distance};
+use crate::cpu::gemv::prefetch::{Prefetch, current};
+use crate::cpu::gemv::row::Call;
+use crate::cpu::isa::Lanes;
 use crate::cpu::isa::{Isa, with_isa};
-use crate::cpu::isa::{Lanes, prefetch};
 use crate::cpu::output::Output;
 use crate::cpu::shape::Shape;
 use crate::cpu::sub_blocks::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
@@ -15,6 +16,11 @@ use std::ops::Range;
 pub(in crate::cpu) const ROWS: usize = 6;
 /// The same with the half as many registers of other instruction sets than AVX-512.
 const FEW_ROWS: usize = 3;
+/// Rows of 16-bit values that are read side by side for one token, so that what is loaded of it serves all of them: a token of a
+/// feed-forward layer does not fit into the L1 cache.
+const SIDE_BY_SIDE: usize = 4;
+/// Sums of a row and a token, so that an addition need not wait for the one before.
+const STEPS: usize = 2;
 /// From this many tokens on, rows are multiplied in such tiles.
 const TILE_TOKENS: usize = 4;
 /// Columns that are multiplied in such tiles at a time: those of 16 tokens stay in the L2 cache, for the rows of a group.
@@ -25,7 +31,11 @@ const GROUP_CALLS: usize = 16;
 /// Of how many rows a multiple is best multiplied by one task.
 pub(in crate::cpu) fn together(shape: Shape) -> usize {
     let tiled = matches!(shape.format, Format::Bf16 | Format::F16) && shape.tokens >= TILE_TOKENS;
-    if tiled && shape.cols > CHUNK { ROWS * GROUP_CALLS / 4 } else { ROWS }
+    match tiled {
+        true if shape.cols > CHUNK => ROWS * GROUP_CALLS / 4,
+        true => ROWS,
+        false => SIDE_BY_SIDE,
+    }
 }
 
 /// The rows `range` of `out[t, r] = Σ_c x[t, c] w[r, c]`; see [`linear`](crate::cpu::linear()). With `alone`, each token
@@ -55,20 +65,22 @@ pub(in crate::cpu) fn multiply(
                 },
                 _ => range.start,
             };
-            for row in row..range.end {
-                let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
+            let side_by_side = matches!(shape.format, Format::Bf16 | Format::F16) && (alone || shape.tokens == 1);
+            let mut row = row;
+            while row < range.end {
+                let rows = if side_by_side && range.end - row >= SIDE_BY_SIDE { SIDE_BY_SIDE } else { 1 };
+                let bytes = &weight[row * shape.row_bytes..(row + rows) * shape.row_bytes];
                 let mut token = 0;
                 while token < shape.tokens {
-                    let (x, to) = (&x[token * shape.cols..], out.at(token * shape.rows + row));
-                    token += match if alone { 1 } else { shape.tokens - token } {
-                        1 if token == 0 => tokens::<L, 1, 4, true>(shape, x, bytes, to),
-                        1 => tokens::<L, 1, 4, false>(shape, x, bytes, to),
-                        2 | 3 if token == 0 => tokens::<L, 2, 2, true>(shape, x, bytes, to),
-                        2 | 3 => tokens::<L, 2, 2, false>(shape, x, bytes, to),
-                        _ if token == 0 => tokens::<L, 4, 2, true>(shape, x, bytes, to),
-                        _ => tokens::<L, 4, 2, false>(shape, x, bytes, to),
+                    let call = Call { bytes, shape, token, row, out };
+                    token += match (rows, if alone { 1 } else { shape.tokens - token }) {
+                        (SIDE_BY_SIDE, _) => halves::<L, SIDE_BY_SIDE, 1>(x, &call),
+                        (_, 1) => tokens::<L, 1>(x, &call),
+                        (_, 2 | 3) => tokens::<L, 2>(x, &call),
+                        _ => tokens::<L, 4>(x, &call),
                     };
                 }
+                row += rows;
             }
         }
     }
@@ -123,6 +135,7 @@ unsafe fn tiles<L: Lanes, const R: usize, const BF16: bool>(
     let calls = tokens / 4 + [0, 1, 1, 2][tokens % 4];
     let end = range.end - range.len() % R;
     assert!(calls <= GROUP_CALLS, "{tokens} tokens are too many to be streamed");
+    let prefetch = current();
     let group = R * if words > CHUNK { (GROUP_CALLS / calls).max(1) } else { 1 };
     // SAFETY: as required of the caller.
     let mut waiting = unsafe { [[[L::splat(0.0); 4]; R]; GROUP_CALLS] };
@@ -141,7 +154,7 @@ unsafe fn tiles<L: Lanes, const R: usize, const BF16: bool>(
                 let (mut token, mut call) = (0, 0);
                 while token < tokens {
                     let fetch = call * R / calls..(call + 1) * R / calls;
-                    let part = Part { row, token, columns: columns.clone(), next, fetch };
+                    let part = Part { row, token, columns: columns.clone(), next, fetch, prefetch };
                     let sums = &mut waiting[(row - first) / R * calls + call];
                     // SAFETY: as required of the caller; as many tokens as the match says are there.
                     unsafe {
@@ -164,10 +177,11 @@ struct Part {
     row: usize,
     token: usize,
     columns: Range<usize>,
-    /// Where the words of the next tile lie, which the memory does not send by itself, and which of its rows are to be
-    /// requested.
+    /// Where the words of the next tile lie, which the memory does not send by itself, which of its rows are to be
+    /// requested, and into which cache.
     next: *const u8,
     fetch: Range<usize>,
+    prefetch: Prefetch,
 }
 
 /// `R` rows of two bytes a value, in words of one or two values, times `M` tokens, so that what is loaded of one side serves all of the other;
@@ -186,7 +200,7 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
 ) -> usize {
     let (words, row_bytes) = (shape.cols / L::EACH, shape.row_bytes);
     let word = 2 * L::EACH;
-    let Part { row, token, columns, next, fetch } = part;
+    let Part { row, token, columns, next, fetch, prefetch } = part;
     let x = &x[token * words..(token + M) * words];
     let bytes = &weight[row * row_bytes..(row + R) * row_bytes];
     // SAFETY: `i` counts words, of which the rows and the tokens hold as many.
@@ -205,7 +219,7 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
             }
             if (word * i).is_multiple_of(64) {
                 for row in fetch.clone() {
-                    prefetch(next.wrapping_add(row * row_bytes + word * (i - columns.start)));
+                    prefetch.request_line(next.wrapping_add(row * row_bytes + word * (i - columns.start)));
                 }
             }
             for t in 0..M {
@@ -233,85 +247,104 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
     M
 }
 
-/// One row times `M` tokens, each with `STEPS` sums, so that an addition need not wait for the one before; returns
-/// `M`. `FETCH` requests the lines `ahead` of the read position.
+/// One row times `M` tokens; returns `M`.
 ///
 /// # Safety
-/// The lanes' instruction set must be available. `bytes` is a row, `x` holds `M` tokens, and there is room for their
-/// sums at `out`, a row of the output apart.
+/// The lanes' instruction set must be available. The call's row has the columns of its shape, `x` holds `M` tokens from the call's on, and
+/// the task owns the row.
 #[inline(always)]
-unsafe fn tokens<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool>(
-    shape: Shape,
-    x: &[f32],
-    bytes: &[u8],
-    out: *mut f32,
-) -> usize {
-    let x: [&[f32]; M] = std::array::from_fn(|t| &x[t * shape.cols..(t + 1) * shape.cols]);
-    // SAFETY: every load below stays inside the row and the tokens, which hold the same number of values.
-    let sums = unsafe {
-        match shape.format {
-            Format::F32 => unreachable!("f32 weights are multiplied in tiles"),
-            Format::Bf16 => halves::<L, M, STEPS, FETCH, true>(x, bytes),
-            Format::F16 => halves::<L, M, STEPS, FETCH, false>(x, bytes),
-            Format::Q8_0 => blocks::<L, M, FETCH, 34>(x, bytes, |quants, i| L::load_i8(quants.add(i))),
-            Format::Q4_0 => blocks::<L, M, FETCH, 18>(x, bytes, |quants, i| {
+unsafe fn tokens<L: Lanes, const M: usize>(x: &[f32], call: &Call<'_>) -> usize {
+    // SAFETY: as required of the caller; every load below stays inside the row and the tokens, which hold the same number of values.
+    unsafe {
+        let format = call.shape.format;
+        if matches!(format, Format::Bf16 | Format::F16) {
+            return halves::<L, 1, M>(x, call);
+        }
+        let x = of_call::<M>(x, call);
+        let sums = match format {
+            Format::F32 | Format::Bf16 | Format::F16 => unreachable!("{format} weights are multiplied elsewhere"),
+            Format::Q8_0 => blocks::<L, M, 34>(x, call, |quants, i| L::load_i8(quants.add(i))),
+            Format::Q4_0 => blocks::<L, M, 18>(x, call, |quants, i| {
                 if i < 16 { L::load_low_nibbles(quants.add(i)) } else { L::load_high_nibbles(quants.add(i - 16)) }
             }),
-            Format::Q4_1 => parted::<L, Q41, M, FETCH>(x, bytes),
-            Format::Q5_0 => parted::<L, Q50, M, FETCH>(x, bytes),
-            Format::Q5_1 => parted::<L, Q51, M, FETCH>(x, bytes),
-            Format::Q4K => parted::<L, Q4K, M, FETCH>(x, bytes),
-            Format::Q5K => parted::<L, Q5K, M, FETCH>(x, bytes),
-            Format::Q6K => parted::<L, Q6K, M, FETCH>(x, bytes),
-            other => decoded::<L, M, FETCH>(other, x, bytes),
+            Format::Q4_1 => parted::<L, Q41, M>(x, call),
+            Format::Q5_0 => parted::<L, Q50, M>(x, call),
+            Format::Q5_1 => parted::<L, Q51, M>(x, call),
+            Format::Q4K => parted::<L, Q4K, M>(x, call),
+            Format::Q5K => parted::<L, Q5K, M>(x, call),
+            Format::Q6K => parted::<L, Q6K, M>(x, call),
+            _ => decoded::<L, M>(x, call),
+        };
+        for (t, sum) in sums.into_iter().enumerate() {
+            call.write(0, t, sum);
         }
-    };
-    for (t, sum) in sums.into_iter().enumerate() {
-        // SAFETY: as required of the caller.
-        unsafe { *out.add(t * shape.rows) = sum };
+    }
+    M
+}
+
+/// The call's tokens.
+#[inline(always)]
+fn of_call<'a, const M: usize>(x: &'a [f32], call: &Call<'_>) -> [&'a [f32]; M] {
+    let cols = call.shape.cols;
+    std::array::from_fn(|t| &x[(call.token + t) * cols..(call.token + t + 1) * cols])
+}
+
+/// `R` rows of two bytes a value, bf16 or f16, times `M` tokens; returns `M`. The sums are the same for any of either.
+///
+/// # Safety
+/// As [`tokens`], with `R` rows.
+#[inline(always)]
+unsafe fn halves<L: Lanes, const R: usize, const M: usize>(x: &[f32], call: &Call<'_>) -> usize {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match call.shape.format {
+            Format::Bf16 => halves_of::<L, R, M, true>(of_call(x, call), call),
+            _ => halves_of::<L, R, M, false>(of_call(x, call), call),
+        }
     }
     M
 }
 
 /// # Safety
-/// As [`tokens`]; two bytes per value, bf16 or f16.
+/// As [`halves`]; bf16 or f16.
 #[inline(always)]
-unsafe fn halves<L: Lanes, const M: usize, const STEPS: usize, const FETCH: bool, const BF16: bool>(
-    x: [&[f32]; M],
-    bytes: &[u8],
-) -> [f32; M] {
+unsafe fn halves_of<L: Lanes, const R: usize, const M: usize, const BF16: bool>(x: [&[f32]; M], call: &Call<'_>) {
     let ahead = current();
     let step = STEPS * L::N;
-    let cols = x[0].len();
-    // SAFETY: `i` counts values, of which all slices hold `cols`.
+    let Shape { cols, row_bytes, .. } = call.shape;
+    let row = |r: usize| call.bytes.as_ptr().wrapping_add(r * row_bytes);
+    // SAFETY: `i` counts values, of which all rows and tokens hold `cols`.
     unsafe {
-        let mut sums = [[L::splat(0.0); M]; STEPS];
+        let mut sums = [[[L::splat(0.0); M]; R]; STEPS];
         let mut i = 0;
         while i + step <= cols {
-            let from = bytes.as_ptr().add(2 * i);
-            if FETCH {
-                for line in 0..(2 * step).div_ceil(64) {
-                    ahead.request(from.wrapping_add(line * 64));
-                }
-            }
+            call.request(ahead, 2 * i * R, 2 * step * R);
             for (s, sums) in sums.iter_mut().enumerate() {
-                let weights = load::<L, BF16>(from.add(2 * s * L::N));
+                let i = i + s * L::N;
                 // a closure would not have the instructions
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = weights.mul_add(L::load(x.as_ptr().add(i + s * L::N)), *sum);
+                let mut tokens = [L::splat(0.0); M];
+                for (token, x) in tokens.iter_mut().zip(x) {
+                    *token = L::load(x.as_ptr().add(i));
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let weights = load::<L, BF16>(row(r).add(2 * i));
+                    for (sum, token) in sums.iter_mut().zip(tokens) {
+                        *sum = weights.mul_add(token, *sum);
+                    }
                 }
             }
             i += step;
         }
-        let mut totals = [0f32; M];
-        for (t, total) in totals.iter_mut().enumerate() {
-            let mut sum = sums[0][t];
-            for sums in &sums[1..] {
-                sum = sum.add(sums[t]);
+        for r in 0..R {
+            let left = std::slice::from_raw_parts(row(r).add(2 * i), row_bytes - 2 * i);
+            for (t, x) in x.iter().enumerate() {
+                let mut sum = sums[0][r][t];
+                for sums in &sums[1..] {
+                    sum = sum.add(sums[r][t]);
+                }
+                call.write(r, t, sum.sum() + rest::<BF16>(left, &x[i..]));
             }
-            *total = sum.sum() + rest::<BF16>(&bytes[2 * i..], &x[t][i..]);
         }
-        totals
     }
 }
 
@@ -343,20 +376,18 @@ fn rest<const BF16: bool>(bytes: &[u8], x: &[f32]) -> f32 {
 /// As [`tokens`]; blocks of 32 values in `SIZE` bytes that begin with an f16 scale. `load` gives the values from `i`
 /// on of the block whose quants it is handed.
 #[inline(always)]
-unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>(
+unsafe fn blocks<L: Lanes, const M: usize, const SIZE: usize>(
     x: [&[f32]; M],
-    bytes: &[u8],
+    call: &Call<'_>,
     load: impl Fn(*const u8, usize) -> L,
 ) -> [f32; M] {
-    let ahead = distance();
+    let ahead = current();
     // SAFETY: block `b` covers values 32 b to 32 b + 31 of `x` and `SIZE` bytes.
     unsafe {
         let mut sums = [L::splat(0.0); M];
-        for b in 0..bytes.len() / SIZE {
-            let from = bytes.as_ptr().add(b * SIZE);
-            if FETCH {
-                prefetch(from.wrapping_add(ahead));
-            }
+        for b in 0..call.bytes.len() / SIZE {
+            let from = call.bytes.as_ptr().add(b * SIZE);
+            call.request(ahead, b * SIZE, SIZE);
             let scale = L::splat(f16_to_f32(from.cast::<[u8; 2]>().read()));
             let mut products = [L::splat(0.0); M];
             for i in (0..32).step_by(L::N) {
@@ -380,24 +411,16 @@ unsafe fn blocks<L: Lanes, const M: usize, const FETCH: bool, const SIZE: usize>
 /// # Safety
 /// As [`tokens`]; blocks of a format that is only read, decoded value by value before they are multiplied.
 #[inline(always)]
-unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
-    format: Format,
-    x: [&[f32]; M],
-    bytes: &[u8],
-) -> [f32; M] {
-    let ahead = distance();
+unsafe fn decoded<L: Lanes, const M: usize>(x: [&[f32]; M], call: &Call<'_>) -> [f32; M] {
+    let (ahead, format) = (current(), call.shape.format);
     let (len, size) = (format.block_len(), format.block_bytes());
     let mut values = [0f32; 256];
     let values = &mut values[..len];
     // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes.
     unsafe {
         let mut sums = [L::splat(0.0); M];
-        for (b, block) in bytes.chunks_exact(size).enumerate() {
-            if FETCH {
-                for line in (0..size).step_by(64) {
-                    prefetch(block.as_ptr().wrapping_add(ahead + line));
-                }
-            }
+        for (b, block) in call.bytes.chunks_exact(size).enumerate() {
+            call.request(ahead, b * size, size);
             format.decode_row(block, values);
             for i in (0..len).step_by(L::N) {
                 let weights = L::load(values.as_ptr().add(i));
@@ -417,20 +440,16 @@ unsafe fn decoded<L: Lanes, const M: usize, const FETCH: bool>(
 /// # Safety
 /// As [`tokens`]; the blocks of one of the formats with parts.
 #[inline(always)]
-unsafe fn parted<L: Lanes, B: Blocks, const M: usize, const FETCH: bool>(x: [&[f32]; M], bytes: &[u8]) -> [f32; M] {
-    let ahead = distance();
+unsafe fn parted<L: Lanes, B: Blocks, const M: usize>(x: [&[f32]; M], call: &Call<'_>) -> [f32; M] {
+    let ahead = current();
     let (len, size) = (B::FORMAT.block_len(), B::FORMAT.block_bytes());
     // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes, twice.
     unsafe {
         let mut scales = Scales::new();
         // two sums, so that an addition need not wait for the one before
         let mut sums = [[L::splat(0.0); M]; 2];
-        for (b, block) in bytes.chunks_exact(size).enumerate() {
-            if FETCH {
-                for line in (0..size).step_by(64) {
-                    prefetch(block.as_ptr().wrapping_add(ahead + line));
-                }
-            }
+        for (b, block) in call.bytes.chunks_exact(size).enumerate() {
+            call.request(ahead, b * size, size);
             B::scales::<L>(block.as_ptr(), &mut scales);
             for pair in (0..len).step_by(2 * L::N) {
                 for (s, sums) in sums.iter_mut().enumerate() {

@@ -134,26 +134,49 @@ pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: Ac
     }
 }
 
+/// Rows that are read side by side, so that what is loaded of the tokens serves both: those of a feed-forward layer do not fit into
+/// the L1 cache. Instruction sets with fewer registers read one.
+fn side_by_side(isa: Isa) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512Vnni {
+        return 2;
+    }
+    let _ = isa;
+    1
+}
+
 /// The rows `range` of `out[t, r] = Σ_c x[t, c] w[r, c]`.
 pub(in crate::cpu) fn multiply(isa: Isa, x: &Prepared, weight: &[u8], shape: Shape, range: Range<usize>, out: Output) {
-    for row in range {
-        let bytes = &weight[row * shape.row_bytes..(row + 1) * shape.row_bytes];
+    let most = side_by_side(isa);
+    for row in range.clone().step_by(most) {
+        let rows = most.min(range.end - row);
+        let bytes = &weight[row * shape.row_bytes..(row + rows) * shape.row_bytes];
         let mut token = 0;
         while token < shape.tokens {
             let call = Call { bytes, shape, token, row, out };
-            token += match shape.tokens - token {
-                1 => tokens::<1>(isa, x, &call),
-                2 => tokens::<2>(isa, x, &call),
-                // a row is unpacked for each call
-                3 | 5 | 6 => tokens::<3>(isa, x, &call),
-                _ => tokens::<4>(isa, x, &call),
+            token += match rows {
+                2 => some_tokens::<2>(isa, x, &call),
+                _ => some_tokens::<1>(isa, x, &call),
             };
         }
     }
 }
 
+/// `R` rows times as many of the tokens that are left as are best multiplied at once; returns how many.
 #[inline(always)]
-fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
+fn some_tokens<const R: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
+    match call.shape.tokens - call.token {
+        1 => tokens::<R, 1>(isa, x, call),
+        2 => tokens::<R, 2>(isa, x, call),
+        // rows are unpacked for each call
+        3 | 5 | 6 => tokens::<R, 3>(isa, x, call),
+        _ => tokens::<R, 4>(isa, x, call),
+    }
+}
+
+/// `R` rows times `M` tokens; returns `M`.
+#[inline(always)]
+fn tokens<const R: usize, const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
     let _ = isa;
     match x {
         #[cfg(target_arch = "x86_64")]
@@ -168,8 +191,8 @@ fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
                 (Isa::AvxVnni, true) => avxvnni::bytes::<M, false>(x, call),
                 (Isa::Avx2 | Isa::Avx512, false) => avx2::bytes::<M, true>(x, call),
                 (Isa::Avx2 | Isa::Avx512, true) => avx2::bytes::<M, false>(x, call),
-                (_, false) => long::<M, true>(x, call),
-                (_, true) => long::<M, false>(x, call),
+                (_, false) => long::<R, M, true>(x, call),
+                (_, true) => long::<R, M, false>(x, call),
             }
         },
         #[cfg(target_arch = "x86_64")]
@@ -207,18 +230,18 @@ fn tokens<const M: usize>(isa: Isa, x: &Prepared, call: &Call<'_>) -> usize {
 /// The CPU must have it, and the activations must have been prepared for it.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn long<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+unsafe fn long<const R: usize, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
         match call.shape.format {
-            Format::Q8_0 => vnni::q8::<M, FINE>(x, call),
-            Format::Q4_0 => vnni::nibbles::<vnni::Q40, M, FINE, 18, 72>(x, call),
-            Format::Q4_1 => vnni::nibbles::<vnni::Q41, M, FINE, 20, 80>(x, call),
-            Format::Q5_0 => vnni::nibbles::<vnni::Q50, M, FINE, 22, 88>(x, call),
-            Format::Q5_1 => vnni::nibbles::<vnni::Q51, M, FINE, 24, 96>(x, call),
-            Format::Mxfp4 => vnni::nibbles::<vnni::Mxfp4, M, FINE, 17, 68>(x, call),
-            Format::Iq4Nl => vnni::nibbles::<vnni::Iq4Nl, M, FINE, 18, 72>(x, call),
-            _ => k_quants::bytes::<M>(x, call),
+            Format::Q8_0 => vnni::q8::<R, M, FINE>(x, call),
+            Format::Q4_0 => vnni::nibbles::<vnni::Q40, R, M, FINE, 18, 72>(x, call),
+            Format::Q4_1 => vnni::nibbles::<vnni::Q41, R, M, FINE, 20, 80>(x, call),
+            Format::Q5_0 => vnni::nibbles::<vnni::Q50, R, M, FINE, 22, 88>(x, call),
+            Format::Q5_1 => vnni::nibbles::<vnni::Q51, R, M, FINE, 24, 96>(x, call),
+            Format::Mxfp4 => vnni::nibbles::<vnni::Mxfp4, R, M, FINE, 17, 68>(x, call),
+            Format::Iq4Nl => vnni::nibbles::<vnni::Iq4Nl, R, M, FINE, 18, 72>(x, call),
+            _ => k_quants::rows::<R, M>(x, call),
         }
     }
 }
@@ -269,6 +292,6 @@ fn portable<const M: usize>(x: &Words, call: &Call<'_>) {
     }
     for (t, sum) in sums.into_iter().enumerate() {
         // SAFETY: `M` tokens exist.
-        unsafe { call.write(t, sum) };
+        unsafe { call.write(0, t, sum) };
     }
 }

@@ -19,7 +19,7 @@ use crate::Format;
 #[cfg(target_arch = "aarch64")]
 pub(in crate::cpu) use neon::{bytes, words};
 #[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) use vnni::{row as bytes, split};
+pub(in crate::cpu) use vnni::{rows, split};
 
 /// Values of a block.
 const BLOCK: usize = 256;

@@ -1,13 +1,12 @@
-//! One row of a quantized matrix, and what kernels read of it.
+//! Rows of a matrix, and what kernels read of them.
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use crate::cpu::isa::prefetch;
+use crate::cpu::gemv::prefetch::Prefetch;
 use crate::cpu::output::Output;
 use crate::cpu::shape::Shape;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::ops::Range;
 
-/// One row times some tokens, from `token` on. The calling task owns the row.
+/// Some rows, one after the other in memory, times some tokens, from `token` on. The calling task owns the rows.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Call<'a> {
     pub(in crate::cpu) bytes: &'a [u8],
@@ -17,41 +16,52 @@ pub(in crate::cpu) struct Call<'a> {
     pub(in crate::cpu) out: Output,
 }
 
-impl Call<'_> {
-    /// # Safety
-    /// `t` must be one of the call's tokens.
-    #[inline(always)]
-    pub(in crate::cpu) unsafe fn write(&self, t: usize, sum: f32) {
-        // SAFETY: the task owns the row, and the token exists.
-        unsafe { *self.out.at((self.token + t) * self.shape.rows + self.row) = sum };
-    }
-
-    /// Requests the lines of as many bytes that lie `ahead` of `from`: once, with the first tokens.
+impl<'a> Call<'a> {
+    /// The bytes of the call's row `r`.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[inline(always)]
-    pub(in crate::cpu) fn request(&self, from: *const u8, ahead: usize, bytes: usize) {
+    pub(in crate::cpu) fn row(&self, r: usize) -> &'a [u8] {
+        &self.bytes[r * self.shape.row_bytes..(r + 1) * self.shape.row_bytes]
+    }
+
+    /// Writes the sum of row `r` and token `t` of the call.
+    ///
+    /// # Safety
+    /// They must be rows and tokens of the call.
+    #[inline(always)]
+    pub(in crate::cpu) unsafe fn write(&self, r: usize, t: usize, sum: f32) {
+        // SAFETY: the task owns the row, and the token exists.
+        unsafe { *self.out.at((self.token + t) * self.shape.rows + self.row + r) = sum };
+    }
+
+    /// Requests as many bytes as a kernel reads next, when it has read `read` bytes of the call's rows: once, with the first tokens. Rows
+    /// that are read side by side are requested in the order in which they lie, which is one stream for the memory.
+    #[inline(always)]
+    pub(in crate::cpu) fn request(&self, prefetch: Prefetch, read: usize, bytes: usize) {
         if self.token == 0 {
-            for line in 0..bytes.div_ceil(64) {
-                prefetch(from.wrapping_add(ahead + 64 * line));
-            }
+            prefetch.request(self.bytes.as_ptr().wrapping_add(read), bytes);
         }
     }
 }
 
-/// Where groups of `FOUR` bytes of a row lie: those within it, then, where it ends within a group, that one, filled up with zeros in
-/// `last`. For either their numbers, and where group 0 would begin if all lay as these do, so that the loop over groups neither
-/// branches nor chooses.
+/// Where groups of `FOUR` bytes of the call's `R` rows lie: those within them, then, where a row ends within a group, that one, filled up with
+/// zeros in `last`. For either their numbers, and where each row's group 0 would begin if all lay as these do, so that the loop over groups
+/// neither branches nor chooses.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
-pub(in crate::cpu) fn groups<const FOUR: usize>(row: &[u8], last: &mut [u8; FOUR]) -> [(Range<usize>, *const u8); 2] {
-    let (whole, rest) = (row.len() / FOUR, row.len() % FOUR);
-    let within = (0..whole, row.as_ptr());
-    if rest == 0 {
-        return [within, (0..0, row.as_ptr())];
+pub(in crate::cpu) fn groups<const R: usize, const FOUR: usize>(
+    call: &Call<'_>,
+    last: &mut [[u8; FOUR]; R],
+) -> [(Range<usize>, [*const u8; R]); 2] {
+    let (whole, rest) = (call.shape.row_bytes / FOUR, call.shape.row_bytes % FOUR);
+    let mut firsts = [[std::ptr::null(); R]; 2];
+    for (r, last) in last.iter_mut().enumerate() {
+        let row = call.row(r);
+        firsts[0][r] = row.as_ptr();
+        last[..rest].copy_from_slice(&row[whole * FOUR..]);
+        firsts[1][r] = last.as_ptr().wrapping_sub(whole * FOUR);
     }
-    last[..rest].copy_from_slice(&row[whole * FOUR..]);
-    last[rest..].fill(0);
-    [within, (whole..whole + 1, last.as_ptr().wrapping_sub(whole * FOUR))]
+    [(0..whole, firsts[0]), (whole..whole + usize::from(rest > 0), firsts[1])]
 }
 
 /// The scales of a group's blocks of `SIZE` bytes, halves as they lie, the first one lowest. Scalar loads leave the vector

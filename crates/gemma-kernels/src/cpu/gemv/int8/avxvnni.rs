@@ -3,7 +3,7 @@
 use super::e8m0_scales;
 use super::vnni::{self, Nibbles};
 use crate::Format;
-use crate::cpu::gemv::distance::distance;
+use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::{self, Call, f16_scales};
 use crate::cpu::isa::{Avx2, Lanes};
 use crate::cpu::quantize::{Bytes, GROUP, Order, Split};
@@ -290,9 +290,9 @@ pub(super) unsafe fn row<D: Dot, G: Group, const M: usize, const FINE: bool, con
     call: &Call<'_>,
 ) {
     const { assert!(FOUR == 4 * SIZE) };
-    let ahead = distance();
+    let ahead = current();
     let (token, groups) = (call.token, call.shape.cols.div_ceil(GROUP));
-    let mut last = [0; FOUR];
+    let mut last = [[0; FOUR]];
     let vectors = if G::HALVES { 2 } else { 4 };
     // SAFETY: as required of the caller; each token has a group.
     unsafe {
@@ -306,10 +306,10 @@ pub(super) unsafe fn row<D: Dot, G: Group, const M: usize, const FINE: bool, con
                 false => _mm256_set1_epi32(i),
             }
         });
-        for (range, first) in row::groups(call.bytes, &mut last) {
+        for (range, [first]) in row::groups(call, &mut last) {
             for g in range {
                 let from = first.wrapping_add(g * FOUR);
-                call.request(from, ahead, FOUR);
+                call.request(ahead, g * FOUR, FOUR);
                 let [scale, of_starts] = G::scales::<SIZE>(from);
                 let mut scales = [_mm_setzero_ps(); M];
                 for t in 0..M {
@@ -337,7 +337,7 @@ pub(super) unsafe fn row<D: Dot, G: Group, const M: usize, const FINE: bool, con
         }
         for (t, (sums, added)) in sums.into_iter().zip(added).enumerate() {
             let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_zextps128_ps256(added));
-            call.write(t, Avx2::from(sum).sum());
+            call.write(0, t, Avx2::from(sum).sum());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! With AVX-512 VNNI: bytes, four products in each lane.
 
 use super::e8m0_scales;
-use crate::cpu::gemv::distance::distance;
+use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::{self, Call, f16_scales};
 use crate::cpu::quantize::{Bytes, GROUP, Order, Split};
 use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS};
@@ -73,60 +73,69 @@ unsafe fn load(bytes: &[i8], at: usize) -> __m512i {
     unsafe { _mm512_load_si512(bytes.as_ptr().add(at).cast()) }
 }
 
-/// A row times `M` tokens.
+/// `R` rows times `M` tokens.
 ///
 /// # Safety
-/// The call's row has the blocks of its shape, and `x`, made with offset 128 and blocks in order, has `M` tokens from the call's on.
+/// The call's rows have the blocks of its shape, and `x`, made with offset 128 and blocks in order, has `M` tokens from the call's on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-pub(in crate::cpu) unsafe fn q8<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    let ahead = distance();
+pub(in crate::cpu) unsafe fn q8<const R: usize, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    let ahead = current();
     let (token, groups) = (call.token, call.shape.cols.div_ceil(GROUP));
-    let mut last = [0; 136];
+    let mut last = [[0; 136]; R];
     // the sign bit flipped is 128 added
     let flip = _mm512_set1_epi8(-128);
     let spread = [
         _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
         _mm512_setr_epi32(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3),
     ];
-    let mut sums = [[_mm512_setzero_ps(); 2]; M];
-    for (range, first) in row::groups(call.bytes, &mut last) {
+    let mut sums = [[[_mm512_setzero_ps(); 2]; R]; M];
+    for (range, first) in row::groups(call, &mut last) {
         for g in range {
-            let from = first.wrapping_add(g * 136);
-            call.request(from, ahead, 136);
-            // SAFETY: the group has four blocks, and each token has a group.
+            call.request(ahead, R * g * 136, R * 136);
+            // SAFETY: the group has four blocks of each row, and each token has a group.
             unsafe {
-                let scale = scales::<34>(from);
-                // without `map`, which does not have the instructions
-                let block = |b: usize| _mm256_loadu_si256(from.add(b * 34 + 2).cast());
-                let pair = |b: usize| {
-                    let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(b)), block(b + 1));
-                    _mm512_xor_si512(both, flip)
-                };
-                let weights = [pair(0), pair(2)];
+                let mut weights = [[_mm512_setzero_si512(); 2]; R];
+                let mut scale = [_mm_setzero_ps(); R];
+                for r in 0..R {
+                    let from = first[r].wrapping_add(g * 136);
+                    scale[r] = scales::<34>(from);
+                    // without `map`, which does not have the instructions
+                    let block = |b: usize| _mm256_loadu_si256(from.add(b * 34 + 2).cast());
+                    let pair = |b: usize| {
+                        let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(b)), block(b + 1));
+                        _mm512_xor_si512(both, flip)
+                    };
+                    weights[r] = [pair(0), pair(2)];
+                }
                 for (t, sums) in sums.iter_mut().enumerate() {
                     let at = (token + t) * groups + g;
-                    let scale = _mm_mul_ps(scale, _mm_load_ps(x.scales.as_ptr().add(at * 4)));
-                    let scale = _mm512_castps128_ps512(scale);
+                    let x_scale = _mm_load_ps(x.scales.as_ptr().add(at * 4));
                     let starts = _mm512_castsi128_si512(_mm_load_si128(x.starts.as_ptr().add(at * 4).cast()));
                     for pair in 0..2 {
                         // into the first lane of each block
                         let start = _mm512_maskz_permutexvar_epi32(0x0101, spread[pair], starts);
-                        let mut sum = _mm512_dpbusd_epi32(start, weights[pair], load(&x.low, at * GROUP + pair * 64));
-                        if FINE {
-                            let high = load(&x.high, at * GROUP + pair * 64);
-                            let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[pair], high);
-                            sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<8>(high));
+                        let low = load(&x.low, at * GROUP + pair * 64);
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let mut sum = _mm512_dpbusd_epi32(start, weights[r][pair], low);
+                            if FINE {
+                                let high = load(&x.high, at * GROUP + pair * 64);
+                                let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[r][pair], high);
+                                sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<8>(high));
+                            }
+                            let scale = _mm512_castps128_ps512(_mm_mul_ps(scale[r], x_scale));
+                            let scale = _mm512_permutexvar_ps(spread[pair], scale);
+                            sums[pair] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[pair]);
                         }
-                        let scale = _mm512_permutexvar_ps(spread[pair], scale);
-                        sums[pair] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[pair]);
                     }
                 }
             }
         }
     }
     for (t, sums) in sums.into_iter().enumerate() {
-        // SAFETY: `M` tokens exist.
-        unsafe { call.write(t, _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))) };
+        for (r, sums) in sums.into_iter().enumerate() {
+            // SAFETY: `R` rows and `M` tokens exist.
+            unsafe { call.write(r, t, _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))) };
+        }
     }
 }
 
@@ -267,13 +276,14 @@ unsafe fn levels(levels: &[i8; 16], offset: i32, low: __m512i, high: __m512i) ->
     }
 }
 
-/// A row of such blocks times `M` tokens; four blocks have `FOUR` bytes.
+/// `R` rows of such blocks times `M` tokens; four blocks have `FOUR` bytes.
 ///
 /// # Safety
 /// As [`q8`], with `x` made with the blocks' offset and blocks in halves.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
 pub(in crate::cpu) unsafe fn nibbles<
     B: Nibbles,
+    const R: usize,
     const M: usize,
     const FINE: bool,
     const SIZE: usize,
@@ -283,56 +293,69 @@ pub(in crate::cpu) unsafe fn nibbles<
     call: &Call<'_>,
 ) {
     const { assert!(FOUR == 4 * SIZE) };
-    let ahead = distance();
+    let ahead = current();
     let (token, groups) = (call.token, call.shape.cols.div_ceil(GROUP));
-    let mut last = [0; FOUR];
+    let mut last = [[0; FOUR]; R];
     let nibble = _mm512_set1_epi8(15);
-    let mut sums = [_mm512_setzero_ps(); M];
-    let mut added = [_mm_setzero_ps(); M];
-    for (range, first) in row::groups(call.bytes, &mut last) {
+    let mut sums = [[_mm512_setzero_ps(); R]; M];
+    let mut added = [[_mm_setzero_ps(); R]; M];
+    for (range, first) in row::groups(call, &mut last) {
         for g in range {
-            let from = first.wrapping_add(g * FOUR);
-            call.request(from, ahead, FOUR);
-            // SAFETY: the group has four blocks, and each token has a group.
+            call.request(ahead, R * g * FOUR, R * FOUR);
+            // SAFETY: the group has four blocks of each row, and each token has a group.
             unsafe {
-                let block = |b: usize| _mm_loadu_si128(from.add((b + 1) * SIZE - 16).cast());
-                let pair = |b: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(block(b)), block(b + 1));
-                let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pair(0)), pair(2));
-                let low = _mm512_and_si512(bytes, nibble);
-                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
-                let [first, second] = B::numbers(from, low, high);
-                // both halves of the blocks, which share lanes
-                let dot = |start, bytes: &[i8], at| {
-                    let sum = _mm512_dpbusd_epi32(start, first, load(bytes, at));
-                    _mm512_dpbusd_epi32(sum, second, load(bytes, at + 64))
-                };
-                let scale = B::scales::<SIZE>(from);
+                let mut numbers = [[_mm512_setzero_si512(); 2]; R];
+                let mut scale = [_mm512_setzero_ps(); R];
+                for r in 0..R {
+                    let from = first[r].wrapping_add(g * FOUR);
+                    let block = |b: usize| _mm_loadu_si128(from.add((b + 1) * SIZE - 16).cast());
+                    let pair = |b: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(block(b)), block(b + 1));
+                    let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pair(0)), pair(2));
+                    let low = _mm512_and_si512(bytes, nibble);
+                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+                    numbers[r] = B::numbers(from, low, high);
+                    scale[r] = B::scales::<SIZE>(from);
+                }
                 for t in 0..M {
                     let at = (token + t) * groups + g;
                     let x_scale = _mm_load_ps(x.scales.as_ptr().add(at * 4));
                     let starts = _mm_load_si128(x.starts.as_ptr().add(at * 4).cast());
-                    let start = if B::ADDENDS {
-                        let addends = _mm_mul_ps(B::addends::<SIZE>(from), x_scale);
-                        added[t] = _mm_fmadd_ps(_mm_cvtepi32_ps(starts), addends, added[t]);
-                        _mm512_setzero_si512()
+                    let mut start = _mm512_setzero_si512();
+                    if B::ADDENDS {
+                        let x_sums = _mm_cvtepi32_ps(starts);
+                        for r in 0..R {
+                            let addends = B::addends::<SIZE>(first[r].wrapping_add(g * FOUR));
+                            added[t][r] = _mm_fmadd_ps(x_sums, _mm_mul_ps(addends, x_scale), added[t][r]);
+                        }
                     } else {
                         // into the first lane of each block
-                        _mm512_maskz_permutexvar_epi32(0x1111, block_of_lane(), _mm512_castsi128_si512(starts))
-                    };
-                    let mut exact = dot(start, &x.low, at * GROUP);
-                    if FINE {
-                        let high = dot(_mm512_setzero_si512(), &x.high, at * GROUP);
-                        exact = _mm512_add_epi32(exact, _mm512_slli_epi32::<8>(high));
+                        let starts = _mm512_castsi128_si512(starts);
+                        start = _mm512_maskz_permutexvar_epi32(0x1111, block_of_lane(), starts);
                     }
-                    let scale = _mm512_mul_ps(scale, spread(x_scale));
-                    sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, sums[t]);
+                    let x_scale = spread(x_scale);
+                    for r in 0..R {
+                        // both halves of the blocks, which share lanes
+                        let dot = |start, bytes: &[i8]| {
+                            let sum = _mm512_dpbusd_epi32(start, numbers[r][0], load(bytes, at * GROUP));
+                            _mm512_dpbusd_epi32(sum, numbers[r][1], load(bytes, at * GROUP + 64))
+                        };
+                        let mut exact = dot(start, &x.low);
+                        if FINE {
+                            let high = dot(_mm512_setzero_si512(), &x.high);
+                            exact = _mm512_add_epi32(exact, _mm512_slli_epi32::<8>(high));
+                        }
+                        let scale = _mm512_mul_ps(scale[r], x_scale);
+                        sums[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, sums[t][r]);
+                    }
                 }
             }
         }
     }
-    for (t, (sum, added)) in sums.into_iter().zip(added).enumerate() {
-        let sum = _mm512_add_ps(sum, _mm512_zextps128_ps512(added));
-        // SAFETY: `M` tokens exist.
-        unsafe { call.write(t, _mm512_reduce_add_ps(sum)) };
+    for t in 0..M {
+        for r in 0..R {
+            let sum = _mm512_add_ps(sums[t][r], _mm512_zextps128_ps512(added[t][r]));
+            // SAFETY: `R` rows and `M` tokens exist.
+            unsafe { call.write(r, t, _mm512_reduce_add_ps(sum)) };
+        }
     }
 }

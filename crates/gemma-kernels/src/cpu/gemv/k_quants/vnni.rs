@@ -7,7 +7,7 @@ mod low_bits;
 use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 use super::{BLOCK, part};
 use crate::Format;
-use crate::cpu::gemv::distance::distance;
+use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::quantize::{Bytes, Order, Split};
 use crate::cpu::sub_blocks::six_bits_in_vector;
@@ -31,51 +31,51 @@ pub(in crate::cpu) unsafe fn split(x: &[f32], cols: usize, fine: bool, format: F
     Split::new(x, cols, fine, (order(format), -1, part(format)), |x, limit| Bytes::with_avx512(x, limit))
 }
 
-/// A row times `M` tokens.
+/// `R` rows times `M` tokens.
 ///
 /// # Safety
-/// The CPU must have the instructions; the call's row has the blocks of its shape, and `x`, of [`split`]
+/// The CPU must have the instructions; the call's rows have the blocks of its shape, and `x`, of [`split`]
 /// with the format's part, has `M` tokens from the call's on.
-pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Split, call: &Call<'_>) {
+pub(in crate::cpu) unsafe fn rows<const R: usize, const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
         match call.shape.format {
-            Format::Q2K => of_blocks::<Q2K, M>(x, call),
-            Format::Q3K => of_blocks::<Q3K, M>(x, call),
-            Format::Q4K => of_blocks::<Q4K, M>(x, call),
-            Format::Q5K => of_blocks::<Q5K, M>(x, call),
-            Format::Q6K => of_blocks::<Q6K, M>(x, call),
-            Format::Iq4Xs => of_blocks::<Iq4Xs, M>(x, call),
-            Format::Iq3Xxs => of_blocks::<Signed<Iq3Xxs>, M>(x, call),
-            Format::Iq3S => of_blocks::<Signed<Iq3S>, M>(x, call),
-            Format::Iq2Xxs => of_blocks::<Signed<Iq2Xxs>, M>(x, call),
-            Format::Iq2Xs => of_blocks::<Signed<Iq2Xs>, M>(x, call),
-            Format::Iq2S => of_blocks::<Signed<Iq2S>, M>(x, call),
+            Format::Q2K => of_blocks::<Q2K, R, M>(x, call),
+            Format::Q3K => of_blocks::<Q3K, R, M>(x, call),
+            Format::Q4K => of_blocks::<Q4K, R, M>(x, call),
+            Format::Q5K => of_blocks::<Q5K, R, M>(x, call),
+            Format::Q6K => of_blocks::<Q6K, R, M>(x, call),
+            Format::Iq4Xs => of_blocks::<Iq4Xs, R, M>(x, call),
+            Format::Iq3Xxs => of_blocks::<Signed<Iq3Xxs>, R, M>(x, call),
+            Format::Iq3S => of_blocks::<Signed<Iq3S>, R, M>(x, call),
+            Format::Iq2Xxs => of_blocks::<Signed<Iq2Xxs>, R, M>(x, call),
+            Format::Iq2Xs => of_blocks::<Signed<Iq2Xs>, R, M>(x, call),
+            Format::Iq2S => of_blocks::<Signed<Iq2S>, R, M>(x, call),
             other => unreachable!("{other} has no such blocks"),
         }
     }
 }
 
 /// # Safety
-/// As [`row`].
+/// As [`rows`].
 #[inline(always)]
-unsafe fn of_blocks<B: Block, const M: usize>(x: &Split, call: &Call<'_>) {
+unsafe fn of_blocks<B: Block, const R: usize, const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
     unsafe {
         match x.high.is_empty() {
-            true => products::<B, M, false>(x, call),
-            false => products::<B, M, true>(x, call),
+            true => products::<B, R, M, false>(x, call),
+            false => products::<B, R, M, true>(x, call),
         }
     }
 }
 
 /// # Safety
-/// As [`row`].
+/// As [`rows`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-unsafe fn products<B: Block, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    let ahead = distance();
+unsafe fn products<B: Block, const R: usize, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
+    let ahead = current();
     let (size, parts) = (B::FORMAT.block_bytes(), BLOCK / B::PART);
-    let (token, blocks) = (call.token, call.bytes.len() / size);
+    let (token, blocks) = (call.token, call.shape.row_bytes / size);
     let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     // the part that each lane of four values belongs to, and the 32 activations that each part does
     let shift = |by: u32| _mm_cvtsi32_si128(by.cast_signed());
@@ -93,48 +93,58 @@ unsafe fn products<B: Block, const M: usize, const FINE: bool>(x: &Split, call: 
     let spread = [part_of_lane(0), part_of_lane(1), part_of_lane(2), part_of_lane(3)];
     let scale_of_part = _mm512_srl_epi32(lanes, shift((32 / B::PART).ilog2()));
     let there = (1u32 << parts).wrapping_sub(1) as __mmask16;
-    let mut sums = [[_mm512_setzero_ps(); 2]; M];
-    let mut added = [_mm512_setzero_ps(); M];
+    let mut sums = [[[_mm512_setzero_ps(); 2]; R]; M];
+    let mut added = [[_mm512_setzero_ps(); R]; M];
     // SAFETY: block `b` has `size` bytes of a row; each token has for it 256 values, 8 scales and a start per part,
     // which follow each other.
     unsafe {
         for b in 0..blocks {
-            let block = call.bytes.as_ptr().add(b * size);
-            call.request(block, ahead, size);
-            let [factors, addends] = B::scales(block);
-            let numbers = B::numbers(block);
+            call.request(ahead, R * b * size, R * size);
+            let (mut numbers, mut of_parts) = ([[_mm512_setzero_si512(); 4]; R], [[_mm512_setzero_ps(); 2]; R]);
+            for r in 0..R {
+                let block = call.bytes.as_ptr().add((r * blocks + b) * size);
+                of_parts[r] = B::scales(block);
+                numbers[r] = B::numbers(block);
+            }
             for t in 0..M {
                 let at = (token + t) * blocks + b;
                 let scales = _mm256_load_ps(x.scales.as_ptr().add(at * 8));
                 let starts = x.starts.as_ptr().add(at * parts);
-                let factors = if B::TOGETHER {
-                    let scaled = _mm512_mul_ps(factors, _mm512_broadcast_f32x8(scales));
-                    // those of the addends' lanes
-                    let x_sums = _mm512_maskz_loadu_epi32(0xff00, starts.wrapping_sub(8));
-                    added[t] = _mm512_fmadd_ps(scaled, _mm512_cvtepi32_ps(x_sums), added[t]);
-                    scaled
+                // what each row's factors and addends are multiplied by, and then the addends
+                let (scales, x_sums) = if B::TOGETHER {
+                    // the sums in the addends' lanes
+                    (_mm512_broadcast_f32x8(scales), _mm512_maskz_loadu_epi32(0xff00, starts.wrapping_sub(8)))
                 } else {
                     let scales = _mm512_castps256_ps512(scales);
                     let scales = _mm512_maskz_permutexvar_ps(there, scale_of_part, scales);
-                    let x_sums = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(there, starts));
-                    added[t] = _mm512_fmadd_ps(_mm512_mul_ps(addends, scales), x_sums, added[t]);
-                    _mm512_mul_ps(factors, scales)
+                    (scales, _mm512_maskz_loadu_epi32(there, starts))
                 };
+                let x_sums = _mm512_cvtepi32_ps(x_sums);
+                let mut factors = [_mm512_setzero_ps(); R];
+                for r in 0..R {
+                    factors[r] = _mm512_mul_ps(of_parts[r][0], scales);
+                    let addends = if B::TOGETHER { factors[r] } else { _mm512_mul_ps(of_parts[r][1], scales) };
+                    added[t][r] = _mm512_fmadd_ps(addends, x_sums, added[t][r]);
+                }
                 for v in 0..4 {
                     let load = |bytes: &[i8]| _mm512_load_si512(bytes.as_ptr().add(at * BLOCK + 64 * v).cast());
-                    let mut sum = _mm512_setzero_si512();
-                    if FINE {
-                        sum = _mm512_slli_epi32::<8>(_mm512_dpbusd_epi32(sum, numbers[v], load(&x.high)));
+                    for r in 0..R {
+                        let mut sum = _mm512_setzero_si512();
+                        if FINE {
+                            sum = _mm512_slli_epi32::<8>(_mm512_dpbusd_epi32(sum, numbers[r][v], load(&x.high)));
+                        }
+                        let sum = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sum, numbers[r][v], load(&x.low)));
+                        let factor = _mm512_permutexvar_ps(spread[v], factors[r]);
+                        sums[t][r][v % 2] = _mm512_fmadd_ps(sum, factor, sums[t][r][v % 2]);
                     }
-                    let sum = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sum, numbers[v], load(&x.low)));
-                    let factor = _mm512_permutexvar_ps(spread[v], factors);
-                    sums[t][v % 2] = _mm512_fmadd_ps(sum, factor, sums[t][v % 2]);
                 }
             }
         }
         for t in 0..M {
-            let sum = _mm512_add_ps(_mm512_add_ps(sums[t][0], sums[t][1]), added[t]);
-            call.write(t, _mm512_reduce_add_ps(sum));
+            for r in 0..R {
+                let sum = _mm512_add_ps(_mm512_add_ps(sums[t][r][0], sums[t][r][1]), added[t][r]);
+                call.write(r, t, _mm512_reduce_add_ps(sum));
+            }
         }
     }
 }
