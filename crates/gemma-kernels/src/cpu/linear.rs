@@ -496,7 +496,7 @@ pub(in crate::cpu) mod tests {
     #[test]
     fn a_row_is_the_same_beside_any_other() {
         for format in all_formats() {
-            let (rows, cols) = (5, 768);
+            let (rows, cols) = (21, 768);
             let (weight, _) = encoded(format, rows, cols);
             let x = noise(cols, 2);
             for activations in [ActivationPrecision::Int16OrBf16, ActivationPrecision::Int8] {

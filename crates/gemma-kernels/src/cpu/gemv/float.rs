@@ -18,7 +18,9 @@ pub(in crate::cpu) const ROWS: usize = 6;
 const FEW_ROWS: usize = 3;
 /// Rows of 16-bit values that are read side by side for one token, so that what is loaded of it serves all of them: a token of a
 /// feed-forward layer does not fit into the L1 cache.
-const SIDE_BY_SIDE: usize = 4;
+const SIDE_BY_SIDE: usize = 8;
+/// The same with the half as many registers of other instruction sets than AVX-512.
+const FEW_SIDE_BY_SIDE: usize = 4;
 /// Sums of a row and a token, so that an addition need not wait for the one before.
 const STEPS: usize = 2;
 /// From this many tokens on, rows are multiplied in such tiles.
@@ -65,16 +67,23 @@ pub(in crate::cpu) fn multiply(
                 },
                 _ => range.start,
             };
-            let side_by_side = matches!(shape.format, Format::Bf16 | Format::F16) && (alone || shape.tokens == 1);
+            let most = match shape.format {
+                Format::Bf16 | Format::F16 if alone || shape.tokens == 1 => match L::N {
+                    16 => SIDE_BY_SIDE,
+                    _ => FEW_SIDE_BY_SIDE,
+                },
+                _ => 1,
+            };
             let mut row = row;
             while row < range.end {
-                let rows = if side_by_side && range.end - row >= SIDE_BY_SIDE { SIDE_BY_SIDE } else { 1 };
+                let rows = if range.end - row >= most { most } else { 1 };
                 let bytes = &weight[row * shape.row_bytes..(row + rows) * shape.row_bytes];
                 let mut token = 0;
                 while token < shape.tokens {
                     let call = Call { bytes, shape, token, row, out };
                     token += match (rows, if alone { 1 } else { shape.tokens - token }) {
                         (SIDE_BY_SIDE, _) => halves::<L, SIDE_BY_SIDE, 1>(x, &call),
+                        (FEW_SIDE_BY_SIDE, _) => halves::<L, FEW_SIDE_BY_SIDE, 1>(x, &call),
                         (_, 1) => tokens::<L, 1>(x, &call),
                         (_, 2 | 3) => tokens::<L, 2>(x, &call),
                         _ => tokens::<L, 4>(x, &call),
