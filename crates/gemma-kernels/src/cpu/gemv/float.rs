@@ -4,8 +4,7 @@
 use crate::Format;
 use crate::cpu::gemv::prefetch::{Prefetch, current};
 use crate::cpu::gemv::row::Call;
-use crate::cpu::isa::Lanes;
-use crate::cpu::isa::{Isa, with_isa};
+use crate::cpu::isa::{Isa, Lanes, with_isa};
 use crate::cpu::output::Output;
 use crate::cpu::shape::Shape;
 use crate::cpu::sub_blocks::{Blocks, Q4K, Q5K, Q6K, Q41, Q50, Q51, Scales};
@@ -74,13 +73,14 @@ pub(in crate::cpu) fn multiply(
                 },
                 _ => 1,
             };
+            let prefetch = current();
             let mut row = row;
             while row < range.end {
                 let rows = if range.end - row >= most { most } else { 1 };
                 let bytes = &weight[row * shape.row_bytes..(row + rows) * shape.row_bytes];
                 let mut token = 0;
                 while token < shape.tokens {
-                    let call = Call { bytes, shape, token, row, out };
+                    let call = Call { bytes, shape, token, row, out, prefetch };
                     token += match (rows, if alone { 1 } else { shape.tokens - token }) {
                         (SIDE_BY_SIDE, _) => halves::<L, SIDE_BY_SIDE, 1>(x, &call),
                         (FEW_SIDE_BY_SIDE, _) => halves::<L, FEW_SIDE_BY_SIDE, 1>(x, &call),
@@ -318,7 +318,6 @@ unsafe fn halves<L: Lanes, const R: usize, const M: usize>(x: &[f32], call: &Cal
 /// As [`halves`]; bf16 or f16.
 #[inline(always)]
 unsafe fn halves_of<L: Lanes, const R: usize, const M: usize, const BF16: bool>(x: [&[f32]; M], call: &Call<'_>) {
-    let ahead = current();
     let step = STEPS * L::N;
     let Shape { cols, row_bytes, .. } = call.shape;
     let row = |r: usize| call.bytes.as_ptr().wrapping_add(r * row_bytes);
@@ -327,7 +326,7 @@ unsafe fn halves_of<L: Lanes, const R: usize, const M: usize, const BF16: bool>(
         let mut sums = [[[L::splat(0.0); M]; R]; STEPS];
         let mut i = 0;
         while i + step <= cols {
-            call.request(ahead, 2 * i * R, 2 * step * R);
+            call.request(2 * i * R, 2 * step * R);
             for (s, sums) in sums.iter_mut().enumerate() {
                 let i = i + s * L::N;
                 // a closure would not have the instructions
@@ -390,13 +389,12 @@ unsafe fn blocks<L: Lanes, const M: usize, const SIZE: usize>(
     call: &Call<'_>,
     load: impl Fn(*const u8, usize) -> L,
 ) -> [f32; M] {
-    let ahead = current();
     // SAFETY: block `b` covers values 32 b to 32 b + 31 of `x` and `SIZE` bytes.
     unsafe {
         let mut sums = [L::splat(0.0); M];
         for b in 0..call.bytes.len() / SIZE {
             let from = call.bytes.as_ptr().add(b * SIZE);
-            call.request(ahead, b * SIZE, SIZE);
+            call.request(b * SIZE, SIZE);
             let scale = L::splat(f16_to_f32(from.cast::<[u8; 2]>().read()));
             let mut products = [L::splat(0.0); M];
             for i in (0..32).step_by(L::N) {
@@ -421,7 +419,7 @@ unsafe fn blocks<L: Lanes, const M: usize, const SIZE: usize>(
 /// As [`tokens`]; blocks of a format that is only read, decoded value by value before they are multiplied.
 #[inline(always)]
 unsafe fn decoded<L: Lanes, const M: usize>(x: [&[f32]; M], call: &Call<'_>) -> [f32; M] {
-    let (ahead, format) = (current(), call.shape.format);
+    let format = call.shape.format;
     let (len, size) = (format.block_len(), format.block_bytes());
     let mut values = [0f32; 256];
     let values = &mut values[..len];
@@ -429,7 +427,7 @@ unsafe fn decoded<L: Lanes, const M: usize>(x: [&[f32]; M], call: &Call<'_>) -> 
     unsafe {
         let mut sums = [L::splat(0.0); M];
         for (b, block) in call.bytes.chunks_exact(size).enumerate() {
-            call.request(ahead, b * size, size);
+            call.request(b * size, size);
             format.decode_row(block, values);
             for i in (0..len).step_by(L::N) {
                 let weights = L::load(values.as_ptr().add(i));
@@ -450,7 +448,6 @@ unsafe fn decoded<L: Lanes, const M: usize>(x: [&[f32]; M], call: &Call<'_>) -> 
 /// As [`tokens`]; the blocks of one of the formats with parts.
 #[inline(always)]
 unsafe fn parted<L: Lanes, B: Blocks, const M: usize>(x: [&[f32]; M], call: &Call<'_>) -> [f32; M] {
-    let ahead = current();
     let (len, size) = (B::FORMAT.block_len(), B::FORMAT.block_bytes());
     // SAFETY: block `b` covers `len` values of `x` from `len b` on, and `len` is a multiple of all lanes, twice.
     unsafe {
@@ -458,7 +455,7 @@ unsafe fn parted<L: Lanes, B: Blocks, const M: usize>(x: [&[f32]; M], call: &Cal
         // two sums, so that an addition need not wait for the one before
         let mut sums = [[L::splat(0.0); M]; 2];
         for (b, block) in call.bytes.chunks_exact(size).enumerate() {
-            call.request(ahead, b * size, size);
+            call.request(b * size, size);
             B::scales::<L>(block.as_ptr(), &mut scales);
             for pair in (0..len).step_by(2 * L::N) {
                 for (s, sums) in sums.iter_mut().enumerate() {

@@ -18,6 +18,7 @@ mod vnni;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::k_quants;
+use super::prefetch::current;
 use super::row::Call;
 use crate::cpu::isa::Isa;
 use crate::cpu::output::Output;
@@ -147,13 +148,13 @@ fn side_by_side(isa: Isa) -> usize {
 
 /// The rows `range` of `out[t, r] = Σ_c x[t, c] w[r, c]`.
 pub(in crate::cpu) fn multiply(isa: Isa, x: &Prepared, weight: &[u8], shape: Shape, range: Range<usize>, out: Output) {
-    let most = side_by_side(isa);
+    let (most, prefetch) = (side_by_side(isa), current());
     for row in range.clone().step_by(most) {
         let rows = most.min(range.end - row);
         let bytes = &weight[row * shape.row_bytes..(row + rows) * shape.row_bytes];
         let mut token = 0;
         while token < shape.tokens {
-            let call = Call { bytes, shape, token, row, out };
+            let call = Call { bytes, shape, token, row, out, prefetch };
             token += match rows {
                 2 => some_tokens::<2>(isa, x, &call),
                 _ => some_tokens::<1>(isa, x, &call),

@@ -14,6 +14,8 @@ pub(in crate::cpu) struct Call<'a> {
     pub(in crate::cpu) token: usize,
     pub(in crate::cpu) row: usize,
     pub(in crate::cpu) out: Output,
+    /// How the rows are requested.
+    pub(in crate::cpu) prefetch: Prefetch,
 }
 
 impl<'a> Call<'a> {
@@ -37,9 +39,9 @@ impl<'a> Call<'a> {
     /// Requests as many bytes as a kernel reads next, when it has read `read` bytes of the call's rows: once, with the first tokens. Rows
     /// that are read side by side are requested in the order in which they lie, which is one stream for the memory.
     #[inline(always)]
-    pub(in crate::cpu) fn request(&self, prefetch: Prefetch, read: usize, bytes: usize) {
+    pub(in crate::cpu) fn request(&self, read: usize, bytes: usize) {
         if self.token == 0 {
-            prefetch.request(self.bytes.as_ptr().wrapping_add(read), bytes);
+            self.prefetch.request(self.bytes.as_ptr().wrapping_add(read), bytes);
         }
     }
 }

@@ -3,7 +3,6 @@
 use super::avxvnni::{Dot, Group, Iq4Nl, Q80, below_32, load, row};
 use super::unsigned_layout;
 use crate::Format;
-use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::{Call, levels};
 use crate::cpu::isa::{Avx2, Lanes};
 use crate::cpu::quantize::{GROUP, Order, Split, Words};
@@ -125,14 +124,13 @@ unsafe fn rows<const M: usize, const SIZE: usize>(
     call: &Call<'_>,
     load: impl Fn(*const u8) -> [__m256i; 2],
 ) {
-    let ahead = current();
     let blocks = call.bytes.len() / SIZE;
     // SAFETY: block `b` has `SIZE` bytes of the row, and 32 values and a scale of each token.
     unsafe {
         let mut sums = [_mm256_setzero_ps(); M];
         for b in 0..blocks {
             let from = call.bytes.as_ptr().add(b * SIZE);
-            call.request(ahead, b * SIZE, SIZE);
+            call.request(b * SIZE, SIZE);
             let [low, high] = load(from);
             let scale = _mm256_cvtph_ps(_mm_set1_epi16(from.cast::<i16>().read_unaligned()));
             for (t, sum) in sums.iter_mut().enumerate() {

@@ -3,7 +3,6 @@
 use super::e8m0_scales;
 use super::vnni::{self, Nibbles};
 use crate::Format;
-use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::{self, Call, f16_scales};
 use crate::cpu::isa::{Avx2, Lanes};
 use crate::cpu::quantize::{Bytes, GROUP, Order, Split};
@@ -290,7 +289,6 @@ pub(super) unsafe fn row<D: Dot, G: Group, const M: usize, const FINE: bool, con
     call: &Call<'_>,
 ) {
     const { assert!(FOUR == 4 * SIZE) };
-    let ahead = current();
     let (token, groups) = (call.token, call.shape.cols.div_ceil(GROUP));
     let mut last = [[0; FOUR]];
     let vectors = if G::HALVES { 2 } else { 4 };
@@ -309,7 +307,7 @@ pub(super) unsafe fn row<D: Dot, G: Group, const M: usize, const FINE: bool, con
         for (range, [first]) in row::groups(call, &mut last) {
             for g in range {
                 let from = first.wrapping_add(g * FOUR);
-                call.request(ahead, g * FOUR, FOUR);
+                call.request(g * FOUR, FOUR);
                 let [scale, of_starts] = G::scales::<SIZE>(from);
                 let mut scales = [_mm_setzero_ps(); M];
                 for t in 0..M {

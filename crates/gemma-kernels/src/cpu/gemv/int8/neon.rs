@@ -1,7 +1,6 @@
 //! With NEON: 16-bit numbers, eight at a time, or with dot products bytes, four in each lane.
 
 use crate::Format;
-use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::{self, Call, f16_scales, levels};
 use crate::cpu::isa::{Lanes, Neon, dot};
 use crate::cpu::quantize::{GROUP, Split, Words};
@@ -102,7 +101,6 @@ unsafe fn words_of<const M: usize, const SIZE: usize>(
     scales: impl Fn(*const u8) -> (f32, f32),
     load: impl Fn(*const u8) -> [int8x16_t; 2],
 ) {
-    let ahead = current();
     let blocks = call.bytes.len() / SIZE;
     // SAFETY: block `b` has `SIZE` bytes of the row, and 32 values and a scale of each token.
     unsafe {
@@ -110,7 +108,7 @@ unsafe fn words_of<const M: usize, const SIZE: usize>(
         let mut added = [0f32; M];
         for b in 0..blocks {
             let from = call.bytes.as_ptr().add(b * SIZE);
-            call.request(ahead, b * SIZE, SIZE);
+            call.request(b * SIZE, SIZE);
             let [first, second] = load(from);
             let weights = [
                 vmovl_s8(vget_low_s8(first)),
@@ -209,7 +207,6 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
     scales: impl Fn(*const u8) -> [[f32; 4]; 2],
     load: impl Fn(*const u8) -> [int8x16_t; 2],
 ) {
-    let ahead = current();
     let groups = call.shape.cols.div_ceil(GROUP);
     let mut last = [[0; FOUR]];
     // SAFETY: a group has four blocks, each token has a group, and `M` tokens exist.
@@ -220,7 +217,7 @@ unsafe fn bytes_of<const M: usize, const FINE: bool, const SIZE: usize, const FO
         for (range, [first]) in row::groups(call, &mut last) {
             for g in range {
                 let from = first.wrapping_add(g * FOUR);
-                call.request(ahead, g * FOUR, FOUR);
+                call.request(g * FOUR, FOUR);
                 let [factors, addends] = scales(from);
                 for b in 0..4 {
                     let [first, second] = load(from.add(b * SIZE));

@@ -1,7 +1,6 @@
 //! With AVX-512 VNNI: bytes, four products in each lane.
 
 use super::e8m0_scales;
-use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::{self, Call, f16_scales};
 use crate::cpu::quantize::{Bytes, GROUP, Order, Split};
 use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS};
@@ -79,7 +78,6 @@ unsafe fn load(bytes: &[i8], at: usize) -> __m512i {
 /// The call's rows have the blocks of its shape, and `x`, made with offset 128 and blocks in order, has `M` tokens from the call's on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 pub(in crate::cpu) unsafe fn q8<const R: usize, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    let ahead = current();
     let (token, groups) = (call.token, call.shape.cols.div_ceil(GROUP));
     let mut last = [[0; 136]; R];
     // the sign bit flipped is 128 added
@@ -91,7 +89,7 @@ pub(in crate::cpu) unsafe fn q8<const R: usize, const M: usize, const FINE: bool
     let mut sums = [[[_mm512_setzero_ps(); 2]; R]; M];
     for (range, first) in row::groups(call, &mut last) {
         for g in range {
-            call.request(ahead, R * g * 136, R * 136);
+            call.request(R * g * 136, R * 136);
             // SAFETY: the group has four blocks of each row, and each token has a group.
             unsafe {
                 let mut weights = [[_mm512_setzero_si512(); 2]; R];
@@ -111,6 +109,10 @@ pub(in crate::cpu) unsafe fn q8<const R: usize, const M: usize, const FINE: bool
                     let at = (token + t) * groups + g;
                     let x_scale = _mm_load_ps(x.scales.as_ptr().add(at * 4));
                     let starts = _mm512_castsi128_si512(_mm_load_si128(x.starts.as_ptr().add(at * 4).cast()));
+                    let mut scales = [_mm512_setzero_ps(); R];
+                    for r in 0..R {
+                        scales[r] = _mm512_castps128_ps512(_mm_mul_ps(scale[r], x_scale));
+                    }
                     for pair in 0..2 {
                         // into the first lane of each block
                         let start = _mm512_maskz_permutexvar_epi32(0x0101, spread[pair], starts);
@@ -122,8 +124,7 @@ pub(in crate::cpu) unsafe fn q8<const R: usize, const M: usize, const FINE: bool
                                 let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[r][pair], high);
                                 sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<8>(high));
                             }
-                            let scale = _mm512_castps128_ps512(_mm_mul_ps(scale[r], x_scale));
-                            let scale = _mm512_permutexvar_ps(spread[pair], scale);
+                            let scale = _mm512_permutexvar_ps(spread[pair], scales[r]);
                             sums[pair] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[pair]);
                         }
                     }
@@ -293,7 +294,6 @@ pub(in crate::cpu) unsafe fn nibbles<
     call: &Call<'_>,
 ) {
     const { assert!(FOUR == 4 * SIZE) };
-    let ahead = current();
     let (token, groups) = (call.token, call.shape.cols.div_ceil(GROUP));
     let mut last = [[0; FOUR]; R];
     let nibble = _mm512_set1_epi8(15);
@@ -301,7 +301,7 @@ pub(in crate::cpu) unsafe fn nibbles<
     let mut added = [[_mm_setzero_ps(); R]; M];
     for (range, first) in row::groups(call, &mut last) {
         for g in range {
-            call.request(ahead, R * g * FOUR, R * FOUR);
+            call.request(R * g * FOUR, R * FOUR);
             // SAFETY: the group has four blocks of each row, and each token has a group.
             unsafe {
                 let mut numbers = [[_mm512_setzero_si512(); 2]; R];

@@ -6,7 +6,6 @@ mod low_bits;
 use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 use super::{BLOCK, part};
 use crate::Format;
-use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::{Avx2, Lanes};
 use crate::cpu::quantize::{Bytes, Order, Split, Words};
@@ -103,7 +102,6 @@ unsafe fn of_blocks<D: Dot, B: Block, const M: usize>(x: &Split, call: &Call<'_>
 /// As [`below_128`].
 #[inline(always)]
 unsafe fn products<X: Activations, B: Block, const M: usize>(x_scales: &[f32], x_sums: &[i32], x: &X, call: &Call<'_>) {
-    let ahead = current();
     let (size, parts) = (B::FORMAT.block_bytes(), BLOCK / B::PART);
     let (token, blocks) = (call.token, call.bytes.len() / size);
     // SAFETY: block `b` has `size` bytes of a row; each token has for it 256 values, 8 scales and a sum per part.
@@ -113,7 +111,7 @@ unsafe fn products<X: Activations, B: Block, const M: usize>(x_scales: &[f32], x
         let mut factors = [[0f32; 16]; M];
         for b in 0..blocks {
             let block = call.bytes.as_ptr().add(b * size);
-            call.request(ahead, b * size, size);
+            call.request(b * size, size);
             let [of_numbers, addends] = B::scales(block);
             for t in 0..M {
                 let at = (token + t) * blocks + b;

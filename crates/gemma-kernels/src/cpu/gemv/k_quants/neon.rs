@@ -8,7 +8,6 @@ mod low_bits;
 use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 use super::{BLOCK, part};
 use crate::Format;
-use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::dot;
 use crate::cpu::quantize::{Split, Words};
@@ -117,7 +116,6 @@ unsafe fn products<B: Block, const M: usize>(
     x_sums: &[i32],
     exact: impl Fn(usize, [int8x16_t; 2]) -> [int32x4_t; 2],
 ) {
-    let ahead = current();
     let size = B::FORMAT.block_bytes();
     let blocks = call.bytes.len() / size;
     // SAFETY: block `b` has `size` bytes of the row; each token has for it 256 values, 8 scales and a sum per part.
@@ -127,7 +125,7 @@ unsafe fn products<B: Block, const M: usize>(
         let mut added = [0f32; M];
         for b in 0..blocks {
             let block = call.bytes.as_ptr().add(b * size);
-            call.request(ahead, b * size, size);
+            call.request(b * size, size);
             let (factors, addends) = B::scales(block);
             for part in 0..PARTS {
                 let numbers = B::numbers(block, part);

@@ -7,7 +7,6 @@ mod low_bits;
 use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 use super::{BLOCK, part};
 use crate::Format;
-use crate::cpu::gemv::prefetch::current;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::quantize::{Bytes, Order, Split};
 use crate::cpu::sub_blocks::six_bits_in_vector;
@@ -73,7 +72,6 @@ unsafe fn of_blocks<B: Block, const R: usize, const M: usize>(x: &Split, call: &
 /// As [`rows`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 unsafe fn products<B: Block, const R: usize, const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    let ahead = current();
     let (size, parts) = (B::FORMAT.block_bytes(), BLOCK / B::PART);
     let (token, blocks) = (call.token, call.shape.row_bytes / size);
     let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -99,7 +97,7 @@ unsafe fn products<B: Block, const R: usize, const M: usize, const FINE: bool>(x
     // which follow each other.
     unsafe {
         for b in 0..blocks {
-            call.request(ahead, R * b * size, R * size);
+            call.request(R * b * size, R * size);
             let (mut numbers, mut of_parts) = ([[_mm512_setzero_si512(); 4]; R], [[_mm512_setzero_ps(); 2]; R]);
             for r in 0..R {
                 let block = call.bytes.as_ptr().add((r * blocks + b) * size);
