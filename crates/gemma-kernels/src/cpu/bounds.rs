@@ -1,7 +1,6 @@
 //! Whether kernels stay inside their slices: each slice ends where a page begins that may not be touched, and then
 //! begins where such a page ends, so that a load or store beside it ends the test run.
 
-use super::linear::tests::{all_formats, encoded};
 use super::*;
 use crate::kv::PAGE_LEN;
 use crate::ops::linear::Arithmetic;

@@ -30,6 +30,9 @@ use std::ops::Range;
 
 /// Up to this many tokens, rows are streamed; above, blocks of rows are decoded first.
 const STREAMED_TOKENS: usize = 8;
+/// The same where bytes are multiplied in pairs: a row is widened for each token, and in tiles for eight at once.
+#[cfg(target_arch = "x86_64")]
+const STREAMED_TOKENS_OF_PAIRS: usize = 4;
 /// The same for rows of bf16 and f16, of which several are multiplied at once.
 const STREAMED_TOKENS_OF_HALVES: usize = 16;
 /// Bytes of weights that a thread streams before it looks for work again.
@@ -109,7 +112,7 @@ fn products(isa: Isa, arithmetic: Arithmetic, x: &[f32], products: &[Product<'_>
         Kernel::GemmF32 => gemm_f32::multiply(isa, x, products),
         #[cfg(target_arch = "x86_64")]
         Kernel::GemmBf16(terms) => crate::cpu::gemm::bf16::multiply(isa, terms, x, products),
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         Kernel::GemmInt8 => {
             let finely = activations == ActivationPrecision::Int16OrBf16;
             crate::cpu::gemm::int8::multiply(isa, x, products, finely);
@@ -235,7 +238,7 @@ enum Kernel {
     #[cfg(target_arch = "x86_64")]
     GemmBf16(Terms),
     /// Tiles of integers, 8 or 16 bits.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     GemmInt8,
 }
 
@@ -243,21 +246,27 @@ fn kernel(isa: Isa, arithmetic: Arithmetic, shape: Shape) -> Kernel {
     let Arithmetic { activations, phase, batch_invariant } = arithmetic;
     let Shape { format, tokens, .. } = shape;
     let exact = activations == ActivationPrecision::F32;
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    let int8 = crate::cpu::gemm::int8::has(isa, format, activations);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let int8 = false;
     let streamed = match format {
         Format::F32 => 0,
         Format::Bf16 | Format::F16 => STREAMED_TOKENS_OF_HALVES,
+        #[cfg(target_arch = "x86_64")]
+        _ if int8 && matches!(isa, Isa::Avx2 | Isa::Avx512) => STREAMED_TOKENS_OF_PAIRS,
         _ => STREAMED_TOKENS,
     };
-    #[cfg(target_arch = "x86_64")]
-    let int8 = crate::cpu::gemm::int8::has(isa, format, activations);
-    #[cfg(target_arch = "x86_64")]
     if phase == Phase::Prefill && !exact {
-        // prompts in 8 bits stay in 8 bits
-        let coarse = int8 && activations == ActivationPrecision::Int8;
-        let pairs = shape.cols.is_multiple_of(2) && crate::cpu::gemm::bf16::pays(isa);
-        if pairs && activations.round_prompts(format) && !coarse {
-            return Kernel::GemmBf16(Terms::One);
+        #[cfg(target_arch = "x86_64")]
+        if shape.cols.is_multiple_of(2) && crate::cpu::gemm::bf16::pays(isa) && activations.round_prompts(format) {
+            // prompts in 8 bits stay in 8 bits, but for tiles, which multiply bf16 faster than vectors multiply bytes
+            let coarse = int8 && activations == ActivationPrecision::Int8 && isa < Isa::Amx;
+            if !coarse {
+                return Kernel::GemmBf16(Terms::One);
+            }
         }
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if int8 {
             return Kernel::GemmInt8;
         }
@@ -285,7 +294,7 @@ fn kernel(isa: Isa, arithmetic: Arithmetic, shape: Shape) -> Kernel {
         let integers = phase == Phase::Decode && !exact && gemv_int8::has(isa, format);
         return if integers { Kernel::GemvInt } else { Kernel::GemvF32 };
     }
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if int8 {
         return Kernel::GemmInt8;
     }
@@ -318,28 +327,9 @@ pub(crate) fn rows(
 }
 
 #[cfg(test)]
-pub(in crate::cpu) mod tests {
+mod tests {
     use super::*;
-    use crate::cpu::{noise, places, quantize};
-    use crate::format::low_bits::tests::blocks;
-
-    /// A random matrix in a format: its bytes, and the values that they stand for.
-    pub(in crate::cpu) fn encoded(format: Format, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
-        let row_bytes = format.row_bytes(cols).unwrap();
-        let weight = if Format::READ_ONLY.contains(&format) {
-            blocks(format, rows, cols)
-        } else {
-            let mut weight = vec![0; rows * row_bytes];
-            let values = noise(rows * cols, 1);
-            let rows = weight.chunks_exact_mut(row_bytes).zip(values.chunks_exact(cols));
-            rows.for_each(|(bytes, values)| format.encode_row(values, bytes));
-            weight
-        };
-        let mut decoded = vec![0.0; rows * cols];
-        let rows = weight.chunks_exact(row_bytes).zip(decoded.chunks_exact_mut(cols));
-        rows.for_each(|(bytes, values)| format.decode_row(bytes, values));
-        (weight, decoded)
-    }
+    use crate::cpu::{all_formats, encoded, noise, places, quantize};
 
     fn product(
         isa: Isa,
@@ -355,10 +345,6 @@ pub(in crate::cpu) mod tests {
         let arithmetic = Arithmetic { activations, phase, batch_invariant: false };
         linear(isa, arithmetic, x, weight, format, cols, places(&mut out));
         out
-    }
-
-    pub(in crate::cpu) fn all_formats() -> impl Iterator<Item = Format> {
-        Format::ALL.into_iter().chain(Format::READ_ONLY)
     }
 
     /// In f64, over the decoded weights.
@@ -527,17 +513,14 @@ pub(in crate::cpu) mod tests {
                     let squares = decoded.iter().map(|value| value * value).sum::<f32>();
                     let size = f64::from((3.0 * squares / decoded.len() as f32).sqrt().max(1.0));
                     for isa in Isa::available() {
-                        #[cfg(target_arch = "x86_64")]
-                        let bytes = crate::cpu::gemm::int8::has(isa, format, activations);
-                        #[cfg(not(target_arch = "x86_64"))]
-                        let bytes = false;
-                        let pairs = activations == ActivationPrecision::Int16OrBf16 && isa >= Isa::Avx512Bf16;
-                        let whole_numbers = match (format.block_len(), tokens) {
-                            (32, ..=STREAMED_TOKENS) => true,
-                            (32, _) => bytes && !pairs,
-                            _ => isa >= Isa::Neon && tokens <= STREAMED_TOKENS,
-                        };
-                        if !whole_numbers {
+                        let phase = Phase::of_len(tokens);
+                        let arithmetic = Arithmetic { activations, phase, batch_invariant: false };
+                        let kernel = kernel(isa, arithmetic, Shape { format, tokens, rows, cols, row_bytes: 0 });
+                        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                        let in_integers = matches!(kernel, Kernel::GemvInt | Kernel::GemmInt8);
+                        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+                        let in_integers = kernel == Kernel::GemvInt;
+                        if !in_integers {
                             continue;
                         }
                         // AVX2 multiplies levels in 16 bits
@@ -598,6 +581,36 @@ pub(in crate::cpu) mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// Which kernels multiply prompts with quantized weights, for instruction sets that need not be there.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    #[test]
+    fn prompts_are_multiplied_by_the_fastest_kernels() {
+        let of = |isa, format| {
+            [ActivationPrecision::Int16OrBf16, ActivationPrecision::Int8].map(|activations| {
+                let arithmetic = Arithmetic { activations, phase: Phase::Prefill, batch_invariant: false };
+                kernel(isa, arithmetic, Shape { format, tokens: 64, rows: 64, cols: 256, row_bytes: 0 })
+            })
+        };
+        for format in all_formats().filter(|format| gemv_int8::has(Isa::Amx, *format)) {
+            assert_eq!(of(Isa::Portable, format), [Kernel::GemmF32; 2], "{format}");
+            #[cfg(target_arch = "aarch64")]
+            let (without, with) = ([Isa::Neon].as_slice(), [Isa::NeonDot].as_slice());
+            #[cfg(target_arch = "x86_64")]
+            let (without, with) = ([Isa::Avx2, Isa::Avx512].as_slice(), [Isa::AvxVnni, Isa::Avx512Vnni].as_slice());
+            for isa in with {
+                assert_eq!(of(*isa, format), [Kernel::GemmInt8; 2], "{isa} {format}");
+            }
+            // pairs of unsigned bytes with signed ones overflow 16 bits
+            let too_large = matches!(format, Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs);
+            let of_pairs = if too_large || cfg!(target_arch = "aarch64") { Kernel::GemmF32 } else { Kernel::GemmInt8 };
+            for isa in without {
+                assert_eq!(of(*isa, format), [Kernel::GemmF32, of_pairs], "{isa} {format}");
+            }
+            #[cfg(target_arch = "x86_64")]
+            assert_eq!(of(Isa::Amx, format), [Kernel::GemmBf16(Terms::One); 2], "{format}");
         }
     }
 

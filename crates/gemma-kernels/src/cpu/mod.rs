@@ -79,3 +79,28 @@ fn places(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     // SAFETY: the layout is the same, and kernels only write values.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
 }
+
+/// A random matrix in a format: its bytes, and the values that they stand for.
+#[cfg(test)]
+fn encoded(format: crate::Format, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+    let row_bytes = format.row_bytes(cols).unwrap();
+    let weight = if crate::Format::READ_ONLY.contains(&format) {
+        crate::format::low_bits::tests::blocks(format, rows, cols)
+    } else {
+        let mut weight = vec![0; rows * row_bytes];
+        let values = noise(rows * cols, 1);
+        let rows = weight.chunks_exact_mut(row_bytes).zip(values.chunks_exact(cols));
+        rows.for_each(|(bytes, values)| format.encode_row(values, bytes));
+        weight
+    };
+    let mut decoded = vec![0.0; rows * cols];
+    let rows = weight.chunks_exact(row_bytes).zip(decoded.chunks_exact_mut(cols));
+    rows.for_each(|(bytes, values)| format.decode_row(bytes, values));
+    (weight, decoded)
+}
+
+/// All formats, those that are only read among them.
+#[cfg(test)]
+fn all_formats() -> impl Iterator<Item = crate::Format> {
+    crate::Format::ALL.into_iter().chain(crate::Format::READ_ONLY)
+}

@@ -214,8 +214,7 @@ mod tests {
     use super::*;
     use crate::Format;
     use crate::cpu::gemm::bf16::{self, Terms};
-    use crate::cpu::linear::tests::encoded;
-    use crate::cpu::noise;
+    use crate::cpu::{encoded, noise};
 
     type ModelledTiles = amx::Tiled<amx::tests::Modelled>;
 

@@ -14,7 +14,7 @@ pub(in crate::cpu) mod bf16;
 pub(in crate::cpu) mod f32;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) mod feed_forward;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(in crate::cpu) mod int8;
 pub(in crate::cpu) mod panel;
 #[cfg(target_arch = "x86_64")]

@@ -88,6 +88,79 @@ fn unsigned_layout(format: Format) -> Option<(Order, i32)> {
     }
 }
 
+/// What the numbers of a format are, as bytes: unsigned on x86, signed on ARM.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Numbers {
+    /// Values that share a scale: 16 or 32.
+    pub(in crate::cpu) part: usize,
+    /// What they are moved up by; without it, each part has an addend.
+    pub(in crate::cpu) offset: Option<i32>,
+    /// None is larger.
+    #[cfg(target_arch = "x86_64")]
+    pub(in crate::cpu) largest: u8,
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Numbers {
+    /// Those of a format, where there are integer kernels for it.
+    #[cfg(target_arch = "x86_64")]
+    pub(in crate::cpu) fn of(format: Format) -> Option<Self> {
+        let largest = match format {
+            Format::Q4_0 | Format::Q4_1 => 15,
+            Format::Q5_0 | Format::Q5_1 | Format::Mxfp4 => 31,
+            _ => 255,
+        };
+        match unsigned_layout(format) {
+            Some((_, -1)) => Some(Self { part: 32, offset: None, largest }),
+            Some((_, offset)) => Some(Self { part: 32, offset: Some(offset), largest }),
+            None if k_quants::has(format) => {
+                Some(Self { part: k_quants::part(format), offset: None, largest: k_quants::avx2::largest(format) })
+            }
+            None => None,
+        }
+    }
+
+    /// Those of a format, where there are integer kernels for it.
+    #[cfg(target_arch = "aarch64")]
+    pub(in crate::cpu) fn of(format: Format) -> Option<Self> {
+        let has_addends = match format {
+            Format::Q4_1 | Format::Q5_1 => true,
+            format => k_quants::has(format) && k_quants::has_addends(format),
+        };
+        has(Isa::NeonDot, format)
+            .then(|| Self { part: k_quants::part(format), offset: if has_addends { None } else { Some(0) } })
+    }
+}
+
+/// Blocks of a row as their [`Numbers`], in the order of the columns, the factor of every part, and where there are addends
+/// these.
+///
+/// # Safety
+/// AVX2 and F16C, or NEON, must be enabled where this is expanded; there must be whole blocks, and room for what they would hold were
+/// the number of columns a multiple of 128.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(in crate::cpu) unsafe fn take_apart(
+    format: Format,
+    blocks: &[u8],
+    numbers: &mut [u8],
+    factors: &mut [f32],
+    addends: &mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    use {avxvnni as of_32, k_quants::avx2 as of_256};
+    #[cfg(target_arch = "aarch64")]
+    use {k_quants as of_256, neon as of_32};
+    // SAFETY: as required of the caller.
+    unsafe {
+        match k_quants::has(format) {
+            true => of_256::take_apart(format, blocks, numbers, factors, addends),
+            false => of_32::take_apart(format, blocks, numbers, factors, addends),
+        }
+    }
+}
+
 /// Quantizes `x` `[tokens, cols]`.
 pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: ActivationPrecision) -> Prepared {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

@@ -6,6 +6,39 @@
 //! For each instruction set there is one loop, and a trait `Block` that says how the blocks of a format are taken apart; the formats
 //! below four bits are in `low_bits`. What the instruction sets share of the formats with code books is in [`grids`].
 
+/// `$call` with the type `$block` that takes the blocks of a format apart: of those in scope that are named as formats are, with
+/// `Signed` for the ones with a code book.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! with_block {
+    ($format:expr, $block:ident => $call:expr) => {
+        match $format {
+            Format::Iq4Xs => {
+                type $block = Iq4Xs;
+                $call
+            }
+            format => with_block_below_128!(format, $block => $call),
+        }
+    };
+}
+
+/// The same for formats whose numbers, not negative, are less than 128.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! with_block_below_128 {
+    ($format:expr, $block:ident => $call:expr) => {
+        with_block_below_128!($format, $block => $call; Q2K Q2K, Q3K Q3K, Q4K Q4K, Q5K Q5K, Q6K Q6K, Iq3Xxs Signed<Iq3Xxs>,
+            Iq3S Signed<Iq3S>, Iq2Xxs Signed<Iq2Xxs>, Iq2Xs Signed<Iq2Xs>, Iq2S Signed<Iq2S>)
+    };
+    ($format:expr, $block:ident => $call:expr; $($name:ident $type:ty),*) => {
+        match $format {
+            $(Format::$name => {
+                type $block = $type;
+                $call
+            })*
+            other => unreachable!("{other} has no such blocks"),
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) mod avx2;
 mod grids;
@@ -17,7 +50,7 @@ mod vnni;
 use crate::Format;
 
 #[cfg(target_arch = "aarch64")]
-pub(in crate::cpu) use neon::{bytes, words};
+pub(in crate::cpu) use neon::{bytes, has_addends, take_apart, words};
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) use vnni::{rows, split};
 

@@ -19,7 +19,7 @@ mod x86;
 pub use detect::{Isa, IsaError, chosen_isa, cpu_isa};
 pub(in crate::cpu) use lanes::{Lanes, Plain};
 #[cfg(target_arch = "aarch64")]
-pub(in crate::cpu) use neon::{Neon, dot};
+pub(in crate::cpu) use neon::{Neon, dot, dot_lane};
 pub(in crate::cpu) use prefetch::{prefetch, prefetch_into_l2};
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) use speed::pairs_are_faster;

@@ -8,6 +8,12 @@ use std::arch::asm;
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Neon(float32x4_t, float32x4_t);
 
+impl From<[float32x4_t; 2]> for Neon {
+    fn from([first, second]: [float32x4_t; 2]) -> Self {
+        Self(first, second)
+    }
+}
+
 impl Neon {
     /// Signed bytes, each in a lane.
     ///
@@ -208,6 +214,27 @@ pub(in crate::cpu) unsafe fn dot(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> 
             sum = inout(vreg) sum,
             a = in(vreg) a,
             b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+/// `sum[lane] + Σ_i x[4 lane + i] four[4 L + i]`: four bytes for all lanes.
+///
+/// # Safety
+/// As [`dot`].
+#[inline(always)]
+pub(in crate::cpu) unsafe fn dot_lane<const L: i32>(sum: int32x4_t, x: int8x16_t, four: int8x16_t) -> int32x4_t {
+    let mut sum = sum;
+    // SAFETY: as required of the caller; registers only.
+    unsafe {
+        asm!(
+            "sdot {sum:v}.4s, {x:v}.16b, {four:v}.4b[{lane}]",
+            sum = inout(vreg) sum,
+            x = in(vreg) x,
+            four = in(vreg) four,
+            lane = const L,
             options(pure, nomem, nostack, preserves_flags),
         );
     }

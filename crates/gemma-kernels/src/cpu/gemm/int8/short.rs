@@ -1,113 +1,111 @@
-//! With the VNNI of AVX.
+//! Tiles of eight tokens in a vector, the longest one of AVX and a pair of NEON's.
 
-use super::{BLOCK, DEPTH, PANEL_ROW, Tile, Unit, record};
-use crate::cpu::isa::Avx2;
+use super::{BLOCK, SCALES, Tile, Unit, plane, record};
+use crate::cpu::isa::Lanes;
 use crate::cpu::quantize::Bytes;
-use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
-/// AVX with VNNI of its own: eight tokens in a vector.
-pub(super) struct Short;
+/// Rows of a register tile.
+pub(super) const ROWS: usize = 4;
+/// Tokens of a packed block.
+pub(super) const WIDTH: usize = 2 * 8;
 
-impl Unit for Short {
-    type Lanes = Avx2;
-    const ROWS: usize = 4;
+/// Eight tokens in a vector.
+pub(super) struct Short<D>(PhantomData<D>);
+
+/// Eight integers.
+///
+/// # Safety
+/// Every method requires the CPU's instructions, and is expanded in a function that has them.
+pub(super) trait Exact: Copy {
+    /// As many f32.
+    type Lanes: Lanes;
+
+    unsafe fn zero() -> Self;
+
+    unsafe fn load(from: *const i32) -> Self;
+
+    /// `256 self + other`.
+    unsafe fn shifted_add(self, other: Self) -> Self;
+
+    unsafe fn to_f32(self) -> Self::Lanes;
+
+    /// What [`Bytes::new`] makes of a block.
+    unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes;
+}
+
+/// How products of bytes are added, four to a lane.
+pub(super) trait Dot {
+    type Exact: Exact;
+
+    /// Adds the products of one of `PARTS` parts of a block of columns: rows of bytes, none larger than `largest`, times a plane of
+    /// activations.
+    ///
+    /// # Safety
+    /// All of that must be there, and the CPU must have the instructions, with which this is expanded.
+    unsafe fn add<const V: usize, const PARTS: usize>(
+        exact: &mut [[Self::Exact; V]; ROWS],
+        panel: *const u8,
+        plane: *const f32,
+        largest: u8,
+    );
+}
+
+impl<D: Dot> Unit for Short<D> {
+    type Lanes = <D::Exact as Exact>::Lanes;
+    const ROWS: usize = ROWS;
 
     #[inline(always)]
     unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes {
         // SAFETY: as required of the caller.
-        unsafe { Bytes::with_avx2(x, limit) }
+        unsafe { D::Exact::quantize(x, limit) }
     }
 
+    /// There are half as many registers as for `long`, so the sums stay in memory.
     #[inline(always)]
-    unsafe fn multiply<const V: usize, const FINE: bool>(tile: &Tile) {
-        // SAFETY: as required of the caller.
-        unsafe { tile.short::<V, FINE>() };
-    }
-}
-
-impl Tile {
-    /// As `long` in vectors of half the length. There are half as many of them, too, so the sums stay in memory.
-    ///
-    /// # Safety
-    /// All that the fields name must be there, and the CPU must have the instructions.
-    #[inline]
-    #[target_feature(enable = "avxvnni,avx2,fma")]
-    unsafe fn short<const V: usize, const FINE: bool>(&self) {
-        const ROWS: usize = Short::ROWS;
+    unsafe fn multiply<const V: usize, const FINE: bool, const PARTS: usize, const ADDENDS: bool>(tile: &Tile) {
+        const { assert!(Self::WIDTH == WIDTH) };
         // SAFETY: as required of the caller.
         unsafe {
-            for b in 0..self.blocks {
-                let record = self.records.add(b * record::<Short>(FINE));
-                let mut starts = [_mm256_setzero_si256(); V];
-                for (v, start) in starts.iter_mut().enumerate() {
-                    *start = _mm256_load_si256(record.add(8 * v).cast());
-                }
-                let panel = self.panel.add(b * BLOCK);
-                let low = record.add(2 * Short::WIDTH);
-                let mut exact = [starts; ROWS];
-                if FINE {
-                    exact = [[_mm256_setzero_si256(); V]; ROWS];
-                    short_products::<V>(&mut exact, panel, low.add(Short::PLANE));
-                    for exact in &mut exact {
-                        for (exact, start) in exact.iter_mut().zip(starts) {
-                            *exact = _mm256_add_epi32(_mm256_slli_epi32::<8>(*exact), start);
+            for b in 0..tile.blocks {
+                let record = tile.records.add(b * record::<Self>(FINE, PARTS));
+                for part in 0..PARTS {
+                    let of_tokens = record.add(part * WIDTH);
+                    // loops, since closures that are handed on do not have the instructions
+                    let mut starts = [D::Exact::zero(); V];
+                    if !ADDENDS {
+                        for (v, start) in starts.iter_mut().enumerate() {
+                            *start = D::Exact::load(of_tokens.add(8 * v).cast());
                         }
                     }
-                }
-                short_products::<V>(&mut exact, panel, low);
-                self.add_scaled(b, record, exact);
-            }
-        }
-    }
-
-    /// Adds the exact sums of a block of columns, times the scales of both sides, to the sums.
-    ///
-    /// # Safety
-    /// All that the fields name must be there, `record` must be that of the block, and the CPU must have the instructions.
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn add_scaled<const V: usize>(
-        &self,
-        block: usize,
-        record: *const f32,
-        exact: [[__m256i; V]; Short::ROWS],
-    ) {
-        let replace = block == 0 && !self.add;
-        // SAFETY: as required of the caller.
-        unsafe {
-            for (r, exact) in exact.into_iter().enumerate() {
-                let scale = _mm256_set1_ps(*self.scales.add(r * DEPTH + block));
-                for (v, exact) in exact.into_iter().enumerate() {
-                    let to = self.sums.add(r * self.row + 8 * v);
-                    let before = if replace { _mm256_setzero_ps() } else { _mm256_loadu_ps(to) };
-                    let scale = _mm256_mul_ps(scale, _mm256_load_ps(record.add(Short::WIDTH + 8 * v)));
-                    _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, before));
-                }
-            }
-        }
-    }
-}
-
-/// Adds the products of a block of columns: rows of bytes times a plane of activations.
-///
-/// # Safety
-/// As [`Tile::short`].
-#[inline]
-#[target_feature(enable = "avxvnni,avx2")]
-unsafe fn short_products<const V: usize>(exact: &mut [[__m256i; V]; Short::ROWS], panel: *const u8, plane: *const f32) {
-    for four in 0..BLOCK / 4 {
-        // SAFETY: as required of the caller.
-        unsafe {
-            let plane = plane.add(four * Short::WIDTH);
-            let mut x = [_mm256_setzero_si256(); V];
-            for (v, x) in x.iter_mut().enumerate() {
-                *x = _mm256_load_si256(plane.add(8 * v).cast());
-            }
-            for (r, exact) in exact.iter_mut().enumerate() {
-                let weights = panel.add(r * PANEL_ROW + 4 * four).cast::<i32>().read_unaligned();
-                let weights = _mm256_set1_epi32(weights);
-                for (exact, x) in exact.iter_mut().zip(x) {
-                    *exact = _mm256_dpbusd_avx_epi32(*exact, weights, x);
+                    let panel = tile.panel.add(b * BLOCK + part * (BLOCK / PARTS));
+                    let low = record.add(plane::<Self>(PARTS) + part * (Self::PLANE / PARTS));
+                    let mut exact = [starts; ROWS];
+                    if FINE {
+                        exact = [[D::Exact::zero(); V]; ROWS];
+                        D::add::<V, PARTS>(&mut exact, panel, low.add(Self::PLANE), tile.largest);
+                        for exact in &mut exact {
+                            for (exact, start) in exact.iter_mut().zip(starts) {
+                                *exact = exact.shifted_add(start);
+                            }
+                        }
+                    }
+                    D::add::<V, PARTS>(&mut exact, panel, low, tile.largest);
+                    let (at, scales) = (b * PARTS + part, record.add(PARTS * WIDTH));
+                    let replace = at == 0 && !tile.add;
+                    for (r, exact) in exact.into_iter().enumerate() {
+                        let scale = Self::Lanes::splat(*tile.scales.add(r * SCALES + at));
+                        for (v, exact) in exact.into_iter().enumerate() {
+                            let to = tile.sums.add(r * tile.row + 8 * v);
+                            let mut sum = if replace { Self::Lanes::splat(0.0) } else { Self::Lanes::load(to) };
+                            if ADDENDS {
+                                let addend = Self::Lanes::splat(*tile.addends.add(r * SCALES + at));
+                                sum = Self::Lanes::load(of_tokens.add(8 * v)).mul_add(addend, sum);
+                            }
+                            let scale = Self::Lanes::load(scales.add(8 * v)).mul(scale);
+                            exact.to_f32().mul_add(scale, sum).store(to);
+                        }
+                    }
                 }
             }
         }

@@ -107,6 +107,75 @@ pub(super) unsafe fn below_32<D: Dot, const M: usize, const FINE: bool>(x: &Spli
     }
 }
 
+/// Blocks of a row as unsigned bytes, in the order of the columns, their scales, and what the kernels here multiply the sums
+/// of activations by: the scales, or addends.
+///
+/// # Safety
+/// As [`Group`]; there must be whole blocks, and room for what they would hold were their number a multiple of four.
+#[inline(always)]
+pub(super) unsafe fn take_apart(
+    format: Format,
+    blocks: &[u8],
+    numbers: &mut [u8],
+    scales: &mut [f32],
+    of_sums: &mut [f32],
+) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        match format {
+            Format::Q8_0 => apart::<Unsigned<Q80>, 34, 136>(blocks, numbers, scales, of_sums),
+            Format::Iq4Nl => apart::<Unsigned<Iq4Nl>, 18, 72>(blocks, numbers, scales, of_sums),
+            Format::Q4_0 => apart::<Q40, 18, 72>(blocks, numbers, scales, of_sums),
+            Format::Q4_1 => apart::<WithAddend<Q40>, 20, 80>(blocks, numbers, scales, of_sums),
+            Format::Q5_0 => apart::<Q50, 22, 88>(blocks, numbers, scales, of_sums),
+            Format::Q5_1 => apart::<WithAddend<Q50>, 24, 96>(blocks, numbers, scales, of_sums),
+            Format::Mxfp4 => apart::<Mxfp4, 17, 68>(blocks, numbers, scales, of_sums),
+            other => unreachable!("{other} has no such blocks"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`take_apart`].
+#[inline(always)]
+unsafe fn apart<G: Group, const SIZE: usize, const FOUR: usize>(
+    blocks: &[u8],
+    numbers: &mut [u8],
+    scales: &mut [f32],
+    of_sums: &mut [f32],
+) {
+    const { assert!(FOUR == 4 * SIZE) };
+    let mut last = [0; FOUR];
+    let scales = scales.as_chunks_mut::<4>().0.iter_mut().zip(of_sums.as_chunks_mut::<4>().0);
+    let numbers = numbers.as_chunks_mut::<GROUP>().0;
+    for ((group, numbers), (scales, of_sums)) in blocks.chunks(FOUR).zip(numbers).zip(scales) {
+        let mut from = group.as_ptr();
+        if group.len() < FOUR {
+            last[..group.len()].copy_from_slice(group);
+            from = last.as_ptr();
+        }
+        // SAFETY: as required of the caller; four blocks are there.
+        unsafe {
+            let [of_numbers, of_starts] = G::scales::<SIZE>(from);
+            _mm_storeu_ps(scales.as_mut_ptr(), of_numbers);
+            _mm_storeu_ps(of_sums.as_mut_ptr(), of_starts);
+            for (pair, to) in numbers.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+                let both = match G::HALVES {
+                    true => {
+                        let [first, second] = G::numbers::<SIZE>(from, pair);
+                        let block = _mm256_permute2x128_si256::<0x20>(first, second);
+                        [block, _mm256_permute2x128_si256::<0x31>(first, second)]
+                    }
+                    false => [G::numbers::<SIZE>(from, 2 * pair)[0], G::numbers::<SIZE>(from, 2 * pair + 1)[0]],
+                };
+                for (to, block) in to.as_chunks_mut::<32>().0.iter_mut().zip(both) {
+                    _mm256_storeu_si256(to.as_mut_ptr().cast(), block);
+                }
+            }
+        }
+    }
+}
+
 /// How four blocks of a format, of `SIZE` bytes each, are taken apart.
 ///
 /// # Safety

@@ -153,31 +153,96 @@ pub(in crate::cpu) unsafe fn bytes<const M: usize>(x: &Split, call: &Call<'_>) {
     }
 }
 
+/// `$call` with the bytes of a block of a format and of four, with what gives the scales and the addends of four blocks, and with what gives
+/// the numbers of one.
+macro_rules! with_blocks {
+    ($format:expr, ($size:ident, $four:ident, $scales:ident, $numbers:ident) => $call:expr) => {{
+        let none = [0.0; 4];
+        with_blocks!($format, ($size, $four, $scales, $numbers) => $call;
+            Q8_0 34 |g| [f16s::<34>(g), none], |b| q8(b.add(2));
+            Q4_0 18 |g| [f16s::<18>(g), none], |b| q4(b.add(2));
+            Q4_1 20 |g| [f16s::<20>(g), f16s::<20>(g.add(2))], |b| q4_1(b.add(4));
+            Q5_0 22 |g| [f16s::<22>(g), none], |b| q5(b.add(2));
+            Q5_1 24 |g| [f16s::<24>(g), f16s::<24>(g.add(2))], |b| q5_1(b.add(4));
+            Iq4Nl 18 |g| [f16s::<18>(g), none], |b| levels(b.add(2), &IQ4_LEVELS);
+            Mxfp4 17 |g| [[0, 17, 34, 51].map(|at| half_of_e8m0(*g.add(at))), none], |b| levels(b.add(1), &FP4_LEVELS);
+        )
+    }};
+    ($format:expr, ($size:ident, $four:ident, $scales:ident, $numbers:ident) => $call:expr;
+     $($name:ident $bytes:literal |$group:ident| $of_four:expr, |$block:ident| $of_one:expr;)*) => {
+        match $format {
+            $(Format::$name => {
+                const $size: usize = $bytes;
+                const $four: usize = 4 * $bytes;
+                let $scales = |$group: *const u8| $of_four;
+                let $numbers = |$block: *const u8| $of_one;
+                $call
+            })*
+            other => unreachable!("{other} has no such blocks"),
+        }
+    };
+}
+
 /// # Safety
 /// As [`bytes`], with dot products enabled where this is expanded.
 #[inline(always)]
 unsafe fn of_format<const M: usize, const FINE: bool>(x: &Split, call: &Call<'_>) {
-    let none = [0.0; 4];
     // SAFETY: as required of the caller.
     unsafe {
-        match call.shape.format {
-            Format::Q8_0 => bytes_of::<M, FINE, 34, 136>(x, call, |g| [f16s::<34>(g), none], |b| q8(b.add(2))),
-            Format::Q4_0 => bytes_of::<M, FINE, 18, 72>(x, call, |g| [f16s::<18>(g), none], |b| q4(b.add(2))),
-            Format::Q4_1 => {
-                bytes_of::<M, FINE, 20, 80>(x, call, |g| [f16s::<20>(g), f16s::<20>(g.add(2))], |b| q4_1(b.add(4)))
+        with_blocks!(call.shape.format, (SIZE, FOUR, scales, load) => {
+            bytes_of::<M, FINE, SIZE, FOUR>(x, call, scales, load);
+        });
+    }
+}
+
+/// Blocks of a row as their numbers, in the order of the columns, their scales, and where there are addends these.
+///
+/// # Safety
+/// NEON must be enabled where this is expanded; there must be whole blocks, and room for what they would hold were their number a multiple of
+/// four.
+#[inline(always)]
+pub(super) unsafe fn take_apart(
+    format: Format,
+    blocks: &[u8],
+    numbers: &mut [u8],
+    scales: &mut [f32],
+    addends: &mut [f32],
+) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        with_blocks!(format, (SIZE, FOUR, of_four, load) => {
+            apart::<SIZE, FOUR>(blocks, numbers, [scales, addends], of_four, load);
+        });
+    }
+}
+
+/// # Safety
+/// As [`take_apart`]; the last two as in [`bytes_of`].
+#[inline(always)]
+unsafe fn apart<const SIZE: usize, const FOUR: usize>(
+    blocks: &[u8],
+    numbers: &mut [u8],
+    [scales, addends]: [&mut [f32]; 2],
+    of_four: impl Fn(*const u8) -> [[f32; 4]; 2],
+    load: impl Fn(*const u8) -> [int8x16_t; 2],
+) {
+    let mut last = [0; FOUR];
+    let scales = scales.as_chunks_mut::<4>().0.iter_mut().zip(addends.as_chunks_mut::<4>().0);
+    let numbers = numbers.as_chunks_mut::<GROUP>().0;
+    for ((group, numbers), (scales, addends)) in blocks.chunks(FOUR).zip(numbers).zip(scales) {
+        let mut from = group.as_ptr();
+        if group.len() < FOUR {
+            last[..group.len()].copy_from_slice(group);
+            from = last.as_ptr();
+        }
+        [*scales, *addends] = of_four(from);
+        for (b, to) in numbers.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            // SAFETY: as required of the caller; four blocks are there.
+            unsafe {
+                let [first, second] = load(from.add(b * SIZE));
+                vst1q_s8(to.as_mut_ptr().cast(), first);
+                vst1q_s8(to.as_mut_ptr().add(16).cast(), second);
             }
-            Format::Q5_0 => bytes_of::<M, FINE, 22, 88>(x, call, |g| [f16s::<22>(g), none], |b| q5(b.add(2))),
-            Format::Q5_1 => {
-                bytes_of::<M, FINE, 24, 96>(x, call, |g| [f16s::<24>(g), f16s::<24>(g.add(2))], |b| q5_1(b.add(4)))
-            }
-            Format::Iq4Nl => {
-                bytes_of::<M, FINE, 18, 72>(x, call, |g| [f16s::<18>(g), none], |b| levels(b.add(2), &IQ4_LEVELS))
-            }
-            Format::Mxfp4 => {
-                let scales = |g: *const u8| [[0, 17, 34, 51].map(|at| half_of_e8m0(*g.add(at))), none];
-                bytes_of::<M, FINE, 17, 68>(x, call, scales, |b| levels(b.add(1), &FP4_LEVELS))
-            }
-            other => unreachable!("{other} has no such blocks"),
         }
     }
 }

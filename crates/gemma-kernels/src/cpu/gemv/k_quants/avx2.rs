@@ -31,7 +31,7 @@ pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, format: Format) 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
-    unsafe { below_128::<Pairs, M>(x, call) }
+    unsafe { with_block_below_128!(call.shape.format, B => of_blocks::<Pairs, B, M>(x, call)) }
 }
 
 /// The same with VNNI.
@@ -41,34 +41,49 @@ pub(in crate::cpu) unsafe fn row<const M: usize>(x: &Split, call: &Call<'_>) {
 #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
 pub(in crate::cpu) unsafe fn row_with_vnni<const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
-    unsafe {
-        match call.shape.format {
-            Format::Iq4Xs => of_blocks::<Vnni, Iq4Xs, M>(x, call),
-            _ => below_128::<Vnni, M>(x, call),
-        }
-    }
+    unsafe { with_block!(call.shape.format, B => of_blocks::<Vnni, B, M>(x, call)) }
 }
 
-/// Formats whose numbers are less than 128.
+/// The largest number of a format.
+pub(in crate::cpu) fn largest(format: Format) -> u8 {
+    with_block!(format, B => B::LARGEST)
+}
+
+/// Blocks of a row as their numbers, in the order of the columns, and the factor and the addend of every part.
 ///
 /// # Safety
-/// As [`row`], with the instructions at hand where this is expanded.
+/// As [`Block`]; there must be whole blocks, and room for what they hold.
 #[inline(always)]
-unsafe fn below_128<D: Dot, const M: usize>(x: &Split, call: &Call<'_>) {
+pub(in crate::cpu) unsafe fn take_apart(
+    format: Format,
+    blocks: &[u8],
+    numbers: &mut [u8],
+    factors: &mut [f32],
+    addends: &mut [f32],
+) {
     // SAFETY: as required of the caller.
-    unsafe {
-        match call.shape.format {
-            Format::Q2K => of_blocks::<D, Q2K, M>(x, call),
-            Format::Q3K => of_blocks::<D, Q3K, M>(x, call),
-            Format::Q4K => of_blocks::<D, Q4K, M>(x, call),
-            Format::Q5K => of_blocks::<D, Q5K, M>(x, call),
-            Format::Q6K => of_blocks::<D, Q6K, M>(x, call),
-            Format::Iq3Xxs => of_blocks::<D, Signed<Iq3Xxs>, M>(x, call),
-            Format::Iq3S => of_blocks::<D, Signed<Iq3S>, M>(x, call),
-            Format::Iq2Xxs => of_blocks::<D, Signed<Iq2Xxs>, M>(x, call),
-            Format::Iq2Xs => of_blocks::<D, Signed<Iq2Xs>, M>(x, call),
-            Format::Iq2S => of_blocks::<D, Signed<Iq2S>, M>(x, call),
-            other => unreachable!("{other} has no such blocks"),
+    unsafe { with_block!(format, B => apart::<B>(blocks, numbers, factors, addends)) }
+}
+
+/// # Safety
+/// As [`take_apart`].
+#[inline(always)]
+unsafe fn apart<B: Block>(blocks: &[u8], numbers: &mut [u8], factors: &mut [f32], addends: &mut [f32]) {
+    let parts = BLOCK / B::PART;
+    let scales = factors.chunks_exact_mut(parts).zip(addends.chunks_exact_mut(parts));
+    let blocks = blocks.chunks_exact(B::FORMAT.block_bytes());
+    for ((block, numbers), (factors, addends)) in blocks.zip(numbers.chunks_exact_mut(BLOCK)).zip(scales) {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let block = block.as_ptr();
+            for (to, from) in [factors, addends].into_iter().zip(B::scales(block)) {
+                for (to, from) in to.as_chunks_mut::<8>().0.iter_mut().zip(from) {
+                    _mm256_storeu_ps(to.as_mut_ptr(), from);
+                }
+            }
+            for (stretch, to) in numbers.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), B::numbers(block, stretch));
+            }
         }
     }
 }
@@ -84,7 +99,7 @@ pub(in crate::cpu) unsafe fn row_of_words<const M: usize>(x: &Words, call: &Call
 }
 
 /// # Safety
-/// As [`below_128`].
+/// As [`row`], with the instructions at hand where this is expanded.
 #[inline(always)]
 unsafe fn of_blocks<D: Dot, B: Block, const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
@@ -99,7 +114,7 @@ unsafe fn of_blocks<D: Dot, B: Block, const M: usize>(x: &Split, call: &Call<'_>
 /// With the scales of activations, the sums of each part's and the activations themselves.
 ///
 /// # Safety
-/// As [`below_128`].
+/// As [`row`], with the instructions at hand where this is expanded.
 #[inline(always)]
 unsafe fn products<X: Activations, B: Block, const M: usize>(x_scales: &[f32], x_sums: &[i32], x: &X, call: &Call<'_>) {
     let (size, parts) = (B::FORMAT.block_bytes(), BLOCK / B::PART);

@@ -89,20 +89,48 @@ unsafe fn of_format<const M: usize>(
     exact: impl Fn(usize, [int8x16_t; 2]) -> [int32x4_t; 2],
 ) {
     // SAFETY: as required of the caller.
-    unsafe {
-        match call.shape.format {
-            Format::Q2K => products::<Q2K, M>(call, x_scales, x_sums, exact),
-            Format::Q3K => products::<Q3K, M>(call, x_scales, x_sums, exact),
-            Format::Q4K => products::<Q4K, M>(call, x_scales, x_sums, exact),
-            Format::Q5K => products::<Q5K, M>(call, x_scales, x_sums, exact),
-            Format::Q6K => products::<Q6K, M>(call, x_scales, x_sums, exact),
-            Format::Iq4Xs => products::<Iq4Xs, M>(call, x_scales, x_sums, exact),
-            Format::Iq3Xxs => products::<Signed<Iq3Xxs>, M>(call, x_scales, x_sums, exact),
-            Format::Iq3S => products::<Signed<Iq3S>, M>(call, x_scales, x_sums, exact),
-            Format::Iq2Xxs => products::<Signed<Iq2Xxs>, M>(call, x_scales, x_sums, exact),
-            Format::Iq2Xs => products::<Signed<Iq2Xs>, M>(call, x_scales, x_sums, exact),
-            Format::Iq2S => products::<Signed<Iq2S>, M>(call, x_scales, x_sums, exact),
-            other => unreachable!("{other} has no such blocks"),
+    unsafe { with_block!(call.shape.format, B => products::<B, M>(call, x_scales, x_sums, exact)) }
+}
+
+/// Whether the parts of a format have addends.
+pub(in crate::cpu) fn has_addends(format: Format) -> bool {
+    with_block!(format, B => B::ADDENDS)
+}
+
+/// Blocks of a row as their numbers, in the order of the columns, the factor of every part, and where there are addends these.
+///
+/// # Safety
+/// As [`Block`]; there must be whole blocks, and room for what they hold.
+#[inline(always)]
+pub(in crate::cpu) unsafe fn take_apart(
+    format: Format,
+    blocks: &[u8],
+    numbers: &mut [u8],
+    factors: &mut [f32],
+    addends: &mut [f32],
+) {
+    // SAFETY: as required of the caller.
+    unsafe { with_block!(format, B => apart::<B>(blocks, numbers, factors, addends)) }
+}
+
+/// # Safety
+/// As [`take_apart`].
+#[inline(always)]
+unsafe fn apart<B: Block>(blocks: &[u8], numbers: &mut [u8], factors: &mut [f32], addends: &mut [f32]) {
+    let parts = BLOCK / B::PART;
+    let scales = factors.chunks_exact_mut(parts).zip(addends.chunks_exact_mut(parts));
+    let blocks = blocks.chunks_exact(B::FORMAT.block_bytes());
+    for ((block, numbers), (factors, addends)) in blocks.zip(numbers.chunks_exact_mut(BLOCK)).zip(scales) {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let scales = B::scales(block.as_ptr());
+            factors.copy_from_slice(&scales.0[..parts]);
+            addends.copy_from_slice(&scales.1[..parts]);
+            for (part, to) in numbers.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                let [first, second] = B::numbers(block.as_ptr(), part);
+                vst1q_s8(to.as_mut_ptr().cast(), first);
+                vst1q_s8(to.as_mut_ptr().add(16).cast(), second);
+            }
         }
     }
 }

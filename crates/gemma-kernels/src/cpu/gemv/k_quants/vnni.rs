@@ -37,22 +37,7 @@ pub(in crate::cpu) unsafe fn split(x: &[f32], cols: usize, fine: bool, format: F
 /// with the format's part, has `M` tokens from the call's on.
 pub(in crate::cpu) unsafe fn rows<const R: usize, const M: usize>(x: &Split, call: &Call<'_>) {
     // SAFETY: as required of the caller.
-    unsafe {
-        match call.shape.format {
-            Format::Q2K => of_blocks::<Q2K, R, M>(x, call),
-            Format::Q3K => of_blocks::<Q3K, R, M>(x, call),
-            Format::Q4K => of_blocks::<Q4K, R, M>(x, call),
-            Format::Q5K => of_blocks::<Q5K, R, M>(x, call),
-            Format::Q6K => of_blocks::<Q6K, R, M>(x, call),
-            Format::Iq4Xs => of_blocks::<Iq4Xs, R, M>(x, call),
-            Format::Iq3Xxs => of_blocks::<Signed<Iq3Xxs>, R, M>(x, call),
-            Format::Iq3S => of_blocks::<Signed<Iq3S>, R, M>(x, call),
-            Format::Iq2Xxs => of_blocks::<Signed<Iq2Xxs>, R, M>(x, call),
-            Format::Iq2Xs => of_blocks::<Signed<Iq2Xs>, R, M>(x, call),
-            Format::Iq2S => of_blocks::<Signed<Iq2S>, R, M>(x, call),
-            other => unreachable!("{other} has no such blocks"),
-        }
-    }
+    unsafe { with_block!(call.shape.format, B => of_blocks::<B, R, M>(x, call)) }
 }
 
 /// # Safety
