@@ -16,6 +16,8 @@ use std::marker::PhantomData;
 
 /// Stretches of a block whose activations share a scale.
 const STRETCHES: usize = BLOCK / 32;
+/// Stretches whose code is written out, so that their shifts are by constants: as many as share bytes in most formats.
+const TOGETHER: usize = 4;
 
 /// The activations `x` `[tokens, cols]` as these kernels read them.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -143,25 +145,51 @@ unsafe fn products<X: Activations, B: Block, const M: usize>(x_scales: &[f32], x
                     sums[t][1] = _mm256_fmadd_ps(addends, _mm256_cvtepi32_ps(x_sums), sums[t][1]);
                 }
             }
-            for stretch in 0..STRETCHES {
-                let numbers = B::numbers(block, stretch);
-                for t in 0..M {
-                    let at = ((token + t) * blocks + b) * BLOCK + 32 * stretch;
-                    let exact = _mm256_cvtepi32_ps(x.times::<B>(numbers, at));
-                    let factor = match B::PART {
-                        32 => _mm256_broadcast_ss(&factors[t][stretch]),
-                        _ => {
-                            let [first, second] = [2 * stretch, 2 * stretch + 1].map(|part| &factors[t][part]);
-                            let first = _mm256_castps128_ps256(_mm_broadcast_ss(first));
-                            _mm256_insertf128_ps::<1>(first, _mm_broadcast_ss(second))
-                        }
+            let at = (token * blocks + b) * BLOCK;
+            for group in 0..STRETCHES / TOGETHER {
+                macro_rules! each {
+                    ($($i:literal)*) => {
+                        const { assert!([$($i),*].len() == TOGETHER) };
+                        $(of_stretch::<X, B, M>(x, block, TOGETHER * group + $i, at, blocks * BLOCK, &factors, &mut sums);)*
                     };
-                    sums[t][stretch % 2] = _mm256_fmadd_ps(exact, factor, sums[t][stretch % 2]);
                 }
+                each!(0 1 2 3);
             }
         }
         for (t, [first, second]) in sums.into_iter().enumerate() {
             call.write(0, t, Avx2::from(_mm256_add_ps(first, second)).sum());
+        }
+    }
+}
+
+/// The 32 columns of a block from `32 stretch` on, activations being `row` apart from token to token.
+///
+/// # Safety
+/// As [`products`].
+#[inline(always)]
+unsafe fn of_stretch<X: Activations, B: Block, const M: usize>(
+    x: &X,
+    block: *const u8,
+    stretch: usize,
+    at: usize,
+    row: usize,
+    factors: &[[f32; 16]; M],
+    sums: &mut [[__m256; 2]; M],
+) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let numbers = B::numbers(block, stretch);
+        for (t, (factors, sums)) in factors.iter().zip(sums).enumerate() {
+            let exact = _mm256_cvtepi32_ps(x.times::<B>(numbers, at + t * row + 32 * stretch));
+            let factor = match B::PART {
+                32 => _mm256_broadcast_ss(&factors[stretch]),
+                _ => {
+                    let [first, second] = [2 * stretch, 2 * stretch + 1].map(|part| &factors[part]);
+                    let first = _mm256_castps128_ps256(_mm_broadcast_ss(first));
+                    _mm256_insertf128_ps::<1>(first, _mm_broadcast_ss(second))
+                }
+            };
+            sums[stretch % 2] = _mm256_fmadd_ps(exact, factor, sums[stretch % 2]);
         }
     }
 }
