@@ -76,7 +76,7 @@ fn a_decoded_token_takes_no_more_launches_than_it_did() {
         let griffin = recurrentgemma::demo_checkpoint().expect("built in");
         // a layer that remembers, and one that attends
         let griffin = |layers| random::<Griffin>(&with_layers::<Griffin>(&griffin, 2 * layers), &device);
-        launches("RecurrentGemma, both kinds of layers", griffin, [27, 7]);
+        launches("RecurrentGemma, both kinds of layers", griffin, [21, 7]);
     }
 }
 

@@ -4,7 +4,7 @@
 //! A weight matrix stays as it lies in its file ([`PackedWeight`]: bf16 rows or GGML blocks, borrowed from a memory map
 //! where there is one), and operations compute with it or with a cache in place:
 //!
-//! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32;
+//! - [`packed_linear`]: `y = x Wᵀ`, accumulated in f32; [`packed_linear_in`], with a bias as well;
 //! - [`packed_linears`]: the same with several matrices at once, such as those of queries, keys and values;
 //! - [`feed_forward`]: the products of a feed-forward layer, and GELU between them;
 //! - [`packed_rows`]: an embedding look-up;
@@ -67,7 +67,8 @@ pub use ops::frozen::{FrozenOps, FrozenRows, packed_linear_rows, packed_transpos
 pub use ops::heads::{HeadOps, norm_and_rotate};
 pub use ops::largest::{Largest, LargestOps, MOST_LARGEST, is_apart, largest};
 pub use ops::linear::{
-    Arithmetic, LayerShape, LinearOps, LinearsShape, packed_linear, packed_linear_in, packed_linears, packed_rows,
+    Arithmetic, LayerShape, LinearOps, LinearShape, LinearsShape, PackedLinear, packed_linear, packed_linear_in,
+    packed_linears, packed_rows,
 };
 pub use ops::recurrence::{GateOps, RecurrenceOps, RecurrentGates, gated_decay, linear_recurrence};
 pub use ops::residual::{NormWeight, ResidualEps, ResidualOps, add_then_norm};

@@ -1,7 +1,7 @@
 //! The gated feed-forward layer.
 
 use crate::{Projection, Rows, Saver, Source};
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::Tensor;
 use gemma_kernels::{FeedForward, feed_forward, geglu};
 
@@ -39,9 +39,7 @@ impl GeGlu {
         if let [Some(gate), Some(up), Some(down)] = frozen
             && let Some(phase) = rows.phase()
         {
-            let [gate_bias, up_bias] = [&self.gate_proj, &self.up_proj].map(|one| one.bias.as_ref().map(Param::val));
-            let layer = FeedForward { gate, gate_bias, up: Some(up), up_bias, down };
-            return self.down_proj.with_bias(feed_forward(x, layer, phase));
+            return feed_forward(x, FeedForward { gate, up: Some(up), down }, phase);
         }
         let [gate, up] = Projection::forward_all([&self.gate_proj, &self.up_proj], x, rows);
         self.down_proj.forward_in(geglu(gate, up), rows)

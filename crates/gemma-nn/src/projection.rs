@@ -4,7 +4,8 @@ use crate::{LoraFactors, Rows, Saver, Source, Weight};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use gemma_kernels::{
-    FeedForward, LowRank, PackedWeight, Phase, adapted_linear, add_bias, feed_forward, gelu_of_biased, packed_linears,
+    FeedForward, LowRank, PackedLinear, PackedWeight, Phase, adapted_linear, add_bias, feed_forward, gelu_of_biased,
+    packed_linear_in, packed_linears,
 };
 
 /// `y = x Wᵀ + b`, and for each adapter `s B (A x)` added to all rows, or to those of the requests that choose it.
@@ -43,16 +44,21 @@ impl Projection {
         self.forward_in(x, &rows)
     }
 
-    /// The matrix, where it is frozen and no adapter changes its products.
-    pub(crate) fn frozen(&self) -> Option<&PackedWeight> {
+    /// The matrix and the bias, where the matrix is frozen and no adapter changes its products.
+    pub(crate) fn frozen(&self) -> Option<PackedLinear<'_>> {
         match &self.weight {
-            Weight::Packed(weight) if self.lora.is_empty() => Some(weight),
+            Weight::Packed(weight) if self.lora.is_empty() => Some(self.linear(weight)),
             _ => None,
         }
     }
 
+    /// The layer's matrix with its bias.
+    fn linear<'a>(&self, weight: &'a PackedWeight) -> PackedLinear<'a> {
+        PackedLinear { weight, bias: self.bias.as_ref().map(Param::val) }
+    }
+
     /// `y + b`, where there is a bias.
-    pub(crate) fn with_bias(&self, y: Tensor<2>) -> Tensor<2> {
+    fn with_bias(&self, y: Tensor<2>) -> Tensor<2> {
         match &self.bias {
             Some(bias) => add_bias(y, bias.val()),
             None => y,
@@ -64,8 +70,7 @@ impl Projection {
         match (self.frozen(), last.frozen()) {
             (Some(gate), Some(down)) => {
                 let phase = Phase::of_len(x.dims()[0]);
-                let gate_bias = self.bias.as_ref().map(Param::val);
-                last.with_bias(feed_forward(x, FeedForward { gate, gate_bias, up: None, up_bias: None, down }, phase))
+                feed_forward(x, FeedForward { gate, up: None, down }, phase)
             }
             _ => last.forward(self.forward_gelu(x)),
         }
@@ -88,7 +93,13 @@ impl Projection {
     pub fn forward_in(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
         match self.adapted(&x, rows) {
             Some((weight, low_rank)) => self.with_bias(adapted_linear(x, weight, low_rank)),
-            None => self.with_additions(self.weight.forward_in(x.clone(), rows.phases()), &x, rows),
+            None => {
+                let y = match &self.weight {
+                    Weight::Packed(weight) => packed_linear_in(x.clone(), self.linear(weight), rows.phases()),
+                    dense => self.with_bias(dense.forward_in(x.clone(), rows.phases())),
+                };
+                self.with_factors(y, &x, rows)
+            }
         }
     }
 
@@ -96,17 +107,17 @@ impl Projection {
     /// [one operation](packed_linears) where the matrices are frozen.
     pub fn forward_all<const N: usize>(layers: [&Self; N], x: Tensor<2>, rows: &Rows) -> [Tensor<2>; N] {
         let frozen = layers.map(|layer| match &layer.weight {
-            Weight::Packed(weight) if layer.adapted(&x, rows).is_none() => Some(weight),
+            Weight::Packed(weight) if layer.adapted(&x, rows).is_none() => Some(layer.linear(weight)),
             _ => None,
         });
         if frozen.iter().any(Option::is_none) {
             return layers.map(|layer| layer.forward_in(x.clone(), rows));
         }
-        let weights = frozen.map(|weight| weight.expect("none is missing"));
-        let mut products = packed_linears(x.clone(), weights, rows.phases()).into_iter().zip(layers);
+        let linears = frozen.map(|linear| linear.expect("none is missing"));
+        let mut products = packed_linears(x.clone(), linears, rows.phases()).into_iter().zip(layers);
         std::array::from_fn(|_| {
             let (y, layer) = products.next().expect("a product for each layer");
-            layer.with_additions(y, &x, rows)
+            layer.with_factors(y, &x, rows)
         })
     }
 
@@ -121,9 +132,9 @@ impl Projection {
         Some((weight, factors.low_rank(strength)?))
     }
 
-    /// A product with the matrix, the bias and what adapters add.
-    fn with_additions(&self, y: Tensor<2>, x: &Tensor<2>, rows: &Rows) -> Tensor<2> {
+    /// `y` with what adapters add.
+    fn with_factors(&self, y: Tensor<2>, x: &Tensor<2>, rows: &Rows) -> Tensor<2> {
         let added = |y, factors: &LoraFactors| factors.add_to(y, x, &rows.adapted(factors.adapter()));
-        self.lora.iter().fold(self.with_bias(y), added)
+        self.lora.iter().fold(y, added)
     }
 }

@@ -7,7 +7,7 @@ use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::heads::HeadOps;
 use crate::ops::largest::LargestOps;
-use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
+use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearShape, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::ops::residual::{ResidualEps, ResidualOps};
 use crate::traffic::{Way, note};
@@ -27,11 +27,11 @@ impl LinearOps for CubeBackend {
     fn packed_linear(
         x: FloatTensor<Self>,
         weight: IntTensor<Self>,
-        format: Format,
-        cols: usize,
-        arithmetic: Arithmetic,
+        bias: FloatTensor<Self>,
+        shape: LinearShape,
     ) -> FloatTensor<Self> {
-        cube::packed_linear(x, weight, format, cols, arithmetic)
+        let LinearShape { format, has_bias, cols, arithmetic } = shape;
+        cube::packed_linear(x, weight, has_bias.then_some(bias), format, cols, arithmetic)
     }
 
     fn packed_linears(
@@ -39,9 +39,13 @@ impl LinearOps for CubeBackend {
         first: IntTensor<Self>,
         second: IntTensor<Self>,
         third: IntTensor<Self>,
+        first_bias: FloatTensor<Self>,
+        second_bias: FloatTensor<Self>,
+        third_bias: FloatTensor<Self>,
         shape: LinearsShape,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let [first, second, third] = cube::packed_linears(x, [first, second, third], shape);
+        let [first, second, third] =
+            cube::packed_linears(x, [first, second, third], [first_bias, second_bias, third_bias], shape);
         (first, second, third)
     }
 
@@ -52,9 +56,10 @@ impl LinearOps for CubeBackend {
         down: IntTensor<Self>,
         gate_bias: FloatTensor<Self>,
         up_bias: FloatTensor<Self>,
+        down_bias: FloatTensor<Self>,
         layer: LayerShape,
     ) -> FloatTensor<Self> {
-        cube::feed_forward(x, [gate, up, down], [gate_bias, up_bias], layer)
+        cube::feed_forward(x, [gate, up, down], [gate_bias, up_bias, down_bias], layer)
     }
 
     fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {
@@ -72,7 +77,7 @@ impl FrozenOps for CubeBackend {
         };
         // what is trained is read like a prompt
         let arithmetic = Arithmetic { activations: rows.activations, phase: Phase::Prefill, batch_invariant: false };
-        cube::packed_linear(x, weight, rows.format, rows.cols, arithmetic)
+        cube::packed_linear(x, weight, None, rows.format, rows.cols, arithmetic)
     }
 
     /// Some rows at a time are decoded and multiplied.

@@ -9,7 +9,7 @@ use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::heads::HeadOps;
 use crate::ops::largest::LargestOps;
-use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
+use crate::ops::linear::{LayerShape, LinearOps, LinearShape, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::ops::residual::{ResidualEps, ResidualOps};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
@@ -35,12 +35,11 @@ impl LinearOps for Flex {
     fn packed_linear(
         x: FloatTensor<Self>,
         weight: IntTensor<Self>,
-        format: Format,
-        cols: usize,
-        arithmetic: Arithmetic,
+        bias: FloatTensor<Self>,
+        shape: LinearShape,
     ) -> FloatTensor<Self> {
-        let x = contiguous(x);
-        FlexTensor::from_data(slices::packed_linear(slice!(x, f32), slice!(weight, u8), format, cols, arithmetic))
+        let [x, bias] = [x, bias].map(contiguous);
+        FlexTensor::from_data(slices::packed_linear(slice!(x, f32), slice!(weight, u8), slice!(bias, f32), shape))
     }
 
     fn packed_linears(
@@ -48,11 +47,15 @@ impl LinearOps for Flex {
         first: IntTensor<Self>,
         second: IntTensor<Self>,
         third: IntTensor<Self>,
+        first_bias: FloatTensor<Self>,
+        second_bias: FloatTensor<Self>,
+        third_bias: FloatTensor<Self>,
         shape: LinearsShape,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let x = contiguous(x);
+        let [x, a, b, c] = [x, first_bias, second_bias, third_bias].map(contiguous);
         let weights = [slice!(first, u8), slice!(second, u8), slice!(third, u8)];
-        let (first, second, third) = slices::packed_linears(slice!(x, f32), weights, shape);
+        let biases = [slice!(a, f32), slice!(b, f32), slice!(c, f32)];
+        let (first, second, third) = slices::packed_linears(slice!(x, f32), weights, biases, shape);
         (FlexTensor::from_data(first), FlexTensor::from_data(second), FlexTensor::from_data(third))
     }
 
@@ -63,12 +66,13 @@ impl LinearOps for Flex {
         down: IntTensor<Self>,
         gate_bias: FloatTensor<Self>,
         up_bias: FloatTensor<Self>,
+        down_bias: FloatTensor<Self>,
         layer: LayerShape,
     ) -> FloatTensor<Self> {
-        let [x, first, second] = [x, gate_bias, up_bias].map(contiguous);
-        let operands = [slice!(x, f32), slice!(first, f32), slice!(second, f32)];
+        let [x, a, b, c] = [x, gate_bias, up_bias, down_bias].map(contiguous);
+        let biases = [slice!(a, f32), slice!(b, f32), slice!(c, f32)];
         let matrices = [slice!(gate, u8), slice!(up, u8), slice!(down, u8)];
-        FlexTensor::from_data(slices::feed_forward(operands, matrices, layer))
+        FlexTensor::from_data(slices::feed_forward(slice!(x, f32), biases, matrices, layer))
     }
 
     fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {

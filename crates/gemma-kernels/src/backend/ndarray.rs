@@ -10,7 +10,7 @@ use crate::ops::elementwise::{Elementwise, ElementwiseOps};
 use crate::ops::frozen::{FrozenOps, FrozenRows};
 use crate::ops::heads::HeadOps;
 use crate::ops::largest::LargestOps;
-use crate::ops::linear::{Arithmetic, LayerShape, LinearOps, LinearsShape};
+use crate::ops::linear::{LayerShape, LinearOps, LinearShape, LinearsShape};
 use crate::ops::recurrence::{GateOps, RecurrenceOps};
 use crate::ops::residual::{ResidualEps, ResidualOps};
 use crate::ops::whole_attention::{WholeAttentionOps, WholeSequence};
@@ -44,13 +44,12 @@ impl LinearOps for NdArray {
     fn packed_linear(
         x: FloatTensor<Self>,
         weight: IntTensor<Self>,
-        format: Format,
-        cols: usize,
-        arithmetic: Arithmetic,
+        bias: FloatTensor<Self>,
+        shape: LinearShape,
     ) -> FloatTensor<Self> {
-        let (x, weight) = (values!(&x, F32), values!(&weight, U8));
-        let (x, weight) = (x.view(), weight.view());
-        NdArrayTensor::from_data(slices::packed_linear(&slice!(x), &slice!(weight), format, cols, arithmetic))
+        let (x, weight, bias) = (values!(&x, F32), values!(&weight, U8), values!(&bias, F32));
+        let (x, weight, bias) = (x.view(), weight.view(), bias.view());
+        NdArrayTensor::from_data(slices::packed_linear(&slice!(x), &slice!(weight), &slice!(bias), shape))
     }
 
     fn packed_linears(
@@ -58,13 +57,19 @@ impl LinearOps for NdArray {
         first: IntTensor<Self>,
         second: IntTensor<Self>,
         third: IntTensor<Self>,
+        first_bias: FloatTensor<Self>,
+        second_bias: FloatTensor<Self>,
+        third_bias: FloatTensor<Self>,
         shape: LinearsShape,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let (x, first, second, third) =
             (values!(&x, F32), values!(&first, U8), values!(&second, U8), values!(&third, U8));
         let (x, first, second, third) = (x.view(), first.view(), second.view(), third.view());
         let weights = [&*slice!(first), &*slice!(second), &*slice!(third)];
-        let (first, second, third) = slices::packed_linears(&slice!(x), weights, shape);
+        let (a, b, c) = (values!(&first_bias, F32), values!(&second_bias, F32), values!(&third_bias, F32));
+        let (a, b, c) = (a.view(), b.view(), c.view());
+        let biases = [&*slice!(a), &*slice!(b), &*slice!(c)];
+        let (first, second, third) = slices::packed_linears(&slice!(x), weights, biases, shape);
         (NdArrayTensor::from_data(first), NdArrayTensor::from_data(second), NdArrayTensor::from_data(third))
     }
 
@@ -75,15 +80,17 @@ impl LinearOps for NdArray {
         down: IntTensor<Self>,
         gate_bias: FloatTensor<Self>,
         up_bias: FloatTensor<Self>,
+        down_bias: FloatTensor<Self>,
         layer: LayerShape,
     ) -> FloatTensor<Self> {
-        let (x, first, second) = (values!(&x, F32), values!(&gate_bias, F32), values!(&up_bias, F32));
+        let (x, a) = (values!(&x, F32), values!(&gate_bias, F32));
+        let (b, c) = (values!(&up_bias, F32), values!(&down_bias, F32));
         let (gate, up, down) = (values!(&gate, U8), values!(&up, U8), values!(&down, U8));
-        let (x, first, second) = (x.view(), first.view(), second.view());
+        let (x, a, b, c) = (x.view(), a.view(), b.view(), c.view());
         let (gate, up, down) = (gate.view(), up.view(), down.view());
-        let operands = [&*slice!(x), &*slice!(first), &*slice!(second)];
+        let biases = [&*slice!(a), &*slice!(b), &*slice!(c)];
         let matrices = [&*slice!(gate), &*slice!(up), &*slice!(down)];
-        NdArrayTensor::from_data(slices::feed_forward(operands, matrices, layer))
+        NdArrayTensor::from_data(slices::feed_forward(&slice!(x), biases, matrices, layer))
     }
 
     fn packed_rows(weight: IntTensor<Self>, rows: IntTensor<Self>, format: Format, cols: usize) -> FloatTensor<Self> {

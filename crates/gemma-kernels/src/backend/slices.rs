@@ -5,44 +5,43 @@ use crate::kv::{MemoryPage, Page};
 use crate::ops::attention::{AttendSegment, CacheRows};
 use crate::ops::elementwise::Elementwise;
 use crate::ops::frozen::FrozenRows;
-use crate::ops::linear::{Arithmetic, LayerShape, LinearsShape};
+use crate::ops::linear::{Arithmetic, LayerShape, LinearShape, LinearsShape};
 use crate::ops::residual::ResidualEps;
 use crate::{AttendParams, Format, Phase, WholeSequence};
 use burn::tensor::TensorData;
 use std::mem::MaybeUninit;
 
-pub(super) fn packed_linear(
-    x: &[f32],
-    weight: &[u8],
-    format: Format,
-    cols: usize,
-    arithmetic: Arithmetic,
-) -> TensorData {
+pub(super) fn packed_linear(x: &[f32], weight: &[u8], bias: &[f32], shape: LinearShape) -> TensorData {
+    let LinearShape { format, has_bias, cols, arithmetic } = shape;
     let (out, dims) = product(x, weight, format, cols, arithmetic);
-    TensorData::new(out, dims)
+    TensorData::new(cpu::biased(cpu_isa(), out, has_bias.then_some(bias)), dims)
 }
 
 pub(super) fn packed_linears(
     x: &[f32],
     weights: [&[u8]; 3],
+    of_rows: [&[f32]; 3],
     shape: LinearsShape,
 ) -> (TensorData, TensorData, TensorData) {
-    let LinearsShape { formats, cols, arithmetic } = shape;
+    let LinearsShape { formats, biases, cols, arithmetic } = shape;
     let matrices = weights.into_iter().zip(formats);
     let matrices = matrices.map_while(|(weight, format)| Some(cpu::Matrix { weight, format: format? }));
     let tokens = x.len() / cols;
-    let mut products = cpu::linears(cpu_isa(), arithmetic, x, cols, &matrices.collect::<Vec<_>>()).into_iter();
+    let products = cpu::linears(cpu_isa(), arithmetic, x, cols, &matrices.collect::<Vec<_>>()).into_iter();
+    let mut products = products.zip(biases).zip(of_rows);
     let mut next = || {
-        let values = products.next().unwrap_or_default();
+        let values = products.next().map(|((y, is_biased), bias)| cpu::biased(cpu_isa(), y, is_biased.then_some(bias)));
+        let values = values.unwrap_or_default();
         let rows = values.len() / tokens.max(1);
         TensorData::new(values, [tokens, rows])
     };
     (next(), next(), next())
 }
 
-/// `[x, gate_bias, up_bias]`, `[gate, up, down]`; what the layer does not have is ignored.
+/// The biases and the matrices of the gate, its partner and the last product; what the layer does not have is ignored.
 pub(super) fn feed_forward(
-    [x, gate_bias, up_bias]: [&[f32]; 3],
+    x: &[f32],
+    [gate_bias, up_bias, down_bias]: [&[f32]; 3],
     [gate, up, down]: [&[u8]; 3],
     layer: LayerShape,
 ) -> TensorData {
@@ -58,7 +57,8 @@ pub(super) fn feed_forward(
     let write = |out: &mut [MaybeUninit<f32>]| cpu::feed_forward(cpu_isa(), arithmetic, x, cols, layer, out);
     let tokens = x.len() / cols;
     // SAFETY: it writes every value.
-    TensorData::new(unsafe { cpu::written(tokens * rows, write) }, [tokens, rows])
+    let values = unsafe { cpu::written(tokens * rows, write) };
+    TensorData::new(cpu::biased(cpu_isa(), values, biases[2].then_some(down_bias)), [tokens, rows])
 }
 
 /// A product and its shape.
@@ -89,7 +89,8 @@ fn in_training(rows: FrozenRows) -> Arithmetic {
 }
 
 pub(super) fn frozen_linear(x: &[f32], weight: &[u8], rows: FrozenRows) -> TensorData {
-    packed_linear(x, frozen_bytes(weight, rows), rows.format, rows.cols, in_training(rows))
+    let (out, dims) = product(x, frozen_bytes(weight, rows), rows.format, rows.cols, in_training(rows));
+    TensorData::new(out, dims)
 }
 
 pub(super) fn frozen_transposed(y: &[f32], weight: &[u8], rows: FrozenRows) -> TensorData {

@@ -4,7 +4,7 @@
 use crate::cpu::isa::Lanes;
 use crate::cpu::isa::{Isa, cpu_isa, with_isa};
 use crate::cpu::output::Output;
-use crate::cpu::pool;
+use crate::cpu::{pool, written};
 use crate::math;
 use std::mem::MaybeUninit;
 use std::sync::Mutex;
@@ -167,6 +167,13 @@ pub(crate) fn add_bias(isa: Isa, x: &[f32], bias: &[f32], out: &mut [MaybeUninit
     in_rows(out, x, bias, |x, out| {
         with_isa!(isa, kernel(x: &[f32], bias: &[f32], out: &mut [MaybeUninit<f32>]));
     });
+}
+
+/// [`add_bias`] where there is one.
+pub(crate) fn biased(isa: Isa, x: Vec<f32>, bias: Option<&[f32]>) -> Vec<f32> {
+    let Some(bias) = bias else { return x };
+    // SAFETY: it writes every value.
+    unsafe { written(x.len(), |out| add_bias(isa, &x, bias, out)) }
 }
 
 /// `out = gelu(x + bias)` for each row, as long as `bias`.

@@ -12,7 +12,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::buffer::Buffer;
-use crate::cpu::elementwise::{add_bias, geglu, gelu_of_biased};
+use crate::cpu::elementwise::{biased, geglu, gelu_of_biased};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::gemm::bf16::Terms;
 use crate::cpu::gemm::f32 as gemm_f32;
@@ -202,14 +202,10 @@ pub(crate) fn feed_forward(
     }
     // SAFETY: what follows is a product or one pass, and those write every value.
     let of = |write: &dyn Fn(&mut [MaybeUninit<f32>])| unsafe { written(tokens * before.rows, write) };
-    let biased = |y: Vec<f32>, bias: Option<&[f32]>| match bias {
-        Some(bias) => of(&|out| add_bias(isa, &y, bias, out)),
-        None => y,
-    };
     let hidden = match up {
         Some(up) => {
             let mut both = linears(isa, arithmetic, x, cols, &[gate, up]).into_iter().zip(biases);
-            let mut next = || both.next().map(|(values, bias)| biased(values, bias)).expect("two of them");
+            let mut next = || both.next().map(|(values, bias)| biased(isa, values, bias)).expect("two of them");
             let (gate, up) = (next(), next());
             of(&|out| geglu(isa, &gate, &up, out))
         }

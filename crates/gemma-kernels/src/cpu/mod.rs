@@ -39,8 +39,8 @@ pub use bandwidth::memory_bandwidth;
 pub(crate) use conv::causal_conv;
 pub use elementwise::softmax_terms;
 pub(crate) use elementwise::{
-    add_bias, add_then_norm, geglu, geglu_gradient, gelu_of_biased, layer_norm, rms_norm, rms_norm_gradient, rotate,
-    softcap,
+    add_bias, add_then_norm, biased, geglu, geglu_gradient, gelu_of_biased, layer_norm, rms_norm, rms_norm_gradient,
+    rotate, softcap,
 };
 pub(crate) use gated_decay::{Gates, gated_decay};
 pub use gemv::prefetch::{Prefetch, PrefetchError, chosen_prefetch, prefetches};

@@ -25,6 +25,8 @@ struct Operands {
     x: CubeTensor,
     /// `[rows, row_words]`, row-major.
     words: CubeTensor,
+    /// `[rows]`, where it is added.
+    bias: Option<CubeTensor>,
     format: Format,
     tokens: usize,
     rows: usize,
@@ -47,9 +49,21 @@ impl Operands {
     fn word_load(&self) -> usize {
         if self.is_wide() { QUAD } else { 1 }
     }
+
+    /// The bias, and whether there is one; without it something else that is not read.
+    fn bias(&self) -> (CubeTensor, bool) {
+        (self.bias.clone().unwrap_or_else(|| self.x.clone()), self.bias.is_some())
+    }
+
+    fn with_bias(self, bias: Option<CubeTensor>) -> Self {
+        let bias = bias.map(floats);
+        assert!(bias.iter().all(|bias| bias.meta.shape().dims::<1>() == [self.rows]), "a bias for every row");
+        Self { bias, ..self }
+    }
 }
 
-/// `x` times the transpose of the packed matrix in `words`, `[tokens, cols]` to `[tokens, rows]`.
+/// `x` times the transpose of the packed matrix in `words`, plus the bias `[rows]` where there is one, `[tokens, cols]` to
+/// `[tokens, rows]`.
 ///
 /// `words` is `[rows, row_words]` with each row of the format padded to a whole word.
 ///
@@ -58,11 +72,12 @@ impl Operands {
 pub(crate) fn packed_linear(
     x: CubeTensor,
     words: CubeTensor,
+    bias: Option<CubeTensor>,
     format: Format,
     cols: usize,
     arithmetic: Arithmetic,
 ) -> CubeTensor {
-    let operands = operands(x, words, format, cols);
+    let operands = operands(x, words, format, cols).with_bias(bias);
     let y = output(&operands.x, [operands.tokens, operands.rows]);
     if is_empty(&y) {
         return y;
@@ -84,19 +99,28 @@ pub(crate) fn packed_linear(
 ///
 /// # Panics
 /// When shapes, types or formats contradict each other.
-pub(crate) fn packed_linears(x: CubeTensor, words: [CubeTensor; 3], shape: LinearsShape) -> [CubeTensor; 3] {
-    let LinearsShape { formats, cols, arithmetic } = shape;
+pub(crate) fn packed_linears(
+    x: CubeTensor,
+    words: [CubeTensor; 3],
+    of_rows: [CubeTensor; 3],
+    shape: LinearsShape,
+) -> [CubeTensor; 3] {
+    let LinearsShape { formats, biases, cols, arithmetic } = shape;
     assert!(formats.iter().flatten().all(|format| Some(*format) == formats[0]), "matrices of one format");
     let x = floats(x);
+    let mut of_rows = of_rows.into_iter().zip(biases).map(|(bias, is_biased)| is_biased.then_some(bias));
+    let biases: [Option<CubeTensor>; 3] = std::array::from_fn(|_| of_rows.next().flatten());
     if x.client.properties().hardware.max_bindings < vector::SEVERAL_BUFFERS {
-        let mut formats = formats.into_iter();
-        return words.map(|words| match formats.next().flatten() {
-            Some(format) => packed_linear(x.clone(), words, format, cols, arithmetic),
-            None => output(&x, [x.meta.shape().dims::<2>()[0], 0]),
+        let mut each = formats.into_iter().zip(biases);
+        return words.map(|words| match each.next() {
+            Some((Some(format), bias)) => packed_linear(x.clone(), words, bias, format, cols, arithmetic),
+            _ => output(&x, [x.meta.shape().dims::<2>()[0], 0]),
         });
     }
-    let of_one = |(words, format): (CubeTensor, Option<Format>)| Some(operands(x.clone(), words, format?, cols));
-    let several: Vec<Operands> = words.into_iter().zip(formats).map_while(of_one).collect();
+    let several = words.into_iter().zip(formats).zip(biases);
+    let several =
+        several.map_while(|((words, format), bias)| Some(operands(x.clone(), words, format?, cols).with_bias(bias)));
+    let several: Vec<Operands> = several.collect();
     let rows = |i: usize| several.get(i).map_or(0, |operands| operands.rows);
     let tokens = x.meta.shape().dims::<2>()[0];
     let y = [0, 1, 2].map(|i| output(&x, [tokens, rows(i)]));
@@ -115,7 +139,7 @@ pub(crate) fn packed_linears(x: CubeTensor, words: [CubeTensor; 3], shape: Linea
 pub(crate) fn feed_forward(
     x: CubeTensor,
     [gate, up, down]: [CubeTensor; 3],
-    [gate_bias, up_bias]: [CubeTensor; 2],
+    [gate_bias, up_bias, down_bias]: [CubeTensor; 3],
     layer: LayerShape,
 ) -> CubeTensor {
     let LayerShape { formats: (first, partner, last), biases, cols, arithmetic } = layer;
@@ -125,20 +149,21 @@ pub(crate) fn feed_forward(
     assert_eq!(shape, [operands.rows, operands.row_words], "a partner for every row");
     let hidden = output(&operands.x, [operands.tokens, operands.rows]);
     let rows = operands.rows;
-    let biases = [biases[0].then(|| floats(gate_bias)), biases[1].then(|| floats(up_bias))];
-    assert!(biases.iter().flatten().all(|bias| bias.meta.shape().dims::<1>() == [rows]), "a bias for every row");
+    let operands = operands.with_bias(biases[0].then_some(gate_bias));
+    let up_bias = biases[1].then(|| floats(up_bias));
+    assert!(up_bias.iter().all(|bias| bias.meta.shape().dims::<1>() == [rows]), "a bias for every row");
     if !is_empty(&hidden) {
         let plane = vector::plane_size(&operands.x);
-        vector::launch_gated(operands, up, biases, &hidden, plane);
+        vector::launch_gated(operands, (up, up_bias), &hidden, plane);
     }
-    packed_linear(hidden, down, last, rows, arithmetic)
+    packed_linear(hidden, down, biases[2].then_some(down_bias), last, rows, arithmetic)
 }
 
 fn operands(x: CubeTensor, words: CubeTensor, format: Format, cols: usize) -> Operands {
     let (x, (words, [rows, row_words])) = (floats(x), packed(words, format, cols));
     let [tokens, width] = x.meta.shape().dims::<2>();
     assert_eq!(width, cols, "the activations have the width of the weight's rows");
-    Operands { x, words, format, tokens, rows, row_words, cols }
+    Operands { x, words, bias: None, format, tokens, rows, row_words, cols }
 }
 
 /// Four neighbouring activations, the first of them in column `at` of the row that begins at value `row`; columns from

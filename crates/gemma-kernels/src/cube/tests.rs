@@ -182,7 +182,14 @@ fn products_match_the_loops() {
                 let (words, values) = noise.matrix(format, rows, cols, 16);
                 let x = noise.values(tokens * cols);
                 let words = upload_ints(words.clone(), &[rows, words.len() / rows], &device);
-                let y = download(packed_linear(upload(&x, &[tokens, cols], &device), words, format, cols, ARITHMETIC));
+                let y = download(packed_linear(
+                    upload(&x, &[tokens, cols], &device),
+                    words,
+                    None,
+                    format,
+                    cols,
+                    ARITHMETIC,
+                ));
                 let context = format!("{format}, {tokens} tokens, {rows} x {cols}");
                 assert_products(&y, &x, &values, [tokens, rows, cols], &context);
             }

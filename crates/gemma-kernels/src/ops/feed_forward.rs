@@ -1,25 +1,21 @@
 //! The feed-forward layer in one operation: in which the activations between a prompt's products are not written in f32 on a CPU, and with
 //! few launches for a few tokens on a GPU.
 
-use crate::ops::linear::{LayerShape, arithmetic_of_all};
+use crate::ops::linear::{LayerShape, PackedLinear, arithmetic_of_all, operand};
 use crate::packed::stores_words;
-use crate::{LinearOps, PackedWeight, Phase, add_bias, geglu, gelu_of_biased, packed_linear_in};
+use crate::{LinearOps, PackedWeight, Phase, geglu, gelu_of_biased, packed_linear_in};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 /// The matrices and biases of a feed-forward layer whose activation is GELU in its tanh form.
 #[derive(Clone, Debug)]
 pub struct FeedForward<'a> {
-    /// The matrix before GELU, `[intermediate_size, hidden_size]`.
-    pub gate: &'a PackedWeight,
-    /// Its bias, `[intermediate_size]`.
-    pub gate_bias: Option<Tensor<1>>,
-    /// In a gated layer, the matrix whose products GELU's results are multiplied by, of the same shape.
-    pub up: Option<&'a PackedWeight>,
-    /// Its bias.
-    pub up_bias: Option<Tensor<1>>,
-    /// The last matrix, `[hidden_size, intermediate_size]`, without a bias.
-    pub down: &'a PackedWeight,
+    /// Before GELU, `[intermediate_size, hidden_size]`.
+    pub gate: PackedLinear<'a>,
+    /// In a gated layer, that whose results GELU's are multiplied by, of the same shape.
+    pub up: Option<PackedLinear<'a>>,
+    /// The last, `[hidden_size, intermediate_size]`.
+    pub down: PackedLinear<'a>,
 }
 
 /// `down(gelu(gate(x)) · up(x))` (GeGLU, Shazeer 2020, arXiv:2002.05202, eq. 6), or `down(gelu(gate(x)))` without a partner, for
@@ -32,43 +28,43 @@ pub struct FeedForward<'a> {
 /// # Panics
 /// When the shapes do not match.
 pub fn feed_forward(x: Tensor<2>, layer: FeedForward<'_>, phase: Phase) -> Tensor<2> {
-    let FeedForward { gate, gate_bias, up, up_bias, down } = layer.clone();
+    let linears = [Some(&layer.gate), layer.up.as_ref(), Some(&layer.down)];
+    let (gate, down) = (layer.gate.weight, layer.down.weight);
+    let up = layer.up.as_ref().map(|up| up.weight);
     assert_eq!(x.dims()[1], gate.cols(), "as many inputs as columns");
     assert_eq!(down.cols(), gate.rows(), "a column for each activation");
     assert!(up.is_none_or(|up| [up.rows(), up.cols()] == [gate.rows(), gate.cols()]), "a partner of the same shape");
-    let recorded = [&gate_bias, &up_bias].into_iter().flatten().any(Tensor::is_autodiff);
+    let biased = |linear: &PackedLinear<'_>| linear.bias.as_ref().is_none_or(|b| b.dims() == [linear.weight.rows()]);
+    assert!(linears.into_iter().flatten().all(biased), "a bias for every row");
+    let is_recorded = linears.into_iter().flatten().any(PackedLinear::is_recorded);
     let first = [gate, up.unwrap_or(gate)];
     let all = [first[0], first[1], down];
-    let is_one = !recorded && (up.is_some() || !stores_words(&gate.device()));
+    let is_one = !is_recorded && (up.is_some() || !stores_words(&gate.device()));
     let Some(arithmetic) = is_one.then(|| arithmetic_of_all(&x, &all, &first, phase)).flatten() else {
         return reference_feed_forward(x, layer, phase);
     };
     let bytes = |weight: &PackedWeight| weight.shards()[0].clone().into_dispatch();
-    let biases = [gate_bias.is_some(), up_bias.is_some()];
-    // what is not added is not read
-    let operand = |bias: Option<Tensor<1>>| bias.map_or_else(|| x.clone().into_dispatch(), Tensor::into_dispatch);
-    let [gate_bias, up_bias] = [gate_bias, up_bias].map(operand);
+    let biases = linears.map(|linear| linear.and_then(|linear| linear.bias.clone()));
     let formats = (gate.format(), up.map(PackedWeight::format), down.format());
-    let shape = LayerShape { formats, biases, cols: gate.cols(), arithmetic };
+    let has_biases = biases.each_ref().map(Option::is_some);
+    let shape = LayerShape { formats, biases: has_biases, cols: gate.cols(), arithmetic };
+    let [gate_bias, up_bias, down_bias] = biases.map(|bias| operand(bias, &x));
     let x = x.into_dispatch();
     let [up, gate, down] = [up.unwrap_or(gate), gate, down].map(bytes);
-    Tensor::from_dispatch(<Dispatch as LinearOps>::feed_forward(x, gate, up, down, gate_bias, up_bias, shape))
+    Tensor::from_dispatch(<Dispatch as LinearOps>::feed_forward(
+        x, gate, up, down, gate_bias, up_bias, down_bias, shape,
+    ))
 }
 
 /// The reference implementation of [`feed_forward`]: its operations one by one.
 pub fn reference_feed_forward(x: Tensor<2>, layer: FeedForward<'_>, phase: Phase) -> Tensor<2> {
-    let FeedForward { gate, gate_bias, up, up_bias, down } = layer;
+    let FeedForward { gate, up, down } = layer;
     let phases = [(x.dims()[0], phase)];
-    let biased = |y: Tensor<2>, bias: Option<Tensor<1>>| match bias {
-        Some(bias) => add_bias(y, bias),
-        None => y,
-    };
-    let first = packed_linear_in(x.clone(), gate, &phases);
     let hidden = match up {
-        Some(up) => geglu(biased(first, gate_bias), biased(packed_linear_in(x, up, &phases), up_bias)),
+        Some(up) => geglu(packed_linear_in(x.clone(), gate, &phases), packed_linear_in(x, up, &phases)),
         None => {
-            let nothing = || Tensor::zeros([first.dims()[1]], &first.device());
-            let bias = gate_bias.unwrap_or_else(nothing);
+            let first = packed_linear_in(x, gate.weight, &phases);
+            let bias = gate.bias.unwrap_or_else(|| Tensor::zeros([first.dims()[1]], &first.device()));
             gelu_of_biased(first, bias)
         }
     };
@@ -96,13 +92,11 @@ mod tests {
                     };
                     let (gate, up, down) = (matrix(size, cols, 1), matrix(size, cols, 2), matrix(rows, size, 3));
                     for (is_gated, is_biased) in [(true, false), (true, true), (false, true), (false, false)] {
-                        let bias = |seed| is_biased.then(|| tensor([size], seed, &device));
+                        let bias = |rows, seed| is_biased.then(|| tensor([rows], seed, &device));
                         let layer = || FeedForward {
-                            gate: &gate,
-                            gate_bias: bias(4),
-                            up: is_gated.then_some(&up),
-                            up_bias: if is_gated { bias(5) } else { None },
-                            down: &down,
+                            gate: PackedLinear { weight: &gate, bias: bias(size, 4) },
+                            up: is_gated.then(|| PackedLinear { weight: &up, bias: bias(size, 5) }),
+                            down: PackedLinear { weight: &down, bias: bias(rows, 7) },
                         };
                         let x = || tensor([tokens, cols], 6, &device);
                         for phase in [Phase::Prefill, Phase::Decode] {

@@ -1,12 +1,12 @@
 //! Every operation on every backend, against its reference implementation.
 
 use super::attention::{AttendSegment, CacheRows, append, attend, reference_attend};
-use super::linear::{packed_linear, packed_linear_in, packed_linears, packed_rows};
+use super::linear::{PackedLinear, packed_linear, packed_linear_in, packed_linears, packed_rows};
 use crate::cpu::noise;
 use crate::kv::nearest_f16;
 use crate::{
     ActivationPrecision, AttendParams, CachePrecision, Format, KvPages, KvPool, PAGE_LEN, PackedWeight, Phase,
-    Visibility,
+    Visibility, add_bias,
 };
 use burn::tensor::{Device, Tensor, TensorData};
 use gemma_backend::Backend;
@@ -93,6 +93,21 @@ fn products_with_several_matrices_are_those_with_each() {
                     let alone = [&a, &b, last].map(|weight| values(packed_linear_in(x.clone(), weight, phases)));
                     let found = packed_linears(x.clone(), [&a, &b, last], phases).map(values);
                     assert!(found == alone, "{backend} {format} {phases:?}");
+                }
+                let linears = || {
+                    let bias = |rows, seed| Some(tensor([rows], seed, &device));
+                    let [first, second] = [(&a, bias(40, 5)), (&c, bias(9, 6))];
+                    [first, (&b, None), second].map(|(weight, bias)| PackedLinear { weight, bias })
+                };
+                let alone = linears().map(|linear| values(packed_linear_in(x.clone(), linear, phases)));
+                assert!(
+                    packed_linears(x.clone(), linears(), phases).map(values) == alone,
+                    "{backend} {format} {phases:?}"
+                );
+                for (found, PackedLinear { weight, bias }) in alone.iter().zip(linears()) {
+                    let product = packed_linear_in(x.clone(), weight, phases);
+                    let expected = bias.map_or(product.clone(), |bias| add_bias(product, bias));
+                    assert!(*found == values(expected), "{backend} {format} {phases:?}: a bias");
                 }
                 let [first, second] = packed_linears(x.clone(), [&b, &a], phases).map(values);
                 let [expected, other] = [&b, &a].map(|weight| values(packed_linear_in(x.clone(), weight, phases)));

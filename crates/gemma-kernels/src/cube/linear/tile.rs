@@ -47,8 +47,9 @@ pub(super) fn launch(operands: Operands, y: &CubeTensor, depth: usize) {
     let tiles = rows.div_ceil(TILE_ROWS) * tokens.div_ceil(SIDE * depth);
     let (x_load, word_load, wide) = (operands.x_load(), operands.word_load(), operands.is_wide());
     let client = operands.x.client.clone();
+    let (bias, has_bias) = operands.bias();
     // SAFETY: the kernel clamps rows and tokens to those that exist and guards columns unless they are whole blocks of
-    // TILE_COLS; the buffers hold rows x row_words, tokens x cols and tokens x rows elements.
+    // TILE_COLS; the buffers hold rows x row_words, tokens x cols and tokens x rows elements, and a bias for every row.
     unsafe {
         tile_kernel::launch_unchecked(
             &client,
@@ -58,11 +59,13 @@ pub(super) fn launch(operands: Operands, y: &CubeTensor, depth: usize) {
             word_load,
             operands.x.into_buffer_arg(),
             operands.words.into_buffer_arg(),
+            bias.into_buffer_arg(),
             y.clone().into_buffer_arg(),
             tokens,
             rows,
             row_words,
             cols,
+            has_bias,
             x_load,
             depth,
             format,
@@ -80,11 +83,13 @@ pub(super) fn launch(operands: Operands, y: &CubeTensor, depth: usize) {
 fn tile_kernel<N: Size, M: Size>(
     x: &[Vector<f32, N>],
     words: &[Vector<u32, M>],
+    bias: &[f32],
     y: &mut [f32],
     tokens: usize,
     rows: usize,
     row_words: usize,
     cols: usize,
+    #[comptime] has_bias: bool,
     #[comptime] x_load: usize,
     #[comptime] depth: usize,
     #[comptime] format: Format,
@@ -161,7 +166,11 @@ fn tile_kernel<N: Size, M: Size>(
         for r in 0..UNIT_ROWS {
             let row = first_row + along + comptime!(r * SIDE);
             if token < tokens && row < rows {
-                y[token * rows + row] = sums[comptime!(t * UNIT_ROWS + r)];
+                let mut sum = sums[comptime!(t * UNIT_ROWS + r)];
+                if comptime!(has_bias) {
+                    sum += bias[row];
+                }
+                y[token * rows + row] = sum;
             }
         }
     }

@@ -22,7 +22,7 @@ pub(super) const FEW_TOKENS: usize = 4;
 const MANY_CUBES: usize = 512;
 
 /// Buffers of the kernel for several matrices, that of its sizes among them.
-pub(super) const SEVERAL_BUFFERS: u32 = 8;
+pub(super) const SEVERAL_BUFFERS: u32 = 11;
 
 /// What is known when a kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,8 +93,9 @@ pub(super) fn launch(operands: Operands, y: &CubeTensor, plane: usize) {
     let Operands { rows, row_words, cols, .. } = operands;
     let (x_load, word_load) = (operands.x_load(), operands.word_load());
     let client = operands.x.client.clone();
+    let (bias, has_bias) = operands.bias();
     // SAFETY: the kernel clamps rows and groups to those that exist and guards columns unless they are whole groups;
-    // the buffers hold rows x row_words, tokens x cols and tokens x rows elements.
+    // the buffers hold rows x row_words, tokens x cols and tokens x rows elements, and a bias for every row.
     unsafe {
         vector_kernel::launch_unchecked(
             &client,
@@ -104,11 +105,13 @@ pub(super) fn launch(operands: Operands, y: &CubeTensor, plane: usize) {
             word_load,
             operands.x.into_buffer_arg(),
             operands.words.into_buffer_arg(),
+            bias.into_buffer_arg(),
             y.clone().into_buffer_arg(),
             rows,
             row_words,
             cols,
             groups(cols),
+            has_bias,
             plan,
         );
     }
@@ -126,8 +129,11 @@ pub(super) fn launch_several(x: &CubeTensor, several: Vec<(Operands, &CubeTensor
     let (x_load, word_load, row_words, cols) = (first.x_load(), first.word_load(), first.row_words, first.cols);
     let cubes = several.iter().map(|(operands, _)| operands.rows.div_ceil(plan.cube_rows())).sum();
     // what a third would have is never touched
-    let spare = (first.words.clone(), output(x, [1]), 0);
-    let mut each = several.into_iter().map(|(operands, y)| (operands.words, y.clone(), operands.rows));
+    let spare = (first.words.clone(), output(x, [1]), first.bias(), 0);
+    let mut each = several.into_iter().map(|(operands, y)| {
+        let bias = operands.bias();
+        (operands.words, y.clone(), bias, operands.rows)
+    });
     let [first, second, third] = std::array::from_fn(|_| each.next().unwrap_or_else(|| spare.clone()));
     // SAFETY: as in `launch`; a cube reads rows of one matrix, and there is no cube for a third that there is not.
     unsafe {
@@ -144,23 +150,28 @@ pub(super) fn launch_several(x: &CubeTensor, several: Vec<(Operands, &CubeTensor
             first.1.into_buffer_arg(),
             second.1.into_buffer_arg(),
             third.1.into_buffer_arg(),
-            first.2,
-            second.2,
-            third.2,
+            first.2.0.into_buffer_arg(),
+            second.2.0.into_buffer_arg(),
+            third.2.0.into_buffer_arg(),
+            first.3,
+            second.3,
+            third.3,
             row_words,
             cols,
             groups(cols),
             count,
+            first.2.1,
+            second.2.1,
+            third.2.1,
             plan,
         );
     }
 }
 
-/// `gelu(x Gᵀ + b) · (x Uᵀ + c)` in one launch, the operands those of `G`, `words` those of `U`, in the same format.
+/// `gelu(x Gᵀ + b) · (x Uᵀ + c)` in one launch, the operands those of `G` and `b`, `up` the words of `U`, in the same format, and `c`.
 pub(super) fn launch_gated(
     operands: Operands,
-    up: CubeTensor,
-    biases: [Option<CubeTensor>; 2],
+    (up, up_bias): (CubeTensor, Option<CubeTensor>),
     y: &CubeTensor,
     plane: usize,
 ) {
@@ -168,9 +179,10 @@ pub(super) fn launch_gated(
     let Operands { rows, row_words, cols, .. } = operands;
     let (x_load, word_load) = (operands.x_load(), operands.word_load());
     let client = operands.x.client.clone();
-    let biased = biases.each_ref().map(Option::is_some);
+    let (gate_bias, has_gate_bias) = operands.bias();
+    let has_up_bias = up_bias.is_some();
     // what is not added is not read
-    let [gate_bias, up_bias] = biases.map(|bias| bias.unwrap_or_else(|| operands.x.clone()));
+    let up_bias = up_bias.unwrap_or_else(|| operands.x.clone());
     // SAFETY: as in `launch`; there is a bias for every row.
     unsafe {
         gated_kernel::launch_unchecked(
@@ -189,8 +201,8 @@ pub(super) fn launch_gated(
             row_words,
             cols,
             groups(cols),
-            biased[0],
-            biased[1],
+            has_gate_bias,
+            has_up_bias,
             plan,
         );
     }
@@ -202,11 +214,13 @@ pub(super) fn launch_gated(
 fn vector_kernel<N: Size, M: Size>(
     x: &[Vector<f32, N>],
     words: &[Vector<u32, M>],
+    bias: &[f32],
     y: &mut [f32],
     rows: usize,
     row_words: usize,
     cols: usize,
     groups: usize,
+    #[comptime] has_bias: bool,
     #[comptime] plan: Plan,
 ) {
     let unit = unit_of_plane(plan.plane);
@@ -214,7 +228,7 @@ fn vector_kernel<N: Size, M: Size>(
     let mut sums = Array::<f32>::new(comptime!(plan.unit_rows * plan.tokens));
     multiply_rows(x, words, words, first_row, rows, row_words, cols, groups, unit, &mut sums, plan);
     add_lanes(&mut sums, unit, comptime!(plan.unit_rows * plan.tokens), plan.plane);
-    store(&sums, y, first_row, rows, unit, plan);
+    store(&sums, bias, y, first_row, rows, unit, has_bias, plan);
 }
 
 /// The same for `count` matrices: the cubes of the first, then those of the second, then those of the third.
@@ -227,6 +241,9 @@ fn several_kernel<N: Size, M: Size>(
     first_y: &mut [f32],
     second_y: &mut [f32],
     third_y: &mut [f32],
+    first_bias: &[f32],
+    second_bias: &[f32],
+    third_bias: &[f32],
     first_rows: usize,
     second_rows: usize,
     third_rows: usize,
@@ -234,6 +251,9 @@ fn several_kernel<N: Size, M: Size>(
     cols: usize,
     groups: usize,
     #[comptime] count: usize,
+    #[comptime] has_first_bias: bool,
+    #[comptime] has_second_bias: bool,
+    #[comptime] has_third_bias: bool,
     #[comptime] plan: Plan,
 ) {
     let unit = unit_of_plane(plan.plane);
@@ -255,11 +275,11 @@ fn several_kernel<N: Size, M: Size>(
     }
     add_lanes(&mut sums, unit, comptime!(plan.unit_rows * plan.tokens), plan.plane);
     if CUBE_POS < to_second {
-        store(&sums, first_y, row, first_rows, unit, plan);
+        store(&sums, first_bias, first_y, row, first_rows, unit, has_first_bias, plan);
     } else if comptime!(count == 2) || CUBE_POS < to_third {
-        store(&sums, second_y, row, second_rows, unit, plan);
+        store(&sums, second_bias, second_y, row, second_rows, unit, has_second_bias, plan);
     } else {
-        store(&sums, third_y, row, third_rows, unit, plan);
+        store(&sums, third_bias, third_y, row, third_rows, unit, has_third_bias, plan);
     }
 }
 
@@ -309,9 +329,18 @@ fn gated_kernel<N: Size, M: Size>(
     }
 }
 
-/// Writes the sums of the first lane's unit.
+/// Writes the sums of the first lane's unit, plus the bias where there is one.
 #[cube]
-fn store(sums: &Array<f32>, y: &mut [f32], first_row: usize, rows: usize, unit: usize, #[comptime] plan: Plan) {
+fn store(
+    sums: &Array<f32>,
+    bias: &[f32],
+    y: &mut [f32],
+    first_row: usize,
+    rows: usize,
+    unit: usize,
+    #[comptime] has_bias: bool,
+    #[comptime] plan: Plan,
+) {
     let lane = unit % LANES;
     if lane == 0 {
         #[unroll]
@@ -319,7 +348,11 @@ fn store(sums: &Array<f32>, y: &mut [f32], first_row: usize, rows: usize, unit: 
             #[unroll]
             for r in 0..plan.unit_rows {
                 if first_row + r < rows {
-                    y[t * rows + first_row + r] = sums[comptime!(t * plan.unit_rows + r)];
+                    let mut sum = sums[comptime!(t * plan.unit_rows + r)];
+                    if comptime!(has_bias) {
+                        sum += bias[first_row + r];
+                    }
+                    y[t * rows + first_row + r] = sum;
                 }
             }
         }
