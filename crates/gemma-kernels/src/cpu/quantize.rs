@@ -167,7 +167,7 @@ impl Words {
     }
 }
 
-/// ActivationPrecision as bytes, in the order of a group of four blocks of weights: `value = 256 high + low`, or `low` alone.
+/// Activations as bytes, in the order of a group of four blocks of weights: `value = 256 high + low`, or `low` alone.
 ///
 /// On x86 the instruction multiplies unsigned bytes with signed ones, so the weights' bytes are moved up by an offset,
 /// and each product starts from what that offset contributes.
@@ -182,6 +182,10 @@ pub(in crate::cpu) struct Split {
     /// Where the sum of each part starts, `[tokens, groups, 128 / part]`.
     pub(in crate::cpu) starts: Buffer<i32>,
 }
+
+/// As an offset: starts are the sums of the activations, which are multiplied by the weights' addends.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(in crate::cpu) const SUMS: i32 = -1;
 
 /// Values of a group of blocks.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -219,8 +223,8 @@ impl Order {
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl Split {
-    /// Of `x` `[tokens, cols]` with `cols` an integer of blocks. `offset` is what the weights'
-    /// bytes are moved up by, and `part`, a whole or a half block, how many values share a start. `bytes` is [`Bytes::new`]
+    /// Of `x` `[tokens, cols]` with whole blocks of columns. `offset` is what the weights'
+    /// bytes are moved up by, or [`SUMS`], and `part`, a whole or a half block, how many values share a start. `bytes` is [`Bytes::new`]
     /// or one like it.
     #[inline(always)]
     pub(in crate::cpu) fn new(

@@ -34,8 +34,7 @@ pub fn feed_forward(x: Tensor<2>, layer: FeedForward<'_>, phase: Phase) -> Tenso
     assert_eq!(x.dims()[1], gate.cols(), "as many inputs as columns");
     assert_eq!(down.cols(), gate.rows(), "a column for each activation");
     assert!(up.is_none_or(|up| [up.rows(), up.cols()] == [gate.rows(), gate.cols()]), "a partner of the same shape");
-    let biased = |linear: &PackedLinear<'_>| linear.bias.as_ref().is_none_or(|b| b.dims() == [linear.weight.rows()]);
-    assert!(linears.into_iter().flatten().all(biased), "a bias for every row");
+    linears.into_iter().flatten().for_each(PackedLinear::assert_bias);
     let is_recorded = linears.into_iter().flatten().any(PackedLinear::is_recorded);
     let first = [gate, up.unwrap_or(gate)];
     let all = [first[0], first[1], down];

@@ -153,4 +153,41 @@ mod tests {
             assert_close(&found, &values(packed_transposed(factor, &weight, 0..40)), 1e-5, &backend.to_string());
         }
     }
+
+    /// A bias is added to every token, so its gradient is the sum of theirs; alone, beside others and in a feed-forward layer.
+    #[test]
+    fn the_gradient_of_a_bias_is_the_sum_over_the_tokens() {
+        use crate::{FeedForward, PackedLinear, Phase, feed_forward, packed_linear_in, packed_linears};
+        for (backend, device) in devices() {
+            let matrix = |rows, cols, seed| {
+                let weight = PackedWeight::encode(&noise(rows * cols, seed), Format::Q8_0, rows, cols, &device);
+                weight.expect("sound").with_activations(ActivationPrecision::F32)
+            };
+            let recorded = device.clone().autodiff();
+            let (first, second, down) = (matrix(40, 64, 1), matrix(64, 64, 2), matrix(40, 64, 3));
+            let (x, factor) = (tensor([3, 64], 4, &recorded), tensor([3, 40], 5, &device));
+            let expected = values(factor.clone().sum_dim(0));
+            let factor = factor.autodiff();
+            let phases = [(3, Phase::Decode)];
+            let biased = |weight, bias: &Tensor<1>| PackedLinear { weight, bias: Some(bias.clone()) };
+            let plain = |weight| PackedLinear { weight, bias: None };
+            for way in ["alone", "beside another", "last of a layer"] {
+                let bias = tensor([40], 6, &recorded).require_grad();
+                let product = match way {
+                    "alone" => packed_linear_in(x.clone(), biased(&first, &bias), &phases),
+                    "beside another" => {
+                        let [product, _] = packed_linears(x.clone(), [biased(&first, &bias), plain(&second)], &phases);
+                        product
+                    }
+                    _ => {
+                        let layer = FeedForward { gate: plain(&second), up: None, down: biased(&down, &bias) };
+                        feed_forward(x.clone(), layer, Phase::Decode)
+                    }
+                };
+                let loss = (product * factor.clone()).sum();
+                let found = values(bias.grad(&loss.backward()).expect("a gradient"));
+                assert_close(&found, &expected, 1e-5, &format!("{backend}, {way}"));
+            }
+        }
+    }
 }

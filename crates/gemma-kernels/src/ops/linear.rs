@@ -37,6 +37,13 @@ impl<'a> From<&'a PackedWeight> for PackedLinear<'a> {
 }
 
 impl PackedLinear<'_> {
+    /// # Panics
+    /// When the bias does not have a value for every row of the matrix.
+    pub(crate) fn assert_bias(&self) {
+        let rows = self.weight.rows();
+        assert!(self.bias.as_ref().is_none_or(|bias| bias.dims() == [rows]), "a bias for every row");
+    }
+
     /// Whether the bias is recorded, so that its sum is an operation of its own.
     pub(crate) fn is_recorded(&self) -> bool {
         self.bias.as_ref().is_some_and(Tensor::is_autodiff)
@@ -154,12 +161,12 @@ pub fn packed_linear(x: Tensor<2>, weight: &PackedWeight) -> Tensor<2> {
 /// When the shapes do not match, or the phases are not those of all tokens.
 pub fn packed_linear_in<'a>(x: Tensor<2>, linear: impl Into<PackedLinear<'a>>, phases: &[(usize, Phase)]) -> Tensor<2> {
     let linear = linear.into();
+    linear.assert_bias();
     let (is_recorded, PackedLinear { weight, bias }) = (linear.is_recorded(), linear);
     let [tokens, cols] = x.dims();
     assert_eq!(cols, weight.cols(), "a product of {cols} inputs with a matrix of {} columns", weight.cols());
     assert_eq!(phases.iter().map(|(rows, _)| rows).sum::<usize>(), tokens, "a phase for every token");
     if let Some(bias) = &bias {
-        assert_eq!(bias.dims(), [weight.rows()], "a bias for every row");
         // a shard's product has no whole bias
         if x.is_autodiff() || is_recorded || weight.shards().len() > 1 {
             return add_bias(packed_linear_in(x, weight, phases), bias.clone());
@@ -203,8 +210,7 @@ pub fn packed_linears<'a, L: Into<PackedLinear<'a>>, const N: usize>(
     };
     assert!(weights.iter().all(|weight| weight.cols() == cols), "a product of {cols} inputs with as many columns");
     assert_eq!(phases.iter().map(|(rows, _)| rows).sum::<usize>(), tokens, "a phase for every token");
-    let biased = |linear: &PackedLinear<'_>| linear.bias.as_ref().is_none_or(|b| b.dims() == [linear.weight.rows()]);
-    assert!(linears.iter().all(biased), "a bias for every row");
+    linears.iter().for_each(PackedLinear::assert_bias);
     let formats = std::array::from_fn(|i| weights.get(i).map(|weight| weight.format()));
     let biases = std::array::from_fn(|i| linears.get(i).is_some_and(|linear| linear.bias.is_some()));
     let mut operands = linears.into_iter().map(|linear| operand(linear.bias, &x));

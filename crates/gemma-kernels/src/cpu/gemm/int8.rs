@@ -74,7 +74,8 @@ trait Unit {
     /// What [`Bytes::new`] makes of a block.
     unsafe fn quantize(x: &[f32; BLOCK], limit: f32) -> Bytes;
 
-    /// A tile with the first `V` vectors of tokens, 16-bit activations, `PARTS` parts of a block of columns, and addends.
+    /// A tile with the first `V` vectors of tokens and `PARTS` parts of a block of columns. With `FINE` activations have 16 bits, else 8;
+    /// with `ADDENDS` each part has one, else an offset.
     unsafe fn multiply<const V: usize, const FINE: bool, const PARTS: usize, const ADDENDS: bool>(tile: &Tile);
 }
 
@@ -91,15 +92,16 @@ const fn plane<U: Unit>(parts: usize) -> usize {
 
 /// Whether there are kernels here for this format and these activations.
 pub(in crate::cpu) fn has(isa: Isa, format: Format, activations: ActivationPrecision) -> bool {
-    let Some(numbers) = Numbers::of(format) else { return false };
-    let _ = numbers;
+    let numbers = Numbers::of(format);
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => activations == ActivationPrecision::Int8 && Pairs::fit(numbers.largest),
+        Isa::Avx2 | Isa::Avx512 => {
+            activations == ActivationPrecision::Int8 && numbers.is_some_and(|numbers| Pairs::fit(numbers.largest))
+        }
         #[cfg(target_arch = "x86_64")]
-        isa if isa >= Isa::AvxVnni => activations != ActivationPrecision::F32,
+        isa if isa >= Isa::AvxVnni => activations != ActivationPrecision::F32 && numbers.is_some(),
         #[cfg(target_arch = "aarch64")]
-        Isa::NeonDot => activations != ActivationPrecision::F32,
+        Isa::NeonDot => activations != ActivationPrecision::F32 && numbers.is_some(),
         _ => false,
     }
 }
@@ -170,7 +172,7 @@ pub(in crate::cpu) fn multiply(isa: Isa, x: &[f32], products: &[Product<'_>], fi
     }
 }
 
-/// What is multiplied.
+/// How the activations and the weights of a product are represented.
 #[derive(Clone, Copy)]
 struct Kind {
     /// Whether activations have 16 bits.
@@ -345,10 +347,6 @@ unsafe fn some_tokens<U: Unit>(work: &Work<'_>, range: Range<usize>, tokens: Ran
     let Work { packed, product: Product { weight, shape, out }, kind } = *work;
     let blocks = shape.cols / BLOCK;
     let padded = tokens.len().next_multiple_of(U::WIDTH);
-    #[cfg(target_arch = "x86_64")]
-    let largest = kind.numbers.largest;
-    #[cfg(target_arch = "aarch64")]
-    let largest = u8::MAX;
     scratch.sums.resize(range.len().next_multiple_of(U::ROWS) * padded);
     for begin in (0..blocks).step_by(DEPTH) {
         let depth = DEPTH.min(blocks - begin);
@@ -380,7 +378,7 @@ unsafe fn some_tokens<U: Unit>(work: &Work<'_>, range: Range<usize>, tokens: Ran
                     sums: sums.as_mut_ptr(),
                     row: padded,
                     add: begin > 0,
-                    largest,
+                    largest: kind.numbers.largest,
                 };
                 // SAFETY: the panel has `ROWS` rows of `depth` blocks, each block has a record, and there is room for
                 // the sums.
@@ -408,7 +406,7 @@ struct Tile {
     row: usize,
     /// Whether to add to what lies there.
     add: bool,
-    /// No byte of the panel's is larger.
+    /// The largest byte that the panel can hold.
     largest: u8,
 }
 
@@ -418,6 +416,39 @@ mod tests {
     use super::*;
     use crate::cpu::shape::Shape;
     use crate::cpu::{all_formats, encoded, noise};
+
+    /// No byte of a panel is larger than what the sums of pairs are made for, whatever the blocks hold.
+    #[test]
+    fn no_byte_is_larger_than_its_format_says() {
+        /// # Safety
+        /// As [`take_apart`].
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn apart(format: Format, row: &[u8], panel: &mut [u8], parts: &mut [[f32; 64]; 2]) {
+            let [factors, addends] = parts;
+            // SAFETY: as required of the caller.
+            unsafe { take_apart(format, row, panel, factors, addends) };
+        }
+        if !Isa::available().contains(&Isa::Avx2) {
+            println!("skipped: no {}", Isa::Avx2);
+            return;
+        }
+        for format in all_formats() {
+            let Some(numbers) = Numbers::of(format) else { continue };
+            let cols = 1024;
+            let bytes = format.row_bytes(cols).unwrap();
+            let mut most = 0;
+            for seed in 0..64 {
+                let random = noise(bytes, seed).into_iter().map(|value| (128.0 * value).floor() as i8 as u8);
+                let row: Vec<u8> = random.collect();
+                let mut panel = vec![0; cols];
+                // SAFETY: AVX2 is there, and a row's blocks, numbers and parts fit.
+                unsafe { apart(format, &row, &mut panel, &mut [[0.0; 64]; 2]) };
+                most = panel.into_iter().fold(most, u8::max);
+            }
+            assert!(most <= numbers.largest, "{format}: {most}, not up to {}", numbers.largest);
+            assert!(most > numbers.largest / 2 || numbers.largest == u8::MAX, "{format}: {most} at most");
+        }
+    }
 
     /// The tiles of eight tokens, which CPUs with VNNI for AVX use, with the same instruction as AVX-512 has it: the products that
     /// tiles of sixteen tokens give, and those of pairs, bit for bit.

@@ -26,7 +26,7 @@ use crate::cpu::output::Output;
 use crate::cpu::quantize::Bytes;
 use crate::cpu::quantize::Words;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use crate::cpu::quantize::{Order, Split};
+use crate::cpu::quantize::{Order, SUMS, Split};
 use crate::cpu::shape::Shape;
 use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS, half_of_e8m0};
 use crate::math::f16_to_f32;
@@ -72,8 +72,8 @@ pub(in crate::cpu) fn has(isa: Isa, format: Format) -> bool {
     matches!(format, Q8_0 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Iq4Nl | Mxfp4)
 }
 
-/// How activations lie for unsigned bytes of weights in blocks of 32, and what the weights' bytes are moved up by; `None` for
-/// other blocks.
+/// How activations lie for unsigned bytes of weights in blocks of 32, and the weights' [offset](Split::new()); `None` for other
+/// blocks.
 #[cfg(target_arch = "x86_64")]
 fn unsigned_layout(format: Format) -> Option<(Order, i32)> {
     match format {
@@ -96,8 +96,7 @@ pub(in crate::cpu) struct Numbers {
     pub(in crate::cpu) part: usize,
     /// What they are moved up by; without it, each part has an addend.
     pub(in crate::cpu) offset: Option<i32>,
-    /// None is larger.
-    #[cfg(target_arch = "x86_64")]
+    /// The largest that a byte can be; the products of pairs of bytes must fit into 16 bits.
     pub(in crate::cpu) largest: u8,
 }
 
@@ -112,8 +111,7 @@ impl Numbers {
             _ => 255,
         };
         match unsigned_layout(format) {
-            Some((_, -1)) => Some(Self { part: 32, offset: None, largest }),
-            Some((_, offset)) => Some(Self { part: 32, offset: Some(offset), largest }),
+            Some((_, offset)) => Some(Self { part: 32, offset: Some(offset).filter(|o| *o != SUMS), largest }),
             None if k_quants::has(format) => {
                 Some(Self { part: k_quants::part(format), offset: None, largest: k_quants::avx2::largest(format) })
             }
@@ -128,8 +126,11 @@ impl Numbers {
             Format::Q4_1 | Format::Q5_1 => true,
             format => k_quants::has(format) && k_quants::has_addends(format),
         };
-        has(Isa::NeonDot, format)
-            .then(|| Self { part: k_quants::part(format), offset: if has_addends { None } else { Some(0) } })
+        has(Isa::NeonDot, format).then(|| Self {
+            part: k_quants::part(format),
+            offset: if has_addends { None } else { Some(0) },
+            largest: i8::MAX as u8,
+        })
     }
 }
 
@@ -200,7 +201,7 @@ pub(in crate::cpu) fn prepare(isa: Isa, x: &[f32], shape: Shape, activations: Ac
         #[cfg(target_arch = "aarch64")]
         Isa::NeonDot => {
             // addends are multiplied by the sums of the activations
-            Prepared::Split(Split::new(x, cols, fine, (Order::Blocks, -1, k_quants::part(shape.format)), Bytes::new))
+            Prepared::Split(Split::new(x, cols, fine, (Order::Blocks, SUMS, k_quants::part(shape.format)), Bytes::new))
         }
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => Prepared::Words(Words::new(x, k_quants::part(shape.format))),

@@ -21,7 +21,7 @@ macro_rules! with_block {
     };
 }
 
-/// The same for formats whose numbers, not negative, are less than 128.
+/// The same for formats whose numbers are less than 128; on x86, where they are unsigned, none is negative.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! with_block_below_128 {
     ($format:expr, $block:ident => $call:expr) => {

@@ -150,7 +150,10 @@ unsafe fn pairs<const V: usize, const PARTS: usize, const ADDED: usize, const LA
     panel: *const u8,
     plane: *const f32,
 ) {
-    const { assert!(ADDED * 2 * LARGEST * COARSE as usize <= i16::MAX as usize, "16 bits") };
+    const {
+        assert!(ADDED * 2 * LARGEST * COARSE as usize <= i16::MAX as usize, "16 bits");
+        assert!(ROWS.is_multiple_of(2), "pairs of rows");
+    };
     let fours = BLOCK / 4 / PARTS;
     let step = ADDED.min(fours);
     for four in (0..fours).step_by(step) {

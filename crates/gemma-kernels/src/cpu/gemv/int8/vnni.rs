@@ -2,7 +2,7 @@
 
 use super::e8m0_scales;
 use crate::cpu::gemv::row::{self, Call, f16_scales};
-use crate::cpu::quantize::{Bytes, GROUP, Order, Split};
+use crate::cpu::quantize::{Bytes, GROUP, Order, SUMS, Split};
 use crate::format::low_bits::{FP4_LEVELS, IQ4_LEVELS};
 use std::arch::x86_64::*;
 
@@ -146,11 +146,11 @@ pub(in crate::cpu) unsafe fn q8<const R: usize, const M: usize, const FINE: bool
 /// # Safety
 /// Every method requires that the CPU has the instructions and that four blocks are readable at the pointer.
 pub(in crate::cpu) trait Nibbles {
-    /// With addends -1: what they are multiplied by are the sums of the activations, and starts are minus `OFFSET` times these.
+    /// What the numbers are moved up by, or [`SUMS`] where there are addends.
     const OFFSET: i32;
 
     /// Whether there are addends.
-    const ADDENDS: bool = Self::OFFSET == -1;
+    const ADDENDS: bool = Self::OFFSET == SUMS;
 
     /// The scales of four blocks of `SIZE` bytes, each in the four lanes of its block.
     #[inline(always)]
@@ -184,7 +184,7 @@ impl Nibbles for Q40 {
 pub(in crate::cpu) struct Q41;
 
 impl Nibbles for Q41 {
-    const OFFSET: i32 = -1;
+    const OFFSET: i32 = SUMS;
 
     #[inline(always)]
     unsafe fn numbers(_group: *const u8, low: __m512i, high: __m512i) -> [__m512i; 2] {
@@ -207,7 +207,7 @@ impl Nibbles for Q50 {
 pub(in crate::cpu) struct Q51;
 
 impl Nibbles for Q51 {
-    const OFFSET: i32 = -1;
+    const OFFSET: i32 = SUMS;
 
     #[inline(always)]
     unsafe fn numbers(group: *const u8, low: __m512i, high: __m512i) -> [__m512i; 2] {

@@ -8,7 +8,7 @@ use super::{BLOCK, part};
 use crate::Format;
 use crate::cpu::gemv::row::Call;
 use crate::cpu::isa::{Avx2, Lanes};
-use crate::cpu::quantize::{Bytes, Order, Split, Words};
+use crate::cpu::quantize::{Bytes, Order, SUMS, Split, Words};
 use crate::cpu::sub_blocks::six_bits_in_vector;
 use low_bits::{Iq4Xs, Q2K, Q3K, Signed};
 use std::arch::x86_64::*;
@@ -16,13 +16,14 @@ use std::marker::PhantomData;
 
 /// Stretches of a block whose activations share a scale.
 const STRETCHES: usize = BLOCK / 32;
-/// Stretches whose code is written out, so that their shifts are by constants: as many as share bytes in most formats.
+/// Stretches whose code is written out, so that their shifts are by constants: as many as share bytes in most formats. (A fifth bit
+/// of Q5_K or a third of Q3_K, of which eight stretches share a byte, is shifted by a number in a register.)
 const TOGETHER: usize = 4;
 
 /// The activations `x` `[tokens, cols]` as these kernels read them.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::cpu) fn split(x: &[f32], cols: usize, fine: bool, format: Format) -> Split {
-    Split::new(x, cols, fine, (Order::Blocks, -1, part(format)), |x, limit| Bytes::with_avx2(x, limit))
+    Split::new(x, cols, fine, (Order::Blocks, SUMS, part(format)), |x, limit| Bytes::with_avx2(x, limit))
 }
 
 /// A row times `M` tokens, but for IQ4_XS.

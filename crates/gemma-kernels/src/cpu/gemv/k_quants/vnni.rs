@@ -8,7 +8,7 @@ use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 use super::{BLOCK, part};
 use crate::Format;
 use crate::cpu::gemv::row::Call;
-use crate::cpu::quantize::{Bytes, Order, Split};
+use crate::cpu::quantize::{Bytes, Order, SUMS, Split};
 use crate::cpu::sub_blocks::six_bits_in_vector;
 use low_bits::{Iq4Xs, Q2K, Q3K, Signed};
 use std::arch::x86_64::*;
@@ -27,7 +27,7 @@ const fn order(format: Format) -> Order {
 /// The CPU must have the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub(in crate::cpu) unsafe fn split(x: &[f32], cols: usize, fine: bool, format: Format) -> Split {
-    Split::new(x, cols, fine, (order(format), -1, part(format)), |x, limit| Bytes::with_avx512(x, limit))
+    Split::new(x, cols, fine, (order(format), SUMS, part(format)), |x, limit| Bytes::with_avx512(x, limit))
 }
 
 /// `R` rows times `M` tokens.
