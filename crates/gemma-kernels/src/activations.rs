@@ -10,14 +10,15 @@ use crate::Format;
 pub enum ActivationPrecision {
     /// f32 throughout: error below 1e-6.
     F32,
-    /// Few rows: with quantized weights 16-bit integers that share a scale per 32 values, or f32 where that is as
-    /// fast, error below 3e-5; with all other weights f32. Many rows, as of a prompt, and gradients that pass through frozen
-    /// weights: bf16, where the CPU multiplies that faster than f32. Weights that are not bf16 are rounded to it as well,
-    /// error below 4e-3, but in a prompt for blocks of small integers with AVX-512, error below 2e-3.
+    /// Decode: with quantized weights 16-bit integers that share a scale per 32 values, or f32 where there are no kernels for these, error
+    /// below 3e-5; with all other weights f32. Prompts, and gradients that pass through frozen weights: bf16, where the CPU
+    /// multiplies that faster than f32; else, in prompts, 16-bit integers where it multiplies bytes four at a time. With bf16,
+    /// weights that are not bf16 are rounded to it as well, error below 4e-3, but in a prompt for blocks of small integers with
+    /// AVX-512, error below 2e-3.
     #[default]
     Int16OrBf16,
     /// As `Int16OrBf16`, but with quantized weights 8-bit integers that share a scale per 32 values, and with bf16 weights
-    /// bf16 for few rows as well, where the CPU gains from it: error below 1e-2.
+    /// bf16 in decode as well, where the CPU gains from it: error below 1e-2. Prompts on AMX are bf16.
     Int8,
 }
 

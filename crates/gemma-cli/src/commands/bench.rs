@@ -39,7 +39,8 @@ Examples:
 is answered with all of them), so nothing need be downloaded; its load time is that of making them. Numbers are medians
 with the smallest and largest beside them. --json: load_seconds, prefill_tokens_per_second, decode_tokens_per_second, each also with
 _min and _max, peak_rss_bytes, weight_bytes; first_token_seconds since the program began, after a prompt of 8, for files;
-memory_bytes_per_second and memory_part (the share of it that decode used), for large weights; launches_per_token,
+memory_bytes_per_second and memory_part (the share of it that decode used), for large weights; prefetch, how decode requests
+memory, on a CPU; launches_per_token,
 uploads_per_token, uploaded_bytes_per_token and downloaded_bytes_per_token, on a GPU. --bandwidth --backend NAME measures the
 GPU's memory.")]
 pub(crate) struct Bench {
