@@ -375,6 +375,33 @@ mod tests {
         }
     }
 
+    /// The tile instructions of 256 tokens' gradients through 256 columns, as docs/performance.md has them: one load for each
+    /// multiplication, and sums that are loaded and stored once for 512 rows.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn tile_instructions_of_a_transposed_product_are_counted() {
+        use amx::tests::{Counted, Counts, counts};
+        if crate::cpu::isa::cpu_isa() < Isa::Avx512Bf16 {
+            return println!("skipped: this CPU cannot pack pairs");
+        }
+        for (format, rows) in [(Format::Bf16, 2048), (Format::Q8_0, 2048), (Format::Q4K, 1024), (Format::Bf16, 1152)] {
+            let (tokens, cols) = (TOKENS, COLUMNS);
+            let row_bytes = format.row_bytes(cols).unwrap();
+            let (y, weight, mut out) = (vec![0.0; tokens * rows], vec![0; rows * row_bytes], vec![0.0; tokens * cols]);
+            let steps = rows.div_ceil(2 * DEPTH);
+            let mut packed = Buffer::<f32>::zeroed(steps * tokens.next_multiple_of(WHOLE_PANELS) * PANEL_ROW);
+            let (packed, out) = (Output(packed.as_mut_ptr()), Output(out.as_mut_ptr()));
+            let work = Work { y: &y, weight: &weight, format, tokens, rows, row_bytes, packed, out, cols };
+            let mut scratch = Scratch { blocks: Buffer::empty(), sums: Buffer::empty() };
+            // SAFETY: the CPU has what packs and decodes, and the tiles need nothing.
+            unsafe { columns::<amx::Tiled<Counted>>(&work, 0..cols, &mut scratch) };
+            let tiles = tokens / 16 * cols / 16;
+            let dots = tiles * rows / 32;
+            let expected = Counts { dots, loads: dots + tiles * (steps - 1), stores: tiles * steps, zeros: tiles };
+            assert_eq!(counts(), expected, "{format} {rows}");
+        }
+    }
+
     /// A prompt's precision is a gradient's, too.
     #[test]
     fn exact_activations_are_never_rounded() {

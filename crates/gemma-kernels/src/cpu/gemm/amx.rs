@@ -390,9 +390,9 @@ pub(in crate::cpu) mod tests {
     #[derive(Clone, Copy, Debug, Default, PartialEq)]
     pub(in crate::cpu) struct Counts {
         pub(in crate::cpu) dots: usize,
-        loads: usize,
-        stores: usize,
-        zeros: usize,
+        pub(in crate::cpu) loads: usize,
+        pub(in crate::cpu) stores: usize,
+        pub(in crate::cpu) zeros: usize,
     }
 
     thread_local! {

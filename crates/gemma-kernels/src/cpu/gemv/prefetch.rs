@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The environment variable that sets the distance, in bytes, for all products.
+/// The environment variable that sets the distance, in bytes, and the cache for all products.
 const ENVIRONMENT: &str = "GEMMA_PREFETCH_BYTES";
 /// What is tried.
 const CANDIDATES: [Prefetch; 8] = [
@@ -166,31 +166,39 @@ impl Calibration {
 
 static CALIBRATION: Mutex<Calibration> = Mutex::new(Calibration { trials: BTreeMap::new() });
 
-/// `GEMMA_PREFETCH_BYTES` is no number of bytes.
+/// `GEMMA_PREFETCH_BYTES` is no number of bytes, alone or with a cache.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{ENVIRONMENT}={0} is no number of bytes from 0 to {LONGEST}, such as 3072; leave it out to have the distance measured"
+    "{ENVIRONMENT}={0} is no number of bytes from 0 to {LONGEST}, such as 3072, or 4096:l2 for the L2 cache; leave it out to have the \
+     distance measured"
 )]
 pub struct PrefetchError(String);
 
-/// The prefetch distance that `GEMMA_PREFETCH_BYTES` sets, in bytes; `None` where it is to be found by trying.
+/// What `GEMMA_PREFETCH_BYTES` sets: a distance in bytes, such as `3072`, for the L1 cache, or with `:l2` behind it for the L2 cache;
+/// `None` where both are to be found by trying.
 ///
 /// # Errors
-/// When it is no number of bytes, or more than a page of 2 MiB.
-pub fn chosen_prefetch() -> Result<Option<usize>, PrefetchError> {
+/// When it is no number of bytes, or more than a page of 2 MiB, or names another cache.
+pub fn chosen_prefetch() -> Result<Option<Prefetch>, PrefetchError> {
     choose(std::env::var_os(ENVIRONMENT).map(|value| value.to_string_lossy().into_owned()).as_deref())
 }
 
-fn choose(value: Option<&str>) -> Result<Option<usize>, PrefetchError> {
+fn choose(value: Option<&str>) -> Result<Option<Prefetch>, PrefetchError> {
     let Some(value) = value.map(str::trim).filter(|value| !value.is_empty()) else { return Ok(None) };
-    let bytes = value.parse().ok().filter(|bytes| *bytes <= LONGEST);
-    bytes.map(Some).ok_or_else(|| PrefetchError(value.to_owned()))
+    let (bytes, cache) = value.split_once(':').unwrap_or((value, "l1"));
+    let cache: Option<fn(usize) -> Prefetch> = match cache {
+        "l1" => Some(into_l1),
+        "l2" => Some(into_l2),
+        _ => None,
+    };
+    let bytes = bytes.parse().ok().filter(|bytes| *bytes <= LONGEST);
+    cache.zip(bytes).map(|(into, bytes)| Some(into(bytes))).ok_or_else(|| PrefetchError(value.to_owned()))
 }
 
 /// What the environment says, and where that is an error nothing. Found out once.
 fn fixed() -> Option<Prefetch> {
     static FIXED: OnceLock<Option<Prefetch>> = OnceLock::new();
-    *FIXED.get_or_init(|| chosen_prefetch().ok().flatten().map(into_l1))
+    *FIXED.get_or_init(|| chosen_prefetch().ok().flatten())
 }
 
 /// How a kernel requests memory.
@@ -236,7 +244,7 @@ pub(in crate::cpu) fn with_prefetch(shape: Shape, product: impl FnOnce()) {
 }
 
 /// How decode's products request memory, by format and number of columns: what the environment variable `GEMMA_PREFETCH_BYTES`
-/// says, into the L1 cache, or what the first products found to be the fastest on this machine. It is that of the fewest tokens at once that
+/// says, or what the first products found to be the fastest on this machine. It is that of the fewest tokens at once that
 /// were multiplied often enough: of one, unless all were in batches. Products that are still being tried are left out, and those with
 /// matrices that a cache holds.
 pub fn prefetches() -> BTreeMap<(&'static str, usize), Prefetch> {
@@ -293,11 +301,13 @@ mod tests {
     fn a_distance_is_a_number_of_bytes() {
         assert_eq!(choose(None), Ok(None));
         assert_eq!(choose(Some(" ")), Ok(None));
-        assert_eq!(choose(Some("0")), Ok(Some(0)));
-        assert_eq!(choose(Some(" 4608 ")), Ok(Some(4608)));
-        for wrong in ["3k", "-1", "7e3", "2097153", "99999999999999999999"] {
+        assert_eq!(choose(Some("0")), Ok(Some(into_l1(0))));
+        assert_eq!(choose(Some(" 4608 ")), Ok(Some(into_l1(4608))));
+        assert_eq!(choose(Some("4608:l1")), Ok(Some(into_l1(4608))));
+        assert_eq!(choose(Some("20480:l2")), Ok(Some(into_l2(20_480))));
+        for wrong in ["3k", "-1", "7e3", "2097153", "99999999999999999999", "3072:l3", "3072:", ":l2", "l2"] {
             let error = choose(Some(wrong)).unwrap_err().to_string();
-            assert!(error.contains(wrong) && error.contains("3072"), "{error}");
+            assert!(error.contains(wrong) && error.contains("3072") && error.contains("4096:l2"), "{error}");
         }
     }
 
