@@ -91,6 +91,35 @@ fn json_has_every_field_a_program_reads() {
 }
 
 #[test]
+fn drafts_change_no_text() {
+    let prompt = "Tom saw a dog. The dog saw Tom. Tom saw a dog. The dog saw Tom. Tom saw";
+    for options in [["--temperature", "0"], ["--seed", "3"]] {
+        let of = |drafts: &[&str]| {
+            let mut command = gemma(["generate", prompt, "-n", "60", "--ignore-eos", "--json"]);
+            printed_json(command.args(options).args(drafts))
+        };
+        let plain = of(&[]);
+        assert_eq!(plain["timings"]["draft_tokens"], Value::Null);
+        for drafts in [
+            &["--prompt-lookup"][..],
+            &["--draft-model", "demo"],
+            &["--draft-model", "demo", "--prompt-lookup", "--draft-max", "3"],
+        ] {
+            let drafted = of(drafts);
+            assert_eq!(drafted["tokens"], plain["tokens"], "{options:?} {drafts:?}");
+            let [offered, accepted] =
+                ["draft_tokens", "accepted_tokens"].map(|name| drafted["timings"][name].as_u64().unwrap_or(0));
+            assert!(accepted <= offered, "{drafted}");
+        }
+    }
+    let said = refusal(&mut gemma(["generate", prompt, "--draft-model", "demo:codegemma"]));
+    assert!(said.contains("draft model") && said.contains("same family"), "{said}");
+    for wrong in ["0", "33", "-1", "x"] {
+        refusal(&mut gemma(["generate", prompt, "--prompt-lookup", "--draft-max", wrong]));
+    }
+}
+
+#[test]
 fn token_numbers_are_read_exactly_as_given() {
     let folder = Folder::new();
     let tokens = printed_json(&mut gemma(["tokenize", "--json", "Once upon a time"]))["tokens"].clone();
@@ -339,6 +368,7 @@ fn mistakes_in_arguments_are_one_line() {
     assert!(refusal(gemma(["generate", "x"]).env("GEMMA_BACKEND", "abacus")).contains("abacus"));
     assert!(refusal(gemma(["generate", "x"]).env("GEMMA_INSTRUCTIONS", "abacus")).contains("portable"));
     assert!(refusal(gemma(["generate", "x"]).env("GEMMA_PREFETCH_BYTES", "3k")).contains("3072"));
+    assert!(refusal(gemma(["generate", "x"]).env("GEMMA_PREFETCH_BYTES", "64:l3")).contains("4096:l2"));
     let told = printed(gemma(["bench", "--prompt", "4", "--decode", "2"]).env("GEMMA_INSTRUCTIONS", "portable"));
     assert!(!told.contains("CPU") || told.contains("CPU, portable"), "{told}");
     assert!(refusal(&mut gemma(["frobnicate"])).contains("frobnicate"));

@@ -246,6 +246,20 @@ fn every_protocol_is_answered_by_the_built_in_models() {
     server.stop();
 }
 
+#[test]
+fn a_server_that_drafts_answers_as_one_that_does_not() {
+    let prompt = "Tom saw a dog. The dog saw Tom. Tom saw a dog. The dog saw Tom. Tom saw";
+    let requests = [greedy(prompt, 40), json!({"prompt": prompt, "max_tokens": 40, "seed": 5, "temperature": 0.7})];
+    let answers = |flags: &[&str]| {
+        let server = Server::start(&[&["--model", "demo"], flags].concat());
+        requests.each_ref().map(|body| essence(&server.post("/v1/completions", body)))
+    };
+    let plain = answers(&[]);
+    for flags in [&["--prompt-lookup"][..], &["--draft-model", "demo"], &["--draft-model", "demo", "--prompt-lookup"]] {
+        assert_eq!(answers(flags), plain, "{flags:?}");
+    }
+}
+
 /// What the reply to a request says, without ids and times.
 fn essence(reply: &Value) -> Value {
     json!([reply["choices"], reply["usage"]["completion_tokens"]])
